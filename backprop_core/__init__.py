@@ -1,0 +1,1 @@
+"""The library: data, tensors, files. It knows neither Prefect nor MLflow."""

@@ -1,0 +1,262 @@
+"""Every error a user can meet: one class, one stable code, one hint what to do."""
+
+import os
+import re
+from typing import ClassVar
+
+
+class BackpropError(Exception):
+    """Root of all coded errors. `message` says what and which, `hint` what to do."""
+
+    code: ClassVar[str]
+    exit_status: ClassVar[int] = 1
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (rebuild, (self.code, self.message, self.hint))
+
+
+# INPUT_: the data or the name that was given
+
+
+class InputNotFound(BackpropError):
+    """A file or directory that was named does not exist."""
+
+    code = "INPUT_NOT_FOUND"
+
+
+class InputValidationFailed(BackpropError):
+    """The data cannot be read as rows, or too many of its rows are bad."""
+
+    code = "INPUT_VALIDATION_FAILED"
+
+
+class FormatUnknown(BackpropError):
+    """No known row format fits the rows."""
+
+    code = "INPUT_FORMAT_UNKNOWN"
+
+
+class NoRows(BackpropError):
+    """Nothing is left of a dataset."""
+
+    code = "INPUT_NO_ROWS"
+
+
+class NoLabelTokens(BackpropError):
+    """A row has no token that training could learn from."""
+
+    code = "INPUT_NO_LABEL_TOKENS"
+
+
+class RunUnknown(BackpropError):
+    """No run, line or adapter has this name."""
+
+    code = "INPUT_REF_UNKNOWN"
+
+
+class RefAmbiguous(BackpropError):
+    """A name or prefix means more than one thing."""
+
+    code = "INPUT_REF_AMBIGUOUS"
+
+
+# CONFIG_: what was asked cannot be done that way
+
+
+class ConfigInvalid(BackpropError):
+    """A field is unknown, of the wrong type, or out of its range."""
+
+    code = "CONFIG_INVALID"
+
+
+class StoreUnsupported(BackpropError):
+    """The store's address has a scheme that is not supported."""
+
+    code = "CONFIG_STORE_UNSUPPORTED"
+
+
+class QuantizationUnknown(BackpropError):
+    """No such quantization."""
+
+    code = "CONFIG_QUANTIZATION_UNKNOWN"
+
+
+class RankMismatch(BackpropError):
+    """Two adapters of different rank cannot be merged."""
+
+    code = "CONFIG_RANK_MISMATCH"
+
+
+class AdapterMismatch(BackpropError):
+    """Two adapters differ in alpha, scaling, target modules or kind of parameters."""
+
+    code = "CONFIG_ADAPTER_MISMATCH"
+
+
+class RankTooLarge(BackpropError):
+    """A rank above the input width has no orthonormal rows."""
+
+    code = "CONFIG_RANK_TOO_LARGE"
+
+
+class ChatTemplateMissing(BackpropError):
+    """The tokenizer has no chat template."""
+
+    code = "CONFIG_CHAT_TEMPLATE_MISSING"
+
+
+class ChatTemplateUnusable(BackpropError):
+    """The chat template fails, or ends no assistant turn with a stop token."""
+
+    code = "CONFIG_CHAT_TEMPLATE_UNUSABLE"
+
+
+class UnsafeModel(BackpropError):
+    """The model would run code: pickled weights, or code named in its config."""
+
+    code = "CONFIG_UNSAFE_MODEL"
+
+
+class ArchitectureUnsupported(BackpropError):
+    """No writer for this architecture."""
+
+    code = "CONFIG_ARCHITECTURE_UNSUPPORTED"
+
+
+# DEP_: something that this needs is not there
+
+
+class ModelLoadFailed(BackpropError):
+    """The base model is not complete or cannot be loaded."""
+
+    code = "DEP_MODEL_LOAD_FAILED"
+
+
+class GPUNotAvailable(BackpropError):
+    """A GPU was asked for and none can be used."""
+
+    code = "DEP_GPU_NOT_AVAILABLE"
+
+
+class ExtraMissing(BackpropError):
+    """An optional package is not installed."""
+
+    code = "DEP_EXTRA_MISSING"
+
+
+class MLflowUnreachable(BackpropError):
+    """The history cannot be read because MLflow does not answer."""
+
+    code, exit_status, retryable = "DEP_MLFLOW_UNREACHABLE", 2, True
+
+
+# RUNTIME_: it was asked rightly and failed
+
+
+class GPUOutOfMemory(BackpropError):
+    """The step does not fit into the GPU's memory."""
+
+    code, exit_status = "RUNTIME_GPU_OOM", 2
+
+
+class LossNotFinite(BackpropError):
+    """The loss became NaN or infinite; nothing of it was saved."""
+
+    code, exit_status = "RUNTIME_LOSS_NOT_FINITE", 2
+
+
+class WorkerDied(BackpropError):
+    """The worker process ended without a result."""
+
+    code, exit_status, retryable = "RUNTIME_WORKER_DIED", 2, True
+
+
+class GGUFExportFailed(BackpropError):
+    """The GGUF file could not be written."""
+
+    code, exit_status = "RUNTIME_GGUF_EXPORT_FAILED", 2
+
+
+class ExportFidelity(BackpropError):
+    """An exported file does not answer as the model it came from."""
+
+    code, exit_status = "RUNTIME_EXPORT_FIDELITY", 2
+
+
+class DiskFull(BackpropError):
+    """No space left; what was being written is gone, everything else is untouched."""
+
+    code, exit_status, retryable = "RUNTIME_DISK_FULL", 2, True
+
+
+class Interrupted(BackpropError):
+    """The run was stopped by the user or the system."""
+
+    code, exit_status = "RUNTIME_INTERRUPTED", 130
+
+
+class Unexpected(BackpropError):
+    """A fault of ours that no other code describes."""
+
+    code, exit_status = "RUNTIME_UNEXPECTED", 2
+
+
+# STATE_: what is on disk does not allow it
+
+
+class ArtifactMissing(BackpropError):
+    """The store does not hold this artifact."""
+
+    code, exit_status = "STATE_ARTIFACT_MISSING", 2
+
+
+class ArtifactDamaged(BackpropError):
+    """A stored file is not what its digest says."""
+
+    code, exit_status = "STATE_ARTIFACT_DAMAGED", 2
+
+
+class CheckpointInvalid(BackpropError):
+    """A checkpoint does not verify or belongs to another job."""
+
+    code, exit_status = "STATE_CHECKPOINT_INVALID", 2
+
+
+class LineConflict(BackpropError):
+    """The line cannot be continued this way: another base, or somebody was faster."""
+
+    code = "STATE_LINE_CONFLICT"
+
+
+class NameTaken(BackpropError):
+    """The name is used by something that is not ours."""
+
+    code = "STATE_NAME_TAKEN"
+
+
+def all_errors() -> dict[str, type[BackpropError]]:
+    """Every code and its class, in the order of this file."""
+    return {error.code: error for error in BackpropError.__subclasses__()}
+
+
+def rebuild(code: str, message: str, hint: str) -> BackpropError:
+    """The error that another process reported."""
+    return all_errors().get(code, Unexpected)(message, hint=hint)
+
+
+SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|ACCESS_KEY|AUTH_STRING|CREDENTIAL", re.IGNORECASE)
+SECRET_SHAPE = re.compile(r"hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|(?<=://)[^/\s@:]*:[^/\s@]+(?=@)")
+
+
+def blank_secrets(text: str) -> str:
+    """`text` with the values of secret environment variables, tokens and URL passwords replaced by `***`."""
+    values = {value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= 6}
+    for value in sorted(values, key=len, reverse=True):
+        text = text.replace(value, "***")
+    return SECRET_SHAPE.sub("***", text)

@@ -1,0 +1,1 @@
+"""One LoRA training run: plan, loop, checkpoint."""

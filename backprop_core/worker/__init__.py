@@ -1,0 +1,1 @@
+"""The process that touches tensors, and the handle its parent holds."""
