@@ -1,0 +1,54 @@
+"""What a stage's result depends on, as one digest: its inputs, its spec and its version. Nothing else."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from backprop_core.refs import ArtifactRef, BaseRef, DatasetRef, Record, SourceRef
+from backprop_core.specs import Spec
+
+# Raise a number when the stage's result would change; a golden test per stage fails otherwise.
+VERSIONS = {"curate": 1, "pool": 1, "train": 1, "merge": 1, "evaluate": 1, "convert": 1, "quantize": 1, "fidelity": 1}
+
+
+def canonical(value: Any) -> str:
+    """JSON with one spelling: sorted keys, no spaces, UTF-8, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest_of(value: Any) -> str:
+    """sha256 of the canonical JSON, as 64 hex digits."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def dataset_digest(dataset: DatasetRef) -> str:
+    """A dataset is its two sets of rows; its name and task are labels."""
+    return digest_of([dataset.train.digest, dataset.heldout.digest])
+
+
+def part(value: Any) -> Any:
+    """What one parameter contributes to a key: refs their digest, specs what can change a result."""
+    match value:
+        case ArtifactRef() | BaseRef() | SourceRef():
+            return value.digest
+        case Spec():
+            return value.semantic()
+        case Record():
+            return {name: part(getattr(value, name)) for name in type(value).model_fields}
+        case Mapping():
+            return {name: part(item) for name, item in value.items()}
+        case list() | tuple():
+            return [part(item) for item in value]
+        case _:
+            return value
+
+
+def stage_parts(stage: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The named parts that `stage_key` hashes; what `--explain` compares."""
+    return {"stage": stage, "version": VERSIONS[stage], "parameters": part(dict(parameters))}
+
+
+def stage_key(stage: str, parameters: Mapping[str, Any]) -> str:
+    """The cache key of a stage, 64 hex digits."""
+    return digest_of(stage_parts(stage, parameters))

@@ -1,0 +1,213 @@
+"""What exists: frozen records of artifacts and of what a run did. JSON in, JSON out, nothing else."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+Status = Literal["finished", "unchanged", "rejected", "failed", "interrupted", "running"]
+
+
+class Record(BaseModel):
+    """Frozen, no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ArtifactRef(Record):
+    """A directory in the store, named by the digest of its payload alone: same bytes, same name."""
+
+    artifact: ClassVar[str]
+    format: ClassVar[int] = 1
+    digest: Digest
+
+
+class SourceRef(Record):
+    """A file of rows as it was when it was hashed. `path` is where to read it; the digest alone names it."""
+
+    digest: Digest
+    path: str
+
+
+class RowsRef(ArtifactRef):
+    """Chat rows as `rows.jsonl`: canonical JSON, one `{"messages": [...]}` a line."""
+
+    artifact: ClassVar[str] = "rows"
+    rows: int = Field(ge=0)
+
+
+class DatasetRef(Record):
+    """A curated batch of rows: what is trained on, and what is held out from training."""
+
+    name: str
+    task: str
+    train: RowsRef
+    heldout: RowsRef
+    read: int = Field(ge=0, description="Rows in the source.")
+    dropped: dict[str, int] = Field(default_factory=dict, description="Rows dropped, by reason.")
+
+
+class BaseRef(Record):
+    """The pretrained model. `digest` covers names and hashes of config, tokenizer, template and weights."""
+
+    name: str
+    revision: str | None = None
+    digest: Digest
+
+
+class AdapterRef(ArtifactRef):
+    """A LoRA adapter in PEFT layout: `adapter_config.json` and `adapter_model.safetensors`."""
+
+    artifact: ClassVar[str] = "adapter"
+    kind: Literal["tuned", "merged"]
+
+
+class Start(Record):
+    """Where a run starts from: the adapter tuned last, as it is or with orthonormal rows of A (SLAO)."""
+
+    tuned: AdapterRef
+    orthonormal: bool
+
+
+class TrainResult(Record):
+    """What one LoRA run made, and what it took."""
+
+    adapter: AdapterRef
+    steps: int
+    tokens: int = Field(description="Tokens seen, padding not counted.")
+    train_loss: float = Field(description="Mean loss per label token over the last tenth of the steps.")
+    seconds: float
+
+
+class Scores(ArtifactRef):
+    """One cell of the matrix: one adapter (or the bare base) on one held-out set. `scores.jsonl` has it per row."""
+
+    artifact: ClassVar[str] = "scores"
+    rows: int
+    tokens: int = Field(description="Label tokens.")
+    loss: float = Field(description="Mean negative log-likelihood per label token, in nats.")
+    token_accuracy: float = Field(ge=0, le=1)
+    exact_match: float = Field(ge=0, le=1)
+
+
+class GGUFRef(ArtifactRef):
+    """One GGUF file, `model.gguf`."""
+
+    artifact: ClassVar[str] = "gguf"
+    quantization: str
+    bytes: int
+
+
+class Fidelity(Record):
+    """How far a GGUF file answers as the fused model it came from, over held-out rows."""
+
+    positions: int = Field(description="Tokens compared.")
+    ids_equal: bool = Field(description="Every text gave the same token ids.")
+    top1: float = Field(ge=0, le=1, description="Share of positions with the same most likely token.")
+    kl: float = Field(description="Mean KL divergence from the fused model, in nats per token.")
+
+
+class ErrorRecord(Record):
+    """An error as it is reported: code, what and which, what to do."""
+
+    code: str
+    message: str
+    hint: str
+    retryable: bool
+
+
+class StageRecord(Record):
+    """One stage of a flow run: its cache key, and whether the cache had it."""
+
+    stage: str
+    key: Digest
+    cached: bool
+    seconds: float
+    digest: str | None
+
+
+class Located(Record):
+    """An artifact and where it lies on this machine."""
+
+    digest: Digest
+    path: str
+
+
+class DatasetSummary(Record):
+    """A dataset as it stands in a result."""
+
+    name: str
+    task: str
+    digest: Digest
+    train_rows: int
+    heldout_rows: int
+    dropped: dict[str, int]
+
+
+class RunRecord(Record):
+    """One LoRA run of a multi-run."""
+
+    run_id: RunId
+    dataset: DatasetSummary
+    tuned: Located
+    merged: Located
+    steps: int
+    tokens: int
+    seconds: float
+    train_loss: float
+    cached: bool
+    accepted: bool
+
+
+class Evaluation(Record):
+    """The forgetting matrix: `matrix[i][t]` is the token accuracy of task t after run i, null where t came later."""
+
+    tasks: list[str]
+    metric: str
+    matrix: list[list[float | None]]
+    loss: list[list[float | None]]
+    exact_match: list[list[float | None]]
+    base: list[float] = Field(description="Token accuracy of the untouched base, by task.")
+    average: float
+    backward_transfer: float | None
+    forgetting: list[float]
+
+
+class BaseRecord(Record):
+    """The base as it stands in a result."""
+
+    name: str
+    revision: str | None
+    digest: Digest
+
+
+class GGUFRecord(Record):
+    """A GGUF file as it stands in a result."""
+
+    quantization: str
+    digest: Digest
+    path: str
+    bytes: int
+    fidelity: dict[str, float | int | str | bool]
+
+
+class RunResult(Record):
+    """What every flow returns, as JSON."""
+
+    format: Literal[1] = 1
+    run_id: RunId
+    mlflow_run_id: str | None = None
+    line: str
+    version: int | None = None
+    status: Status
+    spec: dict[str, Any]
+    base: BaseRecord | None = None
+    runs: list[RunRecord] = Field(default_factory=list)
+    evaluation: Evaluation | None = None
+    merged: Located | None = None
+    gguf: list[GGUFRecord] = Field(default_factory=list)
+    ollama: dict[str, str] | None = None
+    hub: dict[str, str] | None = None
+    stages: list[StageRecord] = Field(default_factory=list)
+    error: ErrorRecord | None = None

@@ -1,0 +1,49 @@
+"""BACKPROPAGATE_* of the environment and of `.env` in the working directory."""
+
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from backprop_core.errors import StoreUnsupported
+
+NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+
+
+class Settings(BaseSettings):
+    """Where things lie and how much is said. What a run asks for is in `specs`."""
+
+    model_config = SettingsConfigDict(env_prefix="BACKPROPAGATE_", env_file=".env", extra="ignore", frozen=True)
+
+    home: Path = Field(Path("~/.backpropagate"), description="Everything that is kept lies under it.")
+    store: str | None = Field(None, description="Directory of the artifacts; default: store/ in the home.")
+    namespace: str = Field("backprop", pattern=NAME, description="Prefix of names in MLflow and Prefect.")
+    worker_python: str | None = Field(None, description="Interpreter of the worker; default: this one.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
+    log_json: bool = Field(False, description="Log lines as JSON.")
+    log_file: Path | None = Field(None, description="Log to this file as well.")
+
+    @property
+    def home_path(self) -> Path:
+        return self.home.expanduser().absolute()
+
+    @property
+    def store_path(self) -> Path:
+        """The store's directory. Raises StoreUnsupported for any scheme but `file:`."""
+        if self.store is None:
+            return self.home_path / "store"
+        scheme, _, path, *_ = urlsplit(self.store)
+        if scheme not in ("", "file"):
+            raise StoreUnsupported(f"the store cannot lie at {scheme}:", hint="set BACKPROPAGATE_STORE to a directory")
+        return Path(path).expanduser().absolute()
+
+    @property
+    def journal_path(self) -> Path:
+        return self.home_path / "journal"
+
+
+def settings() -> Settings:
+    """The settings as they are now."""
+    return Settings()

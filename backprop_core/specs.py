@@ -1,0 +1,118 @@
+"""What may be asked: every field typed, ranged, with its unit and one line of help."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+NO_KEY = {"key": False}  # the field cannot change a result, so it is no part of a cache key
+
+
+class Spec(BaseModel):
+    """Frozen, no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    def semantic(self) -> dict[str, Any]:
+        """The fields that can change a result."""
+        return {
+            name: value.semantic() if isinstance(value := getattr(self, name), Spec) else value
+            for name, field in type(self).model_fields.items()
+            if field.json_schema_extra != NO_KEY
+        }
+
+
+class ModelSpec(Spec):
+    """The base model."""
+
+    name: str = Field("Qwen/Qwen2.5-7B-Instruct", min_length=1, description="Hub id, or a local directory.")
+    revision: str | None = Field(None, description="Hub revision; the commit is recorded.")
+
+
+RowFormat = Literal["auto", "sharegpt", "messages", "alpaca", "prompt-completion", "question-answer", "text"]
+
+
+class DatasetSpec(Spec):
+    """One batch of rows."""
+
+    path: str = Field(min_length=1, description="A file, or any fsspec URL.", json_schema_extra=NO_KEY)
+    task: str | None = Field(None, pattern=NAME, description="What its held-out score is kept for; default: file stem.")
+    format: RowFormat = Field("auto", description="Row format; detected from the first rows by default.")
+    columns: dict[str, str] = Field(default_factory=dict, description="Field of the format -> column of the file.")
+    heldout: str | None = Field(
+        None, description="A file of held-out rows; default: a tenth of the rows, by hash.", json_schema_extra=NO_KEY
+    )
+    rows: int | None = Field(None, ge=1, description="Train on the first N rows by hash; the held-out set stays whole.")
+    skip: int = Field(0, ge=0, description="Leave out the first N training rows by hash (windows of one dataset).")
+    max_bad_rows: float = Field(0.01, ge=0, le=1, description="Share of malformed rows above which it is an error.")
+
+
+class LoraSpec(Spec):
+    """The adapter's shape. Constant along a line."""
+
+    rank: int = Field(16, ge=1, le=1024, description="Rank of the update.")
+    alpha: float = Field(32, gt=0, description="Scale: the update is alpha/rank · B·A.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
+    target_modules: list[str] | Literal["all-linear"] = Field(
+        "all-linear", description="Names of the linear layers that get an adapter."
+    )
+
+
+class TrainSpec(Spec):
+    """One LoRA training run."""
+
+    steps: int | None = Field(None, ge=1, description="Optimizer steps; default: from epochs.")
+    epochs: float = Field(3, gt=0, le=1000, description="Passes over the rows, when steps is not given.")
+    learning_rate: float = Field(2e-4, gt=0, lt=1, description="Peak of the cosine schedule.")
+    batch_size: int = Field(16, ge=1, le=65536, description="Examples per optimizer step.")
+    max_length: int = Field(2048, ge=16, description="Tokens per example after templating; longer ones are cut.")
+    token_budget: int = Field(4096, ge=16, description="Padded tokens per micro-batch.")
+    warmup: float = Field(0.1, ge=0, le=1, description="Share of the steps that warm up, at most 20 steps.")
+    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay on A and B.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradient norm is clipped to this.")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="Base weights; auto: bf16 on a GPU.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seeds the adapter's start and the order of the rows.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU if there is one.")
+    checkpoint_seconds: float = Field(
+        300, ge=0, description="Time between checkpoints; 0: after every step.", json_schema_extra=NO_KEY
+    )
+    lora: LoraSpec = LoraSpec()
+
+
+class MergeSpec(Spec):
+    """How a run's adapter goes into the merged one."""
+
+    strategy: Literal["slao", "sequential"] = Field("slao", description="slao, or sequential: the last run alone.")
+
+
+class EvaluationSpec(Spec):
+    """What is measured on the held-out rows."""
+
+    metric: Literal["token_accuracy", "exact_match", "loss"] = Field(
+        "token_accuracy", description="What the printed average stands for.", json_schema_extra=NO_KEY
+    )
+    heldout_max: int = Field(200, ge=1, description="Held-out rows per task that are scored, first by hash.")
+    watch: list[DatasetSpec] = Field(
+        default_factory=list, description="Held-out sets that no run trains: skills that must not be lost."
+    )
+
+
+Quantization = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_0", "q4_k_m", "q4_0", "q3_k_m", "q2_k"]
+
+
+class ExportSpec(Spec):
+    """Which GGUF files are made."""
+
+    quantizations: list[Quantization] = Field(default_factory=list, description="GGUF files to write, if any.")
+
+
+class RunSpec(Spec):
+    """Everything that a run asks for: one dataset a LoRA run, merged after each."""
+
+    line: str = Field("default", pattern=NAME, description="Name under which the run is recorded.")
+    model: ModelSpec = ModelSpec()
+    datasets: list[DatasetSpec] = Field(min_length=1, description="One LoRA run per dataset, in this order.")
+    training: TrainSpec = TrainSpec()
+    merge: MergeSpec = MergeSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    export: ExportSpec = ExportSpec()

@@ -1,0 +1,298 @@
+"""The only room that lays out paths, hashes and commits.
+
+artifacts/<digest>/     payload files and `artifact.json`, whose sha256 is the digest; read-only
+records/<digest>.json   where it came from: outside the digest
+tombstones/<digest>.json  removed on purpose
+damaged/<digest>-<n>/   set aside by verification
+cache/                  Prefect's records of finished stages
+checkpoints/<key>/      of interrupted trainings, under their stage's key
+runs/<run_id>/          spec.json, result.json
+lines/<name>/           versions and champion
+locks/                  freed by the kernel when their holder dies
+tmp/<session>/          what is being written; swept once its process is gone
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
+
+from backprop_core.errors import ArtifactDamaged, ArtifactMissing, DiskFull
+from backprop_core.keys import canonical
+from backprop_core.refs import ArtifactRef, Record
+
+MANIFEST = "artifact.json"
+Ref = TypeVar("Ref", bound=ArtifactRef)
+
+
+class Finding(Record):
+    """Something that `store check` found wrong."""
+
+    digest: str
+    what: str
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes, as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync(path: Path) -> None:
+    """Force a file or a directory to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some file systems cannot sync a directory
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write beside, fsync, rename: `path` holds the old text or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with beside.open("x", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+        fsync(path.parent)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def manifest_of(directory: Path, kind: str, version: int) -> dict[str, Any]:
+    """Kind, format and the (name, size, sha256) of every payload file, by name."""
+    paths = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST)
+    files = [[path.relative_to(directory).as_posix(), path.stat().st_size, file_digest(path)] for path in paths]
+    return {"kind": kind, "format": version, "files": files}
+
+
+class Store:
+    """A directory of artifacts. Safe for any number of processes."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._session: Path | None = None
+        self._verified: dict[str, tuple[object, ...]] = {}
+        self._guard = threading.Lock()
+
+    # Places
+
+    def artifact_path(self, digest: str) -> Path:
+        return self.root / "artifacts" / digest
+
+    def checkpoints(self, key: str) -> Path:
+        """Where the checkpoints of the stage with this key lie."""
+        return self.root / "checkpoints" / key
+
+    def run(self, run_id: str) -> Path:
+        return self.root / "runs" / run_id
+
+    @property
+    def cache(self) -> Path:
+        return self.root / "cache"
+
+    @property
+    def lines(self) -> Path:
+        return self.root / "lines"
+
+    def _record_path(self, digest: str) -> Path:
+        return self.root / "records" / f"{digest}.json"
+
+    def _tombstone_path(self, digest: str) -> Path:
+        return self.root / "tombstones" / f"{digest}.json"
+
+    # Writing
+
+    @contextmanager
+    def begin(self, kind: str) -> Iterator[Path]:
+        """A directory to write an artifact into; gone afterwards unless `commit` took it."""
+        directory = self.scratch(kind)
+        try:
+            yield directory
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise DiskFull(f"no space left in {self.root}", hint="free some space and run it again") from error
+            raise
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def commit(self, directory: Path, ref: type[Ref], *, record: dict[str, Any], **fields: Any) -> Ref:
+        """Make a directory from `begin` an artifact: hash, fsync, rename. The same payload gives the same digest.
+
+        `record` says where it came from (run, stage, versions); it stands beside the artifact, outside the digest.
+        Raises OSError if anything could not be forced to disk; then nothing is visible.
+        """
+        manifest = manifest_of(directory, ref.artifact, ref.format)
+        text = canonical(manifest)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        if not self._intact(digest):
+            self._publish(directory, digest, text)
+        self._tombstone_path(digest).unlink(missing_ok=True)
+        write_atomic(self._record_path(digest), canonical({"format": 1, "kind": ref.artifact, **record}))
+        return ref(digest=digest, **fields)
+
+    def _intact(self, digest: str) -> bool:
+        try:
+            self.verify(digest)
+        except ArtifactMissing:
+            return False
+        except ArtifactDamaged:
+            self.set_aside(digest)
+            return False
+        return True
+
+    def _publish(self, directory: Path, digest: str, manifest: str) -> None:
+        (directory / MANIFEST).write_text(manifest, encoding="utf-8", newline="\n")
+        for path in sorted(directory.rglob("*")):
+            fsync(path)
+            if path.is_file():
+                path.chmod(0o444)
+        fsync(directory)
+        target = self.artifact_path(digest)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.rename(target)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # another process committed the same bytes first
+                raise
+        fsync(target.parent)
+
+    def scratch(self, purpose: str) -> Path:
+        """A directory of this process for temporary files, swept after its death."""
+        with self._guard:
+            if self._session is None:
+                self._session = self._open_session()
+        directory = self._session / f"{purpose}-{uuid.uuid4().hex[:12]}"
+        directory.mkdir()
+        return directory
+
+    def _open_session(self) -> Path:
+        self.sweep()
+        while True:
+            session = self.root / "tmp" / uuid.uuid4().hex
+            session.mkdir(parents=True)
+            self._session_lock = FileLock(session / "lock", thread_local=False)
+            self._session_lock.acquire()
+            if (session / "lock").is_file():  # else another process swept it between the two lines above
+                return session
+
+    def sweep(self) -> None:
+        """Remove the temporary directories of processes that are gone."""
+        for session in self.root.glob("tmp/*"):
+            with suppress(Timeout, FileNotFoundError), FileLock(session / "lock", timeout=0):
+                shutil.rmtree(session, ignore_errors=True)
+
+    def close(self) -> None:
+        """Remove this process's temporary directory."""
+        with self._guard:
+            if self._session is not None:
+                shutil.rmtree(self._session, ignore_errors=True)
+                self._session_lock.release()
+                self._session = None
+
+    # Reading
+
+    def local(self, ref: ArtifactRef) -> Path:
+        """The artifact's directory on this machine, verified."""
+        self.verify(ref.digest)
+        return self.artifact_path(ref.digest)
+
+    def verify(self, digest: str) -> None:
+        """Read every byte and compare. Once per process, unless a file's size or time changed since."""
+        directory = self.artifact_path(digest)
+        if not directory.is_dir():
+            raise ArtifactMissing(f"the store has no artifact {digest[:12]}", hint=self._missing_hint(digest))
+        state = stat_of(directory)
+        if self._verified.get(digest) != state:
+            self._verify_bytes(directory, digest)
+            self._verified[digest] = state
+
+    def _verify_bytes(self, directory: Path, digest: str) -> None:
+        hint = "run the command that made it again; `backprop store check` lists everything that is damaged"
+        text = (directory / MANIFEST).read_bytes() if (directory / MANIFEST).is_file() else b""
+        if hashlib.sha256(text).hexdigest() != digest:
+            raise ArtifactDamaged(f"artifact {digest[:12]}: {MANIFEST} is not what was committed", hint=hint)
+        manifest = json.loads(text)
+        found = manifest_of(directory, manifest["kind"], manifest["format"])
+        if found != manifest:
+            names = sorted({name for name, *_ in differing(found["files"], manifest["files"])})
+            raise ArtifactDamaged(f"artifact {digest[:12]}: {', '.join(names)} is not what was committed", hint=hint)
+
+    def _missing_hint(self, digest: str) -> str:
+        tombstone = self._tombstone_path(digest)
+        if tombstone.is_file():
+            return f"it was removed: {json.loads(tombstone.read_text())['reason']}"
+        return "run the command that made it again"
+
+    def record(self, digest: str) -> dict[str, Any]:
+        """Where an artifact came from; empty if nobody noted it."""
+        path = self._record_path(digest)
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    # Keeping house
+
+    def set_aside(self, digest: str) -> None:
+        """Move a damaged artifact out of sight, so that it can be made again."""
+        damaged = self.root / "damaged"
+        damaged.mkdir(exist_ok=True)
+        self._verified.pop(digest, None)
+        with suppress(FileNotFoundError):
+            self.artifact_path(digest).rename(damaged / f"{digest}-{uuid.uuid4().hex[:8]}")
+
+    def remove(self, digest: str, reason: str) -> None:
+        """Delete an artifact and leave a tombstone; whoever finds it by its digest is told why."""
+        write_atomic(self._tombstone_path(digest), canonical({"reason": reason, "time": now()}))
+        self._verified.pop(digest, None)
+        with self.begin("removed") as directory, suppress(FileNotFoundError):
+            self.artifact_path(digest).rename(directory / digest)
+
+    def check(self) -> Iterator[Finding]:
+        """Read every artifact and yield what is wrong. Changes nothing."""
+        for directory in sorted(self.root.glob("artifacts/*")):
+            try:
+                self._verify_bytes(directory, directory.name)
+            except (ArtifactDamaged, OSError, ValueError) as error:
+                yield Finding(digest=directory.name, what=str(error))
+
+    def count(self) -> int:
+        """How many artifacts there are."""
+        return sum(1 for _ in self.root.glob("artifacts/*"))
+
+    def lock(self, name: str) -> FileLock:
+        """A lock that the kernel frees when its holder dies."""
+        path = self.root / "locks" / f"{name}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(path, thread_local=False)
+
+
+def stat_of(directory: Path) -> tuple[object, ...]:
+    """Names, sizes and times of a directory's files."""
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    return tuple((str(path), (stat := path.stat()).st_size, stat.st_mtime_ns, stat.st_ino) for path in paths)
+
+
+def differing(found: list[list[Any]], expected: list[list[Any]]) -> list[list[Any]]:
+    """Entries of two manifests that are in one and not, or not equal, in the other."""
+    return [entry for entry in found + expected if entry not in found or entry not in expected]
+
+
+def now() -> str:
+    """This moment in UTC, ISO 8601 with seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
