@@ -3,9 +3,10 @@
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
-NO_KEY = {"key": False}  # the field cannot change a result, so it is no part of a cache key
+NO_KEY: JsonDict = {"key": False}  # the field cannot change a result, so it is no part of a cache key
 
 
 class Spec(BaseModel):
