@@ -163,12 +163,14 @@ class RunRecord(Record):
 class Evaluation(Record):
     """The forgetting matrix: `matrix[i][t]` is the token accuracy of task t after run i, null where t came later."""
 
-    tasks: list[str]
-    metric: str
+    tasks: list[str] = Field(description="Columns: the trained tasks in order, then the watched ones.")
+    watch: list[str] = Field(description="The columns that no run trained; not part of the averages.")
+    metric: str = Field(description="What average, backward_transfer and forgetting are in.")
     matrix: list[list[float | None]]
     loss: list[list[float | None]]
     exact_match: list[list[float | None]]
     base: list[float] = Field(description="Token accuracy of the untouched base, by task.")
+    base_exact_match: list[float]
     average: float
     backward_transfer: float | None
     forgetting: list[float]

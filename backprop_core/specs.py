@@ -89,7 +89,7 @@ class MergeSpec(Spec):
 class EvaluationSpec(Spec):
     """What is measured on the held-out rows."""
 
-    metric: Literal["token_accuracy", "exact_match", "loss"] = Field(
+    metric: Literal["token_accuracy", "exact_match"] = Field(
         "token_accuracy", description="What the printed average stands for.", json_schema_extra=NO_KEY
     )
     heldout_max: int = Field(200, ge=1, description="Held-out rows per task that are scored, first by hash.")

@@ -28,10 +28,11 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 
 from backprop_core.errors import ArtifactDamaged, ArtifactMissing, DiskFull
-from backprop_core.keys import canonical
+from backprop_core.keys import canonical, digest_of
 from backprop_core.refs import ArtifactRef, Record
 
 MANIFEST = "artifact.json"
+LARGE = 64 * 2**20  # bytes
 Ref = TypeVar("Ref", bound=ArtifactRef)
 
 
@@ -245,6 +246,19 @@ class Store:
         """Where an artifact came from; empty if nobody noted it."""
         path = self._record_path(digest)
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def digest_of_file(self, path: Path) -> str:
+        """sha256 of a file outside the store; a large one is read again only when its size, time or inode changed."""
+        stat = path.stat()
+        if stat.st_size < LARGE:
+            return file_digest(path)
+        state = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino]
+        note = self.root / "hashes" / f"{digest_of(state[0])}.json"
+        known = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+        if known.get("state") != state:
+            known = {"state": state, "sha256": file_digest(path)}
+            write_atomic(note, canonical(known))
+        return str(known["sha256"])
 
     # Keeping house
 

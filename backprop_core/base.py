@@ -1,0 +1,153 @@
+"""The base model: where its files are, that they are safe to load, and what they are by digest. No torch."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from backprop_core.errors import ChatTemplateMissing, InputNotFound, ModelLoadFailed, UnsafeModel
+from backprop_core.keys import digest_of
+from backprop_core.refs import BaseRef
+from backprop_core.specs import ModelSpec
+from backprop_core.store import Store
+
+TEXT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "model.safetensors.index.json",
+)
+CODE_KEYS = {"auto_map", "_attn_implementation_internal", "trust_remote_code", "custom_pipelines"}
+PICKLED = re.compile(r"\.(bin|pt|pth|ckpt|pkl|pickle)$")
+
+
+def resolve(spec: ModelSpec, store: Store) -> BaseRef:
+    """Find the base and check it, before anything is computed.
+
+    Raises InputNotFound, ModelLoadFailed, UnsafeModel or ChatTemplateMissing.
+    """
+    directory, revision = locate(spec.name, spec.revision)
+    check(directory)
+    name = str(directory) if Path(spec.name).is_dir() else spec.name
+    return BaseRef(name=name, revision=revision, digest=digest(directory, store))
+
+
+def local(base: BaseRef, store: Store) -> Path:
+    """The base's directory on this machine; raises ModelLoadFailed if it is not what the record says."""
+    directory, _ = locate(base.name, base.revision)
+    if digest(directory, store) != base.digest:
+        raise ModelLoadFailed(
+            f"{base.name} has changed: it is not the base {base.digest[:12]} that this run started from",
+            hint="put the old files back, or start a new run",
+        )
+    return directory
+
+
+def locate(name: str, revision: str | None) -> tuple[Path, str | None]:
+    """Directory and revision of a local directory or a hub id; a hub model is downloaded once."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path.absolute(), None
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise InputNotFound(
+            f"no such model directory: {name}", hint="give a directory, or a hub id like Qwen/Qwen2.5-7B"
+        )
+    snapshot = download(name, revision)
+    return snapshot, snapshot.name
+
+
+def download(name: str, revision: str | None) -> Path:
+    """The hub's snapshot of a model: safetensors, tokenizer and config only. Its directory is named by the commit."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[*TEXT_FILES, "*.safetensors"]))
+    except HFValidationError as error:
+        raise InputNotFound(f"{name} is no hub id: {error}", hint="give a directory or OWNER/NAME") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ModelLoadFailed(
+            f"cannot get {name} from the hub: {type(error).__name__}",
+            hint="check the name, the network and HF_TOKEN; or give a local directory with --model",
+        ) from error
+
+
+def check(directory: Path) -> None:
+    """Config, weights, tokenizer and template are there, and none of them runs code."""
+    for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
+        refuse_code(directory / name, read_json(directory / name) if (directory / name).is_file() else {})
+    if not (directory / "config.json").is_file():
+        raise ModelLoadFailed(f"{directory} has no config.json", hint="give the directory of a transformers model")
+    weights(directory)
+    if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise ModelLoadFailed(f"{directory} has no tokenizer", hint="copy the model's tokenizer files into it")
+    if not has_template(directory):
+        raise ChatTemplateMissing(
+            f"the tokenizer of {directory} has no chat template",
+            hint="put a `chat_template.jinja` beside its tokenizer.json, for example that of the model's chat version",
+        )
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file of the model's; raises ModelLoadFailed if it is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelLoadFailed(f"{path} is not JSON: {error}", hint="get the model's files again") from error
+
+
+def refuse_code(path: Path, value: Any) -> None:
+    """Raise UnsafeModel if a config names code to run, at any depth."""
+    if isinstance(value, dict):
+        if found := sorted(CODE_KEYS & {key for key, item in value.items() if item}):
+            raise UnsafeModel(
+                f"{path} has `{found[0]}`: loading it could run code",
+                hint="use a model that transformers knows by itself, or remove the key if you trust the rest",
+            )
+        for item in value.values():
+            refuse_code(path, item)
+    elif isinstance(value, list):
+        for item in value:
+            refuse_code(path, item)
+
+
+def has_template(directory: Path) -> bool:
+    """Whether the tokenizer brings a chat template, in any of the places where transformers looks."""
+    if any((directory / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    config = directory / "tokenizer_config.json"
+    return config.is_file() and bool(read_json(config).get("chat_template"))
+
+
+def weights(directory: Path) -> list[Path]:
+    """The safetensors files of the model, those that its index names if it has one."""
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        files = [directory / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+    else:
+        files = [directory / "model.safetensors"]
+    if missing := [file.name for file in files if not file.is_file()]:
+        if any(PICKLED.search(path.name) for path in directory.iterdir()):
+            raise UnsafeModel(
+                f"{directory} has only pickled weights",
+                hint="convert them to safetensors where you trust them; pickles are never opened here",
+            )
+        raise ModelLoadFailed(
+            f"{directory} has no weights: {missing[0]} is missing", hint="get the model's files again"
+        )
+    return files
+
+
+def digest(directory: Path, store: Store) -> str:
+    """Digest of (name, sha256) of config, generation config, tokenizer, template and weights."""
+    texts = [directory / name for name in TEXT_FILES if (directory / name).is_file()]
+    files = sorted(texts + weights(directory))
+    return digest_of([[file.name, store.digest_of_file(file)] for file in files])
