@@ -1,0 +1,93 @@
+"""A line's versions and its champion: versions are appended and never rewritten, the champion is one pointer."""
+
+import os
+import uuid
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from backprop_core.errors import LineConflict, RunUnknown
+from backprop_core.refs import AdapterRef, BaseRef, DatasetRef, Digest, Record, RowsRef, RunId, Scores
+from backprop_core.specs import LoraSpec
+from backprop_core.store import Store, write_atomic
+
+
+class LineVersion(Record):
+    """Everything that the next run of a line, or its release, needs to know."""
+
+    format: Literal[1] = 1
+    run_id: RunId
+    base: BaseRef
+    lora: LoraSpec
+    strategy: str
+    tuned: AdapterRef
+    merged: AdapterRef
+    count: int = Field(ge=1, description="Runs merged so far, this one included.")
+    datasets: list[DatasetRef]
+    heldout: dict[str, RowsRef] = Field(description="Held-out rows by task.")
+    scores: dict[str, Scores] = Field(description="Scores of the merged adapter by task.")
+    parent: Digest | None = Field(None, description="Digest of the merged adapter that this version continues.")
+
+
+class Lines:
+    """The lines of a store."""
+
+    def __init__(self, store: Store) -> None:
+        self._root = store.lines
+
+    def names(self) -> list[str]:
+        return sorted(path.name for path in self._root.glob("*") if path.is_dir())
+
+    def versions(self, line: str) -> list[int]:
+        """Version numbers of a line, ascending; empty if there is no such line."""
+        return sorted(int(path.stem) for path in (self._root / line / "versions").glob("*.json"))
+
+    def version(self, line: str, number: int) -> LineVersion:
+        path = self._path(line, number)
+        if not path.is_file():
+            raise RunUnknown(f"line {line} has no version {number}", hint="`backprop lines` lists what there is")
+        return LineVersion.model_validate_json(path.read_bytes())
+
+    def append(self, line: str, version: LineVersion, *, after: int) -> int:
+        """Add the version that follows `after` (0: the first). Raises LineConflict if somebody was faster."""
+        number = after + 1
+        if self.versions(line)[-1:] not in ([after], []) or (after and not self.versions(line)):
+            raise self._conflict(line, number)
+        path = self._path(line, number)
+        beside = path.with_name(f".{uuid.uuid4().hex}")
+        write_atomic(beside, version.model_dump_json())
+        try:
+            os.link(beside, path)  # fails if it exists: exclusive, and complete from its first moment
+        except FileExistsError:
+            raise self._conflict(line, number) from None
+        finally:
+            beside.unlink()
+        return number
+
+    def champion(self, line: str) -> int | None:
+        """The version that is live, or None."""
+        path = self._root / line / "champion"
+        return int(path.read_text()) if path.is_file() else None
+
+    def set_champion(self, line: str, number: int) -> None:
+        """Make a version the live one."""
+        self.version(line, number)
+        write_atomic(self._root / line / "champion", str(number))
+
+    def check_base(self, line: str, base: BaseRef) -> None:
+        """Raise LineConflict if the line exists with another base."""
+        if (numbers := self.versions(line)) and (known := self.version(line, numbers[-1]).base).digest != base.digest:
+            raise LineConflict(
+                f"line {line} is built on {known.name} ({known.digest[:12]}), not on {base.name} ({base.digest[:12]})",
+                hint="give --model the line's base, or another --line",
+            )
+
+    def _path(self, line: str, number: int) -> Path:
+        return self._root / line / "versions" / f"{number:06d}.json"
+
+    def _conflict(self, line: str, number: int) -> LineConflict:
+        return LineConflict(
+            f"line {line} already has version {number}, or lacks the one before",
+            hint="somebody else continued it meanwhile: run it again from the newest version",
+        )

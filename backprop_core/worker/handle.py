@@ -1,0 +1,128 @@
+"""The parent's side of the worker process. No torch here.
+
+A job is a folder: `job.json` from the parent, `events.jsonl` as it goes on, `result.json` last. The pipe to the child's
+stdin says "next FOLDER" and "stop"; when it closes, the child ends.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, TypeAdapter
+
+from backprop_core.errors import WorkerDied, rebuild
+from backprop_core.store import Store, write_atomic
+
+POLL = 0.01  # seconds between two looks at a running job
+Result = TypeVar("Result", bound=BaseModel)
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+class Worker:
+    """A child process that runs stages one after another and holds the base between them."""
+
+    def __init__(self, store: Store, *, slot: Path, python: str | None = None) -> None:
+        self._store = store
+        self._folder = store.scratch("worker")
+        self._log = self._folder / "log"
+        command = [python or sys.executable, "-m", "backprop_core.worker.main", str(store.root), str(slot)]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=quiet())
+        self._jobs = 0
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def call(self, stage: str, result: type[Result], *, key: str, on_event: OnEvent, **parameters: Any) -> Result:
+        """Run one stage and wait for it. Raises what the stage raised, or WorkerDied."""
+        job = self._folder / f"{self._jobs:04d}-{stage}"
+        self._jobs += 1
+        job.mkdir()
+        plain = {name: TypeAdapter(type(value)).dump_python(value, mode="json") for name, value in parameters.items()}
+        write_atomic(job / "job.json", json.dumps({"stage": stage, "key": key, "parameters": plain}))
+        self._say(f"next {job}")
+        return result.model_validate(self._wait(job, stage, on_event))
+
+    def _say(self, line: str) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line.encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has died; whoever waits for its result says so
+
+    def _wait(self, job: Path, stage: str, on_event: OnEvent) -> Mapping[str, Any]:
+        events = Tail(job / "events.jsonl")
+        try:
+            while not (job / "result.json").is_file():
+                if self._process.poll() is not None and not (job / "result.json").is_file():
+                    raise self._death(stage)
+                events.drain(on_event)
+                time.sleep(POLL)
+        except KeyboardInterrupt:
+            self._interrupt(job)
+            raise
+        events.drain(on_event)
+        outcome = json.loads((job / "result.json").read_text(encoding="utf-8"))
+        if error := outcome.get("error"):
+            raise rebuild(error["code"], error["message"], error["hint"])
+        return dict(outcome["ok"])
+
+    def _interrupt(self, job: Path, patience: float = 60.0) -> None:
+        """Ask the child to stop at its next step boundary and wait until it has saved."""
+        self._say("stop")
+        deadline = time.monotonic() + patience
+        while not (job / "result.json").is_file() and self._process.poll() is None and time.monotonic() < deadline:
+            time.sleep(POLL)
+
+    def _death(self, stage: str) -> WorkerDied:
+        status = self._process.returncode
+        how = "was killed (out of memory?)" if status in (-9, 137) else f"ended with status {status}"
+        last = self._log.read_text(errors="replace").strip().splitlines()[-1:] or ["nothing in its log"]
+        return WorkerDied(
+            f"the worker process {how} during {stage}: {last[0]}", hint="run it again; it goes on from there"
+        )
+
+    def close(self) -> None:
+        """End the child; it has nothing to do any more."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.close()
+        except BrokenPipeError:
+            pass
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class Tail:
+    """Reads the complete lines that were added to a file since the last look."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def drain(self, on_event: OnEvent) -> None:
+        if not self._path.is_file():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            data = file.read()
+        end = data.rfind(b"\n") + 1
+        self._offset += end
+        for line in data[:end].splitlines():
+            on_event(json.loads(line))
+
+
+def quiet() -> dict[str, str]:
+    """The child's environment: no bars, no telemetry, no look at the hub for what is on disk."""
+    defaults = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {**defaults, **os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}

@@ -1,0 +1,80 @@
+"""The child: everything that touches a tensor. Started as `python -m backprop_core.worker.main STORE SLOT`."""
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from pydantic import BaseModel
+
+from backprop_core.errors import BackpropError, Unexpected, blank_secrets
+from backprop_core.store import Store, write_atomic
+
+stopping = threading.Event()
+
+
+def main(root: str, slot: str) -> None:
+    """Take the device's slot, import what is heavy, then run jobs until the pipe closes."""
+    os.dup2(2, 1)  # libraries print; nobody reads our stdout
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    jobs: queue.SimpleQueue[Path] = queue.SimpleQueue()
+    threading.Thread(target=listen, args=(jobs,), daemon=True).start()
+    store = Store(Path(root))
+    Path(slot).parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(slot):
+        from backprop_core.worker.stages import Stages
+
+        stages = Stages(store, should_stop=stopping.is_set)
+        while True:
+            run(jobs.get(), stages.run)
+
+
+def listen(jobs: "queue.SimpleQueue[Path]") -> None:
+    """Hand on what the parent says; die at once when the pipe closes."""
+    for line in sys.stdin:
+        word, _, folder = line.strip().partition(" ")
+        if word == "next":
+            jobs.put(Path(folder))
+        else:
+            stopping.set()
+    os._exit(0)
+
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+def run(folder: Path, stage: Callable[[str, str, dict[str, Any], Emit], BaseModel]) -> None:
+    """One job: read it, run it, write its result last."""
+    job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    with (folder / "events.jsonl").open("a", encoding="utf-8", buffering=1) as events:
+        outcome = attempt(
+            lambda: stage(
+                job["stage"], job["key"], job["parameters"], lambda event: print(json.dumps(event), file=events)
+            )
+        )
+    write_atomic(folder / "result.json", json.dumps(outcome))
+
+
+def attempt(work: Callable[[], BaseModel]) -> dict[str, Any]:
+    """The result as JSON, or the error; this is the worker's outermost frame."""
+    try:
+        return {"ok": work().model_dump(mode="json")}
+    except BackpropError as error:
+        return {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
+    except Exception as error:  # noqa: BLE001 - the worker's outermost frame
+        trace = blank_secrets(traceback.format_exc())
+        print(trace, file=sys.stderr, flush=True)
+        message = blank_secrets(f"{type(error).__name__}: {error}")
+        return {"error": {"code": Unexpected.code, "message": message, "hint": f"please report this:\n{trace}"}}
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,159 @@
+"""The stages that the worker runs, each from its job alone: a fresh and a used worker give the same bits."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from backprop_core import base as bases
+from backprop_core.curate import load as load_rows
+from backprop_core.evaluate import evaluate
+from backprop_core.model import LoadedBase, load
+from backprop_core.refs import AdapterRef, BaseRef, Fidelity, GGUFRef, Record, RowsRef, Scores, Start, TrainResult
+from backprop_core.specs import TrainSpec
+from backprop_core.store import Store
+from backprop_core.strategies import merge
+from backprop_core.training.loop import train
+
+Emit = Callable[[dict[str, Any]], None]
+Precision = Literal["fp32", "bf16"]
+
+
+class TrainJob(Record):
+    base: BaseRef
+    rows: RowsRef
+    spec: TrainSpec
+    start: Start | None
+
+
+class MergeJob(Record):
+    merged: AdapterRef | None
+    tuned: AdapterRef
+    count: int
+    strategy: str
+
+
+class EvaluateJob(Record):
+    base: BaseRef
+    adapter: AdapterRef | None
+    heldout: RowsRef
+    max_length: int
+    precision: Precision
+    device: str
+
+
+class ConvertJob(Record):
+    base: BaseRef
+    adapter: AdapterRef | None
+    outtype: Literal["f32", "f16", "bf16", "q8_0"]
+
+
+class QuantizeJob(Record):
+    source: GGUFRef
+    quantization: str
+
+
+class FidelityJob(Record):
+    base: BaseRef
+    adapter: AdapterRef | None
+    gguf: GGUFRef
+    heldout: RowsRef
+    rows: int
+
+
+class Stages:
+    """Runs jobs by name; keeps the base between them."""
+
+    def __init__(self, store: Store, *, should_stop: Callable[[], bool]) -> None:
+        self._store = store
+        self._should_stop = should_stop
+        self._loaded: tuple[object, LoadedBase] | None = None
+
+    def run(self, stage: str, key: str, parameters: dict[str, Any], emit: Emit) -> BaseModel:
+        match stage:
+            case "train":
+                return self.train(TrainJob.model_validate(parameters), key, emit)
+            case "merge":
+                return self.merge(MergeJob.model_validate(parameters))
+            case "evaluate":
+                return self.evaluate(EvaluateJob.model_validate(parameters))
+            case "convert":
+                return self.convert(ConvertJob.model_validate(parameters), emit)
+            case "quantize":
+                return self.quantize(QuantizeJob.model_validate(parameters))
+            case "fidelity":
+                return self.fidelity(FidelityJob.model_validate(parameters))
+        raise AssertionError(f"no stage {stage}")
+
+    def base(self, ref: BaseRef, precision: Precision, device: str) -> LoadedBase:
+        """The base in memory, loaded when another one is asked for."""
+        wanted = (ref.digest, precision, device)
+        if self._loaded is None or self._loaded[0] != wanted:
+            self._loaded = None  # let go of the old one first
+            self._loaded = wanted, load(bases.local(ref, self._store), precision=precision, device=device)
+        return self._loaded[1]
+
+    def train(self, job: TrainJob, key: str, emit: Emit) -> TrainResult:
+        assert job.spec.precision != "auto", "resolved before the key was made"
+        return train(
+            self.base(job.base, job.spec.precision, job.spec.device),
+            job.rows,
+            spec=job.spec,
+            start=job.start,
+            key=key,
+            store=self._store,
+            on_metrics=lambda step, values: emit({"step": step, "values": values}),
+            should_stop=self._should_stop,
+        )
+
+    def merge(self, job: MergeJob) -> AdapterRef:
+        return merge(job.merged, job.tuned, count=job.count, strategy=job.strategy, store=self._store)
+
+    def evaluate(self, job: EvaluateJob) -> Scores:
+        base = self.base(job.base, job.precision, job.device)
+        return evaluate(base, job.adapter, job.heldout, max_length=job.max_length, store=self._store)
+
+    def convert(self, job: ConvertJob, emit: Emit) -> GGUFRef:
+        from backprop_core.gguf import convert
+
+        with self._store.begin("gguf") as directory:
+            file = directory / "model.gguf"
+            convert(
+                bases.local(job.base, self._store),
+                self.adapter_directory(job.adapter),
+                file,
+                outtype=job.outtype,
+                on_progress=lambda done, total: emit({"done": done, "total": total}),
+            )
+            return self.commit_gguf(directory, job.outtype, {"stage": "convert", "base": job.base.digest})
+
+    def quantize(self, job: QuantizeJob) -> GGUFRef:
+        import torch
+
+        from backprop_core.quantize import quantize
+
+        with self._store.begin("gguf") as directory:
+            source = self._store.local(job.source) / "model.gguf"
+            types = quantize(source, directory / "model.gguf", job.quantization, threads=torch.get_num_threads())
+            record = {"stage": "quantize", "source": job.source.digest, "tensor_types": types}
+            return self.commit_gguf(directory, job.quantization, record)
+
+    def commit_gguf(self, directory: Path, quantization: str, record: dict[str, Any]) -> GGUFRef:
+        size = (directory / "model.gguf").stat().st_size
+        return self._store.commit(directory, GGUFRef, record=record, quantization=quantization, bytes=size)
+
+    def fidelity(self, job: FidelityJob) -> Fidelity:
+        from backprop_core.chat import render
+        from backprop_core.fidelity import measure
+        from backprop_core.model import adapted
+
+        base = self.base(job.base, "fp32", "cpu")
+        rows = load_rows(self._store.local(job.heldout))[: job.rows]
+        texts = [render(base.tokenizer, row) for row in rows]
+        file = self._store.local(job.gguf) / "model.gguf"
+        with adapted(base, job.adapter, self._store) as model:
+            return measure(model, base.tokenizer, texts, file, quantization=job.gguf.quantization)
+
+    def adapter_directory(self, adapter: AdapterRef | None) -> Path | None:
+        return self._store.local(adapter) if adapter else None

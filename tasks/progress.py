@@ -1,0 +1,35 @@
+"""What goes on right now, for whoever shows it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from backprop_core.refs import Record
+
+
+class Progress(Record):
+    """`done` of `total` parts of a stage, with its latest figures. total 0: unknown."""
+
+    stage: str
+    done: int
+    total: int
+    values: dict[str, float] = {}
+
+
+Listener = Callable[[Progress], None]
+_listeners: list[Listener] = []
+
+
+@contextmanager
+def listen(listener: Listener) -> Iterator[None]:
+    """Call `listener` with every event while the block runs."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def report(event: Progress) -> None:
+    """Tell all listeners."""
+    for listener in _listeners:
+        listener(event)
