@@ -16,6 +16,7 @@ class BackpropError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.run_id: str | None = None  # the run that it ended, if it had started
 
     def __reduce__(self) -> tuple[object, ...]:
         return (rebuild, (self.code, self.message, self.hint))
@@ -127,6 +128,12 @@ class ArchitectureUnsupported(BackpropError):
     """No writer for this architecture."""
 
     code = "CONFIG_ARCHITECTURE_UNSUPPORTED"
+
+
+class TokenizerUnsupported(BackpropError):
+    """llama.cpp would read text otherwise than this tokenizer."""
+
+    code = "CONFIG_TOKENIZER_UNSUPPORTED"
 
 
 # DEP_: something that this needs is not there

@@ -1,0 +1,185 @@
+"""The GGUF file: header and tensor infos first, then one tensor after the other."""
+
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, get_args
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType as GGMLType
+from torch import Tensor
+
+from backprop_core.errors import ArchitectureUnsupported, GGUFExportFailed
+from backprop_core.gguf.architecture import (
+    HINT,
+    add_hyperparameters,
+    architecture_of,
+    check_supported,
+    heads,
+    rope_factors,
+)
+from backprop_core.gguf.fuse import Fused, all_finite, check_tied
+from backprop_core.gguf.vocabulary import add_vocabulary
+
+Outtype = Literal["f32", "f16", "bf16", "q8_0"]
+OUTTYPES: tuple[Outtype, ...] = get_args(Outtype)
+FILE_TYPES = {
+    "f32": gguf.LlamaFileType.ALL_F32,
+    "f16": gguf.LlamaFileType.MOSTLY_F16,
+    "bf16": gguf.LlamaFileType.MOSTLY_BF16,
+    "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+}
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of the file. `heads` is how many rotary heads its rows are regrouped for, 0 for none."""
+
+    name: str
+    source: str
+    shape: tuple[int, ...]
+    type: GGMLType
+    heads: int
+
+    @property
+    def bytes(self) -> int:
+        block, size = gguf.GGML_QUANT_SIZES[self.type]
+        return int(np.prod(self.shape)) // block * size
+
+
+def convert(
+    base: Path,
+    adapter: Path | None,
+    output: Path,
+    *,
+    outtype: Outtype,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write the model in `base`, with the LoRA in `adapter` fused into it, as one GGUF file.
+
+    Matrices get `outtype`, vectors stay float32. One tensor is in memory at a time. `on_progress` gets the bytes of
+    tensor data written and their sum. The same input gives the same bytes; on failure nothing is left at `output`.
+    Raises ArchitectureUnsupported, TokenizerUnsupported, AdapterMismatch, ChatTemplateMissing, ChatTemplateUnusable
+    or GGUFExportFailed.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    check_supported(base)
+    config, tokenizer = AutoConfig.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    fused = Fused(base, adapter)
+    entries = plan(config, fused, GGMLType[outtype.upper()])
+    beside = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
+    try:
+        write_header(beside, config, tokenizer, entries, outtype)
+        with beside.open("ab") as file:
+            write_tensors(file, config, fused, entries, on_progress or (lambda done, total: None))
+        beside.replace(output)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def plan(config: Any, fused: Fused, kind: GGMLType) -> list[Entry]:
+    """Every tensor of the file, in the file's order."""
+    architecture = architecture_of(config)
+    names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
+    if config.tie_word_embeddings:
+        check_tied(fused)
+    entries = []
+    for source in fused.names():
+        if source.endswith(".rotary_emb.inv_freq") or (source == "lm_head.weight" and config.tie_word_embeddings):
+            continue
+        name = names.get_name(source, (".weight", ".bias"))
+        if name is None:
+            raise ArchitectureUnsupported(f"llama.cpp's {architecture.name} has no tensor for {source}", hint=HINT)
+        shape = fused.shape(source)
+        entries.append(Entry(name, source, shape, stored_type(shape, kind), rotary_heads(config, source)))
+    return entries
+
+
+def stored_type(shape: tuple[int, ...], kind: GGMLType) -> GGMLType:
+    """Vectors are float32; a matrix whose rows do not fill blocks of 32 is F16 instead of Q8_0."""
+    if len(shape) == 1:
+        return GGMLType.F32
+    return GGMLType.F16 if shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] else kind
+
+
+def rotary_heads(config: Any, source: str) -> int:
+    """Heads of a q or k projection of llama.cpp's `llama`, which rotates neighbouring rows; 0 for all others."""
+    if architecture_of(config) != gguf.MODEL_ARCH.LLAMA:
+        return 0
+    count, kv_count, _ = heads(config)
+    return {"q_proj": count, "k_proj": kv_count}.get(source.split(".")[-2], 0)
+
+
+def pair_rows(tensor: Tensor, heads: int) -> Tensor:
+    """Rows of each head from (first half, second half) to neighbours (first, second), (first, second), …
+
+    transformers rotates row j of a head with row j + d/2, llama.cpp's `llama` row 2j with row 2j + 1.
+    """
+    halves = tensor.reshape(heads, 2, -1, *tensor.shape[1:])
+    return halves.transpose(1, 2).reshape(tensor.shape)
+
+
+def write_header(path: Path, config: Any, tokenizer: Any, entries: list[Entry], outtype: Outtype) -> None:
+    """Metadata and tensor infos. Nothing in it says where, when, or from what name the file was made."""
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture_of(config)])
+    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_file_type(FILE_TYPES[outtype])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    add_hyperparameters(writer, config)
+    add_vocabulary(writer, tokenizer, config.vocab_size)
+    if (factors := rope_factors(config)) is not None:
+        writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
+    for entry in entries:
+        writer.add_tensor_info(entry.name, entry.shape, np.dtype(np.float32), entry.bytes, raw_dtype=entry.type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+
+
+def write_tensors(
+    file: BinaryIO, config: Any, fused: Fused, entries: list[Entry], on_progress: Callable[[int, int], None]
+) -> None:
+    """Tensor data in the order of the infos, each aligned."""
+    done, total = 0, sum(entry.bytes for entry in entries)
+    for data in arrays(config, fused, entries):
+        file.write(bytes(-file.tell() % gguf.GGUF_DEFAULT_ALIGNMENT))
+        file.write(data.data)
+        done += data.nbytes
+        on_progress(min(done, total), total)
+    file.write(bytes(-file.tell() % gguf.GGUF_DEFAULT_ALIGNMENT))
+
+
+def arrays(config: Any, fused: Fused, entries: list[Entry]) -> Iterator[Array]:
+    """What is written, one tensor at a time."""
+    if (factors := rope_factors(config)) is not None:
+        yield factors
+    for entry in entries:
+        tensor = fused.tensor(entry.source)
+        yield encode(pair_rows(tensor, entry.heads) if entry.heads else tensor, entry)
+
+
+def encode(tensor: Tensor, entry: Entry) -> Array:
+    """A tensor in the file's type. Raises GGUFExportFailed for NaN, infinity, or a value beyond the type's range."""
+    match entry.type:
+        case GGMLType.F32:
+            stored = tensor.float()
+        case GGMLType.F16:
+            stored = tensor.to(torch.float16)
+        case GGMLType.BF16:
+            stored = tensor.to(torch.bfloat16)
+        case _:
+            stored = tensor.float()
+    if not all_finite(stored):
+        raise GGUFExportFailed(
+            f"{entry.source} has a value that {entry.type.name} cannot hold",
+            hint="export with bf16" if all_finite(tensor) else "the weights hold NaN or infinity: train again",
+        )
+    if entry.type == GGMLType.Q8_0:
+        return gguf.quants.quantize(stored.numpy(), entry.type)
+    return (stored.view(torch.int16) if stored.dtype == torch.bfloat16 else stored).contiguous().numpy()

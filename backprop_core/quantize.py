@@ -1,0 +1,56 @@
+"""Smaller GGUF files: K-quants, made by llama.cpp."""
+
+import os
+import uuid
+from collections import Counter
+from pathlib import Path
+
+from backprop_core.errors import GGUFExportFailed, QuantizationUnknown
+from backprop_core.llamacpp import last_error, library
+
+FILE_TYPES = {
+    "f32": "ALL_F32",
+    "f16": "MOSTLY_F16",
+    "bf16": "MOSTLY_BF16",
+    "q8_0": "MOSTLY_Q8_0",
+    "q6_k": "MOSTLY_Q6_K",
+    "q5_k_m": "MOSTLY_Q5_K_M",
+    "q5_0": "MOSTLY_Q5_0",
+    "q4_k_m": "MOSTLY_Q4_K_M",
+    "q4_0": "MOSTLY_Q4_0",
+    "q3_k_m": "MOSTLY_Q3_K_M",
+    "q2_k": "MOSTLY_Q2_K",
+}
+
+
+def quantize(source: Path, output: Path, quantization: str, *, threads: int) -> dict[str, int]:
+    """Write the f32, f16 or bf16 file `source` as `output` and return how many tensors of each type that holds.
+
+    Rows that are no multiple of 256 cannot be K-quants: llama.cpp takes a larger type for them, which the counts show.
+    On failure nothing is left at `output`. Raises QuantizationUnknown, ExtraMissing or GGUFExportFailed.
+    """
+    if quantization not in FILE_TYPES:
+        raise QuantizationUnknown(f"no quantization {quantization!r}", hint=f"one of {', '.join(FILE_TYPES)}")
+    llama_cpp = library()
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_{FILE_TYPES[quantization]}")
+    parameters.nthread = threads
+    beside = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
+    try:
+        if llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(beside), parameters) != 0:
+            raise GGUFExportFailed(
+                f"{source} could not be quantized to {quantization}: {last_error()}",
+                hint="check that the file is an f32, f16 or bf16 GGUF and that the disk has room",
+            )
+        counts = tensor_types(beside)
+        beside.replace(output)
+        return counts
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def tensor_types(file: Path) -> dict[str, int]:
+    """How many tensors of a GGUF file have each type, by its name in GGML (`Q4_K`, `F32`)."""
+    from gguf import GGUFReader
+
+    return dict(sorted(Counter(tensor.tensor_type.name for tensor in GGUFReader(file).tensors).items()))
