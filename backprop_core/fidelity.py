@@ -32,8 +32,8 @@ LEAST_TOP1 = {
 class Reader:
     """A GGUF file as llama.cpp reads it, up to `length` tokens a text."""
 
-    def __init__(self, file: Path, *, length: int, threads: int) -> None:
-        llama_cpp = library()
+    def __init__(self, file: Path, *, length: int) -> None:
+        llama_cpp, threads = library(), torch.get_num_threads()
         try:
             self.llama = llama_cpp.Llama(
                 str(file),
@@ -63,9 +63,7 @@ class Reader:
         return torch.from_numpy(self.llama.scores[: len(ids)].copy())
 
 
-def measure(
-    model: Any, tokenizer: Any, texts: Sequence[str], file: Path, *, quantization: str, threads: int
-) -> Fidelity:
+def measure(model: Any, tokenizer: Any, texts: Sequence[str], file: Path, *, quantization: str) -> Fidelity:
     """Compare the GGUF `file` with `model` (transformers, float32, adapter in it) over rendered chats.
 
     The first TOKENS tokens of each text are compared. Texts are normalized first where the tokenizer does so, since
@@ -75,7 +73,7 @@ def measure(
     assert texts, "nothing to compare"
     texts = [normalized(tokenizer, text) for text in texts]
     ids = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
-    reader = Reader(file, length=min(max(map(len, ids)), TOKENS), threads=threads)
+    reader = Reader(file, length=min(max(map(len, ids)), TOKENS))
     for number, (text, expected) in enumerate(zip(texts, ids, strict=True), 1):
         check_ids(tokenizer, number, expected, reader.ids(text))
     compared = [compare(reference_logits(model, row[:TOKENS]), reader.logits(row[:TOKENS])) for row in ids]

@@ -2,7 +2,6 @@
 
 import functools
 from collections import deque
-from types import ModuleType
 from typing import Any
 
 from backprop_core.errors import ExtraMissing
@@ -12,8 +11,8 @@ LINES: deque[tuple[int, str]] = deque(maxlen=64)
 
 
 @functools.cache
-def library() -> ModuleType:
-    """The module `llama_cpp`; raises ExtraMissing if it is not installed."""
+def library() -> Any:
+    """The module `llama_cpp` (its functions are made at import, so it has no types); raises ExtraMissing."""
     try:
         import llama_cpp
     except ImportError as error:
@@ -26,7 +25,7 @@ def library() -> ModuleType:
 
 
 @functools.cache  # the library keeps only a pointer, so the callback has to live as long as the process
-def _callback(llama_cpp: ModuleType) -> Any:
+def _callback(llama_cpp: Any) -> Any:
     return llama_cpp.llama_log_callback(
         lambda level, text, _: LINES.append((level, text.decode("utf-8", "replace").strip()))
     )

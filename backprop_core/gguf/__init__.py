@@ -1,6 +1,36 @@
-"""A transformers model, and the adapter on it, as one GGUF file."""
+"""A transformers model, and the adapter on it, as one GGUF file. Importing this loads no torch."""
 
-from backprop_core.gguf.architecture import check_supported
-from backprop_core.gguf.writer import OUTTYPES, Outtype, convert
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
 
-__all__ = ["OUTTYPES", "Outtype", "check_supported", "convert"]
+from backprop_core.gguf.support import check_supported
+
+__all__ = ["check_supported", "convert"]
+
+
+def convert(
+    base: Path,
+    adapter: Path | None,
+    output: Path,
+    *,
+    outtype: Literal["f32", "f16", "bf16", "q8_0"],
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write the model in `base`, with the LoRA in `adapter` fused into it, as one GGUF file.
+
+    Matrices get `outtype`, vectors stay float32. One tensor is in memory at a time. `on_progress` gets the bytes of
+    tensor data written and their sum. The same input gives the same bytes; on failure nothing is left at `output`.
+    Raises ArchitectureUnsupported, TokenizerUnsupported, AdapterMismatch, ChatTemplateMissing, ChatTemplateUnusable
+    or GGUFExportFailed.
+    """
+    from backprop_core.gguf.writer import write
+
+    check_supported(base)
+    beside = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
+    try:
+        write(base, adapter, beside, outtype, on_progress or (lambda done, total: None))
+        beside.replace(output)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -4,12 +4,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from backprop_core.base import read_json, weights
-from backprop_core.errors import AdapterMismatch, InputNotFound
+from backprop_core.adapter import Tensors, read
+from backprop_core.base import weights
+from backprop_core.errors import AdapterMismatch
 
 UNFUSABLE = (
     "use_dora",
@@ -37,7 +37,7 @@ class Fused:
     def __init__(self, base: Path, adapter: Path | None) -> None:
         self.sources: dict[str, Any] = {}
         for path in weights(base):
-            file = safe_open(path, "pt")
+            file: Any = safe_open(path, "pt")
             self.sources.update(dict.fromkeys(file.keys(), file))
         self.scaling, self.lora = read_adapter(adapter) if adapter else (0.0, {})
         for name, (A, B) in self.lora.items():
@@ -51,6 +51,11 @@ class Fused:
                 f"the adapter's {tuple(B.shape)}·{tuple(A.shape)} does not fit {name} {self.shape(name)}",
                 hint="give the base that the adapter was trained on",
             )
+
+    def refuse_head(self) -> None:
+        """Raise AdapterMismatch if only one of two tied matrices is changed."""
+        if "lm_head.weight" in self.lora:
+            raise AdapterMismatch("the adapter changes lm_head, which is tied to the embeddings", hint=HINT)
 
     def names(self) -> list[str]:
         """Names of all tensors, sorted."""
@@ -71,21 +76,18 @@ class Fused:
 
 def read_adapter(directory: Path) -> tuple[float, dict[str, tuple[Tensor, Tensor]]]:
     """The scale s, and A and B by the name of the base's tensor that they change."""
-    if not (directory / "adapter_config.json").is_file() or not (directory / "adapter_model.safetensors").is_file():
-        raise InputNotFound(f"{directory} holds no PEFT adapter", hint="give a directory with adapter_config.json")
-    config = read_json(directory / "adapter_config.json")
+    adapter = read(directory)
+    config = adapter.config
     if found := [key for key in UNFUSABLE if config.get(key)]:
         raise AdapterMismatch(f"an adapter with {found[0]} cannot be fused", hint=HINT)
-    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
-        raise AdapterMismatch(f"an adapter of type {config.get('peft_type')} with biases cannot be fused", hint=HINT)
+    if config.get("bias", "none") != "none":
+        raise AdapterMismatch("an adapter with biases cannot be fused", hint=HINT)
     rank, alpha = config["r"], config["lora_alpha"]
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), read_pairs(directory)
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), pairs_of(adapter.tensors)
 
 
-def read_pairs(directory: Path) -> dict[str, tuple[Tensor, Tensor]]:
+def pairs_of(tensors: Tensors) -> dict[str, tuple[Tensor, Tensor]]:
     """A and B by the name of the base's tensor."""
-    with safe_open(directory / "adapter_model.safetensors", "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     pairs: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         module, _, part = key.removeprefix(PREFIX).rpartition(".lora_")
@@ -95,14 +97,3 @@ def read_pairs(directory: Path) -> dict[str, tuple[Tensor, Tensor]]:
     if lonely := [name for name, pair in pairs.items() if len(pair) != 2]:
         raise AdapterMismatch(f"the adapter has only one of A and B for {lonely[0]}", hint=HINT)
     return {name: (pair["A"], pair["B"]) for name, pair in pairs.items()}
-
-
-def check_tied(fused: Fused) -> None:
-    """Raise AdapterMismatch if only one of two tied matrices is changed."""
-    if "lm_head.weight" in fused.lora:
-        raise AdapterMismatch("the adapter changes lm_head, which is tied to the embeddings", hint=HINT)
-
-
-def all_finite(tensor: Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor infinity."""
-    return bool(torch.isfinite(tensor).all())

@@ -1,38 +1,37 @@
 """The GGUF file: header and tensor infos first, then one tensor after the other."""
 
-import uuid
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, get_args
+from typing import Any, BinaryIO
 
 import gguf
 import numpy as np
+import numpy.typing as npt
 import torch
 from gguf import GGMLQuantizationType as GGMLType
 from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer
 
 from backprop_core.errors import ArchitectureUnsupported, GGUFExportFailed
 from backprop_core.gguf.architecture import (
-    HINT,
     add_hyperparameters,
     architecture_of,
-    check_supported,
     heads,
     rope_factors,
 )
-from backprop_core.gguf.fuse import Fused, all_finite, check_tied
+from backprop_core.gguf.fuse import Fused
+from backprop_core.gguf.support import HINT
 from backprop_core.gguf.vocabulary import add_vocabulary
 
-Outtype = Literal["f32", "f16", "bf16", "q8_0"]
-OUTTYPES: tuple[Outtype, ...] = get_args(Outtype)
 FILE_TYPES = {
     "f32": gguf.LlamaFileType.ALL_F32,
     "f16": gguf.LlamaFileType.MOSTLY_F16,
     "bf16": gguf.LlamaFileType.MOSTLY_BF16,
     "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
 }
-Array = np.ndarray[Any, np.dtype[Any]]
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -48,53 +47,32 @@ class Entry:
     @property
     def bytes(self) -> int:
         block, size = gguf.GGML_QUANT_SIZES[self.type]
-        return int(np.prod(self.shape)) // block * size
+        return math.prod(self.shape) // int(block) * int(size)
 
 
-def convert(
-    base: Path,
-    adapter: Path | None,
-    output: Path,
-    *,
-    outtype: Outtype,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Write the model in `base`, with the LoRA in `adapter` fused into it, as one GGUF file.
-
-    Matrices get `outtype`, vectors stay float32. One tensor is in memory at a time. `on_progress` gets the bytes of
-    tensor data written and their sum. The same input gives the same bytes; on failure nothing is left at `output`.
-    Raises ArchitectureUnsupported, TokenizerUnsupported, AdapterMismatch, ChatTemplateMissing, ChatTemplateUnusable
-    or GGUFExportFailed.
-    """
-    from transformers import AutoConfig, AutoTokenizer
-
-    check_supported(base)
+def write(base: Path, adapter: Path | None, path: Path, outtype: str, on_progress: Callable[[int, int], None]) -> None:
+    """Write the file at `path`; half of it is left there on failure."""
     config, tokenizer = AutoConfig.from_pretrained(base), AutoTokenizer.from_pretrained(base)
     fused = Fused(base, adapter)
     entries = plan(config, fused, GGMLType[outtype.upper()])
-    beside = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
-    try:
-        write_header(beside, config, tokenizer, entries, outtype)
-        with beside.open("ab") as file:
-            write_tensors(file, config, fused, entries, on_progress or (lambda done, total: None))
-        beside.replace(output)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_header(path, config, tokenizer, entries, FILE_TYPES[outtype])
+    with path.open("ab") as file:
+        write_tensors(file, config, fused, entries, on_progress)
 
 
 def plan(config: Any, fused: Fused, kind: GGMLType) -> list[Entry]:
     """Every tensor of the file, in the file's order."""
     architecture = architecture_of(config)
-    names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config.num_hidden_layers)
     if config.tie_word_embeddings:
-        check_tied(fused)
+        fused.refuse_head()
     entries = []
     for source in fused.names():
         if source.endswith(".rotary_emb.inv_freq") or (source == "lm_head.weight" and config.tie_word_embeddings):
             continue
         name = names.get_name(source, (".weight", ".bias"))
         if name is None:
-            raise ArchitectureUnsupported(f"llama.cpp's {architecture.name} has no tensor for {source}", hint=HINT)
+            raise ArchitectureUnsupported(f"llama.cpp's {architecture} has no tensor for {source}", hint=HINT)
         shape = fused.shape(source)
         entries.append(Entry(name, source, shape, stored_type(shape, kind), rotary_heads(config, source)))
     return entries
@@ -109,7 +87,7 @@ def stored_type(shape: tuple[int, ...], kind: GGMLType) -> GGMLType:
 
 def rotary_heads(config: Any, source: str) -> int:
     """Heads of a q or k projection of llama.cpp's `llama`, which rotates neighbouring rows; 0 for all others."""
-    if architecture_of(config) != gguf.MODEL_ARCH.LLAMA:
+    if architecture_of(config) != "llama":
         return 0
     count, kv_count, _ = heads(config)
     return {"q_proj": count, "k_proj": kv_count}.get(source.split(".")[-2], 0)
@@ -124,11 +102,11 @@ def pair_rows(tensor: Tensor, heads: int) -> Tensor:
     return halves.transpose(1, 2).reshape(tensor.shape)
 
 
-def write_header(path: Path, config: Any, tokenizer: Any, entries: list[Entry], outtype: Outtype) -> None:
+def write_header(path: Path, config: Any, tokenizer: Any, entries: list[Entry], file_type: int) -> None:
     """Metadata and tensor infos. Nothing in it says where, when, or from what name the file was made."""
-    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture_of(config)])
+    writer = gguf.GGUFWriter(path, architecture_of(config))
     writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_file_type(FILE_TYPES[outtype])
+    writer.add_file_type(file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_hyperparameters(writer, config)
     add_vocabulary(writer, tokenizer, config.vocab_size)
@@ -175,11 +153,14 @@ def encode(tensor: Tensor, entry: Entry) -> Array:
             stored = tensor.to(torch.bfloat16)
         case _:
             stored = tensor.float()
-    if not all_finite(stored):
+    if not torch.isfinite(stored).all():
         raise GGUFExportFailed(
             f"{entry.source} has a value that {entry.type.name} cannot hold",
-            hint="export with bf16" if all_finite(tensor) else "the weights hold NaN or infinity: train again",
+            hint="export with bf16"
+            if torch.isfinite(tensor).all()
+            else "the weights hold NaN or infinity: train again",
         )
     if entry.type == GGMLType.Q8_0:
-        return gguf.quants.quantize(stored.numpy(), entry.type)
+        blocks: Array = gguf.quants.quantize(stored.numpy(), entry.type)
+        return blocks
     return (stored.view(torch.int16) if stored.dtype == torch.bfloat16 else stored).contiguous().numpy()
