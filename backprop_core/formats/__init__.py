@@ -1,0 +1,106 @@
+"""Rows in any known format → chat rows: a source is hashed, read in its shape, and each row converted."""
+
+from typing import NamedTuple
+
+from backprop_core.errors import ConfigInvalid, FormatUnknown, InputValidationFailed, NoRows
+from backprop_core.formats.rows import FORMATS, ChatRow, Format, Row
+from backprop_core.formats.shapes import Item, Malformed, Value, parse
+from backprop_core.formats.source import content, snapshot
+from backprop_core.refs import SourceRef
+from backprop_core.specs import DatasetSpec
+
+__all__ = ["Bad", "ChatRow", "Parsed", "read", "snapshot"]
+
+DETECTED_FROM = 100  # rows
+
+
+class Bad(NamedTuple):
+    """A row that was dropped: where ("line 3" or "row 3"), the reason it is counted by, what is wrong in words."""
+
+    place: str
+    reason: str
+    detail: str
+
+
+class Parsed(NamedTuple):
+    """What a source holds: its chat rows and what was dropped, each in the source's order."""
+
+    rows: list[ChatRow]
+    bad: list[Bad]
+
+
+def read(source: SourceRef, spec: DatasetSpec) -> Parsed:
+    """All rows of a source, checked to be the bytes that were hashed. `spec.path` is what errors call it.
+
+    Raises InputValidationFailed if it is in no known shape, has changed, or has more than `spec.max_bad_rows`
+    malformed rows; NoRows if it is empty; FormatUnknown if no row format fits; ConfigInvalid if `spec.columns` names a
+    field that no format has, or a column that the file does not have.
+    """
+    items = list(parse(content(source, spec.path), source.path, spec.path))
+    if not items:
+        raise NoRows(f"{spec.path} is empty", hint="give a file with rows in it")
+    first = [mapped(item.value, spec.columns) for item in items[:DETECTED_FROM] if isinstance(item.value, dict)]
+    convert = FORMATS[format_of(first, spec)].convert
+    parsed = Parsed([], [])
+    for item in items:
+        try:
+            parsed.rows.append(convert(row_of(item.value, spec.columns)))
+        except Malformed as error:
+            parsed.bad.append(Bad(item.place, error.reason, str(error)))
+    if len(parsed.bad) > spec.max_bad_rows * len(items):
+        raise too_many_bad(parsed.bad, items, spec)
+    return parsed
+
+
+def row_of(value: Value, columns: dict[str, str]) -> Row:
+    """A row under the field names of its format. Raises Malformed."""
+    if isinstance(value, Malformed):
+        raise value
+    return mapped(value, columns)
+
+
+def mapped(row: Row, columns: dict[str, str]) -> Row:
+    """The row with the fields of the format added to the columns they come from."""
+    return {**row, **{field: row[column] for field, column in columns.items() if column in row}} if columns else row
+
+
+def format_of(rows: list[Row], spec: DatasetSpec) -> str:
+    """The format that was named, or the one that fits most of these rows; of equal ones the first in FORMATS."""
+    candidates = FORMATS if spec.format == "auto" else {spec.format: FORMATS[spec.format]}
+    candidates = {name: known for name, known in candidates.items() if known.fields >= spec.columns.keys()}
+    check_columns(rows, candidates, spec)
+    fits = {name: sum(row.keys() >= set(known.required) for row in rows) for name, known in candidates.items()}
+    best = max(fits, key=lambda name: fits[name])
+    if rows and not fits[best]:
+        raise unknown(rows, candidates, spec)
+    return best
+
+
+def check_columns(rows: list[Row], candidates: dict[str, Format], spec: DatasetSpec) -> None:
+    if not candidates:
+        known = "; ".join(f"{name}: {', '.join(sorted(format.fields))}" for name, format in FORMATS.items())
+        raise ConfigInvalid(f"columns: no format has {', '.join(spec.columns)}", hint=f"fields by format: {known}")
+    missing = [column for column in spec.columns.values() if not any(column in row for row in rows)]
+    if rows and missing:
+        raise ConfigInvalid(f"columns: {spec.path} has no {', '.join(missing)}", hint=f"it has {found_in(rows)}")
+
+
+def found_in(rows: list[Row]) -> str:
+    return ", ".join(sorted({str(field) for row in rows for field in row})) or "no fields"
+
+
+def unknown(rows: list[Row], candidates: dict[str, Format], spec: DatasetSpec) -> FormatUnknown:
+    known = "; ".join(f"{name}: {', '.join(format.required)}" for name, format in candidates.items())
+    return FormatUnknown(
+        f"{spec.path}: rows of no known format, with {found_in(rows)}",
+        hint=f"map them with columns (field of the format -> column of the file). Formats: {known}",
+    )
+
+
+def too_many_bad(bad: list[Bad], items: list[Item], spec: DatasetSpec) -> InputValidationFailed:
+    """The error that names the first three places."""
+    places = "; ".join(f"{place}: {detail}" for place, _, detail in bad[:3])
+    return InputValidationFailed(
+        f"{spec.path}: {len(bad)} of {len(items)} rows are malformed: {places}",
+        hint=f"mend them; up to {spec.max_bad_rows:g} of the rows may be bad (max_bad_rows)",
+    )

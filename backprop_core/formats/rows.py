@@ -1,0 +1,116 @@
+"""One row of each known format → a chat row.
+
+A chat row is `{"messages": [{"role": …, "content": …}, …]}` with the roles system, user, assistant and tool, or, for
+raw text, `{"text": …}`: text has no turns, so none are made up; training learns all of it.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+from backprop_core.formats.shapes import Malformed
+
+ChatRow: TypeAlias = dict[str, Any]
+Row: TypeAlias = dict[str, Any]
+
+ROLES = {
+    **dict.fromkeys(["system", "developer"], "system"),
+    **dict.fromkeys(["user", "human"], "user"),
+    **dict.fromkeys(["assistant", "gpt", "chatgpt", "model", "function_call"], "assistant"),
+    **dict.fromkeys(["tool", "function", "observation"], "tool"),
+}
+
+
+def message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def system_of(row: Row) -> list[dict[str, str]]:
+    """The system turn, where a row has it beside its other turns."""
+    content = optional(row, "system")
+    return [message("system", content)] if content else []
+
+
+def required(row: Row, field: str) -> str:
+    if field not in row:
+        raise Malformed("missing_field", f"no field {field!r}")
+    return checked(row[field], field)
+
+
+def optional(row: Row, field: str) -> str:
+    """A field's text; nothing if it is missing or null."""
+    return "" if row.get(field) is None else checked(row[field], field)
+
+
+def checked(value: Any, field: str) -> str:
+    """`value`, which must be text that UTF-8 can hold; the text parts of an OpenAI message are joined."""
+    if isinstance(value, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in value):
+        return "".join(required(part, "text") for part in value)
+    if not isinstance(value, str):
+        raise Malformed("not_text", f"{field!r} is {type(value).__name__}, not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise Malformed("not_unicode", f"{field!r} has half a surrogate pair") from error
+    return value
+
+
+def turns(row: Row, field: str) -> ChatRow:
+    """A list of turns, their parts named as ShareGPT or as OpenAI names them."""
+    if not isinstance(row.get(field), list):
+        raise Malformed("missing_field", f"no list {field!r}")
+    return {"messages": [*system_of(row), *map(turn, row[field])]}
+
+
+def turn(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise Malformed("not_an_object", "a turn is not an object")
+    if value.get("tool_calls"):
+        raise Malformed("tool_calls", "a turn has tool_calls: write the call as its content")
+    role = value.get("role", value.get("from"))
+    if not isinstance(role, str) or role not in ROLES:
+        raise Malformed("unknown_role", f"unknown role {role!r}")
+    return message(ROLES[role], required(value, "content" if "content" in value else "value"))
+
+
+def alpaca(row: Row) -> ChatRow:
+    """Instruction and input, a line each, are the question; history is a list of (question, answer)."""
+    question = "\n".join(filter(None, [required(row, "instruction"), optional(row, "input")]))
+    messages = system_of(row)
+    for asked, answered in [*history_of(row), (question, required(row, "output"))]:
+        messages += [message("user", asked), message("assistant", answered)]
+    return {"messages": messages}
+
+
+def history_of(row: Row) -> list[tuple[str, str]]:
+    pairs = row.get("history") or []
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise Malformed("not_text", "'history' is not a list of (question, answer)")
+    return [(checked(asked, "history"), checked(answered, "history")) for asked, answered in pairs]
+
+
+def pair(row: Row, question: str, answer: str) -> ChatRow:
+    """One question and its answer."""
+    turns = [message("user", required(row, question)), message("assistant", required(row, answer))]
+    return {"messages": [*system_of(row), *turns]}
+
+
+class Format(NamedTuple):
+    """A row format: the fields that tell it, those it may have, and how its rows become chat rows."""
+
+    required: list[str]
+    optional: list[str]
+    convert: Callable[[Row], ChatRow]
+
+    @property
+    def fields(self) -> set[str]:
+        return {*self.required, *self.optional}
+
+
+FORMATS = {
+    "sharegpt": Format(["conversations"], ["system"], lambda row: turns(row, "conversations")),
+    "messages": Format(["messages"], ["system"], lambda row: turns(row, "messages")),
+    "alpaca": Format(["instruction", "output"], ["input", "system", "history"], alpaca),
+    "prompt-completion": Format(["prompt", "completion"], ["system"], lambda row: pair(row, "prompt", "completion")),
+    "question-answer": Format(["question", "answer"], ["system"], lambda row: pair(row, "question", "answer")),
+    "text": Format(["text"], [], lambda row: {"text": required(row, "text")}),
+}
