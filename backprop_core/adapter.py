@@ -1,1 +1,81 @@
 """PEFT files ↔ tensors. The same content is the same bytes in any process."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from backprop_core.errors import AdapterMismatch, InputNotFound, InputValidationFailed
+from backprop_core.keys import canonical
+from backprop_core.specs import LoraSpec
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+LEFT_OUT = {"peft_version", "revision", "runtime_config"}  # of the machine that wrote it, not of the adapter
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter: PEFT's config, and {PEFT file key: float32 tensor} with A (r, in) and B (out, r)."""
+
+    config: dict[str, Any]
+    tensors: Tensors
+
+
+def config_of(spec: LoraSpec, linear: list[str]) -> dict[str, Any]:
+    """The PEFT config of an adapter as asked for; `linear` are the names that "all-linear" stands for."""
+    targets = linear if spec.target_modules == "all-linear" else spec.target_modules
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": spec.rank,
+        "lora_alpha": int(spec.alpha) if spec.alpha.is_integer() else spec.alpha,
+        "lora_dropout": spec.dropout,
+        "target_modules": sorted(targets),
+        "bias": "none",
+        "use_rslora": False,
+        "use_dora": False,
+    }
+
+
+def read(directory: Path) -> Adapter:
+    """The adapter in a PEFT directory.
+
+    Raises InputNotFound if a file is missing, InputValidationFailed if it cannot be read, AdapterMismatch if it holds
+    no LoRA adapter. Pickled weights are never opened.
+    """
+    for name in (CONFIG, WEIGHTS):
+        if not (directory / name).is_file():
+            raise InputNotFound(f"{directory} has no {name}", hint="give a PEFT adapter saved as safetensors")
+    try:
+        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+        tensors = safetensors.torch.load_file(directory / WEIGHTS)
+    except (ValueError, SafetensorError) as error:
+        raise InputValidationFailed(f"{directory} cannot be read: {error}", hint="save the adapter again") from error
+    if config.get("peft_type") != "LORA":
+        raise AdapterMismatch(f"{directory} holds a {config.get('peft_type')} adapter", hint="give a LoRA adapter")
+    return Adapter(portable(config), tensors)
+
+
+def write(adapter: Adapter, directory: Path) -> None:
+    """Write `adapter` into `directory` in PEFT's layout, weights as float32."""
+    (directory / CONFIG).write_text(canonical(portable(adapter.config)) + "\n", encoding="utf-8", newline="\n")
+    tensors = {key: tensor.detach().to("cpu", torch.float32).contiguous() for key, tensor in adapter.tensors.items()}
+    (directory / WEIGHTS).write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
+
+
+def portable(config: dict[str, Any]) -> dict[str, Any]:
+    """A PEFT config without what differs from machine to machine, its target modules sorted."""
+    targets = config.get("target_modules")
+    kept = {key: value for key, value in config.items() if key not in LEFT_OUT}
+    return {
+        **kept,
+        "base_model_name_or_path": "",
+        "inference_mode": True,
+        "target_modules": targets if targets is None or isinstance(targets, str) else sorted(targets),
+    }

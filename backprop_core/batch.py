@@ -1,0 +1,76 @@
+"""Examples as tensors, and right-padded batches of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from backprop_core import chat, curate
+from backprop_core.errors import NoRows
+from backprop_core.model import LoadedBase
+from backprop_core.refs import RowsRef
+from backprop_core.store import Store
+
+# b = rows, t = tokens of the longest row, n = label tokens of the batch
+
+
+@dataclass(frozen=True)
+class Item:
+    """One example: its token ids (t), the positions of its label tokens, and those tokens."""
+
+    ids_t: Tensor
+    at_n: Tensor
+    labels_n: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids_t)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs without the last column; for each label token the flat position that predicts it, and its row."""
+
+    ids_bt: Tensor
+    lengths_b: Tensor
+    at_n: Tensor
+    row_n: Tensor
+    labels_n: Tensor
+
+
+def load(base: LoadedBase, rows: RowsRef, *, max_length: int, store: Store) -> list[Item]:
+    """The rows as the base's tokenizer and template write them. Raises NoRows if there are none."""
+    if rows.rows == 0:
+        raise NoRows(f"the rows {rows.digest[:12]} are empty", hint="give more rows")
+    examples = chat.encode(base.tokenizer, curate.load(store.local(rows)), max_length=max_length)
+    return [item(example) for example in examples]
+
+
+def item(example: chat.Example) -> Item:
+    ids_t = torch.tensor(example.ids)
+    at_n = torch.tensor(example.labels)[1:].nonzero().flatten() + 1  # nothing predicts the first token
+    return Item(ids_t, at_n, ids_t[at_n])
+
+
+def collate(items: Sequence[Item], device: torch.device) -> Batch:
+    """One batch, on `device`."""
+    ids_bt = pad_sequence([item.ids_t for item in items], batch_first=True)[:, :-1]
+    width = ids_bt.shape[1]
+    counts_b = torch.tensor([len(item.at_n) for item in items])
+    row_n = torch.arange(len(items)).repeat_interleave(counts_b)
+    at_n = torch.cat([item.at_n for item in items]) - 1 + row_n * width
+    labels_n = torch.cat([item.labels_n for item in items])
+    lengths_b = torch.tensor([len(item) for item in items])
+    return Batch(*(tensor.to(device) for tensor in (ids_bt, lengths_b, at_n, row_n, labels_n)))
+
+
+def by_budget(indices: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """`indices`, longest first, in groups of at most `budget` padded tokens, each of at least one."""
+    order = sorted(indices, key=lambda index: (-lengths[index], index))
+    groups = []
+    while order:
+        count = max(1, budget // lengths[order[0]])
+        groups.append(order[:count])
+        order = order[count:]
+    return groups

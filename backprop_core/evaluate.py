@@ -1,0 +1,92 @@
+"""Scores of one adapter on one held-out set, from one teacher-forced pass."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from backprop_core.batch import Batch, Item, by_budget, collate, load
+from backprop_core.keys import canonical
+from backprop_core.model import LoadedBase, adapted
+from backprop_core.refs import AdapterRef, Record, RowsRef, Scores
+from backprop_core.store import Store
+
+TOKENS = 8192  # padded tokens of a batch
+POSITIONS = 1024  # label tokens whose logits are in memory at once
+
+
+class RowScore(Record):
+    """One held-out row: the sum of its label tokens' negative log-likelihoods, and how many of them argmax hits."""
+
+    loss: float
+    tokens: int
+    correct: int
+
+    @property
+    def exact(self) -> bool:
+        return self.correct == self.tokens
+
+
+def evaluate(
+    base: LoadedBase, adapter: AdapterRef | None, heldout: RowsRef, *, max_length: int, store: Store
+) -> Scores:
+    """Score the base with `adapter`, or bare, on every row, and commit the scores.
+
+    A row matches exactly when argmax is the label at every label token: then greedy decoding writes the reference.
+    Raises NoRows, AdapterMismatch.
+    """
+    items = load(base, heldout, max_length=max_length, store=store)
+    with adapted(base, adapter, store):
+        scores = score(base, items)
+    tokens = sum(row.tokens for row in scores)
+    record = {"stage": "evaluate", "adapter": adapter and adapter.digest, "heldout": heldout.digest}
+    with store.begin("scores") as directory:
+        write(scores, directory / "scores.jsonl")
+        return store.commit(
+            directory,
+            Scores,
+            record=record,
+            rows=len(scores),
+            tokens=tokens,
+            loss=sum(row.loss for row in scores) / tokens,
+            token_accuracy=sum(row.correct for row in scores) / tokens,
+            exact_match=sum(row.exact for row in scores) / len(scores),
+        )
+
+
+@torch.no_grad()
+def score(base: LoadedBase, items: list[Item]) -> list[RowScore]:
+    """One score per item, in their order."""
+    lengths = [len(item) for item in items]
+    scores = {}
+    for indices in by_budget(range(len(items)), lengths, TOKENS):
+        batch = collate([items[index] for index in indices], base.device)
+        for index, loss, correct in zip(indices, *row_sums(base, batch), strict=True):
+            scores[index] = RowScore(loss=loss, tokens=len(items[index].at_n), correct=correct)
+    return [scores[index] for index in range(len(items))]
+
+
+def row_sums(base: LoadedBase, batch: Batch) -> tuple[list[float], list[int]]:
+    """Per row of a batch: the summed loss of its label tokens in nats, and how many argmax hits."""
+    states_nh = base.states(batch.ids_bt, batch.lengths_b, batch.at_n)
+    parts = [
+        token_scores(base.logits(states), labels)
+        for states, labels in zip(
+            torch.split(states_nh, POSITIONS), torch.split(batch.labels_n, POSITIONS), strict=True
+        )
+    ]
+    loss_n, hit_n = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+    row_n, rows = batch.row_n.cpu(), len(batch.lengths_b)
+    loss_b = torch.zeros(rows, dtype=torch.float64).index_add_(0, row_n, loss_n.double())
+    return loss_b.tolist(), torch.zeros(rows, dtype=torch.int64).index_add_(0, row_n, hit_n.long()).tolist()
+
+
+def token_scores(logits_nv: Tensor, labels_n: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of each label token, and whether it is the most likely one."""
+    return F.cross_entropy(logits_nv, labels_n, reduction="none"), logits_nv.argmax(-1) == labels_n
+
+
+def write(scores: list[RowScore], path: Path) -> None:
+    lines = [canonical({**row.model_dump(), "exact": row.exact}) + "\n" for row in scores]
+    path.write_text("".join(lines), encoding="utf-8", newline="\n")

@@ -1,0 +1,156 @@
+"""The base model in memory, and a LoRA adapter put on it and taken off again."""
+
+import importlib
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from backprop_core import adapter as adapters
+from backprop_core.adapter import Adapter, Tensors
+from backprop_core.errors import AdapterMismatch, GPUOutOfMemory, ModelLoadFailed
+from backprop_core.refs import AdapterRef
+from backprop_core.store import Store
+
+# Architectures whose logits are lm_head of the last hidden state, with nothing in between.
+PLAIN_HEAD = {"llama", "mistral", "qwen2", "qwen3"}
+
+
+@dataclass(frozen=True)
+class LoadedBase:
+    """A frozen transformers model in evaluation mode, and its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+    precision: Literal["fp32", "bf16"]
+    device: torch.device
+
+    @property
+    def plain_head(self) -> bool:
+        return self.model.config.model_type in PLAIN_HEAD
+
+    # b = rows, t = tokens, n = chosen positions, h = hidden size (or v where the head is not plain), v = vocabulary
+
+    def states(self, ids_bt: Tensor, lengths_b: Tensor, at_n: Tensor) -> Tensor:
+        """What `logits` needs at the chosen positions of the flattened, right-padded `ids_bt`: (n, h).
+
+        Causal attention never looks at what follows, so right padding needs no mask where the head is plain.
+        """
+        if self.plain_head:
+            states_bth = self.model.model(input_ids=ids_bt, use_cache=False).last_hidden_state
+        else:
+            mask_bt = torch.arange(ids_bt.shape[1], device=ids_bt.device) < lengths_b[:, None]
+            states_bth = self.model(input_ids=ids_bt, attention_mask=mask_bt.long(), use_cache=False).logits
+        states_nh: Tensor = states_bth.flatten(0, 1).index_select(0, at_n)
+        return states_nh
+
+    def logits(self, states_nh: Tensor) -> Tensor:
+        """(n, v) in float32."""
+        return (self.model.lm_head(states_nh) if self.plain_head else states_nh).float()
+
+
+def load(path: Path, *, precision: Literal["fp32", "bf16"], device: str) -> LoadedBase:
+    """Load a base from its directory: safetensors only, no code of its own, no network.
+
+    Raises ModelLoadFailed, or GPUOutOfMemory if the weights do not fit on the device.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    local = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, attn_implementation="sdpa", output_loading_info=True, **local
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path, **local)
+        model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise GPUOutOfMemory(f"{path.name} does not fit on {device}", hint="use a smaller base, or bf16") from error
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        raise ModelLoadFailed(f"cannot load {path}: {error}", hint="get the model's files again") from error
+    if missing := sorted(info["missing_keys"]):
+        raise ModelLoadFailed(f"{path} has no weights for {missing[0]}", hint="get the model's files again")
+    return LoadedBase(model.eval().requires_grad_(False), tokenizer, precision, torch.device(device))
+
+
+def linear_names(model: Any) -> list[str]:
+    """The last names of all linear layers but the output head: what "all-linear" means, sorted."""
+    head = model.get_output_embeddings()
+    linear = (
+        name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head
+    )
+    return sorted({name.rpartition(".")[2] for name in linear})
+
+
+@contextmanager
+def injected(base: LoadedBase, config: dict[str, Any], tensors: Tensors | None) -> Iterator[Any]:
+    """`base.model` with LoRA layers in it, float32 whatever the base's type; afterwards it is bitwise what it was.
+
+    Without `tensors` they start as PEFT starts them, from torch's random generator. Yields the PEFT model.
+    Raises AdapterMismatch if the adapter does not fit the base.
+    """
+    peft = peft_module()
+    settings = {**config, "inference_mode": False, "base_model_name_or_path": base.model.name_or_path}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT reads an attribute that transformers renames
+            model = peft.get_peft_model(base.model, peft.LoraConfig(**settings))
+    except ValueError as error:  # no such target module
+        raise AdapterMismatch(f"the adapter does not fit the base: {error}", hint="name layers that it has") from error
+    try:
+        if tensors is not None:
+            put(model, tensors)
+        yield model
+    finally:
+        model.base_model.unload()
+        base.model.eval().requires_grad_(False)
+
+
+def put(model: Any, tensors: Tensors) -> None:
+    """Copy an adapter's tensors into a PEFT model; raises AdapterMismatch unless they are exactly its tensors."""
+    try:
+        result = peft_module().set_peft_model_state_dict(model, tensors)
+    except RuntimeError as error:  # another shape
+        raise AdapterMismatch(f"the adapter does not fit the base: {error}", hint="it is of another base") from error
+    missing = [key for key in result.missing_keys if "lora_" in key]
+    if wrong := sorted([*result.unexpected_keys, *missing]):
+        raise AdapterMismatch(
+            f"the adapter does not fit the base: {len(wrong)} tensors, first {wrong[0]}", hint="it is of another base"
+        )
+
+
+def taken(model: Any) -> Tensors:
+    """Copies of a PEFT model's adapter tensors on the CPU, by PEFT file key."""
+    tensors = peft_module().get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {key: tensor.detach().to("cpu", copy=True) for key, tensor in tensors.items()}
+
+
+@contextmanager
+def adapted(base: LoadedBase, ref: AdapterRef | None, store: Store) -> Iterator[Any]:
+    """`base.model` as it answers with this adapter, or bare."""
+    if ref is None:
+        yield base.model
+    else:
+        adapter: Adapter = adapters.read(store.local(ref))
+        with injected(base, adapter.config, adapter.tensors):
+            yield base.model
+
+
+def peft_module() -> Any:
+    """PEFT, imported without bitsandbytes (1.7 of its 2.0 seconds), which no layer here uses."""
+    if "peft" not in sys.modules and "bitsandbytes" not in sys.modules:
+        sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
+        try:
+            return importlib.import_module("peft")
+        finally:
+            del sys.modules["bitsandbytes"]
+    return importlib.import_module("peft")

@@ -1,0 +1,112 @@
+"""Checkpoints of an interrupted run: `step-NNNNNN/` under its stage's key. Tensors in safetensors, the rest JSON."""
+
+import errno
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+from backprop_core.adapter import Tensors
+from backprop_core.errors import DiskFull
+from backprop_core.keys import canonical
+from backprop_core.store import MANIFEST, fsync, manifest_of
+
+KEPT = 2
+KIND, FORMAT = "checkpoint", 1
+STATE = "state.json"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run at the end of a step: plain values, and groups of tensors by name (adapter, optimizer, rng)."""
+
+    step: int
+    state: dict[str, Any]
+    tensors: dict[str, Tensors]
+
+
+def save(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write beside, force to disk, rename: what has the final name is whole. The newest two are kept.
+
+    Raises DiskFull; then the older ones are untouched.
+    """
+    target = folder / f"step-{checkpoint.step:06d}"
+    beside = target.with_suffix(".tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        write(checkpoint, beside)
+        shutil.rmtree(target, ignore_errors=True)
+        beside.rename(target)
+    except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        if error.errno == errno.ENOSPC:
+            raise DiskFull(f"no space left for a checkpoint in {folder}", hint="free some space and go on") from error
+        raise
+    fsync(folder)
+    for path in [*finished(folder)[:-KEPT], *folder.glob("*.tmp")]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def write(checkpoint: Checkpoint, directory: Path) -> None:
+    """The checkpoint's files and their manifest, forced to disk."""
+    directory.mkdir(parents=True)
+    for name, tensors in checkpoint.tensors.items():
+        write_synced(directory / f"{name}.safetensors", safetensors.torch.save(tensors))
+    write_synced(directory / STATE, canonical(checkpoint.state).encode())
+    write_synced(directory / MANIFEST, canonical(manifest_of(directory, KIND, FORMAT)).encode())
+    fsync(directory)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def finished(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if path.suffix != ".tmp")
+
+
+def newest(folder: Path, fingerprint: dict[str, Any]) -> Checkpoint | None:
+    """The newest checkpoint that verifies and was written under the same `fingerprint`; None to start afresh.
+
+    What is passed over is named in the log.
+    """
+    for path in reversed(finished(folder)):
+        if not verifies(path):
+            log.warning("%s is damaged; trying an older checkpoint", path)
+            continue
+        checkpoint = read(path)
+        if differences := differing(checkpoint.state["fingerprint"], fingerprint):
+            log.warning("%s cannot be continued exactly, starting afresh: %s", path, "; ".join(differences))
+            return None
+        return checkpoint
+    return None
+
+
+def verifies(path: Path) -> bool:
+    """Whether every file is what the manifest says."""
+    try:
+        return bool(json.loads((path / MANIFEST).read_bytes()) == manifest_of(path, KIND, FORMAT))
+    except (OSError, ValueError):
+        return False
+
+
+def read(path: Path) -> Checkpoint:
+    """A checkpoint that verifies."""
+    tensors = {file.stem: safetensors.torch.load_file(file) for file in path.glob("*.safetensors")}
+    return Checkpoint(int(path.name.removeprefix("step-")), json.loads((path / STATE).read_bytes()), tensors)
+
+
+def differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """The fields in which two fingerprints differ, with both values."""
+    names = sorted(old.keys() | new.keys())
+    return [f"{name} was {old.get(name)}, is {new.get(name)}" for name in names if old.get(name) != new.get(name)]

@@ -1,0 +1,213 @@
+"""One LoRA run: from its plan alone, exactly resumable at every step boundary."""
+
+import math
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from backprop_core import adapter as adapters
+from backprop_core import slao
+from backprop_core.adapter import Adapter, Tensors
+from backprop_core.batch import Item, by_budget, collate, load
+from backprop_core.errors import Interrupted, LossNotFinite
+from backprop_core.model import LoadedBase, injected, linear_names, put, taken
+from backprop_core.refs import AdapterRef, RowsRef, Start, TrainResult
+from backprop_core.specs import TrainSpec
+from backprop_core.store import Store
+from backprop_core.strategies import check_same_shape
+from backprop_core.training import checkpoint, plan
+from backprop_core.training.checkpoint import Checkpoint
+
+OnMetrics = Callable[[int, dict[str, float]], None]
+
+
+def train(
+    base: LoadedBase,
+    rows: RowsRef,
+    *,
+    spec: TrainSpec,
+    start: Start | None,
+    key: str,
+    store: Store,
+    on_metrics: OnMetrics,
+    should_stop: Callable[[], bool],
+) -> TrainResult:
+    """Train one adapter and commit it. Where checkpoints lie under `key`, it goes on from the newest, to the same bits.
+
+    `on_metrics(step, values)` after each step: loss (nats per label token), learning_rate, grad_norm (before clipping),
+    tokens (of the step, without padding). `should_stop()` is asked at each step boundary.
+    Raises NoRows, LossNotFinite, DiskFull, RankMismatch, AdapterMismatch, RankTooLarge, and Interrupted once it has
+    saved a checkpoint.
+    """
+    with store.lock(key):
+        items = load(base, rows, max_length=spec.max_length, store=store)
+        config, tensors = starting_point(base, spec, start, store)
+        torch.manual_seed(spec.seed)  # before the adapter exists: its start is random
+        with injected(base, config, tensors) as model:
+            run = Run(base, model, items, spec, fingerprint(base, rows, spec), store.checkpoints(key))
+            run.train(on_metrics, should_stop)
+            tensors = taken(model)
+        record = {"stage": "train", "key": key, "rows": rows.digest, "spec": spec.model_dump(mode="json")}
+        with store.begin("adapter") as directory:
+            adapters.write(Adapter(config, tensors), directory)
+            ref = store.commit(directory, AdapterRef, kind="tuned", record=record)
+        shutil.rmtree(store.checkpoints(key), ignore_errors=True)
+        return run.result(ref)
+
+
+def starting_point(
+    base: LoadedBase, spec: TrainSpec, start: Start | None, store: Store
+) -> tuple[dict[str, Any], Tensors | None]:
+    """The adapter's config, and the tensors to start from; None: PEFT's random start."""
+    config = adapters.config_of(spec.lora, linear_names(base.model))
+    if start is None:
+        return config, None
+    tuned = adapters.read(store.local(start.tuned))
+    check_same_shape(tuned.config, config)
+    return config, slao.start_from(tuned.tensors) if start.orthonormal else tuned.tensors
+
+
+def fingerprint(base: LoadedBase, rows: RowsRef, spec: TrainSpec) -> dict[str, Any]:
+    """All that the last bits of a run depend on beside its start."""
+    cuda = base.device.type == "cuda"
+    return {
+        **{name: version(name) for name in ("torch", "transformers", "peft")},
+        "device": torch.cuda.get_device_name(base.device) if cuda else torch.backends.cpu.get_cpu_capability(),
+        "cuda": torch.version.cuda if cuda else None,
+        "threads": torch.get_num_threads(),
+        "precision": base.precision,
+        "attention": base.model.config._attn_implementation,
+        "token_budget": spec.token_budget,
+        "seed": spec.seed,
+        "rows": rows.digest,
+    }
+
+
+class Run:
+    """A training between two step boundaries: everything that a checkpoint holds."""
+
+    def __init__(
+        self,
+        base: LoadedBase,
+        model: Any,
+        items: Sequence[Item],
+        spec: TrainSpec,
+        fingerprint: dict[str, Any],
+        folder: Path,
+    ) -> None:
+        self.base, self.model, self.items, self.spec = base, model, items, spec
+        self.fingerprint, self.folder = fingerprint, folder
+        self.lengths = [len(item) for item in items]
+        self.total = plan.total_steps(len(items), spec)
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=True
+        )
+        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.losses: deque[tuple[float, int]] = deque(maxlen=math.ceil(self.total / 10))
+
+    def train(self, on_metrics: OnMetrics, should_stop: Callable[[], bool]) -> None:
+        """Do the steps that are left."""
+        if saved := checkpoint.newest(self.folder, self.fingerprint):
+            self.restore(saved)
+        self.model.train()
+        began = saved_at = time.monotonic()
+        before = self.seconds
+        for batch in plan.batches_from(self.step, self.lengths, self.spec):
+            metrics = self.do_step(batch)
+            self.step += 1
+            self.seconds = before + time.monotonic() - began
+            on_metrics(self.step, metrics)
+            stop = should_stop() and self.step < self.total
+            if stop or time.monotonic() - saved_at >= self.spec.checkpoint_seconds:
+                checkpoint.save(self.snapshot(), self.folder)
+                saved_at = time.monotonic()
+            if stop:
+                raise Interrupted(
+                    f"stopped after step {self.step} of {self.total}", hint="run it again; it goes on from there"
+                )
+
+    def do_step(self, batch: list[int]) -> dict[str, float]:
+        """One optimizer step on a fixed set of examples; the loss is the mean over all their label tokens."""
+        labels = sum(len(self.items[index].at_n) for index in batch)
+        loss = torch.zeros((), device=self.base.device)
+        for indices in by_budget(batch, self.lengths, self.spec.token_budget):
+            part = self.loss_sum(indices) / labels
+            part.backward()  # type: ignore[no-untyped-call]
+            loss += part.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.spec.max_grad_norm, foreach=True)
+        metrics = {"loss": loss.item(), "grad_norm": norm.item()}
+        self.check_finite(metrics)
+        rate = plan.learning_rate(self.step, self.total, self.spec)
+        self.optimizer.param_groups[0]["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        tokens = sum(self.lengths[index] for index in batch)
+        self.tokens += tokens
+        self.losses.append((metrics["loss"], labels))
+        return {**metrics, "learning_rate": rate, "tokens": tokens}
+
+    def loss_sum(self, indices: list[int]) -> torch.Tensor:
+        """Sum of the negative log-likelihoods of a micro-batch's label tokens."""
+        batch = collate([self.items[index] for index in indices], self.base.device)
+        states_nh = self.base.states(batch.ids_bt, batch.lengths_b, batch.at_n)
+        return F.cross_entropy(self.base.logits(states_nh), batch.labels_n, reduction="sum")
+
+    def check_finite(self, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise LossNotFinite(
+                    f"{name} is {value} in step {self.step + 1} of {self.total}",
+                    hint="lower training.learning_rate, or look at the rows of this step",
+                )
+
+    def snapshot(self) -> Checkpoint:
+        state = {
+            "fingerprint": self.fingerprint,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "losses": list(self.losses),
+        }
+        moments = {
+            f"{index}.{name}": tensor
+            for index, entry in self.optimizer.state_dict()["state"].items()
+            for name, tensor in entry.items()
+        }
+        return Checkpoint(self.step, state, {"adapter": taken(self.model), "optimizer": moments, "rng": generators()})
+
+    def restore(self, saved: Checkpoint) -> None:
+        self.step, self.tokens, self.seconds = saved.step, saved.state["tokens"], saved.state["seconds"]
+        self.losses.extend((loss, labels) for loss, labels in saved.state["losses"])
+        put(self.model, saved.tensors["adapter"])
+        moments: dict[int, Tensors] = {}
+        for key, tensor in saved.tensors["optimizer"].items():
+            index, _, name = key.partition(".")
+            moments.setdefault(int(index), {})[name] = tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        torch.set_rng_state(saved.tensors["rng"]["cpu"])
+        for name, state in saved.tensors["rng"].items():
+            if name != "cpu":
+                torch.cuda.set_rng_state(state, name)
+
+    def result(self, adapter: AdapterRef) -> TrainResult:
+        labels = sum(count for _, count in self.losses)
+        return TrainResult(
+            adapter=adapter,
+            steps=self.step,
+            tokens=self.tokens,
+            train_loss=sum(loss * count for loss, count in self.losses) / labels,
+            seconds=self.seconds,
+        )
+
+
+def generators() -> Tensors:
+    """The states of torch's random generators, by device."""
+    cuda = {f"cuda:{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
+    return {"cpu": torch.get_rng_state(), **cuda}

@@ -1,0 +1,55 @@
+"""Which examples are in which optimizer step: a pure function of lengths, seed and spec. No loader, no state."""
+
+import itertools
+import math
+import random
+from collections.abc import Iterator, Sequence
+
+from backprop_core.specs import TrainSpec
+
+WINDOW = 8  # batches that are sorted by length together
+LONGEST_WARMUP = 20  # steps
+
+
+def batches_per_epoch(count: int, batch_size: int) -> int:
+    """As few as hold `count` examples; their sizes differ by at most one, so no step is a small remainder."""
+    return math.ceil(count / batch_size)
+
+
+def total_steps(count: int, spec: TrainSpec) -> int:
+    """Optimizer steps for `count` examples: `spec.steps`, or `spec.epochs` passes rounded to whole steps."""
+    return spec.steps or max(1, round(spec.epochs * batches_per_epoch(count, spec.batch_size)))
+
+
+def epoch_batches(lengths: Sequence[int], *, seed: int, epoch: int, batch_size: int) -> list[list[int]]:
+    """One pass: every example once, shuffled, sorted by length within windows, the batches shuffled again."""
+    rng = random.Random(f"{seed}:{epoch}")
+    order = list(range(len(lengths)))
+    rng.shuffle(order)
+    count = batches_per_epoch(len(order), batch_size)
+    edges = [len(order) * batch // count for batch in range(count + 1)]
+    for first in range(0, count, WINDOW):
+        window = slice(edges[first], edges[min(first + WINDOW, count)])
+        order[window] = sorted(order[window], key=lambda index: (lengths[index], index))
+    batches = [order[start:end] for start, end in itertools.pairwise(edges)]
+    rng.shuffle(batches)
+    return batches
+
+
+def batches_from(step: int, lengths: Sequence[int], spec: TrainSpec) -> Iterator[list[int]]:
+    """The batches of steps `step`, `step + 1`, … (counted from 0) up to the last one."""
+    epoch, skip = divmod(step, batches_per_epoch(len(lengths), spec.batch_size))
+    left = total_steps(len(lengths), spec) - step
+    while left > 0:
+        batches = epoch_batches(lengths, seed=spec.seed, epoch=epoch, batch_size=spec.batch_size)[skip:][:left]
+        yield from batches
+        left -= len(batches)
+        epoch, skip = epoch + 1, 0
+
+
+def learning_rate(step: int, total: int, spec: TrainSpec) -> float:
+    """Rate of step `step` (counted from 0): a linear warm-up, then half a cosine towards zero."""
+    warmup = min(math.ceil(spec.warmup * total), LONGEST_WARMUP)
+    if step < warmup:
+        return spec.learning_rate * (step + 1) / warmup
+    return spec.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
