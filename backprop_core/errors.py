@@ -247,6 +247,12 @@ class NameTaken(BackpropError):
     code = "STATE_NAME_TAKEN"
 
 
+class RunActive(BackpropError):
+    """Another process is working on this run."""
+
+    code = "STATE_RUN_ACTIVE"
+
+
 def all_errors() -> dict[str, type[BackpropError]]:
     """Every code and its class, in the order of this file."""
     return {error.code: error for error in BackpropError.__subclasses__()}

@@ -1,0 +1,30 @@
+"""Plots of what was measured."""
+
+import io
+
+from backprop_core.refs import Evaluation
+
+
+def forgetting_matrix(evaluation: Evaluation) -> bytes:
+    """The forgetting matrix as a PNG: token accuracy of each task (column) for the base and after each run (row)."""
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows: list[list[float] | list[float | None]] = [evaluation.base, *evaluation.matrix]
+    # [run, task], NaN where the task came later
+    scores = np.array([[np.nan if score is None else score for score in row] for row in rows])
+    figure = Figure(figsize=(2.6 + 1.1 * scores.shape[1], 1.8 + 0.45 * scores.shape[0]), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(scores, vmin=0, vmax=1, cmap="YlGnBu", aspect="auto")
+    axes.set_xticks(range(len(evaluation.tasks)), evaluation.tasks, rotation=30, ha="right", parse_math=False)
+    axes.set_yticks(range(len(rows)), ["base", *(f"run {run}" for run in range(1, len(rows)))])
+    axes.axhline(0.5, color="black", linewidth=1)
+    for (row, column), score in np.ndenumerate(scores):
+        if not np.isnan(score):
+            axes.text(column, row, f"{score:.3f}", ha="center", va="center", color="white" if score > 0.6 else "black")
+    axes.set_title("Token accuracy on held-out rows", fontsize=11)
+    figure.colorbar(image)
+    file = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(file)
+    return file.getvalue()

@@ -1,0 +1,357 @@
+"""What is to be recorded, on disk first: append-only lines of JSON, one file for a run and its child runs.
+
+<run_id>.jsonl  the lines; times in ms since 1970
+<run_id>.lock   held by the process that writes, freed by the kernel when it dies
+<run_id>.sent   how much of it MLflow has
+sent/           journals that MLflow has to the end
+"""
+
+import errno
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from filelock import FileLock, Timeout
+from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+
+from backprop_core.errors import RunActive, blank_secrets
+from backprop_core.refs import DatasetSummary, ErrorRecord, Evaluation, Located, Record, RunId, RunResult, Status
+
+LONGEST_PARAMETER = 500  # characters; the complete spec stands in spec.json
+LONGEST_TAG = 5000
+log = logging.getLogger(__name__)
+
+
+class Line(Record):
+    """One thing that happened to one run."""
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+    time: int = Field(description="Milliseconds since 1970.")
+    run: RunId
+
+
+class Started(Line):
+    """The run begins, or goes on after an interruption."""
+
+    kind: Literal["start"] = "start"
+    format: Literal[1] = 1
+    line: str
+    name: str
+    parent: RunId | None
+    params: dict[str, str]
+    tags: dict[str, str]
+
+
+class Measured(Line):
+    """Values at one step."""
+
+    kind: Literal["metrics"] = "metrics"
+    step: int
+    values: dict[str, float]
+
+
+class Tagged(Line):
+    """Labels; a later one replaces an earlier one."""
+
+    kind: Literal["tags"] = "tags"
+    tags: dict[str, str]
+
+
+class Inputs(Line):
+    """The datasets that the run works on."""
+
+    kind: Literal["inputs"] = "inputs"
+    datasets: list[DatasetSummary]
+
+
+class Document(Line):
+    """A small JSON artifact."""
+
+    kind: Literal["document"] = "document"
+    name: str
+    value: JsonValue
+
+
+class Directory(Line):
+    """An artifact of the store."""
+
+    kind: Literal["directory"] = "directory"
+    name: str
+    artifact: Located
+
+
+class Evaluated(Line):
+    """The forgetting matrix as it is now."""
+
+    kind: Literal["evaluation"] = "evaluation"
+    evaluation: Evaluation
+
+
+class Ended(Line):
+    """The run is over."""
+
+    kind: Literal["end"] = "end"
+    status: Status
+    error: ErrorRecord | None
+
+
+AnyLine = Started | Measured | Tagged | Inputs | Document | Directory | Evaluated | Ended
+LINE: TypeAdapter[AnyLine] = TypeAdapter(Annotated[AnyLine, Field(discriminator="kind")])
+
+
+def journal_file(directory: Path, run_id: str) -> Path:
+    return directory / f"{run_id}.jsonl"
+
+
+def sent_file(directory: Path, run_id: str) -> Path:
+    return directory / f"{run_id}.sent"
+
+
+def writer_lock(directory: Path, run_id: str) -> FileLock:
+    """Held while a process writes this run's journal: who cannot get it knows that the run is alive."""
+    return FileLock(directory / f"{run_id}.lock", thread_local=False)
+
+
+def read(path: Path, offset: int = 0) -> Iterator[tuple[int, AnyLine]]:
+    """Every complete line from `offset` on, and the offset behind it. A line that cannot be read is left out."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        for text in file:
+            if not text.endswith(b"\n"):
+                return
+            offset += len(text)
+            try:
+                yield offset, LINE.validate_json(text)
+            except ValidationError:
+                log.warning("%s: the line before byte %d cannot be read and is left out", path, offset)
+
+
+def retire(directory: Path, run_id: str, offset: int) -> None:
+    """Move a journal that was sent up to `offset` to `sent/`, unless somebody writes it or has written more."""
+    with suppress(Timeout), writer_lock(directory, run_id).acquire(timeout=0):
+        if next(read(journal_file(directory, run_id), offset), None) is None:
+            (directory / "sent").mkdir(exist_ok=True, mode=0o700)
+            for place in (journal_file, sent_file):
+                with suppress(FileNotFoundError):
+                    place(directory, run_id).replace(place(directory / "sent", run_id))
+            with suppress(PermissionError):  # Windows keeps a file that is open
+                (directory / f"{run_id}.lock").unlink()
+
+
+def bring_back(directory: Path, run_id: str) -> None:
+    """Undo `retire`: the run goes on."""
+    for place in (sent_file, journal_file):
+        with suppress(FileNotFoundError):
+            place(directory / "sent", run_id).replace(place(directory, run_id))
+
+
+class JournalFile:
+    """The file behind a run and its child runs: one writing process, any number of threads."""
+
+    def __init__(self, directory: Path, run_id: str) -> None:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.path = journal_file(directory, run_id)
+        self._lock = writer_lock(directory, run_id)
+        try:
+            self._lock.acquire(timeout=5)
+        except Timeout:
+            raise RunActive(f"run {run_id} is being worked on", hint="wait until it ends, or stop it") from None
+        bring_back(directory, run_id)
+        self._guard = threading.Lock()
+        self._warned = False
+        self.started: set[str] = set()
+        self._highest: dict[tuple[str, str], int] = {}
+        self._file = self.path.open("ab", buffering=0)
+        self._size = self._recall()
+        self._file.truncate(self._size)
+
+    def _recall(self) -> int:
+        """Learn from the lines that are there; the size without a torn last line."""
+        text = self.path.read_bytes()
+        for _, line in read(self.path):
+            if isinstance(line, Started):
+                self.started.add(line.run)
+            if isinstance(line, Measured):
+                self._highest.update({(line.run, name): line.step for name in line.values})
+        return text.rfind(b"\n") + 1
+
+    def append(self, line: AnyLine) -> None:
+        """Write one line. If the disk does not take it, say so once and go on."""
+        with self._guard:
+            self._append(line)
+
+    def measure(self, run: str, step: int, values: Mapping[str, float]) -> None:
+        """Write the values whose metric was never written at this step or a later one."""
+        with self._guard:
+            new = {name: value for name, value in values.items() if step > self._highest.get((run, name), -1)}
+            if new:
+                self._highest.update({(run, name): step for name in new})
+                self._append(Measured(time=now(), run=run, step=step, values=new))
+
+    def _append(self, line: AnyLine) -> None:
+        data = line.model_dump_json().encode() + b"\n"
+        try:
+            if self._file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, "no space left")
+            self._size += len(data)
+        except OSError as error:
+            self._file.truncate(self._size)
+            if not self._warned:
+                log.warning("%s cannot be written (%s); the run goes on, its record has gaps", self.path, error)
+            self._warned = True
+
+    def close(self) -> None:
+        self._file.close()
+        self._lock.release()
+
+
+class Journal:
+    """The record of one run. Everything may be called again when an interrupted run goes on.
+
+    Raises RunActive if another process writes the journal of the same run.
+    """
+
+    def __init__(self, directory: Path, run_id: str) -> None:
+        self.run_id = run_id
+        self._parent: str | None = None
+        self._file = JournalFile(directory, run_id)
+
+    def child(self, run_id: str) -> Self:
+        """A run inside this one, in the same file."""
+        child = object.__new__(type(self))
+        child.run_id, child._parent, child._file = run_id, self.run_id, self._file
+        return child
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the file. A run that has not ended counts as interrupted from now on."""
+        self._file.close()
+
+    def start(
+        self, *, line: str, name: str, params: Mapping[str, str] | None = None, tags: Mapping[str, str] | None = None
+    ) -> None:
+        """The run begins under a line's name. Parameters are kept from the first start, tags from the last."""
+        again = self.run_id in self._file.started
+        self._file.started.add(self.run_id)
+        self._file.append(
+            Started(
+                **self._head(),
+                line=line,
+                name=name,
+                parent=self._parent,
+                params={} if again else shortened(params or {}, LONGEST_PARAMETER),
+                tags=shortened(tags or {}, LONGEST_TAG),
+            )
+        )
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Values at a step. What was journaled at this step or a later one is not written again."""
+        self._file.measure(self.run_id, step, values)
+
+    def tags(self, tags: Mapping[str, str]) -> None:
+        """Labels; a later one replaces an earlier one."""
+        self._file.append(Tagged(**self._head(), tags=shortened(tags, LONGEST_TAG)))
+
+    def inputs(self, datasets: Sequence[DatasetSummary]) -> None:
+        """The datasets that the run works on, with their digests."""
+        self._file.append(Inputs(**self._head(), datasets=list(datasets)))
+
+    def document(self, name: str, value: JsonValue) -> None:
+        """A small JSON artifact, such as `spec.json`; secrets in its strings are blanked."""
+        self._file.append(Document(**self._head(), name=name, value=blanked(value)))
+
+    def directory(self, name: str, artifact: Located) -> None:
+        """An artifact of the store, such as the merged adapter; its files are read when they are sent."""
+        self._file.append(Directory(**self._head(), name=name, artifact=artifact))
+
+    def evaluation(self, evaluation: Evaluation) -> None:
+        """The matrix as it is now: as table and plot, and as metrics by task with the base at step 0, run i at i."""
+        for step, values in enumerate(rows(evaluation)):
+            self.metrics(step, values)
+        self._file.append(Evaluated(**self._head(), evaluation=evaluation))
+
+    def end(self, status: Status, error: ErrorRecord | None = None) -> None:
+        """The run is over."""
+        self._file.append(Ended(**self._head(), status=status, error=error and blanked_error(error)))
+
+    def result(self, result: RunResult) -> None:
+        """The run is over with this result: `result.json`, the merged adapter, tags for digests, and the end."""
+        self.document("result.json", result.model_dump(mode="json"))
+        named = {"base": result.base, "merged": result.merged}
+        self.tags({f"backprop.{name}": ref.digest for name, ref in named.items() if ref})
+        if result.merged:
+            self.directory("merged", result.merged)
+        self.end(result.status, result.error)
+
+    def _head(self) -> dict[str, Any]:
+        return {"time": now(), "run": self.run_id}
+
+
+def rows(evaluation: Evaluation) -> Iterator[dict[str, float]]:
+    """Metrics of the base, then of each run: token accuracy, loss and exact match by task, at the end the averages."""
+    yield by_task(evaluation.tasks, token_accuracy=evaluation.base, exact_match=evaluation.base_exact_match)
+    scores = zip(evaluation.matrix, evaluation.loss, evaluation.exact_match, strict=True)
+    for run, (accuracy, loss, exact) in enumerate(scores, 1):
+        values = by_task(evaluation.tasks, token_accuracy=accuracy, loss=loss, exact_match=exact)
+        yield values | (averages(evaluation) if run == len(evaluation.matrix) else {})
+
+
+def by_task(tasks: Sequence[str], **scores: Sequence[float | None]) -> dict[str, float]:
+    """One row of each matrix as `<measure>.<task>`, without the tasks that came later."""
+    cells = ((f"{name}.{task}", score) for name, row in scores.items() for task, score in zip(tasks, row, strict=True))
+    return {name: score for name, score in cells if score is not None}
+
+
+def averages(evaluation: Evaluation) -> dict[str, float]:
+    """What the matrix comes to after its last run."""
+    transfer = evaluation.backward_transfer
+    return {"average": evaluation.average} | ({} if transfer is None else {"backward_transfer": transfer})
+
+
+def parameters(spec: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """The leaves of a spec by their path, as text: `training.lora.rank` → `8`, `datasets.0.path` → …"""
+    found: dict[str, str] = {}
+    for name, value in spec.items():
+        match value:
+            case Mapping():
+                found |= parameters(value, f"{prefix}{name}.")
+            case [Mapping(), *_]:
+                found |= parameters({str(i): item for i, item in enumerate(value)}, f"{prefix}{name}.")
+            case _:
+                found[f"{prefix}{name}"] = str(value)
+    return found
+
+
+def shortened(texts: Mapping[str, str], longest: int) -> dict[str, str]:
+    """The texts without secrets, cut to `longest` characters."""
+    return {name: blank_secrets(text)[:longest] for name, text in texts.items()}
+
+
+def blanked(value: JsonValue) -> JsonValue:
+    """The same JSON with secrets blanked in every string."""
+    match value:
+        case str():
+            return blank_secrets(value)
+        case dict():
+            return {name: blanked(item) for name, item in value.items()}
+        case list():
+            return [blanked(item) for item in value]
+        case _:
+            return value
+
+
+def blanked_error(error: ErrorRecord) -> ErrorRecord:
+    return error.model_copy(update={"message": blank_secrets(error.message), "hint": blank_secrets(error.hint)})
+
+
+def now() -> int:
+    return time.time_ns() // 1_000_000

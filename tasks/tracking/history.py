@@ -1,0 +1,131 @@
+"""What runs there were, out of MLflow."""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from backprop_core.errors import RefAmbiguous, RunUnknown
+from backprop_core.refs import RunResult
+from backprop_core.settings import Settings
+from tasks.tracking.connection import LINE, NAMESPACE, connect, own_database, tracking_uri
+from tasks.tracking.record import DATASETS, ERROR, ROLE, ROOT, RUN_ID, STATUS
+from tasks.tracking.sender import sync
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+PAGE = 1000  # runs a request
+
+
+class RunSummary(TypedDict):
+    """One run in the history."""
+
+    run_id: str
+    line: str
+    status: str
+    started: str  # ISO 8601, UTC
+    seconds: float | None  # None while it runs
+    datasets: list[str]
+    average: float | None  # last row of the matrix
+    error: str | None  # code
+
+
+def list_runs(settings: Settings, *, children: bool = False, limit: int = 50) -> list[RunSummary]:
+    """The latest runs, newest first, without their child runs unless asked. Raises MLflowUnreachable."""
+    history = History(settings)
+    return [summary(run) for run in history.runs("" if children else f"tags.`{ROLE}` = 'parent'", limit)]
+
+
+def show_run(settings: Settings, prefix: str) -> RunResult:
+    """The result of the one run whose run_id starts with `prefix`, or that has this id in MLflow.
+
+    A child run shows the run that it belongs to; a run without a result shows its spec and its state.
+    Raises RunUnknown, RefAmbiguous, MLflowUnreachable.
+    """
+    history = History(settings)
+    return history.result(history.find(prefix))
+
+
+class History:
+    """The runs of our namespace, as MLflow has them after the journals were sent."""
+
+    def __init__(self, settings: Settings) -> None:
+        sync(settings)
+        self._experiments: list[str] = []
+        if is_empty(settings):
+            return
+        self._client = connect(settings)
+        ours = self._client.search_experiments(filter_string=f"tags.`{NAMESPACE}` = '{settings.namespace}'")
+        self._experiments = [experiment.experiment_id for experiment in ours]
+
+    def runs(self, condition: str, limit: int) -> "Iterator[Run]":
+        """Runs that fulfil a condition, newest first."""
+        token = None
+        while self._experiments and limit > 0:
+            page = self._client.search_runs(
+                self._experiments, condition, max_results=min(limit, PAGE), page_token=token
+            )
+            yield from page
+            limit, token = limit - len(page), page.token
+            if not token:
+                return
+
+    def find(self, prefix: str) -> "Run":
+        """The root run that a prefix of a run_id, or an id of MLflow's, means."""
+        found = [*self.runs(f"tags.`{RUN_ID}` LIKE '{escaped(prefix)}%'", 5)]
+        found = found or [*self.runs(f"attributes.run_id = '{escaped(prefix)}'", 1)]
+        roots = sorted({run.data.tags[ROOT] for run in found})
+        if not roots:
+            raise RunUnknown(f"no run {prefix}", hint="`backprop list-runs` shows what there is")
+        if len(roots) > 1:
+            raise RefAmbiguous(f"{prefix} could be {', '.join(roots)}", hint="give more of its digits")
+        return next(self.runs(f"tags.`{RUN_ID}` = '{roots[0]}'", 1))
+
+    def result(self, run: "Run") -> RunResult:
+        """result.json if it is of the run's present state, else what is known without it."""
+        tags = run.data.tags
+        status, known = tags.get(STATUS, "running"), {"mlflow_run_id": run.info.run_id}
+        names = {artifact.path for artifact in self._client.list_artifacts(run.info.run_id)}
+        if "result.json" in names:
+            result = RunResult.model_validate(self._document(run, "result.json"))
+            if result.status == status:
+                return result.model_copy(update=known)
+        spec = self._document(run, "spec.json") if "spec.json" in names else {}
+        return RunResult.model_validate(
+            {"run_id": tags[RUN_ID], "line": tags[LINE], "status": status, "spec": spec, **known}
+        )
+
+    def _document(self, run: "Run", name: str) -> Any:
+        with tempfile.TemporaryDirectory() as directory:
+            return json.loads(
+                Path(self._client.download_artifacts(run.info.run_id, name, directory)).read_text("utf-8")
+            )
+
+
+def is_empty(settings: Settings) -> bool:
+    """Nothing was ever recorded here: no need to make a database to find that out."""
+    own = own_database(settings)
+    return tracking_uri(settings) == f"sqlite:///{own.as_posix()}" and not own.exists()
+
+
+def summary(run: "Run") -> RunSummary:
+    tags, start, end = run.data.tags, run.info.start_time, run.info.end_time
+    status = tags.get(STATUS, "running")
+    return RunSummary(
+        run_id=tags[RUN_ID],
+        line=tags[LINE],
+        status=status,
+        started=datetime.fromtimestamp(start / 1000, UTC).isoformat(timespec="seconds"),
+        seconds=None if status == "running" else (end - start) / 1000,
+        datasets=json.loads(tags.get(DATASETS, "[]")),
+        average=run.data.metrics.get("average"),
+        error=tags.get(ERROR) or None,
+    )
+
+
+def escaped(text: str) -> str:
+    """Only what an id may hold: a quote or a wildcard would be read as part of the condition."""
+    return "".join(character for character in text if character.isalnum()) or "-"

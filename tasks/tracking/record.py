@@ -1,0 +1,165 @@
+"""Lines of a journal as an MLflow run. Sending the same lines again changes nothing."""
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from backprop_core.refs import DatasetSummary, Evaluation, Located, Status
+from tasks.figures import forgetting_matrix
+from tasks.journal import AnyLine, Directory, Document, Ended, Evaluated, Inputs, Measured, Started, Tagged
+from tasks.tracking.connection import LINE
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput, Metric
+
+T = TypeVar("T")
+RUN_ID, ROOT, ROLE, STATUS = "backprop.run_id", "backprop.root", "backprop.role", "backprop.status"
+DATASETS, ERROR = "backprop.datasets", "backprop.error"
+MLFLOW_STATUS: dict[Status, str] = {
+    "finished": "FINISHED",
+    "unchanged": "FINISHED",
+    "rejected": "FINISHED",
+    "failed": "FAILED",
+    "interrupted": "KILLED",
+    "running": "RUNNING",
+}
+LARGEST_UPLOAD = 2**30  # bytes; what is larger is named by digest and place
+LONGEST_NAME = 250
+LONGEST_DATASET_DIGEST = 36
+
+
+def find_or_create(client: "MlflowClient", experiment: str, line: Started, *, parent: str | None) -> str:
+    """MLflow's id of the run: looked up by our tag, also among deleted runs, before it is made."""
+    from mlflow.entities import ViewType
+
+    by_tag = f"tags.`{RUN_ID}` = '{line.run}'"
+    for run in client.search_runs([experiment], by_tag, run_view_type=ViewType.ALL, max_results=1):
+        if run.info.lifecycle_stage == "deleted":
+            client.restore_run(run.info.run_id)
+        return str(run.info.run_id)
+    tags = {RUN_ID: line.run, ROOT: line.parent or line.run, ROLE: "child" if line.parent else "parent"}
+    nested = {"mlflow.parentRunId": parent} if parent else {}
+    made = client.create_run(experiment, line.time, {**tags, **nested, LINE: line.line}, line.name)
+    return str(made.info.run_id)
+
+
+def deliver(client: "MlflowClient", run: str, lines: Sequence[AnyLine]) -> None:
+    """Everything that these lines say of one run; its state last."""
+    log_batches(client, run, lines)
+    files = {(line.kind, getattr(line, "name", "")): line for line in lines}
+    for line in files.values():
+        log_file(client, run, line)
+    states = [line for line in lines if isinstance(line, Started | Ended)]
+    if states:
+        set_state(client, run, states[-1])
+
+
+def log_batches(client: "MlflowClient", run: str, lines: Sequence[AnyLine]) -> None:
+    """Metrics, parameters and tags, as many a request as MLflow takes."""
+    from mlflow.entities import Param, RunTag
+
+    labels: dict[str, str] = {}
+    params: dict[str, str] = {}
+    for line in lines:
+        labels |= tags_of(line)
+        params |= line.params if isinstance(line, Started) else {}
+    metrics = slices([metric for line in lines if isinstance(line, Measured) for metric in metrics_of(line)], 800)
+    some_params = slices([Param(name, value) for name, value in named(params).items()], 100)
+    some_tags = slices([RunTag(name, value) for name, value in named(labels).items()], 100)
+    for batch in zip_longest(metrics, some_params, some_tags, fillvalue=()):
+        client.log_batch(run, *batch)
+
+
+def tags_of(line: AnyLine) -> dict[str, str]:
+    match line:
+        case Started() | Tagged():
+            return line.tags
+        case Inputs():
+            return {DATASETS: json.dumps([dataset.name for dataset in line.datasets], ensure_ascii=False)}
+        case _:
+            return {}
+
+
+def metrics_of(line: Measured) -> "list[Metric]":
+    from mlflow.entities import Metric
+
+    return [Metric(name, value, line.time, line.step) for name, value in named(line.values).items()]
+
+
+def named(values: Mapping[str, T]) -> dict[str, T]:
+    """The same under names that MLflow accepts."""
+    return {re.sub(r"[^\w.\- ]", "_", name)[:LONGEST_NAME]: value for name, value in values.items()}
+
+
+def slices(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def log_file(client: "MlflowClient", run: str, line: AnyLine) -> None:
+    match line:
+        case Inputs():
+            client.log_inputs(run, [dataset_input(dataset) for dataset in line.datasets])
+        case Document():
+            client.log_text(run, json.dumps(line.value, ensure_ascii=False, indent=1), line.name)
+        case Directory():
+            log_directory(client, run, line.name, line.artifact)
+        case Evaluated():
+            log_matrix(client, run, line.evaluation)
+
+
+def log_directory(client: "MlflowClient", run: str, name: str, artifact: Located) -> None:
+    """The files of an artifact, where they are there and not too large; its digest and place in any case."""
+    directory = Path(artifact.path)
+    files = [path for path in sorted(directory.rglob("*")) if path.is_file()]
+    client.set_tag(run, f"backprop.{name}", artifact.digest)
+    client.set_tag(run, f"backprop.{name}.uri", directory.as_uri())
+    if sum(path.stat().st_size for path in files) <= LARGEST_UPLOAD:
+        for path in files:
+            client.log_artifact(run, str(path), (Path(name) / path.relative_to(directory).parent).as_posix())
+
+
+def log_matrix(client: "MlflowClient", run: str, evaluation: Evaluation) -> None:
+    """The forgetting matrix as a table that MLflow shows, and as a plot."""
+    client.log_text(run, json.dumps(table(evaluation), ensure_ascii=False), "matrix.json")
+    client.set_tag(run, "mlflow.loggedArtifacts", json.dumps([{"path": "matrix.json", "type": "table"}]))
+    with tempfile.TemporaryDirectory() as directory:
+        plot = Path(directory) / "forgetting.png"
+        plot.write_bytes(forgetting_matrix(evaluation))
+        client.log_artifact(run, str(plot))
+
+
+def table(evaluation: Evaluation) -> dict[str, Any]:
+    """Columns and rows: the base first, then the runs from 1; null where a task came later."""
+    rows = [["base", *evaluation.base], *([str(run), *row] for run, row in enumerate(evaluation.matrix, 1))]
+    return {"columns": ["after run", *evaluation.tasks], "data": rows}
+
+
+def dataset_input(dataset: DatasetSummary) -> "DatasetInput":
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    source = json.dumps({"uri": f"store:{dataset.digest}"})
+    profile = dataset.model_dump_json(include={"train_rows", "heldout_rows", "dropped"})
+    digest = dataset.digest[:LONGEST_DATASET_DIGEST]
+    entity = Dataset(dataset.name[:500], digest, "store", source, profile=profile)
+    return DatasetInput(entity, [InputTag("mlflow.data.context", "training"), InputTag("task", dataset.task)])
+
+
+def set_state(client: "MlflowClient", run: str, line: Started | Ended) -> None:
+    match line:
+        case Started():
+            client.set_tag(run, STATUS, "running")
+            client.update_run(run, "RUNNING")
+        case Ended():
+            client.set_tag(run, ERROR, line.error.code if line.error else "")
+            close(client, run, line.status, line.time)
+
+
+def close(client: "MlflowClient", run: str, status: Status, time: int) -> None:
+    """The run is over, since `time` in ms."""
+    client.set_tag(run, STATUS, status)
+    client.set_terminated(run, MLFLOW_STATUS[status], time)

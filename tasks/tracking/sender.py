@@ -1,0 +1,217 @@
+"""From the journals to MLflow, once: in chunks, remembering after each how far it got.
+
+A crash between a chunk and the note of it sends the chunk again. That changes nothing: MLflow keeps an identical
+(metric, step, time, value) once, tags and artifacts replace themselves, and runs are looked up before they are made.
+"""
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+from pydantic import Field
+
+from backprop_core.errors import blank_secrets
+from backprop_core.refs import Record
+from backprop_core.settings import Settings
+from backprop_core.store import write_atomic
+from tasks.journal import AnyLine, Ended, Started, journal_file, read, retire, sent_file, writer_lock
+from tasks.tracking.connection import connect, experiment_of, prepare, tracking_uri
+from tasks.tracking.record import close, deliver, find_or_create
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+CHUNK = 500  # lines
+log = logging.getLogger(__name__)
+
+
+class SyncReport(Record):
+    """What one sync did, in journals."""
+
+    sent: int = Field(description="Journals of which something was sent.")
+    waiting: int = Field(description="Journals of which something is still to be sent.")
+    error: str | None
+
+
+class Sent(Record):
+    """How much of a journal MLflow has, and where."""
+
+    uri: str
+    offset: int = 0
+    experiment: str | None = None
+    runs: dict[str, str] = Field(default_factory=dict, description="run_id -> MLflow's id")
+
+
+def load_sent(directory: Path, run_id: str, uri: str) -> Sent:
+    """What was noted for this MLflow; another MLflow has nothing yet."""
+    path = sent_file(directory, run_id)
+    noted = Sent.model_validate_json(path.read_text()) if path.is_file() else Sent(uri=uri)
+    return noted if noted.uri == uri else Sent(uri=uri)
+
+
+def sync(settings: Settings) -> SyncReport:
+    """Send what the journals hold and MLflow has not. Never raises: an outage is in the report."""
+    directory = settings.journal_path
+    if not any(unsent(settings)):
+        return SyncReport(sent=0, waiting=0, error=None)
+    try:
+        with FileLock(directory / "sync.lock").acquire(timeout=2):
+            sent, error = send_all(settings)
+    except Timeout:
+        sent, error = 0, None  # another process is sending
+    return SyncReport(sent=sent, waiting=len(list(unsent(settings))), error=error)
+
+
+def unsent(settings: Settings) -> Iterator[str]:
+    """Journals with lines that MLflow has not, or whose writer is gone."""
+    uri = blank_secrets(tracking_uri(settings))
+    for path in sorted(settings.journal_path.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns):
+        offset = load_sent(path.parent, path.stem, uri).offset
+        if path.stat().st_size > offset or not is_written(path.parent, path.stem):
+            yield path.stem
+
+
+def is_written(directory: Path, run_id: str) -> bool:
+    """Whether a living process has the journal open."""
+    try:
+        with writer_lock(directory, run_id).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def send_all(settings: Settings) -> tuple[int, str | None]:
+    """How many journals were sent, and what stopped the first that could not be."""
+    sent, first_error = 0, None
+    for run_id in list(unsent(settings)):
+        error = attempt(settings, run_id)
+        sent += error is None
+        first_error = first_error or error
+        if error and attempt(settings, None):
+            break
+    return sent, first_error
+
+
+def attempt(settings: Settings, run_id: str | None) -> str | None:
+    """Send one journal, or only connect; the error as text. The record never costs the work."""
+    try:
+        client = connect(settings)
+        if run_id:
+            send(client, settings, run_id)
+    except Exception as error:  # noqa: BLE001 - whatever MLflow raises, the work goes on
+        return blank_secrets(str(error)) or type(error).__name__
+    return None
+
+
+def send(client: "MlflowClient", settings: Settings, run_id: str) -> None:
+    """Send the rest of one journal, and put it away if its writer is gone."""
+    directory = settings.journal_path
+    path = journal_file(directory, run_id)
+    sent = load_sent(directory, run_id, blank_secrets(tracking_uri(settings)))
+    while chunk := list(islice(read(path, sent.offset), CHUNK)):
+        with from_the_start_if_lost(sent_file(directory, run_id)):
+            sent = send_chunk(client, settings, sent, [line for _, line in chunk], chunk[-1][0])
+        write_atomic(sent_file(directory, run_id), sent.model_dump_json())
+    if not is_written(directory, run_id):
+        for run, last in unfinished(path).items():
+            close(client, sent.runs[run], "interrupted", last)
+        retire(directory, run_id, sent.offset)
+
+
+@contextmanager
+def from_the_start_if_lost(note: Path) -> Iterator[None]:
+    """When MLflow does not know a run that it had, its database is another one: the next sync sends everything."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            note.unlink(missing_ok=True)
+        raise
+
+
+def send_chunk(client: "MlflowClient", settings: Settings, sent: Sent, lines: list[AnyLine], offset: int) -> Sent:
+    runs, experiment = dict(sent.runs), sent.experiment
+    for line in lines:
+        if isinstance(line, Started) and line.run not in runs:
+            experiment = experiment or experiment_of(client, settings, line.line)
+            runs[line.run] = find_or_create(client, experiment, line, parent=runs.get(line.parent or ""))
+    for run in dict.fromkeys(line.run for line in lines if line.run in runs):
+        deliver(client, runs[run], [line for line in lines if line.run == run])
+    return Sent(uri=sent.uri, offset=offset, experiment=experiment, runs=runs)
+
+
+def unfinished(path: Path) -> dict[str, int]:
+    """Runs that were started and have no end, with the time of their last line."""
+    last: dict[str, AnyLine] = {}
+    times: dict[str, int] = {}
+    for _, line in read(path):
+        times[line.run] = line.time
+        if isinstance(line, Started | Ended):
+            last[line.run] = line
+    return {run: times[run] for run, line in last.items() if isinstance(line, Started)}
+
+
+def noted(settings: Settings, run_id: str) -> Sent | None:
+    directory = settings.journal_path
+    places = (sent_file(directory, run_id), sent_file(directory / "sent", run_id))
+    return next((Sent.model_validate_json(path.read_text()) for path in places if path.is_file()), None)
+
+
+def mlflow_run_id(settings: Settings, run_id: str) -> str | None:
+    """MLflow's id of a root run, once it has one."""
+    sent = noted(settings, run_id)
+    return sent.runs.get(run_id) if sent else None
+
+
+def run_link(settings: Settings, run_id: str) -> str | None:
+    """Where an MLflow server shows a root run; None without a server, or before the run was sent."""
+    sent = noted(settings, run_id)
+    if sent is None or not sent.uri.startswith("http") or run_id not in sent.runs:
+        return None
+    return f"{sent.uri.rstrip('/')}/#/experiments/{sent.experiment}/runs/{sent.runs[run_id]}"
+
+
+class Sender:
+    """Sends in the background while a flow works; says once if MLflow does not take it."""
+
+    def __init__(self, settings: Settings, *, every: float = 3.0) -> None:
+        self._settings = settings
+        self._every = every
+        self._warned = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="mlflow-sender", daemon=True)
+
+    def start(self) -> None:
+        """Begin, with the import of mlflow: seconds that the work does not wait for."""
+        self._thread.start()
+
+    def finish(self, timeout: float = 30.0) -> None:
+        """Send what is left, for at most `timeout` seconds; what remains stays in the journal."""
+        self._stop.set()
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            self._warn(f"MLflow took longer than {timeout:g} s")
+
+    def _work(self) -> None:
+        prepare()
+        while not self._stop.is_set():
+            self._sync()
+            self._stop.wait(self._every)
+        self._sync()
+
+    def _sync(self) -> None:
+        if error := sync(self._settings).error:
+            self._warn(error)
+
+    def _warn(self, reason: str) -> None:
+        if not self._warned:
+            kept = self._settings.journal_path
+            log.warning("%s; the record is kept in %s and will be sent by `backprop sync`", reason, kept)
+        self._warned = True
