@@ -33,7 +33,7 @@ def part(value: Any) -> Any:
         case ArtifactRef() | BaseRef() | SourceRef():
             return value.digest
         case Spec():
-            return value.semantic()
+            return part(value.semantic())
         case Record():
             return {name: part(getattr(value, name)) for name in type(value).model_fields}
         case Mapping():

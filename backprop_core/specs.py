@@ -16,11 +16,8 @@ class Spec(BaseModel):
 
     def semantic(self) -> dict[str, Any]:
         """The fields that can change a result."""
-        return {
-            name: value.semantic() if isinstance(value := getattr(self, name), Spec) else value
-            for name, field in type(self).model_fields.items()
-            if field.json_schema_extra != NO_KEY
-        }
+        fields = type(self).model_fields.items()
+        return {name: getattr(self, name) for name, field in fields if field.json_schema_extra != NO_KEY}
 
 
 class ModelSpec(Spec):
@@ -84,6 +81,11 @@ class MergeSpec(Spec):
     """How a run's adapter goes into the merged one."""
 
     strategy: Literal["slao", "sequential"] = Field("slao", description="slao, or sequential: the last run alone.")
+
+    @property
+    def orthonormal_start(self) -> bool:
+        """Whether the next run starts from orthonormal rows of A."""
+        return self.strategy == "slao"
 
 
 class EvaluationSpec(Spec):

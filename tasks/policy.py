@@ -33,28 +33,28 @@ class UnfitRecord(Exception):
 
 
 class Records(WritableFileSystem):
-    """Prefect's records of finished stages, in the store.
+    """Prefect's records of finished stages, in the store: `keys/` here, what they point to in `results/` beside it.
 
-    Reads only JSON records of our ref types, and only while the artifacts they name verify; anything else is a miss.
-    The stored metadata would otherwise choose the deserializer, pickle included.
+    A record counts only if it is plain JSON of one of our ref types and the artifacts it names verify; anything else
+    is a miss, said aloud. Left to itself, Prefect lets the stored record choose the deserializer, pickle included.
     """
 
     _block_type_name = "backprop-records"
 
-    def _resolve_path(self, path: str) -> Path:
-        return Store(settings().store_path).cache / Path(path).name
-
-    def read_path(self, path: str, **_: Any) -> bytes:
-        content = self._resolve_path(path).read_bytes()
+    def read_path(self, path: str, **_: Any) -> bytes:  # type: ignore[override]  # Prefect calls it from sync code
+        store = Store(settings().store_path)
+        content = (store.cache / "keys" / path).read_bytes()
+        result = results(store) / path
         try:
-            verify(Store(settings().store_path), read_record(content))
-        except UnfitRecord as error:
-            log.warning("cache record %s is left aside, the stage runs again: %s", Path(path).name[:12], error)
+            metadata = read_metadata(content)
+            verify(store, read_result(result.read_bytes()))
+        except (UnfitRecord, FileNotFoundError) as error:
+            log.warning("the cache record %s is left aside and the stage runs again: %s", path[:12], error)
             raise
-        return content
+        return json.dumps(metadata | {"storage_key": str(result)}).encode()
 
-    def write_path(self, path: str, content: bytes, **_: Any) -> None:
-        write_atomic(self._resolve_path(path), content.decode())
+    def write_path(self, path: str, content: bytes, **_: Any) -> None:  # type: ignore[override]
+        write_atomic(Store(settings().store_path).cache / "keys" / path, content.decode())
 
     async def aread_path(self, path: str, **_: Any) -> bytes:
         return self.read_path(path)
@@ -63,21 +63,38 @@ class Records(WritableFileSystem):
         self.write_path(path, content)
 
 
-def read_record(content: bytes) -> BaseModel:
-    """The ref in a Prefect result record; raises UnfitRecord unless it is plain JSON of one of our types."""
+def results(store: Store) -> Path:
+    """Where Prefect writes what stages returned."""
+    return store.cache / "results"
+
+
+def read_metadata(content: bytes) -> dict[str, Any]:
+    """A record's metadata; raises UnfitRecord unless it asks for plain JSON."""
     try:
-        record = json.loads(content)
-        serializer, result = record["metadata"]["serializer"], json.loads(record["result"])
-        expected = {"type": "json", "jsonlib": "json", "object_encoder": ENCODER, "object_decoder": DECODER}
-        if any(serializer.get(name) != value for name, value in expected.items()):
-            raise UnfitRecord(f"it asks for the deserializer {serializer.get('type')}")
+        metadata: dict[str, Any] = json.loads(content)
+        serializer = dict(metadata["serializer"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UnfitRecord(f"it is no record of ours ({type(error).__name__})") from error
+    if any(serializer.get(name) != value for name, value in SERIALIZER.items()):
+        raise UnfitRecord(f"it asks for the deserializer {serializer.get('type')}")
+    return metadata
+
+
+def read_result(content: bytes) -> BaseModel:
+    """The ref that a stage returned; raises UnfitRecord unless it is one of our types."""
+    try:
+        result = json.loads(content)
         return RESULTS[result["__class__"]].model_validate(result["data"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UnfitRecord(f"it is no record of ours ({type(error).__name__})") from error
 
 
-ENCODER = "prefect.serializers.prefect_json_object_encoder"
-DECODER = "prefect.serializers.prefect_json_object_decoder"
+SERIALIZER = {
+    "type": "json",
+    "jsonlib": "json",
+    "object_encoder": "prefect.serializers.prefect_json_object_encoder",
+    "object_decoder": "prefect.serializers.prefect_json_object_decoder",
+}
 
 
 def artifacts(record: BaseModel) -> Iterator[ArtifactRef]:
@@ -116,14 +133,12 @@ def is_retryable(_task: Any, _run: Any, state: Any) -> bool:
 def stage(function: Callable[P, R]) -> Task[P, R]:
     """Make a function a stage: cached by content across flow runs and processes, retried when that can help."""
     return task(
-        function,
         name=function.__name__,
-        cache_policy=CacheKeyFnPolicy(cache_key_fn=key_of),
-        result_storage=Records(),
+        cache_policy=CacheKeyFnPolicy(cache_key_fn=key_of).configure(key_storage=Records()),
         result_serializer="json",
         persist_result=True,
         cache_result_in_memory=False,
         retries=2,
         retry_delay_seconds=[1, 10],
         retry_condition_fn=is_retryable,
-    )
+    )(function)

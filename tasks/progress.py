@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from pydantic import Field
+
 from backprop_core.refs import Record
 
 
@@ -12,7 +14,7 @@ class Progress(Record):
     stage: str
     done: int
     total: int
-    values: dict[str, float] = {}
+    values: dict[str, float] = Field(default_factory=dict)
 
 
 Listener = Callable[[Progress], None]

@@ -10,30 +10,34 @@ from backprop_core.store import Store
 from backprop_core.worker.handle import Worker
 
 _guard = threading.Lock()
-_worker: Worker | None = None
+_running: tuple[Worker, Store] | None = None
 
 
-def worker(settings: Settings, store: Store, device: str) -> Worker:
-    """The running worker, started now if there is none."""
-    global _worker
+def worker(config: Settings, device: str) -> Worker:
+    """The running worker; started now if there is none, or if the last one has died."""
+    global _running
     with _guard:
-        if _worker is None:
-            _worker = Worker(store, slot=slot_of(store, device), python=settings.worker_python)
-        return _worker
-
-
-def running() -> Worker | None:
-    """The worker, if one was started."""
-    return _worker
+        if _running and not _running[0].alive:
+            _end()
+        if _running is None:
+            store = Store(config.store_path)
+            _running = Worker(store, slot=slot_of(store, device), python=config.worker_python), store
+        return _running[0]
 
 
 def stop() -> None:
     """End the worker, if there is one."""
-    global _worker
     with _guard:
-        if _worker is not None:
-            _worker.close()
-            _worker = None
+        _end()
+
+
+def _end() -> None:
+    global _running
+    if _running:
+        handle, store = _running
+        handle.close()
+        store.close()
+        _running = None
 
 
 def slot_of(store: Store, device: str) -> Path:

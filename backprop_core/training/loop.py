@@ -25,7 +25,7 @@ from backprop_core.strategies import check_same_shape
 from backprop_core.training import checkpoint, plan
 from backprop_core.training.checkpoint import Checkpoint
 
-OnMetrics = Callable[[int, dict[str, float]], None]
+OnMetrics = Callable[[int, int, dict[str, float]], None]
 
 
 def train(
@@ -41,7 +41,7 @@ def train(
 ) -> TrainResult:
     """Train one adapter and commit it. Where checkpoints lie under `key`, it goes on from the newest, to the same bits.
 
-    `on_metrics(step, values)` after each step: loss (nats per label token), learning_rate, grad_norm (before clipping),
+    `on_metrics(step, total steps, values)` after each step: loss (nats per label token), learning_rate, grad_norm (before clipping),
     tokens (of the step, without padding). `should_stop()` is asked at each step boundary.
     Raises NoRows, LossNotFinite, DiskFull, RankMismatch, AdapterMismatch, RankTooLarge, and Interrupted once it has
     saved a checkpoint.
@@ -124,7 +124,7 @@ class Run:
             metrics = self.do_step(batch)
             self.step += 1
             self.seconds = before + time.monotonic() - began
-            on_metrics(self.step, metrics)
+            on_metrics(self.step, self.total, metrics)
             stop = should_stop() and self.step < self.total
             if stop or time.monotonic() - saved_at >= self.spec.checkpoint_seconds:
                 checkpoint.save(self.snapshot(), self.folder)

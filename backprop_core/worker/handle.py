@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,6 +40,10 @@ class Worker:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
     def call(self, stage: str, result: type[Result], *, key: str, on_event: OnEvent, **parameters: Any) -> Result:
         """Run one stage and wait for it. Raises what the stage raised, or WorkerDied."""
         job = self._folder / f"{self._jobs:04d}-{stage}"
@@ -51,11 +56,9 @@ class Worker:
 
     def _say(self, line: str) -> None:
         assert self._process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):  # it has died; whoever waits for its result says so
             self._process.stdin.write(line.encode() + b"\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has died; whoever waits for its result says so
 
     def _wait(self, job: Path, stage: str, on_event: OnEvent) -> Mapping[str, Any]:
         events = Tail(job / "events.jsonl")
@@ -92,10 +95,8 @@ class Worker:
     def close(self) -> None:
         """End the child; it has nothing to do any more."""
         assert self._process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):
             self._process.stdin.close()
-        except BrokenPipeError:
-            pass
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:

@@ -103,7 +103,7 @@ class Stages:
             start=job.start,
             key=key,
             store=self._store,
-            on_metrics=lambda step, values: emit({"step": step, "values": values}),
+            on_metrics=lambda step, total, values: emit({"done": step, "total": total, "values": values}),
             should_stop=self._should_stop,
         )
 

@@ -1,0 +1,53 @@
+"""One LoRA run per dataset, merged and evaluated after each."""
+
+from prefect import flow
+
+from backprop_core.refs import RunResult
+from backprop_core.specs import DatasetSpec, EvaluationSpec, ExportSpec, MergeSpec, ModelSpec, RunSpec, TrainSpec
+from flows.pipeline import pipeline
+from tasks.run import recorded
+
+
+@flow(name="multi-run", persist_result=False)
+def multi_run(
+    datasets: list[DatasetSpec],
+    line: str = "default",
+    model: str | ModelSpec = ModelSpec(),
+    training: TrainSpec = TrainSpec(),
+    merge: MergeSpec = MergeSpec(),
+    evaluation: EvaluationSpec = EvaluationSpec(),
+    export: ExportSpec = ExportSpec(),
+    run_id: str | None = None,
+    fresh: bool = False,
+) -> RunResult:
+    """Train on one dataset after another, merge after each run, and score the merged adapter on every task so far.
+
+    Args:
+        datasets: One LoRA run per dataset, in this order.
+        line: Name under which the run is recorded.
+        model: Hub id or local directory of the base model, or all its fields.
+        training: How each LoRA run trains.
+        merge: How a run's adapter goes into the merged one.
+        evaluation: What is measured on the held-out rows.
+        export: Which GGUF files are made.
+        run_id: Of an interrupted run that shall go on; everything else is then taken from its record.
+        fresh: Do every stage again, whatever the cache has.
+    """
+    spec = RunSpec(
+        line=line,
+        model=ModelSpec(name=model) if isinstance(model, str) else model,
+        datasets=datasets,
+        training=training,
+        merge=merge,
+        evaluation=evaluation,
+        export=export,
+    )
+    return carry_out("multi-run", spec, run_id=run_id, fresh=fresh)
+
+
+def carry_out(name: str, spec: RunSpec, *, run_id: str | None, fresh: bool) -> RunResult:
+    """The body of every flow that trains."""
+    with recorded(name, spec, run_id=run_id, fresh=fresh) as run:
+        pipeline(run)
+    assert run.outcome is not None
+    return run.outcome

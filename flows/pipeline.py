@@ -1,0 +1,100 @@
+"""The main job: curate → train one LoRA run after another → merge → evaluate on every task so far → GGUF."""
+
+from backprop_core.refs import AdapterRef, DatasetRef, GGUFRef, RowsRef, Scores, Start, TrainResult
+from tasks import stages
+from tasks.run import Run
+
+FIDELITY_ROWS = 16  # held-out rows that a GGUF file has to answer as the model does
+
+
+def pipeline(run: Run) -> None:
+    """Everything that a run asked for, in order; what is in the cache is not done again."""
+    spec = run.spec
+    datasets, watched = curated(run)
+    heldout = held_out(run, [*datasets, *watched])
+    base_row = {task: score(run, None, rows) for task, rows in heldout.items()}
+    tuned: TrainResult | None = None
+    merged: AdapterRef | None = None
+    for index, dataset in enumerate(datasets):
+        with run.lora_run(index, dataset) as lora_run:
+            start = Start(tuned=tuned.adapter, orthonormal=spec.merge.orthonormal_start) if tuned else None
+            tuned = run.call(stages.train, base=run.base, rows=dataset.train, spec=spec.training, start=start)
+            merged = run.call(
+                stages.merge, merged=merged, tuned=tuned.adapter, count=index + 1, strategy=spec.merge.strategy
+            )
+            seen = {d.task for d in [*datasets[: index + 1], *watched]}
+            cells = {task: score(run, merged, rows) for task, rows in heldout.items() if task in seen}
+            lora_run.done(tuned, merged, cells, base_row)
+    for quantization in spec.export.quantizations:
+        export(run, merged, quantization, heldout[datasets[-1].task])
+
+
+def curated(run: Run) -> tuple[list[DatasetRef], list[DatasetRef]]:
+    """The datasets to train on, and those to watch: snapshots, all of them before the first GPU second."""
+    prepared, cap = run.prepared, run.spec.evaluation.heldout_max
+    inputs = [
+        *((spec, source, False) for spec, source in zip(run.spec.datasets, prepared.sources, strict=True)),
+        *((spec, source, True) for spec, source in zip(run.spec.evaluation.watch, prepared.watch, strict=True)),
+    ]
+    done = [
+        run.call(
+            stages.curate,
+            source=source.data,
+            spec=spec,
+            name=source.name,
+            task=source.task,
+            heldout=source.heldout,
+            heldout_max=cap,
+            watch=watch,
+        )
+        for spec, source, watch in inputs
+    ]
+    return done[: len(prepared.sources)], done[len(prepared.sources) :]
+
+
+def held_out(run: Run, datasets: list[DatasetRef]) -> dict[str, RowsRef]:
+    """One held-out set a task, in order of first appearance."""
+    by_task: dict[str, list[RowsRef]] = {}
+    for dataset in datasets:
+        known = by_task.setdefault(dataset.task, [])
+        if dataset.heldout not in known:
+            known.append(dataset.heldout)
+    cap = run.spec.evaluation.heldout_max
+    return {
+        task: rows[0] if len(rows) == 1 else run.call(stages.pool, heldouts=rows, heldout_max=cap)
+        for task, rows in by_task.items()
+    }
+
+
+def score(run: Run, adapter: AdapterRef | None, rows: RowsRef) -> Scores:
+    """One cell of the matrix."""
+    training = run.spec.training
+    return run.call(
+        stages.evaluate,
+        base=run.base,
+        adapter=adapter,
+        heldout=rows,
+        max_length=training.max_length,
+        precision=training.precision,
+        device=training.device,
+    )
+
+
+def export(run: Run, merged: AdapterRef | None, quantization: str, heldout: RowsRef) -> None:
+    """One GGUF file of the merged adapter, and how far it answers as the model does."""
+    if quantization in stages.WRITTEN_DIRECTLY:
+        file = run.call(stages.convert, base=run.base, adapter=merged, outtype=quantization)
+    else:
+        file = quantized(run, merged, quantization)
+    fidelity = None
+    if run.can_read_gguf:
+        fidelity = run.call(
+            stages.fidelity, base=run.base, adapter=merged, gguf=file, heldout=heldout, rows=FIDELITY_ROWS
+        )
+    run.exported(file, fidelity)
+
+
+def quantized(run: Run, merged: AdapterRef | None, quantization: str) -> GGUFRef:
+    """A file that llama.cpp makes from the f16 one."""
+    source = run.call(stages.convert, base=run.base, adapter=merged, outtype="f16")
+    return run.call(stages.quantize, source=source, quantization=quantization)

@@ -1,0 +1,43 @@
+"""One LoRA run on one dataset."""
+
+from prefect import flow
+
+from backprop_core.refs import RunResult
+from backprop_core.specs import DatasetSpec, EvaluationSpec, ExportSpec, ModelSpec, RunSpec, TrainSpec
+from flows.multi_run import carry_out
+
+
+@flow(name="train", persist_result=False)
+def train(
+    data: str | DatasetSpec,
+    model: str | ModelSpec = ModelSpec(),
+    steps: int | None = None,
+    line: str = "default",
+    training: TrainSpec = TrainSpec(),
+    evaluation: EvaluationSpec = EvaluationSpec(),
+    export: ExportSpec = ExportSpec(),
+    run_id: str | None = None,
+    fresh: bool = False,
+) -> RunResult:
+    """Train one LoRA adapter on one dataset, score it on held-out rows, and export it if asked.
+
+    Args:
+        data: A file or an address of rows, or a dataset with all its fields.
+        model: Hub id or local directory of the base model, or all its fields.
+        steps: Optimizer steps; training.steps, or training.epochs, if not given.
+        line: Name under which the run is recorded.
+        training: How the LoRA run trains.
+        evaluation: What is measured on the held-out rows.
+        export: Which GGUF files are made.
+        run_id: Of an interrupted run that shall go on; everything else is then taken from its record.
+        fresh: Do every stage again, whatever the cache has.
+    """
+    spec = RunSpec(
+        line=line,
+        model=ModelSpec(name=model) if isinstance(model, str) else model,
+        datasets=[DatasetSpec(path=data) if isinstance(data, str) else data],
+        training=training.model_copy(update={"steps": steps}) if steps else training,
+        evaluation=evaluation,
+        export=export,
+    )
+    return carry_out("train", spec, run_id=run_id, fresh=fresh)

@@ -1,0 +1,29 @@
+"""What can be done before Prefect is imported: check the inputs, and start the worker if there is work for it."""
+
+from backprop_core.settings import settings
+from backprop_core.specs import RunSpec
+from backprop_core.store import Store
+from tasks import prepare, worker
+
+
+def start(flow: str, spec: RunSpec, *, fresh: bool) -> None:
+    """Refuse what cannot work; start the worker unless the caches have everything."""
+    config = settings()
+    store = Store(config.store_path)
+    try:
+        prepared = prepare.prepare(flow, spec, store)
+    finally:
+        store.close()
+    if fresh or not prepare.is_warm(prepared, store):
+        worker.worker(config, prepared.spec.training.device)
+
+
+def restart(prefix: str) -> tuple[str, prepare.Prepared]:
+    """The run that `prefix` means, its worker on the way."""
+    config = settings()
+    store = Store(config.store_path)
+    run_id = prepare.full_run_id(prefix, store)
+    prepared = prepare.load(run_id, store)
+    if not prepare.is_warm(prepared, store):
+        worker.worker(config, prepared.spec.training.device)
+    return run_id, prepared

@@ -1,0 +1,144 @@
+"""What a run starts from, found and hashed before anything is computed: the complete resolved spec. No Prefect here."""
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from backprop_core import base as bases
+from backprop_core import devices
+from backprop_core.errors import ExtraMissing, RefAmbiguous, RunUnknown
+from backprop_core.formats import snapshot
+from backprop_core.gguf import check_supported
+from backprop_core.keys import digest_of, part
+from backprop_core.lines import Lines
+from backprop_core.refs import BaseRef, Record, SourceRef
+from backprop_core.specs import DatasetSpec, RunSpec
+from backprop_core.store import Store, write_atomic
+
+WITHOUT_LLAMA = {"f32", "f16", "bf16", "q8_0"}  # GGUF types that need no llama.cpp
+
+
+class Source(Record):
+    """A dataset's files by digest, with the names it goes by."""
+
+    name: str
+    task: str
+    data: SourceRef
+    heldout: SourceRef | None
+
+
+class Prepared(Record):
+    """The complete resolved spec of a run: what `resume` reads, what the caches' keys are made of."""
+
+    format: Literal[1] = 1
+    flow: str
+    spec: RunSpec
+    base: BaseRef
+    sources: list[Source]
+    watch: list[Source]
+
+    def digest(self) -> str:
+        """Digest of everything that decides the run's results; whoever has the same has the same results."""
+        inputs = [
+            [source.data.digest, source.heldout and source.heldout.digest] for source in self.sources + self.watch
+        ]
+        return digest_of([part(self.spec), self.base.digest, inputs])
+
+
+def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
+    """Find the base and the data, refuse what cannot work, resolve what was left open.
+
+    Raises the coded errors of `base`, `formats`, `gguf`, `lines` and `devices`.
+    """
+    base = bases.resolve(spec.model, store)
+    Lines(store).check_base(spec.line, base)
+    if spec.export.quantizations:
+        check_export(base, spec, store)
+    return Prepared(
+        flow=flow,
+        spec=resolve(spec, base),
+        base=base,
+        sources=[source(dataset, store) for dataset in spec.datasets],
+        watch=[source(dataset, store) for dataset in spec.evaluation.watch],
+    )
+
+
+def check_export(base: BaseRef, spec: RunSpec, store: Store) -> None:
+    """Refuse an export that cannot work before hours of training, not after them."""
+    check_supported(bases.local(base, store))
+    needed = sorted(set(spec.export.quantizations) - WITHOUT_LLAMA)
+    if needed and importlib.util.find_spec("llama_cpp") is None:
+        raise ExtraMissing(
+            f"{', '.join(needed)} needs llama-cpp-python", hint="pip install 'backpropagate-pipeline[export]'"
+        )
+
+
+def resolve(spec: RunSpec, base: BaseRef) -> RunSpec:
+    """The spec with device, precision and the base's commit filled in."""
+    device = devices.resolve(spec.training.device)
+    precision = (
+        {"cpu": "fp32", "cuda": "bf16"}[device] if spec.training.precision == "auto" else spec.training.precision
+    )
+    return spec.model_copy(
+        update={
+            "model": spec.model.model_copy(update={"name": base.name, "revision": base.revision}),
+            "training": spec.training.model_copy(update={"device": device, "precision": precision}),
+        }
+    )
+
+
+def source(dataset: DatasetSpec, store: Store) -> Source:
+    """The dataset's files, hashed; a URL is copied first."""
+    scratch = store.scratch("source")
+    name = stem(dataset.path)
+    return Source(
+        name=name,
+        task=dataset.task or task_name(name),
+        data=snapshot(dataset.path, scratch=scratch),
+        heldout=snapshot(dataset.heldout, scratch=scratch) if dataset.heldout else None,
+    )
+
+
+def stem(path: str) -> str:
+    """A file's name without its ending, and without that of its compression."""
+    return re.sub(r"\.[^.]+$", "", re.sub(r"\.(gz|zst)$", "", Path(urlsplit(path).path).name)) or "data"
+
+
+def task_name(name: str) -> str:
+    """A task's name from a file's: lower case, nothing but letters, digits, dot, dash and underscore."""
+    return re.sub(r"[^a-z0-9._-]", "-", name.lower()).lstrip("._-")[:63] or "data"
+
+
+def save(prepared: Prepared, run_id: str, store: Store) -> None:
+    """Commit what `resume` needs, before the first stage."""
+    write_atomic(store.run(run_id) / "spec.json", prepared.model_dump_json())
+
+
+def load(run_id: str, store: Store) -> Prepared:
+    """What the run with this id was asked to do."""
+    return Prepared.model_validate_json((store.run(run_id) / "spec.json").read_bytes())
+
+
+def full_run_id(prefix: str, store: Store) -> str:
+    """The one run_id that starts with `prefix`. Raises RunUnknown or RefAmbiguous."""
+    found = sorted(path.parent.name for path in (store.root / "runs").glob("*/spec.json"))
+    matching = [name for name in found if name.startswith(prefix)]
+    if not matching:
+        raise RunUnknown(f"no run {prefix} in {store.root}", hint="`backprop list-runs` lists the runs")
+    if len(matching) > 1:
+        raise RefAmbiguous(
+            f"{prefix} is the start of {', '.join(name[:12] for name in matching)}", hint="give more digits"
+        )
+    return matching[0]
+
+
+def is_warm(prepared: Prepared, store: Store) -> bool:
+    """Whether the same work was finished before, so that the caches will probably have everything."""
+    return (store.root / "finished" / prepared.digest()).is_file()
+
+
+def mark_finished(prepared: Prepared, store: Store) -> None:
+    """Remember that all stages of this work are in the caches."""
+    write_atomic(store.root / "finished" / prepared.digest(), "")

@@ -1,0 +1,84 @@
+"""What a run leaves behind: its journal, its result in the store, and what the Prefect flow run shows."""
+
+import importlib.metadata
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from backprop_core.refs import DatasetRef, Evaluation, RunRecord, RunResult
+from backprop_core.settings import Settings
+from backprop_core.store import Store, write_atomic
+from tasks import artifacts
+from tasks.journal import Journal, parameters
+from tasks.prepare import Prepared
+from tasks.results import dataset_summary
+from tasks.tracking import Sender, mlflow_run_id, run_link
+
+PACKAGES = ("torch", "transformers", "peft", "prefect", "mlflow-skinny")
+
+
+class RunJournal:
+    """The record of one run and its LoRA runs: to the journal, from there to MLflow while the run goes on."""
+
+    def __init__(self, run_id: str, prepared: Prepared, config: Settings, store: Store) -> None:
+        self._run_id, self._prepared, self._config, self._store = run_id, prepared, config, store
+        self._journal = Journal(config.journal_path, run_id)
+        self._child: Journal | None = None
+        self._started()
+        self._sender = Sender(config)
+
+    def _started(self) -> None:
+        spec = self._prepared.spec
+        self._journal.start(
+            line=spec.line, name=self._prepared.flow, params=parameters(spec.model_dump(mode="json")), tags=tags()
+        )
+        self._journal.document("spec.json", self._prepared.model_dump(mode="json"))
+
+    @contextmanager
+    def lora_run(self, run_id: str, index: int, dataset: DatasetRef) -> Iterator[None]:
+        """A LoRA run: what the training measures goes to it until the block ends."""
+        self._child = child = self._journal.child(run_id)
+        child.start(line=self._prepared.spec.line, name=f"{index + 1}-{dataset.name}")
+        child.inputs([dataset_summary(dataset)])
+        yield
+        child.end("finished")
+        self._child = None
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Figures of the training that goes on."""
+        assert self._child is not None
+        self._child.metrics(step, values)
+
+    def lora_run_done(self, record: RunRecord, evaluation: Evaluation) -> None:
+        """A LoRA run's adapters, and the matrix with its row."""
+        assert self._child is not None
+        self._child.tags(
+            {
+                "backprop.tuned": record.tuned.digest,
+                "backprop.merged": record.merged.digest,
+                "backprop.cached": str(record.cached).lower(),
+            }
+        )
+        self._child.metrics(record.steps, {"train_loss": record.train_loss, "seconds": record.seconds})
+        self._journal.evaluation(evaluation)
+
+    def finish(self, result: RunResult) -> RunResult:
+        """The run is over: its result goes to MLflow, to the store and to the Prefect flow run."""
+        if self._child:
+            self._child.end(result.status, result.error)
+        self._journal.inputs([run.dataset for run in result.runs])
+        self._journal.result(result)
+        self._journal.close()
+        self._sender.finish()
+        result = result.model_copy(update={"mlflow_run_id": mlflow_run_id(self._config, self._run_id)})
+        write_atomic(self._store.run(self._run_id) / "result.json", result.model_dump_json())
+        if artifacts.flow_run_id():
+            link = run_link(self._config, self._run_id)
+            artifacts.publish(result, namespace=self._config.namespace, mlflow_link=link)
+        return result
+
+
+def tags() -> dict[str, str]:
+    """Versions, and the Prefect flow run."""
+    versions = {f"version.{name}": importlib.metadata.version(name) for name in PACKAGES}
+    flow_run = artifacts.flow_run_id()
+    return versions | ({"prefect.flow_run_id": flow_run} if flow_run else {})

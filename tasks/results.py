@@ -1,0 +1,82 @@
+"""From refs to the lines of a `RunResult`. Pure."""
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel
+
+from backprop_core.keys import dataset_digest
+from backprop_core.refs import (
+    AdapterRef,
+    ArtifactRef,
+    DatasetRef,
+    DatasetSummary,
+    Fidelity,
+    GGUFRecord,
+    GGUFRef,
+    Located,
+    RunRecord,
+    StageRecord,
+    TrainResult,
+)
+from backprop_core.store import Store
+
+
+def digest_in(result: BaseModel) -> str | None:
+    """The digest that a stage's result stands for."""
+    match result:
+        case ArtifactRef():
+            return result.digest
+        case TrainResult():
+            return result.adapter.digest
+        case DatasetRef():
+            return dataset_digest(result)
+    return None
+
+
+def located(ref: ArtifactRef, store: Store) -> Located:
+    return Located(digest=ref.digest, path=str(store.artifact_path(ref.digest)))
+
+
+def dataset_summary(dataset: DatasetRef) -> DatasetSummary:
+    return DatasetSummary(
+        name=dataset.name,
+        task=dataset.task,
+        digest=dataset_digest(dataset),
+        train_rows=dataset.train.rows,
+        heldout_rows=dataset.heldout.rows,
+        dropped=dataset.dropped,
+    )
+
+
+def run_record(
+    run_id: str, dataset: DatasetRef, trained: TrainResult, merged: AdapterRef, *, cached: bool, store: Store
+) -> RunRecord:
+    """One LoRA run, as the result tells it."""
+    return RunRecord(
+        run_id=run_id,
+        dataset=dataset_summary(dataset),
+        tuned=located(trained.adapter, store),
+        merged=located(merged, store),
+        steps=trained.steps,
+        tokens=trained.tokens,
+        seconds=trained.seconds,
+        train_loss=trained.train_loss,
+        cached=cached,
+        accepted=True,
+    )
+
+
+def gguf_record(file: GGUFRef, fidelity: Fidelity | None, store: Store) -> GGUFRecord:
+    """A GGUF file, as the result tells it."""
+    return GGUFRecord(
+        quantization=file.quantization,
+        digest=file.digest,
+        path=str(store.artifact_path(file.digest) / "model.gguf"),
+        bytes=file.bytes,
+        fidelity=fidelity.model_dump() if fidelity else {},
+    )
+
+
+def was_cached(stages: Sequence[StageRecord], stage: str) -> bool:
+    """Whether the newest call of this stage came from the cache."""
+    return next(record.cached for record in reversed(stages) if record.stage == stage)

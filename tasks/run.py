@@ -1,0 +1,231 @@
+"""One flow run: its inputs, its worker, its stages, and the record of what it did."""
+
+import hashlib
+import importlib.util
+import logging
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import Any, Self, TypeVar
+
+from prefect import Task
+from pydantic import BaseModel
+
+from backprop_core.errors import BackpropError, Interrupted, Unexpected, blank_secrets
+from backprop_core.keys import stage_key
+from backprop_core.matrix import Row, evaluation
+from backprop_core.refs import (
+    AdapterRef,
+    BaseRecord,
+    BaseRef,
+    DatasetRef,
+    ErrorRecord,
+    Evaluation,
+    Fidelity,
+    GGUFRecord,
+    GGUFRef,
+    RunRecord,
+    RunResult,
+    StageRecord,
+    Status,
+    TrainResult,
+)
+from backprop_core.settings import Settings, settings
+from backprop_core.specs import RunSpec
+from backprop_core.store import Store
+from tasks import prepare, worker
+from tasks.policy import results
+from tasks.progress import Progress, report
+from tasks.record import RunJournal
+from tasks.results import digest_in, gguf_record, run_record, was_cached
+
+R = TypeVar("R", bound=BaseModel)
+log = logging.getLogger(__name__)
+_current: ContextVar["Run"] = ContextVar("run")
+
+
+def current() -> "Run":
+    """The run that this task belongs to."""
+    return _current.get()
+
+
+def new_run_id() -> str:
+    """32 hex digits, made before the first log line."""
+    return uuid.uuid4().hex
+
+
+def child_id(run_id: str, index: int) -> str:
+    """The run_id of a run's index-th LoRA run: the same again after a resume."""
+    return hashlib.sha256(f"{run_id}/{index}".encode()).hexdigest()[:32]
+
+
+@contextmanager
+def recorded(flow: str, spec: RunSpec, *, run_id: str | None, fresh: bool) -> Iterator["Run"]:
+    """A run from its first log line to its result, which is kept whatever happens.
+
+    With the run_id of an earlier run that one goes on from what it committed, and `spec` is not looked at.
+    """
+    config = settings()
+    store = Store(config.store_path)
+    with ExitStack() as cleanup:
+        cleanup.callback(store.close)
+        cleanup.callback(worker.stop)
+        if run_id:
+            run_id = prepare.full_run_id(run_id, store)
+        prepared = prepare.load(run_id, store) if run_id else prepare.prepare(flow, spec, store)
+        with Run(run_id or new_run_id(), prepared, config, store, fresh) as run:
+            token = _current.set(run)
+            cleanup.callback(_current.reset, token)
+            yield run
+
+
+class LoraRun:
+    """One of a run's LoRA runs, while it goes on."""
+
+    def __init__(self, run: "Run", index: int, dataset: DatasetRef) -> None:
+        self.run_id = child_id(run.run_id, index)
+        self._run, self._dataset = run, dataset
+
+    def done(self, trained: TrainResult, merged: AdapterRef, cells: Row, base: Row) -> None:
+        """Note what came out: the adapters and the scores of the merged one."""
+        run = self._run
+        run.runs.append(
+            run_record(
+                self.run_id, self._dataset, trained, merged, cached=was_cached(run.stages, "train"), store=run.store
+            )
+        )
+        run.evaluation = run.scored(cells, base)
+        run.record.lora_run_done(run.runs[-1], run.evaluation)
+
+
+class Run:
+    """What the flow's body and the tasks see of it. Made by `recorded`."""
+
+    def __init__(self, run_id: str, prepared: prepare.Prepared, config: Settings, store: Store, fresh: bool) -> None:
+        self.run_id = run_id
+        self.prepared = prepared
+        self.settings = config
+        self.store = store
+        self.stages: list[StageRecord] = []
+        self.runs: list[RunRecord] = []
+        self.gguf: list[GGUFRecord] = []
+        self.evaluation: Evaluation | None = None
+        self.record = RunJournal(run_id, prepared, config, store)
+        self.outcome: RunResult | None = None
+        self._rows: list[Row] = []
+        self._fresh = fresh
+
+    @property
+    def spec(self) -> RunSpec:
+        return self.prepared.spec
+
+    @property
+    def base(self) -> BaseRef:
+        return self.prepared.base
+
+    @property
+    def can_read_gguf(self) -> bool:
+        """Whether llama.cpp is here to answer from a GGUF file."""
+        return importlib.util.find_spec("llama_cpp") is not None
+
+    def __enter__(self) -> Self:
+        log.info("run_started run_id=%s", self.run_id)
+        prepare.save(self.prepared, self.run_id, self.store)
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, trace: object) -> None:
+        coded = as_coded(error, self.run_id) if error else None
+        status: Status = "finished" if coded is None else "interrupted" if isinstance(coded, Interrupted) else "failed"
+        if coded is None:
+            prepare.mark_finished(self.prepared, self.store)
+        self.outcome = self.record.finish(self.result(status, coded))
+        if coded:
+            raise coded from error
+
+    def call(self, stage: Task[..., R], **parameters: Any) -> R:
+        """Run a stage through Prefect, or take its result from the cache."""
+        begin = time.monotonic()
+        task = stage.with_options(refresh_cache=self._fresh, result_storage=results(self.store))
+        state = task(**parameters, return_state=True)
+        result: R = state.result()
+        self.stages.append(
+            StageRecord(
+                stage=stage.name,
+                key=stage_key(stage.name, parameters),
+                cached=state.name == "Cached",
+                seconds=round(time.monotonic() - begin, 3),
+                digest=digest_in(result),
+            )
+        )
+        return result
+
+    def work(self, stage: str, result: type[R], **parameters: Any) -> R:
+        """Run a stage in the worker process."""
+        report(Progress(stage=stage, done=0, total=0))
+        handle = worker.worker(self.settings, self.spec.training.device)
+        key = stage_key(stage, parameters)
+        return handle.call(stage, result, key=key, on_event=lambda event: self._event(stage, event), **parameters)
+
+    def _event(self, stage: str, event: dict[str, Any]) -> None:
+        if stage == "train":
+            self.record.metrics(event["done"], event["values"])
+        report(Progress(stage=stage, **event))
+
+    @contextmanager
+    def lora_run(self, index: int, dataset: DatasetRef) -> Iterator[LoraRun]:
+        """One LoRA run: its metrics go to a child of this run's record."""
+        lora_run = LoraRun(self, index, dataset)
+        with self.record.lora_run(lora_run.run_id, index, dataset):
+            yield lora_run
+
+    def scored(self, cells: Row, base: Row) -> Evaluation:
+        """The matrix with one more row."""
+        self._rows.append(cells)
+        watch = [source.task for source in self.prepared.watch]
+        trained = [run.dataset.task for run in self.runs]
+        return evaluation(
+            tasks=list(dict.fromkeys(trained)),
+            watch=watch,
+            trained=trained,
+            rows=self._rows,
+            base=base,
+            metric=self.spec.evaluation.metric,
+        )
+
+    def exported(self, file: GGUFRef, fidelity: Fidelity | None) -> None:
+        """Note a GGUF file."""
+        self.gguf.append(gguf_record(file, fidelity, self.store))
+
+    def result(self, status: Status, error: BackpropError | None) -> RunResult:
+        """What this run did, as far as it came."""
+        return RunResult(
+            run_id=self.run_id,
+            line=self.spec.line,
+            status=status,
+            spec=self.spec.model_dump(mode="json"),
+            base=BaseRecord(**self.base.model_dump()),
+            runs=self.runs,
+            evaluation=self.evaluation,
+            merged=self.runs[-1].merged if self.runs else None,
+            gguf=self.gguf,
+            stages=self.stages,
+            error=ErrorRecord(code=error.code, message=error.message, hint=error.hint, retryable=error.retryable)
+            if error
+            else None,
+        )
+
+
+def as_coded(error: BaseException, run_id: str) -> BackpropError:
+    """Any end of a run as a coded error that names it."""
+    match error:
+        case BackpropError():
+            coded = error
+        case KeyboardInterrupt() | SystemExit():
+            coded = Interrupted(f"run {run_id} was stopped", hint=f"go on with: backprop resume {run_id}")
+        case _:
+            message = blank_secrets(f"{type(error).__name__}: {error}")
+            coded = Unexpected(message, hint="run it again with --verbose and report what it says")
+    coded.run_id = run_id
+    return coded

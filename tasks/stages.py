@@ -1,0 +1,86 @@
+"""The stages: one Prefect task each, whose body is one call. Everything that decides a result is a parameter."""
+
+from typing import Literal
+
+from backprop_core import curate as core
+from backprop_core.refs import (
+    AdapterRef,
+    BaseRef,
+    DatasetRef,
+    Fidelity,
+    GGUFRef,
+    RowsRef,
+    Scores,
+    SourceRef,
+    Start,
+    TrainResult,
+)
+from backprop_core.specs import DatasetSpec, TrainSpec
+from tasks.policy import stage
+from tasks.run import current
+
+WRITTEN_DIRECTLY = {"f32", "f16", "bf16", "q8_0"}  # the other quantizations are made from the f16 file by llama.cpp
+
+
+@stage
+def curate(
+    source: SourceRef, spec: DatasetSpec, name: str, task: str, heldout: SourceRef | None, heldout_max: int, watch: bool
+) -> DatasetRef:
+    """Rows → training rows and held-out rows."""
+    store = current().store
+    return core.curate(
+        source, spec, name=name, task=task, heldout=heldout, heldout_max=heldout_max, watch=watch, store=store
+    )
+
+
+@stage
+def pool(heldouts: list[RowsRef], heldout_max: int) -> RowsRef:
+    """Held-out rows of several datasets → those of their one task."""
+    return core.pool(heldouts, heldout_max=heldout_max, store=current().store)
+
+
+@stage
+def train(base: BaseRef, rows: RowsRef, spec: TrainSpec, start: Start | None) -> TrainResult:
+    """Rows → a tuned adapter."""
+    return current().work("train", TrainResult, base=base, rows=rows, spec=spec, start=start)
+
+
+@stage
+def merge(merged: AdapterRef | None, tuned: AdapterRef, count: int, strategy: str) -> AdapterRef:
+    """The merged adapter so far and a tuned one → the next merged adapter."""
+    return current().work("merge", AdapterRef, merged=merged, tuned=tuned, count=count, strategy=strategy)
+
+
+@stage
+def evaluate(
+    base: BaseRef, adapter: AdapterRef | None, heldout: RowsRef, max_length: int, precision: str, device: str
+) -> Scores:
+    """One cell of the matrix."""
+    return current().work(
+        "evaluate",
+        Scores,
+        base=base,
+        adapter=adapter,
+        heldout=heldout,
+        max_length=max_length,
+        precision=precision,
+        device=device,
+    )
+
+
+@stage
+def convert(base: BaseRef, adapter: AdapterRef | None, outtype: Literal["f32", "f16", "bf16", "q8_0"]) -> GGUFRef:
+    """Base and adapter → one GGUF file, fused while it is written."""
+    return current().work("convert", GGUFRef, base=base, adapter=adapter, outtype=outtype)
+
+
+@stage
+def quantize(source: GGUFRef, quantization: str) -> GGUFRef:
+    """A GGUF file → a smaller one."""
+    return current().work("quantize", GGUFRef, source=source, quantization=quantization)
+
+
+@stage
+def fidelity(base: BaseRef, adapter: AdapterRef | None, gguf: GGUFRef, heldout: RowsRef, rows: int) -> Fidelity:
+    """How far a GGUF file answers as the model it came from."""
+    return current().work("fidelity", Fidelity, base=base, adapter=adapter, gguf=gguf, heldout=heldout, rows=rows)
