@@ -1,0 +1,238 @@
+"""Chat rows → token ids and label masks, by the tokenizer's own chat template.
+
+Labels are the assistant's turns: what stands after the generation prompt, up to and with the stop token, not the
+newline after it. Of raw text every token is one, and the end-of-sequence token that is put after it.
+
+transformers renders templates in jinja2's immutable sandbox. A control token (an added token marked special) comes
+from the template alone: where its name stands in a row, it is set between fences before rendering, and what lies
+between fences is tokenized as plain text.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import NamedTuple, TypeAlias
+
+from jinja2 import TemplateError
+from tokenizers import Encoding
+from transformers import PreTrainedTokenizerBase
+
+from backprop_core.errors import ChatTemplateMissing, ChatTemplateUnusable, NoLabelTokens
+from backprop_core.formats import ChatRow
+
+Message: TypeAlias = dict[str, str]
+Tokens: TypeAlias = tuple[int, int, int]  # id, first character, character after the last
+
+BATCH = 1024  # rows tokenized at once
+FENCE = "\ufdd0"  # a code point that Unicode keeps for uses like this one
+TODAY = "26 Jul 2024"  # what Llama's templates write where no date is given: a run must not depend on its day
+FAULTS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+TEMPLATE_HINT = "put a working chat_template.jinja beside the model's tokenizer.json"
+
+
+class Example(NamedTuple):
+    """Token ids, for each whether it is a label (the first never is), and the index of the row they come from."""
+
+    ids: list[int]
+    labels: list[bool]
+    row: int
+
+
+class Examples(list[Example]):
+    """Examples in the order of their rows; how many were cut at the length, and how many left out for it."""
+
+    cut = 0
+    left_out = 0
+
+
+class Written(NamedTuple):
+    """A row, or its conversation up to one answer, as text; `spans` are the labels' characters."""
+
+    row: int
+    text: str
+    spans: list[tuple[int, int]]
+    fence: str
+
+
+class Answer(NamedTuple):
+    """An assistant's turn: the conversation up to its end, the character where it starts, that after its stop token."""
+
+    text: str
+    start: int
+    end: int
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[ChatRow], *, max_length: int) -> Examples:
+    """Rows as examples of at most `max_length` tokens, cut on the right.
+
+    A row is one example, unless the template writes earlier turns otherwise once later ones follow (Qwen3 drops their
+    thoughts): then it is one example an answer. An example that loses all its labels to the cut is left out.
+
+    Raises ChatTemplateMissing; ChatTemplateUnusable if the template fails on a row, or does not end an answer with a
+    stop token; NoLabelTokens naming a row that has none, or if all rows lose theirs to the cut.
+    """
+    controls = Controls(tokenizer)
+    written = [text for index, row in enumerate(rows) for text in write(tokenizer, controls, row, index)]
+    examples = Examples()
+    for text, tokens in zip(written, tokenize(tokenizer, written), strict=True):
+        example = labelled(text, tokens)
+        short = Example(example.ids[:max_length], example.labels[:max_length], example.row)
+        examples.cut += len(example.ids) > max_length
+        if any(short.labels):
+            examples.append(short)
+        else:
+            examples.left_out += 1
+    if rows and not examples:
+        raise NoLabelTokens(f"no row has a label in its first {max_length} tokens", hint="raise training.max_length")
+    return examples
+
+
+def labelled(written: Written, tokens: list[Tokens]) -> Example:
+    """The example of these tokens. Raises NoLabelTokens."""
+    labels = [any(end > start and first < stop for start, stop in written.spans) for _, first, end in tokens]
+    labels[:1] = [False]
+    if not any(labels):
+        raise NoLabelTokens(f"row {written.row + 1} has no token to learn from", hint="remove it, or give it an answer")
+    return Example([token for token, _, _ in tokens], labels, written.row)
+
+
+# Control tokens
+
+
+class Controls:
+    """The control tokens of a tokenizer, and how to keep their names in a row from becoming them."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        names = "|".join(map(re.escape, sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True)))
+        self._names = re.compile(names or r"(?!)")
+        self._stop = re.compile(rf"({names or '(?!)'})(?:\s|{names or '(?!)'})*\Z")
+
+    def stop(self, text: str, start: int) -> int | None:
+        """Where the stop token ends: the first of the control tokens, spaces aside, that end `text`."""
+        found = self._stop.search(text, start)
+        return found.end(1) if found else None
+
+    def fence_for(self, texts: list[str]) -> str:
+        """A string that is in none of the texts; empty if none of them names a control token."""
+        if not any(self._names.search(text) for text in texts):
+            return ""
+        fence = FENCE
+        while any(fence in text for text in texts):
+            fence += FENCE
+        return fence
+
+    def fenced(self, text: str, fence: str) -> str:
+        """`text` with fences around the names of control tokens."""
+        return self._names.sub(lambda name: fence + name[0] + fence, text) if fence else text
+
+
+# Rendering
+
+
+def write(tokenizer: PreTrainedTokenizerBase, controls: Controls, row: ChatRow, index: int) -> list[Written]:
+    """A row as the texts to learn from: one, or one an answer."""
+    if "text" in row:
+        return [raw(tokenizer, controls, row["text"], index)]
+    fence = controls.fence_for([turn["content"] for turn in row["messages"]])
+    messages = [{**turn, "content": controls.fenced(turn["content"], fence)} for turn in row["messages"]]
+    try:
+        answers = [answer(tokenizer, controls, messages[: end + 1]) for end in answered(messages)]
+    except ChatTemplateUnusable as error:
+        raise ChatTemplateUnusable(f"row {index + 1}: {error.message}", hint=error.hint) from error
+    if not answers:
+        raise NoLabelTokens(f"row {index + 1} has no answer to learn from", hint="remove it, or give it an answer")
+    whole = answers[-1].text
+    if all(whole.startswith(part.text[: part.end]) for part in answers):
+        return [Written(index, whole, [(part.start, part.end) for part in answers], fence)]
+    return [Written(index, part.text, [(part.start, part.end)], fence) for part in answers]
+
+
+def raw(tokenizer: PreTrainedTokenizerBase, controls: Controls, text: str, index: int) -> Written:
+    """Raw text between fences, the token that begins a sequence before it if the tokenizer has it so, its end after."""
+    if tokenizer.eos_token is None:
+        raise ChatTemplateUnusable("the tokenizer names no eos_token to end raw text with", hint="add it to its config")
+    fence = controls.fence_for([text]) or FENCE * (text.count(FENCE) + 1)
+    begin = tokenizer.bos_token if tokenizer("").input_ids[:1] == [tokenizer.bos_token_id] else ""
+    whole = f"{begin}{fence}{text}{fence}{tokenizer.eos_token}"
+    return Written(index, whole, [(len(begin), len(whole))], fence)
+
+
+def answered(messages: list[Message]) -> list[int]:
+    """Positions of the assistant's turns that say something to something."""
+    turns = enumerate(messages)
+    return [i for i, turn in turns if i and turn["role"] == "assistant" and turn["content"].strip()]
+
+
+def answer(tokenizer: PreTrainedTokenizerBase, controls: Controls, messages: list[Message]) -> Answer:
+    """The last of the messages, which is an assistant's."""
+    prompt = render_prompt(tokenizer, messages[:-1])
+    text = apply(tokenizer, messages, add_generation_prompt=False)
+    if not text.startswith(prompt):
+        raise ChatTemplateUnusable(
+            "the chat template's assistant turn does not begin as its generation prompt does", hint=TEMPLATE_HINT
+        )
+    end = controls.stop(text, len(prompt))
+    if end is None:
+        raise ChatTemplateUnusable("the chat template ends an assistant turn without a stop token", hint=TEMPLATE_HINT)
+    return Answer(text, len(prompt), end)
+
+
+def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> str:
+    """The conversation so far, and the beginning of the assistant's next turn."""
+    return apply(tokenizer, messages, add_generation_prompt=True)
+
+
+def render(tokenizer: PreTrainedTokenizerBase, row: ChatRow) -> str:
+    """A whole row as text: its conversation, or its raw text."""
+    return str(row["text"]) if "text" in row else apply(tokenizer, row["messages"], add_generation_prompt=False)
+
+
+def apply(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, add_generation_prompt: bool) -> str:
+    """The messages as the tokenizer's chat template writes them, in the sandbox."""
+    if not tokenizer.chat_template:
+        raise ChatTemplateMissing("the tokenizer has no chat template", hint=TEMPLATE_HINT)
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt, date_string=TODAY
+            )
+        )
+    except FAULTS as error:
+        raise ChatTemplateUnusable(f"the chat template fails: {error}", hint=TEMPLATE_HINT) from error
+
+
+# Tokenizing
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, written: list[Written]) -> Iterator[list[Tokens]]:
+    """The tokens of each text, with the characters that they stand for."""
+    for begin in range(0, len(written), BATCH):
+        batch = written[begin : begin + BATCH]
+        pieces = [text.text.split(text.fence) if text.fence else [text.text] for text in batch]
+        template = iter(encodings(tokenizer, [piece for parts in pieces for piece in parts[::2]], plain=False))
+        plain = iter(encodings(tokenizer, [piece for parts in pieces for piece in parts[1::2]], plain=True))
+        for text, parts in zip(batch, pieces, strict=True):
+            tokens = [next(plain if number % 2 else template) for number in range(len(parts))]
+            yield list(chain.from_iterable(placed(tokens, parts, len(text.fence))))
+
+
+def encodings(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, plain: bool) -> list[Encoding]:
+    """Each text's tokens, as they are; if `plain`, no name of a control token is one."""
+    if not texts:
+        return []
+    batch = tokenizer(texts, add_special_tokens=False, split_special_tokens=plain, verbose=False)
+    return list(batch.encodings)
+
+
+def placed(encodings: list[Encoding], pieces: list[str], fence: int) -> Iterator[Iterator[Tokens]]:
+    """The tokens of a text's pieces, their characters counted from the text's beginning."""
+    offset = 0
+    for encoding, piece in zip(encodings, pieces, strict=True):
+        yield shifted(encoding, offset)
+        offset += len(piece) + fence
+
+
+def shifted(encoding: Encoding, offset: int) -> Iterator[Tokens]:
+    for token, (first, end) in zip(encoding.ids, encoding.offsets, strict=True):
+        yield token, first + offset, end + offset
