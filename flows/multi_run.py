@@ -5,6 +5,7 @@ from prefect import flow
 from backprop_core.refs import RunResult
 from backprop_core.specs import DatasetSpec, EvaluationSpec, ExportSpec, MergeSpec, ModelSpec, RunSpec, TrainSpec
 from flows.pipeline import pipeline
+from tasks.prepare import prepare
 from tasks.run import recorded
 
 
@@ -47,7 +48,7 @@ def multi_run(
 
 def carry_out(name: str, spec: RunSpec, *, run_id: str | None, fresh: bool) -> RunResult:
     """The body of every flow that trains."""
-    with recorded(name, spec, run_id=run_id, fresh=fresh) as run:
+    with recorded(lambda store: prepare(name, spec, store), run_id=run_id, fresh=fresh) as run:
         pipeline(run)
     assert run.outcome is not None
     return run.outcome

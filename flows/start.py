@@ -33,6 +33,10 @@ def resume(prefix: str) -> RunResult:
         from flows.train import train
 
         return train(prepared.spec.datasets[0], run_id=run_id)
+    if prepared.flow == "export":
+        from flows.export import export
+
+        return export(run_id)
     from flows.multi_run import multi_run
 
     return multi_run(prepared.spec.datasets, run_id=run_id)

@@ -17,9 +17,12 @@ def forgetting_matrix(evaluation: Evaluation) -> bytes:
     figure = Figure(figsize=(2.6 + 1.1 * scores.shape[1], 1.8 + 0.45 * scores.shape[0]), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(scores, vmin=0, vmax=1, cmap="YlGnBu", aspect="auto")
-    axes.set_xticks(range(len(evaluation.tasks)), evaluation.tasks, rotation=30, ha="right", parse_math=False)
+    names = [f"{name} (watched)" if name in evaluation.watch else name for name in evaluation.tasks]
+    axes.set_xticks(range(len(names)), names, rotation=30, ha="right", parse_math=False)
     axes.set_yticks(range(len(rows)), ["base", *(f"run {run}" for run in range(1, len(rows)))])
     axes.axhline(0.5, color="black", linewidth=1)
+    if evaluation.watch:
+        axes.axvline(len(evaluation.tasks) - len(evaluation.watch) - 0.5, color="black", linewidth=1)
     for (row, column), score in np.ndenumerate(scores):
         if not np.isnan(score):
             axes.text(column, row, f"{score:.3f}", ha="center", va="center", color="white" if score > 0.6 else "black")

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
+from pydantic import Field
+
 from backprop_core import base as bases
 from backprop_core import devices
 from backprop_core.errors import ExtraMissing, RefAmbiguous, RunUnknown
@@ -13,8 +15,8 @@ from backprop_core.formats import snapshot
 from backprop_core.gguf import check_supported
 from backprop_core.keys import digest_of, part
 from backprop_core.lines import Lines
-from backprop_core.refs import BaseRef, Record, SourceRef
-from backprop_core.specs import DatasetSpec, RunSpec
+from backprop_core.refs import AdapterRef, BaseRef, Located, Record, RunResult, SourceRef
+from backprop_core.specs import DatasetSpec, ExportSpec, RunSpec
 from backprop_core.store import Store, write_atomic
 
 WITHOUT_LLAMA = {"f32", "f16", "bf16", "q8_0"}  # GGUF types that need no llama.cpp
@@ -38,13 +40,14 @@ class Prepared(Record):
     base: BaseRef
     sources: list[Source]
     watch: list[Source]
+    adapter: AdapterRef | None = Field(None, description="The merged adapter that an export writes.")
 
     def digest(self) -> str:
         """Digest of everything that decides the run's results; whoever has the same has the same results."""
         inputs = [
             [source.data.digest, source.heldout and source.heldout.digest] for source in self.sources + self.watch
         ]
-        return digest_of([part(self.spec), self.base.digest, inputs])
+        return digest_of([part(self.spec), self.base.digest, inputs, part(self.adapter)])
 
 
 def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
@@ -63,6 +66,25 @@ def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
         sources=[source(dataset, store) for dataset in spec.datasets],
         watch=[source(dataset, store) for dataset in spec.evaluation.watch],
     )
+
+
+def again(flow: str, run_id: str, export: ExportSpec, store: Store) -> Prepared:
+    """What an earlier run started from and made, for a flow that exports it."""
+    run_id = full_run_id(run_id, store)
+    earlier = load(run_id, store)
+    spec = earlier.spec.model_copy(update={"export": export})
+    check_export(earlier.base, spec, store)
+    merged = AdapterRef(digest=merged_of(run_id, store).digest, kind="merged")
+    return earlier.model_copy(update={"flow": flow, "spec": spec, "adapter": merged})
+
+
+def merged_of(run_id: str, store: Store) -> Located:
+    """The merged adapter of a run. Raises RunUnknown if it has not made one."""
+    path = store.run(run_id) / "result.json"
+    merged = RunResult.model_validate_json(path.read_bytes()).merged if path.is_file() else None
+    if merged is None:
+        raise RunUnknown(f"run {run_id} has made no adapter", hint=f"finish it first: backprop resume {run_id}")
+    return merged
 
 
 def check_export(base: BaseRef, spec: RunSpec, store: Store) -> None:

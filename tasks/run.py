@@ -5,7 +5,7 @@ import importlib.util
 import logging
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any, Self, TypeVar
@@ -26,6 +26,7 @@ from backprop_core.refs import (
     Fidelity,
     GGUFRecord,
     GGUFRef,
+    Located,
     RunRecord,
     RunResult,
     StageRecord,
@@ -39,7 +40,7 @@ from tasks import prepare, worker
 from tasks.policy import results
 from tasks.progress import Progress, report
 from tasks.record import RunJournal
-from tasks.results import digest_in, gguf_record, run_record, was_cached
+from tasks.results import digest_in, gguf_record, located, run_record, was_cached
 
 R = TypeVar("R", bound=BaseModel)
 log = logging.getLogger(__name__)
@@ -62,20 +63,20 @@ def child_id(run_id: str, index: int) -> str:
 
 
 @contextmanager
-def recorded(flow: str, spec: RunSpec, *, run_id: str | None, fresh: bool) -> Iterator["Run"]:
+def recorded(start: Callable[[Store], prepare.Prepared], *, run_id: str | None, fresh: bool) -> Iterator["Run"]:
     """A run from its first log line to its result, which is kept whatever happens.
 
-    With the run_id of an earlier run that one goes on from what it committed, and `spec` is not looked at.
+    `start` finds out what a new run starts from. With the run_id of an earlier run that one goes on instead, from what
+    it committed.
     """
     config = settings()
     store = Store(config.store_path)
     with ExitStack() as cleanup:
         cleanup.callback(store.close)
         cleanup.callback(worker.stop)
-        if run_id:
-            run_id = prepare.full_run_id(run_id, store)
-        prepared = prepare.load(run_id, store) if run_id else prepare.prepare(flow, spec, store)
-        with Run(run_id or new_run_id(), prepared, config, store, fresh) as run:
+        full_id = prepare.full_run_id(run_id, store) if run_id else new_run_id()
+        prepared = prepare.load(full_id, store) if run_id else start(store)
+        with Run(full_id, prepared, config, store, fresh) as run:
             token = _current.set(run)
             cleanup.callback(_current.reset, token)
             yield run
@@ -96,6 +97,7 @@ class LoraRun:
                 self.run_id, self._dataset, trained, merged, cached=was_cached(run.stages, "train"), store=run.store
             )
         )
+        run.merged = run.runs[-1].merged
         run.evaluation = run.scored(cells, base)
         run.record.lora_run_done(run.runs[-1], run.evaluation)
 
@@ -113,6 +115,7 @@ class Run:
         self.gguf: list[GGUFRecord] = []
         self.evaluation: Evaluation | None = None
         self.record = RunJournal(run_id, prepared, config, store)
+        self.merged: Located | None = located(prepared.adapter, store) if prepared.adapter else None
         self.outcome: RunResult | None = None
         self._rows: list[Row] = []
         self._fresh = fresh
@@ -208,7 +211,7 @@ class Run:
             base=BaseRecord(**self.base.model_dump()),
             runs=self.runs,
             evaluation=self.evaluation,
-            merged=self.runs[-1].merged if self.runs else None,
+            merged=self.merged,
             gguf=self.gguf,
             stages=self.stages,
             error=ErrorRecord(code=error.code, message=error.message, hint=error.hint, retryable=error.retryable)

@@ -1,0 +1,21 @@
+"""Handing out what was exported."""
+
+import shutil
+import uuid
+from pathlib import Path
+
+from backprop_core.refs import RunResult
+
+
+def hand_out(result: RunResult, output: Path) -> list[Path]:
+    """Copy a run's GGUF files to a directory, under names for people; each appears whole or not at all."""
+    output.mkdir(parents=True, exist_ok=True)
+    targets = [output / f"{result.line}-{file.quantization}.gguf" for file in result.gguf]
+    for file, target in zip(result.gguf, targets, strict=True):
+        beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        try:
+            shutil.copyfile(file.path, beside)
+            beside.replace(target)
+        finally:
+            beside.unlink(missing_ok=True)
+    return targets
