@@ -157,7 +157,7 @@ class JournalFile:
         self.path = journal_file(directory, run_id)
         self._lock = writer_lock(directory, run_id)
         try:
-            self._lock.acquire(timeout=5)
+            self._lock.acquire(timeout=1)  # a look whether we live takes a moment
         except Timeout:
             raise RunActive(f"run {run_id} is being worked on", hint="wait until it ends, or stop it") from None
         bring_back(directory, run_id)

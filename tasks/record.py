@@ -25,6 +25,7 @@ class RunJournal:
         self._child: Journal | None = None
         self._started()
         self._sender = Sender(config)
+        self._sender.start()
 
     def _started(self) -> None:
         spec = self._prepared.spec

@@ -1,0 +1,57 @@
+# Everything that this project does from a checkout. `make demo` and `make test` set up .venv by themselves.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# llama-cpp-python is built from source: for any CPU of this kind, without what is not used here.
+export CMAKE_ARGS ?= -DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF \
+	-DCMAKE_PROJECT_llama_cpp_INCLUDE=$(CURDIR)/deployments/llama_cpp.cmake
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format base data docs bench faults clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[export,dev]'
+	touch $@
+
+demo: $(READY) ## the main job on embedded defaults: no GPU, no server, no account
+	$(BIN)/backprop demo
+
+test: check ## every check: lint, types, layers, tests
+	$(BIN)/pytest
+
+check: $(READY) ## lint, types, layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY) ## put the code in its one format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+base: $(READY) ## train the demo's base again
+	$(BIN)/python -m examples.make_base
+
+data: $(READY) ## write the demo's datasets again
+	$(BIN)/python -m examples.make_data
+
+docs: $(READY) ## write docs/reference.md again
+	$(BIN)/python -m flows.reference > docs/reference.md
+
+bench: $(READY) ## speed and memory against others, as ratios of one run
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m benchmarks.run
+
+faults: $(READY) ## kill it everywhere
+	$(BIN)/pytest tests/faults
+
+clean: ## remove the environment and the caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
