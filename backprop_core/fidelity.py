@@ -1,6 +1,7 @@
 """The proof that what ships is what was trained: a GGUF file against the model that it was made from."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,21 @@ from backprop_core.refs import Fidelity
 
 TOKENS = 512  # compared per text
 F32 = 0  # ggml type of the key/value cache: F16 would add its own rounding
+# The least share of positions with the same most likely token. A file whose rotary pairing is wrong reaches 0.12. The
+# worst honest case, random weights whose logits lie close together (hidden size 256), reached 0.98 as bf16, 0.92 as
+# q8_0, 0.78 as q6_k, 0.67 as q5_k_m, 0.51 as q4_k_m; trained models lie far above it, around 0.9 as q4_k_m.
 LEAST_TOP1 = {
     "f32": 0.95,
     "f16": 0.95,
     "bf16": 0.95,
     "q8_0": 0.85,
-    "q6_k": 0.8,
-    "q5_k_m": 0.7,
-    "q5_0": 0.7,
-    "q4_k_m": 0.6,
-    "q4_0": 0.6,
-    "q3_k_m": 0.4,
-    "q2_k": 0.3,
+    "q6_k": 0.7,
+    "q5_k_m": 0.6,
+    "q5_0": 0.6,
+    "q4_k_m": 0.4,
+    "q4_0": 0.4,
+    "q3_k_m": 0.3,
+    "q2_k": 0.2,
 }
 
 
@@ -52,6 +56,10 @@ class Reader:
                 f"llama.cpp cannot load {file}: {last_error()}", hint="export it again; report it if it stays"
             ) from error
 
+    def close(self) -> None:
+        """Free the model's memory."""
+        self.llama.close()
+
     def ids(self, text: str) -> list[int]:
         """Token ids, special tokens parsed, no BOS added."""
         return list(self.llama.tokenize(text.encode(), add_bos=False, special=True))
@@ -70,13 +78,13 @@ def measure(model: Any, tokenizer: Any, texts: Sequence[str], file: Path, *, qua
     llama.cpp has no normalizer. Raises ExportFidelity if a text gives other token ids, or if the share of positions
     with the same most likely token is below LEAST_TOP1; ExtraMissing or GGUFExportFailed if the file cannot be read.
     """
-    assert texts, "nothing to compare"
     texts = [normalized(tokenizer, text) for text in texts]
-    ids = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
-    reader = Reader(file, length=min(max(map(len, ids)), TOKENS))
-    for number, (text, expected) in enumerate(zip(texts, ids, strict=True), 1):
-        check_ids(tokenizer, number, expected, reader.ids(text))
-    compared = [compare(reference_logits(model, row[:TOKENS]), reader.logits(row[:TOKENS])) for row in ids]
+    ids = [tokenizer(text, add_special_tokens=False, verbose=False).input_ids for text in texts]
+    assert any(ids), "nothing to compare"
+    with closing(Reader(file, length=min(max(map(len, ids)), TOKENS))) as reader:
+        for number, (text, expected) in enumerate(zip(texts, ids, strict=True), 1):
+            check_ids(tokenizer, number, expected, reader.ids(text))
+        compared = [compare(reference_logits(model, row[:TOKENS]), reader.logits(row[:TOKENS])) for row in ids if row]
     same, divergence = (torch.cat(column) for column in zip(*compared, strict=True))
     fidelity = Fidelity(
         positions=len(same), ids_equal=True, top1=same.float().mean().item(), kl=divergence.double().mean().item()

@@ -1,4 +1,4 @@
-"""llama.cpp as a library: imported when first needed, and silent. What it would print is kept for error messages."""
+"""llama.cpp as a library: imported when first needed, and silent. Its error lines are kept for messages."""
 
 import functools
 from collections import deque
@@ -6,13 +6,19 @@ from typing import Any
 
 from backprop_core.errors import ExtraMissing
 
-ERROR = 3  # ggml_log_level
-LINES: deque[tuple[int, str]] = deque(maxlen=64)
+ERROR = 4  # ggml_log_level
+ERRORS: deque[str] = deque(maxlen=3)
+
+
+def library() -> Any:
+    """The module `llama_cpp` (its functions are made at import, so it has no types); raises ExtraMissing."""
+    ERRORS.clear()
+    return _load()[0]
 
 
 @functools.cache
-def library() -> Any:
-    """The module `llama_cpp` (its functions are made at import, so it has no types); raises ExtraMissing."""
+def _load() -> tuple[Any, Any]:
+    """The module and the log callback, which has to live as long as the process: the library keeps only a pointer."""
     try:
         import llama_cpp
     except ImportError as error:
@@ -20,19 +26,16 @@ def library() -> Any:
             "llama-cpp-python is not installed: it makes K-quants and reads GGUF files back",
             hint="pip install 'backpropagate-pipeline[export]'; f32, f16, bf16 and q8_0 files work without it",
         ) from error
-    llama_cpp.llama_log_set(_callback(llama_cpp), None)
-    return llama_cpp
+    callback = llama_cpp.llama_log_callback(_keep_errors)
+    llama_cpp.llama_log_set(callback, None)
+    return llama_cpp, callback
 
 
-@functools.cache  # the library keeps only a pointer, so the callback has to live as long as the process
-def _callback(llama_cpp: Any) -> Any:
-    return llama_cpp.llama_log_callback(
-        lambda level, text, _: LINES.append((level, text.decode("utf-8", "replace").strip()))
-    )
+def _keep_errors(level: int, text: bytes, _: object) -> None:
+    if level == ERROR:
+        ERRORS.append(text.decode("utf-8", "replace").strip())
 
 
 def last_error() -> str:
-    """The error lines that llama.cpp wrote since the last call, as one line."""
-    lines = [text for level, text in LINES if level == ERROR and text]
-    LINES.clear()
-    return " ".join(lines[-3:]) or "llama.cpp gave no reason"
+    """The last error lines of llama.cpp since `library()` was called, as one line."""
+    return " ".join(ERRORS) or "llama.cpp gave no reason"

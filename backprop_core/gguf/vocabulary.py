@@ -5,7 +5,8 @@ from typing import Any
 
 import gguf
 
-from backprop_core.errors import ChatTemplateMissing, ChatTemplateUnusable, TokenizerUnsupported
+from backprop_core.chat import Controls, answer
+from backprop_core.errors import TokenizerUnsupported
 from backprop_core.gguf.support import pre_tokenizer
 
 
@@ -17,7 +18,7 @@ def add_vocabulary(writer: gguf.GGUFWriter, tokenizer: Any, size: int) -> None:
     spec = json.loads(tokenizer.backend_tokenizer.to_str())  # what was trained with: not always tokenizer.json's
     tokens, types = token_list(spec, size)
     merges = spec["model"]["merges"]
-    end = end_of_turn(tokenizer, spec)
+    end = end_of_turn(tokenizer)
     bos = end if tokenizer.bos_token_id is None else tokenizer.bos_token_id  # without one, llama.cpp takes token 11
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre_tokenizer(spec))
@@ -49,17 +50,8 @@ def token_list(spec: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
     return tokens, types
 
 
-def end_of_turn(tokenizer: Any, spec: dict[str, Any]) -> int:
-    """Id of the added token that the chat template writes after an assistant's answer."""
-    if tokenizer.chat_template is None:
-        raise ChatTemplateMissing("the tokenizer has no chat template", hint="put a chat_template.jinja beside it")
-    answer = "Zyxwv"
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
-    tail = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(answer)[2]
-    found = {tail.find(token["content"]): token["id"] for token in spec["added_tokens"] if token["content"] in tail}
-    if not found:
-        raise ChatTemplateUnusable(
-            "the chat template writes no stop token after an answer",
-            hint="use the chat template of the model's chat version",
-        )
-    return int(found[min(found)])
+def end_of_turn(tokenizer: Any) -> int:
+    """Id of the token that ends an answer: the one that training learned to write there."""
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    turn = answer(tokenizer, Controls(tokenizer), messages)
+    return int(tokenizer(turn.text[: turn.end], add_special_tokens=False).input_ids[-1])

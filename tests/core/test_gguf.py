@@ -1,0 +1,365 @@
+"""GGUF files answer as the models they were made from; transformers, PEFT and llama.cpp are the oracles."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import gguf as gguf_package
+import nano
+import numpy as np
+import pytest
+import tiny_models as tiny
+import torch
+from gguf import GGUFReader
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from tokenizers import pre_tokenizers
+from transformers import AutoTokenizer
+
+from backprop_core import fidelity
+from backprop_core.errors import (
+    AdapterMismatch,
+    ArchitectureUnsupported,
+    ChatTemplateMissing,
+    ChatTemplateUnusable,
+    GGUFExportFailed,
+    TokenizerUnsupported,
+)
+from backprop_core.gguf import check_supported, convert
+from backprop_core.gguf.fuse import Fused
+from backprop_core.gguf.support import LLAMA3, QWEN2
+
+# PEFT asks transformers for a property that it renamed
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One base per architecture."""
+    root = tmp_path_factory.mktemp("bases")
+    return {name: tiny.build(root / name, name) for name in tiny.ARCHITECTURES}
+
+
+def fused_model(base: Path, adapter: Path | None) -> torch.nn.Module:
+    """What PEFT makes of base and adapter."""
+    return PeftModel.from_pretrained(tiny.load(base), adapter).merge_and_unload() if adapter else tiny.load(base)
+
+
+def worst(base: Path, adapter: Path | None, file: Path) -> float:
+    """Largest difference of a logit between transformers and llama.cpp over PROMPTS; the token ids must be equal."""
+    model, tokenizer = fused_model(base, adapter), AutoTokenizer.from_pretrained(base)
+    differences = []
+    with closing(fidelity.Reader(file, length=512)) as reader:
+        for text in tiny.PROMPTS:
+            ids = tokenizer(text, add_special_tokens=False).input_ids
+            assert reader.ids(text) == ids
+            with torch.inference_mode():
+                expected = model(torch.tensor([ids])).logits[0]
+            differences.append((expected - reader.logits(ids)).abs().max().item())
+    return max(differences)
+
+
+def fields(file: Path) -> dict[str, object]:
+    """The metadata of a GGUF file."""
+    return {name: field.contents() for name, field in GGUFReader(file).fields.items()}
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_file_answers_as_the_fused_model(architecture: str, bases: dict[str, Path], tmp_path: Path) -> None:
+    """An F32 file with an adapter fused in gives transformers' logits to 1e-3 and the same ids, per architecture."""
+    base = bases[architecture]
+    adapter = tiny.add_adapter(base, tmp_path / "adapter")
+    convert(base, adapter, tmp_path / "model.gguf", outtype="f32")
+    assert worst(base, adapter, tmp_path / "model.gguf") < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config"),
+    [
+        ("llama", {"rope_parameters": LLAMA3_ROPE, "tie_word_embeddings": False}),
+        ("llama", {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4}),
+        ("qwen3", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0}, "head_dim": 32}),
+        ("mistral", {"sliding_window": 256, "rms_norm_eps": 1e-3}),
+    ],
+    ids=["llama3-rope", "biases", "linear-rope", "window"],
+)
+def test_every_part_of_the_config_counts(architecture: str, config: dict[str, object], tmp_path: Path) -> None:
+    """Rope scaling, biases, untied heads, head width and norm epsilon reach the file."""
+    base = tiny.build(tmp_path / "base", architecture, **config)
+    convert(base, None, tmp_path / "model.gguf", outtype="f32")
+    assert worst(base, None, tmp_path / "model.gguf") < 1e-3
+
+
+def test_check_sees_a_wrong_rotary_pairing(bases: dict[str, Path], tmp_path: Path) -> None:
+    """Negative control: with the rows of q and k as transformers has them, the logits are far off."""
+    file = tmp_path / "model.gguf"
+    convert(bases["llama"], None, file, outtype="f32")
+    weights = load_file(bases["llama"] / "model.safetensors")
+    for tensor in GGUFReader(file, "r+").tensors:
+        _, _, name, *_ = [*tensor.name.split("."), "", ""]
+        if name in ("attn_q", "attn_k"):
+            layer = tensor.name.split(".")[1]
+            tensor.data[:] = weights[f"model.layers.{layer}.self_attn.{name[-1]}_proj.weight"].numpy()
+    assert worst(bases["llama"], None, file) > 1
+
+
+def test_sharded_base_gives_the_same_bytes(bases: dict[str, Path], tmp_path: Path) -> None:
+    """How the base is cut into safetensors files does not show in the GGUF."""
+    sharded = tmp_path / "sharded"
+    shutil.copytree(bases["llama"], sharded)
+    (sharded / "model.safetensors").unlink()
+    tiny.load(bases["llama"]).save_pretrained(sharded, max_shard_size="100KB")
+    assert len(list(sharded.glob("*.safetensors"))) > 2
+    for base, name in ((bases["llama"], "whole.gguf"), (sharded, "sharded.gguf")):
+        convert(base, None, tmp_path / name, outtype="f16")
+    assert (tmp_path / "whole.gguf").read_bytes() == (tmp_path / "sharded.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("lora", [{}, {"use_rslora": True, "r": 3}])
+def test_fusing_is_pefts_merge_bit_for_bit(lora: dict[str, object], bases: dict[str, Path], tmp_path: Path) -> None:
+    """W + s·B·A by tensor equals merge_and_unload in float32, for LoRA and rsLoRA."""
+    adapter = tiny.add_adapter(bases["qwen2"], tmp_path / "adapter", **lora)
+    fused = Fused(bases["qwen2"], adapter)
+    expected = fused_model(bases["qwen2"], adapter).state_dict()
+    changed = 0
+    for name in fused.names():
+        assert torch.equal(fused.tensor(name).float(), expected[name])
+        changed += name in fused.lora
+    assert changed == 14
+
+
+def test_bf16_weights_are_copied_bit_for_bit(bases: dict[str, Path], tmp_path: Path) -> None:
+    """A bfloat16 base without an adapter loses nothing in a bf16 file."""
+    base = tmp_path / "base"
+    shutil.copytree(bases["qwen3"], base)
+    weights = {name: tensor.bfloat16() for name, tensor in load_file(base / "model.safetensors").items()}
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    convert(base, None, tmp_path / "model.gguf", outtype="bf16")
+    stored = {tensor.name: tensor.data for tensor in GGUFReader(tmp_path / "model.gguf").tensors}
+    expected = weights["model.layers.1.mlp.down_proj.weight"].view(torch.uint8).numpy()
+    assert np.array_equal(stored["blk.1.ffn_down.weight"], expected)
+
+
+def test_q8_0_is_the_packages_own_encoding(bases: dict[str, Path], tmp_path: Path) -> None:
+    """Matrices are Q8_0 blocks, vectors float32, as gguf's codec reads them back."""
+    convert(bases["qwen2"], None, tmp_path / "model.gguf", outtype="q8_0")
+    weights = load_file(bases["qwen2"] / "model.safetensors")
+    tensors = {tensor.name: tensor for tensor in GGUFReader(tmp_path / "model.gguf").tensors}
+    matrix = tensors["blk.0.ffn_up.weight"]
+    read = gguf_package.quants.dequantize(matrix.data, matrix.tensor_type)
+    exact = weights["model.layers.0.mlp.up_proj.weight"].numpy()
+    assert np.abs(read - exact).max() <= np.abs(exact).max() / 127
+    assert tensors["blk.0.attn_q.bias"].tensor_type.name == "F32"
+    assert np.array_equal(tensors["blk.0.attn_q.bias"].data, weights["model.layers.0.self_attn.q_proj.bias"].numpy())
+
+
+@pytest.mark.parametrize(
+    ("pre_tokenizer", "ignore_merges", "name"),
+    [
+        (tiny.split_by(QWEN2), False, "qwen2"),
+        (tiny.split_by(LLAMA3), True, "llama-bpe"),
+        (tiny.split_by(LLAMA3), False, "dbrx"),
+        (GPT2, False, "gpt-2"),
+        (pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), GPT2]), False, "smollm"),
+    ],
+    ids=["qwen2", "llama-bpe", "dbrx", "gpt-2", "smollm"],
+)
+def test_pre_tokenizer_reads_text_alike(pre_tokenizer: object, ignore_merges: bool, name: str, tmp_path: Path) -> None:
+    """Each pre-tokenizer that is mapped by its structure gives llama.cpp the ids of transformers."""
+    base = nano.build(tmp_path / "base", vocab_size=512)
+    tiny.use_tokenizer(base, pre_tokenizer, ignore_merges=ignore_merges, bos=True)
+    convert(base, None, tmp_path / "model.gguf", outtype="f16")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    with closing(fidelity.Reader(tmp_path / "model.gguf", length=16)) as reader:
+        for text in [*tiny.PROMPTS, "1234567 12 a1b2\r\n\r\n x", "\u3000\u00a0tab\t\ttab \u200d²½Ⅷ"]:
+            assert reader.ids(text) == tokenizer(text, add_special_tokens=False).input_ids
+    assert fields(tmp_path / "model.gguf")["tokenizer.ggml.pre"] == name
+
+
+def test_vocabulary_ends_turns_and_is_padded(bases: dict[str, Path], tmp_path: Path) -> None:
+    """EOS is what the template writes after an answer; special tokens are CONTROL, the padding UNUSED."""
+    base = nano.build(tmp_path / "base", vocab_size=300)
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps({**config, "eos_token": "<|endoftext|>"}))
+    convert(base, None, tmp_path / "model.gguf", outtype="f16")
+    found = fields(tmp_path / "model.gguf")
+    types = found["tokenizer.ggml.token_type"]
+    assert found["tokenizer.ggml.eos_token_id"] == 2
+    assert found["tokenizer.ggml.padding_token_id"] == 0
+    assert found["tokenizer.ggml.add_bos_token"] is False
+    assert found["tokenizer.chat_template"] == nano.CHATML
+    assert types[:4] == [3, 3, 3, 1]
+    assert len(types) == 300 and types[-1] == 5
+    assert found["tokenizer.ggml.tokens"][-1] == "[PAD299]"
+
+
+def test_same_bytes_in_any_process(bases: dict[str, Path], tmp_path: Path) -> None:
+    """Two processes with other hash seeds, directories and homes write the same file, which names no place."""
+    adapter = tiny.add_adapter(bases["llama"], tmp_path / "adapter")
+    script = (
+        "import sys; from pathlib import Path; from backprop_core.gguf import convert; "
+        "convert(Path(sys.argv[1]), Path(sys.argv[2]), Path('out.gguf'), outtype='bf16')"
+    )
+    processes = []
+    for seed in ("1", "2"):
+        home = tmp_path / seed
+        home.mkdir()
+        shutil.copytree(bases["llama"], home / f"base{seed}")
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "HOME": str(home), "PYTHONPATH": os.getcwd()}
+        argv = [sys.executable, "-c", script, str(home / f"base{seed}"), str(adapter)]
+        processes.append(subprocess.Popen(argv, cwd=home, env=environment))
+    assert [process.wait() for process in processes] == [0, 0]
+    written = [(tmp_path / seed / "out.gguf").read_bytes() for seed in ("1", "2")]
+    assert written[0] == written[1]
+    assert str(tmp_path).encode() not in written[0]
+    general = {name: value for name, value in fields(tmp_path / "1" / "out.gguf").items() if name.startswith("general")}
+    assert set(general.values()) == {"llama", "model", 32, 2}
+
+
+def edited(base: Path, copy: Path, file: str, **changes: object) -> Path:
+    """A copy of a base with fields of one of its JSON files changed."""
+    shutil.copytree(base, copy)
+    content = json.loads((copy / file).read_text())
+    (copy / file).write_text(json.dumps({**content, **changes}))
+    return copy
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"architectures": ["GemmaForCausalLM"]},
+        {"hidden_act": "gelu"},
+        {"quantization_config": {"quant_method": "bitsandbytes"}},
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+        {"rope_parameters": None, "rope_scaling": {"type": "longrope"}},
+        {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+    ],
+)
+def test_unknown_architecture_is_refused_before_the_weights(
+    changes: dict[str, object], bases: dict[str, Path], tmp_path: Path
+) -> None:
+    """A base that llama.cpp would compute otherwise is refused from its config alone."""
+    base = edited(bases["llama"], tmp_path / "base", "config.json", **changes)
+    (base / "model.safetensors").unlink()
+    with pytest.raises(ArchitectureUnsupported):
+        check_supported(base)
+    with pytest.raises(ArchitectureUnsupported):
+        convert(base, None, tmp_path / "model.gguf", outtype="f16")
+    assert not list(tmp_path.glob("*model.gguf*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (
+            {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "x+"}, "behavior": "Isolated", "invert": False}},
+            "x+",
+        ),
+        (
+            {"pre_tokenizer": {"type": "Metaspace", "replacement": "_", "prepend_scheme": "always", "split": False}},
+            "Meta",
+        ),
+        ({"normalizer": {"type": "Lowercase"}}, "Lowercase"),
+        ({"model": {"type": "Unigram", "vocab": []}}, "Unigram"),
+        ({"model": {"type": "BPE", "byte_fallback": True, "vocab": {}, "merges": []}}, "BPE"),
+        ({"added_tokens": [{"content": "<mask>", "lstrip": True, "rstrip": False}]}, "<mask>"),
+    ],
+)
+def test_unknown_tokenizer_is_refused_by_name(
+    changes: dict[str, object], named: str, bases: dict[str, Path], tmp_path: Path
+) -> None:
+    """A tokenizer that llama.cpp would not reproduce is refused, and the message names what it does not know."""
+    base = edited(bases["llama"], tmp_path / "base", "tokenizer.json", **changes)
+    with pytest.raises(TokenizerUnsupported, match=named.replace("+", r"\+")):
+        check_supported(base)
+
+
+def test_support_is_said_without_torch(bases: dict[str, Path]) -> None:
+    """check_supported runs in a process that never loads torch, numpy or gguf."""
+    script = (
+        "import sys; from pathlib import Path; from backprop_core.gguf import check_supported; "
+        "check_supported(Path(sys.argv[1])); assert not {'torch', 'numpy', 'gguf'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(bases["qwen3"])], check=True)
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {"use_dora": True},
+        {"modules_to_save": ["lm_head"]},
+        {"rank_pattern": {"q_proj": 2}},
+        {"alpha_pattern": {"q_proj": 2}},
+        {"target_modules": ["embed_tokens"]},
+    ],
+    ids=str,
+)
+def test_other_adapters_are_refused(lora: dict[str, object], tmp_path: Path) -> None:
+    """What is more than plain LoRA on linear layers is refused before anything is written."""
+    base = tiny.build(tmp_path / "base", "llama", tie_word_embeddings=False)
+    adapter = tiny.add_adapter(base, tmp_path / "adapter", **lora)
+    with pytest.raises(AdapterMismatch):
+        convert(base, adapter, tmp_path / "model.gguf", outtype="f16")
+    assert not list(tmp_path.glob("*model.gguf*"))
+
+
+def test_adapter_of_another_base_is_refused(bases: dict[str, Path], tmp_path: Path) -> None:
+    """Shapes that do not fit are an error with a code, not a crash."""
+    adapter = tiny.add_adapter(tiny.build(tmp_path / "wide", "llama", intermediate_size=96), tmp_path / "adapter")
+    with pytest.raises(AdapterMismatch, match="does not fit"):
+        convert(bases["llama"], adapter, tmp_path / "model.gguf", outtype="f16")
+
+
+def test_nothing_is_left_of_a_failed_write(bases: dict[str, Path], tmp_path: Path) -> None:
+    """A value that float16 cannot hold fails the export, keeps the old file and leaves no part of the new one."""
+    base = tmp_path / "base"
+    shutil.copytree(bases["llama"], base)
+    weights = load_file(base / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][0, 0] = 1e6
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "model.gguf").write_bytes(b"old")
+    with pytest.raises(GGUFExportFailed, match="F16 cannot hold"):
+        convert(base, None, tmp_path / "model.gguf", outtype="f16")
+    assert (tmp_path / "model.gguf").read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 2
+    convert(base, None, tmp_path / "model.gguf", outtype="bf16")
+
+
+@pytest.mark.parametrize(
+    ("template", "error"),
+    [(None, ChatTemplateMissing), ("{% for m in messages %}{{ m['content'] }}\n{% endfor %}", ChatTemplateUnusable)],
+)
+def test_template_must_end_turns(
+    template: str | None, error: type[Exception], bases: dict[str, Path], tmp_path: Path
+) -> None:
+    """A tokenizer whose chat template is missing or writes no stop token is not exported."""
+    base = tmp_path / "base"
+    shutil.copytree(bases["llama"], base)
+    (base / "chat_template.jinja").unlink()
+    if template:
+        (base / "chat_template.jinja").write_text(template)
+    with pytest.raises(error):
+        convert(base, None, tmp_path / "model.gguf", outtype="f16")
+
+
+def test_progress_reaches_the_end(bases: dict[str, Path], tmp_path: Path) -> None:
+    """Progress is reported per tensor, never falls, and ends at the total."""
+    seen: list[tuple[int, int]] = []
+    convert(
+        bases["llama"], None, tmp_path / "a", outtype="f16", on_progress=lambda done, total: seen.append((done, total))
+    )
+    assert seen == sorted(seen) and seen[-1][0] == seen[-1][1]
+    assert len(seen) == len(GGUFReader(tmp_path / "a").tensors)
