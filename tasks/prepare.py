@@ -12,7 +12,7 @@ from backprop_core import base as bases
 from backprop_core import devices
 from backprop_core.errors import ExtraMissing, RefAmbiguous, RunUnknown
 from backprop_core.formats import snapshot
-from backprop_core.gguf import check_supported
+from backprop_core.gguf.support import check_supported
 from backprop_core.keys import digest_of, part
 from backprop_core.lines import Lines
 from backprop_core.refs import AdapterRef, BaseRef, Located, Record, RunResult, SourceRef
