@@ -10,10 +10,12 @@ between fences is tokenized as plain text.
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import accumulate
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
 from jinja2 import TemplateError
+from numpy.typing import NDArray
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
@@ -21,7 +23,6 @@ from backprop_core.errors import ChatTemplateMissing, ChatTemplateUnusable, NoLa
 from backprop_core.formats import ChatRow
 
 Message: TypeAlias = dict[str, str]
-Tokens: TypeAlias = tuple[int, int, int]  # id, first character, character after the last
 
 BATCH = 1024  # rows tokenized at once
 FENCE = "\ufdd0"  # a code point that Unicode keeps for uses like this one
@@ -52,6 +53,13 @@ class Written(NamedTuple):
     text: str
     spans: list[tuple[int, int]]
     fence: str
+
+
+class Tokens(NamedTuple):
+    """The ids of a text's tokens, and of each its first character and that after its last."""
+
+    ids: list[int]
+    characters_t2: NDArray[np.int64]
 
 
 class Answer(NamedTuple):
@@ -87,13 +95,16 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[ChatRow], *, max_l
     return examples
 
 
-def labelled(written: Written, tokens: list[Tokens]) -> Example:
+def labelled(written: Written, tokens: Tokens) -> Example:
     """The example of these tokens. Raises NoLabelTokens."""
-    labels = [any(end > start and first < stop for start, stop in written.spans) for _, first, end in tokens]
-    labels[:1] = [False]
-    if not any(labels):
+    first_t, end_t = tokens.characters_t2.T
+    labels_t = np.zeros(len(first_t), dtype=bool)
+    for start, end in written.spans:
+        labels_t |= (end_t > start) & (first_t < end)
+    labels_t[:1] = False
+    if not labels_t.any():
         raise NoLabelTokens(f"row {written.row + 1} has no token to learn from", hint="remove it, or give it an answer")
-    return Example([token for token, _, _ in tokens], labels, written.row)
+    return Example(tokens.ids, labels_t.tolist(), written.row)
 
 
 # Control tokens
@@ -117,10 +128,7 @@ class Controls:
         """A string that is in none of the texts; empty if none of them names a control token."""
         if not any(self._names.search(text) for text in texts):
             return ""
-        fence = FENCE
-        while any(fence in text for text in texts):
-            fence += FENCE
-        return fence
+        return FENCE * (1 + sum(text.count(FENCE) for text in texts))
 
     def fenced(self, text: str, fence: str) -> str:
         """`text` with fences around the names of control tokens."""
@@ -152,7 +160,7 @@ def raw(tokenizer: PreTrainedTokenizerBase, controls: Controls, text: str, index
     """Raw text between fences, the token that begins a sequence before it if the tokenizer has it so, its end after."""
     if tokenizer.eos_token is None:
         raise ChatTemplateUnusable("the tokenizer names no eos_token to end raw text with", hint="add it to its config")
-    fence = controls.fence_for([text]) or FENCE * (text.count(FENCE) + 1)
+    fence = FENCE * (1 + text.count(FENCE))
     begin = tokenizer.bos_token if tokenizer("").input_ids[:1] == [tokenizer.bos_token_id] else ""
     whole = f"{begin}{fence}{text}{fence}{tokenizer.eos_token}"
     return Written(index, whole, [(len(begin), len(whole))], fence)
@@ -205,16 +213,15 @@ def apply(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, add_ge
 # Tokenizing
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, written: list[Written]) -> Iterator[list[Tokens]]:
-    """The tokens of each text, with the characters that they stand for."""
+def tokenize(tokenizer: PreTrainedTokenizerBase, written: list[Written]) -> Iterator[Tokens]:
+    """The tokens of each text."""
     for begin in range(0, len(written), BATCH):
         batch = written[begin : begin + BATCH]
         pieces = [text.text.split(text.fence) if text.fence else [text.text] for text in batch]
         template = iter(encodings(tokenizer, [piece for parts in pieces for piece in parts[::2]], plain=False))
         plain = iter(encodings(tokenizer, [piece for parts in pieces for piece in parts[1::2]], plain=True))
         for text, parts in zip(batch, pieces, strict=True):
-            tokens = [next(plain if number % 2 else template) for number in range(len(parts))]
-            yield list(chain.from_iterable(placed(tokens, parts, len(text.fence))))
+            yield joined([next(plain if number % 2 else template) for number in range(len(parts))], parts, text.fence)
 
 
 def encodings(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, plain: bool) -> list[Encoding]:
@@ -225,14 +232,11 @@ def encodings(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, plain: bo
     return list(batch.encodings)
 
 
-def placed(encodings: list[Encoding], pieces: list[str], fence: int) -> Iterator[Iterator[Tokens]]:
+def joined(encodings: list[Encoding], pieces: list[str], fence: str) -> Tokens:
     """The tokens of a text's pieces, their characters counted from the text's beginning."""
-    offset = 0
-    for encoding, piece in zip(encodings, pieces, strict=True):
-        yield shifted(encoding, offset)
-        offset += len(piece) + fence
-
-
-def shifted(encoding: Encoding, offset: int) -> Iterator[Tokens]:
-    for token, (first, end) in zip(encoding.ids, encoding.offsets, strict=True):
-        yield token, first + offset, end + offset
+    starts = accumulate((len(piece) + len(fence) for piece in pieces[:-1]), initial=0)
+    characters = [
+        np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2) + start
+        for encoding, start in zip(encodings, starts, strict=True)
+    ]
+    return Tokens([token for encoding in encodings for token in encoding.ids], np.concatenate(characters))
