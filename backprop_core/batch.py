@@ -1,5 +1,6 @@
 """Examples as tensors, and right-padded batches of them."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,16 +14,19 @@ from backprop_core.model import LoadedBase
 from backprop_core.refs import RowsRef
 from backprop_core.store import Store
 
-# b = rows, t = tokens of the longest row, n = label tokens of the batch
+log = logging.getLogger(__name__)
+
+# b = examples, t = tokens of the longest, n = label tokens of the batch
 
 
 @dataclass(frozen=True)
 class Item:
-    """One example: its token ids (t), the positions of its label tokens, and those tokens."""
+    """One example: its token ids (t), the positions of its label tokens, those tokens, and the row it comes from."""
 
     ids_t: Tensor
     at_n: Tensor
     labels_n: Tensor
+    row: int
 
     def __len__(self) -> int:
         return len(self.ids_t)
@@ -30,7 +34,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs without the last column; for each label token the flat position that predicts it, and its row."""
+    """Inputs without the last column; for each label token the flat position that predicts it, and its example."""
 
     ids_bt: Tensor
     lengths_b: Tensor
@@ -40,17 +44,25 @@ class Batch:
 
 
 def load(base: LoadedBase, rows: RowsRef, *, max_length: int, store: Store) -> list[Item]:
-    """The rows as the base's tokenizer and template write them. Raises NoRows if there are none."""
+    """The rows as the base's tokenizer and template write them, in their order.
+
+    Raises NoRows if there are none, and what `chat.encode` raises.
+    """
     if rows.rows == 0:
         raise NoRows(f"the rows {rows.digest[:12]} are empty", hint="give more rows")
     examples = chat.encode(base.tokenizer, curate.load(store.local(rows)), max_length=max_length)
+    if examples.cut:
+        log.warning(
+            "%d of %d examples are longer than %d tokens: cut, %d of them left out",
+            *(examples.cut, len(examples) + examples.left_out, max_length, examples.left_out),
+        )
     return [item(example) for example in examples]
 
 
 def item(example: chat.Example) -> Item:
     ids_t = torch.tensor(example.ids)
-    at_n = torch.tensor(example.labels)[1:].nonzero().flatten() + 1  # nothing predicts the first token
-    return Item(ids_t, at_n, ids_t[at_n])
+    at_n = torch.tensor(example.labels).nonzero().flatten()
+    return Item(ids_t, at_n, ids_t[at_n], example.row)
 
 
 def collate(items: Sequence[Item], device: torch.device) -> Batch:

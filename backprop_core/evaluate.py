@@ -17,8 +17,9 @@ POSITIONS = 1024  # label tokens whose logits are in memory at once
 
 
 class RowScore(Record):
-    """One held-out row: the sum of its label tokens' negative log-likelihoods, and how many of them argmax hits."""
+    """A held-out row: the sum of its label tokens' negative log-likelihoods, and how many of them argmax hits."""
 
+    row: int
     loss: float
     tokens: int
     correct: int
@@ -57,18 +58,34 @@ def evaluate(
 
 @torch.no_grad()
 def score(base: LoadedBase, items: list[Item]) -> list[RowScore]:
-    """One score per item, in their order."""
+    """One score per row, in the rows' order; a row of several examples is their sum."""
     lengths = [len(item) for item in items]
-    scores = {}
+    sums: dict[int, tuple[float, int]] = {}
     for indices in by_budget(range(len(items)), lengths, TOKENS):
         batch = collate([items[index] for index in indices], base.device)
-        for index, loss, correct in zip(indices, *row_sums(base, batch), strict=True):
-            scores[index] = RowScore(loss=loss, tokens=len(items[index].at_n), correct=correct)
-    return [scores[index] for index in range(len(items))]
+        for index, loss, correct in zip(indices, *sums_of(base, batch), strict=True):
+            sums[index] = loss, correct
+    return [
+        RowScore(
+            row=row,
+            loss=sum(sums[index][0] for index in indices),
+            tokens=sum(len(items[index].at_n) for index in indices),
+            correct=sum(sums[index][1] for index in indices),
+        )
+        for row, indices in examples_of(items).items()
+    ]
 
 
-def row_sums(base: LoadedBase, batch: Batch) -> tuple[list[float], list[int]]:
-    """Per row of a batch: the summed loss of its label tokens in nats, and how many argmax hits."""
+def examples_of(items: list[Item]) -> dict[int, list[int]]:
+    """The indices of each row's examples, by row."""
+    rows: dict[int, list[int]] = {}
+    for index, item in enumerate(items):
+        rows.setdefault(item.row, []).append(index)
+    return rows
+
+
+def sums_of(base: LoadedBase, batch: Batch) -> tuple[list[float], list[int]]:
+    """Per example of a batch: the summed loss of its label tokens in nats, and how many argmax hits."""
     states_nh = base.states(batch.ids_bt, batch.lengths_b, batch.at_n)
     parts = [
         token_scores(base.logits(states), labels)

@@ -41,8 +41,8 @@ def train(
 ) -> TrainResult:
     """Train one adapter and commit it. Where checkpoints lie under `key`, it goes on from the newest, to the same bits.
 
-    `on_metrics(step, total steps, values)` after each step: loss (nats per label token), learning_rate, grad_norm (before clipping),
-    tokens (of the step, without padding). `should_stop()` is asked at each step boundary.
+    `on_metrics(step, total steps, values)` after each step: loss (nats per label token), learning_rate, grad_norm
+    (before clipping), tokens (of the step, without padding). `should_stop()` is asked at each step boundary.
     Raises NoRows, LossNotFinite, DiskFull, RankMismatch, AdapterMismatch, RankTooLarge, and Interrupted once it has
     saved a checkpoint.
     """

@@ -1,0 +1,116 @@
+"""Adapters on disk: PEFT reads them, and the same content is the same bytes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+
+from backprop_core import adapter as adapters
+from backprop_core.adapter import Adapter
+from backprop_core.errors import AdapterMismatch, BackpropError, InputNotFound, InputValidationFailed
+from backprop_core.model import injected, linear_names, load, taken
+from backprop_core.specs import LoraSpec
+from tests.core import nano
+
+CONFIG = adapters.config_of(LoraSpec(rank=2, alpha=4), ["up_proj", "q_proj", "v_proj"])
+KEYS = [f"base_model.model.model.layers.0.mlp.up_proj.lora_{part}.weight" for part in "AB"]
+SCRIPT = """
+import sys, torch
+from pathlib import Path
+from backprop_core import adapter
+targets = set("gate_proj up_proj down_proj q_proj k_proj v_proj o_proj".split())
+config = {"peft_type": "LORA", "r": 2, "target_modules": targets, "peft_version": sys.argv[2], "lora_alpha": 4}
+names = {"lora_A", "lora_B", "lora_C", "lora_D"}
+tensors = {f"layer.{name}.weight": torch.full((2, 3), float(ord(name[-1]))) for name in names}
+directory = Path(sys.argv[1])
+directory.mkdir()
+adapter.write(adapter.Adapter(config, tensors), directory)
+"""
+
+
+def some() -> Adapter:
+    torch.manual_seed(0)
+    return Adapter(CONFIG, {KEYS[0]: torch.randn(2, 5), KEYS[1]: torch.randn(3, 2)})
+
+
+def test_read_gives_what_was_written(tmp_path: Path) -> None:
+    """Writing and reading returns the same tensors bit for bit, and a config that changes no more."""
+    adapters.write(some(), tmp_path)
+    found = adapters.read(tmp_path)
+    assert found.config == adapters.portable(CONFIG)
+    assert all(torch.equal(found.tensors[key], some().tensors[key]) for key in KEYS)
+
+
+def test_same_content_same_bytes_in_any_process(tmp_path: Path) -> None:
+    """Two processes with other hash seeds, directories and library versions write the same two files."""
+    for seed in ("1", "2"):
+        arguments = [sys.executable, "-c", SCRIPT, str(tmp_path / seed), f"0.{seed}"]
+        subprocess.run(arguments, check=True, env={**os.environ, "PYTHONHASHSEED": seed})
+    for name in (adapters.CONFIG, adapters.WEIGHTS):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+    assert str(tmp_path) not in (tmp_path / "1" / adapters.CONFIG).read_text()
+
+
+def test_half_precision_is_written_as_float32(tmp_path: Path) -> None:
+    """Whatever the tensors' type and layout, the file holds float32."""
+    half = {KEYS[0]: torch.ones(5, 2).T.bfloat16()}
+    adapters.write(Adapter(CONFIG, half), tmp_path)
+    assert adapters.read(tmp_path).tensors[KEYS[0]].dtype == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT reads it
+def test_peft_answers_as_we_do(tmp_path: Path) -> None:
+    """PeftModel.from_pretrained loads the directory, and gives the logits of the adapter in our hands."""
+    base = load(nano.build(tmp_path / "base"), precision="fp32", device="cpu")
+    config = adapters.config_of(LoraSpec(rank=4), linear_names(base.model))
+    ids = torch.arange(20)[None]
+    torch.manual_seed(0)
+    with injected(base, config, None) as model:
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter)
+        tensors, ours = taken(model), base.model(ids).logits
+    bare = base.model(ids).logits
+    (tmp_path / "adapter").mkdir()
+    adapters.write(Adapter(config, tensors), tmp_path / "adapter")
+    theirs = PeftModel.from_pretrained(base.model, tmp_path / "adapter")(ids).logits
+    assert torch.equal(ours, theirs)
+    assert not torch.equal(ours, bare)
+
+
+def spoil(directory: Path, how: str) -> None:
+    config, weights = directory / adapters.CONFIG, directory / adapters.WEIGHTS
+    match how:
+        case "no config":
+            config.unlink()
+        case "pickle":
+            weights.rename(directory / "adapter_model.bin")
+        case "not JSON":
+            config.write_text("{")
+        case "truncated":
+            weights.write_bytes(weights.read_bytes()[:-8])
+        case "other method":
+            config.write_text(json.dumps({**CONFIG, "peft_type": "IA3"}))
+
+
+@pytest.mark.parametrize(
+    "how, error",
+    [
+        ("no config", InputNotFound),
+        ("pickle", InputNotFound),
+        ("not JSON", InputValidationFailed),
+        ("truncated", InputValidationFailed),
+        ("other method", AdapterMismatch),
+    ],
+)
+def test_what_is_no_adapter_is_refused(tmp_path: Path, how: str, error: type[BackpropError]) -> None:
+    """A missing, damaged or foreign file is a coded error; a pickle is not opened."""
+    adapters.write(some(), tmp_path)
+    spoil(tmp_path, how)
+    with pytest.raises(error):
+        adapters.read(tmp_path)

@@ -1,0 +1,98 @@
+"""The plan: which examples are in which step."""
+
+import itertools
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backprop_core.batch import by_budget
+from backprop_core.specs import TrainSpec
+from backprop_core.training import plan
+
+LENGTHS = st.lists(st.integers(2, 500), min_size=1, max_size=300)
+
+
+@given(lengths=LENGTHS, batch_size=st.integers(1, 40), seed=st.integers(0, 9), epoch=st.integers(0, 9))
+def test_an_epoch_has_every_example_once(lengths: list[int], batch_size: int, seed: int, epoch: int) -> None:
+    """Each example is in exactly one batch, and no two batches differ in size by more than one."""
+    batches = plan.epoch_batches(lengths, seed=seed, epoch=epoch, batch_size=batch_size)
+    assert sorted(itertools.chain(*batches)) == list(range(len(lengths)))
+    sizes = {len(batch) for batch in batches}
+    assert max(sizes) - min(sizes) <= 1
+    assert max(sizes) <= batch_size
+    assert len(batches) == plan.batches_per_epoch(len(lengths), batch_size)
+
+
+@given(lengths=LENGTHS, first=st.integers(0, 60), steps=st.integers(1, 60), batch_size=st.integers(1, 40))
+def test_a_later_start_sees_the_same_steps(lengths: list[int], first: int, steps: int, batch_size: int) -> None:
+    """Going on at any step gives the rest of the whole plan: there is no other state."""
+    spec = TrainSpec(steps=steps, batch_size=batch_size)
+    whole = list(plan.batches_from(0, lengths, spec))
+    assert len(whole) == steps
+    assert list(plan.batches_from(min(first, steps), lengths, spec)) == whole[min(first, steps) :]
+
+
+def test_seed_and_epoch_shuffle() -> None:
+    """Another seed or epoch is another order."""
+    lengths = list(range(2, 102))
+    orders = [
+        plan.epoch_batches(lengths, seed=seed, epoch=epoch, batch_size=8) for seed, epoch in [(0, 0), (0, 1), (1, 0)]
+    ]
+    assert len({str(order) for order in orders}) == 3
+
+
+def test_the_plan_is_pinned() -> None:
+    """The order is the same in any process and version; if this changes, raise VERSIONS["train"]."""
+    batches = plan.epoch_batches([5, 9, 3, 7, 4, 8, 6], seed=1, epoch=2, batch_size=3)
+    assert batches == [[0, 6], [2, 4], [3, 5, 1]]
+
+
+def test_grouping_by_length_saves_padding() -> None:
+    """Length-sorted windows pad far less than a random order does."""
+    rng = random.Random(0)
+    lengths = [int(rng.lognormvariate(4.5, 0.8)) + 2 for _ in range(512)]
+    grouped = plan.epoch_batches(lengths, seed=0, epoch=0, batch_size=8)
+    mixed = [list(range(start, start + 8)) for start in range(0, 512, 8)]
+    assert padding(grouped, lengths) < 0.1 < 0.4 < padding(mixed, lengths)
+
+
+def padding(batches: list[list[int]], lengths: list[int]) -> float:
+    padded = sum(len(batch) * max(lengths[index] for index in batch) for batch in batches)
+    return 1 - sum(lengths) / padded
+
+
+@pytest.mark.parametrize(
+    "fields, steps",
+    [
+        ({"epochs": 3}, 9),
+        ({"epochs": 0.5}, 2),
+        ({"epochs": 0.01}, 1),
+        ({"steps": 7}, 7),
+        ({"steps": 7, "epochs": 100}, 7),
+    ],
+)
+def test_steps_come_from_epochs_unless_given(fields: dict[str, float], steps: int) -> None:
+    """33 examples in batches of at most 16 are three steps a pass; `steps` overrides `epochs`."""
+    assert plan.total_steps(33, TrainSpec(batch_size=16, **fields)) == steps  # type: ignore[arg-type]
+
+
+@given(lengths=LENGTHS, budget=st.integers(16, 2000))
+def test_micro_batches_keep_the_budget(lengths: list[int], budget: int) -> None:
+    """A micro-batch has at most the budget of padded tokens, or one example; together they are the step."""
+    groups = by_budget(range(len(lengths)), lengths, budget)
+    assert sorted(itertools.chain(*groups)) == list(range(len(lengths)))
+    for group in groups:
+        assert len(group) == 1 or len(group) * max(lengths[index] for index in group) <= budget
+
+
+@pytest.mark.parametrize("total, warmup, expected", [(100, 0.1, 10), (1000, 0.1, 20), (5, 0.1, 1), (50, 0.0, 0)])
+def test_warm_up_then_cosine(total: int, warmup: float, expected: int) -> None:
+    """The rate rises in equal parts for min(warmup · steps, 20) steps, then only falls, and is never zero."""
+    spec = TrainSpec(learning_rate=0.5, warmup=warmup)
+    rates = [plan.learning_rate(step, total, spec) for step in range(total)]
+    assert rates[:expected] == pytest.approx([0.5 * (step + 1) / expected for step in range(expected)])
+    assert rates[expected] == pytest.approx(0.5)
+    assert all(before > after > 0 for before, after in itertools.pairwise(rates[expected:]))
+    assert rates[(total + expected) // 2] == pytest.approx(0.25, abs=0.05 if total > 20 else 0.2)
