@@ -5,6 +5,7 @@ stdin says "next FOLDER" and "stop"; when it closes, the child ends.
 """
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from pydantic import BaseModel, TypeAdapter
 from backprop_core.errors import WorkerDied, rebuild
 from backprop_core.store import Store, write_atomic
 
+log = logging.getLogger(__name__)
 POLL = 0.01  # seconds between two looks at a running job
 Result = TypeVar("Result", bound=BaseModel)
 OnEvent = Callable[[dict[str, Any]], None]
@@ -31,7 +33,9 @@ class Worker:
         self._store = store
         self._folder = store.scratch("worker")
         self._log = self._folder / "log"
-        command = [python or sys.executable, "-m", "backprop_core.worker.main", str(store.root), str(slot)]
+        self._ready = self._folder / "ready"
+        places = [str(store.root), str(slot), str(self._ready)]
+        command = [python or sys.executable, "-m", "backprop_core.worker.main", *places]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=quiet())
         self._jobs = 0
@@ -63,6 +67,7 @@ class Worker:
     def _wait(self, job: Path, stage: str, on_event: OnEvent) -> Mapping[str, Any]:
         events = Tail(job / "events.jsonl")
         try:
+            self._wait_for_slot()
             while not (job / "result.json").is_file():
                 if self._process.poll() is not None and not (job / "result.json").is_file():
                     raise self._death(stage)
@@ -76,6 +81,15 @@ class Worker:
         if error := outcome.get("error"):
             raise rebuild(error["code"], error["message"], error["hint"])
         return dict(outcome["ok"])
+
+    def _wait_for_slot(self) -> None:
+        """Until the child has its device; says so when another run keeps it."""
+        began, said = time.monotonic(), False
+        while not self._ready.is_file() and self.alive:
+            if not said and time.monotonic() - began > 5:
+                log.warning("another run uses the device; waiting until it ends")
+                said = True
+            time.sleep(POLL)
 
     def _interrupt(self, job: Path, patience: float = 60.0) -> None:
         """Ask the child to stop at its next step boundary and wait until it has saved."""

@@ -1,4 +1,4 @@
-"""The child: everything that touches a tensor. Started as `python -m backprop_core.worker.main STORE SLOT`."""
+"""The child: everything that touches a tensor. Started as `python -m backprop_core.worker.main STORE SLOT READY`."""
 
 import json
 import os
@@ -20,8 +20,11 @@ from backprop_core.store import Store, write_atomic
 stopping = threading.Event()
 
 
-def main(root: str, slot: str) -> None:
-    """Take the device's slot, import what is heavy, then run jobs until the pipe closes."""
+def main(root: str, slot: str, ready: str) -> None:
+    """Take the device's slot, import what is heavy, then run jobs until the pipe closes.
+
+    The file `ready` appears once the slot is taken.
+    """
     os.dup2(2, 1)  # libraries print; nobody reads our stdout
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
@@ -30,6 +33,7 @@ def main(root: str, slot: str) -> None:
     store = Store(Path(root))
     Path(slot).parent.mkdir(parents=True, exist_ok=True)
     with FileLock(slot):
+        Path(ready).touch()
         from backprop_core.worker.stages import Stages
 
         stages = Stages(store, should_stop=stopping.is_set)

@@ -1,0 +1,97 @@
+"""The base: known by its digest, refused when it is not complete or would run code."""
+
+import json
+import shutil
+
+import pytest
+
+from backprop_core import base as bases
+from backprop_core.errors import ChatTemplateMissing, InputNotFound, ModelLoadFailed, UnsafeModel
+from backprop_core.specs import ModelSpec
+from backprop_core.store import Store
+from tests.core import nano
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return nano.build(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def base(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "base")
+
+
+@pytest.fixture
+def resolve(tmp_path):
+    store = Store(tmp_path / "store")
+    return lambda name: bases.resolve(ModelSpec(name=str(name)), store)
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_the_digest_is_of_the_content(base, resolve, tmp_path):
+    """The same files elsewhere are the same base; a changed template is another one."""
+    first = resolve(base)
+    moved = shutil.copytree(base, tmp_path / "moved")
+    (moved / "README.md").write_text("not part of the model")
+    assert resolve(moved).digest == first.digest
+    (moved / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    assert resolve(moved).digest != first.digest
+
+
+def test_a_base_that_changed_under_a_run_is_refused(base, resolve, tmp_path):
+    """A run goes on with the base it started from, or not at all."""
+    ref = resolve(base)
+    store = Store(tmp_path / "store")
+    assert bases.local(ref, store) == base
+    edit(base / "config.json", rope_theta=5.0)
+    with pytest.raises(ModelLoadFailed, match="has changed"):
+        bases.local(ref, store)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("auto_map", {"AutoModel": "x.Y"}),
+        ("_attn_implementation_internal", "x/y"),
+        ("nested", {"trust_remote_code": True}),
+    ],
+)
+def test_a_config_that_names_code_is_refused(base, resolve, key, value):
+    """No key that makes a loader import something, at any depth."""
+    edit(base / "config.json", **{key: value})
+    with pytest.raises(UnsafeModel, match=r"config\.json"):
+        resolve(base)
+
+
+def test_pickled_weights_are_refused(base, resolve):
+    """A base with only a .bin is never opened."""
+    (base / "model.safetensors").rename(base / "pytorch_model.bin")
+    with pytest.raises(UnsafeModel, match="pickled"):
+        resolve(base)
+
+
+@pytest.mark.parametrize(
+    "missing, error",
+    [
+        ("config.json", ModelLoadFailed),
+        ("model.safetensors", ModelLoadFailed),
+        ("tokenizer.json", ModelLoadFailed),
+        ("chat_template.jinja", ChatTemplateMissing),
+    ],
+)
+def test_what_is_missing_is_named(base, resolve, missing, error):
+    """A base without weights, tokenizer, config or template says so and how to mend it."""
+    (base / missing).unlink()
+    with pytest.raises(error) as caught:
+        resolve(base)
+    assert caught.value.hint
+
+
+def test_no_such_directory(tmp_path, resolve):
+    """A path that does not exist is not taken for a hub id."""
+    with pytest.raises(InputNotFound):
+        resolve(tmp_path / "nowhere")
