@@ -69,7 +69,7 @@ def default_of(schema: Schema, required: bool) -> str:
     if required:
         return "required"
     match schema.get("default"):
-        case {} | [] | {"$ref": _}:
+        case {}:
             return ""
         case bool(value):
             return str(value).lower()
@@ -84,7 +84,7 @@ def allowed(schema: Schema, root: Schema) -> str:
     schema = resolve(schema, root)
     match schema:
         case {"anyOf": choices}:
-            return " or ".join(dict.fromkeys(allowed(choice, root) for choice in choices))
+            return ", or ".join(dict.fromkeys(allowed(choice, root) for choice in choices))
         case {"enum": values}:
             return f"one of {', '.join(map(str, values))}"
         case {"const": value}:

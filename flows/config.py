@@ -1,0 +1,225 @@
+"""A run's spec out of flags, file, environment and `.env`: later beats earlier, and every value knows who said it."""
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from dotenv import dotenv_values
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from backprop_core.errors import BackpropError, ConfigInvalid, InputNotFound, InputValidationFailed, QuantizationUnknown
+from backprop_core.specs import DatasetSpec, RunSpec
+from flows.fields import children_of, pattern_of, spec_fields
+from flows.values import Path as Place
+from flows.values import parse
+
+PREFIX = "BACKPROPAGATE_"
+SHORT_SECTIONS = {"lora": ("training", "lora")}
+SHORT_FIELDS = {("training", "lora", "r"): ("training", "lora", "rank")}
+SHOWN = 60  # characters of a refused value that an error repeats
+
+
+@dataclass
+class Draft:
+    """What was asked so far, and who asked for it."""
+
+    tree: Any = field(default_factory=dict)
+    origins: dict[Place, str] = field(default_factory=dict)
+
+    def put(self, place: Place, value: Any, origin: str) -> None:
+        """Overlay one value: mappings are merged, lists and scalars replaced; a list's entry is named by its number."""
+        self.tree = overlay(self.tree, place, value, origin)
+        self.origins[place] = origin
+
+    def origin(self, place: Place) -> str:
+        """Who said the value at a place, the part that it stands in, or something in it."""
+        above = (self.origins.get(place[:length]) for length in range(len(place), 0, -1))
+        below = (origin for known, origin in self.origins.items() if known[: len(place)] == place)
+        return next(origin for origin in chain(above, below) if origin)
+
+
+def overlay(tree: Any, place: Place, value: Any, origin: str) -> Any:
+    """`tree` with `value` laid over what is at `place`."""
+    if not place:
+        return merged(tree, value, origin)
+    head, *rest = place
+    if tree is None and is_index(head):
+        tree = []
+    if isinstance(tree, list):
+        if not is_index(head) or int(head) > len(tree):
+            raise ConfigInvalid(
+                f"a list of {len(tree)} has no {head} ({origin})", hint="name an entry by its number, from 0"
+            )
+        index = int(head)
+        entry = overlay(tree[index] if index < len(tree) else None, tuple(rest), value, origin)
+        return [*tree[:index], entry, *tree[index + 1 :]]
+    known = tree if isinstance(tree, dict) else {}
+    return {**known, head: overlay(known.get(head), tuple(rest), value, origin)}
+
+
+def merged(low: Any, high: Any, origin: str) -> Any:
+    """Two values as one: `high` wins, but for mappings field by field."""
+    if not (isinstance(low, dict) and isinstance(high, dict)):
+        return high
+    return low | {name: overlay(low.get(name), (), value, origin) for name, value in high.items()}
+
+
+def is_index(name: str) -> bool:
+    return name.isdecimal() and len(name) < 6
+
+
+def run_spec(
+    *,
+    flags: Mapping[str, str | list[Any] | None],
+    settings: Sequence[str] = (),
+    file: Path | None = None,
+    each_dataset: Mapping[str, str | None] | None = None,
+    flag_names: Mapping[str, str] | None = None,
+) -> RunSpec:
+    """The spec that flags, `--set` settings, a file, the environment and `.env` give together.
+
+    `flags` maps a field's path to its value as written, `each_dataset` a field of every dataset; None is not given.
+    Raises ConfigInvalid, which names field, value, allowed range and who said it.
+    """
+    names = flag_names or {}
+    draft = Draft()
+    add_environment(draft, {name: value or "" for name, value in dotenv_values(".env").items()}, ".env: ")
+    add_environment(draft, os.environ, "")
+    if file:
+        add_file(draft, file)
+    for path, value in flags.items():
+        if value is not None:
+            draft.put(tuple(path.split(".")), value, names.get(path, path))
+    for setting in settings:
+        add_setting(draft, setting)
+    for name, value in (each_dataset or {}).items():
+        for index in range(len(draft.tree.get("datasets") or ())) if value is not None else ():
+            draft.put(("datasets", str(index), name), value, names.get(name, name))
+    return validated(draft)
+
+
+def add_environment(draft: Draft, variables: Mapping[str, str], prefix: str) -> None:
+    """Every variable that names a field of a spec; the longer name wins over the short form."""
+    names = [name for name, value in variables.items() if value and place_of(name)]
+    for name in sorted(names, key=lambda name: (name.count("__"), name)):
+        draft.put(place_of(name), parse(variables[name], name).value, f"{prefix}{name}")
+
+
+def place_of(variable: str) -> Place:
+    """`BACKPROPAGATE_LORA__R` → (training, lora, rank); empty for a variable that is no field of a spec."""
+    if not variable.upper().startswith(PREFIX):
+        return ()
+    head, *rest = variable[len(PREFIX) :].lower().split("__")
+    if not rest and head not in RunSpec.model_fields:
+        return ()
+    place = (*SHORT_SECTIONS.get(head, (head,)), *rest)
+    return SHORT_FIELDS.get(place, place)
+
+
+def add_file(draft: Draft, file: Path) -> None:
+    """A YAML file of a spec's fields. Raises InputNotFound, InputValidationFailed, ConfigInvalid."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputNotFound(f"cannot read {file}: {error.strerror}", hint="give --config a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise InputValidationFailed(f"{file} is not UTF-8", hint="give --config a YAML file") from error
+    document = parse(text, str(file))
+    if not isinstance(document.value, dict | None):
+        raise ConfigInvalid(f"{file} is no mapping of fields", hint="write FIELD: VALUE, one a line")
+    draft.tree = merged(draft.tree, document.value or {}, str(file))
+    draft.origins |= {place: f"{file}:{line}" for place, line in document.lines.items()}
+
+
+def add_setting(draft: Draft, setting: str) -> None:
+    """`training.lora.rank=8`, as --set has it."""
+    path, equals, value = setting.partition("=")
+    if not equals or not path:
+        raise ConfigInvalid(f"--set {setting} has no value", hint="write --set training.lora.rank=8")
+    draft.put(tuple(path.split(".")), parse(value, f"--set {path}").value, f"--set {setting}")
+
+
+def validated(draft: Draft) -> RunSpec:
+    """The spec of a draft. Raises ConfigInvalid for the first field that is not possible."""
+    try:
+        return RunSpec.model_validate(draft.tree)
+    except ValidationError as error:
+        raise refusal(error.errors(include_url=False), draft) from error
+
+
+def refusal(faults: Sequence[ErrorDetails], draft: Draft) -> BackpropError:
+    """The error for what pydantic refused: a misspelt name first, because the others may follow from it."""
+    fault = min(faults, key=lambda fault: fault["type"] != "extra_forbidden")
+    place = tuple(map(str, fault["loc"]))
+    if fault["type"] == "extra_forbidden":
+        return unknown(place, draft)
+    place = known_part(place)
+    path, named = ".".join(place), spec_fields()[pattern_of(place)]
+    if fault["type"] == "missing" or (fault["type"] == "too_short" and path == "datasets"):
+        return missing(path)
+    kind = QuantizationUnknown if place[:2] == ("export", "quantizations") else ConfigInvalid
+    return kind(
+        f"{path}={shown(fault['input'])} is not possible ({draft.origin(place)})",
+        hint=f"{path} is {named.allowed}: {named.help}",
+    )
+
+
+def known_part(place: Place) -> Place:
+    """The place without what pydantic adds for the branches of a union and the keys of a mapping."""
+    lengths = range(len(place), 0, -1)
+    return next(place[:length] for length in lengths if pattern_of(place[:length]) in spec_fields())
+
+
+def missing(path: str) -> ConfigInvalid:
+    """A field that has no default was not given."""
+    if path == "datasets":
+        return ConfigInvalid("no dataset was given", hint="name one with --data FILE, or under datasets: in --config")
+    return ConfigInvalid(f"{path} is missing", hint=f"{path} is {spec_fields()[pattern_of(path.split('.'))].allowed}")
+
+
+def unknown(place: Place, draft: Draft) -> ConfigInvalid:
+    """A name that no field has, with the one that was probably meant."""
+    origin, parent = draft.origin(place), place[:-1]
+    if meant := closest(place, spec_fields()):
+        hint = f"did you mean `{variable_of(meant) if PREFIX in origin else meant}`?"
+    else:
+        hint = f"fields of {'.'.join(parent) or 'a spec'}: {', '.join(children_of(pattern_of(parent)))}"
+    return ConfigInvalid(f"there is no field {'.'.join(place)} ({origin})", hint=hint)
+
+
+def variable_of(path: str) -> str:
+    """The environment variable that sets a field."""
+    return PREFIX + path.upper().replace(".", "__")
+
+
+def closest(place: Place, paths: Iterable[str]) -> str | None:
+    """The path that was probably meant: right but for its spelling, or the right name in another part."""
+    numbers = iter([part for part in place if part.isdecimal()])
+    wanted, known = pattern_of(place), list(paths)
+    same_name = [path for path in known if path.rpartition(".")[2] == wanted.rpartition(".")[2]]
+    found = difflib.get_close_matches(wanted, known, n=1, cutoff=0.8) or same_name[:1]
+    found = found or difflib.get_close_matches(wanted, known, n=1, cutoff=0.6)
+    return ".".join(next(numbers, "0") if part == "N" else part for part in found[0].split(".")) if found else None
+
+
+def shown(value: Any) -> str:
+    """A refused value as an error repeats it."""
+    text = str(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
+def windows(spec: RunSpec, runs: int, samples: int) -> RunSpec:
+    """The one dataset of a spec cut into `runs` windows of `samples` rows each: one task, one held-out set."""
+    if len(spec.datasets) != 1:
+        raise ConfigInvalid(f"--runs cuts one dataset, not {len(spec.datasets)}", hint="give one --data, or no --runs")
+    whole = spec.datasets[0]
+    parts = [
+        DatasetSpec(**{**whole.model_dump(), "skip": whole.skip + index * samples, "rows": samples})
+        for index in range(runs)
+    ]
+    return spec.model_copy(update={"datasets": parts})
