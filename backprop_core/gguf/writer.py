@@ -31,6 +31,7 @@ FILE_TYPES = {
     "bf16": gguf.LlamaFileType.MOSTLY_BF16,
     "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
 }
+DTYPES = {GGMLType.F16: torch.float16, GGMLType.BF16: torch.bfloat16}
 Array = npt.NDArray[Any]
 
 
@@ -144,23 +145,17 @@ def arrays(config: Any, fused: Fused, entries: list[Entry]) -> Iterator[Array]:
 
 def encode(tensor: Tensor, entry: Entry) -> Array:
     """A tensor in the file's type. Raises GGUFExportFailed for NaN, infinity, or a value beyond the type's range."""
-    match entry.type:
-        case GGMLType.F32:
-            stored = tensor.float()
-        case GGMLType.F16:
-            stored = tensor.to(torch.float16)
-        case GGMLType.BF16:
-            stored = tensor.to(torch.bfloat16)
-        case _:
-            stored = tensor.float()
-    if not torch.isfinite(stored).all():
-        raise GGUFExportFailed(
-            f"{entry.source} has a value that {entry.type.name} cannot hold",
-            hint="export with bf16"
-            if torch.isfinite(tensor).all()
-            else "the weights hold NaN or infinity: train again",
-        )
+    stored = tensor.to(DTYPES.get(entry.type, torch.float32)).contiguous()
+    if not finite(stored):
+        hint = "export bf16 instead" if finite(tensor) else "the weights hold NaN or infinity: train again"
+        raise GGUFExportFailed(f"{entry.source} has a value that {entry.type.name} cannot hold", hint=hint)
     if entry.type == GGMLType.Q8_0:
         blocks: Array = gguf.quants.quantize(stored.numpy(), entry.type)
         return blocks
-    return (stored.view(torch.int16) if stored.dtype == torch.bfloat16 else stored).contiguous().numpy()
+    return (stored.view(torch.int16) if stored.dtype == torch.bfloat16 else stored).numpy()
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity; both show in its extremes."""
+    low, high = torch.aminmax(tensor)
+    return math.isfinite(low) and math.isfinite(high)
