@@ -40,7 +40,7 @@ def fetch(url: str, scratch: Path) -> Path:
     try:
         copy(url, target)
     except FileNotFoundError as error:
-        raise InputNotFound(f"nothing at {url}", hint="check the address") from error
+        raise InputNotFound(f"nothing at {url}: {error.__cause__ or error}", hint="check the address") from error
     except ImportError as error:
         raise ExtraMissing(f"{url} cannot be read: {error}", hint="install that package, or copy the file") from error
     return target
