@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_models as tiny
 import torch
 from gguf import GGUFReader
 from peft import PeftModel
@@ -16,6 +15,7 @@ from backprop_core.fidelity import compare, measure
 from backprop_core.gguf import convert
 from backprop_core.gguf.support import QWEN2
 from backprop_core.quantize import quantize
+from tests.core import tiny_models as tiny
 
 # PEFT asks transformers for a property that it renamed
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -9,10 +9,8 @@ from contextlib import closing
 from pathlib import Path
 
 import gguf as gguf_package
-import nano
 import numpy as np
 import pytest
-import tiny_models as tiny
 import torch
 from gguf import GGUFReader
 from peft import PeftModel
@@ -32,6 +30,8 @@ from backprop_core.errors import (
 from backprop_core.gguf import check_supported, convert
 from backprop_core.gguf.fuse import Fused
 from backprop_core.gguf.support import LLAMA3, QWEN2
+from tests.core import nano
+from tests.core import tiny_models as tiny
 
 # PEFT asks transformers for a property that it renamed
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

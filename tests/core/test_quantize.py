@@ -5,12 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny_models as tiny
 from gguf import GGUFReader
 
 from backprop_core.errors import GGUFExportFailed, QuantizationUnknown
 from backprop_core.gguf import convert
 from backprop_core.quantize import quantize
+from tests.core import tiny_models as tiny
 
 
 @pytest.fixture(scope="module")

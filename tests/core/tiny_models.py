@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import nano
 import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from tests.core import nano
 
 ARCHITECTURES = ["llama", "mistral", "qwen2", "qwen3"]
 PROMPTS = [
