@@ -17,7 +17,7 @@ def forgetting_matrix(evaluation: Evaluation) -> bytes:
     figure = Figure(figsize=(2.6 + 1.1 * scores.shape[1], 1.8 + 0.45 * scores.shape[0]), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(scores, vmin=0, vmax=1, cmap="YlGnBu", aspect="auto")
-    names = [f"{name} (watched)" if name in evaluation.watch else name for name in evaluation.tasks]
+    names = [drawable(f"{name} (watched)" if name in evaluation.watch else name) for name in evaluation.tasks]
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right", parse_math=False)
     axes.set_yticks(range(len(rows)), ["base", *(f"run {run}" for run in range(1, len(rows)))])
     axes.axhline(0.5, color="black", linewidth=1)
@@ -31,3 +31,11 @@ def forgetting_matrix(evaluation: Evaluation) -> bytes:
     file = io.BytesIO()
     FigureCanvasAgg(figure).print_png(file)
     return file.getvalue()
+
+
+def drawable(text: str) -> str:
+    """The text with a box for every character that matplotlib's own font lacks."""
+    from matplotlib.font_manager import findfont, get_font
+
+    known = get_font(findfont("DejaVu Sans")).get_charmap()
+    return "".join(character if ord(character) in known else "□" for character in text)

@@ -1,0 +1,441 @@
+"""MLflow as the journals' copy: real databases, a real server, real kills."""
+
+import json
+import logging
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from backprop_core.errors import MLflowUnreachable, NameTaken, RefAmbiguous, RunUnknown
+from backprop_core.refs import DatasetSummary, ErrorRecord, Evaluation, Located, RunResult
+from backprop_core.settings import Settings
+from tasks.journal import Journal, sent_file
+from tasks.tracking import Sender, list_runs, mlflow_run_id, run_link, show_run, sync, tracking_uri
+from tasks.tracking.connection import connect, experiment_of
+
+# SQLAlchemy's own notice of an option that MLflow uses
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+
+ROOT, CHILD, OTHER = "a1" * 16, "b2" * 16, "a3" * 16
+DATASET = DatasetSummary(
+    name="news", task="news", digest="1" * 64, train_rows=90, heldout_rows=10, dropped={"duplicate": 2}
+)
+MATRIX = Evaluation(
+    tasks=["news", "chat"],
+    watch=[],
+    metric="token_accuracy",
+    matrix=[[0.5, None], [0.4, 0.7]],
+    loss=[[1.0, None], [1.1, 0.9]],
+    exact_match=[[0.0, None], [0.0, 0.1]],
+    base=[0.1, 0.2],
+    base_exact_match=[0.0, 0.0],
+    average=0.55,
+    backward_transfer=-0.1,
+    forgetting=[0.1, 0.0],
+)
+
+
+@pytest.fixture(scope="module")
+def new_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database of MLflow's, made once: each takes seconds."""
+    config = Settings(home=tmp_path_factory.mktemp("template"))
+    connect(config)
+    return config.home_path / "mlflow.db"
+
+
+@pytest.fixture
+def config(tmp_path: Path, new_database: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "mlflow.db").write_bytes(new_database.read_bytes())
+    return Settings(home=tmp_path / "home")
+
+
+def record(config: Settings, run_id: str = ROOT, *, steps: int = 30, line: str = "support") -> RunResult:
+    """A whole run with one child, as a flow journals it."""
+    adapter = config.home_path / "adapter"
+    adapter.mkdir(exist_ok=True)
+    (adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    (adapter / "adapter_model.safetensors").chmod(0o444)
+    result = RunResult(
+        run_id=run_id,
+        line=line,
+        status="finished",
+        spec={"line": line},
+        evaluation=MATRIX,
+        merged=Located(digest="2" * 64, path=str(adapter)),
+    )
+    with Journal(config.journal_path, run_id) as journal:
+        journal.start(line=line, name="multi-run", params={"training.steps": str(steps)}, tags={"version": "0.1"})
+        journal.document("spec.json", {"line": line})
+        child = journal.child(run_id[::-1])
+        child.start(line=line, name="1-news")
+        child.inputs([DATASET])
+        for step in range(steps):
+            child.metrics(step, {"loss": 1 / (step + 1), "tokens": step * 100.0})
+        child.end("finished")
+        journal.inputs([DATASET])
+        journal.evaluation(MATRIX)
+        journal.result(result)
+    return result
+
+
+def database(config: Settings) -> sqlite3.Connection:
+    """MLflow's database, read without MLflow."""
+    return sqlite3.connect(config.home_path / "mlflow.db")
+
+
+def counts(config: Settings) -> dict[str, int]:
+    with database(config) as rows:
+        tables = ("runs", "metrics", "params", "tags", "datasets", "inputs")
+        return {table: rows.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables}
+
+
+def test_a_run_is_recorded_whole(config: Settings) -> None:
+    """Parent and child, parameters, tags, every metric with its step, inputs and artifacts reach MLflow."""
+    record(config)
+    report = sync(config)
+    assert (report.sent, report.waiting, report.error) == (1, 0, None)
+    client = connect(config)
+    parent = client.get_run(str(mlflow_run_id(config, ROOT)))
+    (child,) = client.search_runs([parent.info.experiment_id], "tags.`backprop.role` = 'child'")
+    assert client.get_experiment(parent.info.experiment_id).name == "backprop.support"
+    assert (parent.info.status, parent.info.run_name, child.info.run_name) == ("FINISHED", "multi-run", "1-news")
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert parent.data.params == {"training.steps": "30"}
+    assert parent.data.tags["backprop.merged"] == "2" * 64 and parent.data.tags["version"] == "0.1"
+    history = client.get_metric_history(child.info.run_id, "loss")
+    assert [(metric.step, metric.value) for metric in history] == [(step, 1 / (step + 1)) for step in range(30)]
+    history = client.get_metric_history(parent.info.run_id, "token_accuracy.news")
+    assert [(metric.step, metric.value) for metric in history] == [(0, 0.1), (1, 0.5), (2, 0.4)]
+    (given,) = child.inputs.dataset_inputs
+    assert given.dataset.name == "news" and given.dataset.digest == "1" * 36
+    assert "1" * 64 in given.dataset.source
+    artifacts = Path(parent.info.artifact_uri.removeprefix("file://"))
+    assert artifacts.is_relative_to(config.home_path / "mlruns")
+    files = {path.relative_to(artifacts).as_posix() for path in artifacts.rglob("*") if path.is_file()}
+    assert files == {
+        "spec.json",
+        "result.json",
+        "matrix.json",
+        "forgetting.png",
+        "merged/adapter_model.safetensors",
+    }
+    table = json.loads((artifacts / "matrix.json").read_text())
+    assert table["data"] == [["base", 0.1, 0.2], ["1", 0.5, None], ["2", 0.4, 0.7]]
+
+
+def test_sending_again_changes_nothing(config: Settings) -> None:
+    """A crash after MLflow took a batch and before that was noted costs no duplicate."""
+    record(config, steps=600)
+    sync(config)
+    before = counts(config)
+    assert before["metrics"] == 1200 + sum(len(row) for row in ([0] * 4, [0] * 3, [0] * 8))
+    sent = config.journal_path / "sent"
+    (sent / f"{ROOT}.jsonl").rename(config.journal_path / f"{ROOT}.jsonl")
+    sent_file(sent, ROOT).unlink()
+    assert sync(config).sent == 1
+    assert counts(config) == before
+
+
+SYNC_ON_COMMAND = """
+import sys
+from pathlib import Path
+from backprop_core.settings import Settings
+from tasks.tracking import sync
+from tasks.tracking.connection import connect
+config = Settings(home=Path(sys.argv[1]))
+connect(config)
+print("ready", flush=True)
+sys.stdin.readline()
+print(sync(config).error)
+"""
+
+
+def test_two_processes_send_once(config: Settings) -> None:
+    """Senders of several processes at the same time do not make a run twice."""
+    command = [sys.executable, "-c", SYNC_ON_COMMAND, str(config.home_path)]
+    others = [subprocess.Popen(command, stdin=-1, stdout=-1, text=True) for _ in range(2)]
+    assert [other.stdout and other.stdout.readline() for other in others] == ["ready\n", "ready\n"]
+    record(config, ROOT)
+    record(config, OTHER)
+    for other in others:
+        assert other.stdin
+        other.stdin.write("go\n")
+        other.stdin.flush()
+    assert [other.communicate()[0] for other in others] == ["None\n", "None\n"]
+    assert counts(config)["runs"] == 4
+
+
+def test_a_database_that_was_lost_is_filled_again(config: Settings, new_database: Path) -> None:
+    """When MLflow no longer knows a run that goes on, its whole journal is sent to where MLflow is now."""
+    with Journal(config.journal_path, ROOT) as journal:
+        journal.start(line="support", name="train")
+        journal.metrics(1, {"loss": 1.0})
+        assert sync(config).error is None
+        with sqlite3.connect(new_database) as empty, database(config) as lost:
+            empty.backup(lost)
+        journal.metrics(2, {"loss": 0.5})
+        assert sync(config).error
+        assert sync(config).error is None
+    assert counts(config)["metrics"] == 2
+
+
+WRITE_AND_WAIT = """
+import sys
+from pathlib import Path
+from tasks.journal import Journal
+journal = Journal(Path(sys.argv[1]), sys.argv[2])
+journal.start(line="support", name="multi-run")
+journal.child(sys.argv[3]).start(line="support", name="1-news")
+journal.document("spec.json", {"line": "support"})
+print("written", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_killed_run_is_interrupted_until_it_goes_on(config: Settings) -> None:
+    """A run is `running` while its process lives, `interrupted` when it was killed, and what it became in the end."""
+    command = [sys.executable, "-c", WRITE_AND_WAIT, str(config.journal_path), ROOT, CHILD]
+    writer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert writer.stdout and writer.stdout.readline() == "written\n"
+    assert [(run["status"], run["seconds"]) for run in list_runs(config)] == [("running", None)]
+    writer.kill()
+    writer.communicate()
+    (run,) = list_runs(config)
+    assert run["status"] == "interrupted" and run["seconds"] is not None
+    shown = show_run(config, ROOT[:6])
+    assert (shown.status, shown.spec, shown.run_id) == ("interrupted", {"line": "support"}, ROOT)
+    with database(config) as rows:
+        assert {state for (state,) in rows.execute("SELECT status FROM runs")} == {"KILLED"}
+    with Journal(config.journal_path, ROOT) as journal:
+        journal.start(line="support", name="multi-run")
+        assert [run["status"] for run in list_runs(config)] == ["running"]
+        assert show_run(config, ROOT).status == "running"
+        error = ErrorRecord(code="RUNTIME_GPU_OOM", message="too large", hint="less", retryable=False)
+        result = RunResult(run_id=ROOT, line="support", status="failed", spec={"line": "support"}, error=error)
+        journal.result(result)
+    assert [(run["status"], run["error"]) for run in list_runs(config)] == [("failed", "RUNTIME_GPU_OOM")]
+    assert show_run(config, ROOT).error == error
+
+
+def test_history_lists_parents_newest_first(config: Settings) -> None:
+    """Parents of every line of our namespace, their children when asked, the summary as journaled."""
+    record(config, ROOT)
+    record(config, OTHER, line="sales")
+    connect(config).create_run(connect(config).create_experiment("somebody-else"))
+    runs = list_runs(config)
+    assert [run["run_id"] for run in runs] == [OTHER, ROOT]
+    assert {name: runs[1][name] for name in ("line", "status", "datasets", "average", "error")} == {  # type: ignore[literal-required]
+        "line": "support",
+        "status": "finished",
+        "datasets": ["news"],
+        "average": 0.55,
+        "error": None,
+    }
+    assert len(list_runs(config, children=True)) == 4 and len(list_runs(config, limit=1)) == 1
+    assert list_runs(Settings(home=config.home, namespace="another")) == []
+
+
+def test_a_run_is_found_by_prefix_child_or_mlflow_id(config: Settings) -> None:
+    """Whatever names one run shows its result; what names none or two is refused with the candidates."""
+    result = record(config, ROOT)
+    record(config, OTHER)
+    sync(config)
+    known = result.model_copy(update={"mlflow_run_id": mlflow_run_id(config, ROOT)})
+    for name in ("a1", ROOT, ROOT[::-1], str(known.mlflow_run_id)):
+        assert show_run(config, name) == known
+    with pytest.raises(RefAmbiguous, match=f"{ROOT}, {OTHER}"):
+        show_run(config, "a")
+    for unknown in ("ffff", "%", "' OR '1'='1", ""):
+        with pytest.raises((RunUnknown, RefAmbiguous) if unknown == "" else RunUnknown):
+            show_run(config, unknown)
+
+
+def test_a_fresh_home_has_no_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking into an empty history makes no database."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    config = Settings(home=tmp_path / "home")
+    assert list_runs(config) == []
+    with pytest.raises(RunUnknown):
+        show_run(config, "a1")
+    assert not config.home_path.exists()
+
+
+def test_a_foreign_experiment_is_refused(config: Settings) -> None:
+    """An experiment of our name without our tag is not written into; other lines are sent all the same."""
+    connect(config).create_experiment("backprop.support")
+    with pytest.raises(NameTaken):
+        experiment_of(connect(config), config, "support")
+    record(config, ROOT)
+    record(config, OTHER, line="sales")
+    report = sync(config)
+    assert report.sent == report.waiting == 1 and "backprop.support" in str(report.error)
+
+
+def test_what_is_too_large_or_gone_is_named(config: Settings) -> None:
+    """An artifact above 1 GiB, or one that was removed meanwhile, is recorded by digest and place."""
+    large = config.home_path / "large"
+    large.mkdir()
+    with (large / "adapter_model.safetensors").open("wb") as file:
+        file.truncate(2**30 + 1)
+    with Journal(config.journal_path, ROOT) as journal:
+        journal.start(line="support", name="train")
+        journal.directory("merged", Located(digest="3" * 64, path=str(large)))
+        journal.directory("tuned", Located(digest="4" * 64, path=str(config.home_path / "gone")))
+        journal.end("finished")
+    assert sync(config).error is None
+    run = connect(config).get_run(str(mlflow_run_id(config, ROOT)))
+    assert run.data.tags["backprop.merged"] == "3" * 64 and run.data.tags["backprop.merged.uri"] == large.as_uri()
+    assert run.data.tags["backprop.tuned"] == "4" * 64
+    assert not list((config.home_path / "mlruns").rglob("*.safetensors"))
+
+
+def test_no_secret_reaches_mlflow(config: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A canary from the environment is neither in the database nor in an artifact."""
+    monkeypatch.setenv("HF_TOKEN", "canary-90125")
+    with Journal(config.journal_path, ROOT) as journal:
+        journal.start(line="support", name="train", params={"path": "x?token=canary-90125", "name": "plainly-there"})
+        journal.document("spec.json", {"path": "canary-90125"})
+        journal.end("finished")
+    sync(config)
+    texts = [path.read_bytes() for path in config.home_path.rglob("*") if path.is_file()]
+    assert any(b"plainly-there" in text for text in texts)
+    assert not any(b"canary-90125" in text for text in texts)
+
+
+@pytest.mark.parametrize("place", ["http", "sqlite"])
+def test_without_mlflow_the_work_goes_on(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody answering, or a database that cannot be written: one warning, nothing raised, soon over."""
+    (tmp_path / "file").write_text("")
+    uri = {"http": f"http://127.0.0.1:{free_port()}", "sqlite": f"sqlite:///{tmp_path}/file/mlflow.db"}[place]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    config = Settings(home=tmp_path / "home")
+    config.home_path.mkdir()
+    record(config)
+    before = time.monotonic()
+    report = sync(config)
+    assert time.monotonic() - before < 5
+    assert (report.sent, report.waiting) == (0, 1) and "does not answer" in str(report.error)
+    with caplog.at_level(logging.WARNING):
+        sender = Sender(config, every=0.05)
+        sender.start()
+        time.sleep(0.3)
+        sender.finish(10)
+    (warning,) = [entry for entry in caplog.records if entry.name.startswith("tasks")]
+    assert "backprop sync" in warning.message and not warning.exc_info
+    with pytest.raises(MLflowUnreachable):
+        list_runs(config)
+
+
+QUIET = """
+import sys
+from pathlib import Path
+from backprop_core.settings import Settings
+from tasks.tracking.connection import connect
+assert "mlflow" not in sys.modules and "matplotlib" not in sys.modules
+client = connect(Settings(home=Path(sys.argv[1])))
+client.set_terminated(client.create_run("0").info.run_id)
+from mlflow.telemetry.client import get_telemetry_client
+from mlflow.telemetry.utils import is_telemetry_disabled
+assert is_telemetry_disabled() and get_telemetry_client() is None
+"""
+
+
+def test_mlflow_is_quiet_and_tells_nobody(tmp_path: Path) -> None:
+    """Telemetry is off also where MLflow does not take us for a test, and a new database says nothing."""
+    for_a_user = ("PATH", "HOME", "LANG", "PYTHONPATH")
+    environment = {name: os.environ[name] for name in for_a_user if name in os.environ}
+    command = [sys.executable, "-c", QUIET, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+class Server:
+    """`mlflow server` on a port of its own, that can be killed and started again."""
+
+    def __init__(self, directory: Path) -> None:
+        self.uri = f"http://127.0.0.1:{free_port()}"
+        self._directory = directory
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        port = self.uri.rsplit(":", 1)[1]
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", port, "--workers", "1"]
+        command += ["--backend-store-uri", f"sqlite:///{self._directory}/mlflow.db"]
+        command += ["--artifacts-destination", str(self._directory / "artifacts")]
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        with (self._directory / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+    def wait(self) -> None:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=1).close()
+                return
+            except OSError:
+                time.sleep(0.1)
+        raise AssertionError((self._directory / "server.log").read_text())
+
+    def kill(self) -> None:
+        if self._process:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture
+def server(tmp_path: Path, new_database: Path) -> Iterator[Server]:
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server" / "mlflow.db").write_bytes(new_database.read_bytes())
+    server = Server(tmp_path / "server")
+    yield server
+    server.kill()
+
+
+def test_a_server_that_goes_and_comes_gets_every_step_once(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Down before the run, up, killed while it is sent, back again: the record is whole, every step is there once."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    config = Settings(home=tmp_path / "home")
+    config.home_path.mkdir()
+    steps = 4000
+    result = record(config, steps=steps)
+    assert tracking_uri(config) == server.uri and sync(config).error
+    server.start()
+    server.wait()
+    sender = Sender(config, every=0.1)
+    sender.start()
+    while not sent_file(config.journal_path, ROOT).exists():
+        time.sleep(0.01)
+    server.kill()
+    sender.finish(20)
+    assert sync(config).waiting == 1 and list((config.journal_path).glob("*.jsonl"))
+    server.start()
+    server.wait()
+    assert sync(config).error is None
+    client = connect(config)
+    (child,) = client.search_runs([experiment_of(client, config, "support")], "tags.`backprop.role` = 'child'")
+    seen = Counter(metric.step for metric in client.get_metric_history(child.info.run_id, "loss"))
+    assert seen == Counter(range(steps))
+    known = result.model_copy(update={"mlflow_run_id": mlflow_run_id(config, ROOT)})
+    assert show_run(config, ROOT) == known
+    assert str(run_link(config, ROOT)).endswith(f"/runs/{known.mlflow_run_id}")
