@@ -61,15 +61,17 @@ def load(path: Path, *, precision: Literal["fp32", "bf16"], device: str) -> Load
 
     Raises ModelLoadFailed, or GPUOutOfMemory if the weights do not fit on the device.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
+        kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(AutoConfig.from_pretrained(path, **local))]
+        attention = "sdpa" if kind._supports_sdpa else "eager"
         model, info = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, attn_implementation="sdpa", output_loading_info=True, **local
+            path, dtype=dtype, use_safetensors=True, attn_implementation=attention, output_loading_info=True, **local
         )
         tokenizer = AutoTokenizer.from_pretrained(path, **local)
         model.to(device)

@@ -16,7 +16,7 @@ from backprop_core import adapter as adapters
 from backprop_core import slao
 from backprop_core.adapter import Adapter, Tensors
 from backprop_core.batch import Item, by_budget, collate, load
-from backprop_core.errors import Interrupted, LossNotFinite
+from backprop_core.errors import GPUOutOfMemory, Interrupted, LossNotFinite
 from backprop_core.model import LoadedBase, injected, linear_names, put, taken
 from backprop_core.refs import AdapterRef, RowsRef, Start, TrainResult
 from backprop_core.specs import TrainSpec
@@ -43,8 +43,8 @@ def train(
 
     `on_metrics(step, total steps, values)` after each step: loss (nats per label token), learning_rate, grad_norm
     (before clipping), tokens (of the step, without padding). `should_stop()` is asked at each step boundary.
-    Raises NoRows, LossNotFinite, DiskFull, RankMismatch, AdapterMismatch, RankTooLarge, and Interrupted once it has
-    saved a checkpoint.
+    Raises NoRows, LossNotFinite, DiskFull, RankMismatch, AdapterMismatch, RankTooLarge, GPUOutOfMemory, and Interrupted
+    once it has saved a checkpoint.
     """
     with store.lock(key):
         items = load(base, rows, max_length=spec.max_length, store=store)
@@ -52,7 +52,13 @@ def train(
         torch.manual_seed(spec.seed)  # before the adapter exists: its start is random
         with injected(base, config, tensors) as model:
             run = Run(base, model, items, spec, fingerprint(base, rows, spec), store.checkpoints(key))
-            run.train(on_metrics, should_stop)
+            try:
+                run.train(on_metrics, should_stop)
+            except torch.OutOfMemoryError as error:
+                raise GPUOutOfMemory(
+                    f"step {run.step + 1} does not fit on {base.device}",
+                    hint="lower training.token_budget, then training.max_length; it starts afresh with other settings",
+                ) from error
             tensors = taken(model)
         record = {"stage": "train", "key": key, "rows": rows.digest, "spec": spec.model_dump(mode="json")}
         with store.begin("adapter") as directory:

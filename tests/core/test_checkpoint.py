@@ -1,0 +1,154 @@
+"""Checkpoints: whole or not there, and a killed run ends where an uninterrupted one does."""
+
+import logging
+import multiprocessing
+import random
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from backprop_core.refs import RowsRef
+from backprop_core.store import Store
+from backprop_core.training import checkpoint
+from backprop_core.training.checkpoint import Checkpoint
+from tests.core import nano, victim
+
+PRINT = {"torch": "2", "threads": 1}
+
+
+def at(step: int) -> Checkpoint:
+    torch.manual_seed(step)
+    state = {"fingerprint": PRINT, "losses": [[0.1 + step, 3]]}
+    return Checkpoint(step, state, {"adapter": {"a": torch.randn(3)}, "rng": {"cpu": torch.get_rng_state()}})
+
+
+def same(one: Checkpoint | None, other: Checkpoint) -> bool:
+    assert one is not None
+    pairs = [(one.tensors[name][key], tensor) for name, group in other.tensors.items() for key, tensor in group.items()]
+    return (one.step, one.state) == (other.step, other.state) and all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_newest_is_what_was_saved_last(tmp_path: Path) -> None:
+    """Tensors and values come back bit for bit, from the newest; the newest two are kept, nothing else is left."""
+    assert checkpoint.newest(tmp_path, PRINT) is None
+    for step in (1, 2, 10):
+        checkpoint.save(at(step), tmp_path)
+    assert same(checkpoint.newest(tmp_path, PRINT), at(10))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000002", "step-000010"]
+
+
+def test_a_checkpoint_can_be_saved_over_its_like(tmp_path: Path) -> None:
+    """Saving a step again, after its first checkpoint was damaged or half written, replaces it."""
+    (tmp_path / "step-000001.tmp").mkdir(parents=True)
+    (tmp_path / "step-000001").mkdir()
+    checkpoint.save(at(1), tmp_path)
+    assert same(checkpoint.newest(tmp_path, PRINT), at(1))
+
+
+@pytest.mark.parametrize("name", ["adapter.safetensors", "rng.safetensors", "state.json", "artifact.json"])
+@pytest.mark.parametrize("how", ["flip", "truncate", "remove"])
+def test_a_damaged_one_is_named_and_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, how: str
+) -> None:
+    """Whatever happened to a file of the newest, the one before it is used, and the log names the damaged one."""
+    checkpoint.save(at(1), tmp_path)
+    checkpoint.save(at(2), tmp_path)
+    path = tmp_path / "step-000002" / name
+    data = path.read_bytes()
+    match how:
+        case "flip":
+            path.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
+        case "truncate":
+            path.write_bytes(data[: len(data) // 2])
+        case "remove":
+            path.unlink()
+    with caplog.at_level(logging.WARNING):
+        assert same(checkpoint.newest(tmp_path, PRINT), at(1))
+    assert "step-000002 is damaged" in caplog.text
+
+
+def test_another_fingerprint_starts_afresh_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A checkpoint that cannot be continued to the same bits is not used; the log names what differs."""
+    checkpoint.save(at(1), tmp_path)
+    with caplog.at_level(logging.WARNING):
+        assert checkpoint.newest(tmp_path, {**PRINT, "threads": 2}) is None
+    assert "threads was 1, is 2" in caplog.text
+
+
+class Children:
+    """Runs `victim.work` in processes forked from one that has imported everything."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.base = nano.build(root / "base")
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["tests.core.victim", "transformers.models.llama.modeling_llama"])
+
+    def rows(self, store: Path) -> RowsRef:
+        return nano.commit_rows(Store(store), nano.chats(20))
+
+    def run(self, store: Path, rows: RowsRef, kill_at: int | None = None, places: str = "/checkpoints/") -> int:
+        """The child's exit status."""
+        arguments = (store, self.base, rows, kill_at, places)
+        child = self._context.Process(target=victim.work, args=arguments)
+        child.start()
+        child.join(timeout=120)
+        assert child.exitcode is not None
+        return child.exitcode
+
+
+@pytest.fixture(scope="module")
+def children(tmp_path_factory: pytest.TempPathFactory) -> Children:
+    return Children(tmp_path_factory.mktemp("children"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(children: Children) -> tuple[str, int]:
+    """Digest of a run that nobody killed, and how many operations on checkpoints it took."""
+    store = children.root / "uninterrupted"
+    assert children.run(store, children.rows(store)) == 0
+    return (store / "digest").read_text(), int((store / "operations").read_text())
+
+
+def ends_well(children: Children, store: Path, rows: RowsRef, digest: str) -> None:
+    """Run again without a kill: the same adapter, and nothing of the interrupted runs left."""
+    assert children.run(store, rows) == 0
+    assert (store / "digest").read_text() == digest
+    assert not (store / "checkpoints" / "key").exists()
+    assert [path.name for path in (store / "artifacts").iterdir()].count(digest) == 1
+
+
+def test_killed_at_any_operation_of_a_save(children: Children, uninterrupted: tuple[str, int], tmp_path: Path) -> None:
+    """SIGKILL before each file operation of a save in turn, each run going on from what the last one left."""
+    digest, operations = uninterrupted
+    rows = children.rows(tmp_path)
+    per_save = operations // 6
+    assert per_save > 8
+    for kill_at in range(2, per_save + 1, 3):
+        assert children.run(tmp_path, rows, kill_at) == -signal.SIGKILL
+    ends_well(children, tmp_path, rows, digest)
+
+
+def test_killed_at_random_moments(children: Children, uninterrupted: tuple[str, int], tmp_path: Path) -> None:
+    """SIGKILL at random operations of a run, in its saves and in its commit, and then once more."""
+    digest, operations = uninterrupted
+    rng = random.Random(0)
+    for round in range(2):
+        store = tmp_path / str(round)
+        rows = children.rows(store)
+        assert children.run(store, rows, rng.randrange(1, operations)) == -signal.SIGKILL
+        children.run(store, rows, rng.randrange(1, operations // 2))
+        ends_well(children, store, rows, digest)
+        shutil.rmtree(store)
+
+
+def test_killed_while_committing(children: Children, uninterrupted: tuple[str, int], tmp_path: Path) -> None:
+    """SIGKILL while the finished adapter is written and moved into place."""
+    digest, _ = uninterrupted
+    rows = children.rows(tmp_path)
+    for kill_at in (2, 6):
+        assert children.run(tmp_path, rows, kill_at, places="/tmp/") == -signal.SIGKILL
+    ends_well(children, tmp_path, rows, digest)

@@ -1,0 +1,45 @@
+"""A training in a child process that is killed at one of its file operations."""
+
+import itertools
+import os
+import signal
+import sys
+from pathlib import Path
+
+from backprop_core.model import load, peft_module
+from backprop_core.refs import RowsRef
+from backprop_core.specs import LoraSpec, TrainSpec
+from backprop_core.store import Store
+from backprop_core.training.loop import train
+
+peft_module()  # imported once, before the children are forked
+OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
+
+
+def work(root: Path, base: Path, rows: RowsRef, kill_at: int | None, places: str) -> None:
+    """Train under the key "key", a checkpoint after every step; write the adapter's digest to `root/digest`.
+
+    Dies by SIGKILL right before its `kill_at`-th file operation on a path that has `places` in it.
+    """
+    operations = itertools.count(1)
+
+    def watch(event: str, arguments: tuple[object, ...]) -> None:
+        if event in OPERATIONS and places in str(arguments[0]) and next(operations) == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+    spec = TrainSpec(
+        steps=6, batch_size=8, max_length=64, checkpoint_seconds=0, lora=LoraSpec(rank=2, alpha=4, dropout=0.1)
+    )
+    result = train(
+        load(base, precision="fp32", device="cpu"),
+        rows,
+        spec=spec,
+        start=None,
+        key="key",
+        store=Store(root),
+        on_metrics=lambda *_: None,
+        should_stop=lambda: False,
+    )
+    (root / "digest").write_text(result.adapter.digest)
+    (root / "operations").write_text(str(next(operations) - 1))
