@@ -67,7 +67,7 @@ class Worker:
     def _wait(self, job: Path, stage: str, on_event: OnEvent) -> Mapping[str, Any]:
         events = Tail(job / "events.jsonl")
         try:
-            self._wait_for_slot()
+            self.wait_for_slot()
             while not (job / "result.json").is_file():
                 if self._process.poll() is not None and not (job / "result.json").is_file():
                     raise self._death(stage)
@@ -82,7 +82,7 @@ class Worker:
             raise rebuild(error["code"], error["message"], error["hint"])
         return dict(outcome["ok"])
 
-    def _wait_for_slot(self) -> None:
+    def wait_for_slot(self) -> None:
         """Until the child has its device; says so when another run keeps it."""
         began, said = time.monotonic(), False
         while not self._ready.is_file() and self.alive:

@@ -1,0 +1,137 @@
+"""The worker process: jobs in, results and coded errors out, and it never outlives its parent."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from filelock import FileLock, Timeout
+
+from backprop_core import base as bases
+from backprop_core.errors import NoLabelTokens, WorkerDied
+from backprop_core.refs import Scores, Start, TrainResult
+from backprop_core.specs import LoraSpec, ModelSpec, TrainSpec
+from backprop_core.store import Store
+from backprop_core.worker.handle import Worker
+from tests.core import nano
+
+SPEC = TrainSpec(steps=4, batch_size=4, precision="fp32", device="cpu", lora=LoraSpec(rank=4, dropout=0.1))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A store with a base and two sets of rows."""
+    root = tmp_path_factory.mktemp("worker")
+    store = Store(root / "store")
+    base = bases.resolve(ModelSpec(name=str(nano.build(root / "base"))), store)
+    return store, base, [nano.commit_rows(store, nano.chats(12, seed=seed)) for seed in (1, 2)]
+
+
+@pytest.fixture
+def start(place):
+    """Starts workers and ends them after the test."""
+    store, *_ = place
+    workers: list[Worker] = []
+
+    def start() -> Worker:
+        workers.append(Worker(store, slot=store.root / "locks" / "cpu.lock"))
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        worker.close()
+
+
+def train(worker: Worker, place, rows: int, key: str, begin: Start | None = None, events=None) -> TrainResult:
+    _, base, sets = place
+    on_event = (lambda event: None) if events is None else events.append
+    return worker.call(
+        "train", TrainResult, key=key * 64, on_event=on_event, base=base, rows=sets[rows], spec=SPEC, start=begin
+    )
+
+
+def test_a_used_worker_gives_the_bits_of_a_fresh_one(start, place):
+    """What an earlier job left behind changes nothing: neither weights nor random numbers."""
+    used = start()
+    events: list = []
+    first = train(used, place, 0, "a", events=events)
+    begin = Start(tuned=first.adapter, orthonormal=True)
+    second = train(used, place, 1, "b", begin)
+    used.close()
+    fresh = start()
+    assert train(fresh, place, 1, "c", begin).adapter == second.adapter
+    assert train(fresh, place, 0, "d").adapter == first.adapter
+    assert [event["done"] for event in events] == [1, 2, 3, 4]
+    assert {event["total"] for event in events} == {4}
+
+
+def test_an_error_keeps_its_code(start, place):
+    """What a stage raises in the child is raised in the parent, and the worker goes on."""
+    store, base, _ = place
+    worker = start()
+    rows = nano.commit_rows(store, [{"messages": [{"role": "user", "content": "only a question"}]}])
+    score = {"adapter": None, "max_length": 512, "precision": "fp32", "device": "cpu", "base": base}
+    with pytest.raises(NoLabelTokens):
+        worker.call("evaluate", Scores, key="e" * 64, on_event=print, heldout=rows, **score)
+    rows = nano.commit_rows(store, nano.chats(3))
+    assert worker.call("evaluate", Scores, key="f" * 64, on_event=print, heldout=rows, **score).rows == 3
+
+
+def test_a_killed_worker_is_a_retryable_error(start, place):
+    """SIGKILL from outside, as the OOM killer does it: coded, and the device is free at once."""
+    store, *_ = place
+    worker = start()
+    train(worker, place, 0, "a")
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(WorkerDied, match="killed") as caught:
+        train(worker, place, 1, "b")
+    assert caught.value.retryable
+    with FileLock(store.root / "locks" / "cpu.lock", timeout=2):
+        pass
+
+
+def test_one_worker_at_a_time_has_the_device(start, place):
+    """The slot is held from before the first job to the end of the worker."""
+    store, *_ = place
+    worker = start()
+    worker.wait_for_slot()
+    with pytest.raises(Timeout):
+        FileLock(store.root / "locks" / "cpu.lock", timeout=0).acquire()
+    worker.close()
+    with FileLock(store.root / "locks" / "cpu.lock", timeout=0):
+        pass
+
+
+PARENT = """
+import sys, time
+from pathlib import Path
+from backprop_core.store import Store
+from backprop_core.worker.handle import Worker
+worker = Worker(Store(Path(sys.argv[1])), slot=Path(sys.argv[1]) / "locks" / "other.lock")
+print(worker.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_worker_dies_with_its_parent(tmp_path):
+    """SIGKILL of the parent alone: the pipe closes and the child is gone, whatever it was importing."""
+    with subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = Path("/proc") / parent.stdout.readline().strip()
+        assert child.is_dir()
+        parent.kill()
+    deadline = time.monotonic() + 15
+    while is_alive(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_alive(child)
+
+
+def is_alive(process: Path) -> bool:
+    """Whether a process runs; one that nobody reaped does not."""
+    try:
+        return process.joinpath("stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

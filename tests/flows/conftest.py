@@ -1,0 +1,39 @@
+"""A real Prefect server for the whole session, a home for each test, a base for all."""
+
+import json
+from pathlib import Path
+
+import pytest
+from prefect.testing.utilities import prefect_test_harness
+
+from tests.core import nano
+
+
+@pytest.fixture(scope="session")
+def prefect():
+    """Prefect's own temporary server and database."""
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory) -> Path:
+    """A two-layer model."""
+    return nano.build(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    """An empty home."""
+    monkeypatch.setenv("BACKPROPAGATE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> list[str]:
+    """Three small datasets."""
+    folder = tmp_path_factory.mktemp("data")
+    files = [folder / f"task{number}.jsonl" for number in range(3)]
+    for number, file in enumerate(files):
+        file.write_text("".join(json.dumps(row) + "\n" for row in nano.chats(40, seed=number)))
+    return [str(file) for file in files]

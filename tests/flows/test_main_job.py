@@ -1,0 +1,178 @@
+"""The main job through all rooms: real Prefect, real MLflow, real model, real worker."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+
+from backprop_core.errors import ArtifactMissing, InputNotFound
+from backprop_core.refs import RunResult
+from backprop_core.settings import settings
+from backprop_core.specs import DatasetSpec, EvaluationSpec, ExportSpec, LoraSpec, MergeSpec, TrainSpec
+from flows.export import export
+from flows.multi_run import multi_run
+from flows.train import train
+from tasks import tracking, worker
+
+TRAINING = TrainSpec(steps=3, batch_size=8, lora=LoraSpec(rank=4))
+pytestmark = pytest.mark.usefixtures("prefect", "home")
+
+
+def run(base: Path, data: list[str], **changes) -> RunResult:
+    parts = {
+        "datasets": [DatasetSpec(path=path) for path in data],
+        "model": str(base),
+        "training": TRAINING,
+        "export": ExportSpec(quantizations=["f16"]),
+    }
+    return multi_run(**(parts | changes))
+
+
+def digests(result: RunResult) -> list[str]:
+    return [digest for one in result.runs for digest in (one.tuned.digest, one.merged.digest)]
+
+
+def test_everything_is_made_and_recorded(base, data):
+    """Three datasets → three runs, a matrix, a merged adapter, a GGUF file; the same in MLflow and on the flow run."""
+    result = run(base, data)
+    assert result.status == "finished"
+    assert [one.dataset.task for one in result.runs] == ["task0", "task1", "task2"]
+    assert all(one.dataset.train_rows + one.dataset.heldout_rows <= 40 for one in result.runs)
+    assert [[cell is None for cell in row] for row in result.evaluation.matrix] == [
+        [False, True, True],
+        [False, False, True],
+        [False, False, False],
+    ]
+    assert result.merged == result.runs[-1].merged
+    assert result.runs[0].merged.digest == result.runs[0].tuned.digest
+    assert result.runs[1].merged.digest != result.runs[1].tuned.digest
+    [file] = result.gguf
+    assert Path(file.path).stat().st_size == file.bytes
+    assert file.fidelity["ids_equal"]
+    assert RunResult.model_validate_json(result.model_dump_json()) == result
+    assert tracking.show_run(settings(), result.run_id[:8]) == result
+    assert worker.running() is None
+    check_prefect(result)
+
+
+def check_prefect(result: RunResult) -> None:
+    """Another service reads the result back from the Prefect artifact."""
+    with get_client(sync_client=True) as client:
+        [artifact] = [a for a in client.read_artifacts() if a.key == "backprop-result" and result.run_id in str(a.data)]
+    document = json.loads(str(artifact.data).removeprefix("```json\n").removesuffix("\n```"))
+    assert document == result.model_dump(mode="json")
+
+
+def test_again_is_free(base, data):
+    """The same again: every stage from the cache, the same digests, no worker; in another home with this store too."""
+    first = run(base, data)
+    assert not any(stage.cached for stage in first.stages)
+    second = run(base, data)
+    assert all(stage.cached for stage in second.stages)
+    assert digests(second) == digests(first)
+    assert second.gguf == first.gguf
+    assert second.evaluation == first.evaluation
+
+
+def test_a_store_is_shared_between_homes(base, data, home, monkeypatch, tmp_path):
+    """Another home, the same store: nothing is done again."""
+    first = run(base, data)
+    monkeypatch.setenv("BACKPROPAGATE_STORE", str(home / "store"))
+    monkeypatch.setenv("BACKPROPAGATE_HOME", str(tmp_path / "other"))
+    second = run(base, data)
+    assert all(stage.cached for stage in second.stages)
+    assert digests(second) == digests(first)
+
+
+def test_two_empty_homes_give_the_same_adapters(base, data, monkeypatch, tmp_path):
+    """Nothing of a place, a time or a process is in a result."""
+    first = run(base, data)
+    moved = shutil.copytree(Path(data[0]).parent, tmp_path / "moved")
+    monkeypatch.setenv("BACKPROPAGATE_HOME", str(tmp_path / "other"))
+    second = run(base, [str(moved / Path(path).name) for path in data])
+    assert digests(second) == digests(first)
+    assert second.gguf[0].digest == first.gguf[0].digest
+
+
+def test_only_what_changed_is_done_again(base, data):
+    """A changed third dataset: the first two runs stay, the third is trained."""
+    first = run(base, data)
+    second = run(base, [*data[:2], data[0]])
+    assert digests(second)[:4] == digests(first)[:4]
+    assert [one.cached for one in second.runs] == [True, True, False]
+
+
+def test_fresh_does_everything_again_to_the_same_bits(base, data):
+    """`fresh` looks at no cache, and finds what the cache would have said."""
+    first = run(base, data[:1])
+    second = run(base, data[:1], fresh=True)
+    assert not any(stage.cached for stage in second.stages)
+    assert digests(second) == digests(first)
+
+
+def test_sequential_shares_the_first_run_and_differs_after_it(base, data):
+    """The first run depends on no strategy; the second starts elsewhere."""
+    slao = run(base, data)
+    sequential = run(base, data, merge=MergeSpec(strategy="sequential"))
+    assert digests(sequential)[:2] == digests(slao)[:2]
+    assert sequential.runs[0].cached
+    assert sequential.runs[1].tuned.digest != slao.runs[1].tuned.digest
+    assert all(one.merged.digest == one.tuned.digest for one in sequential.runs)
+
+
+def test_a_removed_artifact_is_made_again(base, data):
+    """A tombstone is no hit: the stage runs again and the same digest is there again."""
+    from backprop_core.store import Store
+
+    first = run(base, data[:1])
+    store = Store(settings().store_path)
+    store.remove(first.runs[0].tuned.digest, "to see what happens")
+    with pytest.raises(ArtifactMissing):
+        store.verify(first.runs[0].tuned.digest)
+    second = run(base, data[:1])
+    assert digests(second) == digests(first)
+    assert not second.runs[0].cached
+    store.verify(first.runs[0].tuned.digest)
+
+
+def test_windows_of_one_dataset_are_one_task(base, data):
+    """Two windows of one file: one column, one held-out set, other rows."""
+    windows = [DatasetSpec(path=data[0], task="all", skip=skip, rows=10) for skip in (0, 10)]
+    result = run(base, [], datasets=windows, export=ExportSpec())
+    assert result.evaluation.tasks == ["all"]
+    assert [one.dataset.train_rows for one in result.runs] == [10, 10]
+    assert result.runs[0].dataset.digest != result.runs[1].dataset.digest
+    assert result.evaluation.backward_transfer is None
+
+
+def test_a_watched_task_is_scored_and_never_trained(base, data):
+    """It has a column in every row, and no part in the average."""
+    result = run(
+        base,
+        data[:2],
+        evaluation=EvaluationSpec(watch=[DatasetSpec(path=data[2], task="general")]),
+        export=ExportSpec(),
+    )
+    assert result.evaluation.tasks == ["task0", "task1", "general"]
+    assert [row[2] is not None for row in result.evaluation.matrix] == [True, True]
+    assert len(result.runs) == 2
+
+
+def test_train_is_one_run_and_export_finds_it(base, data, tmp_path):
+    """A path, a model, some steps; then another file of what it made, under a name for people."""
+    result = train(data=data[0], model=str(base), steps=2, training=TRAINING)
+    assert result.runs[0].steps == 2
+    exported = export(result.run_id[:10], quantization=["q8_0"], output=str(tmp_path / "out"))
+    assert exported.merged == result.merged
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["default-q8_0.gguf"]
+    assert (tmp_path / "out" / "default-q8_0.gguf").stat().st_size == exported.gguf[0].bytes
+
+
+def test_what_cannot_work_is_refused_before_anything_is_written(base, data, home):
+    """A missing file is an error of its own code and leaves no run behind."""
+    with pytest.raises(InputNotFound):
+        run(base, ["/nowhere/at-all.jsonl"])
+    assert list((home / "store").glob("runs/*")) == []
+    assert tracking.list_runs(settings()) == []
