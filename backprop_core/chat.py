@@ -8,8 +8,11 @@ from the template alone: where its name stands in a row, it is set between fence
 between fences is tokenized as plain text.
 """
 
+import ctypes
 import re
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import NamedTuple, TypeAlias
 
@@ -24,7 +27,9 @@ from backprop_core.formats import ChatRow
 
 Message: TypeAlias = dict[str, str]
 
-BATCH = 1024  # rows tokenized at once
+BATCH = 1024  # texts tokenized at once
+LIMITED = 64  # rows rendered in
+TEMPLATE_SECONDS = 60.0  # at most; a thousandth is usual
 FENCE = "\ufdd0"  # a code point that Unicode keeps for uses like this one
 TODAY = "26 Jul 2024"  # what Llama's templates write where no date is given: a run must not depend on its day
 FAULTS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -79,8 +84,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[ChatRow], *, max_l
     Raises ChatTemplateMissing; ChatTemplateUnusable if the template fails on a row, or does not end an answer with a
     stop token; NoLabelTokens naming a row that has none, or if all rows lose theirs to the cut.
     """
-    controls = Controls(tokenizer)
-    written = [text for index, row in enumerate(rows) for text in write(tokenizer, controls, row, index)]
+    written = list(write_all(tokenizer, rows))
     examples = Examples()
     for text, tokens in zip(written, tokenize(tokenizer, written), strict=True):
         example = labelled(text, tokens)
@@ -138,6 +142,56 @@ class Controls:
 # Rendering
 
 
+class TookTooLong(Exception):
+    """A block ran out of its time."""
+
+
+@contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Raises TookTooLong in this thread, between two steps of its Python code, when the block takes longer.
+
+    A second thread sets the exception: that works in any thread and on any platform, where a signal does not.
+    """
+    thread, guard, over = ctypes.c_ulong(threading.get_ident()), threading.Lock(), False
+
+    def stop() -> None:
+        with guard:
+            if not over:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(TookTooLong))
+
+    timer = threading.Timer(seconds, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        with guard:
+            over = True
+        timer.cancel()
+
+
+@contextmanager
+def template_limit() -> Iterator[None]:
+    """Raises ChatTemplateUnusable where a template loops."""
+    try:
+        with limited(TEMPLATE_SECONDS):
+            yield
+    except TookTooLong as error:
+        raise ChatTemplateUnusable(
+            f"the chat template was still running after {TEMPLATE_SECONDS} s", hint=TEMPLATE_HINT
+        ) from error
+
+
+def write_all(tokenizer: PreTrainedTokenizerBase, rows: Sequence[ChatRow]) -> Iterator[Written]:
+    """All rows as the texts to learn from."""
+    controls = Controls(tokenizer)
+    for begin in range(0, len(rows), LIMITED):
+        with template_limit():
+            indices = range(begin, min(begin + LIMITED, len(rows)))
+            texts = [text for index in indices for text in write(tokenizer, controls, rows[index], index)]
+        yield from texts
+
+
 def write(tokenizer: PreTrainedTokenizerBase, controls: Controls, row: ChatRow, index: int) -> list[Written]:
     """A row as the texts to learn from: one, or one an answer."""
     if "text" in row:
@@ -174,7 +228,7 @@ def answered(messages: list[Message]) -> list[int]:
 
 def answer(tokenizer: PreTrainedTokenizerBase, controls: Controls, messages: list[Message]) -> Answer:
     """The last of the messages, which is an assistant's."""
-    prompt = render_prompt(tokenizer, messages[:-1])
+    prompt = apply(tokenizer, messages[:-1], add_generation_prompt=True)
     text = apply(tokenizer, messages, add_generation_prompt=False)
     if not text.startswith(prompt):
         raise ChatTemplateUnusable(
@@ -188,12 +242,16 @@ def answer(tokenizer: PreTrainedTokenizerBase, controls: Controls, messages: lis
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> str:
     """The conversation so far, and the beginning of the assistant's next turn."""
-    return apply(tokenizer, messages, add_generation_prompt=True)
+    with template_limit():
+        return apply(tokenizer, messages, add_generation_prompt=True)
 
 
 def render(tokenizer: PreTrainedTokenizerBase, row: ChatRow) -> str:
     """A whole row as text: its conversation, or its raw text."""
-    return str(row["text"]) if "text" in row else apply(tokenizer, row["messages"], add_generation_prompt=False)
+    if "text" in row:
+        return str(row["text"])
+    with template_limit():
+        return apply(tokenizer, row["messages"], add_generation_prompt=False)
 
 
 def apply(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, add_generation_prompt: bool) -> str:
