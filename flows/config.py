@@ -6,18 +6,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dotenv import dotenv_values
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from backprop_core.errors import BackpropError, ConfigInvalid, InputNotFound, InputValidationFailed, QuantizationUnknown
-from backprop_core.specs import DatasetSpec, RunSpec
-from flows.fields import children_of, pattern_of, spec_fields
+from backprop_core.specs import DatasetSpec, ExportSpec, RunSpec, Spec
+from flows.fields import ENTRY, children_of, pattern_of, spec_fields
 from flows.values import Path as Place
 from flows.values import parse
 
+S = TypeVar("S", bound=Spec)
 PREFIX = "BACKPROPAGATE_"
 SHORT_SECTIONS = {"lora": ("training", "lora")}
 SHORT_FIELDS = {("training", "lora", "r"): ("training", "lora", "rank")}
@@ -75,18 +76,16 @@ def is_index(name: str) -> bool:
 
 def run_spec(
     *,
-    flags: Mapping[str, str | list[Any] | None],
+    flags: Mapping[str, Any],
+    names: Mapping[str, str],
     settings: Sequence[str] = (),
     file: Path | None = None,
-    each_dataset: Mapping[str, str | None] | None = None,
-    flag_names: Mapping[str, str] | None = None,
 ) -> RunSpec:
     """The spec that flags, `--set` settings, a file, the environment and `.env` give together.
 
-    `flags` maps a field's path to its value as written, `each_dataset` a field of every dataset; None is not given.
-    Raises ConfigInvalid, which names field, value, allowed range and who said it.
+    `flags` maps a field's path to what was written, None if nothing was; `datasets.N.rows` means every dataset.
+    `names` has the flag that an error shall name. Raises ConfigInvalid, QuantizationUnknown, InputNotFound.
     """
-    names = flag_names or {}
     draft = Draft()
     add_environment(draft, {name: value or "" for name, value in dotenv_values(".env").items()}, ".env: ")
     add_environment(draft, os.environ, "")
@@ -94,13 +93,17 @@ def run_spec(
         add_file(draft, file)
     for path, value in flags.items():
         if value is not None:
-            draft.put(tuple(path.split(".")), value, names.get(path, path))
+            add_flag(draft, tuple(path.split(".")), value, names[path])
     for setting in settings:
         add_setting(draft, setting)
-    for name, value in (each_dataset or {}).items():
-        for index in range(len(draft.tree.get("datasets") or ())) if value is not None else ():
-            draft.put(("datasets", str(index), name), value, names.get(name, name))
-    return validated(draft)
+    return validated(RunSpec, draft)
+
+
+def export_spec(quantizations: Sequence[str]) -> ExportSpec:
+    """What `export` was asked to write. Raises QuantizationUnknown."""
+    draft = Draft()
+    draft.put(("export", "quantizations"), list(quantizations), "--quantization")
+    return validated(ExportSpec, draft, ("export",))
 
 
 def add_environment(draft: Draft, variables: Mapping[str, str], prefix: str) -> None:
@@ -144,25 +147,38 @@ def add_setting(draft: Draft, setting: str) -> None:
     draft.put(tuple(path.split(".")), parse(value, f"--set {path}").value, f"--set {setting}")
 
 
-def validated(draft: Draft) -> RunSpec:
-    """The spec of a draft. Raises ConfigInvalid for the first field that is not possible."""
+def add_flag(draft: Draft, place: Place, value: Any, origin: str) -> None:
+    """A flag's value, for every dataset if it is a dataset's field."""
+    head, *rest = place
+    if ENTRY not in rest:
+        draft.put(place, value, origin)
+        return
+    for index in range(len(draft.tree.get(head) or ())):
+        draft.put((head, str(index), *rest[1:]), value, origin)
+
+
+def validated(model: type[S], draft: Draft, part: Place = ()) -> S:
+    """The spec of a draft, or of a part of it. Raises what `refusal` makes of pydantic's objections."""
+    value = draft.tree
+    for name in part:
+        value = value[name]
     try:
-        return RunSpec.model_validate(draft.tree)
+        return model.model_validate(value)
     except ValidationError as error:
-        raise refusal(error.errors(include_url=False), draft) from error
+        raise refusal(error.errors(include_url=False), draft, part) from error
 
 
-def refusal(faults: Sequence[ErrorDetails], draft: Draft) -> BackpropError:
+def refusal(faults: Sequence[ErrorDetails], draft: Draft, part: Place) -> BackpropError:
     """The error for what pydantic refused: a misspelt name first, because the others may follow from it."""
     fault = min(faults, key=lambda fault: fault["type"] != "extra_forbidden")
-    place = tuple(map(str, fault["loc"]))
+    place = (*part, *map(str, fault["loc"]))
     if fault["type"] == "extra_forbidden":
         return unknown(place, draft)
     place = known_part(place)
     path, named = ".".join(place), spec_fields()[pattern_of(place)]
     if fault["type"] == "missing" or (fault["type"] == "too_short" and path == "datasets"):
         return missing(path)
-    kind = QuantizationUnknown if place[:2] == ("export", "quantizations") else ConfigInvalid
+    kind = QuantizationUnknown if path == "export.quantizations" else ConfigInvalid
     return kind(
         f"{path}={shown(fault['input'])} is not possible ({draft.origin(place)})",
         hint=f"{path} is {named.allowed}: {named.help}",
@@ -204,7 +220,7 @@ def closest(place: Place, paths: Iterable[str]) -> str | None:
     same_name = [path for path in known if path.rpartition(".")[2] == wanted.rpartition(".")[2]]
     found = difflib.get_close_matches(wanted, known, n=1, cutoff=0.8) or same_name[:1]
     found = found or difflib.get_close_matches(wanted, known, n=1, cutoff=0.6)
-    return ".".join(next(numbers, "0") if part == "N" else part for part in found[0].split(".")) if found else None
+    return ".".join(next(numbers, "0") if part == ENTRY else part for part in found[0].split(".")) if found else None
 
 
 def shown(value: Any) -> str:

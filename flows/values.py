@@ -36,7 +36,8 @@ def parse(text: str, origin: str) -> Document:
         refuse_abuse(text, origin)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
-        raise ConfigInvalid(f"{origin}{line_of(error)} is no YAML: {problem_of(error)}", hint="correct it") from error
+        line, problem = problem_of(error)
+        raise ConfigInvalid(f"{origin}{line} is no YAML: {problem}", hint="correct it, or leave it out") from error
     document = Document(None)
     if node is not None:
         document.value = plain(node, (), document.lines, origin)
@@ -86,13 +87,9 @@ def pairs(node: yaml.MappingNode, path: Path, lines: dict[Path, int], origin: st
         lines[below] = key.start_mark.line + 1
 
 
-def line_of(error: yaml.YAMLError) -> str:
-    """`:LINE`, if the parser knows it."""
-    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-    return f":{mark.line + 1}" if mark else ""
-
-
-def problem_of(error: yaml.YAMLError) -> str:
-    """What the parser did not like, in one line."""
-    problem = error.problem if isinstance(error, yaml.MarkedYAMLError) else None
-    return problem or str(error).partition("\n")[0]
+def problem_of(error: yaml.YAMLError) -> tuple[str, str]:
+    """`:LINE`, if the parser knows it, and what it did not like, in one line."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return "", str(error).partition("\n")[0]
+    mark: yaml.Mark | None = error.problem_mark
+    return f":{mark.line + 1}" if mark else "", error.problem or str(error.context)

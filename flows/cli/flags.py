@@ -1,0 +1,110 @@
+"""The flags that verbs share. What a flag may be, and what it is for, stands in the specs alone."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Group, Parameter
+
+from backprop_core.errors import ConfigInvalid
+from backprop_core.specs import RunSpec
+from flows.config import run_spec
+from flows.fields import spec_fields
+
+PATH = "path"  # metadata of a flag: the field of the spec that it sets
+TASK = Group("What to do", sort_key=1)
+TRAINING = Group("How to train", sort_key=2)
+SPEC = Group("Any other field", sort_key=3)
+OUTPUT = Group("Output", sort_key=4)
+
+
+def flag(group: Group) -> Callable[[str], Any]:
+    """A flag for one field of a spec, as it was written: the spec reads it, so that an error names the range."""
+
+    def of(path: str) -> Any:
+        known = spec_fields()[path]
+        default = f" [default: {known.default}]" if known.default not in ("none", "required") else ""
+        return Parameter(help=f"{known.help} {known.allowed.capitalize()}.{default}", group=group, show_default=False)
+
+    return of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """How the result is told. Read by the outermost frame, which has to know it even when the rest cannot be read."""
+
+    json: Annotated[bool, Parameter(help="Print one JSON document.", negative="", show_default=False, group=OUTPUT)] = (
+        False
+    )
+    verbose: Annotated[
+        bool, Parameter(help="Tell more, tracebacks too.", negative="", show_default=False, group=OUTPUT)
+    ] = False
+
+
+def setting(path: str) -> Any:
+    return field(default=None, metadata={PATH: path})
+
+
+do, how = flag(TASK), flag(TRAINING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(Output):
+    """What `train` and `multi-run` can be told."""
+
+    data: Annotated[list[str] | None, do("datasets.N.path"), Parameter(name="--data", negative="")] = None
+    line: Annotated[str | None, do("line")] = setting("line")
+    model: Annotated[str | None, do("model.name")] = setting("model.name")
+    heldout: Annotated[str | None, do("datasets.N.heldout")] = setting("datasets.N.heldout")
+    rows: Annotated[str | None, do("datasets.N.rows")] = setting("datasets.N.rows")
+    strategy: Annotated[str | None, do("merge.strategy")] = setting("merge.strategy")
+    export: Annotated[str | None, do("export.quantizations")] = setting("export.quantizations")
+    steps: Annotated[str | None, how("training.steps")] = setting("training.steps")
+    epochs: Annotated[str | None, how("training.epochs")] = setting("training.epochs")
+    batch_size: Annotated[str | None, how("training.batch_size")] = setting("training.batch_size")
+    seed: Annotated[str | None, how("training.seed")] = setting("training.seed")
+    fresh: Annotated[
+        bool, Parameter(help="Do everything again, cached or not.", negative="", show_default=False, group=TASK)
+    ] = False
+    config: Annotated[Path | None, Parameter(help="A YAML file with any fields of the spec.", group=SPEC)] = None
+    set: Annotated[
+        list[str] | None,
+        Parameter(
+            help="Any field: --set training.lora.rank=8. As often as you like.",
+            negative="",
+            show_default=False,
+            group=SPEC,
+        ),
+    ] = None
+
+    def spec(self) -> RunSpec:
+        """The complete spec. Raises ConfigInvalid."""
+        given = {f.metadata[PATH]: getattr(self, f.name) for f in fields(self) if PATH in f.metadata}
+        names = {f.metadata[PATH]: f"--{f.name.replace('_', '-')}" for f in fields(self) if PATH in f.metadata}
+        return run_spec(
+            flags={
+                "datasets": [{"path": path} for path in self.data] if self.data else None,
+                **{path: listed(path, value) for path, value in given.items()},
+            },
+            names={"datasets": "--data", **names},
+            settings=self.set or (),
+            file=self.config,
+        )
+
+
+def listed(path: str, value: str | None) -> str | list[str] | None:
+    """A flag's value as its field wants it: `q4_k_m,f16` is a list."""
+    return value.split(",") if value is not None and path == "export.quantizations" else value
+
+
+def one_dataset(spec: RunSpec) -> RunSpec:
+    """Refuse more than one dataset."""
+    if len(spec.datasets) > 1:
+        raise ConfigInvalid(f"train takes one dataset, not {len(spec.datasets)}", hint="backprop multi-run takes many")
+    return spec
+
+
+OutputFlags = Annotated[Output, Parameter(name="*")]
+FlagSet = Annotated[Flags, Parameter(name="*")]
+PLAIN, NOTHING = Output(), Flags()

@@ -1,0 +1,52 @@
+"""Verbs that tell what was."""
+
+from typing import Annotated
+
+from cyclopts import Parameter
+from cyclopts.types import PositiveInt
+
+from backprop_core.settings import settings
+from flows import tables
+from flows.cli import Answer
+from flows.cli.flags import PLAIN, OutputFlags
+from flows.console import configure_logging
+
+
+def list_runs(
+    *,
+    children: Annotated[
+        bool, Parameter(help="The LoRA runs of each run too.", negative="", show_default=False)
+    ] = False,
+    limit: Annotated[PositiveInt, Parameter(help="How many, the newest first.")] = 50,
+    output: OutputFlags = PLAIN,
+) -> Answer:
+    config = settings()
+    configure_logging(config, verbose=output.verbose)
+    from tasks import tracking
+
+    summaries = tracking.list_runs(config, children=children, limit=limit)
+    return Answer(summaries, tables.runs(summaries))
+
+
+def show_run(run_id: str, *, output: OutputFlags = PLAIN) -> Answer:
+    """
+    Parameters
+    ----------
+    run_id: A run_id, MLflow's or ours, or the start of one.
+    """
+    config = settings()
+    configure_logging(config, verbose=output.verbose)
+    from tasks import tracking
+
+    result = tracking.show_run(config, run_id)
+    return Answer(result.model_dump(mode="json"), tables.run(result))
+
+
+def sync(*, output: OutputFlags = PLAIN) -> Answer:
+    config = settings()
+    configure_logging(config, verbose=output.verbose)
+    from tasks import tracking
+
+    report = tracking.sync(config)
+    text = f"{report.sent} journals sent, {report.waiting} waiting"
+    return Answer(report.model_dump(mode="json"), text, 3 if report.waiting else 0)

@@ -1,0 +1,109 @@
+"""Verbs that compute."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from cyclopts.types import PositiveInt
+from rich.text import Text
+
+from backprop_core.errors import ConfigInvalid
+from backprop_core.refs import RunResult
+from backprop_core.settings import settings
+from backprop_core.specs import RunSpec
+from flows import tables
+from flows.cli import Answer
+from flows.cli.flags import NOTHING, PLAIN, TASK, Flags, FlagSet, Output, OutputFlags, one_dataset
+from flows.config import export_spec, windows
+from flows.console import Bar, configure_logging
+from flows.environment import quiet_prefect
+from tasks.progress import listen
+
+EXIT = {"finished": 0, "unchanged": 0, "rejected": 3, "interrupted": 130}
+
+
+def demo(
+    *,
+    seed: Annotated[int, Parameter(help="Seeds everything that is random.", show_default=True)] = 0,
+    output: OutputFlags = PLAIN,
+) -> Answer:
+    texts: list[str] = []
+    with watched(output):
+        from flows.demo import demo
+
+        document = demo(seed=seed, on_text=texts.append)
+    return Answer(document, Text("\n".join(texts)))
+
+
+def train(*, flags: FlagSet = NOTHING) -> Answer:
+    return carry_out("train", one_dataset(flags.spec()), flags)
+
+
+def multi_run(
+    *,
+    flags: FlagSet = NOTHING,
+    runs: Annotated[PositiveInt | None, Parameter(help="Cut the one --data into so many windows.", group=TASK)] = None,
+    samples: Annotated[PositiveInt | None, Parameter(help="Training rows of each window.", group=TASK)] = None,
+) -> Answer:
+    spec = flags.spec()
+    if (runs is None) != (samples is None):
+        raise ConfigInvalid("--runs and --samples need each other", hint="write --runs N --samples K")
+    if runs and samples:
+        spec = windows(spec, runs, samples)
+    return carry_out("multi-run", spec, flags)
+
+
+def resume(run_id: str, *, output: OutputFlags = PLAIN) -> Answer:
+    """
+    Parameters
+    ----------
+    run_id: A run_id, or the start of one.
+    """
+    with watched(output):
+        from flows import start
+
+        return answer(start.resume(run_id))
+
+
+def export(
+    ref: str,
+    *,
+    quantization: Annotated[str, Parameter(help="GGUF files to write, with commas between.")] = "q4_k_m",
+    output: Annotated[Path | None, Parameter(help="Directory to copy the files to.")] = None,
+    fresh: Annotated[bool, Parameter(help="Do everything again, cached or not.", negative="")] = False,
+    flags: OutputFlags = PLAIN,
+) -> Answer:
+    """
+    Parameters
+    ----------
+    ref: A run_id, or the start of one.
+    """
+    wanted = export_spec(quantization.split(",")).quantizations
+    with watched(flags):
+        from flows.export import export
+
+        return answer(export(ref, wanted, output=str(output) if output else None, fresh=fresh))
+
+
+def carry_out(flow: str, spec: RunSpec, flags: Flags) -> Answer:
+    """Run a flow here."""
+    with watched(flags):
+        from flows import start
+
+        return answer(start.run(flow, spec, fresh=flags.fresh))
+
+
+@contextmanager
+def watched(output: Output) -> Iterator[None]:
+    """Logs, and a bar, for as long as something runs."""
+    configure_logging(settings(), verbose=output.verbose)
+    quiet_prefect()
+    with Bar() as bar, listen(bar):
+        yield
+
+
+def answer(result: RunResult) -> Answer:
+    """A run's result, with the exit status that stands for it."""
+    return Answer(result.model_dump(mode="json"), tables.run(result), EXIT[result.status])

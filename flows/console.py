@@ -1,0 +1,216 @@
+"""What people see beside the result, all of it on stderr: logs, a bar, errors in two lines."""
+
+import logging
+import sys
+import threading
+import time
+import traceback
+from collections.abc import MutableMapping
+from typing import TYPE_CHECKING, Any, Self, TextIO
+
+from backprop_core.errors import BackpropError, blank_secrets
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from backprop_core.settings import Settings
+    from tasks.progress import Progress
+
+OURS = ("backprop_core", "tasks", "flows")
+WORTH_A_LINE = 2.0  # seconds after which a finished stage leaves a line on the terminal
+EVERY = 30.0  # seconds between two lines where there is no terminal
+
+
+def one_line(text: str) -> str:
+    """`text` without secrets, line breaks and anything that a terminal would take for a command."""
+    words = blank_secrets(text).split()
+    return " ".join("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in word) for word in words)
+
+
+def error_text(error: BackpropError) -> str:
+    """An error as people read it: code, what and which; on the second line what to do."""
+    return f"[{error.code}] {one_line(error.message)}\n{one_line(error.hint)}"
+
+
+def trace_text(error: BaseException) -> str:
+    """An error's traceback without secrets."""
+    return blank_secrets("".join(traceback.format_exception(error)))
+
+
+def say(text: str) -> None:
+    """Print to stderr, above the bar if there is one."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def stderr_console() -> "Console":
+    """Where bars are drawn."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+class ToStderr(logging.StreamHandler[TextIO]):
+    """Writes to what stderr is now, which is above the bar while there is one."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]  # a property where the base class has an attribute
+        return sys.stderr
+
+
+def is_for_people(record: logging.LogRecord) -> bool:
+    """Not what Prefect and the libraries tell their developers: the result, or a coded error, says what matters."""
+    return not record.name.startswith(("prefect", "py.warnings", "asyncio"))
+
+
+def configure_logging(config: "Settings", *, verbose: bool) -> None:
+    """Send logs to stderr, and all of them to the log file if there is one; secrets are blanked in both."""
+    screen: logging.Handler = ToStderr()
+    if not verbose:
+        screen.addFilter(is_for_people)
+    handlers = [screen]
+    if config.log_file:
+        handlers.append(logging.FileHandler(config.log_file, encoding="utf-8"))
+    for handler in handlers:
+        handler.setFormatter(formatter(as_json=config.log_json, colors=handler is screen and sys.stderr.isatty()))
+    logging.captureWarnings(True)
+    logging.basicConfig(handlers=handlers, level=logging.WARNING, force=True)
+    for name in OURS:
+        logging.getLogger(name).setLevel("DEBUG" if verbose else config.log_level.upper())
+
+
+def formatter(*, as_json: bool, colors: bool) -> logging.Formatter:
+    """One line a record, for people or as JSON."""
+    import structlog
+
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer()
+        if as_json
+        else structlog.dev.ConsoleRenderer(
+            colors=colors, pad_event_to=0, pad_level=False, exception_formatter=structlog.dev.plain_traceback
+        )
+    )
+    chain: list[structlog.typing.Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso" if as_json else "%H:%M:%S", utc=as_json),
+    ]
+    if as_json:
+        chain += [structlog.stdlib.add_logger_name, structlog.processors.format_exc_info]
+    last = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer, blank]
+    return structlog.stdlib.ProcessorFormatter(foreign_pre_chain=chain, processors=last)
+
+
+def blank(_: object, __: str, event: "str | MutableMapping[str, Any]") -> str:
+    """The last processor: a rendered line without secrets."""
+    return blank_secrets(str(event))
+
+
+class Stage:
+    """What goes on right now, as last heard."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.done, self.total = name, 0, 0
+        self.values: dict[str, float] = {}
+        self.began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    def text(self) -> str:
+        """`train 12/60 loss=1.234`"""
+        count = f"{self.done}/{self.total}" if self.total else ""
+        return " ".join(filter(None, [self.name, count, figures(self.values)]))
+
+
+def figures(values: dict[str, float]) -> str:
+    """Figures of a stage in short."""
+    return " ".join(f"{name}={value:.4g}" for name, value in values.items())
+
+
+class Bar:
+    """Shows how far a run is: a bar on a terminal, a line now and then elsewhere. Call it with each `Progress`."""
+
+    def __init__(self, *, every: float = EVERY) -> None:
+        self._stage = Stage("starting")
+        self._every = every
+        self._ended = threading.Event()
+        self._show: Lines | Drawing = Drawing() if stderr_console().is_terminal else Lines()
+
+    def __enter__(self) -> Self:
+        self._show.update(self._stage)
+        self._timer = threading.Thread(target=self._now_and_then, daemon=True)
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._timer.join()
+        self._show.leave(self._stage)
+        self._show.close()
+
+    def __call__(self, event: "Progress") -> None:
+        if event.stage != self._stage.name or event.done < self._stage.done:
+            self._show.leave(self._stage)
+            self._stage = Stage(event.stage)
+        self._stage.done, self._stage.total, self._stage.values = event.done, event.total, event.values
+        self._show.update(self._stage)
+
+    def _now_and_then(self) -> None:
+        while not self._ended.wait(self._every):
+            self._show.tick(self._stage)
+
+
+class Lines:
+    """For a log: what goes on, now and then."""
+
+    def update(self, stage: Stage) -> None:
+        pass
+
+    def tick(self, stage: Stage) -> None:
+        say(f"{stage.text()} ({stage.seconds:.0f} s)")
+
+    def leave(self, stage: Stage) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Drawing:
+    """For a terminal: a bar for the stage that goes on, a line for each that took its time."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bars
+
+        columns = [TextColumn("{task.description:<10}"), BarColumn(bar_width=30), TimeElapsedColumn()]
+        self._count, self._figures = MofNCompleteColumn(), TextColumn("{task.fields[figures]}", style="dim")
+        self._bars = Bars(
+            *columns, self._figures, console=stderr_console(), transient=True, redirect_stdout=False, expand=False
+        )
+        self._task = self._bars.add_task("", total=None, figures="")
+        self._bars.start()
+
+    def update(self, stage: Stage) -> None:
+        count = f"{stage.done}/{stage.total} " if stage.total else ""
+        self._bars.update(
+            self._task,
+            description=stage.name,
+            completed=stage.done,
+            total=stage.total or None,
+            figures=count + figures(stage.values),
+        )
+
+    def tick(self, stage: Stage) -> None:
+        pass
+
+    def leave(self, stage: Stage) -> None:
+        if stage.seconds > WORTH_A_LINE and stage.name != "starting":
+            say(f"{stage.text()} ({stage.seconds:.1f} s)")
+        self._bars.reset(self._task, total=None)
+
+    def close(self) -> None:
+        self._bars.stop()

@@ -1,0 +1,166 @@
+"""Results as people read them: tables and short texts for stdout."""
+
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from backprop_core.refs import Evaluation, RunResult
+from flows.console import one_line
+
+if TYPE_CHECKING:
+    from tasks.tracking import RunSummary
+
+UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+STYLES = {"finished": "green", "failed": "red", "interrupted": "yellow", "rejected": "yellow", "running": "cyan"}
+BESIDE_A_TERMINAL = 1000  # columns: a file or a pipe gets every line whole
+
+
+def show(renderable: RenderableType) -> None:
+    """Print to stdout; styled on a terminal, whole lines elsewhere."""
+    width = None if sys.stdout.isatty() else BESIDE_A_TERMINAL
+    Console(markup=False, emoji=False, highlight=False, width=width).print(
+        renderable, soft_wrap=isinstance(renderable, str | Text)
+    )
+
+
+def table(*columns: str, right: Sequence[str] = ()) -> Table:
+    """An empty table in the house's style."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        made.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    return made
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A figure, or a blank where there is none."""
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def duration(seconds: float | None) -> str:
+    """`48 s`, `3 min 05 s`, `2 h 07 min`."""
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def size(count: int) -> str:
+    """`3.1 MiB`"""
+    power = min(int(math.log(max(count, 1), 1024)), len(UNITS) - 1)
+    return f"{count / 1024**power:.{1 if power else 0}f} {UNITS[power]}"
+
+
+def status_text(status: str) -> Text:
+    return Text(status, style=STYLES.get(status, ""))
+
+
+def runs(summaries: Sequence["RunSummary"]) -> RenderableType:
+    """The history, newest first."""
+    if not summaries:
+        return "no runs yet; `backprop demo` makes the first"
+    made = table("run", "line", "status", "started", "took", "average", "datasets", right=("took", "average"))
+    for run in summaries:
+        made.add_row(
+            run["run_id"][:12],
+            run["line"],
+            status_text(run["error"] or run["status"]),
+            f"{datetime.fromisoformat(run['started']).astimezone():%Y-%m-%d %H:%M}",
+            duration(run["seconds"]),
+            number(run["average"]),
+            one_line(", ".join(run["datasets"])),
+        )
+    return made
+
+
+def run(result: RunResult) -> RenderableType:
+    """One run: what it is, the forgetting matrix, the files."""
+    parts: list[RenderableType] = [heading(result)]
+    if result.runs:
+        parts += ["", lora_runs(result)]
+    if result.evaluation:
+        parts += ["", *matrix(result.evaluation, [record.dataset.name for record in result.runs])]
+    parts += ["", *files(result)]
+    return Group(*parts)
+
+
+def heading(result: RunResult) -> Text:
+    """Who, what, how it ended."""
+    text = Text.assemble("run ", (result.run_id, "bold"), "  ", status_text(result.status))
+    text.append(f"  line {result.line}")
+    if result.base:
+        text.append(f"\nbase {one_line(result.base.name)}  {result.base.digest[:12]}")
+    if result.error:
+        text.append(f"\n[{result.error.code}] {one_line(result.error.message)}\n{one_line(result.error.hint)}", "red")
+    return text
+
+
+def lora_runs(result: RunResult) -> Table:
+    """One row a LoRA run."""
+    figures = ("rows", "held-out", "dropped", "steps", "tokens", "loss", "took")
+    made = table("dataset", "task", *figures, "", right=figures)
+    for record in result.runs:
+        dataset = record.dataset
+        made.add_row(
+            one_line(dataset.name),
+            dataset.task,
+            str(dataset.train_rows),
+            str(dataset.heldout_rows),
+            str(sum(dataset.dropped.values())),
+            str(record.steps),
+            str(record.tokens),
+            number(record.train_loss),
+            duration(record.seconds),
+            "cached" if record.cached else "",
+        )
+    return made
+
+
+def matrix(evaluation: Evaluation, names: Sequence[str]) -> Iterator[RenderableType]:
+    """Token accuracy of every task after every run, the untouched base first; blank where a task came later."""
+    yield Text("token accuracy on held-out rows", style="bold")
+    tasks = [f"({task})" if task in evaluation.watch else task for task in evaluation.tasks]
+    made = table("after", *tasks, right=tasks)
+    made.add_row("the base", *map(number, evaluation.base))
+    for name, row in zip(names, evaluation.matrix, strict=True):
+        made.add_row(one_line(name), *map(number, row))
+    yield made
+    yield Text(
+        f"{evaluation.metric.replace('_', ' ')}: average {number(evaluation.average)}"
+        + (
+            f"  backward transfer {evaluation.backward_transfer:+.3f}"
+            if evaluation.backward_transfer is not None
+            else ""
+        )
+        + f"  forgetting {' '.join(map(number, evaluation.forgetting))}"
+    )
+
+
+def files(result: RunResult) -> Iterator[Text]:
+    """What was made, and what can be done with it."""
+    if result.merged:
+        yield Text(f"adapter  {result.merged.path}")
+    for file in result.gguf:
+        yield Text(f"{file.quantization:<8} {file.path}  {size(file.bytes)}{quality(file.fidelity)}")
+    match result.status:
+        case "failed" | "interrupted":
+            yield Text(f"go on with: backprop resume {result.run_id}")
+        case "finished" if not result.gguf and result.merged:
+            yield Text(f"next: backprop export {result.run_id[:12]} --quantization q4_k_m")
+        case "finished" | "running":
+            yield Text(f"see it again: backprop show-run {result.run_id[:12]}")
+
+
+def quality(fidelity: Mapping[str, float | int | str | bool]) -> str:
+    """How a GGUF file answers beside the model it came from."""
+    if not fidelity:
+        return ""
+    return f"  same next token {fidelity['top1']:.1%}, KL {fidelity['kl']:.2g} nats"
