@@ -139,7 +139,7 @@ def test_about_a_tenth_is_held_out(bench: Bench) -> None:
 texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8).filter(str.strip)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(texts, max_size=30), st.lists(texts, max_size=30), st.randoms(use_true_random=False))
 def test_a_row_is_on_the_same_side_for_ever(bench: Bench, some: list[str], more: list[str], rng: random.Random) -> None:
     """Whatever other rows come, in whatever order and spelling, no row changes from one side to the other."""
