@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from prefect.artifacts import Artifact, create_link_artifact, create_markdown_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.context import FlowRunContext
 
 from backprop_core.refs import Evaluation, RunResult
@@ -22,7 +22,7 @@ def publish(result: RunResult, *, namespace: str, mlflow_link: str | None) -> No
     if mlflow_link:
         create_link_artifact(mlflow_link, link_text="The run in MLflow", key=f"{key(namespace)}-mlflow")
     data = json.dumps(result.model_dump(mode="json"), indent=1)
-    Artifact(type="markdown", key=f"{key(namespace)}-result", data=f"```json\n{data}\n```").create()
+    create_markdown_artifact(f"```json\n{data}\n```", key=f"{key(namespace)}-result")
 
 
 def key(namespace: str) -> str:
