@@ -31,7 +31,7 @@ class SourceRef(Record):
 
 
 class RowsRef(ArtifactRef):
-    """Chat rows as `rows.jsonl`: canonical JSON, one `{"messages": [...]}` a line."""
+    """Rows as `rows.jsonl`: canonical JSON, one `{"messages": [...]}` a line, or `{"text": ...}` for raw text."""
 
     artifact: ClassVar[str] = "rows"
     rows: int = Field(ge=0)

@@ -61,7 +61,7 @@ def held_out(run: Run, datasets: list[DatasetRef]) -> dict[str, RowsRef]:
             known.append(dataset.heldout)
     cap = run.spec.evaluation.heldout_max
     return {
-        task: rows[0] if len(rows) == 1 else run.call(stages.pool, heldouts=rows, heldout_max=cap)
+        task: rows[0] if len(rows) == 1 and rows[0].rows else run.call(stages.pool, heldouts=rows, heldout_max=cap)
         for task, rows in by_task.items()
     }
 
