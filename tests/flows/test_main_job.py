@@ -53,7 +53,7 @@ def test_everything_is_made_and_recorded(base, data):
     assert file.fidelity["ids_equal"]
     assert RunResult.model_validate_json(result.model_dump_json()) == result
     assert tracking.show_run(settings(), result.run_id[:8]) == result
-    assert worker.running() is None
+    assert worker._running is None
     check_prefect(result)
 
 

@@ -1,0 +1,120 @@
+"""SIGKILL of the whole process group in the middle of the job, then resume: the same bits, and nothing left over."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from backprop_core.store import Store
+from tests.core import nano
+
+BACKPROP = [sys.executable, "-m", "flows.cli"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A base, three datasets, and a config file for both homes."""
+    root = tmp_path_factory.mktemp("world")
+    nano.build(root / "base")
+    for number in range(3):
+        rows = "".join(json.dumps(row) + "\n" for row in nano.chats(60, seed=number))
+        (root / f"task{number}.jsonl").write_text(rows)
+    return root
+
+
+def environment(root: Path, home: str) -> dict[str, str]:
+    return {
+        **os.environ,
+        "BACKPROPAGATE_HOME": str(root / home),
+        "PREFECT_HOME": str(root / "prefect"),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def command(root: Path) -> list[str]:
+    """Three runs of a few hundred quick steps, a checkpoint after every one of them."""
+    data = [word for number in range(3) for word in ("--data", str(root / f"task{number}.jsonl"))]
+    options = ["--model", str(root / "base"), "--steps", "60", "--batch-size", "8", "--export", "f16", "--json"]
+    return [*BACKPROP, "multi-run", *data, *options, "--set", "training.checkpoint_seconds=0"]
+
+
+def digests(result: dict) -> list[str]:
+    return [run[kind]["digest"] for run in result["runs"] for kind in ("tuned", "merged")] + [
+        result["gguf"][0]["digest"]
+    ]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(world) -> dict:
+    """What comes out when nobody interferes."""
+    done = subprocess.run(command(world), env=environment(world, "whole"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.timeout(600)
+def test_killed_in_the_second_run_and_resumed(world, uninterrupted):
+    """Finished stages are cached, the interrupted training goes on, and the digests are those of an unbroken run."""
+    env, store = environment(world, "killed"), world / "killed" / "store"
+    with subprocess.Popen(
+        command(world), env=env, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as job:
+        deadline = time.monotonic() + 240
+        while not trained_once(store) or not any(store.glob("checkpoints/*/step-*")):
+            assert time.monotonic() < deadline and job.poll() is None, job.stderr.read().decode()
+            time.sleep(0.02)
+        os.killpg(job.pid, signal.SIGKILL)
+    [run] = [path.name for path in (store / "runs").iterdir()]
+    done = subprocess.run([*BACKPROP, "resume", run[:12], "--json"], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["run_id"] == run
+    assert digests(result) == digests(uninterrupted)
+    assert [one["cached"] for one in result["runs"]] == [True, False, False]
+    assert_nothing_left(store)
+
+
+def trained_once(store: Path) -> bool:
+    """The first LoRA run is in the cache."""
+    return any("TrainResult" in path.read_text() for path in store.glob("cache/results/*"))
+
+
+def assert_nothing_left(store: Path) -> None:
+    """No held lock, no temporary directory, no checkpoint, nothing damaged."""
+    assert list(store.glob("tmp/*")) == []
+    assert list(store.glob("checkpoints/*")) == []
+    locks = list(store.glob("locks/*.lock"))
+    assert locks
+    for lock in locks:
+        with FileLock(lock, timeout=0):
+            pass
+    assert list(Store(store).check()) == []
+
+
+@pytest.mark.timeout(600)
+def test_the_first_interrupt_saves_and_says_how_to_go_on(world, uninterrupted):
+    """Ctrl-C: exit 130, a line with the command to resume, and that command ends with the unbroken run's digests."""
+    env, store = environment(world, "stopped"), world / "stopped" / "store"
+    with subprocess.Popen(
+        command(world), env=env, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as job:
+        deadline = time.monotonic() + 240
+        while not any(store.glob("checkpoints/*/step-*")):
+            assert time.monotonic() < deadline and job.poll() is None, job.stderr.read()
+            time.sleep(0.02)
+        os.killpg(job.pid, signal.SIGINT)
+        out, err = job.communicate(timeout=120)
+    assert job.returncode == 130, err
+    [run] = [path.name for path in (store / "runs").iterdir()]
+    assert f"backprop resume {run}" in err
+    assert json.loads(out)["error"]["code"] == "RUNTIME_INTERRUPTED"
+    done = subprocess.run([*BACKPROP, "resume", run, "--json"], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert digests(json.loads(done.stdout)) == digests(uninterrupted)
+    assert_nothing_left(store)
