@@ -106,6 +106,21 @@ def test_dependent_rows_are_completed(rows: list[list[float]]) -> None:
     assert torch.allclose(a @ q.T @ q, a, atol=1e-5)
 
 
+def test_orthonormal_rows_stay() -> None:
+    """The start of a start is itself: rows that are orthonormal already are not turned or flipped."""
+    once = slao.orthonormal_rows(tuned(3)[A])
+    assert torch.allclose(slao.orthonormal_rows(once), once, atol=1e-6)
+
+
+def test_nearly_dependent_rows() -> None:
+    """Rows 1e-3 apart still give orthonormal ones, the oracle's to what float32 can tell apart."""
+    a = tuned(3)[A]
+    a[1] = a[0] + 1e-3 * a[1]
+    q = slao.orthonormal_rows(a)
+    assert torch.allclose(q @ q.T, torch.eye(4), atol=1e-6)
+    assert np.abs(q.double().numpy() - gram_schmidt(a.numpy())).max() < 1e-3
+
+
 def test_zeros_count_as_positive() -> None:
     """An A of zeros has only zeros on R's diagonal, and starts as the first unit vectors."""
     assert torch.equal(slao.start_from({A: torch.zeros(2, 4), B: torch.zeros(3, 2)})[A], torch.eye(2, 4))
