@@ -146,7 +146,8 @@ class Store:
         if not self._intact(digest):
             self._publish(directory, digest, text)
         self._tombstone_path(digest).unlink(missing_ok=True)
-        write_atomic(self._record_path(digest), canonical({"format": 1, "kind": ref.artifact, **record}))
+        if not self._record_path(digest).is_file():  # the first origin stays: a first merge is its tuned adapter
+            write_atomic(self._record_path(digest), canonical({"format": 1, "kind": ref.artifact, **record}))
         return ref(digest=digest, **fields)
 
     def _intact(self, digest: str) -> bool:

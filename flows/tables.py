@@ -146,10 +146,7 @@ def matrix(evaluation: Evaluation, names: Sequence[str]) -> Iterator[RenderableT
 
 def files(result: RunResult) -> Iterator[Text]:
     """What was made, and what can be done with it."""
-    if result.merged:
-        yield Text(f"adapter  {result.merged.path}")
-    for file in result.gguf:
-        yield Text(f"{file.quantization:<8} {file.path}  {size(file.bytes)}{quality(file.fidelity)}")
+    yield from files_of(result)
     match result.status:
         case "failed" | "interrupted":
             yield Text(f"go on with: backprop resume {result.run_id}")
@@ -157,6 +154,14 @@ def files(result: RunResult) -> Iterator[Text]:
             yield Text(f"next: backprop export {result.run_id[:12]} --quantization q4_k_m")
         case "finished" | "running":
             yield Text(f"see it again: backprop show-run {result.run_id[:12]}")
+
+
+def files_of(result: RunResult) -> Iterator[Text]:
+    """The merged adapter and the GGUF files, with size and quality."""
+    if result.merged:
+        yield Text(f"adapter  {result.merged.path}")
+    for file in result.gguf:
+        yield Text(f"{file.quantization:<8} {file.path}  {size(file.bytes)}{quality(file.fidelity)}")
 
 
 def quality(fidelity: Mapping[str, float | int | str | bool]) -> str:

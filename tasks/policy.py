@@ -68,6 +68,11 @@ def results(store: Store) -> Path:
     return store.cache / "results"
 
 
+def is_recorded(store: Store, key: str) -> bool:
+    """Whether there is a record under this key, good or not."""
+    return (store.cache / "keys" / key).is_file()
+
+
 def read_metadata(content: bytes) -> dict[str, Any]:
     """A record's metadata; raises UnfitRecord unless it asks for plain JSON."""
     try:

@@ -32,7 +32,8 @@ class RunJournal:
         self._journal.start(
             line=spec.line, name=self._prepared.flow, params=parameters(spec.model_dump(mode="json")), tags=tags()
         )
-        self._journal.document("spec.json", self._prepared.model_dump(mode="json"))
+        self._journal.document("spec.json", spec.model_dump(mode="json"))
+        self._journal.document("inputs.json", self._prepared.model_dump(mode="json"))
 
     @contextmanager
     def lora_run(self, run_id: str, index: int, dataset: DatasetRef) -> Iterator[None]:

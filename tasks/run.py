@@ -36,14 +36,16 @@ from backprop_core.refs import (
 from backprop_core.settings import Settings, settings
 from backprop_core.specs import RunSpec
 from backprop_core.store import Store
+from backprop_core.worker.handle import Worker
 from tasks import prepare, worker
-from tasks.policy import results
+from tasks.policy import is_recorded, results
 from tasks.progress import Progress, report
 from tasks.record import RunJournal
 from tasks.results import digest_in, gguf_record, located, run_record, was_cached
 
 R = TypeVar("R", bound=BaseModel)
 log = logging.getLogger(__name__)
+IN_THE_WORKER = {"train", "merge", "evaluate", "convert", "quantize", "fidelity"}
 _current: ContextVar["Run"] = ContextVar("run")
 
 
@@ -150,13 +152,16 @@ class Run:
     def call(self, stage: Task[..., R], **parameters: Any) -> R:
         """Run a stage through Prefect, or take its result from the cache."""
         begin = time.monotonic()
+        key = stage_key(stage.name, parameters)
+        if stage.name in IN_THE_WORKER and not is_recorded(self.store, key):
+            self._worker().wait_for_slot()  # whoever has the device now may be doing this very stage
         task = stage.with_options(refresh_cache=self._fresh, result_storage=results(self.store))
         state = task(**parameters, return_state=True)
         result: R = state.result()
         self.stages.append(
             StageRecord(
                 stage=stage.name,
-                key=stage_key(stage.name, parameters),
+                key=key,
                 cached=state.name == "Cached",
                 seconds=round(time.monotonic() - begin, 3),
                 digest=digest_in(result),
@@ -167,9 +172,11 @@ class Run:
     def work(self, stage: str, result: type[R], **parameters: Any) -> R:
         """Run a stage in the worker process."""
         report(Progress(stage=stage, done=0, total=0))
-        handle = worker.worker(self.settings, self.spec.training.device)
         key = stage_key(stage, parameters)
-        return handle.call(stage, result, key=key, on_event=lambda event: self._event(stage, event), **parameters)
+        return self._worker().call(stage, result, key=key, on_event=lambda e: self._event(stage, e), **parameters)
+
+    def _worker(self) -> Worker:
+        return worker.worker(self.settings, self.spec.training.device)
 
     def _event(self, stage: str, event: dict[str, Any]) -> None:
         if stage == "train":

@@ -7,7 +7,6 @@ from typing import Annotated
 
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
-from rich.text import Text
 
 from backprop_core.errors import ConfigInvalid
 from backprop_core.refs import RunResult
@@ -29,12 +28,12 @@ def demo(
     seed: Annotated[int, Parameter(help="Seeds everything that is random.", show_default=True)] = 0,
     output: OutputFlags = PLAIN,
 ) -> Answer:
-    texts: list[str] = []
     with watched(output):
         from flows.demo import demo
+        from flows.story import story
 
-        document = demo(seed=seed, on_text=texts.append)
-    return Answer(document, Text("\n".join(texts)))
+        merged, sequential = demo(seed=seed)
+    return Answer(merged.model_dump(mode="json"), story(merged, sequential))
 
 
 def train(*, flags: FlagSet = NOTHING) -> Answer:

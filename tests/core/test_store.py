@@ -41,7 +41,7 @@ def test_same_bytes_same_name(store):
     first = rows(store, run="a")
     assert rows(store, run="b") == first
     assert rows(store, '{"a":1}\n') != first
-    assert store.record(first.digest)["run"] == "b"
+    assert store.record(first.digest)["run"] == "a"
 
 
 def test_digest_is_that_of_the_manifest(store):
