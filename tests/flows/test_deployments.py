@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
     """A server with our deployments, and a worker that carries them out."""
     home = tmp_path_factory.mktemp("prefect")
     settings = {"BACKPROPAGATE_HOME": str(home / "backprop"), "OMP_NUM_THREADS": "1"}
-    with prefect_server(home, **settings) as server, process_worker(server, "backprop", home / "worker.log"):
+    with (
+        prefect_server(home, auth="team:horse staple", **settings) as server,
+        process_worker(server, "backprop", home / "worker.log"),
+    ):
         deploy = [str(BIN / "prefect"), "deploy", "--all", "--prefect-file", "deployments/prefect.yaml"]
         subprocess.run(deploy, cwd=ROOT, env=dict(server.environment), check=True, capture_output=True)
         yield server
@@ -96,6 +100,16 @@ def test_result_is_read_back_from_the_artifact(server: PrefectServer, parameters
     assert run["merged"] == result["merged"] and run["merged"]["digest"] == run["tuned"]["digest"]
     assert result["spec"]["training"]["steps"] == 2 and result["mlflow_run_id"]
     check_artifact(**result["merged"])
+
+
+def test_strangers_are_refused(server: PrefectServer) -> None:
+    """No request without the password, and nothing but reading without a token that another site cannot have."""
+    stranger = replace(server, headers={})
+    assert stranger.call("GET", "/deployments/name/train/default")[0] == 401
+    assert stranger.call("GET", "/csrf-token?client=stranger")[0] == 401
+    other_site = replace(server, headers={"Authorization": server.headers["Authorization"]})
+    assert other_site.call("POST", "/deployments/filter", {})[0] == 403
+    assert server.call("POST", "/deployments/filter", {})[0] == 200
 
 
 def check_artifact(digest: str, path: str) -> None:

@@ -1,5 +1,6 @@
 """A real Prefect server and worker on this machine, used as another service would: JSON over HTTP."""
 
+import base64
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,17 @@ FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 @dataclass(frozen=True)
 class PrefectServer:
-    """Where the server is, and the environment of programs that use it."""
+    """Where the server is, what a request needs, and the environment of programs that use it."""
 
     api: str
     environment: Mapping[str, str]
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """Status and JSON of an answer, an error's too."""
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.api + path, data, {"Content-Type": "application/json"}, method=method)
+        headers = {"Content-Type": "application/json", **self.headers}
+        request = urllib.request.Request(self.api + path, data, headers, method=method)
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
                 return answer.status, json.load(answer)
@@ -44,6 +47,12 @@ class PrefectServer:
             return self.call("GET", "/health")[0] == 200
         except OSError:
             return False
+
+    def with_token(self) -> "PrefectServer":
+        """The same with a CSRF token, which the server asks for on everything but GET."""
+        client = "tests"
+        token = self.call("GET", f"/csrf-token?client={client}")[1]["token"]
+        return replace(self, headers={**self.headers, "Prefect-Csrf-Client": client, "Prefect-Csrf-Token": token})
 
     def deployment(self, name: str) -> dict[str, Any]:
         """A deployment by `flow/deployment`."""
@@ -75,25 +84,32 @@ class PrefectServer:
 
 
 @contextmanager
-def prefect_server(home: Path, **environment: str) -> Iterator[PrefectServer]:
-    """A server of its own on a free port, its database in `home`; ended with the block."""
+def prefect_server(home: Path, *, auth: str, **environment: str) -> Iterator[PrefectServer]:
+    """A server of its own on a free port, its database in `home`; ended with the block.
+
+    As in production, it wants `auth` (user:password) and CSRF tokens.
+    """
     api = f"http://127.0.0.1:{free_port()}/api"
     own = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
     own |= {
         "PREFECT_HOME": str(home),
         "PREFECT_API_URL": api,
-        "PREFECT_SERVER_UI_API_URL": api,
+        "PREFECT_API_AUTH_STRING": auth,
+        "PREFECT_SERVER_API_AUTH_STRING": auth,
+        "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
+        "PREFECT_SERVER_UI_API_URL": "/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_CLI_PROMPT": "false",
         "PREFECT_WORKER_QUERY_SECONDS": "1",
         "DO_NOT_TRACK": "1",
     }
-    server = PrefectServer(api, own | environment)
+    login = {"Authorization": "Basic " + base64.b64encode(auth.encode()).decode()}
+    server = PrefectServer(api, own | environment, login)
     port = api.removesuffix("/api").rpartition(":")[2]
     home.mkdir(parents=True, exist_ok=True)
     with running(["server", "start", "--host", "127.0.0.1", "--port", port], server, home / "server.log"):
         wait_until(server.is_ready, 120, "start of the Prefect server", home / "server.log")
-        yield server
+        yield server.with_token()
 
 
 @contextmanager
