@@ -14,6 +14,7 @@ from backprop_core.model import LoadedBase
 from backprop_core.refs import RowsRef
 from backprop_core.store import Store
 
+OVERHEAD = 256  # a forward and backward pass costs as much as so many tokens, whatever is in it
 log = logging.getLogger(__name__)
 
 # b = examples, t = tokens of the longest, n = label tokens of the batch
@@ -78,11 +79,21 @@ def collate(items: Sequence[Item], device: torch.device) -> Batch:
 
 
 def by_budget(indices: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """`indices`, longest first, in groups of at most `budget` padded tokens, each of at least one."""
+    """`indices`, longest first, cut into groups of at most `budget` padded tokens, or of one example.
+
+    The cut costs least: a group costs its padded tokens and OVERHEAD. How a batch is cut does not change its gradient
+    but for rounding, so padding is saved without sorting what belongs to no other batch.
+    """
     order = sorted(indices, key=lambda index: (-lengths[index], index))
-    groups = []
-    while order:
-        count = max(1, budget // lengths[order[0]])
-        groups.append(order[:count])
-        order = order[count:]
-    return groups
+    widths = [lengths[index] for index in order]
+    costs, starts = [0], [0]  # of the cheapest cut of the first n examples, and where its last group starts
+    for end in range(1, len(order) + 1):
+        first = next((i + 1 for i in range(end - 2, -1, -1) if (end - i) * widths[i] > budget), 0)
+        cost, start = min((costs[i] + OVERHEAD + (end - i) * widths[i], i) for i in range(min(first, end - 1), end))
+        costs.append(cost)
+        starts.append(start)
+    groups, end = [], len(order)
+    while end:
+        groups.append(order[starts[end] : end])
+        end = starts[end]
+    return groups[::-1]

@@ -1,11 +1,12 @@
 """What may be asked: every field typed, ranged, with its unit and one line of help."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+LineName = Annotated[str, Field(pattern=NAME)]
 NO_KEY: JsonDict = {"key": False}  # the field cannot change a result, so it is no part of a cache key
 
 
@@ -112,7 +113,7 @@ class ExportSpec(Spec):
 class RunSpec(Spec):
     """Everything that a run asks for: one dataset a LoRA run, merged after each."""
 
-    line: str = Field("default", pattern=NAME, description="Name under which the run is recorded.")
+    line: LineName = Field("default", description="Name under which the run is recorded.")
     model: ModelSpec = ModelSpec()
     datasets: list[DatasetSpec] = Field(min_length=1, description="One LoRA run per dataset, in this order.")
     training: TrainSpec = TrainSpec()

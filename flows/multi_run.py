@@ -1,9 +1,21 @@
 """One LoRA run per dataset, merged and evaluated after each."""
 
+from typing import Annotated
+
 from prefect import flow
+from pydantic import Field
 
 from backprop_core.refs import RunResult
-from backprop_core.specs import DatasetSpec, EvaluationSpec, ExportSpec, MergeSpec, ModelSpec, RunSpec, TrainSpec
+from backprop_core.specs import (
+    DatasetSpec,
+    EvaluationSpec,
+    ExportSpec,
+    LineName,
+    MergeSpec,
+    ModelSpec,
+    RunSpec,
+    TrainSpec,
+)
 from flows.pipeline import pipeline
 from tasks.prepare import prepare
 from tasks.run import recorded
@@ -11,8 +23,8 @@ from tasks.run import recorded
 
 @flow(name="multi-run", persist_result=False)
 def multi_run(
-    datasets: list[DatasetSpec],
-    line: str = "default",
+    datasets: Annotated[list[DatasetSpec], Field(min_length=1)],
+    line: LineName = "default",
     model: str | ModelSpec = ModelSpec(),
     training: TrainSpec = TrainSpec(),
     merge: MergeSpec = MergeSpec(),

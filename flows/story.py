@@ -44,7 +44,8 @@ def matrix(title: str, result: RunResult) -> Iterator[RenderableType]:
         table.add_row(run.dataset.task, *map(percent, row))
     yield table
     assert evaluation.backward_transfer is not None
-    yield f"average of the four {percent(evaluation.average)}, lost since learned {percent(-evaluation.backward_transfer)}"
+    lost = percent(-evaluation.backward_transfer)
+    yield f"average of the four {percent(evaluation.average)}, lost since learned {lost}"
 
 
 def percent(share: float | None) -> str:

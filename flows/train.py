@@ -3,7 +3,7 @@
 from prefect import flow
 
 from backprop_core.refs import RunResult
-from backprop_core.specs import DatasetSpec, EvaluationSpec, ExportSpec, ModelSpec, RunSpec, TrainSpec
+from backprop_core.specs import DatasetSpec, EvaluationSpec, ExportSpec, LineName, ModelSpec, RunSpec, TrainSpec
 from flows.multi_run import carry_out
 
 
@@ -12,7 +12,7 @@ def train(
     data: str | DatasetSpec,
     model: str | ModelSpec = ModelSpec(),
     steps: int | None = None,
-    line: str = "default",
+    line: LineName = "default",
     training: TrainSpec = TrainSpec(),
     evaluation: EvaluationSpec = EvaluationSpec(),
     export: ExportSpec = ExportSpec(),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from backprop_core.specs import TrainSpec
 
-WINDOW = 32  # batches that are sorted by length together
+WINDOW = 8  # batches that are sorted by length together: more pad less, but make the batches of one kind of row
 LONGEST_WARMUP = 20  # steps
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backprop_core.batch import by_budget
+from backprop_core.batch import OVERHEAD, by_budget
 from backprop_core.specs import TrainSpec
 from backprop_core.training import plan
 
@@ -50,12 +50,34 @@ def test_the_plan_is_pinned() -> None:
 
 
 def test_grouping_by_length_saves_padding() -> None:
-    """Length-sorted windows pad far less than a random order does."""
+    """Windows sorted by length, and batches cut where that saves padding, pad far less than a random order does."""
     rng = random.Random(0)
     lengths = [int(rng.lognormvariate(4.5, 0.8)) + 2 for _ in range(512)]
-    grouped = plan.epoch_batches(lengths, seed=0, epoch=0, batch_size=8)
+    batches = plan.epoch_batches(lengths, seed=0, epoch=0, batch_size=8)
+    grouped = [group for batch in batches for group in by_budget(batch, lengths, 4096)]
     mixed = [list(range(start, start + 8)) for start in range(0, 512, 8)]
-    assert padding(grouped, lengths) < 0.1 < 0.4 < padding(mixed, lengths)
+    assert padding(grouped, lengths) < 0.15 < 0.4 < padding(mixed, lengths)
+    assert len(grouped) < 1.5 * len(batches)
+
+
+@given(st.lists(st.integers(2, 600), min_size=1, max_size=9), st.integers(16, 2000))
+def test_no_other_cut_costs_less(lengths: list[int], budget: int) -> None:
+    """The cut is the cheapest of all that keep to the budget, by trying every one of them."""
+
+    def cost(groups: list[list[int]]) -> int:
+        return sum(OVERHEAD + len(group) * max(lengths[index] for index in group) for group in groups)
+
+    def fits(group: list[int]) -> bool:
+        return len(group) == 1 or len(group) * max(lengths[index] for index in group) <= budget
+
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    every = (
+        [order[start:end] for start, end in itertools.pairwise([0, *cuts, len(order)])]
+        for count in range(len(order))
+        for cuts in itertools.combinations(range(1, len(order)), count)
+    )
+    least = min(cost(groups) for groups in every if all(map(fits, groups)))
+    assert cost(by_budget(range(len(lengths)), lengths, budget)) == least
 
 
 def padding(batches: list[list[int]], lengths: list[int]) -> float:
