@@ -163,6 +163,12 @@ class MLflowUnreachable(BackpropError):
     code, exit_status, retryable = "DEP_MLFLOW_UNREACHABLE", 2, True
 
 
+class PrefectUnreachable(BackpropError):
+    """No Prefect server answers, so that nothing can be ordered or cached."""
+
+    code, exit_status, retryable = "DEP_PREFECT_UNREACHABLE", 2, True
+
+
 # RUNTIME_: it was asked rightly and failed
 
 

@@ -1,14 +1,115 @@
-"""What Prefect is told before it is imported."""
+"""Prefect for one command: quiet, and with a temporary server that starts before Prefect is imported.
 
+Prefect would start a temporary server by itself: only after its own import, open to every user of the machine, and in
+the way of Ctrl-C, which would end it before the flow could report that it was stopped, and the flow would wait a minute
+for it. With a server of the user's choice nothing is started here.
+"""
+
+import atexit
 import os
+import secrets
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from backprop_core.errors import PrefectUnreachable
 
 DEFAULTS = {
-    "DO_NOT_TRACK": "1",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",  # the client's usage data
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # the server's
+    "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
 }
 
 
 def quiet_prefect() -> None:
-    """Set what keeps Prefect quiet and fast, but for what the user has set. Call it before Prefect is imported."""
+    """Keep Prefect quiet and without telemetry, but for what the user has set. To be called before it is imported."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+
+
+class TemporaryServer:
+    """A Prefect server in a child process, on a port of this machine that only we know the password of.
+
+    The socket listens from the start, so that nothing is missed; the child ends when its stdin closes, which the kernel
+    does if this process dies.
+    """
+
+    def __init__(self, log: Path) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.log, self._up = log, False
+        self.password = f"backprop:{secrets.token_urlsafe(24)}"
+        with socket.create_server(("127.0.0.1", 0), backlog=128) as listening, log.open("wb") as file:
+            self.url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "flows.prefect_server", str(listening.fileno())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                pass_fds=[listening.fileno()],
+                env={**os.environ, "PREFECT_SERVER_API_AUTH_STRING": self.password, "PREFECT_UI_ENABLED": "false"},
+            )
+        atexit.register(self.stop)  # before Prefect's own, which still send something: the last in is the first out
+
+    def wait(self) -> None:
+        """Until it answers. Raises PrefectUnreachable if it has died."""
+        assert self._process.stdout is not None
+        self._up = self._up or bool(self._process.stdout.readline())
+        if not self._up:
+            last = self.log.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
+            raise PrefectUnreachable(f"Prefect's temporary server did not start: {last[0]}", hint=f"see {self.log}")
+
+    def stop(self) -> None:
+        """End it; what it still has to write is written first."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+
+_server: TemporaryServer | None = None
+
+
+def start_server(home: Path) -> None:
+    """Start a temporary server unless the user has named one. Returns at once; `connected` waits for it."""
+    global _server
+    if "PREFECT_API_URL" not in os.environ and os.name == "posix" and _server is None:  # Windows passes no sockets on
+        _server = TemporaryServer(home / "prefect-server.log")
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Prefect's server answers while the block runs. Raises PrefectUnreachable."""
+    from prefect.context import refresh_global_settings_context
+    from prefect.settings import get_current_settings, temporary_settings
+
+    url = get_current_settings().api.url
+    if _server is None or url not in (
+        None,
+        _server.url,
+    ):  # the user's, from a profile or a file that only Prefect finds
+        if url:
+            check_answers(url)
+        yield
+        return
+    _server.wait()
+    os.environ |= {"PREFECT_API_URL": _server.url, "PREFECT_API_AUTH_STRING": _server.password}
+    refresh_global_settings_context()
+    with temporary_settings({"flows.heartbeat_frequency": None}):  # they cost a second, and nobody would listen
+        yield
+
+
+def check_answers(url: str) -> None:
+    """Raise PrefectUnreachable unless the user's Prefect server answers."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        problem = client.api_healthcheck()
+    if problem:
+        raise PrefectUnreachable(
+            f"no Prefect server answers at {url}: {problem}", hint="start it, or unset PREFECT_API_URL to do without"
+        )

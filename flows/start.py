@@ -1,13 +1,23 @@
 """From a spec to a flow's result, for whoever sits at this machine. The worker starts while Prefect is imported."""
 
+from pathlib import Path
+
 from backprop_core.refs import RunResult
-from backprop_core.specs import RunSpec
+from backprop_core.specs import Quantization, RunSpec
+from flows.environment import connected
 from tasks import early
+from tasks.prepare import Prepared
 
 
 def run(flow: str, spec: RunSpec, *, fresh: bool = False) -> RunResult:
     """Check the inputs, start the worker if there is work for it, then call the flow."""
     early.start(flow, spec, fresh=fresh)
+    with connected():
+        return call(flow, spec, fresh=fresh)
+
+
+def call(flow: str, spec: RunSpec, *, fresh: bool) -> RunResult:
+    """The flow itself, with the parts of the spec as its parameters."""
     if flow == "train":
         from flows.train import train
 
@@ -22,13 +32,35 @@ def run(flow: str, spec: RunSpec, *, fresh: bool = False) -> RunResult:
         )
     from flows.multi_run import multi_run
 
-    parts = {name: getattr(spec, name) for name in type(spec).model_fields}
-    return multi_run(**parts, fresh=fresh)
+    return multi_run(
+        spec.datasets,
+        line=spec.line,
+        model=spec.model,
+        training=spec.training,
+        merge=spec.merge,
+        evaluation=spec.evaluation,
+        export=spec.export,
+        fresh=fresh,
+    )
+
+
+def export(ref: str, quantizations: list[Quantization], *, output: Path | None, fresh: bool) -> RunResult:
+    """GGUF files of what an earlier run made. Raises RunUnknown or RefAmbiguous."""
+    with connected():
+        from flows.export import export
+
+        return export(ref, quantizations, output=str(output) if output else None, fresh=fresh)
 
 
 def resume(prefix: str) -> RunResult:
     """Go on with an interrupted run, from its own record. Raises RunUnknown or RefAmbiguous."""
     run_id, prepared = early.restart(prefix)
+    with connected():
+        return call_again(run_id, prepared)
+
+
+def call_again(run_id: str, prepared: Prepared) -> RunResult:
+    """The flow that a run was of; everything but the run_id is read from its record."""
     if prepared.flow == "train":
         from flows.train import train
 

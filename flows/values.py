@@ -50,7 +50,7 @@ def refuse_abuse(text: str, origin: str) -> None:
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if isinstance(event, yaml.AliasEvent):
-            raise ConfigInvalid(f"{origin}:{event.start_mark.line + 1} has an alias", hint="write the value out")
+            raise ConfigInvalid(f"{origin} has the alias *{event.anchor}", hint="write the value out")
         if depth > MAX_DEPTH:
             raise ConfigInvalid(f"{origin} is nested too deeply", hint=f"at most {MAX_DEPTH} levels are read")
 

@@ -12,12 +12,12 @@ from backprop_core.errors import ConfigInvalid
 from backprop_core.refs import RunResult
 from backprop_core.settings import settings
 from backprop_core.specs import RunSpec
-from flows import tables
+from flows import start, tables
 from flows.cli import Answer
 from flows.cli.flags import NOTHING, PLAIN, TASK, Flags, FlagSet, Output, OutputFlags, one_dataset
 from flows.config import export_spec, windows
 from flows.console import Bar, configure_logging
-from flows.environment import quiet_prefect
+from flows.environment import quiet_prefect, start_server
 from tasks.progress import listen
 
 EXIT = {"finished": 0, "unchanged": 0, "rejected": 3, "interrupted": 130}
@@ -61,8 +61,6 @@ def resume(run_id: str, *, output: OutputFlags = PLAIN) -> Answer:
     run_id: A run_id, or the start of one.
     """
     with watched(output):
-        from flows import start
-
         return answer(start.resume(run_id))
 
 
@@ -81,24 +79,22 @@ def export(
     """
     wanted = export_spec(quantization.split(",")).quantizations
     with watched(flags):
-        from flows.export import export
-
-        return answer(export(ref, wanted, output=str(output) if output else None, fresh=fresh))
+        return answer(start.export(ref, wanted, output=output, fresh=fresh))
 
 
 def carry_out(flow: str, spec: RunSpec, flags: Flags) -> Answer:
     """Run a flow here."""
     with watched(flags):
-        from flows import start
-
         return answer(start.run(flow, spec, fresh=flags.fresh))
 
 
 @contextmanager
 def watched(output: Output) -> Iterator[None]:
     """Logs, and a bar, for as long as something runs."""
-    configure_logging(settings(), verbose=output.verbose)
+    config = settings()
+    configure_logging(config, verbose=output.verbose)
     quiet_prefect()
+    start_server(config.home_path)
     with Bar() as bar, listen(bar):
         yield
 
