@@ -119,15 +119,15 @@ class Stage:
     def seconds(self) -> float:
         return time.monotonic() - self.began
 
+    def count(self) -> str:
+        """`12/60 loss=1.234`: how far, and the first of its figures."""
+        parts = f"{self.done}/{self.total}" if self.total else ""
+        figures = [f"{name}={value:.4g}" for name, value in self.values.items()]
+        return " ".join(filter(None, [parts, *figures[:1]]))
+
     def text(self) -> str:
-        """`train 12/60 loss=1.234`"""
-        count = f"{self.done}/{self.total}" if self.total else ""
-        return " ".join(filter(None, [self.name, count, figures(self.values)]))
-
-
-def figures(values: dict[str, float]) -> str:
-    """Figures of a stage in short."""
-    return " ".join(f"{name}={value:.4g}" for name, value in values.items())
+        """`train 12/60 loss=1.234 (4.2 s)`"""
+        return " ".join(filter(None, [self.name, self.count(), f"({self.seconds:.1f} s)"]))
 
 
 class Bar:
@@ -170,7 +170,7 @@ class Lines:
         pass
 
     def tick(self, stage: Stage) -> None:
-        say(f"{stage.text()} ({stage.seconds:.0f} s)")
+        say(stage.text())
 
     def leave(self, stage: Stage) -> None:
         pass
@@ -183,25 +183,28 @@ class Drawing:
     """For a terminal: a bar for the stage that goes on, a line for each that took its time."""
 
     def __init__(self) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bars
 
-        columns = [TextColumn("{task.description:<10}"), BarColumn(bar_width=30), TimeElapsedColumn()]
-        self._count, self._figures = MofNCompleteColumn(), TextColumn("{task.fields[figures]}", style="dim")
         self._bars = Bars(
-            *columns, self._figures, console=stderr_console(), transient=True, redirect_stdout=False, expand=False
+            TextColumn("{task.description:<10}"),
+            BarColumn(bar_width=30),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[count]}"),
+            console=stderr_console(),
+            transient=True,
+            redirect_stdout=False,
         )
-        self._task = self._bars.add_task("", total=None, figures="")
+        self._task = self._bars.add_task("", total=None, count="")
         self._bars.start()
 
     def update(self, stage: Stage) -> None:
-        count = f"{stage.done}/{stage.total} " if stage.total else ""
         self._bars.update(
             self._task,
             description=stage.name,
             completed=stage.done,
             total=stage.total or None,
-            figures=count + figures(stage.values),
+            count=stage.count(),
         )
 
     def tick(self, stage: Stage) -> None:
@@ -209,7 +212,7 @@ class Drawing:
 
     def leave(self, stage: Stage) -> None:
         if stage.seconds > WORTH_A_LINE and stage.name != "starting":
-            say(f"{stage.text()} ({stage.seconds:.1f} s)")
+            say(stage.text())
         self._bars.reset(self._task, total=None)
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from typing import Any, Self, TypeVar
 
 from prefect import Task
+from prefect.exceptions import TerminationSignal
 from pydantic import BaseModel
 
 from backprop_core.errors import BackpropError, Interrupted, Unexpected, blank_secrets
@@ -232,7 +233,7 @@ def as_coded(error: BaseException, run_id: str) -> BackpropError:
     match error:
         case BackpropError():
             coded = error
-        case KeyboardInterrupt() | SystemExit():
+        case KeyboardInterrupt() | SystemExit() | TerminationSignal():
             coded = Interrupted(f"run {run_id} was stopped", hint=f"go on with: backprop resume {run_id}")
         case _:
             message = blank_secrets(f"{type(error).__name__}: {error}")

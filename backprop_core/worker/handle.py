@@ -73,7 +73,7 @@ class Worker:
                     raise self._death(stage)
                 events.drain(on_event)
                 time.sleep(POLL)
-        except KeyboardInterrupt:
+        except BaseException:  # Ctrl-C, or what Prefect makes of SIGTERM
             self._interrupt(job)
             raise
         events.drain(on_event)
