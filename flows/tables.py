@@ -25,16 +25,23 @@ def show(renderable: RenderableType) -> None:
     """Print to stdout; styled on a terminal, whole lines elsewhere."""
     width = None if sys.stdout.isatty() else BESIDE_A_TERMINAL
     Console(markup=False, emoji=False, highlight=False, width=width).print(
-        renderable, soft_wrap=isinstance(renderable, str | Text)
+        renderable, crop=False, soft_wrap=isinstance(renderable, str | Text)
     )
 
 
 def table(*columns: str, right: Sequence[str] = ()) -> Table:
-    """An empty table in the house's style."""
+    """An empty table in the house's style. Only its last column may break a cell."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
-        made.add_column(name, justify="right" if name in right else "left", overflow="fold")
+        made.add_column(
+            name, justify="right" if name in right else "left", overflow="fold", no_wrap=name != columns[-1]
+        )
     return made
+
+
+def whole_line(text: str) -> Text:
+    """A line that only the terminal breaks, so that a path can be copied."""
+    return Text(text, no_wrap=True, overflow="ignore")
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -67,16 +74,16 @@ def runs(summaries: Sequence["RunSummary"]) -> RenderableType:
     """The history, newest first."""
     if not summaries:
         return "no runs yet; `backprop demo` makes the first"
-    made = table("run", "line", "status", "started", "took", "average", "datasets", right=("took", "average"))
+    made = table("run", "line", "status", "started", "took", "average", "data, error", right=("took", "average"))
     for run in summaries:
         made.add_row(
             run["run_id"][:12],
             run["line"],
-            status_text(run["error"] or run["status"]),
-            f"{datetime.fromisoformat(run['started']).astimezone():%Y-%m-%d %H:%M}",
+            status_text(run["status"]),
+            f"{datetime.fromisoformat(run['started']).astimezone():%m-%d %H:%M}",
             duration(run["seconds"]),
             number(run["average"]),
-            one_line(", ".join(run["datasets"])),
+            run["error"] if run["error"] and run["status"] == "failed" else one_line(", ".join(run["datasets"])),
         )
     return made
 
@@ -159,9 +166,9 @@ def files(result: RunResult) -> Iterator[Text]:
 def files_of(result: RunResult) -> Iterator[Text]:
     """The merged adapter and the GGUF files, with size and quality."""
     if result.merged:
-        yield Text(f"adapter  {result.merged.path}")
+        yield whole_line(f"adapter  {result.merged.path}")
     for file in result.gguf:
-        yield Text(f"{file.quantization:<8} {file.path}  {size(file.bytes)}{quality(file.fidelity)}")
+        yield whole_line(f"{file.quantization:<8} {file.path}  {size(file.bytes)}{quality(file.fidelity)}")
 
 
 def quality(fidelity: Mapping[str, float | int | str | bool]) -> str:

@@ -12,6 +12,7 @@ from backprop_core.settings import settings
 from flows import tables
 from flows.cli import Answer
 from flows.cli.flags import PLAIN, OutputFlags
+from flows.config import variable_of
 from flows.console import one_line
 
 PACKAGES = ("backpropagate-pipeline", "prefect", "mlflow", "torch", "transformers", "peft", "gguf", "llama-cpp-python")
@@ -51,14 +52,21 @@ def machine() -> Answer:
         "system": f"{platform.system()} {platform.machine()}",
         **{name: installed(name) for name in PACKAGES},
         "gpus": list(visible_gpus()),
-        "settings": config.model_dump(mode="json"),
         "home": str(config.home_path),
         "store": str(config.store_path),
+        **{variable_of(name): value for name, value in config.model_dump(mode="json").items()},
     }
     table = tables.table("", "")
     for name, value in facts.items():
-        table.add_row(name, one_line(" ".join(value) or "none" if isinstance(value, list) else str(value)))
+        table.add_row(name, one_line(written(value)))
     return Answer(facts, table)
+
+
+def written(value: Any) -> str:
+    """A fact as people read it."""
+    if isinstance(value, list):
+        return " ".join(value) or "none"
+    return "none" if value is None else str(value)
 
 
 def installed(package: str) -> str | None:
