@@ -59,9 +59,9 @@ def plain(node: yaml.Node, path: Path, lines: dict[Path, int], origin: str) -> A
     """A node as dict, list, text or None; notes the line of everything in it."""
     lines[path] = line = node.start_mark.line + 1
     match node:
-        case yaml.MappingNode():
+        case yaml.MappingNode(tag="tag:yaml.org,2002:map"):
             return dict(pairs(node, path, lines, origin))
-        case yaml.SequenceNode():
+        case yaml.SequenceNode(tag="tag:yaml.org,2002:seq"):
             return [plain(item, (*path, str(index)), lines, origin) for index, item in enumerate(node.value)]
         case yaml.ScalarNode(tag=tag, value=str(value)) if tag in TEXTUAL:
             return value

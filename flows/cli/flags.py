@@ -24,8 +24,10 @@ def flag(group: Group) -> Callable[[str], Any]:
 
     def of(path: str) -> Any:
         known = spec_fields()[path]
-        default = f" [default: {known.default}]" if known.default not in ("none", "required") else ""
-        return Parameter(help=f"{known.help} {known.allowed.capitalize()}.{default}", group=group, show_default=False)
+        default = f"[default: {known.default}]" if known.default not in ("none", "required") else ""
+        may_be = known.allowed.removesuffix(", or null")
+        parts = [known.help, "" if may_be == "text" else f"{may_be.capitalize()}.", default]
+        return Parameter(help=" ".join(filter(None, parts)), group=group, show_default=False)
 
     return of
 
@@ -106,5 +108,6 @@ def one_dataset(spec: RunSpec) -> RunSpec:
 
 
 OutputFlags = Annotated[Output, Parameter(name="*")]
+RunRef = Annotated[str, Parameter(help="A run_id, or the start of one.")]
 FlagSet = Annotated[Flags, Parameter(name="*")]
 PLAIN, NOTHING = Output(), Flags()

@@ -8,7 +8,7 @@ from cyclopts.types import PositiveInt
 from backprop_core.settings import settings
 from flows import tables
 from flows.cli import Answer
-from flows.cli.flags import PLAIN, OutputFlags
+from flows.cli.flags import PLAIN, OutputFlags, RunRef
 from flows.console import configure_logging
 
 
@@ -28,12 +28,7 @@ def list_runs(
     return Answer(summaries, tables.runs(summaries))
 
 
-def show_run(run_id: str, *, output: OutputFlags = PLAIN) -> Answer:
-    """
-    Parameters
-    ----------
-    run_id: A run_id, MLflow's or ours, or the start of one.
-    """
+def show_run(run_id: RunRef, /, *, output: OutputFlags = PLAIN) -> Answer:
     config = settings()
     configure_logging(config, verbose=output.verbose)
     from tasks import tracking

@@ -14,7 +14,7 @@ from backprop_core.settings import settings
 from backprop_core.specs import RunSpec
 from flows import start, tables
 from flows.cli import Answer
-from flows.cli.flags import NOTHING, PLAIN, TASK, Flags, FlagSet, Output, OutputFlags, one_dataset
+from flows.cli.flags import NOTHING, PLAIN, TASK, Flags, FlagSet, Output, OutputFlags, RunRef, one_dataset
 from flows.config import export_spec, windows
 from flows.console import Bar, configure_logging
 from flows.environment import quiet_prefect, start_server
@@ -54,29 +54,20 @@ def multi_run(
     return carry_out("multi-run", spec, flags)
 
 
-def resume(run_id: str, *, output: OutputFlags = PLAIN) -> Answer:
-    """
-    Parameters
-    ----------
-    run_id: A run_id, or the start of one.
-    """
+def resume(run_id: RunRef, /, *, output: OutputFlags = PLAIN) -> Answer:
     with watched(output):
         return answer(start.resume(run_id))
 
 
 def export(
-    ref: str,
+    ref: RunRef,
+    /,
     *,
     quantization: Annotated[str, Parameter(help="GGUF files to write, with commas between.")] = "q4_k_m",
     output: Annotated[Path | None, Parameter(help="Directory to copy the files to.")] = None,
     fresh: Annotated[bool, Parameter(help="Do everything again, cached or not.", negative="")] = False,
     flags: OutputFlags = PLAIN,
 ) -> Answer:
-    """
-    Parameters
-    ----------
-    ref: A run_id, or the start of one.
-    """
     wanted = export_spec(quantization.split(",")).quantizations
     with watched(flags):
         return answer(start.export(ref, wanted, output=output, fresh=fresh))

@@ -1,0 +1,100 @@
+"""docs/reference.md, out of the code: `python -m flows.reference > docs/reference.md`. A test compares the two."""
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+
+from cyclopts import App
+
+from backprop_core.errors import all_errors
+from backprop_core.settings import Settings
+from flows.cli import build
+from flows.config import variable_of
+from flows.fields import Field, fields_of, spec_fields
+
+OPENING = """\
+# Reference
+
+Written by `python -m flows.reference`; do not edit.
+
+Exit status: 0 done (also when nothing had changed), 1 the input is wrong, 2 something failed, 3 done in part or
+rejected, 130 interrupted. stdout carries the result only, as one JSON document with `--json`, on failure too; logs,
+bars and warnings go to stderr. An error is two lines there: its code with what and which, and what to do.
+"""
+FIELDS = """\
+## Fields of a spec
+
+In the file of `--config`, with `--set PATH=VALUE`, or as `BACKPROPAGATE_` and the path in capitals with `__` for each
+dot; N is the number of a list's entry, from 0. A flag beats the file, the file beats the environment, that beats `.env`
+of the working directory, that beats the default. `BACKPROPAGATE_LORA__R` is short for
+`BACKPROPAGATE_TRAINING__LORA__RANK`, `BACKPROPAGATE_LORA__…` for the other fields of `training.lora`.
+"""
+
+
+def reference() -> str:
+    """The page."""
+    parts = [[OPENING, "## Verbs", ""], verbs(build(), "backprop"), [FIELDS], spec_table(), settings(), errors()]
+    return "\n".join(chain.from_iterable(parts))
+
+
+def verbs(app: App, path: str) -> Iterator[str]:
+    """Every verb with its flags."""
+    for name in app:
+        if name.startswith("-"):
+            continue
+        verb = app[name]
+        if verb.default_command is None:
+            yield from verbs(verb, f"{path} {name}")
+            continue
+        yield f"### {path} {name}\n\n{verb.help}\n"
+        shown = [argument for argument in verb.assemble_argument_collection() if argument.show]
+        rows = ([name_of(argument.name, argument.required), argument.parameter.help or ""] for argument in shown)
+        yield from table(["argument", "meaning"], rows)
+
+
+def name_of(flag: str, positional: bool) -> str:
+    """A flag, or an argument without one, as it is written."""
+    return f"`{flag.lstrip('-').upper()}`" if positional else f"`{flag}`"
+
+
+def spec_table() -> Iterator[str]:
+    """Every field that can be set."""
+    return table(["field", "value", "default", "meaning"], (row(field) for field in spec_fields().values()))
+
+
+def settings() -> Iterator[str]:
+    """Every setting."""
+    yield "## Settings\n\nOf the environment, or of `.env` in the working directory.\n"
+    fields = fields_of(Settings).values()
+    rows = ([f"`{variable_of(field.path)}`", *row(field)[1:]] for field in fields)
+    yield from table(["variable", "value", "default", "meaning"], rows)
+
+
+def errors() -> Iterator[str]:
+    """Every error code."""
+    yield "## Error codes\n"
+    rows = (
+        [f"`{code}`", str(error.exit_status), "yes" if error.retryable else "", " ".join((error.__doc__ or "").split())]
+        for code, error in all_errors().items()
+    )
+    yield from table(["code", "exit status", "can pass by itself", "meaning"], rows)
+
+
+def row(field: Field) -> list[str]:
+    return [f"`{field.path}`", field.allowed, field.default, field.help]
+
+
+def table(head: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
+    """A table in Markdown."""
+    yield line(head)
+    yield line(["---"] * len(head))
+    yield from map(line, rows)
+    yield ""
+
+
+def line(cells: list[str]) -> str:
+    escaped = (cell.replace("|", r"\|") for cell in cells)
+    return f"| {' | '.join(escaped)} |"
+
+
+if __name__ == "__main__":
+    print(reference(), end="")
