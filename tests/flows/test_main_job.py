@@ -20,6 +20,21 @@ TRAINING = TrainSpec(steps=3, batch_size=8, lora=LoraSpec(rank=4))
 pytestmark = pytest.mark.usefixtures("prefect", "home")
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """One home for these tests, so that what one has made is in the cache of the next."""
+    with pytest.MonkeyPatch.context() as patch:
+        home = tmp_path_factory.mktemp("home")
+        patch.setenv("BACKPROPAGATE_HOME", str(home))
+        yield home
+
+
+@pytest.fixture(scope="module")
+def first(base, data, prefect, home) -> RunResult:
+    """The job, done for the first time."""
+    return run(base, data)
+
+
 def run(base: Path, data: list[str], **changes) -> RunResult:
     parts = {
         "datasets": [DatasetSpec(path=path) for path in data],
@@ -34,9 +49,10 @@ def digests(result: RunResult) -> list[str]:
     return [digest for one in result.runs for digest in (one.tuned.digest, one.merged.digest)]
 
 
-def test_everything_is_made_and_recorded(base, data):
+def test_everything_is_made_and_recorded(first):
     """Three datasets → three runs, a matrix, a merged adapter, a GGUF file; the same in MLflow and on the flow run."""
-    result = run(base, data)
+    result = first
+    assert not any(stage.cached for stage in result.stages)
     assert result.status == "finished"
     assert [one.dataset.task for one in result.runs] == ["task0", "task1", "task2"]
     assert all(one.dataset.train_rows + one.dataset.heldout_rows <= 40 for one in result.runs)
@@ -65,10 +81,9 @@ def check_prefect(result: RunResult) -> None:
     assert document == result.model_dump(mode="json")
 
 
-def test_again_is_free(base, data):
-    """The same again: every stage from the cache, the same digests, no worker; in another home with this store too."""
-    first = run(base, data)
-    assert not any(stage.cached for stage in first.stages)
+def test_again_is_free(first, base, data, monkeypatch):
+    """The same again: every stage from the cache, the same digests, and no worker is started."""
+    monkeypatch.setenv("BACKPROPAGATE_WORKER_PYTHON", "/nowhere/python")
     second = run(base, data)
     assert all(stage.cached for stage in second.stages)
     assert digests(second) == digests(first)
@@ -76,9 +91,8 @@ def test_again_is_free(base, data):
     assert second.evaluation == first.evaluation
 
 
-def test_a_store_is_shared_between_homes(base, data, home, monkeypatch, tmp_path):
+def test_a_store_is_shared_between_homes(first, base, data, home, monkeypatch, tmp_path):
     """Another home, the same store: nothing is done again."""
-    first = run(base, data)
     monkeypatch.setenv("BACKPROPAGATE_STORE", str(home / "store"))
     monkeypatch.setenv("BACKPROPAGATE_HOME", str(tmp_path / "other"))
     second = run(base, data)
@@ -86,9 +100,8 @@ def test_a_store_is_shared_between_homes(base, data, home, monkeypatch, tmp_path
     assert digests(second) == digests(first)
 
 
-def test_two_empty_homes_give_the_same_adapters(base, data, monkeypatch, tmp_path):
+def test_two_empty_homes_give_the_same_adapters(first, base, data, monkeypatch, tmp_path):
     """Nothing of a place, a time or a process is in a result."""
-    first = run(base, data)
     moved = shutil.copytree(Path(data[0]).parent, tmp_path / "moved")
     monkeypatch.setenv("BACKPROPAGATE_HOME", str(tmp_path / "other"))
     second = run(base, [str(moved / Path(path).name) for path in data])
@@ -96,25 +109,16 @@ def test_two_empty_homes_give_the_same_adapters(base, data, monkeypatch, tmp_pat
     assert second.gguf[0].digest == first.gguf[0].digest
 
 
-def test_only_what_changed_is_done_again(base, data):
+def test_only_what_changed_is_done_again(first, base, data):
     """A changed third dataset: the first two runs stay, the third is trained."""
-    first = run(base, data)
     second = run(base, [*data[:2], data[0]])
     assert digests(second)[:4] == digests(first)[:4]
     assert [one.cached for one in second.runs] == [True, True, False]
 
 
-def test_fresh_does_everything_again_to_the_same_bits(base, data):
-    """`fresh` looks at no cache, and finds what the cache would have said."""
-    first = run(base, data[:1])
-    second = run(base, data[:1], fresh=True)
-    assert not any(stage.cached for stage in second.stages)
-    assert digests(second) == digests(first)
-
-
-def test_sequential_shares_the_first_run_and_differs_after_it(base, data):
+def test_sequential_shares_the_first_run_and_differs_after_it(first, base, data):
     """The first run depends on no strategy; the second starts elsewhere."""
-    slao = run(base, data)
+    slao = first
     sequential = run(base, data, merge=MergeSpec(strategy="sequential"))
     assert digests(sequential)[:2] == digests(slao)[:2]
     assert sequential.runs[0].cached
@@ -122,42 +126,33 @@ def test_sequential_shares_the_first_run_and_differs_after_it(base, data):
     assert all(one.merged.digest == one.tuned.digest for one in sequential.runs)
 
 
-def test_a_removed_artifact_is_made_again(base, data):
-    """A tombstone is no hit: the stage runs again and the same digest is there again."""
+def test_fresh_and_removed_are_made_again_to_the_same_bits(first, base, data):
+    """`fresh` looks at no cache; a tombstone is no hit. Both find what was there before."""
     from backprop_core.store import Store
 
-    first = run(base, data[:1])
+    again = run(base, data[:1], export=ExportSpec(), fresh=True)
+    assert not any(stage.cached for stage in again.stages)
+    assert digests(again) == digests(first)[:2]
     store = Store(settings().store_path)
     store.remove(first.runs[0].tuned.digest, "to see what happens")
     with pytest.raises(ArtifactMissing):
         store.verify(first.runs[0].tuned.digest)
-    second = run(base, data[:1])
-    assert digests(second) == digests(first)
-    assert not second.runs[0].cached
+    once_more = run(base, data[:1], export=ExportSpec())
+    assert digests(once_more) == digests(first)[:2]
+    assert not once_more.runs[0].cached
     store.verify(first.runs[0].tuned.digest)
 
 
-def test_windows_of_one_dataset_are_one_task(base, data):
-    """Two windows of one file: one column, one held-out set, other rows."""
+def test_windows_of_one_dataset_are_one_task_and_a_watched_task_is_only_scored(base, data):
+    """Two windows of one file: one column, one held-out set, other rows. A watched task: a column in every row."""
     windows = [DatasetSpec(path=data[0], task="all", skip=skip, rows=10) for skip in (0, 10)]
-    result = run(base, [], datasets=windows, export=ExportSpec())
-    assert result.evaluation.tasks == ["all"]
+    watch = EvaluationSpec(watch=[DatasetSpec(path=data[2], task="general")])
+    result = run(base, [], datasets=windows, evaluation=watch, export=ExportSpec())
+    assert result.evaluation.tasks == ["all", "general"]
     assert [one.dataset.train_rows for one in result.runs] == [10, 10]
     assert result.runs[0].dataset.digest != result.runs[1].dataset.digest
     assert result.evaluation.backward_transfer is None
-
-
-def test_a_watched_task_is_scored_and_never_trained(base, data):
-    """It has a column in every row, and no part in the average."""
-    result = run(
-        base,
-        data[:2],
-        evaluation=EvaluationSpec(watch=[DatasetSpec(path=data[2], task="general")]),
-        export=ExportSpec(),
-    )
-    assert result.evaluation.tasks == ["task0", "task1", "general"]
-    assert [row[2] is not None for row in result.evaluation.matrix] == [True, True]
-    assert len(result.runs) == 2
+    assert [row[1] is not None for row in result.evaluation.matrix] == [True, True]
 
 
 def test_train_is_one_run_and_export_finds_it(base, data, tmp_path):
@@ -170,9 +165,10 @@ def test_train_is_one_run_and_export_finds_it(base, data, tmp_path):
     assert (tmp_path / "out" / "default-q8_0.gguf").stat().st_size == exported.gguf[0].bytes
 
 
-def test_what_cannot_work_is_refused_before_anything_is_written(base, data, home):
+def test_what_cannot_work_is_refused_before_anything_is_written(base, data, monkeypatch, tmp_path):
     """A missing file is an error of its own code and leaves no run behind."""
+    monkeypatch.setenv("BACKPROPAGATE_HOME", str(tmp_path))
     with pytest.raises(InputNotFound):
         run(base, ["/nowhere/at-all.jsonl"])
-    assert list((home / "store").glob("runs/*")) == []
+    assert list((tmp_path / "store").glob("runs/*")) == []
     assert tracking.list_runs(settings()) == []
