@@ -14,7 +14,7 @@ from filelock import FileLock
 from backprop_core.store import Store
 from tests.core import nano
 
-BACKPROP = [sys.executable, "-m", "flows.cli"]
+BACKPROP = [str(Path(sys.executable).with_name("backprop"))]
 
 
 @pytest.fixture(scope="module")
