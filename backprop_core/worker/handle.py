@@ -116,6 +116,7 @@ class Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._store.sweep()  # what it was writing
 
 
 class Tail:

@@ -31,10 +31,11 @@ sys.addaudithook(audit)
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Path:
+def world(tmp_path_factory, prefect_home) -> Path:
     """A base, two datasets, and a directory whose sitecustomize refuses the network."""
     root = tmp_path_factory.mktemp("outage")
     nano.build(root / "base")
+    (root / "prefect").symlink_to(prefect_home)
     for number in range(2):
         rows = "".join(json.dumps(row) + "\n" for row in nano.chats(40, seed=number))
         (root / f"task{number}.jsonl").write_text(rows)
