@@ -1,0 +1,87 @@
+"""Bad input: a coded error in two lines, exit 1, nothing half-written, and nothing started for it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from backprop_core.lines import Lines
+from backprop_core.store import Store
+from flows.cli import main
+from tests.core import nano
+from tests.core.test_lines import version
+
+
+@pytest.fixture
+def world(tmp_path, home, base, monkeypatch) -> Path:
+    """A directory with a good base, good data, and everything that can be wrong with them."""
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(json.dumps(row) + "\n" for row in nano.chats(30))
+    files = {
+        "good.jsonl": rows,
+        "empty.jsonl": "",
+        "prose.jsonl": "these are not JSON rows\nneither is this\n",
+        "strange.jsonl": '{"zig": 1}\n{"zag": 2}\n',
+        "silent.jsonl": '{"messages": [{"role": "user", "content": "hello"}]}\n' * 3,
+        "typo.yaml": "line: support\ntraining:\n  learning_rat: 1\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    for name in ("base", "bare", "mute", "pickled", "code"):
+        shutil.copytree(base, tmp_path / name)
+    (tmp_path / "bare" / "model.safetensors").unlink()
+    (tmp_path / "mute" / "chat_template.jinja").unlink()
+    (tmp_path / "pickled" / "model.safetensors").rename(tmp_path / "pickled" / "pytorch_model.bin")
+    config = tmp_path / "code" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"auto_map": {"AutoModel": "evil.Model"}}))
+    return tmp_path
+
+
+TRAIN = ["train", "--model", "base", "--data", "good.jsonl"]
+CASES = {
+    "no such file": (["train", "--model", "base", "--data", "nowhere.jsonl"], "INPUT_NOT_FOUND", "nowhere.jsonl"),
+    "an empty file": (["train", "--model", "base", "--data", "empty.jsonl"], "INPUT_NO_ROWS", "empty.jsonl"),
+    "not JSON": (["train", "--model", "base", "--data", "prose.jsonl"], "INPUT_VALIDATION_FAILED", "line 1"),
+    "no known format": (["train", "--model", "base", "--data", "strange.jsonl"], "INPUT_FORMAT_UNKNOWN", "zig"),
+    "no rows left": (["train", "--model", "base", "--data", "silent.jsonl"], "INPUT_", "silent.jsonl"),
+    "no such model": (["train", "--model", "./none", "--data", "good.jsonl"], "INPUT_NOT_FOUND", "./none"),
+    "no weights": (["train", "--model", "bare", "--data", "good.jsonl"], "DEP_MODEL_LOAD_FAILED", "model.safetensors"),
+    "no chat template": (
+        ["train", "--model", "mute", "--data", "good.jsonl"],
+        "CONFIG_CHAT_TEMPLATE_MISSING",
+        ".jinja",
+    ),
+    "pickled weights": (["train", "--model", "pickled", "--data", "good.jsonl"], "CONFIG_UNSAFE_MODEL", "pickled"),
+    "code in the config": (["train", "--model", "code", "--data", "good.jsonl"], "CONFIG_UNSAFE_MODEL", "auto_map"),
+    "another base's line": ([*TRAIN, "--line", "taken"], "STATE_LINE_CONFLICT", "taken"),
+    "no such quantization": ([*TRAIN, "--export", "q4_k_x"], "CONFIG_", "q4_k_x"),
+    "a misspelt field": ([*TRAIN, "--set", "training.learning_rat=1"], "CONFIG_INVALID", "training.learning_rate"),
+    "a misspelt field in a file": ([*TRAIN, "--config", "typo.yaml"], "CONFIG_INVALID", "typo.yaml:3"),
+    "a value out of range": ([*TRAIN, "--set", "training.lora.rank=0"], "CONFIG_INVALID", "rank"),
+    "an unknown run": (["resume", "feedbeef"], "INPUT_REF_UNKNOWN", "feedbeef"),
+    "an ambiguous prefix": (["resume", "ab"], "INPUT_REF_AMBIGUOUS", "ab"),
+    "an unknown run to show": (["show-run", "feedbeef"], "INPUT_REF_UNKNOWN", "feedbeef"),
+    "an unknown run to export": (["export", "feedbeef"], "INPUT_REF_UNKNOWN", "feedbeef"),
+}
+READ_IN_THE_RUN = {"empty.jsonl", "prose.jsonl", "strange.jsonl", "silent.jsonl"}  # a failed run is in the history
+
+
+@pytest.mark.parametrize("arguments, code, named", CASES.values(), ids=CASES)
+def test_bad_input(world, home, capsys, arguments, code, named):
+    """Each says its code, what is wrong with which, and what to do; with --json the same as a document."""
+    store = Store(home / "store")
+    Lines(store).append("taken", version(), after=0)
+    for run in ("ab" * 16, "abc" + "d" * 29):
+        store.run(run).mkdir(parents=True)
+        (store.run(run) / "spec.json").write_text("{}")
+    assert main([*arguments, "--json"]) == 1
+    out, err = capsys.readouterr()
+    *started, what, hint = err.strip().splitlines()
+    assert what.startswith(f"[{code}")
+    assert named in what + hint
+    assert json.loads(out)["error"]["code"].startswith(code)
+    recorded = any("run_started" in line for line in started)
+    assert recorded == (arguments[-1] in READ_IN_THE_RUN)
+    assert list((home / "store").glob("artifacts/*")) == []
+    assert list((home / "store").glob("tmp/*")) == []
