@@ -54,6 +54,10 @@ class TemporaryServer:
             )
         atexit.register(self.stop)  # before Prefect's own, which still send something: the last in is the first out
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def wait(self) -> None:
         """Until it answers. Raises PrefectUnreachable if it has died."""
         assert self._process.stdout is not None

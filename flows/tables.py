@@ -4,7 +4,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -21,10 +21,18 @@ STYLES = {"finished": "green", "failed": "red", "interrupted": "yellow", "reject
 BESIDE_A_TERMINAL = 1000  # columns: a file or a pipe gets every line whole
 
 
+class Stdout(Console):
+    """A console whose reader may leave."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Let the outermost frame decide what that means; rich would end the process with the status of an error."""
+        raise BrokenPipeError
+
+
 def show(renderable: RenderableType) -> None:
     """Print to stdout; styled on a terminal, whole lines elsewhere."""
     width = None if sys.stdout.isatty() else BESIDE_A_TERMINAL
-    Console(markup=False, emoji=False, highlight=False, width=width).print(
+    Stdout(markup=False, emoji=False, highlight=False, width=width).print(
         renderable, crop=False, soft_wrap=isinstance(renderable, str | Text)
     )
 
@@ -50,14 +58,14 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """`48 s`, `3 min 05 s`, `2 h 07 min`."""
+    """`48 s`, `3:05 min`, `2:07 h`."""
     if seconds is None:
         return ""
     minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
+    hours, part = divmod(minutes, 60)
     if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+        return f"{hours}:{part:02} h"
+    return f"{minutes}:{rest:02} min" if minutes else f"{rest} s"
 
 
 def size(count: int) -> str:

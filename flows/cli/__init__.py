@@ -36,6 +36,7 @@ def build() -> App:
         help="New data in, the next version of a fine-tuned model out, without losing what it knew.",
         version=lambda: version("backpropagate-pipeline"),
         help_format="plaintext",
+        suppress_keyboard_interrupt=False,
     )
     for place, (verb, (module, help_)) in enumerate(VERBS.items()):
         app.command(f"flows.cli.{module}:{verb.replace('-', '_')}", name=verb, help=help_, sort_key=place)

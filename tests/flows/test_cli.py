@@ -1,0 +1,213 @@
+"""The command line: what is said where, and with which exit status."""
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from backprop_core.errors import all_errors
+from backprop_core.refs import RunResult
+from flows import cli
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def same_signals(home: Path) -> Iterator[None]:
+    """An empty home; signals are afterwards what they were."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def said(arguments: Sequence[str], capsys: Capture) -> tuple[int, str, list[str]]:
+    """Exit status, stdout and the lines of stderr."""
+    status = cli.main(arguments)
+    out, err = capsys.readouterr()
+    return status, out, err.splitlines()
+
+
+def test_help_loads_nothing_heavy() -> None:
+    """`backprop --help` loads neither torch nor transformers nor prefect nor mlflow, nor what reads specs."""
+    heavy = ["torch", "transformers", "prefect", "mlflow", "pydantic", "pydantic_settings", "structlog", "yaml"]
+    code = f"import sys; from flows.cli import main; main(['--help']); print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]" and "multi-run" in done.stdout and done.stderr == ""
+
+
+def test_help_of_a_verb_comes_from_the_specs(capsys: Capture) -> None:
+    """A flag's help is its field's, with range and default; every verb has help."""
+    status, out, _ = said(["train", "--help"], capsys)
+    assert status == 0 and "Examples per optimizer step" in out and "[default: 16]" in " ".join(out.split())
+    for verb in [*cli.VERBS, "store"]:
+        assert said([verb, "--help"], capsys)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "parts"),
+    [
+        (["trian"], "CONFIG_INVALID", ["trian", "did you mean", "train"]),
+        (["store", "chek"], "CONFIG_INVALID", ["chek", "check"]),
+        (["train", "--dta", "a"], "CONFIG_INVALID", ["--dta", "--data"]),
+        (["train", "--steps"], "CONFIG_INVALID", ["--steps", "backprop train --help"]),
+        (["train", "a.jsonl"], "CONFIG_INVALID", ["a.jsonl"]),
+        (["train"], "CONFIG_INVALID", ["no dataset", "--data"]),
+        (["train", "--data", "a", "--steps", "x"], "CONFIG_INVALID", ["--steps", "an integer at least 1"]),
+        (["train", "--data", "a", "--data", "b"], "CONFIG_INVALID", ["multi-run"]),
+        (["train", "--data", "a", "--export", "q9"], "CONFIG_QUANTIZATION_UNKNOWN", ["q9", "q4_k_m"]),
+        (["train", "--data", "a", "--config", "none.yaml"], "INPUT_NOT_FOUND", ["none.yaml"]),
+        (["multi-run", "--data", "a", "--runs", "3"], "CONFIG_INVALID", ["--samples"]),
+        (["multi-run", "--data", "a", "--runs", "0", "--samples", "2"], "CONFIG_INVALID", ["--runs"]),
+        (["multi-run", "--data", "a", "--data", "b", "--runs", "2", "--samples", "2"], "CONFIG_INVALID", ["--runs"]),
+        (["export", "abc", "--quantization", "q9"], "CONFIG_QUANTIZATION_UNKNOWN", ["q9"]),
+        (["show-run", "abc"], "INPUT_REF_UNKNOWN", ["abc", "list-runs"]),
+        (["list-runs", "--limit", "many"], "CONFIG_INVALID", ["--limit"]),
+    ],
+)
+def test_wrong_input_is_two_lines(words: list[str], code: str, parts: list[str], capsys: Capture) -> None:
+    """Exit 1, nothing on stdout, two lines on stderr: the code with what and which, and what to do."""
+    status, out, err = said(words, capsys)
+    assert (status, out, len(err)) == (1, "", 2)
+    assert err[0].startswith(f"[{code}] ") and [part for part in parts if part not in "\n".join(err)] == []
+
+
+def test_failure_as_json(capsys: Capture) -> None:
+    """With --json a failure is one document on stdout as well, and the two lines stay on stderr."""
+    status, out, err = said(["train", "--data", "a", "--set", "training.stps=1", "--json"], capsys)
+    error = json.loads(out)["error"]
+    assert (status, len(err), error["code"]) == (1, 2, "CONFIG_INVALID")
+    assert error["hint"] == err[1] and error["retryable"] is False
+
+
+def test_traceback_only_with_verbose(capsys: Capture) -> None:
+    """The two lines are the last even then."""
+    assert "Traceback" not in "".join(said(["train"], capsys)[2])
+    _, _, err = said(["train", "--verbose"], capsys)
+    assert "Traceback" in "".join(err) and err[-2].startswith("[CONFIG_INVALID]")
+
+
+def test_a_fault_of_ours_has_a_code(capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What no code describes is RUNTIME_UNEXPECTED, exit 2: here a home that is a file."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("BACKPROPAGATE_HOME", str(tmp_path / "file"))
+    status, out, err = said(["store", "check"], capsys)
+    assert (status, out, len(err)) == (2, "", 2) and err[0].startswith("[RUNTIME_UNEXPECTED] NotADirectoryError")
+
+
+def test_secrets_in_an_error_are_blanked(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token that somebody pasted into the wrong place is repeated nowhere."""
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 30)
+    _, out, err = said(["train", "--data", "a", "--steps", "hf_" + "x" * 30, "--json", "--verbose"], capsys)
+    assert "***" in out and "x" * 30 not in out + "\n".join(err)
+
+
+def test_error_codes(capsys: Capture) -> None:
+    """`info --error-codes` lists every code with its exit status and meaning."""
+    _, out, _ = said(["info", "--error-codes", "--json"], capsys)
+    assert [(row["code"], row["exit_status"]) for row in json.loads(out)] == [
+        (code, error.exit_status) for code, error in all_errors().items()
+    ]
+    assert all(row["means"] for row in json.loads(out))
+
+
+def test_info(capsys: Capture, home: Path) -> None:
+    """`info` names versions and places, for people and as JSON."""
+    _, out, _ = said(["info", "--json"], capsys)
+    facts = json.loads(out)
+    assert facts["home"] == str(home) and facts["BACKPROPAGATE_NAMESPACE"] == "backprop" and facts["prefect"]
+    assert str(home) in said(["info"], capsys)[1]
+
+
+def test_an_empty_home(capsys: Capture) -> None:
+    """Where nothing was done yet, the history is empty, the store is sound, and there is nothing to send."""
+    assert said(["list-runs", "--json"], capsys)[:2] == (0, "[]\n")
+    assert said(["store", "check", "--json"], capsys)[:2] == (0, '{"artifacts": 0, "findings": []}\n')
+    assert said(["sync"], capsys)[0] == 0
+
+
+def backprop(*words: str, **options: object) -> "subprocess.Popen[str]":
+    """The command in a process group of its own."""
+    command = [sys.executable, "-m", "flows.cli", *words]
+    return subprocess.Popen(command, text=True, stdout=-1, stderr=-1, start_new_session=True, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def group_is_empty(group: int) -> bool:
+    """No process of this group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_a_reader_who_leaves(home: Path) -> None:
+    """`backprop info --error-codes | head -1` ends without a traceback, as a command killed by SIGPIPE would."""
+    with backprop("info", "--error-codes") as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait(60)) == ("", 141)
+
+
+@pytest.fixture
+def prefect_home(prefect: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home of Prefect's with a copy of the session's database: an empty one takes seconds to make."""
+    from prefect.settings import get_current_settings
+
+    place = tmp_path / "prefect"
+    place.mkdir()
+    monkeypatch.setenv("PREFECT_HOME", str(place))
+    monkeypatch.delenv("PREFECT_LOGGING_LEVEL")
+    url = get_current_settings().server.database.connection_url
+    assert url
+    original = sqlite3.connect(url.get_secret_value().partition("///")[2])
+    with closing(original) as source, closing(sqlite3.connect(place / "prefect.db")) as copy:
+        source.backup(copy)
+
+
+@pytest.mark.usefixtures("prefect_home")
+def test_a_run_from_the_command_line(base: Path, data: list[str]) -> None:
+    """One JSON document on stdout, our own lines alone on stderr, nothing left behind, and the history knows it."""
+    words = ["train", "--data", data[0], "--model", str(base), "--steps", "2", "--set", "training.lora.rank=4"]
+    process = backprop(*words, "--json")
+    out, err = process.communicate(timeout=120)
+    result = RunResult.model_validate_json(out)
+    assert (process.returncode, result.status, out.count("\n")) == (0, "finished", 1)
+    assert [line for line in err.splitlines() if "run_started" not in line] == []
+    assert group_is_empty(process.pid)
+    listed = subprocess.run([sys.executable, "-m", "flows.cli", "list-runs"], capture_output=True, text=True)
+    assert result.run_id[:12] in listed.stdout and "finished" in listed.stdout
+
+
+def stopped(home: Path, words: Sequence[str], stop: Callable[[subprocess.Popen[str]], None]) -> str:
+    """Stop a run once it trains: exit 130, how to go on, nothing left behind, in seconds. The run_id."""
+    process = backprop(*words, "--json")
+    assert process.stderr
+    [run_id] = re.findall(r"run_id=([0-9a-f]{32})", process.stderr.readline())
+    while not (home / "store" / "runs" / run_id / "spec.json").exists():
+        time.sleep(0.1)
+    time.sleep(1)  # it trains, or waits for the worker that will
+    stop(process)
+    out, err = process.communicate(timeout=60)
+    first, second = err.splitlines()
+    assert process.returncode == 130 and group_is_empty(process.pid)
+    assert first.startswith("[RUNTIME_INTERRUPTED]") and second.endswith(f"backprop resume {run_id}")
+    assert json.loads(out)["run_id"] == run_id and json.loads(out)["error"]["code"] == "RUNTIME_INTERRUPTED"
+    return run_id
+
+
+@pytest.mark.usefixtures("prefect_home")
+def test_interrupted(home: Path, base: Path, data: list[str]) -> None:
+    """SIGTERM to the command, then, when it goes on, Ctrl-C, which goes to the whole group: it is the same run."""
+    words = ["train", "--data", data[0], "--model", str(base), "--steps", "100000"]
+    run_id = stopped(home, words, lambda process: process.terminate())
+    assert stopped(home, ["resume", run_id[:8]], lambda process: os.killpg(process.pid, signal.SIGINT)) == run_id

@@ -1,0 +1,233 @@
+"""What people see on stderr, and the tables on stdout."""
+
+import io
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console, RenderableType
+
+from backprop_core.errors import ConfigInvalid
+from backprop_core.refs import DatasetSummary, Evaluation, GGUFRecord, Located, RunRecord, RunResult
+from backprop_core.settings import Settings
+from flows import tables
+from flows.console import Bar, configure_logging, error_text, trace_text
+from tasks.progress import Progress
+from tasks.tracking import RunSummary
+
+SECRET = "hf_" + "a1B2c3D4" * 4
+DIGEST = "ab" * 32
+
+
+@pytest.fixture(autouse=True)
+def same_logging() -> Iterator[None]:
+    """The root logger is afterwards what it was."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    for handler in set(root.handlers) - set(handlers):
+        handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(False)
+
+
+def drawn(renderable: RenderableType, width: int = 80) -> list[str]:
+    """The lines that a terminal of this width shows."""
+    file = io.StringIO()
+    Console(file=file, width=width, markup=False).print(renderable, crop=False)
+    return [line.rstrip() for line in file.getvalue().splitlines()]
+
+
+def test_an_error_is_two_lines() -> None:
+    """Whatever stands in it: line breaks, terminal commands, secrets."""
+    error = ConfigInvalid(f"no field a\nb\x1b[31m {SECRET}", hint="one\r\ntwo\x07")
+    text = error_text(error)
+    assert text == "[CONFIG_INVALID] no field a b\N{REPLACEMENT CHARACTER}[31m ***\none two\N{REPLACEMENT CHARACTER}"
+
+
+def test_a_traceback_has_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The value of a secret variable is blanked wherever it appears."""
+    monkeypatch.setenv("MY_API_KEY", "a-very-long-value")
+    try:
+        raise ValueError("sent a-very-long-value")
+    except ValueError as error:
+        trace = trace_text(error)
+    assert "ValueError: sent ***" in trace and "a-very-long-value" not in trace
+
+
+def logged(config: Settings, capsys: pytest.CaptureFixture[str], *, verbose: bool = False) -> list[str]:
+    """The lines on stderr after a few records and a warning."""
+    configure_logging(config, verbose=verbose)
+    logging.getLogger("tasks.run").info("run_started run_id=%s token=%s", "abc", SECRET)
+    logging.getLogger("tasks.run").debug("detail")
+    logging.getLogger("prefect.flow_runs").error("Encountered exception during execution")
+    logging.getLogger("elsewhere").warning("look out")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.warn("of a library", UserWarning, stacklevel=1)
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err.splitlines()
+
+
+def test_logs_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    """Our records and others' warnings, without secrets; not what Prefect and the libraries tell their developers."""
+    first, second = logged(Settings(), capsys)
+    assert first.endswith("run_started run_id=abc token=***") and "[info]" in first
+    assert second.endswith("look out")
+
+
+def test_verbose_tells_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    """With --verbose nothing is kept back."""
+    text = "\n".join(logged(Settings(), capsys, verbose=True))
+    assert [word for word in ("detail", "Encountered", "look out", "of a library") if word not in text] == []
+
+
+def test_logs_as_json_and_in_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """JSON is one document a line; the file has what the screen leaves out."""
+    file = tmp_path / "log"
+    lines = [json.loads(line) for line in logged(Settings(log_json=True, log_file=file), capsys)]
+    assert [line["event"] for line in lines] == ["run_started run_id=abc token=***", "look out"]
+    assert {"level", "timestamp", "logger"} <= lines[0].keys()
+    assert "Encountered exception" in file.read_text() and SECRET not in file.read_text()
+
+
+def test_log_level(capsys: pytest.CaptureFixture[str]) -> None:
+    """A higher level keeps our own records back."""
+    assert [line.rpartition(" ")[2] for line in logged(Settings(log_level="error"), capsys)] == ["out"]
+
+
+def test_without_a_terminal_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    """A log gets the newest state of the stage at every interval, even while nothing is reported."""
+    with Bar(every=0.02) as bar:
+        bar(Progress(stage="train", done=3, total=60, values={"loss": 1.23456, "learning_rate": 1e-4}))
+        while "train" not in (text := capsys.readouterr().err):
+            pass
+    assert text.splitlines()[-1].startswith("train 3/60 loss=1.235 (")
+
+
+class Terminal(io.StringIO):
+    """Something that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal gets a bar that is gone afterwards, and a line for a stage that took its time."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("flows.console.WORTH_A_LINE", 0.0)
+    with Bar() as bar:
+        bar(Progress(stage="train", done=1, total=2, values={"loss": 0.5}))
+        bar(Progress(stage="train", done=2, total=2, values={"loss": 0.25}))
+        bar(Progress(stage="merge", done=0, total=0))
+    text = terminal.getvalue()
+    assert "━" in text and "train 2/2 loss=0.25 (" in text and text.index("train 2/2") < text.index("merge (")
+
+
+def result(**changes: object) -> RunResult:
+    """Two runs, the second task not yet known to the first."""
+    runs = [
+        RunRecord(
+            run_id="ab" * 16,
+            dataset=DatasetSummary(
+                name=name, task=name, digest=DIGEST, train_rows=90, heldout_rows=10, dropped={"empty": 2, "bad": 1}
+            ),
+            tuned=Located(digest=DIGEST, path="/t"),
+            merged=Located(digest=DIGEST, path="/m"),
+            steps=5,
+            tokens=1000,
+            seconds=65.4,
+            train_loss=0.5,
+            cached=False,
+            accepted=True,
+        )
+        for name in ("first", "[red]second")
+    ]
+    evaluation = Evaluation(
+        tasks=["first", "second", "general"],
+        watch=["general"],
+        metric="token_accuracy",
+        matrix=[[0.5, None, 0.9], [0.4, 0.75, 0.8]],
+        loss=[[1, None, 1], [1, 1, 1]],
+        exact_match=[[0, None, 0], [0, 0, 0]],
+        base=[0.125, 0.25, 1.0],
+        base_exact_match=[0, 0, 0],
+        average=0.575,
+        backward_transfer=-0.1,
+        forgetting=[0.1, 0.0, 0.2],
+    )
+    file = GGUFRecord(
+        quantization="q4_k_m",
+        digest=DIGEST,
+        path="/" + "long/" * 30 + "model.gguf",
+        bytes=3 * 2**20,
+        fidelity={"top1": 0.97, "kl": 0.0123},
+    )
+    fields = {"run_id": "cd" * 16, "line": "support", "status": "finished", "spec": {}, "runs": runs}
+    return RunResult(**(fields | {"evaluation": evaluation, "gguf": [file]} | changes))
+
+
+def test_matrix_as_a_table() -> None:
+    """The base first, a row a run, blanks where a task came later, watched tasks in brackets; no markup is read."""
+    lines = drawn(tables.run(result()))
+    start = next(index for index, line in enumerate(lines) if line.startswith("after"))
+    assert [line.split() for line in lines[start : start + 4]] == [
+        ["after", "first", "second", "(general)"],
+        ["the", "base", "0.125", "0.250", "1.000"],
+        ["first", "0.500", "0.900"],
+        ["[red]second", "0.400", "0.750", "0.800"],
+    ]
+    assert lines[start + 2].index("0.900") == lines[start + 3].index("0.800")
+    assert "backward transfer -0.100" in lines[start + 4]
+
+
+def test_tables_fit_80_columns() -> None:
+    """No line is longer, but for a path, which is never broken so that it can be copied."""
+    lines = drawn(tables.run(result()))
+    assert [line for line in lines if len(line) > 80 and "model.gguf" not in line] == []
+    [path] = [line for line in lines if "model.gguf" in line]
+    assert path.endswith("model.gguf  3.0 MiB  same next token 97.0%, KL 0.012 nats")
+
+
+def test_what_to_do_next() -> None:
+    """Every end of a run says how to go on."""
+    last = {
+        status: drawn(tables.run(result(status=status, gguf=[])))[-1]
+        for status in ("finished", "failed", "interrupted")
+    }
+    assert "backprop resume" in last["failed"] and "backprop resume" in last["interrupted"]
+
+
+def test_history_as_a_table() -> None:
+    """A row a run: datasets, or the error's code if it failed; an empty history says how to begin."""
+    common = {"line": "default", "started": "2026-01-02T03:04:05+00:00", "seconds": 65.0, "average": None}
+    good = RunSummary(run_id="ab" * 16, status="finished", datasets=["a", "b"], error=None, **common)
+    bad = RunSummary(run_id="cd" * 16, status="failed", datasets=["a"], error="RUNTIME_GPU_OOM", **common)
+    lines = drawn(tables.runs([good, bad]))
+    assert lines[1].split()[-2:] == ["a,", "b"] and lines[2].split()[-1] == "RUNTIME_GPU_OOM"
+    assert "1:05 min" in lines[1] and max(map(len, lines)) <= 80
+    assert "backprop demo" in drawn(tables.runs([]))[0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(None, ""), (0.4, "0 s"), (48, "48 s"), (185, "3:05 min"), (7620, "2:07 h")]
+)
+def test_durations(seconds: float | None, text: str) -> None:
+    """Seconds as people say them."""
+    assert tables.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 bytes"), (1023, "1023 bytes"), (1024, "1.0 KiB"), (5 << 30, "5.0 GiB")]
+)
+def test_sizes(count: int, text: str) -> None:
+    """Bytes in units of 1024."""
+    assert tables.size(count) == text
