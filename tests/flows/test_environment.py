@@ -15,10 +15,8 @@ from flows.environment import DEFAULTS, TemporaryServer, check_answers, quiet_pr
 
 
 @pytest.fixture
-def server(prefect: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TemporaryServer]:
-    """A server on an empty database in memory."""
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
-    monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "sqlite+aiosqlite:///:memory:")
+def server(prefect_home: None, tmp_path: Path) -> Iterator[TemporaryServer]:
+    """A server on a database of its own."""
     started = TemporaryServer(tmp_path / "server.log")
     yield started
     started.stop()
