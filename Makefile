@@ -25,7 +25,7 @@ demo: $(READY) ## the main job on embedded defaults: no GPU, no server, no accou
 	$(BIN)/backprop demo
 
 test: check ## every check: lint, types, layers, tests
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 check: $(READY) ## lint, types, layers
 	$(BIN)/ruff check
@@ -51,7 +51,7 @@ bench: $(READY) ## speed and memory against others, as ratios of one run
 	$(BIN)/python -m benchmarks.run
 
 faults: $(READY) ## kill it everywhere
-	$(BIN)/pytest tests/faults
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/faults
 
 clean: ## remove the environment and the caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

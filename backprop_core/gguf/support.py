@@ -27,7 +27,7 @@ PRE_TOKENIZERS = {
     ((GPT2_BYTES,), False): "gpt-2",
     ((DIGITS, GPT2_BYTES), False): "smollm",
 }
-HINT = "export with --format merged and convert it with llama.cpp's own converter"
+HINT = "leave --export away: training, merging and evaluation work with this base"
 
 
 def check_supported(base: Path) -> None:

@@ -1,8 +1,19 @@
-"""One PREFECT_HOME for all: the database of a first use takes seconds to make."""
+"""A place for all jobs here: the same base and data, and one PREFECT_HOME, whose database takes seconds to make."""
+
+import json
+from pathlib import Path
 
 import pytest
 
+from tests.core import nano
+
 
 @pytest.fixture(scope="session")
-def prefect_home(tmp_path_factory) -> str:
-    return str(tmp_path_factory.mktemp("prefect"))
+def world(tmp_path_factory) -> Path:
+    """A two-layer base and three datasets."""
+    root = tmp_path_factory.mktemp("world")
+    nano.build(root / "base")
+    for number in range(3):
+        rows = "".join(json.dumps(row) + "\n" for row in nano.chats(60, seed=number))
+        (root / f"task{number}.jsonl").write_text(rows)
+    return root

@@ -12,21 +12,8 @@ import pytest
 from filelock import FileLock
 
 from backprop_core.store import Store
-from tests.core import nano
 
 BACKPROP = [str(Path(sys.executable).with_name("backprop"))]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory, prefect_home) -> Path:
-    """A base, three datasets, and a config file for both homes."""
-    root = tmp_path_factory.mktemp("world")
-    nano.build(root / "base")
-    (root / "prefect").symlink_to(prefect_home)
-    for number in range(3):
-        rows = "".join(json.dumps(row) + "\n" for row in nano.chats(60, seed=number))
-        (root / f"task{number}.jsonl").write_text(rows)
-    return root
 
 
 def environment(root: Path, home: str) -> dict[str, str]:

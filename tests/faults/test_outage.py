@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.core import nano
 from tests.wire.prefect_server import free_port
 
 BACKPROP = str(Path(sys.executable).with_name("backprop"))
@@ -30,18 +29,11 @@ sys.addaudithook(audit)
 """
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory, prefect_home) -> Path:
-    """A base, two datasets, and a directory whose sitecustomize refuses the network."""
-    root = tmp_path_factory.mktemp("outage")
-    nano.build(root / "base")
-    (root / "prefect").symlink_to(prefect_home)
-    for number in range(2):
-        rows = "".join(json.dumps(row) + "\n" for row in nano.chats(40, seed=number))
-        (root / f"task{number}.jsonl").write_text(rows)
-    (root / "site").mkdir()
-    (root / "site" / "sitecustomize.py").write_text(NO_NETWORK)
-    return root
+@pytest.fixture(scope="module", autouse=True)
+def site(world) -> None:
+    """A directory whose sitecustomize refuses the network."""
+    (world / "site").mkdir()
+    (world / "site" / "sitecustomize.py").write_text(NO_NETWORK)
 
 
 def user_environment(root: Path, **changes: str) -> dict[str, str]:
