@@ -1,0 +1,1 @@
+"""What `make bench` runs: each row is us and another, measured in turns in one run."""

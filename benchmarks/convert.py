@@ -1,0 +1,94 @@
+"""Writing a GGUF file, against copying one of the same size. `python -m benchmarks.convert BASE ADAPTER OUTPUT`."""
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import Contender, Row, contenders, medians, take_turns
+
+NAME = "convert throughput, against copy"
+SHAPE: dict[str, Any] = {  # 250 million parameters: 0.5 GB in bf16
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 15,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "dtype": "bfloat16",
+}
+
+
+def against_copy() -> Row:
+    """bf16 with a LoRA adapter on every linear layer → f16, everything forced to disk on both sides."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        place = Path(name)
+        base, adapter = make(place)
+        output = place / "model.gguf"
+        with contenders(("benchmarks.convert", str(base), str(adapter), str(output))) as [converting]:
+            rates = medians({"convert": lambda: rate(converting), "copy": lambda: copied(output, place / "copy.gguf")})
+    return Row(NAME, rates["convert"], rates["copy"], "a copy of the same file, fsynced", "bytes/s", "more")
+
+
+def rate(converting: Contender) -> float:
+    """Bytes of the file that was made, by second."""
+    done = converting.turn()
+    return done["bytes"] / done["seconds"]
+
+
+def copied(source: Path, target: Path) -> float:
+    """Bytes a second of a copy that is on the disk."""
+    target.unlink(missing_ok=True)
+    began = time.perf_counter()
+    shutil.copyfile(source, target)
+    force(target)
+    return target.stat().st_size / (time.perf_counter() - began)
+
+
+def force(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def make(place: Path) -> tuple[Path, Path]:
+    """A random Llama and a random adapter on it."""
+    import torch
+    from safetensors import safe_open
+
+    from backprop_core import adapter as adapters
+    from backprop_core.specs import LoraSpec
+    from tests.core import nano
+
+    base, directory = nano.build(place / "base", **SHAPE), place / "adapter"
+    directory.mkdir()
+    lora, tensors = LoraSpec(), {}
+    weights: Any = safe_open(base / "model.safetensors", "pt")
+    linear = [name.removesuffix(".weight") for name in weights.keys() if name.endswith("_proj.weight")]  # noqa: SIM118
+    for name in linear:
+        out_features, in_features = weights.get_slice(f"{name}.weight").get_shape()
+        tensors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(lora.rank, in_features)
+        tensors[f"base_model.model.{name}.lora_B.weight"] = torch.randn(out_features, lora.rank)
+    config = adapters.config_of(lora, sorted({name.rpartition(".")[2] for name in linear}))
+    adapters.write(adapters.Adapter(config, tensors), directory)
+    return base, directory
+
+
+def main(base: Path, adapter: Path, output: Path) -> None:
+    """The contender: one conversion a turn."""
+    from backprop_core.gguf import convert
+
+    def turn() -> dict[str, float]:
+        output.unlink(missing_ok=True)
+        began = time.perf_counter()
+        convert(base, adapter, output, outtype="f16")
+        force(output)
+        return {"bytes": output.stat().st_size, "seconds": time.perf_counter() - began}
+
+    take_turns(turn)
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))

@@ -1,0 +1,34 @@
+"""The least that a recorded flow costs: one that returns at once, on a temporary Prefect server, and its MLflow run."""
+
+import uuid
+
+from backprop_core.settings import settings
+from flows.environment import connected, quiet_prefect, start_server
+
+
+def main() -> None:
+    """The same server, journal and sender as a real run; no stage, no store, no worker."""
+    config = settings()
+    quiet_prefect()
+    start_server(config.home_path)
+    with connected():
+        from prefect import flow
+
+        from tasks.journal import Journal
+        from tasks.tracking import Sender
+
+        @flow
+        def empty() -> None:
+            return None
+
+        with Journal(config.journal_path, uuid.uuid4().hex) as journal:
+            journal.start(line="default", name="empty")
+            sender = Sender(config)
+            sender.start()
+            empty()
+            journal.end("finished")
+        sender.finish()
+
+
+if __name__ == "__main__":
+    main()
