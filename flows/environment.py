@@ -6,6 +6,7 @@ for it. With a server of the user's choice nothing is started here.
 """
 
 import atexit
+import gc
 import os
 import secrets
 import socket
@@ -86,11 +87,22 @@ def start_server(home: Path) -> None:
 
 
 @contextmanager
+def much_to_import() -> Iterator[None]:
+    """Prefect and MLflow make a million objects that stay: a quarter of their import would go into counting them."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@contextmanager
 def connected() -> Iterator[None]:
     """Prefect's server answers while the block runs. Raises PrefectUnreachable."""
     from prefect.context import refresh_global_settings_context
     from prefect.settings import get_current_settings, temporary_settings
 
+    gc.enable()  # what comes now can be long
     url = get_current_settings().api.url
     if _server is None or url not in (
         None,

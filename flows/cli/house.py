@@ -1,7 +1,5 @@
 """Verbs that look after the house."""
 
-import platform
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -14,8 +12,8 @@ from flows.cli import Answer
 from flows.cli.flags import PLAIN, OutputFlags
 from flows.config import variable_of
 from flows.console import one_line
-
-PACKAGES = ("backpropagate-pipeline", "prefect", "mlflow", "torch", "transformers", "peft", "gguf", "llama-cpp-python")
+from tasks.machine import facts
+from tasks.store_check import check
 
 
 def info(
@@ -44,22 +42,17 @@ def error_row(code: str, error: type[BackpropError]) -> dict[str, Any]:
 
 def machine() -> Answer:
     """Versions, devices, settings and places."""
-    from backprop_core.devices import visible_gpus
-
     config = settings()
-    facts = {
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        **{name: installed(name) for name in PACKAGES},
-        "gpus": list(visible_gpus()),
+    known = {
+        **facts(),
         "home": str(config.home_path),
         "store": str(config.store_path),
         **{variable_of(name): value for name, value in config.model_dump(mode="json").items()},
     }
     table = tables.table("", "")
-    for name, value in facts.items():
+    for name, value in known.items():
         table.add_row(name, one_line(written(value)))
-    return Answer(facts, table)
+    return Answer(known, table)
 
 
 def written(value: Any) -> str:
@@ -69,17 +62,7 @@ def written(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def installed(package: str) -> str | None:
-    """A package's version; None if it is not installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def store_check(*, output: OutputFlags = PLAIN) -> Answer:
-    from tasks.store_check import check
-
     count, findings = check(settings())
     table = tables.table("artifact", "what is wrong")
     for finding in findings:

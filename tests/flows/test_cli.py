@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -133,10 +134,17 @@ def test_an_empty_home(capsys: Capture) -> None:
     assert said(["sync"], capsys)[0] == 0
 
 
-def backprop(*words: str, **options: object) -> "subprocess.Popen[str]":
-    """The command in a process group of its own."""
+@contextmanager
+def backprop(*words: str) -> Iterator["subprocess.Popen[str]"]:
+    """The command in a process group of its own, of which nothing is left in any case."""
     command = [sys.executable, "-m", "flows.cli", *words]
-    return subprocess.Popen(command, text=True, stdout=-1, stderr=-1, start_new_session=True, **options)  # type: ignore[call-overload, no-any-return]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, text=True, stdout=pipe, stderr=pipe, start_new_session=True) as process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def group_is_empty(group: int) -> bool:
@@ -160,12 +168,12 @@ def test_a_reader_who_leaves(home: Path) -> None:
 def test_a_run_from_the_command_line(base: Path, data: list[str]) -> None:
     """One JSON document on stdout, our own lines alone on stderr, nothing left behind, and the history knows it."""
     words = ["train", "--data", data[0], "--model", str(base), "--steps", "2", "--set", "training.lora.rank=4"]
-    process = backprop(*words, "--json")
-    out, err = process.communicate(timeout=120)
+    with backprop(*words, "--json") as process:
+        out, err = process.communicate()
+        assert group_is_empty(process.pid)
     result = RunResult.model_validate_json(out)
     assert (process.returncode, result.status, out.count("\n")) == (0, "finished", 1)
     assert [line for line in err.splitlines() if not re.search(r"run_started run_id=|^\w+.* \([\d.]+ s\)$", line)] == []
-    assert group_is_empty(process.pid)
     listed = subprocess.run([sys.executable, "-m", "flows.cli", "list-runs"], capture_output=True, text=True)
     assert result.run_id[:12] in listed.stdout and "finished" in listed.stdout
 
@@ -173,15 +181,15 @@ def test_a_run_from_the_command_line(base: Path, data: list[str]) -> None:
 @pytest.mark.usefixtures("prefect_home")
 def test_terminated(home: Path, base: Path, data: list[str]) -> None:
     """SIGTERM does what Ctrl-C does: exit 130, how to go on, nothing left behind, in seconds."""
-    process = backprop("train", "--data", data[0], "--model", str(base), "--steps", "100000", "--json")
-    assert process.stderr
-    [run_id] = re.findall(r"run_id=([0-9a-f]{32})", process.stderr.readline())
-    while not (home / "store" / "runs" / run_id / "spec.json").exists():
-        time.sleep(0.1)
-    time.sleep(1)  # it trains, or waits for the worker that will
-    process.terminate()
-    out, err = process.communicate(timeout=60)
-    first, second = err.splitlines()
-    assert process.returncode == 130 and group_is_empty(process.pid)
+    words = ["train", "--data", data[0], "--model", str(base), "--steps", "100000", "--json"]
+    with backprop(*words) as process:
+        while not any(home.glob("store/runs/*/spec.json")):
+            time.sleep(0.1)
+        time.sleep(1)  # it trains, or waits for the worker that will
+        process.terminate()
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 130 and group_is_empty(process.pid)
+    [run_id] = [path.parent.name for path in home.glob("store/runs/*/spec.json")]
+    first, second = err.splitlines()[-2:]
     assert first.startswith("[RUNTIME_INTERRUPTED]") and second.endswith(f"backprop resume {run_id}")
     assert json.loads(out)["run_id"] == run_id and json.loads(out)["error"]["code"] == "RUNTIME_INTERRUPTED"
