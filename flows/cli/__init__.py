@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from types import FrameType
 from typing import Any
 
@@ -34,7 +33,7 @@ def build() -> App:
     app = App(
         name="backprop",
         help="New data in, the next version of a fine-tuned model out, without losing what it knew.",
-        version=lambda: version("backpropagate-pipeline"),
+        version=version,
         help_format="plaintext",
         suppress_keyboard_interrupt=False,
     )
@@ -44,6 +43,13 @@ def build() -> App:
     store.command("flows.cli.house:store_check", name="check", help="Read every artifact and say what is damaged.")
     app.command(store)
     return app
+
+
+def version() -> str:
+    """The installed version."""
+    from importlib.metadata import version
+
+    return version("backpropagate-pipeline")
 
 
 @dataclass(frozen=True)
