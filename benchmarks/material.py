@@ -38,14 +38,14 @@ def tiny_qwen2(directory: Path) -> Path:
     return nano.build(directory, architecture="qwen2", vocab_size=1200)
 
 
-def chats(count: int, *, seed: int = 2) -> list[dict[str, Any]]:
+def chats(count: int, *, seed: int = 27) -> list[dict[str, Any]]:
     """Chats of very uneven lengths: 142 tokens on average, 512 at most, half of each the answer."""
-    rng = random.Random(seed)
-    return [chat(rng, LETTERS * (min(500, 26 + rng.lognormvariate(4.4, 0.95)) - TEMPLATE)) for _ in range(count)]
+    return [chat(random.Random(f"{seed}:{number}")) for number in range(count)]
 
 
-def chat(rng: random.Random, letters: float) -> dict[str, Any]:
+def chat(rng: random.Random) -> dict[str, Any]:
     """A question, and an answer that repeats its words from the last to the first."""
+    letters = LETTERS * (min(508, 26 + rng.lognormvariate(4.4, 0.95)) - TEMPLATE)
     words: list[str] = []
     while sum(map(len, words)) + len(words) < letters / 2:
         words.append(rng.choice(WORDS))

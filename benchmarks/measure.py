@@ -5,6 +5,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -67,8 +68,14 @@ class Contender:
 
     def __init__(self, module: str, *arguments: str | Path, **settings: str) -> None:
         command = [sys.executable, "-m", module, *map(str, arguments)]
+        self._log = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115  # open for as long as the process
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(**settings)
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env=environment(**settings),
         )
         self._answer("ready")
 
@@ -83,12 +90,15 @@ class Contender:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise ChildProcessError(f"{self._process.args!r} ended with {self._process.wait()} before {wanted}")
+            status = self._process.wait()
+            self._log.seek(0)
+            raise ChildProcessError(f"{self._process.args!r} ended with {status} before {wanted}\n{self._log.read()}")
         return json.loads(line)
 
     def close(self) -> None:
         """End it."""
         self._process.communicate()
+        self._log.close()
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def main() -> None:
         place = Path(name)
         base = material.tiny_qwen2(place / "base")
         data = material.write_rows(material.sharegpt(material.chats(400)), place / "sharegpt.jsonl")
-        job = [BIN / "backprop", "multi-run", "--model", base, "--data", data, *JOB]
+        job: list[str | Path] = [BIN / "backprop", "multi-run", "--model", base, "--data", data, *JOB]
         seconds(job, home=place / "warm-up", prefect=place / "used")
         for number in range(TRIES):
             used = seconds(job, home=place / f"home-a{number}", prefect=place / "used")

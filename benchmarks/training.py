@@ -9,9 +9,9 @@ from benchmarks.measure import Contender, Row, contenders, medians
 
 BEST = "training tokens per second, against the best of Trainer and TRL"
 DEFAULTS = "training tokens per second, against their defaults"
-ROWS = 128
+ROWS = 96
 ENGINES = ("ours", "Trainer, length-grouped", "TRL, length-grouped", "Trainer, defaults")
-LOSS_TOLERANCE = 0.03  # of the loss after training, between any two engines
+TOLERANCE = 0.05  # between the losses of any two engines, as a share of what training took off the loss
 UNIT = "tokens/s"
 
 
@@ -50,6 +50,5 @@ def speed_of(engine: str, process: Contender, losses: dict[str, float]) -> float
     done = process.turn()
     losses[engine] = done["loss"]
     low, high = min(losses.values()), max(losses.values())
-    assert high - low <= LOSS_TOLERANCE * low, f"losses differ, somebody trains less: {losses}"
-    assert high < 0.8 * done["loss_before"], f"nothing was learned: {done}"
+    assert high - low <= TOLERANCE * (done["loss_before"] - low), f"somebody trains less: {done}, {losses}"
     return done["tokens"] / done["seconds"]
