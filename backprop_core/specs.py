@@ -13,7 +13,7 @@ NO_KEY: JsonDict = {"key": False}  # the field cannot change a result, so it is 
 class Spec(BaseModel):
     """Frozen, no unknown fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     def semantic(self) -> dict[str, Any]:
         """The fields that can change a result."""

@@ -183,4 +183,4 @@ def quality(fidelity: Mapping[str, float | int | str | bool]) -> str:
     """How a GGUF file answers beside the model it came from."""
     if not fidelity:
         return ""
-    return f"  same next token {fidelity['top1']:.1%}, KL {fidelity['kl']:.2g} nats"
+    return f"  same next token {fidelity['top1']:.1%}, KL {max(0.0, float(fidelity['kl'])):.2g} nats"

@@ -123,6 +123,7 @@ def test_misspelt_variable(monkeypatch: pytest.MonkeyPatch) -> None:
         ("training.lora.rank=eight", ["training.lora.rank=eight", "an integer"]),
         ("training.learning_rate=1", ["training.learning_rate=1", "above 0 and below 1"]),
         ("training.epochs=nan", ["training.epochs=nan", "a number"]),
+        ("training.weight_decay=inf", ["training.weight_decay=inf", "a number"]),
         ("merge.strategy=average", ["merge.strategy=average", "slao", "sequential"]),
         ("line=Our Line", ["line=Our Line", "text like"]),
         ("training=5", ["training=5", "a mapping"]),
