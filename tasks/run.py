@@ -137,8 +137,8 @@ class Run:
         return importlib.util.find_spec("llama_cpp") is not None
 
     def __enter__(self) -> Self:
-        log.info("run_started run_id=%s", self.run_id)
         prepare.save(self.prepared, self.run_id, self.store)
+        log.info("run_started run_id=%s", self.run_id)
         return self
 
     def __exit__(self, _: object, error: BaseException | None, trace: object) -> None:
