@@ -33,7 +33,8 @@ SPEC = TrainSpec(
     epochs=EPOCHS,
     batch_size=BATCH,
     max_length=LENGTH,
-    learning_rate=5e-3,
+    learning_rate=5e-4,
+    warmup=0,  # warm-ups begin at zero there, and not here
     precision="fp32",
     device="cpu",
     lora=LoraSpec(rank=16, alpha=32),
@@ -116,7 +117,7 @@ def arguments(**settings: Any) -> dict[str, Any]:
         "num_train_epochs": EPOCHS,
         "learning_rate": SPEC.learning_rate,
         "lr_scheduler_type": "cosine",
-        "warmup_steps": 2,
+        "warmup_steps": 0,
         "weight_decay": SPEC.weight_decay,
         "max_grad_norm": SPEC.max_grad_norm,
         "optim": "adamw_torch_fused",
