@@ -37,7 +37,9 @@ class Worker:
         places = [str(store.root), str(slot), str(self._ready)]
         command = [python or sys.executable, "-m", "backprop_core.worker.main", *places]
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=quiet())
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=child_environment()
+            )
         self._jobs = 0
 
     @property
@@ -138,7 +140,15 @@ class Tail:
             on_event(json.loads(line))
 
 
-def quiet() -> dict[str, str]:
-    """The child's environment: no bars, no telemetry, no look at the hub for what is on disk."""
-    defaults = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+def child_environment() -> dict[str, str]:
+    """No bars, no telemetry, no look at the hub for what is on disk, and threads that sleep while they wait.
+
+    Threads that spin instead take the processor from Prefect and from other jobs, who then make them wait.
+    """
+    defaults = {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_WAIT_POLICY": "passive",
+    }
     return {**defaults, **os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
