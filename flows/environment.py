@@ -87,16 +87,6 @@ def start_server(home: Path) -> None:
 
 
 @contextmanager
-def much_to_import() -> Iterator[None]:
-    """Prefect and MLflow make a million objects that stay: a quarter of their import would go into counting them."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
-@contextmanager
 def connected() -> Iterator[None]:
     """Prefect's server answers while the block runs. Raises PrefectUnreachable."""
     from prefect.context import refresh_global_settings_context

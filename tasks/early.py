@@ -1,9 +1,12 @@
 """What can be done before Prefect is imported: check the inputs, and start the worker if there is work for it."""
 
+import threading
+
 from backprop_core.settings import settings
 from backprop_core.specs import RunSpec
 from backprop_core.store import Store
 from tasks import prepare, worker
+from tasks.tracking.connection import prepare as import_mlflow
 
 
 def start(flow: str, spec: RunSpec, *, fresh: bool) -> None:
@@ -16,6 +19,7 @@ def start(flow: str, spec: RunSpec, *, fresh: bool) -> None:
         store.close()
     if fresh or not prepare.is_warm(prepared, store):
         worker.worker(config, prepared.spec.training.device)
+    threading.Thread(target=import_mlflow, daemon=True).start()  # while Prefect's server starts
 
 
 def restart(prefix: str) -> tuple[str, prepare.Prepared]:

@@ -1,5 +1,7 @@
 """The child: everything that touches a tensor. Started as `python -m backprop_core.worker.main STORE SLOT READY`."""
 
+import gc
+import importlib
 import json
 import os
 import queue
@@ -34,11 +36,24 @@ def main(root: str, slot: str, ready: str) -> None:
     Path(slot).parent.mkdir(parents=True, exist_ok=True)
     with FileLock(slot):
         Path(ready).touch()
+        gc.disable()  # the imports make a million objects that stay
         from backprop_core.worker.stages import Stages
 
+        preload()
+        gc.freeze()
+        gc.enable()
         stages = Stages(store, should_stop=stopping.is_set)
         while True:
             run(jobs.get(), stages.run)
+
+
+def preload() -> None:
+    """What the first training would import: while nobody waits for it yet."""
+    from backprop_core.model import peft_module
+
+    importlib.import_module("transformers.modeling_utils")
+    importlib.import_module("torch._dynamo")  # the optimizer asks for it
+    peft_module()
 
 
 def listen(jobs: "queue.SimpleQueue[Path]") -> None:

@@ -10,7 +10,6 @@ from flows import tables
 from flows.cli import Answer
 from flows.cli.flags import PLAIN, OutputFlags, RunRef
 from flows.console import configure_logging
-from flows.environment import much_to_import
 from tasks import tracking
 
 
@@ -24,23 +23,20 @@ def list_runs(
 ) -> Answer:
     config = settings()
     configure_logging(config, verbose=output.verbose)
-    with much_to_import():
-        summaries = tracking.list_runs(config, children=children, limit=limit)
+    summaries = tracking.list_runs(config, children=children, limit=limit)
     return Answer(summaries, tables.runs(summaries))
 
 
 def show_run(run_id: RunRef, /, *, output: OutputFlags = PLAIN) -> Answer:
     config = settings()
     configure_logging(config, verbose=output.verbose)
-    with much_to_import():
-        result = tracking.show_run(config, run_id)
+    result = tracking.show_run(config, run_id)
     return Answer(result.model_dump(mode="json"), tables.run(result))
 
 
 def sync(*, output: OutputFlags = PLAIN) -> Answer:
     config = settings()
     configure_logging(config, verbose=output.verbose)
-    with much_to_import():
-        report = tracking.sync(config)
+    report = tracking.sync(config)
     text = f"{report.sent} journals sent, {report.waiting} waiting"
     return Answer(report.model_dump(mode="json"), text, 3 if report.waiting else 0)

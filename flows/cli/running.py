@@ -17,7 +17,7 @@ from flows.cli import Answer
 from flows.cli.flags import NOTHING, PLAIN, TASK, Flags, FlagSet, Output, OutputFlags, RunRef, one_dataset
 from flows.config import export_spec, windows
 from flows.console import Bar, configure_logging
-from flows.environment import much_to_import, quiet_prefect, start_server
+from flows.environment import quiet_prefect, start_server
 from tasks.progress import listen
 
 EXIT = {"finished": 0, "unchanged": 0, "rejected": 3, "interrupted": 130}
@@ -86,7 +86,7 @@ def watched(output: Output) -> Iterator[None]:
     configure_logging(config, verbose=output.verbose)
     quiet_prefect()
     start_server(config.home_path)
-    with much_to_import(), Bar() as bar, listen(bar):
+    with Bar() as bar, listen(bar):
         yield
 
 

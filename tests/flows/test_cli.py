@@ -137,7 +137,7 @@ def test_an_empty_home(capsys: Capture) -> None:
 @contextmanager
 def backprop(*words: str) -> Iterator["subprocess.Popen[str]"]:
     """The command in a process group of its own, of which nothing is left in any case."""
-    command = [sys.executable, "-m", "flows.cli", *words]
+    command = [sys.executable, "-m", "flows", *words]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, text=True, stdout=pipe, stderr=pipe, start_new_session=True) as process:
         try:
@@ -174,7 +174,7 @@ def test_a_run_from_the_command_line(base: Path, data: list[str]) -> None:
     result = RunResult.model_validate_json(out)
     assert (process.returncode, result.status, out.count("\n")) == (0, "finished", 1)
     assert [line for line in err.splitlines() if not re.search(r"run_started run_id=|^\w+.* \([\d.]+ s\)$", line)] == []
-    listed = subprocess.run([sys.executable, "-m", "flows.cli", "list-runs"], capture_output=True, text=True)
+    listed = subprocess.run([sys.executable, "-m", "flows", "list-runs"], capture_output=True, text=True)
     assert result.run_id[:12] in listed.stdout and "finished" in listed.stdout
 
 
