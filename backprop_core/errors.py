@@ -178,6 +178,12 @@ class GPUOutOfMemory(BackpropError):
     code, exit_status = "RUNTIME_GPU_OOM", 2
 
 
+class GPUTooHot(BackpropError):
+    """The GPU did not cool down; a checkpoint was saved."""
+
+    code, exit_status, retryable = "RUNTIME_GPU_TEMPERATURE_CRITICAL", 2, True
+
+
 class LossNotFinite(BackpropError):
     """The loss became NaN or infinite; nothing of it was saved."""
 
