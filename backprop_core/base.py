@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ TEXT_FILES = (
     "chat_template.json",
     "model.safetensors.index.json",
 )
+FILES = (*TEXT_FILES, "*.safetensors")
 CODE_KEYS = {"auto_map", "_attn_implementation_internal", "trust_remote_code", "custom_pipelines"}
 PICKLED = re.compile(r"\.(bin|pt|pth|ckpt|pkl|pickle)$")
 
@@ -51,8 +53,15 @@ def local(base: BaseRef, store: Store) -> Path:
     return directory
 
 
-def locate(name: str, revision: str | None) -> tuple[Path, str | None]:
-    """Directory and revision of a local directory or a hub id; a hub model is downloaded once."""
+def config(spec: ModelSpec) -> Any:
+    """The model's config.json; of a hub model nothing else is downloaded. Raises InputNotFound or ModelLoadFailed."""
+    directory, _ = locate(spec.name, spec.revision, ("config.json",))
+    check_config(directory)
+    return read_json(directory / "config.json")
+
+
+def locate(name: str, revision: str | None, files: Sequence[str] = FILES) -> tuple[Path, str | None]:
+    """Directory and revision of a local directory or a hub id; of a hub model `files` are downloaded once."""
     path = Path(name).expanduser()
     if path.is_dir():
         return path.absolute(), None
@@ -60,17 +69,17 @@ def locate(name: str, revision: str | None) -> tuple[Path, str | None]:
         raise InputNotFound(
             f"no such model directory: {name}", hint="give a directory, or a hub id like Qwen/Qwen2.5-7B"
         )
-    snapshot = download(name, revision)
+    snapshot = download(name, revision, files)
     return snapshot, snapshot.name
 
 
-def download(name: str, revision: str | None) -> Path:
-    """The hub's snapshot of a model: safetensors, tokenizer and config only. Its directory is named by the commit."""
+def download(name: str, revision: str | None, files: Sequence[str]) -> Path:
+    """These files of the hub's snapshot of a model. Its directory is named by the commit."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[*TEXT_FILES, "*.safetensors"]))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except HFValidationError as error:
         raise InputNotFound(f"{name} is no hub id: {error}", hint="give a directory or OWNER/NAME") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
@@ -84,8 +93,7 @@ def check(directory: Path) -> None:
     """Config, weights, tokenizer and template are there, and none of them runs code."""
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
         refuse_code(directory / name, read_json(directory / name) if (directory / name).is_file() else {})
-    if not (directory / "config.json").is_file():
-        raise ModelLoadFailed(f"{directory} has no config.json", hint="give the directory of a transformers model")
+    check_config(directory)
     weights(directory)
     if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise ModelLoadFailed(f"{directory} has no tokenizer", hint="copy the model's tokenizer files into it")
@@ -94,6 +102,11 @@ def check(directory: Path) -> None:
             f"the tokenizer of {directory} has no chat template",
             hint="put a `chat_template.jinja` beside its tokenizer.json, for example that of the model's chat version",
         )
+
+
+def check_config(directory: Path) -> None:
+    if not (directory / "config.json").is_file():
+        raise ModelLoadFailed(f"{directory} has no config.json", hint="give the directory of a transformers model")
 
 
 def read_json(path: Path) -> Any:

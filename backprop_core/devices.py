@@ -45,3 +45,17 @@ def gpus() -> list[str]:
         return [str(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(i))) for i in range(count)]
     finally:
         pynvml.nvmlShutdown()
+
+
+def free_memory() -> int | None:
+    """Free bytes of the GPU that a run would use; None without one."""
+    import pynvml
+
+    visible = visible_gpus()
+    if not visible:
+        return None
+    pynvml.nvmlInit()
+    try:
+        return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(visible[0])).free)
+    finally:
+        pynvml.nvmlShutdown()

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from dotenv import dotenv_values
@@ -80,15 +81,18 @@ def run_spec(
     names: Mapping[str, str],
     settings: Sequence[str] = (),
     file: Path | None = None,
+    preset: Mapping[str, Any] = MappingProxyType({}),
 ) -> RunSpec:
-    """The spec that flags, `--set` settings, a file, the environment and `.env` give together.
+    """The spec that flags, `--set` settings, a file, a preset, the environment and `.env` give together.
 
-    `flags` maps a field's path to what was written, None if nothing was; `datasets.N.rows` means every dataset.
-    `names` has the flag that an error shall name. Raises ConfigInvalid, QuantizationUnknown, InputNotFound.
+    `flags` and `preset` map a field's path to its value, None if a flag was not written; `datasets.N.rows` means every
+    dataset. `names` has the flag that an error shall name. Raises ConfigInvalid, QuantizationUnknown, InputNotFound.
     """
     draft = Draft()
     add_environment(draft, {name: value or "" for name, value in dotenv_values(".env").items()}, ".env: ")
     add_environment(draft, os.environ, "")
+    for path, value in preset.items():
+        draft.put(tuple(path.split(".")), value, "--preset")
     if file:
         add_file(draft, file)
     for path, value in flags.items():

@@ -14,6 +14,7 @@ from backprop_core.refs import Evaluation, RunResult
 from flows.console import one_line
 
 if TYPE_CHECKING:
+    from tasks.estimate import Estimate
     from tasks.tracking import RunSummary
 
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
@@ -184,3 +185,31 @@ def quality(fidelity: Mapping[str, float | int | str | bool]) -> str:
     if not fidelity:
         return ""
     return f"  same next token {fidelity['top1']:.1%}, KL {max(0.0, float(fidelity['kl'])):.2g} nats"
+
+
+def vram(estimate: "Estimate") -> RenderableType:
+    """What each way to train takes, in GiB, whether it fits, and what we would choose."""
+    parts = list(estimate.ways[0].parts)
+    figures = [*parts, "total", "longest"]
+    made = table("base", "checkpointing", *figures, "fits", right=figures)
+    for way in estimate.ways:
+        made.add_row(
+            way.precision,
+            "on" if way.checkpointing else "off",
+            *(number(way.parts[name], 2) for name in parts),
+            number(way.total, 2),
+            "" if way.longest is None else str(way.longest),
+            way.fits or "",
+        )
+    chosen = table("what we would choose", "", "why")
+    for choice in estimate.choices:
+        chosen.add_row(choice.field, str(choice.value), one_line(choice.reason))
+    return Group(vram_heading(estimate), "", made, "", chosen)
+
+
+def vram_heading(estimate: "Estimate") -> Text:
+    card = "no GPU here; name one with --vram" if estimate.vram_gib is None else f"{estimate.vram_gib:.1f} GiB"
+    return Text(
+        f"{one_line(estimate.model)}: {estimate.parameters / 1e9:.2f}B parameters, "
+        f"{estimate.lora_parameters / 1e6:.1f}M of LoRA; {estimate.tokens} tokens at a time; card: {card}\nin GiB:"
+    )

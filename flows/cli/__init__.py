@@ -24,6 +24,7 @@ VERBS = {
     "list-runs": ("history", "What runs there were, newest first."),
     "show-run": ("history", "One run: how it ended, the forgetting matrix, its files."),
     "sync": ("history", "Send MLflow what was recorded while it did not answer."),
+    "estimate-vram": ("house", "What a run would take of a GPU, and which settings fit it."),
     "info": ("house", "Versions, devices, settings and places; or every error code."),
 }
 

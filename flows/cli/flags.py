@@ -11,12 +11,17 @@ from backprop_core.errors import ConfigInvalid
 from backprop_core.specs import RunSpec
 from flows.config import run_spec
 from flows.fields import spec_fields
+from tasks.estimate import preset_fields
 
 PATH = "path"  # metadata of a flag: the field of the spec that it sets
 TASK = Group("What to do", sort_key=1)
 TRAINING = Group("How to train", sort_key=2)
 SPEC = Group("Any other field", sort_key=3)
 OUTPUT = Group("Output", sort_key=4)
+
+SETTINGS = Parameter(
+    help="Any field: --set training.lora.rank=8. As often as you like.", negative="", show_default=False, group=SPEC
+)
 
 
 def flag(group: Group) -> Callable[[str], Any]:
@@ -69,16 +74,12 @@ class Flags(Output):
     fresh: Annotated[
         bool, Parameter(help="Do everything again, cached or not.", negative="", show_default=False, group=TASK)
     ] = False
-    config: Annotated[Path | None, Parameter(help="A YAML file with any fields of the spec.", group=SPEC)] = None
-    set: Annotated[
-        list[str] | None,
-        Parameter(
-            help="Any field: --set training.lora.rank=8. As often as you like.",
-            negative="",
-            show_default=False,
-            group=SPEC,
-        ),
+    preset: Annotated[
+        str | None,
+        Parameter(help="A usual model and what suits it, like llama-3.2-1b; the file and flags win.", group=SPEC),
     ] = None
+    config: Annotated[Path | None, Parameter(help="A YAML file with any fields of the spec.", group=SPEC)] = None
+    set: Annotated[list[str] | None, SETTINGS] = None
 
     def spec(self) -> RunSpec:
         """The complete spec. Raises ConfigInvalid."""
@@ -92,6 +93,7 @@ class Flags(Output):
             names={"datasets": "--data", **names},
             settings=self.set or (),
             file=self.config,
+            preset=preset_fields(self.preset) if self.preset else {},
         )
 
 

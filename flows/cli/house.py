@@ -1,19 +1,23 @@
 """Verbs that look after the house."""
 
+import re
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Group
 
-from backprop_core.errors import BackpropError, all_errors
+from backprop_core.errors import BackpropError, ConfigInvalid, all_errors
 from backprop_core.settings import settings
 from flows import tables
 from flows.cli import Answer
-from flows.cli.flags import PLAIN, OutputFlags
-from flows.config import variable_of
+from flows.cli.flags import PLAIN, SETTINGS, OutputFlags
+from flows.config import run_spec, variable_of
 from flows.console import one_line
+from tasks.estimate import estimate
 from tasks.machine import facts
 from tasks.store_check import check
+
+NO_DATA = "none"  # stands for the dataset of a spec that is only measured
 
 
 def info(
@@ -60,6 +64,37 @@ def written(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(value) or "none"
     return "none" if value is None else str(value)
+
+
+def estimate_vram(
+    *,
+    model: Annotated[
+        str | None, Parameter(help="A preset like qwen2.5-7b, a hub id, or a local directory.", show_default=False)
+    ] = None,
+    vram: Annotated[
+        str | None, Parameter(help="The card's memory, like 16GB; default: what is free here.", show_default=False)
+    ] = None,
+    data: Annotated[
+        str | None, Parameter(help="The rows to train on, for what we would choose.", show_default=False)
+    ] = None,
+    set: Annotated[list[str] | None, SETTINGS] = None,
+    output: OutputFlags = PLAIN,
+) -> Answer:
+    spec = run_spec(
+        flags={"datasets": [{"path": data or NO_DATA}], "model.name": model},
+        names={"datasets": "--data", "model.name": "--model"},
+        settings=set or (),
+    )
+    made = estimate(spec.model, spec.training, spec.datasets[0] if data else None, gib(vram) if vram else None)
+    return Answer(made.model_dump(mode="json"), tables.vram(made))
+
+
+def gib(text: str) -> float:
+    """A card's memory as it is sold: 16, 16GB and 16GiB are all 16 GiB. Raises ConfigInvalid."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:Gi?B?)?", text.strip(), re.IGNORECASE)
+    if match is None or not float(match[1]):
+        raise ConfigInvalid(f"--vram {text} is no amount of memory", hint="write --vram 16GB")
+    return float(match[1])
 
 
 def store_check(*, output: OutputFlags = PLAIN) -> Answer:

@@ -1,0 +1,176 @@
+"""What a LoRA run takes of a GPU's memory, from the model's config.json alone: no torch, no weights. All in bytes.
+
+h = hidden size, i = intermediate size, L = layers, V = vocabulary, T = padded tokens of a micro-batch, n = LoRA
+parameters. The factors of activations and logits were measured; `make gpu` compares the sum with the peak.
+"""
+
+from bisect import bisect_right
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+
+from backprop_core.errors import AdapterMismatch, ArchitectureUnsupported, ModelLoadFailed
+from backprop_core.refs import Record
+from backprop_core.specs import LoraSpec, TrainSpec
+
+Precision = Literal["fp32", "bf16", "nf4"]
+
+GIB = 1 << 30
+CHUNK = 2**25  # logits that the chunked loss holds at a time
+CONTEXT = GIB // 2  # CUDA's own
+FRAGMENTS = 0.05  # of everything: what the allocator cannot use
+ADAMW = 16  # a parameter in float32, its gradient and two moments
+LOGIT = 10  # a logit in bf16, its float32 copy and gradient
+LINEAR = {"fp32": 4.0, "bf16": 2.0, "nf4": 0.516}  # a parameter of a linear layer; NF4 with double quantization
+OTHER = {"fp32": 4, "bf16": 2, "nf4": 2}  # a parameter of embeddings and head
+KEPT = {"fp32": 14.3, "bf16": 11.1, "nf4": 11.1}  # a token and layer, of (h + i), with a float32 adapter
+DROPOUT = 3.9  # more with dropout
+
+
+class Architecture(NamedTuple):
+    """What a model type means where its config.json is silent."""
+
+    tied: bool  # the output head is the embedding
+    plain_head: bool  # logits are the head of the last hidden state alone, so the loss can be computed in chunks
+    fused: bool = False  # one matrix for q, k and v, one for gate and up
+
+
+ARCHITECTURES = {
+    "llama": Architecture(tied=False, plain_head=True),
+    "mistral": Architecture(tied=False, plain_head=True),
+    "qwen2": Architecture(tied=False, plain_head=True),
+    "qwen3": Architecture(tied=False, plain_head=True),
+    "phi3": Architecture(tied=False, plain_head=False, fused=True),
+    "smollm3": Architecture(tied=True, plain_head=False),
+    "gemma2": Architecture(tied=True, plain_head=False),
+    "gemma3_text": Architecture(tied=True, plain_head=False),
+}
+
+
+class Shape(BaseModel):
+    """A decoder's size, by the names of its config.json."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_type: str
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    num_hidden_layers: PositiveInt
+    num_attention_heads: PositiveInt
+    num_key_value_heads: PositiveInt | None = None
+    head_dim: PositiveInt | None = None
+    vocab_size: PositiveInt
+    max_position_embeddings: PositiveInt
+    tie_word_embeddings: bool | None = None
+
+    @property
+    def architecture(self) -> Architecture:
+        return ARCHITECTURES[self.model_type]
+
+    @property
+    def linear(self) -> dict[str, tuple[int, int]]:
+        """The linear layers of one block by name, (features in, features out)."""
+        h, i = self.hidden_size, self.intermediate_size
+        size = self.head_dim or h // self.num_attention_heads
+        q, kv = self.num_attention_heads * size, (self.num_key_value_heads or self.num_attention_heads) * size
+        ends = {"o_proj": (q, h), "down_proj": (i, h)}
+        if self.architecture.fused:
+            return {"qkv_proj": (h, q + 2 * kv), "gate_up_proj": (h, 2 * i), **ends}
+        return {"q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv), "gate_proj": (h, i), "up_proj": (h, i), **ends}
+
+    @property
+    def linear_parameters(self) -> int:
+        return self.num_hidden_layers * sum(into * out for into, out in self.linear.values())
+
+    @property
+    def other_parameters(self) -> int:
+        """Embeddings and head; norms and biases, less than a thousandth, are left out."""
+        tied = self.architecture.tied if self.tie_word_embeddings is None else self.tie_word_embeddings
+        return self.vocab_size * self.hidden_size * (1 if tied else 2)
+
+    @property
+    def parameters(self) -> int:
+        return self.linear_parameters + self.other_parameters
+
+    def lora_parameters(self, lora: LoraSpec) -> int:
+        """n = L · Σ r (features in + features out). Raises AdapterMismatch for a layer that the model does not have."""
+        names = list(self.linear) if lora.target_modules == "all-linear" else lora.target_modules
+        if unknown := sorted(set(names) - set(self.linear)):
+            raise AdapterMismatch(f"the model has no layer {unknown[0]}", hint=f"it has {', '.join(self.linear)}")
+        return self.num_hidden_layers * lora.rank * sum(sum(self.linear[name]) for name in set(names))
+
+
+def shape_of(name: str, config: dict[str, Any]) -> Shape:
+    """The shape that a config.json describes. Raises ArchitectureUnsupported or ModelLoadFailed."""
+    kind = config.get("model_type")
+    if kind not in ARCHITECTURES:
+        raise ArchitectureUnsupported(
+            f"{name} is a {kind} model, whose memory cannot be told from its config",
+            hint=f"known are {', '.join(ARCHITECTURES)}",
+        )
+    try:
+        return Shape.model_validate(config)
+    except ValidationError as error:
+        field = ".".join(map(str, error.errors()[0]["loc"]))
+        raise ModelLoadFailed(f"the config.json of {name} has no usable {field}", hint="get it again") from error
+
+
+class Setting(Record):
+    """What decides how much memory a model of one size takes."""
+
+    precision: Precision
+    checkpointing: bool
+    lora: LoraSpec
+
+
+class Memory(Record):
+    """The parts of a run's memory."""
+
+    weights: int = Field(description="The base.")
+    adapter: int = Field(description="LoRA parameters, their gradients and AdamW's moments, float32.")
+    activations: int = Field(description="What the backward pass needs.")
+    logits: int = Field(description="And their gradients.")
+    dequantization: int = Field(description="The largest matrix in bf16, twice.")
+    context: int = Field(description="CUDA's own.")
+    fragments: int = Field(description="What the allocator cannot use.")
+
+    @property
+    def total(self) -> int:
+        return sum(self.model_dump().values())
+
+
+def memory(shape: Shape, setting: Setting, tokens: int) -> Memory:
+    """Bytes at the peak of a step, for micro-batches of `tokens` padded tokens."""
+    logits = shape.vocab_size * tokens
+    parts = {
+        "weights": weights(shape, setting.precision),
+        "adapter": ADAMW * shape.lora_parameters(setting.lora),
+        "activations": activations(shape, setting, tokens),
+        "logits": LOGIT * (min(CHUNK, logits) if shape.architecture.plain_head else logits),
+        "dequantization": 4 * shape.hidden_size * shape.intermediate_size if setting.precision == "nf4" else 0,
+        "context": CONTEXT,
+    }
+    return Memory(**parts, fragments=round(FRAGMENTS * sum(parts.values())))
+
+
+def weights(shape: Shape, precision: Precision) -> int:
+    return round(LINEAR[precision] * shape.linear_parameters) + OTHER[precision] * shape.other_parameters
+
+
+def activations(shape: Shape, setting: Setting, tokens: int) -> int:
+    """All layers' activations, or with checkpointing each layer's input and one and a half layers' activations."""
+    h, i, layers = shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers
+    layer = (KEPT[setting.precision] + (DROPOUT if setting.lora.dropout else 0)) * (h + i)
+    if setting.checkpointing:
+        return round((2 * h * (layers + 2) + 1.5 * layer) * tokens)
+    return round(layer * layers * tokens)
+
+
+def micro_batch(spec: TrainSpec) -> int:
+    """Padded tokens of a run's largest micro-batch: one sequence at least, one step's examples at most."""
+    return min(max(spec.token_budget, spec.max_length), spec.batch_size * spec.max_length)
+
+
+def longest(shape: Shape, setting: Setting, limit: int) -> int:
+    """The most tokens, up to what the model can read, that fit into `limit` bytes one sequence at a time."""
+    lengths = range(1, shape.max_position_embeddings + 1)
+    return bisect_right(lengths, limit, key=lambda tokens: memory(shape, setting, tokens).total)
