@@ -36,6 +36,20 @@ class LoadedBase:
     def plain_head(self) -> bool:
         return self.model.config.model_type in PLAIN_HEAD
 
+    @property
+    def vocabulary(self) -> int:
+        """Logits per token."""
+        return int(self.model.config.get_text_config().vocab_size)
+
+    def keep_activations(self, kept: bool) -> None:
+        """Keep every layer's activations for the backward pass, or from now on compute them again there."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # transformers renames both
+            if kept:
+                self.model.gradient_checkpointing_disable()
+            else:
+                self.model.gradient_checkpointing_enable({"use_reentrant": False})
+
     # b = rows, t = tokens, n = chosen positions, h = hidden size (or v where the head is not plain), v = vocabulary
 
     def states(self, ids_bt: Tensor, lengths_b: Tensor, at_n: Tensor) -> Tensor:
@@ -114,6 +128,7 @@ def injected(base: LoadedBase, config: dict[str, Any], tensors: Tensors | None) 
         yield model
     finally:
         model.base_model.unload()
+        base.keep_activations(True)
         base.model.eval().requires_grad_(False)
 
 

@@ -75,6 +75,27 @@ class TrainSpec(Spec):
     checkpoint_seconds: float = Field(
         300, ge=0, description="Time between checkpoints; 0: after every step.", json_schema_extra=NO_KEY
     )
+    checkpoint_steps: int | None = Field(
+        None, ge=1, description="A checkpoint after so many steps too.", json_schema_extra=NO_KEY
+    )
+    checkpoints_kept: int = Field(
+        2, ge=1, description="Checkpoints of a run that are kept until it is done.", json_schema_extra=NO_KEY
+    )
+    inexact_resume: bool = Field(
+        False,
+        description="Go on from a checkpoint of another machine or other versions: same order of rows, not same bits.",
+        json_schema_extra=NO_KEY,
+    )
+    gradient_checkpointing: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Compute activations twice instead of keeping them; auto: once memory runs out.",
+        json_schema_extra=NO_KEY,
+    )
+    oom_recovery: bool = Field(
+        True,
+        description="When memory runs out, do the step again with less of it at a time.",
+        json_schema_extra=NO_KEY,
+    )
     lora: LoraSpec = LoraSpec()
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import logging
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -156,6 +157,9 @@ class Run:
         key = stage_key(stage.name, parameters)
         if stage.name in IN_THE_WORKER and not is_recorded(self.store, key):
             self._worker().wait_for_slot()  # whoever has the device now may be doing this very stage
+        if self._fresh and stage.name == "train":
+            with self.store.lock(key):  # whoever trains the same now keeps its checkpoints until it is done
+                shutil.rmtree(self.store.checkpoints(key), ignore_errors=True)
         task = stage.with_options(refresh_cache=self._fresh, result_storage=results(self.store))
         state = task(**parameters, return_state=True)
         result: R = state.result()

@@ -12,12 +12,11 @@ from typing import Any
 import safetensors.torch
 
 from backprop_core.adapter import Tensors
-from backprop_core.errors import DiskFull
+from backprop_core.errors import CheckpointInvalid, DiskFull
 from backprop_core.keys import canonical
 from backprop_core.store import MANIFEST, fsync, manifest_of
 
-KEPT = 2
-KIND, FORMAT = "checkpoint", 1
+KIND, FORMAT = "checkpoint", 2
 STATE = "state.json"
 log = logging.getLogger(__name__)
 
@@ -30,12 +29,19 @@ class Checkpoint:
     state: dict[str, Any]
     tensors: dict[str, Tensors]
 
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for group in self.tensors.values() for tensor in group.values())
 
-def save(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write beside, force to disk, rename: what has the final name is whole. The newest two are kept.
 
-    Raises DiskFull; then the older ones are untouched.
+def save(checkpoint: Checkpoint, folder: Path, *, keep: int) -> None:
+    """Write beside, force to disk, rename: what has the final name is whole. The newest `keep` stay.
+
+    Raises DiskFull, before a byte is written if it can be known; then the older ones are untouched.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(folder).free < checkpoint.nbytes:
+        raise no_space(folder)
     target = folder / f"step-{checkpoint.step:06d}"
     beside = target.with_suffix(".tmp")
     shutil.rmtree(beside, ignore_errors=True)
@@ -46,11 +52,16 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
         if error.errno == errno.ENOSPC:
-            raise DiskFull(f"no space left for a checkpoint in {folder}", hint="free some space and go on") from error
+            raise no_space(folder) from error
         raise
     fsync(folder)
-    for path in [*finished(folder)[:-KEPT], *folder.glob("*.tmp")]:
+    fsync(folder.parent)
+    for path in [*finished(folder)[:-keep], *folder.glob("*.tmp")]:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def no_space(folder: Path) -> DiskFull:
+    return DiskFull(f"no space left for a checkpoint in {folder}", hint="free some space and go on")
 
 
 def write(checkpoint: Checkpoint, directory: Path) -> None:
@@ -75,20 +86,12 @@ def finished(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.suffix != ".tmp")
 
 
-def newest(folder: Path, fingerprint: dict[str, Any]) -> Checkpoint | None:
-    """The newest checkpoint that verifies and was written under the same `fingerprint`; None to start afresh.
-
-    What is passed over is named in the log.
-    """
+def newest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that verifies; a damaged one is named and passed over. None to start afresh."""
     for path in reversed(finished(folder)):
-        if not verifies(path):
-            log.warning("%s is damaged; trying an older checkpoint", path)
-            continue
-        checkpoint = read(path)
-        if differences := differing(checkpoint.state["fingerprint"], fingerprint):
-            log.warning("%s cannot be continued exactly, starting afresh: %s", path, "; ".join(differences))
-            return None
-        return checkpoint
+        if verifies(path):
+            return read(path)
+        log.warning("%s is damaged or of another format; trying an older checkpoint", path)
     return None
 
 
@@ -106,7 +109,13 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(int(path.name.removeprefix("step-")), json.loads((path / STATE).read_bytes()), tensors)
 
 
-def differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """The fields in which two fingerprints differ, with both values."""
+def check_exact(old: dict[str, Any], new: dict[str, Any], *, inexact: bool) -> list[str]:
+    """The fields in which two fingerprints differ, with both values; raises CheckpointInvalid for any but `inexact`."""
     names = sorted(old.keys() | new.keys())
-    return [f"{name} was {old.get(name)}, is {new.get(name)}" for name in names if old.get(name) != new.get(name)]
+    different = [f"{name} was {old.get(name)}, is {new.get(name)}" for name in names if old.get(name) != new.get(name)]
+    if different and not inexact:
+        raise CheckpointInvalid(
+            f"the checkpoint cannot be continued to the same bits: {'; '.join(different)}",
+            hint="restore what differs, go on inexactly with --set training.inexact_resume=true, or begin with --fresh",
+        )
+    return different

@@ -1,16 +1,18 @@
 """One LoRA run: from its plan alone, exactly resumable at every step boundary."""
 
+import gc
+import logging
 import math
 import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from backprop_core import adapter as adapters
 from backprop_core import slao
@@ -22,10 +24,13 @@ from backprop_core.refs import AdapterRef, RowsRef, Start, TrainResult
 from backprop_core.specs import TrainSpec
 from backprop_core.store import Store
 from backprop_core.strategies import check_same_shape
-from backprop_core.training import checkpoint, plan
+from backprop_core.training import checkpoint, ladder, plan
 from backprop_core.training.checkpoint import Checkpoint
+from backprop_core.training.ladder import Limits
+from backprop_core.training.loss import loss_sum
 
 OnMetrics = Callable[[int, int, dict[str, float]], None]
+log = logging.getLogger(__name__)
 
 
 def train(
@@ -42,9 +47,10 @@ def train(
     """Train one adapter and commit it. Where checkpoints lie under `key`, it goes on from the newest, to the same bits.
 
     `on_metrics(step, total steps, values)` after each step: loss (nats per label token), learning_rate, grad_norm
-    (before clipping), tokens (of the step, without padding). `should_stop()` is asked at each step boundary.
-    Raises NoRows, LossNotFinite, DiskFull, RankMismatch, AdapterMismatch, RankTooLarge, GPUOutOfMemory, and Interrupted
-    once it has saved a checkpoint.
+    (before clipping), tokens (of the step, without padding); token_budget and gradient_checkpointing where a step ran
+    out of memory and changed them; inexact_resume, 1, in the step after one. `should_stop()` is asked at each step
+    boundary. Raises NoRows, LossNotFinite, DiskFull, RankMismatch, AdapterMismatch, RankTooLarge, GPUOutOfMemory,
+    CheckpointInvalid, and Interrupted once it has saved a checkpoint.
     """
     with store.lock(key):
         items = load(base, rows, max_length=spec.max_length, store=store)
@@ -56,11 +62,18 @@ def train(
                 run.train(on_metrics, should_stop)
             except torch.OutOfMemoryError as error:
                 raise GPUOutOfMemory(
-                    f"step {run.step + 1} does not fit on {base.device}",
-                    hint="lower training.token_budget, then training.max_length; it starts afresh with other settings",
+                    f"step {run.step + 1} leaves no memory for the optimizer on {base.device}",
+                    hint="lower training.lora.rank, or use a smaller base or a GPU with more memory",
                 ) from error
             tensors = taken(model)
-        record = {"stage": "train", "key": key, "rows": rows.digest, "spec": spec.model_dump(mode="json")}
+        record = {
+            "stage": "train",
+            "key": key,
+            "rows": rows.digest,
+            "spec": spec.model_dump(mode="json"),
+            "limits": asdict(run.limits),
+            "inexact_resume": run.inexact,
+        }
         with store.begin("adapter") as directory:
             adapters.write(Adapter(config, tensors), directory)
             ref = store.commit(directory, AdapterRef, kind="tuned", record=record)
@@ -90,7 +103,7 @@ def fingerprint(base: LoadedBase, rows: RowsRef, spec: TrainSpec) -> dict[str, A
         "threads": torch.get_num_threads(),
         "precision": base.precision,
         "attention": base.model.config._attn_implementation,
-        "token_budget": spec.token_budget,
+        "gradient_checkpointing": spec.gradient_checkpointing,
         "seed": spec.seed,
         "rows": rows.digest,
     }
@@ -118,11 +131,12 @@ class Run:
         )
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.losses: deque[tuple[float, int]] = deque(maxlen=math.ceil(self.total / 10))
+        self.inexact: list[str] = []  # what differed, if it ever went on from a checkpoint of another fingerprint
+        self.adopt(ladder.top(spec))
 
     def train(self, on_metrics: OnMetrics, should_stop: Callable[[], bool]) -> None:
         """Do the steps that are left."""
-        if saved := checkpoint.newest(self.folder, self.fingerprint):
-            self.restore(saved)
+        news = self.resume()
         self.model.train()
         began = saved_at = time.monotonic()
         before = self.seconds
@@ -130,24 +144,28 @@ class Run:
             metrics = self.do_step(batch)
             self.step += 1
             self.seconds = before + time.monotonic() - began
-            on_metrics(self.step, self.total, metrics)
+            on_metrics(self.step, self.total, {**metrics, **news})
+            news = {}
             stop = should_stop() and self.step < self.total
-            if stop or time.monotonic() - saved_at >= self.spec.checkpoint_seconds:
-                checkpoint.save(self.snapshot(), self.folder)
+            if stop or self.is_due(time.monotonic() - saved_at):
+                checkpoint.save(self.snapshot(), self.folder, keep=self.spec.checkpoints_kept)
                 saved_at = time.monotonic()
             if stop:
                 raise Interrupted(
                     f"stopped after step {self.step} of {self.total}", hint="run it again; it goes on from there"
                 )
 
+    def is_due(self, seconds: float) -> bool:
+        """Whether a checkpoint is due, `seconds` after the last one: by time, by steps, and when training is done."""
+        every = self.spec.checkpoint_steps
+        by_steps = every is not None and self.step % every == 0
+        return by_steps or seconds >= self.spec.checkpoint_seconds or self.step == self.total
+
     def do_step(self, batch: list[int]) -> dict[str, float]:
         """One optimizer step on a fixed set of examples; the loss is the mean over all their label tokens."""
         labels = sum(len(self.items[index].at_n) for index in batch)
-        loss = torch.zeros((), device=self.base.device)
-        for indices in by_budget(batch, self.lengths, self.spec.token_budget):
-            part = self.loss_sum(indices) / labels
-            part.backward()  # type: ignore[no-untyped-call]
-            loss += part.detach()
+        limits = self.limits
+        loss = self.gradients(batch, labels)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.spec.max_grad_norm, foreach=True)
         metrics = {"loss": loss.item(), "grad_norm": norm.item()}
         self.check_finite(metrics)
@@ -158,13 +176,52 @@ class Run:
         tokens = sum(self.lengths[index] for index in batch)
         self.tokens += tokens
         self.losses.append((metrics["loss"], labels))
-        return {**metrics, "learning_rate": rate, "tokens": tokens}
+        changed = self.limits.metrics() if self.limits != limits else {}
+        return {**metrics, "learning_rate": rate, "tokens": tokens, **changed}
+
+    def gradients(self, batch: list[int], labels: int) -> torch.Tensor:
+        """The step's loss, its gradients in place; where memory ran out again from the start, with less at once."""
+        generator_states = generators()
+        while True:
+            loss, too_large = self.accumulate(batch, labels)
+            if not too_large:
+                return loss
+            self.optimizer.zero_grad()
+            put_generators(generator_states)
+            gc.collect()
+            torch.cuda.empty_cache()
+            self.step_down(too_large)
+
+    def accumulate(self, batch: list[int], labels: int) -> tuple[torch.Tensor, list[int]]:
+        """The step's loss, micro-batch by micro-batch, and the micro-batch that there was no memory for, if any."""
+        loss = torch.zeros((), device=self.base.device)
+        for indices in by_budget(batch, self.lengths, self.limits.token_budget):
+            try:
+                part = self.loss_sum(indices) / labels
+                part.backward()  # type: ignore[no-untyped-call]
+            except torch.OutOfMemoryError:  # its traceback holds what has to go: nothing is done before it is gone
+                return loss, indices
+            loss += part.detach()
+        return loss, []
 
     def loss_sum(self, indices: list[int]) -> torch.Tensor:
         """Sum of the negative log-likelihoods of a micro-batch's label tokens."""
         batch = collate([self.items[index] for index in indices], self.base.device)
-        states_nh = self.base.states(batch.ids_bt, batch.lengths_b, batch.at_n)
-        return F.cross_entropy(self.base.logits(states_nh), batch.labels_n, reduction="sum")
+        return loss_sum(self.base, self.base.states(batch.ids_bt, batch.lengths_b, batch.at_n), batch.labels_n)
+
+    def step_down(self, too_large: list[int]) -> None:
+        """Take the next rung of the ladder, and say so. Raises GPUOutOfMemory if there is none."""
+        longest = max(self.lengths[index] for index in too_large)
+        try:
+            self.adopt(ladder.below(self.limits, len(too_large), longest, self.spec))
+        except GPUOutOfMemory as error:
+            where = f"step {self.step + 1} of {self.total} on {self.base.device}"
+            raise GPUOutOfMemory(f"{where}: {error.message}", hint=error.hint) from None
+        log.warning("out of memory in step %d; the same step again with %s", self.step + 1, self.limits)
+
+    def adopt(self, limits: Limits) -> None:
+        self.limits = limits
+        self.base.keep_activations(not limits.gradient_checkpointing)
 
     def check_finite(self, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
@@ -180,6 +237,8 @@ class Run:
             "tokens": self.tokens,
             "seconds": self.seconds,
             "losses": list(self.losses),
+            "limits": asdict(self.limits),
+            "inexact": self.inexact,
         }
         moments = {
             f"{index}.{name}": tensor
@@ -187,6 +246,20 @@ class Run:
             for name, tensor in entry.items()
         }
         return Checkpoint(self.step, state, {"adapter": taken(self.model), "optimizer": moments, "rng": generators()})
+
+    def resume(self) -> dict[str, float]:
+        """Go on from the newest checkpoint, if there is one; the metrics that say so if it is not to the same bits."""
+        saved = checkpoint.newest(self.folder)
+        if saved is None:
+            return {}
+        inexact = self.spec.inexact_resume
+        different = checkpoint.check_exact(saved.state["fingerprint"], self.fingerprint, inexact=inexact)
+        self.restore(saved)
+        self.adopt(ladder.top(self.spec) if different else Limits(**saved.state["limits"]))
+        self.inexact = saved.state["inexact"] + different
+        if different:
+            log.warning("going on inexactly after step %d: %s", self.step, "; ".join(different))
+        return {"inexact_resume": 1.0} if different else {}
 
     def restore(self, saved: Checkpoint) -> None:
         self.step, self.tokens, self.seconds = saved.step, saved.state["tokens"], saved.state["seconds"]
@@ -197,10 +270,7 @@ class Run:
             index, _, name = key.partition(".")
             moments.setdefault(int(index), {})[name] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        torch.set_rng_state(saved.tensors["rng"]["cpu"])
-        for name, state in saved.tensors["rng"].items():
-            if name != "cpu":
-                torch.cuda.set_rng_state(state, name)
+        put_generators(saved.tensors["rng"])
 
     def result(self, adapter: AdapterRef) -> TrainResult:
         labels = sum(count for _, count in self.losses)
@@ -217,3 +287,11 @@ def generators() -> Tensors:
     """The states of torch's random generators, by device."""
     cuda = {f"cuda:{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
     return {"cpu": torch.get_rng_state(), **cuda}
+
+
+def put_generators(states: Tensors) -> None:
+    """Set the generators of the devices that are here."""
+    torch.set_rng_state(states["cpu"])
+    for index in range(torch.cuda.device_count()):
+        if (name := f"cuda:{index}") in states:
+            torch.cuda.set_rng_state(states[name], index)

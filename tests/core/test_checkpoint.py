@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from backprop_core.errors import CheckpointInvalid, DiskFull
 from backprop_core.refs import RowsRef
 from backprop_core.store import Store
 from backprop_core.training import checkpoint
@@ -33,10 +34,10 @@ def same(one: Checkpoint | None, other: Checkpoint) -> bool:
 
 def test_newest_is_what_was_saved_last(tmp_path: Path) -> None:
     """Tensors and values come back bit for bit, from the newest; the newest two are kept, nothing else is left."""
-    assert checkpoint.newest(tmp_path, PRINT) is None
+    assert checkpoint.newest(tmp_path) is None
     for step in (1, 2, 10):
-        checkpoint.save(at(step), tmp_path)
-    assert same(checkpoint.newest(tmp_path, PRINT), at(10))
+        checkpoint.save(at(step), tmp_path, keep=2)
+    assert same(checkpoint.newest(tmp_path), at(10))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000002", "step-000010"]
 
 
@@ -44,8 +45,18 @@ def test_a_checkpoint_can_be_saved_over_its_like(tmp_path: Path) -> None:
     """Saving a step again, after its first checkpoint was damaged or half written, replaces it."""
     (tmp_path / "step-000001.tmp").mkdir(parents=True)
     (tmp_path / "step-000001").mkdir()
-    checkpoint.save(at(1), tmp_path)
-    assert same(checkpoint.newest(tmp_path, PRINT), at(1))
+    checkpoint.save(at(1), tmp_path, keep=2)
+    assert same(checkpoint.newest(tmp_path), at(1))
+
+
+def test_no_space_is_known_before_anything_is_written(tmp_path: Path) -> None:
+    """A checkpoint larger than the free space is refused, and the one before it stays as it is."""
+    checkpoint.save(at(1), tmp_path, keep=1)
+    huge = Checkpoint(2, at(1).state, {"adapter": {"a": torch.zeros(1).expand(2**50)}})
+    with pytest.raises(DiskFull):
+        checkpoint.save(huge, tmp_path, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+    assert same(checkpoint.newest(tmp_path), at(1))
 
 
 @pytest.mark.parametrize("name", ["adapter.safetensors", "rng.safetensors", "state.json", "artifact.json"])
@@ -54,8 +65,8 @@ def test_a_damaged_one_is_named_and_passed_over(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, how: str
 ) -> None:
     """Whatever happened to a file of the newest, the one before it is used, and the log names the damaged one."""
-    checkpoint.save(at(1), tmp_path)
-    checkpoint.save(at(2), tmp_path)
+    checkpoint.save(at(1), tmp_path, keep=2)
+    checkpoint.save(at(2), tmp_path, keep=2)
     path = tmp_path / "step-000002" / name
     data = path.read_bytes()
     match how:
@@ -66,16 +77,18 @@ def test_a_damaged_one_is_named_and_passed_over(
         case "remove":
             path.unlink()
     with caplog.at_level(logging.WARNING):
-        assert same(checkpoint.newest(tmp_path, PRINT), at(1))
+        assert same(checkpoint.newest(tmp_path), at(1))
     assert "step-000002 is damaged" in caplog.text
 
 
-def test_another_fingerprint_starts_afresh_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A checkpoint that cannot be continued to the same bits is not used; the log names what differs."""
-    checkpoint.save(at(1), tmp_path)
-    with caplog.at_level(logging.WARNING):
-        assert checkpoint.newest(tmp_path, {**PRINT, "threads": 2}) is None
-    assert "threads was 1, is 2" in caplog.text
+def test_another_fingerprint_is_refused_or_named() -> None:
+    """What cannot be continued to the same bits is an error that names what differs; an inexact resume is told."""
+    assert checkpoint.check_exact(PRINT, PRINT, inexact=False) == []
+    other = {"threads": 2, "torch": "2", "cuda": "13"}
+    with pytest.raises(CheckpointInvalid, match=r"cuda was None, is 13; threads was 1, is 2$") as caught:
+        checkpoint.check_exact(PRINT, other, inexact=False)
+    assert "inexact_resume" in caught.value.hint
+    assert checkpoint.check_exact(PRINT, other, inexact=True) == ["cuda was None, is 13", "threads was 1, is 2"]
 
 
 class Children:

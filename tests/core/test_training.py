@@ -17,14 +17,14 @@ from backprop_core.batch import load as load_items
 from backprop_core.errors import (
     AdapterMismatch,
     BackpropError,
-    GPUOutOfMemory,
+    CheckpointInvalid,
     Interrupted,
     LossNotFinite,
     ModelLoadFailed,
     NoRows,
     RankMismatch,
 )
-from backprop_core.model import LoadedBase, adapted, injected, linear_names, load, put
+from backprop_core.model import LoadedBase, adapted, injected, load, put
 from backprop_core.refs import RowsRef, Start, TrainResult
 from backprop_core.specs import LoraSpec, TrainSpec
 from backprop_core.store import Store
@@ -69,6 +69,7 @@ def run(
     start: Start | None = None,
     metrics: Metrics | None = None,
     stop_after: int | None = None,
+    key: str = "key",
     **fields: Any,
 ) -> TrainResult:
     seen: Metrics = [] if metrics is None else metrics
@@ -77,7 +78,7 @@ def run(
         rows,
         spec=SPEC.model_copy(update=fields),
         start=start,
-        key="key",
+        key=key,
         store=store,
         on_metrics=lambda step, total, values: seen.append((step, values)),
         should_stop=lambda: len(seen) == stop_after,
@@ -197,6 +198,56 @@ def test_stopped_and_run_again_is_the_same(base: LoadedBase, rows: RowsRef, stor
     assert not store.checkpoints("key").exists()
 
 
+def test_checkpoints_by_steps_and_at_the_end(base: LoadedBase, rows: RowsRef, store: Store) -> None:
+    """Every second step, as many as are to be kept, and the last step: what fails after it trains nothing again."""
+    seen: list[list[str]] = []
+    artifacts, aside = store.root / "artifacts", store.root / "aside"
+
+    def look(step: int, total: int, _: dict[str, float]) -> None:
+        seen.append(sorted(path.name for path in store.checkpoints("key").glob("*")))
+        if step == total:  # and from now on nothing can be committed
+            artifacts.rename(aside)
+            artifacts.touch()
+
+    spec = SPEC.model_copy(update={"checkpoint_steps": 2, "checkpoints_kept": 1})
+    whole = run(base, rows, store, key="other")
+    with pytest.raises(OSError):
+        train(
+            *(base, rows),
+            **{"spec": spec, "start": None, "key": "key", "store": store},
+            on_metrics=look,
+            should_stop=lambda: False,
+        )
+    assert seen == [[], [], ["step-000002"], ["step-000002"], ["step-000004"], ["step-000004"]]
+    artifacts.unlink()
+    aside.rename(artifacts)
+    metrics: Metrics = []
+    assert run(base, rows, store, metrics=metrics).adapter == whole.adapter
+    assert metrics == []
+
+
+def test_another_fingerprint(base: LoadedBase, rows: RowsRef, store: Store) -> None:
+    """Resumed with another number of threads: refused by name, or inexact, in the same order of rows, and on record."""
+    straight, again = [], []  # type: ignore[var-annotated]
+    run(base, rows, store, metrics=straight, key="other")
+    with pytest.raises(Interrupted):
+        run(base, rows, store, stop_after=2)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        with pytest.raises(CheckpointInvalid, match=f"threads was {threads}, is {threads + 1}"):
+            run(base, rows, store)
+        with pytest.raises(Interrupted):
+            run(base, rows, store, metrics=again, stop_after=2, inexact_resume=True)
+        assert [step for step, _ in again] == [3, 4]
+        result = run(base, rows, store, metrics=again)
+    finally:
+        torch.set_num_threads(threads)
+    assert [values["tokens"] for _, values in again] == [values["tokens"] for _, values in straight[2:]]
+    assert [values.get("inexact_resume") for _, values in again] == [1, None, None, None]
+    assert store.record(result.adapter.digest)["inexact_resume"] == [f"threads was {threads}, is {threads + 1}"]
+
+
 def test_a_loss_that_is_not_finite_saves_nothing(path: Path, rows: RowsRef, store: Store) -> None:
     """NaN in the loss ends the run with a code, before an adapter or a checkpoint is written."""
     broken = load(path, precision="fp32", device="cpu")
@@ -205,21 +256,6 @@ def test_a_loss_that_is_not_finite_saves_nothing(path: Path, rows: RowsRef, stor
         run(broken, rows, store, checkpoint_seconds=0)
     assert store.count() == 1
     assert not store.checkpoints("key").exists()
-
-
-def test_out_of_memory_has_a_code(base: LoadedBase, rows: RowsRef, store: Store) -> None:
-    """A step that the device has no memory for is a coded error, and the base is left clean."""
-
-    def fail(*_: object) -> None:
-        raise torch.OutOfMemoryError("no memory left")
-
-    hook = base.model.model.register_forward_pre_hook(fail)
-    with pytest.raises(GPUOutOfMemory, match="step 1"):
-        run(base, rows, store)
-    hook.remove()
-    assert linear_names(base.model) == linear_names(
-        load(Path(base.model.name_or_path), precision="fp32", device="cpu").model
-    )
 
 
 def test_no_rows_is_refused(base: LoadedBase, store: Store) -> None:
