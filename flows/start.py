@@ -1,12 +1,16 @@
 """From a spec to a flow's result, for whoever sits at this machine. The worker starts while Prefect is imported."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from backprop_core.refs import RunResult
 from backprop_core.specs import Quantization, RunSpec
 from flows.environment import connected
 from tasks import early
 from tasks.prepare import Prepared
+
+if TYPE_CHECKING:
+    from tasks.plan import Plan
 
 
 def run(flow: str, spec: RunSpec, *, fresh: bool = False) -> RunResult:
@@ -42,6 +46,15 @@ def call(flow: str, spec: RunSpec, *, fresh: bool) -> RunResult:
         export=spec.export,
         fresh=fresh,
     )
+
+
+def plan(flow: str, spec: RunSpec, *, fresh: bool) -> "Plan":
+    """What the flow would do. Raises what it would raise before its first stage."""
+    from flows import pipeline
+    from tasks.plan import plan
+
+    body = pipeline.next_version if flow == "retrain" else pipeline.pipeline
+    return plan(flow, spec, body, fresh=fresh)
 
 
 def export(ref: str, quantizations: list[Quantization], *, output: Path | None, fresh: bool) -> RunResult:

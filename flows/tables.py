@@ -15,6 +15,7 @@ from flows.console import one_line
 
 if TYPE_CHECKING:
     from tasks.estimate import Estimate
+    from tasks.plan import Plan
     from tasks.tracking import RunSummary
 
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
@@ -205,6 +206,25 @@ def vram(estimate: "Estimate") -> RenderableType:
     for choice in estimate.choices:
         chosen.add_row(choice.field, str(choice.value), one_line(choice.reason))
     return Group(vram_heading(estimate), "", made, "", chosen)
+
+
+def plan(plan: "Plan") -> RenderableType:
+    """How often each stage is in the cache and how often not, and what the rest would take."""
+    made = table("stage", "cached", "would run", right=("cached", "would run"))
+    for name in dict.fromkeys(stage.stage for stage in plan.stages):
+        cached = [stage.cached for stage in plan.stages if stage.stage == name]
+        made.add_row(name, str(sum(cached)), str(len(cached) - sum(cached)))
+    return Group(made, "", *needs(plan))
+
+
+def needs(plan: "Plan") -> Iterator[Text]:
+    """Memory and disk, as far as the model's size is known."""
+    unknown = "not known for a model of this kind"
+    if plan.device == "cuda":
+        yield Text(f"VRAM  {unknown if plan.vram is None else f'{plan.vram:.1f} GiB'}, {plan.vram_free:.1f} GiB free")
+    else:
+        yield Text("VRAM  none: it runs on the CPU")
+    yield Text(f"disk  {unknown if plan.disk is None else f'{plan.disk:.2f} GiB'}, {plan.disk_free:.1f} GiB free")
 
 
 def vram_heading(estimate: "Estimate") -> Text:

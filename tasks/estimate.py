@@ -60,7 +60,7 @@ def estimate(model: ModelSpec, training: TrainSpec, dataset: DatasetSpec | None,
         tokens=micro_batch(training),
         vram_gib=free and round(free / GIB, 3),
         ways=[way(shape, setting, micro_batch(training), free) for setting in settings],
-        choices=choose(shape, training, dataset and data_in(dataset), free),
+        choices=choose(shape, training, data_in(dataset) if dataset else None, free),
     )
 
 

@@ -74,6 +74,15 @@ class Flags(Output):
     fresh: Annotated[
         bool, Parameter(help="Do everything again, cached or not.", negative="", show_default=False, group=TASK)
     ] = False
+    plan: Annotated[
+        bool,
+        Parameter(
+            help="Say what is cached, what would run, and what memory and disk it takes; then stop.",
+            negative="",
+            show_default=False,
+            group=TASK,
+        ),
+    ] = False
     preset: Annotated[
         str | None,
         Parameter(help="A usual model and what suits it, like llama-3.2-1b; the file and flags win.", group=SPEC),

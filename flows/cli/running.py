@@ -74,7 +74,12 @@ def export(
 
 
 def carry_out(flow: str, spec: RunSpec, flags: Flags) -> Answer:
-    """Run a flow here."""
+    """Run a flow here, or say what it would do."""
+    if flags.plan:
+        configure_logging(settings(), verbose=flags.verbose)
+        quiet_prefect()
+        made = start.plan(flow, spec, fresh=flags.fresh)
+        return Answer(made.model_dump(mode="json"), tables.plan(made))
     with watched(flags):
         return answer(start.run(flow, spec, fresh=flags.fresh))
 

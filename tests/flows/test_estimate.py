@@ -68,7 +68,7 @@ def test_for_people(capsys: Capture, base: Path) -> None:
         (["--model", "nobody/nothing"], "DEP_MODEL_LOAD_FAILED", "nobody/nothing"),
         (["--vram", "much"], "CONFIG_INVALID", "--vram 16GB"),
         (["--vram", "0"], "CONFIG_INVALID", "--vram 16GB"),
-        (["--set", "traning.lora.rank=8"], "CONFIG_INVALID", "training.lora.rank"),
+        (["--set", "traning.lora.rank=8"], "CONFIG_INVALID", "did you mean `training`"),
         (["--set", "training.lora.target_modules=[query]"], "CONFIG_ADAPTER_MISMATCH", "q_proj"),
         (["--data", "none.jsonl"], "INPUT_NOT_FOUND", "none.jsonl"),
     ],

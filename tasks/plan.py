@@ -1,0 +1,152 @@
+"""What a run would do: its body is gone through with a run that computes nothing and looks every stage up."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from prefect import Task
+from pydantic import BaseModel, Field
+
+from backprop_core import devices
+from backprop_core.errors import ArchitectureUnsupported
+from backprop_core.keys import stage_key
+from backprop_core.refs import AdapterRef, DatasetRef, Record, RowsRef, StageRecord, TrainResult
+from backprop_core.settings import settings
+from backprop_core.specs import RunSpec, TrainSpec
+from backprop_core.store import Store
+from backprop_core.training.memory import GIB, Setting, Shape, memory, micro_batch
+from backprop_core.training.presets import shape_for
+from tasks import prepare
+from tasks.policy import Records, UnfitRecord, is_recorded, read_result
+from tasks.run import Run
+
+R = TypeVar("R", bound=BaseModel)
+BITS = {  # of a weight in a GGUF file, about
+    **{"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q5_0": 5.5},
+    **{"q4_k_m": 4.9, "q4_0": 4.5, "q3_k_m": 3.9, "q2_k": 3.4},
+}
+ADAPTER, CHECKPOINT = 4, 12  # bytes a LoRA parameter: float32, and with AdamW's two moments
+CHECKPOINTS = 3  # that lie on the disk while one is written
+
+
+class Plan(Record):
+    """The stages of a run, and what it would take, in GiB."""
+
+    stages: list[StageRecord] = Field(description="In order; those not cached would run.")
+    device: str
+    vram: float | None = Field(description="At the peak of a step; None on the CPU, or for a model not known by size.")
+    vram_free: float | None
+    disk: float | None = Field(description="Of what is written, about; None for a model not known by size.")
+    disk_free: float
+
+
+class Lookup(Run):
+    """A run that computes nothing: a stage that is not in the cache gets a result that nobody has made."""
+
+    def __init__(self, prepared: prepare.Prepared, store: Store, *, fresh: bool) -> None:
+        self.prepared, self.store, self.stages = prepared, store, []
+        self.files: list[str] = []  # kinds of GGUF files to be written
+        self._fresh = fresh
+
+    def call(self, stage: Task[..., R], **parameters: Any) -> R:
+        key = stage_key(stage.name, parameters)
+        found: R | None = None if self._fresh else recorded(self.store, key)
+        cached = found is not None or key in [stage.key for stage in self.stages]
+        self.stages.append(StageRecord(stage=stage.name, key=key, cached=cached, seconds=0, digest=None))
+        if not cached and stage.name in ("convert", "quantize"):
+            self.files.append(parameters.get("quantization") or parameters["outtype"])
+        kind: type[R] = get_type_hints(stage.fn)["return"]
+        return found or stand_in(kind, key, parameters)
+
+    @contextmanager
+    def lora_run(self, index: int, dataset: DatasetRef) -> Iterator[Any]:
+        yield self
+
+    def done(self, *_: Any) -> None:
+        pass
+
+    def exported(self, *_: Any) -> None:
+        pass
+
+    def unchanged(self) -> None:
+        pass
+
+    def gated(self, _: Any) -> bool:
+        return True
+
+
+def recorded(store: Store, key: str) -> Any:
+    """What the cache has under this key; None if nothing, or nothing sound."""
+    if not is_recorded(store, key):
+        return None
+    try:
+        record = json.loads(Records().read_path(key))
+        return read_result(Path(record["storage_key"]).read_bytes())
+    except (UnfitRecord, FileNotFoundError):
+        return None
+
+
+def stand_in(kind: type[R], key: str, parameters: dict[str, Any]) -> R:
+    """A result named by its stage's key, so that nothing made of it is in the cache either."""
+    made: Any
+    if issubclass(kind, DatasetRef):
+        rows = RowsRef(digest=key, rows=1)
+        made = DatasetRef(name=parameters["name"], task=parameters["task"], train=rows, heldout=rows, read=0)
+    elif issubclass(kind, TrainResult):
+        adapter = AdapterRef(digest=key, kind="tuned")
+        made = TrainResult(adapter=adapter, steps=0, tokens=0, train_loss=0, seconds=0)
+    else:
+        made = kind.model_construct(digest=key, rows=1)
+    found: R = made
+    return found
+
+
+def plan(flow: str, spec: RunSpec, body: Callable[[Run], object], *, fresh: bool) -> Plan:
+    """What `body` would do with this spec. Raises what `prepare` raises."""
+    store = Store(settings().store_path)
+    try:
+        prepared = prepare.prepare(flow, spec, store)
+        lookup = Lookup(prepared, store, fresh=fresh)
+        body(lookup)
+        training, shape = prepared.spec.training, known_shape(prepared)
+        free = devices.free_memory() if training.device == "cuda" else None
+        return Plan(
+            stages=lookup.stages,
+            device=training.device,
+            vram=gib(vram(shape, training)) if shape and training.device == "cuda" else None,
+            vram_free=None if free is None else gib(free),
+            disk=gib(disk(shape, training, lookup)) if shape else None,
+            disk_free=gib(shutil.disk_usage(store.root).free),
+        )
+    finally:
+        store.close()
+
+
+def known_shape(prepared: prepare.Prepared) -> Shape | None:
+    try:
+        return shape_for(prepared.spec.model)
+    except ArchitectureUnsupported:
+        return None
+
+
+def vram(shape: Shape, training: TrainSpec) -> int:
+    """Bytes at the peak of a step, as the run begins."""
+    assert training.precision != "auto", "resolved by `prepare`"
+    checkpointing = training.gradient_checkpointing == "on"
+    setting = Setting(precision=training.precision, checkpointing=checkpointing, lora=training.lora)
+    return memory(shape, setting, micro_batch(training)).total
+
+
+def disk(shape: Shape, training: TrainSpec, lookup: Lookup) -> int:
+    """Bytes of the adapters and GGUF files that would be written, and of one run's checkpoints."""
+    todo = [stage.stage for stage in lookup.stages if not stage.cached]
+    adapters = ADAPTER * (todo.count("train") + todo.count("merge")) + CHECKPOINT * CHECKPOINTS * ("train" in todo)
+    files = sum(BITS[kind] / 8 for kind in lookup.files)
+    return round(adapters * shape.lora_parameters(training.lora) + files * shape.parameters)
+
+
+def gib(size: int) -> float:
+    return round(size / GIB, 3)

@@ -1,0 +1,73 @@
+"""`--plan` against the run that follows: the same stages, the same keys, and nothing done."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from backprop_core.refs import RunResult
+from backprop_core.specs import DatasetSpec, ExportSpec, LoraSpec, MergeSpec, ModelSpec, RunSpec, TrainSpec
+from flows import cli, start
+from flows.multi_run import multi_run
+from tasks.plan import Plan
+
+TRAINING = TrainSpec(steps=2, batch_size=4, lora=LoraSpec(rank=4))
+
+
+@pytest.fixture
+def spec(base: Path, data: list[str]) -> RunSpec:
+    return RunSpec(
+        model=ModelSpec(name=str(base)),
+        datasets=[DatasetSpec(path=path) for path in data[:2]],
+        training=TRAINING,
+        export=ExportSpec(quantizations=["f16"]),
+    )
+
+
+def planned(spec: RunSpec, **changes: object) -> Plan:
+    return start.plan("multi-run", spec.model_copy(update=changes), fresh=False)
+
+
+def todo(plan: Plan) -> list[str]:
+    return [stage.stage for stage in plan.stages if not stage.cached]
+
+
+def carried_out(spec: RunSpec) -> RunResult:
+    result: RunResult = multi_run(spec.datasets, model=spec.model, training=spec.training, export=spec.export)
+    return result
+
+
+@pytest.mark.usefixtures("prefect", "home")
+def test_a_plan_is_what_happens(spec: RunSpec) -> None:
+    """The stages in their order; once they are done, the same keys, all of them cached, and only a change is work."""
+    before = planned(spec)
+    result = carried_out(spec)
+    after = planned(spec)
+    assert [stage.stage for stage in before.stages] == [stage.stage for stage in result.stages]
+    assert not any(stage.cached for stage in before.stages) and before.disk
+    assert [stage.key for stage in after.stages] == [stage.key for stage in result.stages]
+    assert todo(after) == [] and after.disk == 0
+    third = planned(spec, datasets=[*spec.datasets, spec.datasets[0].model_copy(update={"task": "again"})])
+    assert todo(third)[:5] == ["curate", "evaluate", "train", "merge", "evaluate"] and todo(third).count("train") == 1
+    sequential = todo(planned(spec, merge=MergeSpec(strategy="sequential")))
+    assert (sequential.count("train"), sequential.count("merge"), sequential.count("curate")) == (1, 2, 0)
+    assert len(todo(start.plan("multi-run", spec, fresh=True))) == len(result.stages)
+
+
+def test_a_plan_does_nothing(spec: RunSpec, home: Path, data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """No run, no journal, no artifact, no worker: only the answer."""
+    words = ["train", "--data", data[0], "--model", spec.model.name, "--export", "f16,q8_0", "--plan"]
+    assert cli.main([*words, "--json"]) == 0
+    made = Plan.model_validate_json(capsys.readouterr().out)
+    assert todo(made)[:3] == ["curate", "evaluate", "train"] and made.stages[-1].stage in ("convert", "fidelity")
+    assert cli.main(words) == 0
+    assert "would run" in capsys.readouterr().out
+    left = {path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file()}
+    assert [name for name in left if not name.startswith("store/")] == []
+    assert not any((home / "store" / name).exists() for name in ("artifacts", "runs", "cache"))
+
+
+def test_a_plan_refuses_what_a_run_would(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A dataset that is not there is found out before anything is planned."""
+    assert cli.main(["train", "--data", "none.jsonl", "--model", "nowhere", "--plan", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "INPUT_NOT_FOUND"
