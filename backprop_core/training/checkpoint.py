@@ -39,23 +39,23 @@ def save(checkpoint: Checkpoint, folder: Path, *, keep: int) -> None:
 
     Raises DiskFull, before a byte is written if it can be known; then the older ones are untouched.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    if shutil.disk_usage(folder).free < checkpoint.nbytes:
-        raise no_space(folder)
     target = folder / f"step-{checkpoint.step:06d}"
     beside = target.with_suffix(".tmp")
     shutil.rmtree(beside, ignore_errors=True)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(folder).free < checkpoint.nbytes:
+            raise no_space(folder)
         write(checkpoint, beside)
         shutil.rmtree(target, ignore_errors=True)
         beside.rename(target)
+        fsync(folder)
+        fsync(folder.parent)
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
-        if error.errno == errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise no_space(folder) from error
         raise
-    fsync(folder)
-    fsync(folder.parent)
     for path in [*finished(folder)[:-keep], *folder.glob("*.tmp")]:
         shutil.rmtree(path, ignore_errors=True)
 
@@ -87,11 +87,14 @@ def finished(folder: Path) -> list[Path]:
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that verifies; a damaged one is named and passed over. None to start afresh."""
+    """The newest checkpoint that verifies; a damaged one is named and set aside. None to start afresh."""
     for path in reversed(finished(folder)):
         if verifies(path):
             return read(path)
         log.warning("%s is damaged or of another format; trying an older checkpoint", path)
+        aside = path.with_name(f"damaged-{path.name}")  # else it would count as one of those that are kept
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
     return None
 
 
