@@ -50,8 +50,8 @@ bench: $(READY) ## speed and memory against others, as ratios of one run
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m benchmarks.run
 
-faults: $(READY) ## kill it everywhere
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/faults
+faults: $(READY) ## kill it everywhere: every failing disk operation, 200 kills of the whole job
+	BACKPROP_FAULTS=$${BACKPROP_FAULTS:-200} OMP_NUM_THREADS=1 $(BIN)/pytest tests/faults tests/core/test_checkpoint_faults.py
 
 clean: ## remove the environment and the caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
