@@ -13,7 +13,7 @@ from backprop_core.training.memory import Shape, shape_of
 
 @dataclass(frozen=True)
 class Preset:
-    """A model's shape; `models` are the hub ids that have it, the one for chats first."""
+    """A model's shape; `models` are the hub ids that have it. The first is for chats, and the length is its own."""
 
     models: tuple[str, ...]
     shape: Shape
@@ -64,11 +64,11 @@ PRESETS = {
     ),
     "qwen3-4b": preset(
         "Qwen/Qwen3-4B Qwen/Qwen3-4B-Base",
-        "qwen3", (2560, 9728, 36), (32, 8, 128), 151_936, tied=True, length=32_768,
+        "qwen3", (2560, 9728, 36), (32, 8, 128), 151_936, tied=True, length=40_960,
     ),
     "qwen3-8b": preset(
         "Qwen/Qwen3-8B Qwen/Qwen3-8B-Base",
-        "qwen3", (4096, 12_288, 36), (32, 8, 128), 151_936, tied=False, length=32_768,
+        "qwen3", (4096, 12_288, 36), (32, 8, 128), 151_936, tied=False, length=40_960,
     ),
     "llama-3.2-1b": preset(
         "meta-llama/Llama-3.2-1B-Instruct meta-llama/Llama-3.2-1B",
