@@ -10,7 +10,7 @@ import hashlib
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +50,7 @@ def curate(
     task: str,
     heldout: SourceRef | None,
     heldout_max: int,
+    scored: Sequence[RowsRef] = (),
     watch: bool = False,
     store: Store,
 ) -> DatasetRef:
@@ -57,7 +58,8 @@ def curate(
 
     Not used, and counted by reason: malformed rows, `empty` ones (nothing that an assistant answers), `duplicate` ones,
     `heldout_over_cap` (held-out side, not among the first `heldout_max` by hash: nothing trains on them either). With
-    `heldout`, its rows are the held-out ones, and rows of the source that equal one of them are dropped as `heldout`.
+    `heldout`, its rows are the held-out ones, and rows of the source that equal one of them are dropped as `heldout`; so
+    are rows that equal one of `scored`, which a line holds out already.
     `spec.skip` and `spec.rows` cut a window out of the training rows; what lies outside is in no count.
 
     Raises NoRows if nothing is left to train on, or to watch; what `formats.read` raises.
@@ -68,17 +70,19 @@ def curate(
         side, _, _ = known_rows(own_file, spec.model_copy(update={"path": spec.heldout or own_file.path}))
     else:
         side = [row for row in rows if watch or row.held_out]
-    train, scored = without(rows, side), side[:heldout_max]
+    train, kept = without(rows, side), side[:heldout_max]
     if own_file:
         dropped["heldout"] = len(rows) - len(train)
     else:
-        dropped["heldout_over_cap"] = len(side) - len(scored)
+        dropped["heldout_over_cap"] = len(side) - len(kept)
+    new = without(train, [row for ref in scored for row in known_in(ref, store)])
+    dropped["heldout"] += len(train) - len(new)
     record = {"stage": "curate", "source": source.digest}
     return DatasetRef(
         name=name,
         task=task,
-        train=commit([] if watch else window(train, spec), store, {**record, "side": "train"}),
-        heldout=commit(scored, store, {**record, "side": "heldout"}),
+        train=commit([] if watch else window(new, spec), store, {**record, "side": "train"}),
+        heldout=commit(kept, store, {**record, "side": "heldout"}),
         read=read_rows,
         dropped={reason: count for reason, count in sorted(dropped.items()) if count},
     )
@@ -151,9 +155,13 @@ def pool(heldouts: list[RowsRef], *, heldout_max: int, store: Store) -> RowsRef:
         raise NoRows("no row of this task is held out, so nothing can be scored", hint=HINT)
     if len(distinct) == 1:
         return next(iter(distinct.values()))
-    rows = [row for ref in distinct.values() for row in load(store.local(ref))]
-    merged = unique(Known(identity(row), canonical(row)) for row in rows)
+    merged = unique(row for ref in distinct.values() for row in known_in(ref, store))
     return commit(merged[:heldout_max], store, {"stage": "pool", "heldout": sorted(distinct)})
+
+
+def known_in(ref: RowsRef, store: Store) -> list[Known]:
+    """The rows of an artifact."""
+    return [Known(identity(row), canonical(row)) for row in load(store.local(ref))]
 
 
 def commit(rows: list[Known], store: Store, record: dict[str, Any]) -> RowsRef:

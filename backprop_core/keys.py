@@ -9,7 +9,17 @@ from backprop_core.refs import ArtifactRef, BaseRef, DatasetRef, Record, SourceR
 from backprop_core.specs import Spec
 
 # Raise a number when the stage's result would change; a golden test per stage fails otherwise.
-VERSIONS = {"curate": 1, "pool": 1, "train": 1, "merge": 1, "evaluate": 1, "convert": 1, "quantize": 1, "fidelity": 1}
+VERSIONS = {
+    "curate": 1,
+    "pool": 1,
+    "train": 1,
+    "merge": 1,
+    "evaluate": 1,
+    "gate": 1,
+    "convert": 1,
+    "quantize": 1,
+    "fidelity": 1,
+}
 
 
 def canonical(value: Any) -> str:

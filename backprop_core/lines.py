@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from backprop_core.errors import LineConflict, RunUnknown
-from backprop_core.refs import AdapterRef, BaseRef, DatasetRef, Digest, Record, RowsRef, RunId, Scores
+from backprop_core.refs import AdapterRef, BaseRef, DatasetRef, Record, RowsRef, RunId, Scores
 from backprop_core.specs import LoraSpec
 from backprop_core.store import Store, write_atomic
 
@@ -27,7 +27,15 @@ class LineVersion(Record):
     datasets: list[DatasetRef]
     heldout: dict[str, RowsRef] = Field(description="Held-out rows by task.")
     scores: dict[str, Scores] = Field(description="Scores of the merged adapter by task.")
-    parent: Digest | None = Field(None, description="Digest of the merged adapter that this version continues.")
+    watch: list[str] = Field(default_factory=list, description="Tasks that are only scored.")
+    parent: int | None = Field(None, description="Number of the version that this one continues; None: none.")
+
+
+class Live(Record):
+    """The champion of a line, with its number."""
+
+    number: int
+    version: LineVersion
 
 
 class Lines:
@@ -74,6 +82,43 @@ class Lines:
         """Make a version the live one."""
         self.version(line, number)
         write_atomic(self._root / line / "champion", str(number))
+
+    def live(self, line: str) -> Live | None:
+        """The champion itself, or None."""
+        number = self.champion(line)
+        return Live(number=number, version=self.version(line, number)) if number else None
+
+    def ancestors(self, line: str, number: int | None) -> list[LineVersion]:
+        """A version and those that it continues, the oldest first; empty for None."""
+        found: list[LineVersion] = []
+        while number:
+            found.append(self.version(line, number))
+            number = found[-1].parent
+        return found[::-1]
+
+    def advance(self, line: str, version: LineVersion, *, champion: int | None) -> int:
+        """Append `version`, made while `champion` was live, and make it the live one; returns its number.
+
+        A run that has done so before, or half of it, gets its version made live again where nobody else went on.
+        Raises LineConflict if the champion is another one by now.
+        """
+        for number in self.versions(line):
+            if self.version(line, number).run_id == version.run_id:
+                break
+        else:
+            self.check_champion(line, champion)
+            number = self.append(line, version, after=(self.versions(line) or [0])[-1])
+        if self.champion(line) == champion:
+            self.set_champion(line, number)
+        return number
+
+    def check_champion(self, line: str, expected: int | None) -> None:
+        """Raise LineConflict unless the line's champion is `expected`."""
+        if (champion := self.champion(line)) != expected:
+            raise LineConflict(
+                f"line {line} went on to version {champion} while this run continued version {expected}",
+                hint="run it again: it then continues from the newest version",
+            )
 
     def check_base(self, line: str, base: BaseRef) -> None:
         """Raise LineConflict if the line exists with another base."""

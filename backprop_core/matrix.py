@@ -8,19 +8,25 @@ Row = dict[str, Scores]  # task -> its cell
 
 
 def evaluation(
-    *, tasks: Sequence[str], watch: Sequence[str], trained: Sequence[str], rows: Sequence[Row], base: Row, metric: str
+    *,
+    tasks: Sequence[str],
+    watch: Sequence[str],
+    trained: Sequence[Sequence[str]],
+    rows: Sequence[Row],
+    base: Row,
+    metric: str,
 ) -> Evaluation:
     """The matrix of `rows` (one per run) over `tasks` then `watch`, and its averages in `metric` (higher is better).
 
-    `trained[i]` is the task that run i trained. average: mean over tasks of a[T,t]. backward_transfer: mean, over the
+    `trained[i]` are the tasks that run i trained. average: mean over tasks of a[T,t]. backward_transfer: mean, over the
     tasks last trained before run T, of a[T,t] - a[i,t] with i the run that last trained t; None if there is none.
     forgetting of t: max over i of a[i,t] - a[T,t]; for watched tasks the base counts as a run.
     """
     columns = [*tasks, *watch]
     chosen = [[value(row, task, metric) for task in columns] for row in rows]
     last = chosen[-1]
-    before = [i for i in (last_trained(trained, task) for task in tasks) if i < len(rows) - 1]
-    transfers = [number(last[tasks.index(trained[i])]) - number(chosen[i][tasks.index(trained[i])]) for i in before]
+    since = [(t, last_trained(trained, task)) for t, task in enumerate(tasks)]
+    transfers = [number(last[t]) - number(chosen[i][t]) for t, i in since if i < len(rows) - 1]
     return Evaluation(
         tasks=columns,
         watch=list(watch),
@@ -40,9 +46,9 @@ def evaluation(
     )
 
 
-def last_trained(trained: Sequence[str], task: str) -> int:
+def last_trained(trained: Sequence[Sequence[str]], task: str) -> int:
     """Index of the run that trained `task` last."""
-    return max(i for i, name in enumerate(trained) if name == task)
+    return max(i for i, names in enumerate(trained) if task in names)
 
 
 def value(row: Row, task: str, metric: str) -> float | None:

@@ -176,6 +176,33 @@ class Evaluation(Record):
     forgetting: list[float]
 
 
+class TaskVerdict(Record):
+    """One task in the gate: the candidate beside its rival, and the bounds of the difference."""
+
+    task: str
+    rows: int = Field(description="Held-out rows.")
+    candidate: float
+    rival: float
+    difference: float
+    low: float = Field(description="The difference is above this with the asked confidence.")
+    high: float = Field(description="And below this.")
+    worse: bool = Field(description="Clearly worse than allowed: a reason to reject.")
+    too_small: bool = Field(description="Too few rows to notice a drop as large as the allowed one.")
+
+
+class GateReport(Record):
+    """Whether a candidate may go live, and why."""
+
+    accepted: bool
+    reason: str
+    against: Literal["champion", "base"] = Field(description="The rival.")
+    metric: str
+    average: float = Field(description="Mean over the trained tasks, of the candidate.")
+    rival_average: float
+    base_average: float
+    tasks: list[TaskVerdict]
+
+
 class BaseRecord(Record):
     """The base as it stands in a result."""
 
@@ -207,6 +234,7 @@ class RunResult(Record):
     base: BaseRecord | None = None
     runs: list[RunRecord] = Field(default_factory=list)
     evaluation: Evaluation | None = None
+    gate: GateReport | None = None
     merged: Located | None = None
     gguf: list[GGUFRecord] = Field(default_factory=list)
     ollama: dict[str, str] | None = None

@@ -26,6 +26,9 @@ class ModelSpec(Spec):
 
     name: str = Field("Qwen/Qwen2.5-7B-Instruct", min_length=1, description="Hub id, or a local directory.")
     revision: str | None = Field(None, description="Hub revision; the commit is recorded.")
+    quantization: Literal["none", "nf4"] = Field(
+        "none", description="While it trains: nf4 is training.precision=nf4.", json_schema_extra=NO_KEY
+    )
 
 
 RowFormat = Literal["auto", "sharegpt", "messages", "alpaca", "prompt-completion", "question-answer", "text"]
@@ -69,7 +72,9 @@ class TrainSpec(Spec):
     warmup: float = Field(0.1, ge=0, le=1, description="Share of the steps that warm up, at most 20 steps.")
     weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay on A and B.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradient norm is clipped to this.")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="Base weights; auto: bf16 on a GPU.")
+    precision: Literal["auto", "fp32", "bf16", "nf4"] = Field(
+        "auto", description="Base weights while it trains; auto: bf16 on a GPU. nf4 is QLoRA."
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="Seeds the adapter's start and the order of the rows.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU if there is one.")
     checkpoint_seconds: float = Field(
@@ -122,6 +127,15 @@ class EvaluationSpec(Spec):
     )
 
 
+class GateSpec(Spec):
+    """When a candidate may go live: better on average than champion and base, and clearly worse on no task."""
+
+    max_drop: float = Field(0.01, ge=0, le=1, description="How much of its score a task may lose, in the metric.")
+    confidence: float = Field(
+        0.95, ge=0.5, lt=1, description="How sure the bootstrap must be that a task lost more than that."
+    )
+
+
 Quantization = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_0", "q4_k_m", "q4_0", "q3_k_m", "q2_k"]
 
 
@@ -140,4 +154,5 @@ class RunSpec(Spec):
     training: TrainSpec = TrainSpec()
     merge: MergeSpec = MergeSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
+    gate: GateSpec = GateSpec()
     export: ExportSpec = ExportSpec()

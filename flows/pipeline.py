@@ -1,5 +1,7 @@
 """The main job: curate → train one LoRA run after another → merge → evaluate on every task so far → GGUF."""
 
+from typing import NamedTuple
+
 from backprop_core.refs import AdapterRef, DatasetRef, GGUFRef, RowsRef, Scores, Start, TrainResult
 from tasks import stages
 from tasks.run import Run
@@ -7,7 +9,17 @@ from tasks.run import Run
 FIDELITY_ROWS = 16  # held-out rows that a GGUF file has to answer as the model does
 
 
-def pipeline(run: Run) -> None:
+class Made(NamedTuple):
+    """What the LoRA runs so far have come to."""
+
+    datasets: list[DatasetRef]
+    heldout: dict[str, RowsRef]
+    tuned: TrainResult
+    merged: AdapterRef
+    cells: dict[str, Scores]
+
+
+def pipeline(run: Run) -> Made:
     """Everything that a run asked for, in order; what is in the cache is not done again."""
     spec = run.spec
     datasets, watched = curated(run)
@@ -27,6 +39,47 @@ def pipeline(run: Run) -> None:
             lora_run.done(tuned, merged, cells, base_row)
     for quantization in spec.export.quantizations:
         export(run, merged, quantization, heldout[datasets[-1].task])
+    assert tuned and merged, "a run has at least one dataset"
+    return Made(datasets, heldout, tuned, merged, cells)
+
+
+def next_version(run: Run) -> Made | None:
+    """One more LoRA run, from the line's champion; None if nothing came of it that may go live."""
+    spec, live = run.spec, run.prepared.live
+    before = live.version if live else None
+    [dataset], watched = curated(run)
+    if before and dataset.train in [known.train for known in before.datasets]:
+        run.unchanged()
+        return None
+    heldout = held_out(run, [dataset, *watched])
+    base_row = {task: score(run, None, rows) for task, rows in heldout.items()}
+    with run.lora_run(0, dataset) as lora_run:
+        start = Start(tuned=before.tuned, orthonormal=spec.merge.orthonormal_start) if before else None
+        tuned = run.call(stages.train, base=run.base, rows=dataset.train, spec=spec.training, start=start)
+        merged = run.call(
+            stages.merge,
+            merged=before.merged if before else None,
+            tuned=tuned.adapter,
+            count=before.count + 1 if before else 1,
+            strategy=spec.merge.strategy,
+        )
+        cells = {task: score(run, merged, rows) for task, rows in heldout.items()}
+        lora_run.done(tuned, merged, cells, base_row)
+    champion = {task: score(run, before.merged, rows) for task, rows in heldout.items()} if before else None
+    report = run.call(
+        stages.gate,
+        candidate=cells,
+        champion=champion,
+        base=base_row,
+        watch=run.watched,
+        metric=spec.evaluation.metric,
+        spec=spec.gate,
+    )
+    if not run.gated(report):
+        return None
+    for quantization in spec.export.quantizations:
+        export(run, merged, quantization, heldout[dataset.task])
+    return Made([dataset], heldout, tuned, merged, cells)
 
 
 def curated(run: Run) -> tuple[list[DatasetRef], list[DatasetRef]]:
@@ -45,6 +98,7 @@ def curated(run: Run) -> tuple[list[DatasetRef], list[DatasetRef]]:
             task=source.task,
             heldout=source.heldout,
             heldout_max=cap,
+            scored=list(line_heldout(run).values()),
             watch=watch,
         )
         for spec, source, watch in inputs
@@ -53,8 +107,8 @@ def curated(run: Run) -> tuple[list[DatasetRef], list[DatasetRef]]:
 
 
 def held_out(run: Run, datasets: list[DatasetRef]) -> dict[str, RowsRef]:
-    """One held-out set a task, in order of first appearance."""
-    by_task: dict[str, list[RowsRef]] = {}
+    """One held-out set a task, in order of first appearance, those of the line first."""
+    by_task = {task: [rows] for task, rows in line_heldout(run).items()}
     for dataset in datasets:
         known = by_task.setdefault(dataset.task, [])
         if dataset.heldout not in known:
@@ -64,6 +118,12 @@ def held_out(run: Run, datasets: list[DatasetRef]) -> dict[str, RowsRef]:
         task: rows[0] if len(rows) == 1 and rows[0].rows else run.call(stages.pool, heldouts=rows, heldout_max=cap)
         for task, rows in by_task.items()
     }
+
+
+def line_heldout(run: Run) -> dict[str, RowsRef]:
+    """What the line that a retrain continues holds out, by task."""
+    live = run.prepared.live
+    return live.version.heldout if live and run.prepared.flow == "retrain" else {}
 
 
 def score(run: Run, adapter: AdapterRef | None, rows: RowsRef) -> Scores:

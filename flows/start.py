@@ -34,6 +34,20 @@ def call(flow: str, spec: RunSpec, *, fresh: bool) -> RunResult:
             export=spec.export,
             fresh=fresh,
         )
+    if flow == "retrain":
+        from flows.retrain import retrain
+
+        return retrain(
+            spec.line,
+            spec.datasets[0],
+            model=spec.model,
+            training=spec.training,
+            merge=spec.merge,
+            evaluation=spec.evaluation,
+            gate=spec.gate,
+            export=spec.export,
+            fresh=fresh,
+        )
     from flows.multi_run import multi_run
 
     return multi_run(
@@ -65,6 +79,14 @@ def export(ref: str, quantizations: list[Quantization], *, output: Path | None, 
         return export(ref, quantizations, output=str(output) if output else None, fresh=fresh)
 
 
+def promote(ref: str, line: str) -> RunResult:
+    """A line's version out of what an earlier run made. Raises RunUnknown, RefAmbiguous or LineConflict."""
+    with connected():
+        from flows.promote import promote
+
+        return promote(ref, line)
+
+
 def resume(prefix: str) -> RunResult:
     """Go on with an interrupted run, from its own record. Raises RunUnknown or RefAmbiguous."""
     run_id, prepared = early.restart(prefix)
@@ -78,6 +100,14 @@ def call_again(run_id: str, prepared: Prepared) -> RunResult:
         from flows.train import train
 
         return train(prepared.spec.datasets[0], run_id=run_id)
+    if prepared.flow == "retrain":
+        from flows.retrain import retrain
+
+        return retrain(prepared.spec.line, prepared.spec.datasets[0], run_id=run_id)
+    if prepared.flow == "promote":
+        from flows.promote import promote
+
+        return promote(run_id, prepared.spec.line, run_id=run_id)
     if prepared.flow == "export":
         from flows.export import export
 

@@ -10,16 +10,24 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from backprop_core.refs import Evaluation, RunResult
+from backprop_core.refs import Evaluation, GateReport, RunResult
 from flows.console import one_line
 
 if TYPE_CHECKING:
     from tasks.estimate import Estimate
+    from tasks.line import LineSummary
     from tasks.plan import Plan
     from tasks.tracking import RunSummary
 
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
-STYLES = {"finished": "green", "failed": "red", "interrupted": "yellow", "rejected": "yellow", "running": "cyan"}
+STYLES = {
+    "finished": "green",
+    "accepted": "green",
+    "failed": "red",
+    "interrupted": "yellow",
+    "rejected": "yellow",
+    "running": "cyan",
+}
 BESIDE_A_TERMINAL = 1000  # columns: a file or a pipe gets every line whole
 
 
@@ -98,6 +106,24 @@ def runs(summaries: Sequence["RunSummary"]) -> RenderableType:
     return made
 
 
+def lines(summaries: Sequence["LineSummary"]) -> RenderableType:
+    """Every line, and what is live of it."""
+    if not summaries:
+        return "no lines yet; `backprop retrain --line NAME --data FILE` begins one"
+    made = table("line", "champion", "versions", "runs", "run", "base", "tasks", right=("champion", "versions", "runs"))
+    for one in summaries:
+        made.add_row(
+            one["line"],
+            str(one["champion"] or "none"),
+            str(len(one["versions"])),
+            str(one["runs"]),
+            one["run_id"][:12],
+            one_line(one["base"]),
+            ", ".join(one["tasks"]),
+        )
+    return made
+
+
 def run(result: RunResult) -> RenderableType:
     """One run: what it is, the forgetting matrix, the files."""
     parts: list[RenderableType] = [heading(result)]
@@ -105,6 +131,8 @@ def run(result: RunResult) -> RenderableType:
         parts += ["", lora_runs(result)]
     if result.evaluation:
         parts += ["", *matrix(result.evaluation, [record.dataset.name for record in result.runs])]
+    if result.gate:
+        parts += ["", *gate(result.gate)]
     parts += ["", *files(result)]
     return Group(*parts)
 
@@ -113,6 +141,8 @@ def heading(result: RunResult) -> Text:
     """Who, what, how it ended."""
     text = Text.assemble("run ", (result.run_id, "bold"), "  ", status_text(result.status))
     text.append(f"  line {result.line}")
+    if result.version:
+        text.append(f", live: version {result.version}")
     if result.base:
         text.append(f"\nbase {one_line(result.base.name)}  {result.base.digest[:12]}")
     if result.error:
@@ -145,9 +175,10 @@ def matrix(evaluation: Evaluation, names: Sequence[str]) -> Iterator[RenderableT
     """Token accuracy of every task after every run, the untouched base first; blank where a task came later."""
     yield Text("token accuracy on held-out rows", style="bold")
     tasks = [f"({task})" if task in evaluation.watch else task for task in evaluation.tasks]
+    earlier = [f"run {number}" for number in range(1, len(evaluation.matrix) - len(names) + 1)]
     made = table("after", *tasks, right=tasks)
     made.add_row("the base", *map(number, evaluation.base))
-    for name, row in zip(names, evaluation.matrix, strict=True):
+    for name, row in zip([*earlier, *names], evaluation.matrix, strict=True):
         made.add_row(one_line(name), *map(number, row))
     yield made
     yield Text(
@@ -161,12 +192,25 @@ def matrix(evaluation: Evaluation, names: Sequence[str]) -> Iterator[RenderableT
     )
 
 
+def gate(report: GateReport) -> Iterator[RenderableType]:
+    """What the gate decided and why, with each task's difference between its bounds."""
+    yield Text.assemble("gate: ", status_text("accepted" if report.accepted else "rejected"), f", {report.reason}")
+    figures = ("rows", f"the {report.against}", "candidate", "difference", "at least", "at most")
+    made = table("task", *figures, "", right=figures)
+    for one in report.tasks:
+        scores = map(number, (one.rival, one.candidate, one.difference, one.low, one.high))
+        made.add_row(one.task, str(one.rows), *scores, "worse" if one.worse else "")
+    yield made
+
+
 def files(result: RunResult) -> Iterator[Text]:
     """What was made, and what can be done with it."""
     yield from files_of(result)
     match result.status:
         case "failed" | "interrupted":
             yield Text(f"go on with: backprop resume {result.run_id}")
+        case "unchanged":
+            yield Text(f"line {result.line} knows this data already; nothing was done")
         case "finished" if not result.gguf and result.merged:
             yield Text(f"next: backprop export {result.run_id[:12]} --quantization q4_k_m")
         case "finished" | "running":

@@ -14,7 +14,17 @@ from pydantic import BaseModel
 
 from backprop_core.errors import ArtifactDamaged, ArtifactMissing, BackpropError
 from backprop_core.keys import stage_key
-from backprop_core.refs import AdapterRef, ArtifactRef, DatasetRef, Fidelity, GGUFRef, RowsRef, Scores, TrainResult
+from backprop_core.refs import (
+    AdapterRef,
+    ArtifactRef,
+    DatasetRef,
+    Fidelity,
+    GateReport,
+    GGUFRef,
+    RowsRef,
+    Scores,
+    TrainResult,
+)
 from backprop_core.settings import settings
 from backprop_core.store import Store, write_atomic
 
@@ -24,7 +34,7 @@ log = logging.getLogger(__name__)
 
 RESULTS: dict[str, type[BaseModel]] = {
     f"{kind.__module__}.{kind.__qualname__}": kind
-    for kind in (AdapterRef, DatasetRef, Fidelity, GGUFRef, RowsRef, Scores, TrainResult)
+    for kind in (AdapterRef, DatasetRef, Fidelity, GateReport, GGUFRef, RowsRef, Scores, TrainResult)
 }
 
 

@@ -10,13 +10,13 @@ from pydantic import Field
 
 from backprop_core import base as bases
 from backprop_core import devices
-from backprop_core.errors import ExtraMissing, RefAmbiguous, RunUnknown
+from backprop_core.errors import ConfigInvalid, ExtraMissing, LineConflict, RefAmbiguous, RunUnknown
 from backprop_core.formats import snapshot
 from backprop_core.gguf.support import check_supported
 from backprop_core.keys import digest_of, part
-from backprop_core.lines import Lines
+from backprop_core.lines import Lines, Live
 from backprop_core.refs import AdapterRef, BaseRef, Located, Record, RunResult, SourceRef
-from backprop_core.specs import DatasetSpec, ExportSpec, RunSpec
+from backprop_core.specs import DatasetSpec, ExportSpec, LoraSpec, MergeSpec, ModelSpec, RunSpec
 from backprop_core.store import Store, write_atomic
 
 WITHOUT_LLAMA = {"f32", "f16", "bf16", "q8_0"}  # GGUF types that need no llama.cpp
@@ -41,13 +41,14 @@ class Prepared(Record):
     sources: list[Source]
     watch: list[Source]
     adapter: AdapterRef | None = Field(None, description="The merged adapter that an export writes.")
+    live: Live | None = Field(None, description="The champion that a retrain continues; None: the line's first run.")
 
     def digest(self) -> str:
         """Digest of everything that decides the run's results; whoever has the same has the same results."""
         inputs = [
             [source.data.digest, source.heldout and source.heldout.digest] for source in self.sources + self.watch
         ]
-        return digest_of([part(self.spec), self.base.digest, inputs, part(self.adapter)])
+        return digest_of([self.flow, part(self.spec), self.base.digest, inputs, part(self.adapter), part(self.live)])
 
 
 def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
@@ -55,7 +56,10 @@ def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
 
     Raises the coded errors of `base`, `formats`, `gguf`, `lines` and `devices`.
     """
-    base = bases.resolve(spec.model, store)
+    live = Lines(store).live(spec.line) if flow == "retrain" else None
+    if live:
+        spec = continued(spec, live)
+    base = live.version.base if live and spec.model == ModelSpec() else bases.resolve(spec.model, store)
     Lines(store).check_base(spec.line, base)
     if spec.export.quantizations:
         check_export(base, spec, store)
@@ -63,8 +67,31 @@ def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
         flow=flow,
         spec=resolve(spec, base),
         base=base,
-        sources=[source(dataset, store) for dataset in spec.datasets],
+        sources=[source(dataset, store, task=spec.line if flow == "retrain" else None) for dataset in spec.datasets],
         watch=[source(dataset, store) for dataset in spec.evaluation.watch],
+        live=live,
+    )
+
+
+def continued(spec: RunSpec, live: Live) -> RunSpec:
+    """A line's next run has the line's LoRA shape and strategy. Raises LineConflict if others are asked.
+
+    What is left at its default is not asked.
+    """
+    version, lora, strategy = live.version, spec.training.lora, spec.merge.strategy
+    for name, asked, default, own in [
+        ("training.lora", lora, LoraSpec(), version.lora),
+        ("merge.strategy", strategy, MergeSpec().strategy, version.strategy),
+    ]:
+        if asked not in (default, own):
+            raise LineConflict(
+                f"line {spec.line} has another {name} than {asked}: {own}", hint="leave it out, or start another line"
+            )
+    return spec.model_copy(
+        update={
+            "training": spec.training.model_copy(update={"lora": version.lora}),
+            "merge": spec.merge.model_copy(update={"strategy": version.strategy}),
+        }
     )
 
 
@@ -76,6 +103,19 @@ def again(flow: str, run_id: str, export: ExportSpec, store: Store) -> Prepared:
     check_export(earlier.base, spec, store)
     merged = AdapterRef(digest=merged_of(run_id, store).digest, kind="merged")
     return earlier.model_copy(update={"flow": flow, "spec": spec, "adapter": merged})
+
+
+def promoted(ref: str, line: str, store: Store) -> Prepared:
+    """What an earlier run did, for a flow that makes a line's version of it.
+
+    Raises RunUnknown, RefAmbiguous, or LineConflict if the line has another base.
+    """
+    earlier = load(full_run_id(ref, store), store)
+    if earlier.flow not in ("train", "multi-run"):
+        raise RunUnknown(f"{ref} is a run of {earlier.flow}", hint="promote what `train` or `multi-run` made")
+    Lines(store).check_base(line, earlier.base)
+    spec = earlier.spec.model_copy(update={"line": line})
+    return earlier.model_copy(update={"flow": "promote", "spec": spec, "live": Lines(store).live(line)})
 
 
 def merged_of(run_id: str, store: Store) -> Located:
@@ -100,9 +140,7 @@ def check_export(base: BaseRef, spec: RunSpec, store: Store) -> None:
 def resolve(spec: RunSpec, base: BaseRef) -> RunSpec:
     """The spec with device, precision and the base's commit filled in."""
     device = devices.resolve(spec.training.device)
-    precision = (
-        {"cpu": "fp32", "cuda": "bf16"}[device] if spec.training.precision == "auto" else spec.training.precision
-    )
+    precision = precision_of(spec, device)
     return spec.model_copy(
         update={
             "model": spec.model.model_copy(update={"name": base.name, "revision": base.revision}),
@@ -111,13 +149,26 @@ def resolve(spec: RunSpec, base: BaseRef) -> RunSpec:
     )
 
 
-def source(dataset: DatasetSpec, store: Store) -> Source:
-    """The dataset's files, hashed; a URL is copied first."""
+def precision_of(spec: RunSpec, device: Literal["cpu", "cuda"]) -> str:
+    """The precision of the base's weights while it trains. Raises ConfigInvalid if it is asked for in two ways."""
+    asked = spec.training.precision
+    if spec.model.quantization == "none":
+        return {"cpu": "fp32", "cuda": "bf16"}[device] if asked == "auto" else asked
+    if asked not in ("auto", spec.model.quantization):
+        raise ConfigInvalid(
+            f"model.quantization={spec.model.quantization} and training.precision={asked} contradict each other",
+            hint="leave one of them out",
+        )
+    return spec.model.quantization
+
+
+def source(dataset: DatasetSpec, store: Store, *, task: str | None = None) -> Source:
+    """The dataset's files, hashed; a URL is copied first. Its task is its own, `task`, or its name."""
     scratch = store.scratch("source")
     name = stem(dataset.path)
     return Source(
         name=name,
-        task=dataset.task or task_name(name),
+        task=dataset.task or task or task_name(name),
         data=snapshot(dataset.path, scratch=scratch),
         heldout=snapshot(dataset.heldout, scratch=scratch) if dataset.heldout else None,
     )

@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any, Self, TypeVar
@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from backprop_core.errors import BackpropError, Interrupted, Unexpected, blank_secrets
 from backprop_core.keys import stage_key
+from backprop_core.lines import Lines, LineVersion
 from backprop_core.matrix import Row, evaluation
 from backprop_core.refs import (
     AdapterRef,
@@ -26,6 +27,7 @@ from backprop_core.refs import (
     ErrorRecord,
     Evaluation,
     Fidelity,
+    GateReport,
     GGUFRecord,
     GGUFRef,
     Located,
@@ -121,8 +123,13 @@ class Run:
         self.record = RunJournal(run_id, prepared, config, store)
         self.merged: Located | None = located(prepared.adapter, store) if prepared.adapter else None
         self.outcome: RunResult | None = None
-        self._rows: list[Row] = []
+        self.version: int | None = prepared.live.number if prepared.live else None
+        self.gate: GateReport | None = None
+        self._verdict: Status = "finished"
         self._fresh = fresh
+        earlier = Lines(store).ancestors(prepared.spec.line, self.version) if prepared.flow == "retrain" else []
+        self._rows: list[Row] = [version.scores for version in earlier]
+        self._trained = new_tasks(earlier)
 
     @property
     def spec(self) -> RunSpec:
@@ -131,6 +138,12 @@ class Run:
     @property
     def base(self) -> BaseRef:
         return self.prepared.base
+
+    @property
+    def watched(self) -> list[str]:
+        """Tasks that are only scored: those of the line, and those that this run brings."""
+        line = self.prepared.live.version.watch if self.prepared.live else []
+        return list(dict.fromkeys([*line, *(source.task for source in self.prepared.watch)]))
 
     @property
     def can_read_gguf(self) -> bool:
@@ -144,7 +157,7 @@ class Run:
 
     def __exit__(self, _: object, error: BaseException | None, trace: object) -> None:
         coded = as_coded(error, self.run_id) if error else None
-        status: Status = "finished" if coded is None else "interrupted" if isinstance(coded, Interrupted) else "failed"
+        status = self._verdict if coded is None else "interrupted" if isinstance(coded, Interrupted) else "failed"
         if coded is None:
             prepare.mark_finished(self.prepared, self.store)
         self.outcome = self.record.finish(self.result(status, coded))
@@ -198,16 +211,35 @@ class Run:
     def scored(self, cells: Row, base: Row) -> Evaluation:
         """The matrix with one more row."""
         self._rows.append(cells)
-        watch = [source.task for source in self.prepared.watch]
-        trained = [run.dataset.task for run in self.runs]
+        self._trained.append([self.runs[-1].dataset.task])
         return evaluation(
-            tasks=list(dict.fromkeys(trained)),
-            watch=watch,
-            trained=trained,
+            tasks=list(dict.fromkeys(task for tasks in self._trained for task in tasks)),
+            watch=self.watched,
+            trained=self._trained,
             rows=self._rows,
             base=base,
             metric=self.spec.evaluation.metric,
         )
+
+    def unchanged(self) -> None:
+        """Note that there is nothing to do: the line knows this data."""
+        self._verdict = "unchanged"
+
+    def gated(self, report: GateReport) -> bool:
+        """Note what the gate says of the last LoRA run; whether its adapter may go live."""
+        self.gate = report
+        self.runs[-1] = self.runs[-1].model_copy(update={"accepted": report.accepted})
+        for verdict in report.tasks:
+            if verdict.too_small:
+                log.warning("%s: %d held-out rows are too few to notice every drop", verdict.task, verdict.rows)
+        if not report.accepted:
+            self._verdict = "rejected"
+        return report.accepted
+
+    def advance(self, version: LineVersion) -> None:
+        """Make a version of the line, and the live one, of what this run made."""
+        live = self.prepared.live
+        self.version = Lines(self.store).advance(self.spec.line, version, champion=live.number if live else None)
 
     def exported(self, file: GGUFRef, fidelity: Fidelity | None) -> None:
         """Note a GGUF file."""
@@ -218,11 +250,13 @@ class Run:
         return RunResult(
             run_id=self.run_id,
             line=self.spec.line,
+            version=self.version,
             status=status,
             spec=self.spec.model_dump(mode="json"),
             base=BaseRecord(**self.base.model_dump()),
             runs=self.runs,
             evaluation=self.evaluation,
+            gate=self.gate,
             merged=self.merged,
             gguf=self.gguf,
             stages=self.stages,
@@ -230,6 +264,16 @@ class Run:
             if error
             else None,
         )
+
+
+def new_tasks(versions: Sequence[LineVersion]) -> list[list[str]]:
+    """For each version of a line the tasks that it trained beyond the one before."""
+    known: list[DatasetRef] = []
+    found = []
+    for version in versions:
+        found.append([dataset.task for dataset in version.datasets[len(known) :]])
+        known = version.datasets
+    return found
 
 
 def as_coded(error: BaseException, run_id: str) -> BackpropError:

@@ -3,11 +3,13 @@
 from typing import Literal
 
 from backprop_core import curate as core
+from backprop_core import gate as core_gate
 from backprop_core.refs import (
     AdapterRef,
     BaseRef,
     DatasetRef,
     Fidelity,
+    GateReport,
     GGUFRef,
     RowsRef,
     Scores,
@@ -15,7 +17,7 @@ from backprop_core.refs import (
     Start,
     TrainResult,
 )
-from backprop_core.specs import DatasetSpec, TrainSpec
+from backprop_core.specs import DatasetSpec, GateSpec, TrainSpec
 from tasks.policy import stage
 from tasks.run import current
 
@@ -24,12 +26,27 @@ WRITTEN_DIRECTLY = {"f32", "f16", "bf16", "q8_0"}  # the other quantizations are
 
 @stage
 def curate(
-    source: SourceRef, spec: DatasetSpec, name: str, task: str, heldout: SourceRef | None, heldout_max: int, watch: bool
+    source: SourceRef,
+    spec: DatasetSpec,
+    name: str,
+    task: str,
+    heldout: SourceRef | None,
+    heldout_max: int,
+    scored: list[RowsRef],
+    watch: bool,
 ) -> DatasetRef:
     """Rows → training rows and held-out rows."""
     store = current().store
     return core.curate(
-        source, spec, name=name, task=task, heldout=heldout, heldout_max=heldout_max, watch=watch, store=store
+        source,
+        spec,
+        name=name,
+        task=task,
+        heldout=heldout,
+        heldout_max=heldout_max,
+        scored=scored,
+        watch=watch,
+        store=store,
     )
 
 
@@ -66,6 +83,19 @@ def evaluate(
         precision=precision,
         device=device,
     )
+
+
+@stage
+def gate(
+    candidate: dict[str, Scores],
+    champion: dict[str, Scores] | None,
+    base: dict[str, Scores],
+    watch: list[str],
+    metric: str,
+    spec: GateSpec,
+) -> GateReport:
+    """Scores of the candidate, the champion and the base → whether the candidate may go live."""
+    return core_gate.gate(candidate, champion, base, watch=watch, metric=metric, spec=spec, store=current().store)
 
 
 @stage

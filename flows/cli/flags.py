@@ -111,10 +111,10 @@ def listed(path: str, value: str | None) -> str | list[str] | None:
     return value.split(",") if value is not None and path == "export.quantizations" else value
 
 
-def one_dataset(spec: RunSpec) -> RunSpec:
+def one_dataset(spec: RunSpec, verb: str) -> RunSpec:
     """Refuse more than one dataset."""
     if len(spec.datasets) > 1:
-        raise ConfigInvalid(f"train takes one dataset, not {len(spec.datasets)}", hint="backprop multi-run takes many")
+        raise ConfigInvalid(f"{verb} takes one dataset, not {len(spec.datasets)}", hint="backprop multi-run takes many")
     return spec
 
 

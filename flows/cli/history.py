@@ -11,6 +11,7 @@ from flows.cli import Answer
 from flows.cli.flags import PLAIN, OutputFlags, RunRef
 from flows.console import configure_logging
 from tasks import tracking
+from tasks.line import summaries
 
 
 def list_runs(
@@ -32,6 +33,13 @@ def show_run(run_id: RunRef, /, *, output: OutputFlags = PLAIN) -> Answer:
     configure_logging(config, verbose=output.verbose)
     result = tracking.show_run(config, run_id)
     return Answer(result.model_dump(mode="json"), tables.run(result))
+
+
+def lines(*, output: OutputFlags = PLAIN) -> Answer:
+    config = settings()
+    configure_logging(config, verbose=output.verbose)
+    found = summaries(config)
+    return Answer(found, tables.lines(found))
 
 
 def sync(*, output: OutputFlags = PLAIN) -> Answer:

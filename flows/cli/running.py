@@ -37,7 +37,7 @@ def demo(
 
 
 def train(*, flags: FlagSet = NOTHING) -> Answer:
-    return carry_out("train", one_dataset(flags.spec()), flags)
+    return carry_out("train", one_dataset(flags.spec(), "train"), flags)
 
 
 def multi_run(
@@ -52,6 +52,21 @@ def multi_run(
     if runs and samples:
         spec = windows(spec, runs, samples)
     return carry_out("multi-run", spec, flags)
+
+
+def retrain(*, flags: FlagSet = NOTHING) -> Answer:
+    return carry_out("retrain", one_dataset(flags.spec(), "retrain"), flags)
+
+
+def promote(
+    ref: RunRef,
+    /,
+    *,
+    line: Annotated[str, Parameter(help="The line whose champion it becomes; begun if there is none.")],
+    output: OutputFlags = PLAIN,
+) -> Answer:
+    with watched(output):
+        return answer(start.promote(ref, line))
 
 
 def resume(run_id: RunRef, /, *, output: OutputFlags = PLAIN) -> Answer:

@@ -19,7 +19,7 @@ def test_three_tasks_and_a_watched_one():
     ]
     base = {"a": cell(0.1), "b": cell(0.2), "c": cell(0.3), "w": cell(0.95)}
     found = evaluation(
-        tasks=["a", "b", "c"], watch=["w"], trained=["a", "b", "c"], rows=rows, base=base, metric="token_accuracy"
+        tasks=["a", "b", "c"], watch=["w"], trained=[["a"], ["b"], ["c"]], rows=rows, base=base, metric="token_accuracy"
     )
     assert found.tasks == ["a", "b", "c", "w"]
     assert found.matrix[0] == [0.8, None, None, 0.9]
@@ -33,7 +33,7 @@ def test_one_task_trained_again_and_again():
     """Windows of one task: no other task to transfer to; forgetting is the drop from the best run."""
     rows = [{"a": cell(0.4)}, {"a": cell(0.7)}, {"a": cell(0.6)}]
     found = evaluation(
-        tasks=["a"], watch=[], trained=["a"] * 3, rows=rows, base={"a": cell(0.1)}, metric="token_accuracy"
+        tasks=["a"], watch=[], trained=[["a"]] * 3, rows=rows, base={"a": cell(0.1)}, metric="token_accuracy"
     )
     assert found.backward_transfer is None
     assert found.average == 0.6
@@ -43,7 +43,7 @@ def test_one_task_trained_again_and_again():
 def test_the_metric_decides_what_the_averages_are_of():
     """`matrix` stays token accuracy whatever the metric."""
     found = evaluation(
-        tasks=["a"], watch=[], trained=["a"], rows=[{"a": cell(0.4, 0.25)}], base={"a": cell(0.1)}, metric="exact_match"
+        tasks=["a"], watch=[], trained=[["a"]], rows=[{"a": cell(0.4, 0.25)}], base={"a": cell(0.1)}, metric="exact_match"
     )
     assert found.average == 0.25
     assert found.matrix == [[0.4]]

@@ -1,0 +1,66 @@
+"""The next run of a line: from its champion, with a gate that lets nothing worse go live."""
+
+from prefect import flow
+
+from backprop_core.refs import RunResult
+from backprop_core.specs import (
+    DatasetSpec,
+    EvaluationSpec,
+    ExportSpec,
+    GateSpec,
+    LineName,
+    MergeSpec,
+    ModelSpec,
+    RunSpec,
+    TrainSpec,
+)
+from flows.pipeline import next_version
+from tasks.line import version_of, working_on
+from tasks.prepare import prepare
+from tasks.run import recorded
+
+
+@flow(name="retrain", persist_result=False)
+def retrain(
+    line: LineName,
+    data: str | DatasetSpec,
+    model: str | ModelSpec = ModelSpec(),
+    training: TrainSpec = TrainSpec(),
+    merge: MergeSpec = MergeSpec(),
+    evaluation: EvaluationSpec = EvaluationSpec(),
+    gate: GateSpec = GateSpec(),
+    export: ExportSpec = ExportSpec(),
+    run_id: str | None = None,
+    fresh: bool = False,
+) -> RunResult:
+    """Train a line's champion on new data; what comes out goes live if it is better on average and worse on no task.
+
+    A line that does not exist begins with this run. Data that the line has learned already changes nothing.
+
+    Args:
+        line: The line that goes on.
+        data: A file or an address of rows, or a dataset with all its fields. Its task is the line's name by default.
+        model: Base model of a line that begins; an existing line keeps its own.
+        training: How the LoRA run trains; an existing line keeps the shape of its adapter.
+        merge: How the run's adapter goes into the merged one; an existing line keeps its strategy.
+        evaluation: What is measured on the held-out rows.
+        gate: When the candidate may go live.
+        export: Which GGUF files are made of a version that goes live.
+        run_id: Of an interrupted run that shall go on; everything else is then taken from its record.
+        fresh: Do every stage again, whatever the cache has.
+    """
+    spec = RunSpec(
+        line=line,
+        model=ModelSpec(name=model) if isinstance(model, str) else model,
+        datasets=[DatasetSpec(path=data) if isinstance(data, str) else data],
+        training=training,
+        merge=merge,
+        evaluation=evaluation,
+        gate=gate,
+        export=export,
+    )
+    with working_on(line), recorded(lambda store: prepare("retrain", spec, store), run_id=run_id, fresh=fresh) as run:
+        if made := next_version(run):
+            run.advance(version_of(run, *made))
+    assert run.outcome is not None
+    return run.outcome

@@ -1,0 +1,94 @@
+"""A line as it goes on: one run at a time, from champion to version; and what lines there are."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypedDict
+
+from filelock import Timeout
+
+from backprop_core.lines import Lines, LineVersion
+from backprop_core.refs import AdapterRef, DatasetRef, RowsRef, Scores, TrainResult
+from backprop_core.settings import Settings, settings
+from backprop_core.store import Store
+
+if TYPE_CHECKING:
+    from tasks.run import Run
+
+log = logging.getLogger(__name__)
+
+
+class LineSummary(TypedDict):
+    """A line in a list."""
+
+    line: str
+    champion: int | None
+    versions: list[int]
+    tasks: list[str]
+    runs: int | None
+    base: str
+    run_id: str
+    adapter: str
+
+
+@contextmanager
+def working_on(line: str) -> Iterator[None]:
+    """One run at a time continues a line; a second one waits, then goes on from what the first has made."""
+    lock = Store(settings().store_path).lock(f"line-{line}")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.warning("another run is working on line %s; waiting until it ends", line)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def version_of(
+    run: "Run",
+    datasets: list[DatasetRef],
+    heldout: dict[str, RowsRef],
+    tuned: TrainResult,
+    merged: AdapterRef,
+    cells: dict[str, Scores],
+) -> LineVersion:
+    """What the run made, as a version; that of a retrain continues the champion it started from."""
+    live = run.prepared.live if run.prepared.flow == "retrain" else None
+    earlier = live.version.datasets if live else []
+    return LineVersion(
+        run_id=run.run_id,
+        base=run.base,
+        lora=run.spec.training.lora,
+        strategy=run.spec.merge.strategy,
+        tuned=tuned.adapter,
+        merged=merged,
+        count=len(earlier) + len(datasets),
+        datasets=[*earlier, *datasets],
+        heldout=heldout,
+        scores=cells,
+        watch=run.watched,
+        parent=live.number if live else None,
+    )
+
+
+def summaries(config: Settings) -> list[LineSummary]:
+    """Every line of the store, by name."""
+    lines = Lines(Store(config.store_path))
+    return [summary(lines, name) for name in lines.names()]
+
+
+def summary(lines: Lines, name: str) -> LineSummary:
+    live, versions = lines.live(name), lines.versions(name)
+    version = live.version if live else lines.version(name, versions[-1])
+    return LineSummary(
+        line=name,
+        champion=live.number if live else None,
+        versions=versions,
+        tasks=list(version.heldout),
+        runs=version.count,
+        base=version.base.name,
+        run_id=version.run_id,
+        adapter=version.merged.digest,
+    )

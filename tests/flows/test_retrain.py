@@ -1,0 +1,144 @@
+"""A line that goes on: from its champion, through the gate, never worse."""
+
+import json
+import random
+import threading
+from pathlib import Path
+
+import pytest
+
+from backprop_core.errors import LineConflict
+from backprop_core.lines import Lines
+from backprop_core.refs import RunResult
+from backprop_core.settings import settings
+from backprop_core.specs import DatasetSpec, ExportSpec, GateSpec, LoraSpec, MergeSpec, TrainSpec
+from backprop_core.store import Store
+from flows.multi_run import multi_run
+from flows.promote import promote
+from flows.retrain import retrain
+from tasks.line import summaries
+
+LORA = LoraSpec(rank=8)
+GOOD = TrainSpec(steps=24, batch_size=8, learning_rate=1e-2, lora=LORA)
+SHORT = GOOD.model_copy(update={"steps": 6})
+IDLE = GOOD.model_copy(update={"steps": 2, "learning_rate": 1e-9})
+COLOURS = {"sky": "blue", "grass": "green", "snow": "white", "coal": "black"}
+pytestmark = pytest.mark.usefixtures("prefect", "home")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """One home for these tests: they share what is cached."""
+    with pytest.MonkeyPatch.context() as patch:
+        home = tmp_path_factory.mktemp("home")
+        patch.setenv("BACKPROPAGATE_HOME", str(home))
+        yield home
+
+
+@pytest.fixture(scope="module")
+def lines(home) -> Lines:
+    return Lines(Store(settings().store_path))
+
+
+def batch(place: Path, number: int, *, poisoned: bool = False) -> str:
+    """A night's rows: what colour things have, or nonsense."""
+    rng = random.Random(number)
+    rows = []
+    for index in range(150):
+        thing = rng.choice(sorted(COLOURS))
+        answer = "".join(rng.choices("qxzjv", k=5)) if poisoned else COLOURS[thing]
+        question = f"{number}.{index}: what colour is {thing}?"
+        rows.append({"prompt": question, "completion": f"It is {answer}."})
+    path = place / f"night-{number}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def first(base, tmp_path_factory, home, prefect) -> RunResult:
+    """The first version of the line `support`."""
+    return retrain("support", batch(tmp_path_factory.mktemp("night"), 1), model=str(base), training=SHORT)
+
+
+def test_a_line_begins_and_goes_on(first, lines, tmp_path):
+    """Night one begins the line, night two continues its champion: one column, two versions, the second one live."""
+    assert (first.status, first.version, first.gate.against) == ("finished", 1, "base")
+    own = GOOD.model_copy(update={"lora": LoraSpec()})  # left out: the line's
+    second = retrain("support", batch(tmp_path, 2), training=own, export=ExportSpec(quantizations=["f16"]))
+    assert (second.status, second.version, second.gate.against) == ("finished", 2, "champion")
+    assert second.gate.average > second.gate.rival_average > second.gate.base_average
+    assert second.base == first.base and second.evaluation.tasks == ["support"] and len(second.gguf) == 1
+    assert len(second.evaluation.matrix) == 2
+    live = lines.live("support")
+    assert (live.number, live.version.count, live.version.parent) == (2, 2, 1)
+    assert live.version.lora == LORA and live.version.heldout.keys() == {"support"}
+
+
+def test_the_same_data_again_changes_nothing(first, lines, tmp_path):
+    """Data that the line has learned: `unchanged`, and no stage but curation is even asked."""
+    before = lines.versions("support")
+    again = retrain("support", batch(tmp_path, 1), training=SHORT)
+    assert (again.status, again.runs, [stage.stage for stage in again.stages]) == ("unchanged", [], ["curate"])
+    assert lines.versions("support") == before
+
+
+def test_poisoned_rows_are_rejected(first, lines, tmp_path):
+    """Rows with shuffled labels: the task that falls is named with its figures, the line stays as it was."""
+    champion, versions = lines.champion("support"), lines.versions("support")
+    result = retrain("support", batch(tmp_path, 4, poisoned=True), training=GOOD)
+    assert result.status == "rejected" and "support fell by" in result.gate.reason
+    assert result.gate.tasks[0].high < -GateSpec().max_drop
+    assert (lines.champion("support"), lines.versions("support")) == (champion, versions)
+
+
+def test_a_line_keeps_its_shape_and_base(first, base, data, tmp_path):
+    """Another rank or strategy, or another base, is refused before anything is trained."""
+    with pytest.raises(LineConflict, match=r"training\.lora"):
+        retrain("support", batch(tmp_path, 5), training=GOOD.model_copy(update={"lora": LoraSpec(rank=4)}))
+    with pytest.raises(LineConflict, match=r"merge\.strategy"):
+        retrain("support", batch(tmp_path, 5), merge=MergeSpec(strategy="sequential"))
+
+
+def test_two_at_once_are_one_after_the_other(first, base, lines, tmp_path):
+    """Of two runs of a line at once the second waits and finds all done; what learned nothing does not go live."""
+    plain = MergeSpec(strategy="sequential")  # SLAO's start moves an adapter that learns nothing, too
+    retrain("plain", batch(tmp_path, 1), model=str(base), training=SHORT, merge=plain)
+    path, results = batch(tmp_path, 6), []
+    threads = [threading.Thread(target=lambda: results.append(retrain("plain", path, training=IDLE))) for _ in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for result in results:
+        assert result.status == "rejected" and not result.gate.accepted and not result.runs[0].accepted
+        assert "not above" in result.gate.reason and result.version == 1 == lines.champion("plain")
+    assert [all(stage.cached for stage in result.stages) for result in results] == [False, True]
+
+
+def test_a_killed_advance_is_finished_by_the_same_run(first, lines):
+    """A version that was appended but not made live becomes live when its run goes on, without a second version."""
+    version = lines.version("support", 1).model_copy(update={"run_id": "e" * 32, "parent": 1})
+    number = lines.append("other", lines.version("support", 1), after=0)
+    lines.set_champion("other", number)
+    lines.append("other", version, after=1)  # and here it was killed
+    assert lines.advance("other", version, champion=1) == 2
+    assert (lines.versions("other"), lines.champion("other")) == ([1, 2], 2)
+    with pytest.raises(LineConflict, match="went on to version 2"):
+        lines.advance("other", version.model_copy(update={"run_id": "f" * 32}), champion=1)
+
+
+def test_promote_makes_a_line_of_a_candidate(base, data, lines):
+    """What a multi-run made becomes a line's champion at no cost; a retrain goes on from there with all its tasks."""
+    made = multi_run(
+        [DatasetSpec(path=path) for path in data[:2]],
+        model=str(base),
+        training=TrainSpec(steps=2, batch_size=8, lora=LORA),
+    )
+    live = promote(made.run_id[:8], "mixed")
+    assert (live.status, live.version, live.merged) == ("finished", 1, made.merged)
+    assert all(stage.cached for stage in live.stages)
+    version = lines.live("mixed").version
+    assert (version.count, sorted(version.heldout), version.parent) == (2, ["task0", "task1"], None)
+    more = retrain("mixed", data[2], training=TrainSpec(steps=2, batch_size=8, lora=LORA))
+    assert more.evaluation.tasks == ["task0", "task1", "mixed"] and len(more.evaluation.matrix) == 2
+    assert "mixed" in [line["line"] for line in summaries(settings())]
