@@ -1,6 +1,7 @@
 """The base model in memory, and a LoRA adapter put on it and taken off again."""
 
 import importlib
+import importlib.util
 import sys
 import warnings
 from collections.abc import Iterator
@@ -15,12 +16,13 @@ from torch import Tensor
 
 from backprop_core import adapter as adapters
 from backprop_core.adapter import Adapter, Tensors
-from backprop_core.errors import AdapterMismatch, GPUOutOfMemory, ModelLoadFailed
+from backprop_core.errors import AdapterMismatch, ExtraMissing, GPUOutOfMemory, ModelLoadFailed
 from backprop_core.refs import AdapterRef
 from backprop_core.store import Store
 
 # Architectures whose logits are lm_head of the last hidden state, with nothing in between.
 PLAIN_HEAD = {"llama", "mistral", "qwen2", "qwen3"}
+Precision = Literal["fp32", "bf16", "nf4"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class LoadedBase:
 
     model: Any
     tokenizer: Any
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     device: torch.device
 
     @property
@@ -70,32 +72,62 @@ class LoadedBase:
         return (self.model.lm_head(states_nh) if self.plain_head else states_nh).float()
 
 
-def load(path: Path, *, precision: Literal["fp32", "bf16"], device: str) -> LoadedBase:
+def load(path: Path, *, precision: Precision, device: str) -> LoadedBase:
     """Load a base from its directory: safetensors only, no code of its own, no network.
 
-    Raises ModelLoadFailed, or GPUOutOfMemory if the weights do not fit on the device.
+    nf4: linear layers but the head in 4 bits, quantized twice; what is left, and what is computed, in bf16 on a GPU and
+    fp32 on a CPU. Raises ModelLoadFailed, GPUOutOfMemory if the weights do not fit on the device, or ExtraMissing.
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    dtype = torch.float32 if precision == "fp32" or (precision, device) == ("nf4", "cpu") else torch.bfloat16
+    quantized = nf4(dtype, device) if precision == "nf4" else {}
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
         kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(AutoConfig.from_pretrained(path, **local))]
         attention = "sdpa" if kind._supports_sdpa else "eager"
         model, info = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, attn_implementation=attention, output_loading_info=True, **local
+            path,
+            **{"dtype": dtype, "use_safetensors": True, "attn_implementation": attention, "output_loading_info": True},
+            **quantized,
+            **local,
         )
         tokenizer = AutoTokenizer.from_pretrained(path, **local)
         model.to(device)
     except torch.OutOfMemoryError as error:
-        raise GPUOutOfMemory(f"{path.name} does not fit on {device}", hint="use a smaller base, or bf16") from error
+        raise GPUOutOfMemory(f"{path.name} does not fit on {device}", hint="use a smaller base, bf16 or nf4") from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelLoadFailed(f"cannot load {path}: {error}", hint="get the model's files again") from error
     if missing := sorted(info["missing_keys"]):
         raise ModelLoadFailed(f"{path} has no weights for {missing[0]}", hint="get the model's files again")
+    if quantized:
+        keep_packed(model)
     return LoadedBase(model.eval().requires_grad_(False), tokenizer, precision, torch.device(device))
+
+
+def nf4(dtype: torch.dtype, device: str) -> dict[str, Any]:
+    """What transformers has to be told for 4-bit weights. Raises ExtraMissing."""
+    from transformers import BitsAndBytesConfig
+
+    if missing := [name for name in ("bitsandbytes", "accelerate") if importlib.util.find_spec(name) is None]:
+        raise ExtraMissing(f"nf4 needs {' and '.join(missing)}", hint="pip install 'backpropagate-pipeline[qlora]'")
+    importlib.import_module("bitsandbytes")
+    support = importlib.import_module("peft.import_utils")
+    for question in (support.is_bnb_available, support.is_bnb_4bit_available):
+        question.cache_clear()  # PEFT may have been told that it is not here
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def keep_packed(model: Any) -> None:
+    """Keep 4-bit weights as they were loaded: for inference on some CPUs bitsandbytes would store them otherwise."""
+    linear: list[Any] = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    for module in linear:
+        module.support_avx512bf16_for_cpu = False
 
 
 def linear_names(model: Any) -> list[str]:
@@ -163,7 +195,7 @@ def adapted(base: LoadedBase, ref: AdapterRef | None, store: Store) -> Iterator[
 
 
 def peft_module() -> Any:
-    """PEFT, without bitsandbytes (its import is most of PEFT's), which no layer here uses."""
+    """PEFT, without bitsandbytes (its import is most of PEFT's), which only an nf4 base needs."""
     if "peft" not in sys.modules and "bitsandbytes" not in sys.modules:
         sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
         try:

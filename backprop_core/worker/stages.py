@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from backprop_core import base as bases
 from backprop_core.curate import load as load_rows
 from backprop_core.evaluate import evaluate
-from backprop_core.model import LoadedBase, load
+from backprop_core.model import LoadedBase, Precision, load
 from backprop_core.refs import AdapterRef, BaseRef, Fidelity, GGUFRef, Record, RowsRef, Scores, Start, TrainResult
 from backprop_core.specs import TrainSpec
 from backprop_core.store import Store
@@ -17,7 +17,6 @@ from backprop_core.strategies import merge
 from backprop_core.training.loop import train
 
 Emit = Callable[[dict[str, Any]], None]
-Precision = Literal["fp32", "bf16"]
 
 
 class TrainJob(Record):
