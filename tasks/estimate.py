@@ -9,7 +9,7 @@ from pydantic import Field
 from backprop_core import devices
 from backprop_core.formats import read, snapshot
 from backprop_core.refs import Record
-from backprop_core.specs import DatasetSpec, ModelSpec, TrainSpec
+from backprop_core.specs import DatasetSpec, RunSpec, TrainSpec
 from backprop_core.training import presets
 from backprop_core.training.defaults import SAFE, Choice, Data, choose, data_of
 from backprop_core.training.memory import GIB, Precision, Setting, Shape, longest, memory, micro_batch
@@ -40,12 +40,13 @@ class Estimate(Record):
     choices: list[Choice]
 
 
-def estimate(model: ModelSpec, training: TrainSpec, dataset: DatasetSpec | None, vram_gib: float | None) -> Estimate:
-    """The estimate for a card of `vram_gib`, or for the one that is here.
+def estimate(spec: RunSpec, dataset: DatasetSpec | None, vram_gib: float | None) -> Estimate:
+    """The estimate of a run on this dataset, for a card of `vram_gib` or for the one that is here.
 
-    Raises InputNotFound, ModelLoadFailed, ArchitectureUnsupported, AdapterMismatch, and what reading the data raises.
+    Raises InputNotFound, ModelLoadFailed, ArchitectureUnsupported, AdapterMismatch, ConfigInvalid, and what reading the
+    data raises.
     """
-    shape = presets.shape_for(model)
+    shape, training = presets.shape_for(spec.model), asked(spec)
     free = round(vram_gib * GIB) if vram_gib else devices.free_memory()
     precisions: tuple[Precision, ...] = ("fp32",) if training.precision == "fp32" else ("bf16", "nf4")
     settings = [
@@ -54,7 +55,7 @@ def estimate(model: ModelSpec, training: TrainSpec, dataset: DatasetSpec | None,
         for checkpointing in (False, True)
     ]
     return Estimate(
-        model=model.name,
+        model=spec.model.name,
         parameters=shape.parameters,
         lora_parameters=shape.lora_parameters(training.lora),
         tokens=micro_batch(training),
@@ -62,6 +63,15 @@ def estimate(model: ModelSpec, training: TrainSpec, dataset: DatasetSpec | None,
         ways=[way(shape, setting, micro_batch(training), free) for setting in settings],
         choices=choose(shape, training, data_in(dataset) if dataset else None, free),
     )
+
+
+def asked(spec: RunSpec) -> TrainSpec:
+    """How to train, with a quantization that was asked of the model."""
+    from tasks.prepare import precision_of
+
+    if spec.model.quantization == "none":
+        return spec.training
+    return spec.training.model_copy(update={"precision": precision_of(spec, "cuda")})
 
 
 def way(shape: Shape, setting: Setting, tokens: int, free: int | None) -> Way:

@@ -105,15 +105,12 @@ class Choices:
 
 def rank(shape: Shape, data: Data | None) -> tuple[int, str]:
     """The least power of two that gives a LoRA parameter to each label token, within 16 and 256."""
-    bounds = f"{LEAST_RANK} at least, {MOST_RANK} at most"
     if data is None:
         return LEAST_RANK, f"without data the least; else from label tokens, {MOST_RANK} at most"
     per_rank = shape.lora_parameters(LoraSpec(rank=1))
     value = min(max(power_of_two(data.label_tokens / per_rank), LEAST_RANK), MOST_RANK)
-    return (
-        value,
-        f"about {data.label_tokens} label tokens, {per_rank} parameters a rank; {bounds}; constant along a line",
-    )
+    why = f"about {data.label_tokens} label tokens, {per_rank} parameters a rank"
+    return value, f"{why}; {LEAST_RANK} at least, {MOST_RANK} at most; constant along a line"
 
 
 def learning_rate(shape: Shape) -> tuple[float, str]:

@@ -85,7 +85,7 @@ def estimate_vram(
         names={"datasets": "--data", "model.name": "--model"},
         settings=set or (),
     )
-    made = estimate(spec.model, spec.training, spec.datasets[0] if data else None, gib(vram) if vram else None)
+    made = estimate(spec, spec.datasets[0] if data else None, gib(vram) if vram else None)
     return Answer(made.model_dump(mode="json"), tables.vram(made))
 
 

@@ -51,6 +51,8 @@ def test_settings_are_read(capsys: Capture, data: list[str]) -> None:
     assert {way["precision"] for way in other["ways"]} == {"fp32"}
     chosen = {choice["field"]: choice for choice in other["choices"]}
     assert chosen["training.lora.rank"]["reason"] == "given" and chosen["training.batch_size"]["value"] == 2
+    nf4 = estimated(capsys, "--model", "llama-3.2-1b", "--vram", "80", "--set", "model.quantization=nf4")
+    assert [choice["value"] for choice in nf4["choices"] if choice["field"] == "training.precision"] == ["nf4"]
 
 
 def test_for_people(capsys: Capture, base: Path) -> None:
@@ -70,6 +72,11 @@ def test_for_people(capsys: Capture, base: Path) -> None:
         (["--vram", "0"], "CONFIG_INVALID", "--vram 16GB"),
         (["--set", "traning.lora.rank=8"], "CONFIG_INVALID", "did you mean `training`"),
         (["--set", "training.lora.target_modules=[query]"], "CONFIG_ADAPTER_MISMATCH", "q_proj"),
+        (
+            ["--set", "model.quantization=nf4", "--set", "training.precision=bf16"],
+            "CONFIG_INVALID",
+            "leave one of them out",
+        ),
         (["--data", "none.jsonl"], "INPUT_NOT_FOUND", "none.jsonl"),
     ],
 )
