@@ -29,7 +29,6 @@ BITS = {  # of a weight in a GGUF file, about
     **{"q4_k_m": 4.9, "q4_0": 4.5, "q3_k_m": 3.9, "q2_k": 3.4},
 }
 ADAPTER, CHECKPOINT = 4, 12  # bytes a LoRA parameter: float32, and with AdamW's two moments
-CHECKPOINTS = 3  # that lie on the disk while one is written
 
 
 class Plan(Record):
@@ -143,9 +142,10 @@ def vram(shape: Shape, training: TrainSpec) -> int:
 def disk(shape: Shape, training: TrainSpec, lookup: Lookup) -> int:
     """Bytes of the adapters and GGUF files that would be written, and of one run's checkpoints."""
     todo = [stage.stage for stage in lookup.stages if not stage.cached]
-    adapters = ADAPTER * (todo.count("train") + todo.count("merge")) + CHECKPOINT * CHECKPOINTS * ("train" in todo)
+    adapters = ADAPTER * (todo.count("train") + todo.count("merge"))
+    checkpoints = CHECKPOINT * (training.checkpoints_kept + 1) * ("train" in todo)  # one more while it is written
     files = sum(BITS[kind] / 8 for kind in lookup.files)
-    return round(adapters * shape.lora_parameters(training.lora) + files * shape.parameters)
+    return round((adapters + checkpoints) * shape.lora_parameters(training.lora) + files * shape.parameters)
 
 
 def gib(size: int) -> float:

@@ -7,9 +7,11 @@ import pytest
 
 from backprop_core.refs import RunResult
 from backprop_core.specs import DatasetSpec, ExportSpec, LoraSpec, MergeSpec, ModelSpec, RunSpec, TrainSpec
-from flows import cli, start
+from backprop_core.training.memory import GIB
+from backprop_core.training.presets import PRESETS
+from flows import cli, start, tables
 from flows.multi_run import multi_run
-from tasks.plan import Plan
+from tasks.plan import Plan, vram
 
 TRAINING = TrainSpec(steps=2, batch_size=4, lora=LoraSpec(rank=4))
 
@@ -71,3 +73,15 @@ def test_a_plan_refuses_what_a_run_would(home: Path, capsys: pytest.CaptureFixtu
     """A dataset that is not there is found out before anything is planned."""
     assert cli.main(["train", "--data", "none.jsonl", "--model", "nowhere", "--plan", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "INPUT_NOT_FOUND"
+
+
+def test_what_a_plan_needs() -> None:
+    """On a GPU it says what the training takes beside what is free; a model of unknown size is said to be one."""
+    spec = TrainSpec(precision="bf16", gradient_checkpointing="on")
+    takes = vram(PRESETS["qwen2.5-7b"].shape, spec) / GIB
+    assert takes == pytest.approx(18.7, abs=0.1)
+    made = Plan(stages=[], device="cuda", vram=takes, vram_free=80, disk=None, disk_free=100)
+    assert [str(line) for line in tables.needs(made)] == [
+        "VRAM  18.7 GiB, 80.0 GiB free",
+        "disk  not known for a model of this kind, 100.0 GiB free",
+    ]
