@@ -87,9 +87,9 @@ def promote(ref: str, line: str) -> RunResult:
         return promote(ref, line)
 
 
-def resume(prefix: str) -> RunResult:
+def resume(prefix: str, *, inexact: bool = False) -> RunResult:
     """Go on with an interrupted run, from its own record. Raises RunUnknown or RefAmbiguous."""
-    run_id, prepared = early.restart(prefix)
+    run_id, prepared = early.restart(prefix, inexact=inexact)
     with connected():
         return call_again(run_id, prepared)
 

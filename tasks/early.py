@@ -22,12 +22,15 @@ def start(flow: str, spec: RunSpec, *, fresh: bool) -> None:
     threading.Thread(target=import_mlflow, daemon=True).start()  # while Prefect's server starts
 
 
-def restart(prefix: str) -> tuple[str, prepare.Prepared]:
-    """The run that `prefix` means, its worker on the way."""
+def restart(prefix: str, *, inexact: bool) -> tuple[str, prepare.Prepared]:
+    """The run that `prefix` means, its worker on the way; `inexact` is noted in its spec."""
     config = settings()
     store = Store(config.store_path)
     run_id = prepare.full_run_id(prefix, store)
     prepared = prepare.load(run_id, store)
+    if inexact:
+        prepared = prepare.allow_inexact(prepared)
+        prepare.save(prepared, run_id, store)
     if not prepare.is_warm(prepared, store):
         worker.worker(config, prepared.spec.training.device)
     return run_id, prepared

@@ -194,6 +194,12 @@ def load(run_id: str, store: Store) -> Prepared:
     return Prepared.model_validate_json((store.run(run_id) / "spec.json").read_bytes())
 
 
+def allow_inexact(prepared: Prepared) -> Prepared:
+    """The same run, which may go on inexactly from its checkpoint."""
+    training = prepared.spec.training.model_copy(update={"inexact_resume": True})
+    return prepared.model_copy(update={"spec": prepared.spec.model_copy(update={"training": training})})
+
+
 def full_run_id(prefix: str, store: Store) -> str:
     """The one run_id that starts with `prefix`. Raises RunUnknown or RefAmbiguous."""
     found = sorted(path.parent.name for path in (store.root / "runs").glob("*/spec.json"))

@@ -119,6 +119,6 @@ def check_exact(old: dict[str, Any], new: dict[str, Any], *, inexact: bool) -> l
     if different and not inexact:
         raise CheckpointInvalid(
             f"the checkpoint cannot be continued to the same bits: {'; '.join(different)}",
-            hint="restore what differs, go on inexactly with --set training.inexact_resume=true, or begin with --fresh",
+            hint="restore what differs, go on inexactly with --inexact-resume, or begin again with --fresh",
         )
     return different

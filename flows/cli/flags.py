@@ -71,6 +71,9 @@ class Flags(Output):
     epochs: Annotated[str | None, how("training.epochs")] = setting("training.epochs")
     batch_size: Annotated[str | None, how("training.batch_size")] = setting("training.batch_size")
     seed: Annotated[str | None, how("training.seed")] = setting("training.seed")
+    inexact_resume: Annotated[bool | None, how("training.inexact_resume"), Parameter(negative="")] = setting(
+        "training.inexact_resume"
+    )
     fresh: Annotated[
         bool, Parameter(help="Do everything again, cached or not.", negative="", show_default=False, group=TASK)
     ] = False
@@ -106,9 +109,9 @@ class Flags(Output):
         )
 
 
-def listed(path: str, value: str | None) -> str | list[str] | None:
+def listed(path: str, value: str | bool | None) -> str | bool | list[str] | None:
     """A flag's value as its field wants it: `q4_k_m,f16` is a list."""
-    return value.split(",") if value is not None and path == "export.quantizations" else value
+    return value.split(",") if isinstance(value, str) and path == "export.quantizations" else value
 
 
 def one_dataset(spec: RunSpec, verb: str) -> RunSpec:

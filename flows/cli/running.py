@@ -20,6 +20,7 @@ from flows.console import Bar, configure_logging
 from flows.environment import quiet_prefect, start_server
 from tasks.progress import listen
 
+INEXACT = "Go on although the machine or versions are others: same order of rows, not same bits."
 EXIT = {"finished": 0, "unchanged": 0, "rejected": 3, "interrupted": 130}
 
 
@@ -69,9 +70,15 @@ def promote(
         return answer(start.promote(ref, line))
 
 
-def resume(run_id: RunRef, /, *, output: OutputFlags = PLAIN) -> Answer:
+def resume(
+    run_id: RunRef,
+    /,
+    *,
+    inexact_resume: Annotated[bool, Parameter(help=INEXACT, negative="")] = False,
+    output: OutputFlags = PLAIN,
+) -> Answer:
     with watched(output):
-        return answer(start.resume(run_id))
+        return answer(start.resume(run_id, inexact=inexact_resume))
 
 
 def export(

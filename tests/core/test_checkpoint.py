@@ -87,7 +87,7 @@ def test_another_fingerprint_is_refused_or_named() -> None:
     other = {"threads": 2, "torch": "2", "cuda": "13"}
     with pytest.raises(CheckpointInvalid, match=r"cuda was None, is 13; threads was 1, is 2$") as caught:
         checkpoint.check_exact(PRINT, other, inexact=False)
-    assert "inexact_resume" in caught.value.hint
+    assert "--inexact-resume" in caught.value.hint
     assert checkpoint.check_exact(PRINT, other, inexact=True) == ["cuda was None, is 13", "threads was 1, is 2"]
 
 

@@ -1,0 +1,51 @@
+"""Going on where the bits cannot be the same: allowed by a flag, and no reason to train anything again."""
+
+from pathlib import Path
+
+import pytest
+
+from backprop_core.errors import ConfigInvalid
+from backprop_core.keys import stage_parts
+from backprop_core.specs import RunSpec
+from backprop_core.store import Store
+from flows.cli.flags import Flags
+from tasks import prepare
+from tests.core import nano
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> prepare.Prepared:
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n')
+    spec = RunSpec.model_validate(
+        {
+            "model": {"name": str(nano.build(tmp_path / "base"))},
+            "datasets": [{"path": str(tmp_path / "a.jsonl")}],
+            "training": {"device": "cpu"},
+        }
+    )
+    return prepare.prepare("train", spec, Store(tmp_path / "store"))
+
+
+def test_the_flag_sets_the_field() -> None:
+    """--inexact-resume is training.inexact_resume; without it nothing is allowed."""
+    assert Flags(data=["a.jsonl"], inexact_resume=True).spec().training.inexact_resume
+    assert not Flags(data=["a.jsonl"]).spec().training.inexact_resume
+
+
+def test_a_resumed_run_that_may_is_the_same_run(prepared: prepare.Prepared) -> None:
+    """Only the permission changes: the run's digest and the key of its training stay, so its checkpoint is found."""
+    allowed = prepare.allow_inexact(prepared)
+    assert allowed.spec.training.inexact_resume
+    assert allowed.digest() == prepared.digest()
+    one, other = (stage_parts("train", {"spec": run.spec.training}) for run in (prepared, allowed))
+    assert one == other
+
+
+def test_quantization_is_a_precision(prepared: prepare.Prepared) -> None:
+    """model.quantization=nf4 trains in nf4, and contradicts another precision."""
+    spec = prepared.spec.model_copy(update={"model": prepared.spec.model.model_copy(update={"quantization": "nf4"})})
+    with pytest.raises(ConfigInvalid, match="precision=fp32"):  # that is what it had been resolved to
+        prepare.resolve(spec, prepared.base)
+    auto = spec.model_copy(update={"training": spec.training.model_copy(update={"precision": "auto"})})
+    assert prepare.resolve(auto, prepared.base).training.precision == "nf4"
+    assert prepare.resolve(prepare.resolve(auto, prepared.base), prepared.base).training.precision == "nf4"
