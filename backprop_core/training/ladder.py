@@ -35,11 +35,12 @@ def below(limits: Limits, examples: int, tokens: int, spec: TrainSpec) -> Limits
     if examples > 1:
         return replace(limits, token_budget=examples * tokens // 2)
     if spec.gradient_checkpointing == "off" or limits.gradient_checkpointing:
-        raise GPUOutOfMemory(f"one example of {tokens} tokens does not fit", hint=what_would(limits, tokens))
+        raise GPUOutOfMemory(f"one example of {tokens} tokens does not fit", hint=what_would(limits, tokens, spec))
     return replace(limits, gradient_checkpointing=True)
 
 
-def what_would(limits: Limits, tokens: int) -> str:
+def what_would(limits: Limits, tokens: int, spec: TrainSpec) -> str:
     """What makes one example fit, the least loss first."""
     first = "" if limits.gradient_checkpointing else "training.gradient_checkpointing=auto, "
-    return f"try {first}training.max_length={tokens // 2}, a smaller base, or a GPU with more memory"
+    then = "" if spec.precision == "nf4" else "model.quantization=nf4, "
+    return f"try {first}{then}training.max_length={tokens // 2}, a smaller base, or a GPU with more memory"

@@ -116,7 +116,7 @@ def test_what_cannot_fit_says_what_would(base: LoadedBase, rows: RowsRef, store:
         pytest.raises(GPUOutOfMemory, match=r"step 1 of 6 on cpu: one exam") as caught,
     ):
         run(base, rows, store)
-    assert "training.max_length=" in caught.value.hint
+    assert "try model.quantization=nf4, training.max_length=" in caught.value.hint
     assert linear_names(base.model) == before
     assert not base.model.is_gradient_checkpointing
 
