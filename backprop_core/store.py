@@ -33,6 +33,7 @@ from backprop_core.refs import ArtifactRef, Record
 
 MANIFEST = "artifact.json"
 LARGE = 64 * 2**20  # bytes
+FULL = {errno.ENOSPC, errno.EDQUOT}
 Ref = TypeVar("Ref", bound=ArtifactRef)
 
 
@@ -128,7 +129,7 @@ class Store:
         try:
             yield directory
         except OSError as error:
-            if error.errno == errno.ENOSPC:
+            if error.errno in FULL:
                 raise DiskFull(f"no space left in {self.root}", hint="free some space and run it again") from error
             raise
         finally:

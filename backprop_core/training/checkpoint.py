@@ -1,6 +1,5 @@
 """Checkpoints of an interrupted run: `step-NNNNNN/` under its stage's key. Tensors in safetensors, the rest JSON."""
 
-import errno
 import json
 import logging
 import os
@@ -14,7 +13,7 @@ import safetensors.torch
 from backprop_core.adapter import Tensors
 from backprop_core.errors import CheckpointInvalid, DiskFull
 from backprop_core.keys import canonical
-from backprop_core.store import MANIFEST, fsync, manifest_of
+from backprop_core.store import FULL, MANIFEST, fsync, manifest_of
 
 KIND, FORMAT = "checkpoint", 2
 STATE = "state.json"
@@ -53,7 +52,7 @@ def save(checkpoint: Checkpoint, folder: Path, *, keep: int) -> None:
         fsync(folder.parent)
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise no_space(folder) from error
         raise
     for path in [*finished(folder)[:-keep], *folder.glob("*.tmp")]:

@@ -16,8 +16,8 @@ from typing import Any
 from filelock import FileLock
 from pydantic import BaseModel
 
-from backprop_core.errors import BackpropError, Unexpected, blank_secrets
-from backprop_core.store import Store, write_atomic
+from backprop_core.errors import BackpropError, DiskFull, Unexpected, blank_secrets
+from backprop_core.store import FULL, Store, write_atomic
 
 stopping = threading.Event()
 
@@ -89,6 +89,9 @@ def attempt(work: Callable[[], BaseModel]) -> dict[str, Any]:
     except BackpropError as error:
         return {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
     except Exception as error:  # noqa: BLE001 - the worker's outermost frame
+        if isinstance(error, OSError) and error.errno in FULL:  # wherever it was written
+            full = blank_secrets(f"no space left: {error}")
+            return {"error": {"code": DiskFull.code, "message": full, "hint": "free some space and run it again"}}
         trace = blank_secrets(traceback.format_exc())
         print(trace, file=sys.stderr, flush=True)
         message = blank_secrets(f"{type(error).__name__}: {error}")

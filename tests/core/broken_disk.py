@@ -80,7 +80,8 @@ def counting(disk: BrokenDisk, name: str, real: Callable[..., Any]) -> Callable[
     """A call of `os` whose first argument is a path, or a descriptor for `fsync`."""
 
     def call(first: Any, *rest: Any, **others: Any) -> Any:
-        disk.happens(name, os.readlink(f"/proc/self/fd/{first}") if name == "fsync" else first)
+        if name != "mkdir" or not os.path.isdir(first):  # what is there already needs no disk
+            disk.happens(name, os.readlink(f"/proc/self/fd/{first}") if name == "fsync" else first)
         return real(first, *rest, **others)
 
     return call

@@ -15,6 +15,7 @@ from backprop_core.worker import main
 IMPORTS = [
     "backprop_core.worker.stages",
     "transformers.models.llama.modeling_llama",
+    "peft.tuners.lora.bnb",
     "peft.utils.transformers_weight_conversion",
 ]
 

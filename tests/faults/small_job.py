@@ -33,18 +33,21 @@ class SmallJob:
         rows = nano.commit_rows(self.store, nano.chats(20))
         self.parameters = TrainJob(base=ref, rows=rows, spec=SPEC, start=None).model_dump(mode="json")
 
-    def run(self, stop_after: int = STEPS) -> tuple[str, list[int]]:
-        """Digest of the adapter, and the steps that were done; Interrupted after a checkpoint at `stop_after`."""
-        done: list[int] = []
+    def train(self, stop_after: int = STEPS) -> TrainResult:
+        """The job in this process; Interrupted after a checkpoint at `stop_after`. `done` has the steps."""
+        self.done: list[int] = []
 
         def emit(event: dict[str, Any]) -> None:
-            if "done" in event:
-                done.append(event["done"])
+            self.done.append(event["done"])
 
-        stages = Stages(self.store, should_stop=lambda: bool(done) and done[-1] >= stop_after)
+        stages = Stages(self.store, should_stop=lambda: self.done[-1] >= stop_after)
         result = stages.run("train", KEY, self.parameters, emit)
         assert isinstance(result, TrainResult)
-        return result.adapter.digest, done
+        return result
+
+    def run(self) -> tuple[str, list[int]]:
+        """Digest of the adapter, and the steps that were done for it."""
+        return self.train().adapter.digest, self.done
 
     def assert_nothing_left(self) -> None:
         """No lock is held, no temporary directory outlives a sweep, no checkpoint is left, no artifact is damaged."""

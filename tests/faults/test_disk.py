@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from backprop_core.errors import DiskFull, Interrupted
+from backprop_core.errors import Interrupted
+from backprop_core.worker.main import attempt
 from tests.core.broken_disk import broken
 from tests.faults.small_job import STEPS, SmallJob
 
@@ -46,8 +47,9 @@ def test_any_operation_of_a_training_may_fail(world, tmp_path, digest, code):
     numbers = range(1, total + 1) if EVERY else sorted(random.Random(code).sample(range(1, total + 1), 5))
     for n in numbers:
         job = SmallJob(world / "base", tmp_path / str(n))
-        with broken(job.store.root, n, code), pytest.raises(DiskFull if code == errno.ENOSPC else OSError):
-            job.run()
+        with broken(job.store.root, n, code):
+            error = attempt(job.train)["error"]
+        assert error["code"] == ("RUNTIME_DISK_FULL" if code == errno.ENOSPC else "RUNTIME_UNEXPECTED"), error
         assert list(job.store.check()) == []
         assert_goes_on(job, digest)
         shutil.rmtree(job.store.root)
@@ -65,7 +67,7 @@ def test_damaged_checkpoints_are_named_and_passed_over(world, tmp_path, digest, 
     """A file of the newest checkpoint, or of both of them: the older one is used, or none, and the digest is whole."""
     job = SmallJob(world / "base", tmp_path)
     with pytest.raises(Interrupted):
-        job.run(stop_after=4)
+        job.train(stop_after=4)
     for step in [3, 4] if damage == "both" else [4]:
         directory = job.checkpoints / f"step-{step:06d}"
         path = random.Random(damage).choice(sorted(directory.iterdir()))
@@ -113,12 +115,11 @@ def test_a_full_disk_ends_it_with_a_code_and_space_lets_it_go_on(world, small_di
     for pages in itertools.count(0, 2 if EVERY else 6):
         job = SmallJob(world / "base", small_disk / "store")
         leave(pages, small_disk / "ballast")
-        try:
-            job.run()
-        except DiskFull:
-            failed.append(last_step(job))
-        else:
+        outcome = attempt(job.train)
+        if "ok" in outcome:
             break
+        assert outcome["error"]["code"] == "RUNTIME_DISK_FULL", outcome
+        failed.append(last_step(job))
         assert list(job.store.check()) == []
         assert not list(job.checkpoints.glob("*.tmp"))
         (small_disk / "ballast").unlink()
