@@ -58,9 +58,9 @@ def curate(
 
     Not used, and counted by reason: malformed rows, `empty` ones (nothing that an assistant answers), `duplicate` ones,
     `heldout_over_cap` (held-out side, not among the first `heldout_max` by hash: nothing trains on them either). With
-    `heldout`, its rows are the held-out ones, and rows of the source that equal one of them are dropped as `heldout`; so
-    are rows that equal one of `scored`, which a line holds out already.
-    `spec.skip` and `spec.rows` cut a window out of the training rows; what lies outside is in no count.
+    `heldout`, its rows are the held-out ones, and rows of the source that equal one of them are dropped as `heldout`,
+    as are those that equal one of `scored`, which a line holds out already. `spec.skip` and `spec.rows` cut a window
+    out of the training rows; what lies outside is in no count.
 
     Raises NoRows if nothing is left to train on, or to watch; what `formats.read` raises.
     """

@@ -18,7 +18,7 @@ from backprop_core import adapter as adapters
 from backprop_core import slao
 from backprop_core.adapter import Adapter, Tensors
 from backprop_core.batch import Item, by_budget, collate, load
-from backprop_core.errors import GPUOutOfMemory, Interrupted, LossNotFinite
+from backprop_core.errors import GPUOutOfMemory, GPUTooHot, Interrupted, LossNotFinite
 from backprop_core.model import LoadedBase, injected, linear_names, put, taken
 from backprop_core.refs import AdapterRef, RowsRef, Start, TrainResult
 from backprop_core.specs import TrainSpec
@@ -26,6 +26,7 @@ from backprop_core.store import Store
 from backprop_core.strategies import check_same_shape
 from backprop_core.training import checkpoint, ladder, plan
 from backprop_core.training.checkpoint import Checkpoint
+from backprop_core.training.guard import Guard
 from backprop_core.training.ladder import Limits
 from backprop_core.training.loss import loss_sum
 
@@ -43,21 +44,24 @@ def train(
     store: Store,
     on_metrics: OnMetrics,
     should_stop: Callable[[], bool],
+    guard: Guard | None = None,
 ) -> TrainResult:
     """Train one adapter and commit it. Where checkpoints lie under `key`, it goes on from the newest, to the same bits.
 
     `on_metrics(step, total steps, values)` after each step: loss (nats per label token), learning_rate, grad_norm
     (before clipping), tokens (of the step, without padding); token_budget and gradient_checkpointing where a step ran
-    out of memory and changed them; inexact_resume, 1, in the step after one. `should_stop()` is asked at each step
-    boundary. Raises NoRows, LossNotFinite, DiskFull, RankMismatch, AdapterMismatch, RankTooLarge, GPUOutOfMemory,
-    CheckpointInvalid, and Interrupted once it has saved a checkpoint.
+    out of memory and changed them; inexact_resume, 1, in the step after one; what `guard` reads of the GPU.
+    `should_stop()` is asked at each step boundary.
+
+    Raises NoRows, LossNotFinite, DiskFull, RankMismatch, AdapterMismatch, RankTooLarge, GPUOutOfMemory,
+    CheckpointInvalid, and, once it has saved a checkpoint, GPUTooHot and Interrupted.
     """
     with store.lock(key):
         items = load(base, rows, max_length=spec.max_length, store=store)
         config, tensors = starting_point(base, spec, start, store)
         torch.manual_seed(spec.seed)  # before the adapter exists: its start is random
         with injected(base, config, tensors) as model:
-            run = Run(base, model, items, spec, fingerprint(base, rows, spec), store.checkpoints(key))
+            run = Run(base, model, items, spec, fingerprint(base, rows, spec), store.checkpoints(key), guard)
             try:
                 run.train(on_metrics, should_stop)
             except torch.OutOfMemoryError as error:
@@ -120,9 +124,10 @@ class Run:
         spec: TrainSpec,
         fingerprint: dict[str, Any],
         folder: Path,
+        guard: Guard | None,
     ) -> None:
         self.base, self.model, self.items, self.spec = base, model, items, spec
-        self.fingerprint, self.folder = fingerprint, folder
+        self.fingerprint, self.folder, self.guard = fingerprint, folder, guard
         self.lengths = [len(item) for item in items]
         self.total = plan.total_steps(len(items), spec)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -144,8 +149,9 @@ class Run:
             metrics = self.do_step(batch)
             self.step += 1
             self.seconds = before + time.monotonic() - began
-            on_metrics(self.step, self.total, {**metrics, **news})
+            on_metrics(self.step, self.total, {**metrics, **news, **(self.guard.readings() if self.guard else {})})
             news = {}
+            self.rest(should_stop)
             stop = should_stop() and self.step < self.total
             if stop or self.is_due(time.monotonic() - saved_at):
                 checkpoint.save(self.snapshot(), self.folder, keep=self.spec.checkpoints_kept)
@@ -154,6 +160,15 @@ class Run:
                 raise Interrupted(
                     f"stopped after step {self.step} of {self.total}", hint="run it again; it goes on from there"
                 )
+
+    def rest(self, should_stop: Callable[[], bool]) -> None:
+        """Let the GPU cool down if it is too hot. Raises GPUTooHot, with a checkpoint saved, if it does not."""
+        try:
+            if self.guard:
+                self.guard.cool_down(should_stop)
+        except GPUTooHot:
+            checkpoint.save(self.snapshot(), self.folder, keep=self.spec.checkpoints_kept)
+            raise
 
     def is_due(self, seconds: float) -> bool:
         """Whether a checkpoint is due, `seconds` after the last one: by time, by steps, and when training is done."""

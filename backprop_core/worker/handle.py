@@ -122,7 +122,7 @@ class Worker:
 
 
 class Tail:
-    """Reads the complete lines that were added to a file since the last look."""
+    """Reads the events that were added to a file since the last look; what the child says to people is logged here."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -137,7 +137,11 @@ class Tail:
         end = data.rfind(b"\n") + 1
         self._offset += end
         for line in data[:end].splitlines():
-            on_event(json.loads(line))
+            event = json.loads(line)
+            if "log" in event:
+                log.log(event["level"], event["log"])
+            else:
+                on_event(event)
 
 
 def child_environment() -> dict[str, str]:

@@ -3,6 +3,7 @@
 import gc
 import importlib
 import json
+import logging
 import os
 import queue
 import signal
@@ -11,7 +12,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TextIO
 
 from filelock import FileLock
 from pydantic import BaseModel
@@ -70,15 +71,32 @@ def listen(jobs: "queue.SimpleQueue[Path]") -> None:
 Emit = Callable[[dict[str, Any]], None]
 
 
+class Spoken(logging.Handler):
+    """A job's events, and the core's warnings among them: the parent says them where somebody reads."""
+
+    def __init__(self, file: TextIO) -> None:
+        super().__init__(logging.WARNING)
+        self._file = file
+
+    def event(self, event: dict[str, Any]) -> None:
+        print(json.dumps(event), file=self._file)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.event({"level": record.levelno, "log": blank_secrets(record.getMessage())})
+
+    def __enter__(self) -> Self:
+        logging.getLogger("backprop_core").addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("backprop_core").removeHandler(self)
+
+
 def run(folder: Path, stage: Callable[[str, str, dict[str, Any], Emit], BaseModel]) -> None:
     """One job: read it, run it, write its result last."""
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-    with (folder / "events.jsonl").open("a", encoding="utf-8", buffering=1) as events:
-        outcome = attempt(
-            lambda: stage(
-                job["stage"], job["key"], job["parameters"], lambda event: print(json.dumps(event), file=events)
-            )
-        )
+    with (folder / "events.jsonl").open("a", encoding="utf-8", buffering=1) as events, Spoken(events) as told:
+        outcome = attempt(lambda: stage(job["stage"], job["key"], job["parameters"], told.event))
     write_atomic(folder / "result.json", json.dumps(outcome))
 
 

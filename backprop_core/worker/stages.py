@@ -14,6 +14,7 @@ from backprop_core.refs import AdapterRef, BaseRef, Fidelity, GGUFRef, Record, R
 from backprop_core.specs import TrainSpec
 from backprop_core.store import Store
 from backprop_core.strategies import merge
+from backprop_core.training import guard
 from backprop_core.training.loop import train
 
 Emit = Callable[[dict[str, Any]], None]
@@ -95,8 +96,9 @@ class Stages:
 
     def train(self, job: TrainJob, key: str, emit: Emit) -> TrainResult:
         assert job.spec.precision != "auto", "resolved before the key was made"
+        base = self.base(job.base, job.spec.precision, job.spec.device)
         return train(
-            self.base(job.base, job.spec.precision, job.spec.device),
+            base,
             job.rows,
             spec=job.spec,
             start=job.start,
@@ -104,6 +106,7 @@ class Stages:
             store=self._store,
             on_metrics=lambda step, total, values: emit({"done": step, "total": total, "values": values}),
             should_stop=self._should_stop,
+            guard=guard.of(base.device),
         )
 
     def merge(self, job: MergeJob) -> AdapterRef:

@@ -43,7 +43,12 @@ def test_one_task_trained_again_and_again():
 def test_the_metric_decides_what_the_averages_are_of():
     """`matrix` stays token accuracy whatever the metric."""
     found = evaluation(
-        tasks=["a"], watch=[], trained=[["a"]], rows=[{"a": cell(0.4, 0.25)}], base={"a": cell(0.1)}, metric="exact_match"
+        tasks=["a"],
+        watch=[],
+        trained=[["a"]],
+        rows=[{"a": cell(0.4, 0.25)}],
+        base={"a": cell(0.1)},
+        metric="exact_match",
     )
     assert found.average == 0.25
     assert found.matrix == [[0.4]]

@@ -1,5 +1,6 @@
 """One LoRA run on a real two-layer model."""
 
+import itertools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from backprop_core.errors import (
     AdapterMismatch,
     BackpropError,
     CheckpointInvalid,
+    GPUTooHot,
     Interrupted,
     LossNotFinite,
     ModelLoadFailed,
@@ -28,6 +30,7 @@ from backprop_core.model import LoadedBase, adapted, injected, load, put
 from backprop_core.refs import RowsRef, Start, TrainResult
 from backprop_core.specs import LoraSpec, TrainSpec
 from backprop_core.store import Store
+from backprop_core.training.guard import Guard
 from backprop_core.training.loop import train
 from tests.core import nano
 
@@ -70,6 +73,7 @@ def run(
     metrics: Metrics | None = None,
     stop_after: int | None = None,
     key: str = "key",
+    guard: Guard | None = None,
     **fields: Any,
 ) -> TrainResult:
     seen: Metrics = [] if metrics is None else metrics
@@ -82,6 +86,7 @@ def run(
         store=store,
         on_metrics=lambda step, total, values: seen.append((step, values)),
         should_stop=lambda: len(seen) == stop_after,
+        guard=guard,
     )
 
 
@@ -100,6 +105,18 @@ def test_it_learns_and_reports_every_step(base: LoadedBase, rows: RowsRef, store
     assert result.tokens == sum(values["tokens"] for _, values in metrics) == 10 * sum(lengths)
     assert result.train_loss == pytest.approx(sum(values["loss"] for _, values in metrics[-3:]) / 3, rel=0.05)
     assert not store.checkpoints("key").exists()
+
+
+def test_a_gpu_that_stays_hot_stops_the_run_with_a_checkpoint(base: LoadedBase, rows: RowsRef, store: Store) -> None:
+    """Readings are metrics; too hot for too long is a coded stop after a checkpoint, and then the same bits."""
+    degrees, clock = iter([70.0, 90.0] + [80.0] * 99), itertools.count(0, 10)
+    guard = Guard(lambda: {"gpu_temperature": next(degrees)}, clock=lambda: next(clock), sleep=lambda seconds: None)
+    metrics: Metrics = []
+    with pytest.raises(GPUTooHot):
+        run(base, rows, store, metrics=metrics, guard=guard)
+    assert [values["gpu_temperature"] for _, values in metrics] == [70.0, 90.0]
+    assert [path.name for path in store.checkpoints("key").glob("step-*")] == ["step-000002"]
+    assert run(base, rows, store).adapter == run(base, rows, store, key="other").adapter
 
 
 def test_fresh_and_used_bases_give_the_same_bits(path: Path, rows: RowsRef, store: Store, base: LoadedBase) -> None:

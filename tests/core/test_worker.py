@@ -68,8 +68,8 @@ def test_a_used_worker_gives_the_bits_of_a_fresh_one(start, place):
     assert {event["total"] for event in events} == {4}
 
 
-def test_an_error_keeps_its_code(start, place):
-    """What a stage raises in the child is raised in the parent, and the worker goes on."""
+def test_an_error_keeps_its_code(start, place, caplog):
+    """What a stage raises in the child is raised in the parent, what it warns of is said there; the worker goes on."""
     store, base, _ = place
     worker = start()
     rows = nano.commit_rows(store, [{"messages": [{"role": "user", "content": "only a question"}]}])
@@ -78,6 +78,9 @@ def test_an_error_keeps_its_code(start, place):
         worker.call("evaluate", Scores, key="e" * 64, on_event=print, heldout=rows, **score)
     rows = nano.commit_rows(store, nano.chats(3))
     assert worker.call("evaluate", Scores, key="f" * 64, on_event=print, heldout=rows, **score).rows == 3
+    short = score | {"max_length": 64}
+    assert worker.call("evaluate", Scores, key="a" * 64, on_event=print, heldout=rows, **short).rows > 0
+    assert "longer than 64 tokens" in caplog.text
 
 
 def test_a_killed_worker_is_a_retryable_error(start, place):
