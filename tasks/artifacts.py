@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.context import FlowRunContext
 
-from backprop_core.refs import Evaluation, RunResult
+from backprop_core.refs import Evaluation, GateReport, RunResult
 
 
 def flow_run_id() -> str | None:
@@ -18,7 +18,8 @@ def flow_run_id() -> str | None:
 def publish(result: RunResult, *, namespace: str, mlflow_link: str | None) -> None:
     """Put a run's result on its Prefect flow run, under keys that start with the namespace."""
     if result.evaluation:
-        create_markdown_artifact(matrix_table(result.evaluation), key=f"{key(namespace)}-matrix")
+        table = matrix_table(result.evaluation) + (verdict(result.gate) if result.gate else "")
+        create_markdown_artifact(table, key=f"{key(namespace)}-matrix")
     if mlflow_link:
         create_link_artifact(mlflow_link, link_text="The run in MLflow", key=f"{key(namespace)}-mlflow")
     data = json.dumps(result.model_dump(mode="json"), indent=1)
@@ -43,6 +44,11 @@ def matrix_table(evaluation: Evaluation) -> str:
         "" if evaluation.backward_transfer is None else f", backward transfer {100 * evaluation.backward_transfer:+.1f}"
     )
     return "\n".join(lines) + f"\n\naverage {percent(evaluation.average)} ({evaluation.metric}){transfer}\n"
+
+
+def verdict(report: GateReport) -> str:
+    """What the gate decided, in one sentence of Markdown."""
+    return f"\n**{'accepted' if report.accepted else 'rejected'}**: {report.reason}\n"
 
 
 def percent(score: float | None) -> str:

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ class Bench:
         *,
         heldout: Rows | None = None,
         heldout_max: int = 1000,
+        scored: Sequence[RowsRef] = (),
         watch: bool = False,
         **spec: Any,
     ) -> DatasetRef:
@@ -64,6 +66,7 @@ class Bench:
             task="task",
             heldout=snapshot(str(apart), scratch=self.directory) if apart else None,
             heldout_max=heldout_max,
+            scored=scored,
             watch=watch,
             store=self.store,
         )
@@ -201,6 +204,15 @@ def test_a_heldout_file(bench: Bench) -> None:
     assert questions(bench.rows(dataset.heldout)) == questions(bench.rows(dataset.heldout))[:4]
     assert sorted(questions(bench.rows(dataset.train))) == sorted(questions(numbered(44, start=1)))
     assert dataset.heldout.rows == 4
+
+
+def test_rows_that_a_line_scores_are_not_trained_on(bench: Bench) -> None:
+    """A row that an earlier batch held out by a file of its own is dropped from a later batch that brings it."""
+    line = bench.curate(numbered(3, start=100), heldout=numbered(20)).heldout
+    later = bench.curate(numbered(50), scored=[line])
+    assert not set(questions(bench.rows(later.train))) & set(questions(numbered(20)))
+    assert later.train.rows + later.heldout.rows + later.dropped["heldout"] == 50
+    assert bench.curate(numbered(50)).train.rows > later.train.rows
 
 
 def test_watched_rows_are_not_trained_on(bench: Bench) -> None:
