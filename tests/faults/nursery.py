@@ -10,6 +10,8 @@ import os
 import sys
 from pathlib import Path
 
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
 from backprop_core.worker import main
 
 IMPORTS = [
@@ -25,6 +27,7 @@ def nurse() -> None:
     for name in IMPORTS:
         importlib.import_module(name)
     main.preload()
+    get_checkpoint_conversion_mapping("llama")  # a table that is made once a process
     print("ready", flush=True)
     for line in sys.stdin:
         pid = os.fork()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,31 +45,47 @@ def uninterrupted(world) -> dict:
     return json.loads(done.stdout)
 
 
-@pytest.mark.timeout(600)
-def test_killed_in_the_second_run_and_resumed(world, uninterrupted):
-    """Finished stages are cached, the interrupted training goes on, and the digests are those of an unbroken run."""
+@pytest.mark.timeout(900)
+def test_killed_three_times_and_resumed(world, uninterrupted):
+    """In the second training, after it, and in the third: what is finished is cached, what is not goes on.
+
+    The digests are those of an unbroken run, and it stays one run.
+    """
     env, store = environment(world, "killed"), world / "killed" / "store"
-    with subprocess.Popen(
-        command(world), env=env, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as job:
-        deadline = time.monotonic() + 240
-        while not trained_once(store) or not any(store.glob("checkpoints/*/step-*")):
-            assert time.monotonic() < deadline and job.poll() is None, job.stderr.read().decode()
-            time.sleep(0.02)
-        os.killpg(job.pid, signal.SIGKILL)
+    kill(command(world), env, lambda: trained(store) == 1 and is_training(store))
     [run] = [path.name for path in (store / "runs").iterdir()]
+    kill([*BACKPROP, "resume", run], env, lambda: trained(store) == 2)
+    kill([*BACKPROP, "resume", run], env, lambda: is_training(store))
     done = subprocess.run([*BACKPROP, "resume", run[:12], "--json"], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["run_id"] == run
     assert digests(result) == digests(uninterrupted)
-    assert [one["cached"] for one in result["runs"]] == [True, False, False]
+    assert [one["cached"] for one in result["runs"]] == [True, True, False]
     assert_nothing_left(store)
 
 
-def trained_once(store: Path) -> bool:
-    """The first LoRA run is in the cache."""
-    return any("TrainResult" in path.read_text() for path in store.glob("cache/results/*"))
+def kill(command: list[str], env: dict[str, str], moment: Callable[[], bool]) -> None:
+    """Start a command, and SIGKILL its whole process group when the moment has come."""
+    with subprocess.Popen(
+        command, env=env, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as job:
+        deadline = time.monotonic() + 240
+        while not moment():
+            assert time.monotonic() < deadline and job.poll() is None, job.stderr.read().decode()
+            time.sleep(0.02)
+        os.killpg(job.pid, signal.SIGKILL)
+
+
+def trained(store: Path) -> int:
+    """How many LoRA runs are in the cache."""
+    recorded = [store / "cache" / "results" / path.name for path in store.glob("cache/keys/*")]
+    return sum("TrainResult" in path.read_text() for path in recorded if path.is_file())
+
+
+def is_training(store: Path) -> bool:
+    """A run has checkpoints and is not committed."""
+    return any(store.glob("checkpoints/*/step-*"))
 
 
 def assert_nothing_left(store: Path) -> None:
