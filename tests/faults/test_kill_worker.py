@@ -7,10 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from bisect import bisect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,7 +19,7 @@ from backprop_core.worker.handle import child_environment
 from tests.faults.small_job import KEY, STEPS, SmallJob
 
 POINTS = 20
-FRESH = {3, 10, 17}  # the points whose worker is an interpreter of its own
+FRESH = {1, 3, 17}  # the points whose worker is an interpreter of its own
 POLL = 0.0005
 
 
@@ -120,30 +119,30 @@ def nursery(tmp_path_factory) -> Iterator[Nursery]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(world, nursery, tmp_path_factory) -> tuple[str, list[float]]:
-    """Digest of a training that nobody killed, and when it passed each of its marks, in seconds."""
+    """Digest of a training that nobody killed, and the seconds that each of its parts took."""
     work = Work(SmallJob(world / "base", tmp_path_factory.mktemp("whole") / "store"), "work", nursery.start)
     began = time.monotonic()
     times = [0.0]
     for mark in range(1, STEPS + 2):
         until(lambda mark=mark: work.marks() >= mark)
         times.append(time.monotonic() - began)
-    return work.digest(), times
+    return work.digest(), [later - earlier for earlier, later in pairwise(times)]
 
 
 @pytest.mark.parametrize("point", range(POINTS))
 def test_killed_at_a_random_moment(world, nursery, uninterrupted, tmp_path, point):
     """Before the first checkpoint, in a save, in the last step, while committing: the unbroken digest, nothing left.
 
-    The moments are drawn one from each twentieth of the job's time, and counted from the mark passed last, so that
-    they hit the same parts of it on a slower machine.
+    The moments are spread evenly over the job's parts: up to the first step, each step with the save before it, the
+    last save with the commit. In a part they are counted from the mark that it begins with, on a slow machine too.
     """
-    digest, times = uninterrupted
-    moment = (point + random.Random(point).random()) / POINTS * times[-1]
-    mark = bisect(times, moment) - 1
+    digest, seconds = uninterrupted
+    moment = (point + random.Random(point).random()) / POINTS * len(seconds)
+    part = int(moment)
     job = SmallJob(world / "base", tmp_path / "store")
     killed = Work(job, "killed", start_fresh if point in FRESH else nursery.start)
-    until(lambda: killed.marks() >= mark)
-    time.sleep(moment - times[mark])
+    until(lambda: killed.marks() >= part)
+    time.sleep((moment - part) * seconds[part])
     assert killed.kill() == -signal.SIGKILL
     assert Work(job, "again", nursery.start).digest() == digest
     job.assert_nothing_left()
