@@ -4,6 +4,7 @@
 answers with the worker's pid, and with its exit status once it has ended.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -24,6 +25,7 @@ IMPORTS = [
 
 def nurse() -> None:
     """Until stdin closes."""
+    gc.disable()  # as the worker does while it imports
     for name in IMPORTS:
         importlib.import_module(name)
     main.preload()
@@ -35,6 +37,7 @@ def nurse() -> None:
             work(**json.loads(line))
         print(pid, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    os._exit(0)  # taking everything down again would take seconds
 
 
 def work(arguments: list[str], pipe: Path) -> None:
