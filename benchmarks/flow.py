@@ -3,6 +3,7 @@
 `python -m benchmarks.flow flow|core` is a contender.
 """
 
+import shutil
 import socket
 import subprocess
 import sys
@@ -119,7 +120,9 @@ class Bare:
             return getattr(curate, stage.name)(**parameters, store=self.store)
         result = stage.fn.__annotations__["return"]
         key = stage_key(stage.name, parameters)
-        return self.worker.call(stage.name, result, key=key, on_event=lambda _: None, **parameters)
+        made = self.worker.call(stage.name, result, key=key, on_event=lambda _: None, **parameters)
+        shutil.rmtree(self.store.checkpoints(key), ignore_errors=True)
+        return made
 
     @contextmanager
     def lora_run(self, *_: object) -> Iterator[Self]:

@@ -176,6 +176,7 @@ class Run:
         task = stage.with_options(refresh_cache=self._fresh, result_storage=results(self.store))
         state = task(**parameters, return_state=True)
         result: R = state.result()
+        shutil.rmtree(self.store.checkpoints(key), ignore_errors=True)  # only now: Prefect has noted what it made
         self.stages.append(
             StageRecord(
                 stage=stage.name,

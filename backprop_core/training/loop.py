@@ -45,13 +45,15 @@ def train(
     on_metrics: OnMetrics,
     should_stop: Callable[[], bool],
     guard: Guard | None = None,
+    keep_checkpoints: bool = False,
 ) -> TrainResult:
     """Train one adapter and commit it. Where checkpoints lie under `key`, it goes on from the newest, to the same bits.
 
     `on_metrics(step, total steps, values)` after each step: loss (nats per label token), learning_rate, grad_norm
     (before clipping), tokens (of the step, without padding); token_budget and gradient_checkpointing where a step ran
     out of memory and changed them; inexact_resume, 1, in the step after one; what `guard` reads of the GPU.
-    `should_stop()` is asked at each step boundary.
+    `should_stop()` is asked at each step boundary. With `keep_checkpoints` the caller removes them once it has noted
+    the result, so that nothing is trained again if it dies before that.
 
     Raises NoRows, LossNotFinite, DiskFull, RankMismatch, AdapterMismatch, RankTooLarge, GPUOutOfMemory,
     CheckpointInvalid, and, once it has saved a checkpoint, GPUTooHot and Interrupted.
@@ -81,7 +83,8 @@ def train(
         with store.begin("adapter") as directory:
             adapters.write(Adapter(config, tensors), directory)
             ref = store.commit(directory, AdapterRef, kind="tuned", record=record)
-        shutil.rmtree(store.checkpoints(key), ignore_errors=True)
+        if not keep_checkpoints:
+            shutil.rmtree(store.checkpoints(key), ignore_errors=True)
         return run.result(ref)
 
 

@@ -107,6 +107,7 @@ class Stages:
             on_metrics=lambda step, total, values: emit({"done": step, "total": total, "values": values}),
             should_stop=self._should_stop,
             guard=guard.of(base.device),
+            keep_checkpoints=True,
         )
 
     def merge(self, job: MergeJob) -> AdapterRef:

@@ -32,6 +32,13 @@ def last_step(job: SmallJob) -> int:
     return max((int(path.name[5:]) for path in job.checkpoints.glob("step-??????")), default=0)
 
 
+def test_a_training_whose_record_was_lost_is_not_done_again(world, tmp_path, digest):
+    """A kill after the adapter is committed and before its result is noted costs no step."""
+    job = SmallJob(world / "base", tmp_path)
+    job.run()
+    assert job.run() == (digest, [])
+
+
 def assert_goes_on(job: SmallJob, digest: str) -> None:
     """Run again: from the newest checkpoint, to the unbroken digest, and nothing is left over."""
     steps = list(range(last_step(job) + 1, STEPS + 1))

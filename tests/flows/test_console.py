@@ -15,7 +15,7 @@ from backprop_core.errors import ConfigInvalid
 from backprop_core.refs import DatasetSummary, Evaluation, GGUFRecord, Located, RunRecord, RunResult
 from backprop_core.settings import Settings
 from flows import tables
-from flows.console import Bar, configure_logging, error_text, trace_text
+from flows.console import OURS, Bar, configure_logging, error_text, trace_text
 from tasks.progress import Progress
 from tasks.tracking import RunSummary
 
@@ -25,7 +25,7 @@ DIGEST = "ab" * 32
 
 @pytest.fixture(autouse=True)
 def same_logging() -> Iterator[None]:
-    """The root logger is afterwards what it was."""
+    """The loggers are afterwards what they were."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
@@ -33,6 +33,8 @@ def same_logging() -> Iterator[None]:
         handler.close()
     root.handlers[:] = handlers
     root.setLevel(level)
+    for name in OURS:
+        logging.getLogger(name).setLevel(logging.NOTSET)
     logging.captureWarnings(False)
 
 
