@@ -8,6 +8,7 @@ from pydantic.config import JsonDict
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 LineName = Annotated[str, Field(pattern=NAME)]
 NO_KEY: JsonDict = {"key": False}  # the field cannot change a result, so it is no part of a cache key
+KEY_IF_SET: JsonDict = {"key": "if set"}  # a field that came later: part of a key where it is not at its default
 
 
 class Spec(BaseModel):
@@ -17,8 +18,12 @@ class Spec(BaseModel):
 
     def semantic(self) -> dict[str, Any]:
         """The fields that can change a result."""
-        fields = type(self).model_fields.items()
-        return {name: getattr(self, name) for name, field in fields if field.json_schema_extra != NO_KEY}
+        every = {name: (getattr(self, name), field) for name, field in type(self).model_fields.items()}
+        return {
+            name: value
+            for name, (value, field) in every.items()
+            if field.json_schema_extra != NO_KEY and (field.json_schema_extra != KEY_IF_SET or value != field.default)
+        }
 
 
 class ModelSpec(Spec):

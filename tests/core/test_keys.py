@@ -3,9 +3,11 @@
 import subprocess
 import sys
 
+from pydantic import Field
+
 from backprop_core.keys import VERSIONS, canonical, stage_key, stage_parts
 from backprop_core.refs import AdapterRef, BaseRef, DatasetRef, RowsRef, SourceRef, Start
-from backprop_core.specs import DatasetSpec, EvaluationSpec, TrainSpec
+from backprop_core.specs import KEY_IF_SET, DatasetSpec, EvaluationSpec, Spec, TrainSpec
 
 A, B = "a" * 64, "b" * 64
 
@@ -48,6 +50,17 @@ def test_what_cannot_change_the_result_does_not_change_the_key():
     assert train_key(spec=TrainSpec(checkpoint_seconds=0)) == train_key()
     parts = [stage_parts("curate", {"spec": DatasetSpec(path=path, task="t")}) for path in ("a.jsonl", "b.jsonl")]
     assert parts[0] == parts[1]
+
+
+def test_a_field_that_came_later_leaves_the_old_keys_as_they_were():
+    """At its default it is no part of a key; set, it is."""
+
+    class Later(Spec):
+        old: int = 1
+        new: int | None = Field(None, json_schema_extra=KEY_IF_SET)
+
+    assert Later().semantic() == {"old": 1}
+    assert Later(new=2).semantic() == {"old": 1, "new": 2}
 
 
 def test_an_integer_and_its_float_are_the_same_number():
