@@ -25,7 +25,7 @@ demo: $(READY) ## the main job on embedded defaults: no GPU, no server, no accou
 	$(BIN)/backprop demo
 
 test: check ## every check: lint, types, layers, tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY) ## lint, types, layers
 	$(BIN)/ruff check

@@ -6,15 +6,20 @@ python -m benchmarks.run [--only NAME]
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from benchmarks import convert, flow, history, processes, training
+from benchmarks import checkpoints, convert, flow, history, processes, training
 from benchmarks.measure import Row
 
 RESULTS = Path(__file__).parent / "results.json"
 ROWS: dict[str, Callable[[], Row]] = {
     training.BEST: training.against_best,
     training.DEFAULTS: training.against_defaults,
+    training.BEST + training.TWO_THREADS: partial(training.against_best, threads=2),
+    training.DEFAULTS + training.TWO_THREADS: partial(training.against_defaults, threads=2),
+    training.MEMORY: training.peak_memory,
+    checkpoints.NAME: checkpoints.against_none,
     flow.NAME: flow.against_core,
     processes.WARM: processes.warm,
     processes.HELP: processes.help_,

@@ -1,48 +1,68 @@
-"""Training speed against transformers Trainer and TRL: the same rows, model, LoRA, batches a step and steps."""
+"""Training against transformers Trainer and TRL: the same rows, model, LoRA, batches a step and steps."""
 
+import statistics
 import tempfile
 from functools import cache, partial
 from pathlib import Path
 
 from benchmarks import material
-from benchmarks.measure import Contender, Row, contenders, medians
+from benchmarks.measure import REPEATS, Contender, Row, contenders, medians
 
 BEST = "training tokens per second, against the best of Trainer and TRL"
 DEFAULTS = "training tokens per second, against their defaults"
+TWO_THREADS = ", two threads"
+MEMORY = "peak memory of a training, against the leaner of Trainer and TRL"
 ROWS = 96
-ENGINES = ("ours", "Trainer, length-grouped", "TRL, length-grouped", "Trainer, defaults")
+OURS, TRAINER, TRL, PLAIN = ENGINES = ("ours", "Trainer, length-grouped", "TRL, length-grouped", "Trainer, defaults")
 TOLERANCE = 0.05  # between any two losses, as a share of what training took off; a quarter fewer steps make 0.12
 UNIT = "tokens/s"
 
 
-def against_best() -> Row:
+def against_best(threads: int = 1) -> Row:
     """The better of the two libraries, each with its fastest settings."""
-    speed = speeds()
-    other = max(ENGINES[1:3], key=speed.__getitem__)
-    return Row(BEST, speed["ours"], speed[other], other, UNIT, "more")
+    speed = speeds(threads)
+    other = max((TRAINER, TRL), key=speed.__getitem__)
+    return Row(BEST + TWO_THREADS * (threads == 2), speed[OURS], speed[other], other, UNIT, "more")
 
 
-def against_defaults() -> Row:
+def against_defaults(threads: int = 1) -> Row:
     """Random batches of eight, each padded to its longest row."""
-    speed = speeds()
-    return Row(DEFAULTS, speed["ours"], speed[ENGINES[3]], ENGINES[3], UNIT, "more")
+    speed = speeds(threads)
+    return Row(DEFAULTS + TWO_THREADS * (threads == 2), speed[OURS], speed[PLAIN], PLAIN, UNIT, "more")
+
+
+def peak_memory() -> Row:
+    """Resident memory at the end of the first training of a process, imports included: a process a turn."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        known = specs(Path(name))
+        turns = [{engine: peak_of(known[engine]) for engine in (OURS, TRAINER, TRL)} for _ in range(REPEATS)]
+    peaks = {engine: statistics.median(turn[engine] for turn in turns) for engine in turns[0]}
+    other = min((TRAINER, TRL), key=peaks.__getitem__)
+    return Row(MEMORY, peaks[OURS], peaks[other], other, "MiB", "less")
+
+
+def peak_of(spec: tuple[str, ...]) -> float:
+    with contenders(spec) as [process]:
+        return process.turn()["peak"]
+
+
+def specs(place: Path) -> dict[str, tuple[str, ...]]:
+    """The contenders by engine, on one base and the same rows."""
+    base = material.tiny_llama(place / "base")
+    data = material.write_rows(material.chats(ROWS), place / "chats.jsonl")
+    return {engine: ("benchmarks.engines", engine, str(base), str(data)) for engine in ENGINES}
 
 
 @cache
-def speeds() -> dict[str, float]:
+def speeds(threads: int) -> dict[str, float]:
     """Real tokens a second, of training alone: padding, imports, loading and tokenizing are not counted."""
+    count = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
-        place = Path(name)
-        base = material.tiny_llama(place / "base")
-        data = material.write_rows(material.chats(ROWS), place / "chats.jsonl")
-        specs = [("benchmarks.engines", engine, str(base), str(data)) for engine in ENGINES]
-        with contenders(*specs) as processes:
+        known = specs(Path(name))
+        with contenders(*known.values(), **count) as processes:
             losses: dict[str, float] = {}
-            turns = {
-                engine: partial(speed_of, engine, process, losses)
-                for engine, process in zip(ENGINES, processes, strict=True)
-            }
-            return medians(turns)
+            pairs = zip(known, processes, strict=True)
+            return medians({engine: partial(speed_of, engine, process, losses) for engine, process in pairs})
 
 
 def speed_of(engine: str, process: Contender, losses: dict[str, float]) -> float:
