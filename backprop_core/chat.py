@@ -240,10 +240,36 @@ def answer(tokenizer: PreTrainedTokenizerBase, controls: Controls, messages: lis
     return Answer(text, len(prompt), end)
 
 
+def stop_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that the chat template ends an answer with. Raises ChatTemplateMissing, ChatTemplateUnusable."""
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    with template_limit():
+        written = answer(tokenizer, Controls(tokenizer), messages)
+    [tokens] = encodings(tokenizer, [written.text[: written.end]], plain=False)
+    return int(tokens.ids[-1])
+
+
 def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> str:
     """The conversation so far, and the beginning of the assistant's next turn."""
     with template_limit():
         return apply(tokenizer, messages, add_generation_prompt=True)
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[Message]]) -> list[list[int]]:
+    """The token ids of each conversation so far, and of the beginning of the assistant's next turn.
+
+    Raises ChatTemplateMissing, ChatTemplateUnusable.
+    """
+    controls = Controls(tokenizer)
+    with template_limit():
+        written = [write_prompt(tokenizer, controls, messages) for messages in conversations]
+    return [tokens.ids for tokens in tokenize(tokenizer, written)]
+
+
+def write_prompt(tokenizer: PreTrainedTokenizerBase, controls: Controls, messages: list[Message]) -> Written:
+    fence = controls.fence_for([turn["content"] for turn in messages])
+    fenced = [{**turn, "content": controls.fenced(turn["content"], fence)} for turn in messages]
+    return Written(0, apply(tokenizer, fenced, add_generation_prompt=True), [], fence)
 
 
 def render(tokenizer: PreTrainedTokenizerBase, row: ChatRow) -> str:

@@ -91,6 +91,28 @@ class Scores(ArtifactRef):
     exact_match: float = Field(ge=0, le=1)
 
 
+class Generated(Record):
+    """What a model wrote."""
+
+    text: str = Field(description="Without the stop token.")
+    tokens: int = Field(description="Written, the stop token included.")
+    stopped: bool = Field(description="It ended by itself, not at the longest allowed length.")
+
+
+class Answers(Record):
+    """What a model wrote to several prompts, in their order."""
+
+    answers: list[Generated]
+
+
+class Generations(ArtifactRef):
+    """What one adapter (or the bare base) answers to one held-out set: `generations.jsonl`, a row a line."""
+
+    artifact: ClassVar[str] = "generations"
+    rows: int
+    stopped: int = Field(description="Answers that ended by themselves, not at the longest allowed length.")
+
+
 class GGUFRef(ArtifactRef):
     """One GGUF file, `model.gguf`."""
 

@@ -120,6 +120,14 @@ class MergeSpec(Spec):
         return self.strategy == "slao"
 
 
+class GenerationSpec(Spec):
+    """How answers are written."""
+
+    max_new_tokens: int = Field(128, ge=1, le=32768, description="Tokens of an answer at most.")
+    temperature: float = Field(0.0, ge=0, le=2, description="0: the most likely token; above: drawn, more evenly.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seeds what is drawn.")
+
+
 class EvaluationSpec(Spec):
     """What is measured on the held-out rows."""
 
@@ -130,6 +138,7 @@ class EvaluationSpec(Spec):
     watch: list[DatasetSpec] = Field(
         default_factory=list, description="Held-out sets that no run trains: skills that must not be lost."
     )
+    generation: GenerationSpec = Field(GenerationSpec(), json_schema_extra=KEY_IF_SET)
 
 
 class GateSpec(Spec):

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from backprop_core.errors import BackpropError, ConfigInvalid, InputNotFound, InputValidationFailed, QuantizationUnknown
-from backprop_core.specs import DatasetSpec, ExportSpec, RunSpec, Spec
+from backprop_core.specs import DatasetSpec, ExportSpec, GenerationSpec, RunSpec, Spec
 from flows.fields import ENTRY, children_of, pattern_of, spec_fields
 from flows.values import Path as Place
 from flows.values import parse
@@ -108,6 +108,16 @@ def export_spec(quantizations: Sequence[str]) -> ExportSpec:
     draft = Draft()
     draft.put(("export", "quantizations"), list(quantizations), "--quantization")
     return validated(ExportSpec, draft, ("export",))
+
+
+def generation_spec(flags: Mapping[str, str | None]) -> GenerationSpec:
+    """How `generate` was asked to write, by field. Raises ConfigInvalid."""
+    draft, place = Draft(), ("evaluation", "generation")
+    draft.put(place, {}, "")
+    for name, value in flags.items():
+        if value is not None:
+            draft.put((*place, name), value, f"--{name.replace('_', '-')}")
+    return validated(GenerationSpec, draft, place)
 
 
 def add_environment(draft: Draft, variables: Mapping[str, str], prefix: str) -> None:

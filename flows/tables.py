@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from backprop_core.refs import Evaluation, GateReport, RunResult
+from backprop_core.refs import Answers, Evaluation, GateReport, RunResult
 from flows.console import one_line
 
 if TYPE_CHECKING:
@@ -60,6 +60,11 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
 def whole_line(text: str) -> Text:
     """A line that only the terminal breaks, so that a path can be copied."""
     return Text(text, no_wrap=True, overflow="ignore")
+
+
+def printable(text: str) -> str:
+    """`text` with its line breaks and tabs, and without anything else that a terminal would take for a command."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -190,6 +195,11 @@ def matrix(evaluation: Evaluation, names: Sequence[str]) -> Iterator[RenderableT
         )
         + f"  forgetting {' '.join(map(number, evaluation.forgetting))}"
     )
+
+
+def answers(said: Answers) -> RenderableType:
+    """What the model wrote, as it wrote it; more than one answer with a line between."""
+    return Text("\n---\n".join(printable(one.text) for one in said.answers))
 
 
 def gate(report: GateReport) -> Iterator[RenderableType]:

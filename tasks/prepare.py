@@ -14,7 +14,7 @@ from backprop_core.errors import ConfigInvalid, ExtraMissing, LineConflict, RefA
 from backprop_core.formats import snapshot
 from backprop_core.gguf.support import check_supported
 from backprop_core.keys import digest_of, part
-from backprop_core.lines import Lines, Live
+from backprop_core.lines import Lines, LineVersion, Live
 from backprop_core.refs import AdapterRef, BaseRef, Located, Record, RunResult, SourceRef
 from backprop_core.specs import DatasetSpec, ExportSpec, LoraSpec, MergeSpec, ModelSpec, RunSpec
 from backprop_core.store import Store, write_atomic
@@ -97,12 +97,40 @@ def continued(spec: RunSpec, live: Live) -> RunSpec:
 
 def again(flow: str, run_id: str, export: ExportSpec, store: Store) -> Prepared:
     """What an earlier run started from and made, for a flow that exports it."""
-    run_id = full_run_id(run_id, store)
-    earlier = load(run_id, store)
+    earlier = made(run_id, store)
     spec = earlier.spec.model_copy(update={"export": export})
     check_export(earlier.base, spec, store)
-    merged = AdapterRef(digest=merged_of(run_id, store).digest, kind="merged")
-    return earlier.model_copy(update={"flow": flow, "spec": spec, "adapter": merged})
+    return earlier.model_copy(update={"flow": flow, "spec": spec})
+
+
+def made(ref: str, store: Store) -> Prepared:
+    """What a run started from, with the merged adapter that it made: a run_id or its start, a line (its champion), or
+    `line@version`.
+
+    Raises RunUnknown, or RefAmbiguous for a name that could be two things.
+    """
+    line, _, version = ref.partition("@")
+    if line not in Lines(store).names():
+        run_id = full_run_id(ref, store)
+        return load(run_id, store).model_copy(
+            update={"adapter": AdapterRef(digest=merged_of(run_id, store).digest, kind="merged")}
+        )
+    if not version and any((store.root / "runs").glob(f"{line}*/spec.json")):
+        raise RefAmbiguous(f"{ref} is a line and the start of a run_id", hint="give more digits, or line@version")
+    found = version_of(line, version, store)
+    return load(found.run_id, store).model_copy(update={"adapter": found.merged})
+
+
+def version_of(line: str, version: str, store: Store) -> LineVersion:
+    """A version of a line by its number; its champion where none is given. Raises RunUnknown."""
+    if version:
+        if not version.isdecimal():
+            raise RunUnknown(f"{version} is no version of line {line}", hint=f"write {line}@1")
+        return Lines(store).version(line, int(version))
+    live = Lines(store).live(line)
+    if live is None:
+        raise RunUnknown(f"line {line} has no champion", hint=f"name a version: {line}@1")
+    return live.version
 
 
 def promoted(ref: str, line: str, store: Store) -> Prepared:

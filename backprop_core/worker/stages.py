@@ -9,9 +9,22 @@ from pydantic import BaseModel
 from backprop_core import base as bases
 from backprop_core.curate import load as load_rows
 from backprop_core.evaluate import evaluate
+from backprop_core.generate import answer, generate
 from backprop_core.model import LoadedBase, Precision, load
-from backprop_core.refs import AdapterRef, BaseRef, Fidelity, GGUFRef, Record, RowsRef, Scores, Start, TrainResult
-from backprop_core.specs import TrainSpec
+from backprop_core.refs import (
+    AdapterRef,
+    Answers,
+    BaseRef,
+    Fidelity,
+    Generations,
+    GGUFRef,
+    Record,
+    RowsRef,
+    Scores,
+    Start,
+    TrainResult,
+)
+from backprop_core.specs import GenerationSpec, TrainSpec
 from backprop_core.store import Store
 from backprop_core.strategies import merge
 from backprop_core.training import guard
@@ -39,6 +52,24 @@ class EvaluateJob(Record):
     adapter: AdapterRef | None
     heldout: RowsRef
     max_length: int
+    precision: Precision
+    device: str
+
+
+class GenerateJob(Record):
+    base: BaseRef
+    adapter: AdapterRef | None
+    heldout: RowsRef
+    spec: GenerationSpec
+    precision: Precision
+    device: str
+
+
+class AnswerJob(Record):
+    base: BaseRef
+    adapter: AdapterRef | None
+    conversations: list[list[dict[str, str]]]
+    spec: GenerationSpec
     precision: Precision
     device: str
 
@@ -78,6 +109,10 @@ class Stages:
                 return self.merge(MergeJob.model_validate(parameters))
             case "evaluate":
                 return self.evaluate(EvaluateJob.model_validate(parameters))
+            case "generate":
+                return self.generate(GenerateJob.model_validate(parameters))
+            case "answer":
+                return self.answer(AnswerJob.model_validate(parameters))
             case "convert":
                 return self.convert(ConvertJob.model_validate(parameters), emit)
             case "quantize":
@@ -116,6 +151,14 @@ class Stages:
     def evaluate(self, job: EvaluateJob) -> Scores:
         base = self.base(job.base, job.precision, job.device)
         return evaluate(base, job.adapter, job.heldout, max_length=job.max_length, store=self._store)
+
+    def generate(self, job: GenerateJob) -> Generations:
+        base = self.base(job.base, job.precision, job.device)
+        return generate(base, job.adapter, job.heldout, spec=job.spec, store=self._store)
+
+    def answer(self, job: AnswerJob) -> Answers:
+        base = self.base(job.base, job.precision, job.device)
+        return Answers(answers=answer(base, job.adapter, job.conversations, spec=job.spec, store=self._store))
 
     def convert(self, job: ConvertJob, emit: Emit) -> GGUFRef:
         from backprop_core.gguf import convert

@@ -23,6 +23,7 @@ VERBS = {
     "promote": ("running", "Make what a run made the champion of a line."),
     "resume": ("running", "Go on with an interrupted run, from its own record."),
     "export": ("running", "GGUF files of what a run made, checked against it."),
+    "generate": ("running", "Let what a run made answer prompts."),
     "list-runs": ("history", "What runs there were, newest first."),
     "show-run": ("history", "One run: how it ended, the forgetting matrix, its files."),
     "lines": ("history", "Every line: its champion, versions and tasks."),

@@ -123,5 +123,6 @@ def one_dataset(spec: RunSpec, verb: str) -> RunSpec:
 
 OutputFlags = Annotated[Output, Parameter(name="*")]
 RunRef = Annotated[str, Parameter(help="A run_id, or the start of one.")]
+MadeRef = Annotated[str, Parameter(help="A run_id or the start of one, a line (its champion), or line@version.")]
 FlagSet = Annotated[Flags, Parameter(name="*")]
 PLAIN, NOTHING = Output(), Flags()

@@ -14,10 +14,23 @@ from backprop_core.settings import settings
 from backprop_core.specs import RunSpec
 from flows import start, tables
 from flows.cli import Answer
-from flows.cli.flags import NOTHING, PLAIN, TASK, Flags, FlagSet, Output, OutputFlags, RunRef, one_dataset
-from flows.config import export_spec, windows
+from flows.cli.flags import (
+    NOTHING,
+    PLAIN,
+    TASK,
+    Flags,
+    FlagSet,
+    MadeRef,
+    Output,
+    OutputFlags,
+    RunRef,
+    do,
+    one_dataset,
+)
+from flows.config import export_spec, generation_spec, windows
 from flows.console import Bar, configure_logging
 from flows.environment import quiet_prefect, start_server
+from tasks.answers import answers
 from tasks.progress import listen
 
 INEXACT = "Go on although the machine or versions are others: same order of rows, not same bits."
@@ -82,7 +95,7 @@ def resume(
 
 
 def export(
-    ref: RunRef,
+    ref: MadeRef,
     /,
     *,
     quantization: Annotated[str, Parameter(help="GGUF files to write, with commas between.")] = "q4_k_m",
@@ -93,6 +106,23 @@ def export(
     wanted = export_spec(quantization.split(",")).quantizations
     with watched(flags):
         return answer(start.export(ref, wanted, output=output, fresh=fresh))
+
+
+def generate(
+    ref: MadeRef,
+    /,
+    *,
+    prompt: Annotated[list[str], Parameter(help="What the user says; several are answered at once.", negative="")],
+    system: Annotated[str | None, Parameter(help="What the system says before it.")] = None,
+    max_new_tokens: Annotated[str | None, do("evaluation.generation.max_new_tokens")] = None,
+    temperature: Annotated[str | None, do("evaluation.generation.temperature")] = None,
+    seed: Annotated[str | None, do("evaluation.generation.seed")] = None,
+    output: OutputFlags = PLAIN,
+) -> Answer:
+    spec = generation_spec({"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed})
+    with shown(output):
+        said = answers(ref, prompt, system=system, spec=spec)
+    return Answer(said.model_dump(mode="json"), tables.answers(said))
 
 
 def carry_out(flow: str, spec: RunSpec, flags: Flags) -> Answer:
@@ -108,11 +138,17 @@ def carry_out(flow: str, spec: RunSpec, flags: Flags) -> Answer:
 
 @contextmanager
 def watched(output: Output) -> Iterator[None]:
-    """Logs, and a bar, for as long as something runs."""
-    config = settings()
-    configure_logging(config, verbose=output.verbose)
+    """Logs, a bar, and Prefect, for as long as something runs."""
     quiet_prefect()
-    start_server(config.home_path)
+    start_server(settings().home_path)
+    with shown(output):
+        yield
+
+
+@contextmanager
+def shown(output: Output) -> Iterator[None]:
+    """Logs and a bar."""
+    configure_logging(settings(), verbose=output.verbose)
     with Bar() as bar, listen(bar):
         yield
 

@@ -1,0 +1,151 @@
+"""Answers of one adapter, in batches: greedy, or drawn at a temperature."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from backprop_core import chat, curate
+from backprop_core.batch import by_budget
+from backprop_core.errors import InputValidationFailed, NoRows
+from backprop_core.formats import ChatRow
+from backprop_core.keys import canonical
+from backprop_core.model import LoadedBase, adapted
+from backprop_core.refs import AdapterRef, Generated, Generations, Record, RowsRef
+from backprop_core.specs import GenerationSpec
+from backprop_core.store import Store
+
+TOKENS = 8192  # of a batch, padding and what may be written included
+
+
+class Exchange(Record):
+    """A held-out row: the conversation up to its last answer, that answer, and what the model writes instead."""
+
+    row: int
+    messages: list[dict[str, str]]
+    reference: str
+    output: str
+    stopped: bool
+
+
+def generate(
+    base: LoadedBase, adapter: AdapterRef | None, heldout: RowsRef, *, spec: GenerationSpec, store: Store
+) -> Generations:
+    """Let the base with `adapter`, or bare, give each row's last answer itself, and commit what it writes.
+
+    Raises NoRows, InputValidationFailed for raw text, AdapterMismatch.
+    """
+    if heldout.rows == 0:
+        raise NoRows(f"the rows {heldout.digest[:12]} are empty", hint="give more rows")
+    asked = [question(row, index) for index, row in enumerate(curate.load(store.local(heldout)))]
+    answers = answer(base, adapter, [messages[:-1] for messages in asked], spec=spec, store=store)
+    exchanges = [
+        Exchange(
+            row=row,
+            messages=messages[:-1],
+            reference=messages[-1]["content"],
+            output=made.text,
+            stopped=made.stopped,
+        )
+        for row, (messages, made) in enumerate(zip(asked, answers, strict=True))
+    ]
+    record = {"stage": "generate", "adapter": adapter and adapter.digest, "heldout": heldout.digest}
+    with store.begin("generations") as directory:
+        write(exchanges, directory / "generations.jsonl")
+        stopped = sum(made.stopped for made in answers)
+        return store.commit(directory, Generations, record=record, rows=len(exchanges), stopped=stopped)
+
+
+def question(row: ChatRow, index: int) -> list[chat.Message]:
+    """The turns of a row up to and with its last answer."""
+    if "text" in row:
+        raise InputValidationFailed(
+            f"held-out row {index + 1} is raw text, which asks nothing",
+            hint="choose evaluation.metric=token_accuracy, or loss",
+        )
+    messages: list[chat.Message] = row["messages"]
+    return messages[: chat.answered(messages)[-1] + 1]
+
+
+def answer(
+    base: LoadedBase,
+    adapter: AdapterRef | None,
+    conversations: Sequence[list[chat.Message]],
+    *,
+    spec: GenerationSpec,
+    store: Store,
+) -> list[Generated]:
+    """What the model says next in each conversation. The same again for the same conversations, spec and machine.
+
+    Raises ChatTemplateMissing, ChatTemplateUnusable, AdapterMismatch.
+    """
+    prompts = chat.encode_prompts(base.tokenizer, conversations)
+    devices = [base.device] if base.device.type == "cuda" else []
+    with adapted(base, adapter, store), torch.random.fork_rng(devices):
+        torch.manual_seed(spec.seed)
+        written = continuations(base, prompts, spec)
+    stops = stop_ids(base)
+    return [generated(base, ids, stops) for ids in written]
+
+
+@torch.no_grad()
+def continuations(base: LoadedBase, prompts: Sequence[list[int]], spec: GenerationSpec) -> list[list[int]]:
+    """The ids that follow each prompt, up to and with the stop token, in the prompts' order."""
+    stops = stop_ids(base)
+    found: dict[int, list[int]] = {}
+    lengths = [len(prompt) + spec.max_new_tokens for prompt in prompts]
+    with configured(base.model, spec, stops):
+        for indices in by_budget(range(len(prompts)), lengths, TOKENS):
+            rows = [torch.tensor(prompts[index]) for index in indices]
+            ids_bt = pad_sequence(rows, batch_first=True, padding_side="left", padding_value=stops[0])
+            mask_bt = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
+            out_bt = base.model.generate(ids_bt.to(base.device), attention_mask=mask_bt.to(base.device))
+            new = out_bt[:, ids_bt.shape[1] :].tolist()
+            found |= {index: until_stop(ids, stops) for index, ids in zip(indices, new, strict=True)}
+    return [found[index] for index in range(len(prompts))]
+
+
+@contextmanager
+def configured(model: Any, spec: GenerationSpec, stops: list[int]) -> Iterator[None]:
+    """The model writes as `spec` says: what its own generation config asks for would come on top otherwise."""
+    from transformers import GenerationConfig
+
+    sampling = {"do_sample": True, "temperature": spec.temperature, "top_k": 0} if spec.temperature else {}
+    own = model.generation_config
+    model.generation_config = GenerationConfig(
+        max_new_tokens=spec.max_new_tokens, eos_token_id=stops, pad_token_id=stops[0], **sampling
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def stop_ids(base: LoadedBase) -> list[int]:
+    """The token that the template ends an answer with, then those that the model and its tokenizer name."""
+    named = base.model.generation_config.eos_token_id
+    listed = named if isinstance(named, list) else [named]
+    every = [chat.stop_id(base.tokenizer), *listed, base.tokenizer.eos_token_id]
+    return list(dict.fromkeys(token for token in every if token is not None))
+
+
+def until_stop(ids: list[int], stops: list[int]) -> list[int]:
+    """The ids up to and with the first stop token; what follows is padding."""
+    text = list(takewhile(lambda token: token not in stops, ids))
+    return ids[: len(text) + 1]
+
+
+def generated(base: LoadedBase, ids: list[int], stops: list[int]) -> Generated:
+    """The ids as text, without the stop token."""
+    stopped = ids[-1] in stops
+    text = str(base.tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=True))
+    return Generated(text=text, tokens=len(ids), stopped=stopped)
+
+
+def write(exchanges: list[Exchange], path: Path) -> None:
+    lines = [canonical(exchange.model_dump()) + "\n" for exchange in exchanges]
+    path.write_text("".join(lines), encoding="utf-8", newline="\n")

@@ -1,0 +1,44 @@
+"""What a run's merged adapter says to prompts: the worker alone, no flow and no record."""
+
+from collections.abc import Sequence
+
+from backprop_core import devices
+from backprop_core.refs import Answers
+from backprop_core.settings import settings
+from backprop_core.specs import GenerationSpec, TrainSpec
+from backprop_core.store import Store
+from tasks import prepare, worker
+from tasks.progress import Progress, report
+
+
+def answers(ref: str, prompts: Sequence[str], *, system: str | None, spec: GenerationSpec) -> Answers:
+    """The answer to each prompt, as a conversation of its own. Raises RunUnknown, RefAmbiguous."""
+    config = settings()
+    store = Store(config.store_path)
+    try:
+        made = prepare.made(ref, store)
+        device = devices.resolve("auto")
+        first = [{"role": "system", "content": system}] if system else []
+        report(Progress(stage="generate", done=0, total=0))
+        return worker.worker(config, device).call(
+            "answer",
+            Answers,
+            key="",
+            on_event=lambda event: None,
+            base=made.base,
+            adapter=made.adapter,
+            conversations=[[*first, {"role": "user", "content": prompt}] for prompt in prompts],
+            spec=spec,
+            precision=precision_on(device, made.spec.training),
+            device=device,
+        )
+    finally:
+        worker.stop()
+        store.close()
+
+
+def precision_on(device: str, trained: TrainSpec) -> str:
+    """The precision that the adapter was trained with, where this device is of the same kind, or it was nf4."""
+    if trained.device == device or trained.precision == "nf4":
+        return trained.precision
+    return "fp32" if device == "cpu" else "bf16"
