@@ -67,6 +67,12 @@ class RefAmbiguous(BackpropError):
     code = "INPUT_REF_AMBIGUOUS"
 
 
+class AuthRequired(BackpropError):
+    """A token is missing, or the service refuses the one that it was given."""
+
+    code = "INPUT_AUTH_REQUIRED"
+
+
 # CONFIG_: what was asked cannot be done that way
 
 
@@ -167,6 +173,18 @@ class PrefectUnreachable(BackpropError):
     """No Prefect server answers, so that nothing can be ordered or cached."""
 
     code, exit_status, retryable = "DEP_PREFECT_UNREACHABLE", 2, True
+
+
+class OllamaUnreachable(BackpropError):
+    """Ollama does not answer, or stopped answering in the middle; what it had before, it still has."""
+
+    code, exit_status, retryable = "DEP_OLLAMA_UNREACHABLE", 2, True
+
+
+class OllamaRegistrationFailed(BackpropError):
+    """Ollama is too old, out of disk, or did not make a model that answers; what it had before, it still has."""
+
+    code, exit_status, retryable = "DEP_OLLAMA_REGISTRATION_FAILED", 2, True
 
 
 # RUNTIME_: it was asked rightly and failed

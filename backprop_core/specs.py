@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
@@ -153,10 +153,31 @@ class GateSpec(Spec):
 Quantization = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_0", "q4_k_m", "q4_0", "q3_k_m", "q2_k"]
 
 
+def quotable(text: str) -> str:
+    """A Modelfile has no way to write three quotation marks."""
+    if '"""' in text or "\0" in text:
+        raise ValueError("three quotation marks in a row, or NUL")
+    return text
+
+
+Prose = Annotated[str, Field(min_length=1, max_length=100_000), AfterValidator(quotable)]
+
+
 class ExportSpec(Spec):
-    """Which GGUF files are made."""
+    """Which GGUF files are made, and how they are served."""
 
     quantizations: list[Quantization] = Field(default_factory=list, description="GGUF files to write, if any.")
+    ollama: LineName | None = Field(
+        None, description="Make the first of the files this model of Ollama's.", json_schema_extra=NO_KEY
+    )
+    num_ctx: int | None = Field(
+        None,
+        ge=16,
+        description="Tokens of context that Ollama keeps; default: the model's, at most 8192.",
+        json_schema_extra=NO_KEY,
+    )
+    system: Prose | None = Field(None, description="System prompt of the served model.", json_schema_extra=NO_KEY)
+    license: Prose | None = Field(None, description="Licence of the served model, as text.", json_schema_extra=NO_KEY)
 
 
 class RunSpec(Spec):

@@ -103,10 +103,12 @@ def run_spec(
     return validated(RunSpec, draft)
 
 
-def export_spec(quantizations: Sequence[str]) -> ExportSpec:
-    """What `export` was asked to write. Raises QuantizationUnknown."""
+def export_spec(flags: Mapping[str, Any], names: Mapping[str, str]) -> ExportSpec:
+    """What `export` was asked to write, by the fields of `export`. Raises QuantizationUnknown or ConfigInvalid."""
     draft = Draft()
-    draft.put(("export", "quantizations"), list(quantizations), "--quantization")
+    for name, value in flags.items():
+        if value is not None:
+            draft.put(("export", name), value, names[name])
     return validated(ExportSpec, draft, ("export",))
 
 

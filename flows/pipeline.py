@@ -37,9 +37,8 @@ def pipeline(run: Run) -> Made:
             seen = {d.task for d in [*datasets[: index + 1], *watched]}
             cells = {task: score(run, merged, rows) for task, rows in heldout.items() if task in seen}
             lora_run.done(tuned, merged, cells, base_row)
-    for quantization in spec.export.quantizations:
-        export(run, merged, quantization, heldout[datasets[-1].task])
     assert tuned and merged, "a run has at least one dataset"
+    exports(run, merged, heldout[datasets[-1].task])
     return Made(datasets, heldout, tuned, merged, cells)
 
 
@@ -77,8 +76,7 @@ def next_version(run: Run) -> Made | None:
     )
     if not run.gated(report):
         return None
-    for quantization in spec.export.quantizations:
-        export(run, merged, quantization, heldout[dataset.task])
+    exports(run, merged, heldout[dataset.task])
     return Made([dataset], heldout, tuned, merged, cells)
 
 
@@ -138,6 +136,14 @@ def score(run: Run, adapter: AdapterRef | None, rows: RowsRef) -> Scores:
         precision=training.precision,
         device=training.device,
     )
+
+
+def exports(run: Run, merged: AdapterRef | None, heldout: RowsRef) -> None:
+    """Every GGUF file that is asked for, and the first of them as a model of Ollama's, if that is asked for."""
+    for quantization in run.spec.export.quantizations:
+        export(run, merged, quantization, heldout)
+    if run.spec.export.ollama:
+        run.serve(heldout)
 
 
 def export(run: Run, merged: AdapterRef | None, quantization: str, heldout: RowsRef) -> None:

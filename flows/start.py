@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backprop_core.refs import RunResult
-from backprop_core.specs import Quantization, RunSpec
+from backprop_core.specs import ExportSpec, RunSpec
 from flows.environment import connected
 from tasks import early
 from tasks.prepare import Prepared
@@ -71,12 +71,21 @@ def plan(flow: str, spec: RunSpec, *, fresh: bool) -> "Plan":
     return plan(flow, spec, body, fresh=fresh)
 
 
-def export(ref: str, quantizations: list[Quantization], *, output: Path | None, fresh: bool) -> RunResult:
+def export(ref: str, wanted: ExportSpec, *, output: Path | None, fresh: bool) -> RunResult:
     """GGUF files of what an earlier run made. Raises RunUnknown or RefAmbiguous."""
     with connected():
         from flows.export import export
 
-        return export(ref, quantizations, output=str(output) if output else None, fresh=fresh)
+        return export(
+            ref,
+            wanted.quantizations,
+            output=str(output) if output else None,
+            ollama=wanted.ollama,
+            num_ctx=wanted.num_ctx,
+            system=wanted.system,
+            license=wanted.license,
+            fresh=fresh,
+        )
 
 
 def promote(ref: str, line: str) -> RunResult:

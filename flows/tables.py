@@ -233,6 +233,8 @@ def files_of(result: RunResult) -> Iterator[Text]:
         yield whole_line(f"adapter  {result.merged.path}")
     for file in result.gguf:
         yield whole_line(f"{file.quantization:<8} {file.path}  {size(file.bytes)}{quality(file.fidelity)}")
+    if result.ollama:
+        yield Text(f"ollama   {result.ollama['model']}  answers: {one_line(result.ollama['answer'])[:60]}")
 
 
 def quality(fidelity: Mapping[str, float | int | str | bool]) -> str:

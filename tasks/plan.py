@@ -70,6 +70,9 @@ class Lookup(Run):
     def exported(self, *_: Any) -> None:
         pass
 
+    def serve(self, _: Any) -> None:
+        pass
+
     def unchanged(self) -> None:
         pass
 

@@ -1,6 +1,7 @@
 """What a run starts from, found and hashed before anything is computed: the complete resolved spec. No Prefect here."""
 
 import importlib.util
+import logging
 import re
 from pathlib import Path
 from typing import Literal
@@ -10,7 +11,7 @@ from pydantic import Field
 
 from backprop_core import base as bases
 from backprop_core import devices
-from backprop_core.errors import ConfigInvalid, ExtraMissing, LineConflict, RefAmbiguous, RunUnknown
+from backprop_core.errors import ConfigInvalid, ExtraMissing, LineConflict, OllamaUnreachable, RefAmbiguous, RunUnknown
 from backprop_core.formats import snapshot
 from backprop_core.gguf.support import check_supported
 from backprop_core.keys import digest_of, part
@@ -19,6 +20,7 @@ from backprop_core.refs import AdapterRef, BaseRef, Located, Record, RunResult, 
 from backprop_core.specs import DatasetSpec, ExportSpec, LoraSpec, MergeSpec, ModelSpec, RunSpec
 from backprop_core.store import Store, write_atomic
 
+log = logging.getLogger(__name__)
 WITHOUT_LLAMA = {"f32", "f16", "bf16", "q8_0"}  # GGUF types that need no llama.cpp
 
 
@@ -61,8 +63,7 @@ def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
         spec = continued(spec, live)
     base = live.version.base if live and spec.model == ModelSpec() else bases.resolve(spec.model, store)
     Lines(store).check_base(spec.line, base)
-    if spec.export.quantizations:
-        check_export(base, spec, store)
+    check_export(base, spec, store)
     return Prepared(
         flow=flow,
         spec=resolve(spec, base),
@@ -157,12 +158,31 @@ def merged_of(run_id: str, store: Store) -> Located:
 
 def check_export(base: BaseRef, spec: RunSpec, store: Store) -> None:
     """Refuse an export that cannot work before hours of training, not after them."""
-    check_supported(bases.local(base, store))
+    if spec.export.ollama:
+        check_ollama(spec.export.ollama, spec, store)
+    if spec.export.quantizations:
+        check_supported(bases.local(base, store))
     needed = sorted(set(spec.export.quantizations) - WITHOUT_LLAMA)
     if needed and importlib.util.find_spec("llama_cpp") is None:
         raise ExtraMissing(
             f"{', '.join(needed)} needs llama-cpp-python", hint="pip install 'backpropagate-pipeline[export]'"
         )
+
+
+def check_ollama(name: str, spec: RunSpec, store: Store) -> None:
+    """Refuse a model of Ollama's that cannot be made; an Ollama that does not answer now may do so later."""
+    from backprop_core.ollama import Ollama, claim
+
+    if not spec.export.quantizations:
+        raise ConfigInvalid(
+            f"Ollama cannot have {name} without a GGUF file", hint="add export.quantizations, like [q4_k_m]"
+        )
+    try:
+        with Ollama() as server:
+            server.check()
+            claim(name, server, store)
+    except OllamaUnreachable as error:
+        log.warning("%s", error.message)
 
 
 def resolve(spec: RunSpec, base: BaseRef) -> RunSpec:

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from prefect import Task
@@ -31,6 +32,7 @@ from backprop_core.refs import (
     GGUFRecord,
     GGUFRef,
     Located,
+    RowsRef,
     RunRecord,
     RunResult,
     StageRecord,
@@ -46,6 +48,7 @@ from tasks.policy import is_recorded, results
 from tasks.progress import Progress, report
 from tasks.record import RunJournal
 from tasks.results import digest_in, gguf_record, located, run_record, was_cached
+from tasks.serving import canary, register
 
 R = TypeVar("R", bound=BaseModel)
 log = logging.getLogger(__name__)
@@ -119,6 +122,7 @@ class Run:
         self.stages: list[StageRecord] = []
         self.runs: list[RunRecord] = []
         self.gguf: list[GGUFRecord] = []
+        self.ollama: dict[str, str] | None = None
         self.evaluation: Evaluation | None = None
         self.record = RunJournal(run_id, prepared, config, store)
         self.merged: Located | None = located(prepared.adapter, store) if prepared.adapter else None
@@ -246,6 +250,12 @@ class Run:
         """Note a GGUF file."""
         self.gguf.append(gguf_record(file, fidelity, self.store))
 
+    def serve(self, heldout: RowsRef) -> None:
+        """Make the first GGUF file the model of Ollama's that is asked for."""
+        prompt = canary(heldout, self.store)
+        answer = register(Path(self.gguf[0].path), self.spec.export, prompt)
+        self.ollama = {"model": f"{self.spec.export.ollama}:latest", "prompt": prompt, "answer": answer}
+
     def result(self, status: Status, error: BackpropError | None) -> RunResult:
         """What this run did, as far as it came."""
         return RunResult(
@@ -260,6 +270,7 @@ class Run:
             gate=self.gate,
             merged=self.merged,
             gguf=self.gguf,
+            ollama=self.ollama,
             stages=self.stages,
             error=ErrorRecord(code=error.code, message=error.message, hint=error.hint, retryable=error.retryable)
             if error

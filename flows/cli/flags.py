@@ -16,8 +16,9 @@ from tasks.estimate import preset_fields
 PATH = "path"  # metadata of a flag: the field of the spec that it sets
 TASK = Group("What to do", sort_key=1)
 TRAINING = Group("How to train", sort_key=2)
-SPEC = Group("Any other field", sort_key=3)
-OUTPUT = Group("Output", sort_key=4)
+SHIPPING = Group("Where it goes", sort_key=3)
+SPEC = Group("Any other field", sort_key=4)
+OUTPUT = Group("Output", sort_key=5)
 
 SETTINGS = Parameter(
     help="Any field: --set training.lora.rank=8. As often as you like.", negative="", show_default=False, group=SPEC
@@ -53,7 +54,7 @@ def setting(path: str) -> Any:
     return field(default=None, metadata={PATH: path})
 
 
-do, how = flag(TASK), flag(TRAINING)
+do, how, ship = flag(TASK), flag(TRAINING), flag(SHIPPING)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ from flows.cli.flags import (
     RunRef,
     do,
     one_dataset,
+    ship,
 )
 from flows.config import export_spec, generation_spec, windows
 from flows.console import Bar, configure_logging
@@ -99,11 +100,17 @@ def export(
     /,
     *,
     quantization: Annotated[str, Parameter(help="GGUF files to write, with commas between.")] = "q4_k_m",
-    output: Annotated[Path | None, Parameter(help="Directory to copy the files to.")] = None,
+    output: Annotated[Path | None, Parameter(help="Directory to copy the files to, each with a Modelfile.")] = None,
+    ollama: Annotated[str | None, ship("export.ollama")] = None,
+    num_ctx: Annotated[str | None, ship("export.num_ctx")] = None,
+    system: Annotated[str | None, ship("export.system")] = None,
+    license: Annotated[str | None, ship("export.license")] = None,
     fresh: Annotated[bool, Parameter(help="Do everything again, cached or not.", negative="")] = False,
     flags: OutputFlags = PLAIN,
 ) -> Answer:
-    wanted = export_spec(quantization.split(",")).quantizations
+    given = {"ollama": ollama, "num_ctx": num_ctx, "system": system, "license": license}
+    names = {"quantizations": "--quantization", **{name: f"--{name.replace('_', '-')}" for name in given}}
+    wanted = export_spec({"quantizations": quantization.split(","), **given}, names)
     with watched(flags):
         return answer(start.export(ref, wanted, output=output, fresh=fresh))
 

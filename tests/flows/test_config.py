@@ -150,8 +150,9 @@ def test_unknown_quantization() -> None:
     error = refused(flags={"export.quantizations": ["q4_k_m", "q9"]})
     assert isinstance(error, QuantizationUnknown) and "q9" in error.message and "q4_k_m" in error.hint
     with pytest.raises(QuantizationUnknown):
-        export_spec(["q9"])
-    assert export_spec(["f16", "q8_0"]).quantizations == ["f16", "q8_0"]
+        export_spec({"quantizations": ["q9"]}, {"quantizations": "--quantization"})
+    flags = {"quantizations": ["f16", "q8_0"], "ollama": None}
+    assert export_spec(flags, {"quantizations": "--quantization"}).quantizations == ["f16", "q8_0"]
 
 
 def test_no_such_file(empty_directory: Path) -> None:

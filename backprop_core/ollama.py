@@ -1,0 +1,252 @@
+"""Ollama: a GGUF file becomes a model that has answered a prompt. Its HTTP API; its `success` alone proves nothing.
+
+API: docs/api.md of the Ollama repository; which fields matter was found by measuring.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import httpx
+
+from backprop_core.errors import NameTaken, OllamaRegistrationFailed, OllamaUnreachable, blank_secrets
+from backprop_core.refs import Record
+from backprop_core.store import Store, file_digest, write_atomic
+
+OLDEST = (0, 17, 1)  # before it, a file could make `create` read beyond its memory
+PORT = 11434
+CHUNK = 2**20  # bytes
+LONGEST_ANSWER = 64  # tokens of a canary answer
+LARGEST_CONTEXT = 8192  # tokens; what Ollama keeps memory for where nobody asks for more
+OnProgress = Callable[[int, int], None]
+
+
+class Serving(Record):
+    """What a model is served with beside its weights. The chat template is in the GGUF file, and only there."""
+
+    stop: list[str]
+    num_ctx: int
+    system: str | None
+    license: str | None
+
+
+def serving(file: Path, *, num_ctx: int | None, system: str | None, license: str | None) -> Serving:
+    """The stop token and the context out of the GGUF file itself; `num_ctx` tokens at most."""
+    import gguf
+
+    fields = gguf.GGUFReader(file)
+    stop = int(fields.get_field("tokenizer.ggml.eos_token_id").contents())
+    architecture = fields.get_field("general.architecture").contents()
+    trained = int(fields.get_field(f"{architecture}.context_length").contents())
+    return Serving(
+        stop=[fields.get_field("tokenizer.ggml.tokens").contents(stop)],
+        num_ctx=min(num_ctx or LARGEST_CONTEXT, trained),
+        system=system,
+        license=license,
+    )
+
+
+def modelfile(file_name: str, serving: Serving) -> str:
+    """The same as a Modelfile, for `ollama create NAME -f Modelfile` in the GGUF file's directory."""
+    lines = [f"FROM ./{file_name}", f"PARAMETER num_ctx {serving.num_ctx}"]
+    lines += [f"PARAMETER stop {quoted(token)}" for token in serving.stop]
+    lines += [f"SYSTEM {quoted(serving.system)}"] if serving.system else []
+    lines += [f"LICENSE {quoted(serving.license)}"] if serving.license else []
+    return "\n".join(lines) + "\n"
+
+
+def quoted(text: str) -> str:
+    """A Modelfile's string, which has no way to write three quotation marks: the spec refuses them."""
+    assert '"""' not in text
+    return f'"""{text}"""' if set(text) & {'"', "\n"} else f'"{text}"'
+
+
+def address() -> str:
+    """The URL that OLLAMA_HOST means, as Ollama's own client reads it."""
+    given = os.environ.get("OLLAMA_HOST", "").strip() or "127.0.0.1"
+    parts = urlsplit(given if "//" in given else f"http://{given}")
+    host = "127.0.0.1" if parts.hostname in (None, "0.0.0.0") else parts.hostname
+    port = parts.port or {"https": 443}.get(parts.scheme, PORT if "//" not in given else 80)
+    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+class Ollama:
+    """An Ollama server. Every call raises OllamaUnreachable or OllamaRegistrationFailed.
+
+    `patience` is how many seconds it may be silent while it works.
+    """
+
+    def __init__(self, url: str | None = None, *, patience: float = 600) -> None:
+        self.url = url or address()
+        timeout = httpx.Timeout(patience, connect=5)
+        self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def check(self) -> None:
+        """It answers, and is not too old."""
+        version = str(self._json("GET", "/api/version").get("version", ""))
+        numbers = [int(number) for number in version.partition("-")[0].split(".") if number.isdecimal()]
+        if tuple(numbers) < OLDEST:
+            oldest = ".".join(map(str, OLDEST))
+            raise OllamaRegistrationFailed(
+                f"Ollama at {self.url} is {version or 'of no known version'}", hint=f"update it to {oldest} or later"
+            )
+
+    def models(self) -> dict[str, str]:
+        """Digests of the models that it has, by name and tag."""
+        return {one["name"]: one["digest"] for one in self._json("GET", "/api/tags").get("models") or []}
+
+    def create(self, model: str, file: Path, serving: Serving, on_progress: OnProgress) -> None:
+        """Upload the file unless it is there, and make it the model `NAME:TAG`, in the place of what had that name."""
+        digest = f"sha256:{file_digest(file)}"
+        self._upload(file, digest, on_progress)
+        request = {
+            "model": model,
+            "files": {"model.gguf": digest},
+            "parameters": {"stop": serving.stop, "num_ctx": serving.num_ctx},
+            "stream": True,
+            **({"system": serving.system} if serving.system else {}),
+            **({"license": serving.license} if serving.license else {}),
+        }
+        last = ""
+        with self._answer("POST", "/api/create", json=request) as answer:
+            for line in answer.iter_lines():
+                last = self._status(model, line, on_progress)
+        if last != "success":
+            raise self._failed(f"created no {model}: it ended with {last or 'nothing'!r}")
+
+    def copy(self, source: str, target: str) -> None:
+        """Give a model a second name, in the place of what had it."""
+        self._json("POST", "/api/copy", json={"source": source, "destination": target})
+
+    def remove(self, model: str) -> None:
+        """Remove a model if it is there."""
+        if model in self.models():
+            self._json("DELETE", "/api/delete", json={"model": model})
+
+    def chat(self, model: str, prompt: str) -> str:
+        """The model's answer to one prompt, always the same; fails if it has nothing to say."""
+        options = {"temperature": 0, "seed": 0, "num_predict": LONGEST_ANSWER}
+        messages = [{"role": "user", "content": prompt}]
+        request = {"model": model, "messages": messages, "stream": False, "options": options}
+        answer = str(self._json("POST", "/api/chat", json=request).get("message", {}).get("content", ""))
+        if not answer.strip():
+            raise self._failed(f"loads {model}, which answers nothing to {prompt[:60]!r}")
+        return answer
+
+    def _upload(self, file: Path, digest: str, on_progress: OnProgress) -> None:
+        if self._has(digest):
+            return
+        size = file.stat().st_size
+
+        def chunks() -> Iterator[bytes]:
+            with file.open("rb") as data:
+                while chunk := data.read(CHUNK):
+                    yield chunk
+                    on_progress(data.tell(), size)
+
+        headers = {"Content-Length": str(size)}
+        with self._answer("POST", f"/api/blobs/{digest}", content=chunks(), headers=headers) as answer:
+            answer.read()
+
+    def _has(self, digest: str) -> bool:
+        try:
+            with self._answer("HEAD", f"/api/blobs/{digest}"):
+                return True
+        except NotThere:
+            return False
+
+    def _status(self, model: str, line: str, on_progress: OnProgress) -> str:
+        """One line of a stream; an error comes inside a 200."""
+        if not line.strip():
+            return ""
+        try:
+            event = json.loads(line)
+        except ValueError:
+            raise self._failed(f"created no {model}: it said {line[:80]!r}") from None
+        if error := event.get("error"):
+            raise self._failed(f"created no {model}: {error}")
+        if event.get("total"):
+            on_progress(event.get("completed", 0), event["total"])
+        return str(event.get("status", ""))
+
+    def _json(self, method: str, path: str, **request: Any) -> dict[str, Any]:
+        with self._answer(method, path, **request) as answer:
+            text = answer.read()
+        try:
+            value = json.loads(text or b"{}")
+        except ValueError:
+            value = None
+        if not isinstance(value, dict) or value.get("error"):
+            raise self._failed(f"answered {text[:80]!r} to {path}")
+        return value
+
+    @contextmanager
+    def _answer(self, method: str, path: str, **request: Any) -> Iterator[httpx.Response]:
+        try:
+            with self._http.stream(method, path, **request) as answer:
+                if answer.is_error:
+                    answer.read()
+                    raise self._refusal(path, answer)
+                yield answer
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise OllamaUnreachable(
+                f"Ollama at {blank_secrets(self.url)} does not answer ({type(error).__name__} at {path})",
+                hint="start it with `ollama serve`, or set OLLAMA_HOST; what was done so far is kept",
+            ) from error
+
+    def _refusal(self, path: str, answer: httpx.Response) -> OllamaRegistrationFailed:
+        if answer.status_code == 404:
+            return NotThere(f"Ollama at {self.url} has nothing at {path}", hint="run it again")
+        return self._failed(f"answered {answer.status_code} to {path}: {answer.text.strip()[:200]}")
+
+    def _failed(self, what: str) -> OllamaRegistrationFailed:
+        return OllamaRegistrationFailed(
+            f"Ollama at {blank_secrets(self.url)} {blank_secrets(what)}",
+            hint="look at Ollama's log and its free disk, then run it again; what was exported is kept",
+        )
+
+
+class NotThere(OllamaRegistrationFailed):
+    """A 404."""
+
+
+def claim(name: str, ollama: Ollama, store: Store) -> None:
+    """Note that the models `NAME:…` are this store's. Raises NameTaken if there are some that it has not made."""
+    note = store.root / "ollama" / name
+    if note.is_file():
+        return
+    if taken := sorted(model for model in ollama.models() if model.partition(":")[0] == name):
+        raise NameTaken(
+            f"Ollama at {ollama.url} has {taken[0]}, which was not made here",
+            hint=f"choose another name, or remove it with: ollama rm {taken[0]}",
+        )
+    write_atomic(note, "")
+
+
+def prove(ollama: Ollama, model: str, file: Path, serving: Serving, prompt: str, on_progress: OnProgress) -> str:
+    """Create the model and ask it; its answer. A model that does not answer is removed again."""
+    ollama.create(model, file, serving, on_progress)
+    try:
+        return ollama.chat(model, prompt)
+    except OllamaRegistrationFailed:
+        ollama.remove(model)
+        raise
+
+
+def register(ollama: Ollama, name: str, file: Path, serving: Serving, prompt: str, on_progress: OnProgress) -> str:
+    """Make the file the model `NAME:latest`; its answer to `prompt`. The old one stays until the new one answers."""
+    unproven = f"{name}:unproven"
+    answer = prove(ollama, unproven, file, serving, prompt, on_progress)
+    ollama.copy(unproven, f"{name}:latest")
+    ollama.remove(unproven)
+    return answer

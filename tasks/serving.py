@@ -1,0 +1,43 @@
+"""Ollama as a task: a run's GGUF file becomes a model that has answered."""
+
+import json
+from pathlib import Path
+
+from prefect import task
+
+from backprop_core import ollama
+from backprop_core.refs import RowsRef
+from backprop_core.settings import settings
+from backprop_core.specs import ExportSpec
+from backprop_core.store import Store
+from tasks.policy import is_retryable
+from tasks.progress import Progress, report
+
+LONGEST_PROMPT = 2000  # characters
+
+
+@task(retries=2, retry_delay_seconds=[1, 10], retry_condition_fn=is_retryable, persist_result=False)
+def register(file: Path, export: ExportSpec, prompt: str) -> str:
+    """Make a GGUF file the model that `export` names; its answer to the prompt."""
+    assert export.ollama is not None
+    with ollama.Ollama() as server:
+        server.check()
+        ollama.claim(export.ollama, server, Store(settings().store_path))
+        return ollama.register(server, export.ollama, file, served_as(file, export), prompt, show)
+
+
+def served_as(file: Path, export: ExportSpec) -> ollama.Serving:
+    return ollama.serving(file, num_ctx=export.num_ctx, system=export.system, license=export.license)
+
+
+def show(done: int, total: int) -> None:
+    """What Ollama has taken, in bytes."""
+    report(Progress(stage="ollama", done=done, total=total))
+
+
+def canary(heldout: RowsRef, store: Store) -> str:
+    """A prompt from held-out rows: what a user says first in the first of them."""
+    with (store.local(heldout) / "rows.jsonl").open(encoding="utf-8") as rows:
+        row = json.loads(next(rows, "{}"))
+    said = [turn["content"] for turn in row.get("messages", []) if turn["role"] == "user"]
+    return str((said or [row.get("text") or "Hello"])[0])[:LONGEST_PROMPT]
