@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers.normalizers import NFC
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
@@ -94,9 +95,9 @@ def measure(model: Any, tokenizer: Any, texts: Sequence[str], file: Path, *, qua
 
 
 def normalized(tokenizer: Any, text: str) -> str:
-    """`text` as the tokenizer's normalizer (NFC or none) leaves it."""
+    """`text` in NFC where the tokenizer brings it into that form; what else a normalizer does, llama.cpp does too."""
     normalizer = tokenizer.backend_tokenizer.normalizer
-    return text if normalizer is None else str(normalizer.normalize_str(text))
+    return str(normalizer.normalize_str(text)) if isinstance(normalizer, NFC) else text
 
 
 def check_ids(tokenizer: Any, number: int, expected: list[int], found: list[int]) -> None:

@@ -1,36 +1,57 @@
-"""A byte-level BPE tokenizer in GGUF's words."""
+"""A BPE tokenizer in GGUF's words."""
 
 import json
+import re
 from typing import Any
 
 import gguf
 
 from backprop_core.chat import Controls, answer
 from backprop_core.errors import TokenizerUnsupported
-from backprop_core.gguf.support import pre_tokenizer
+from backprop_core.gguf.tokenizer import kind_of
+
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 def add_vocabulary(writer: gguf.GGUFWriter, tokenizer: Any, size: int) -> None:
-    """Write tokens, merges, special tokens and chat template of a transformers tokenizer, padded to `size` tokens.
+    """Write tokens, merges or scores, special tokens and chat template of a transformers tokenizer, padded to `size`.
 
     Raises TokenizerUnsupported, ChatTemplateMissing or ChatTemplateUnusable.
     """
     spec = json.loads(tokenizer.backend_tokenizer.to_str())  # what was trained with: not always tokenizer.json's
+    kind = kind_of(spec)
     tokens, types = token_list(spec, size)
-    merges = spec["model"]["merges"]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in spec["model"]["merges"]]
     end = end_of_turn(tokenizer)
     bos = end if tokenizer.bos_token_id is None else tokenizer.bos_token_id  # without one, llama.cpp takes token 11
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre_tokenizer(spec))
+    writer.add_tokenizer_model(kind.model)
+    writer.add_tokenizer_pre(kind.pre)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
+    if kind.model == "gpt2":
+        writer.add_token_merges(merges)
+    else:
+        writer.add_token_scores(scores(tokens, merges))
+        writer.add_add_space_prefix(kind.space_prefix)
     writer.add_bos_token_id(bos)
     writer.add_eos_token_id(end)
     if tokenizer.pad_token_id is not None:
         writer.add_pad_token_id(tokenizer.pad_token_id)
+    if tokenizer.unk_token_id is not None:
+        writer.add_unk_token_id(tokenizer.unk_token_id)
     writer.add_add_bos_token(tokenizer("a").input_ids[0] == tokenizer.bos_token_id)
     writer.add_chat_template(tokenizer.get_chat_template())
+
+
+def scores(tokens: list[str], merges: list[str]) -> list[float]:
+    """What llama.cpp merges by: the pair with the highest score first, so a token's is minus the rank of its merge.
+
+    A token that no merge makes, a single character for one, is below all others.
+    """
+    ranks: dict[str, int] = {}
+    for rank, merge in enumerate(merges):
+        ranks.setdefault(merge.replace(" ", ""), rank)
+    return [-float(ranks.get(token, len(merges))) for token in tokens]
 
 
 def token_list(spec: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
@@ -38,7 +59,7 @@ def token_list(spec: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
     tokens = [f"[PAD{i}]" for i in range(size)]
     types = [int(gguf.TokenType.UNUSED)] * size
     special, added = int(gguf.TokenType.CONTROL), int(gguf.TokenType.USER_DEFINED)
-    entries = [(i, text, int(gguf.TokenType.NORMAL)) for text, i in spec["model"]["vocab"].items()]
+    entries = [(i, text, type_of(text, spec["model"])) for text, i in spec["model"]["vocab"].items()]
     entries += [(one["id"], one["content"], special if one["special"] else added) for one in spec["added_tokens"]]
     if (largest := max(i for i, _, _ in entries)) >= size:
         raise TokenizerUnsupported(
@@ -48,6 +69,12 @@ def token_list(spec: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
     for i, text, kind in entries:
         tokens[i], types[i] = text, kind
     return tokens, types
+
+
+def type_of(text: str, model: dict[str, Any]) -> int:
+    """A token of the vocabulary itself: with byte fallback `<0x0A>` is a byte."""
+    is_byte = model.get("byte_fallback") and BYTE.fullmatch(text)
+    return int(gguf.TokenType.BYTE if is_byte else gguf.TokenType.NORMAL)
 
 
 def end_of_turn(tokenizer: Any) -> int:

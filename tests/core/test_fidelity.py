@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from backprop_core.errors import ExportFidelity, GGUFExportFailed
 from backprop_core.fidelity import compare, measure
 from backprop_core.gguf import convert
-from backprop_core.gguf.support import QWEN2
+from backprop_core.gguf.tokenizer import QWEN2
 from backprop_core.quantize import quantize
 from tests.core import tiny_models as tiny
 

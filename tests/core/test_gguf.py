@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import gguf as gguf_package
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from gguf import GGUFReader
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tokenizers import pre_tokenizers
+from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
 from backprop_core import fidelity
@@ -29,7 +30,7 @@ from backprop_core.errors import (
 )
 from backprop_core.gguf import check_supported, convert
 from backprop_core.gguf.fuse import Fused
-from backprop_core.gguf.support import LLAMA3, QWEN2
+from backprop_core.gguf.tokenizer import LLAMA3, QWEN2
 from tests.core import nano
 from tests.core import tiny_models as tiny
 
@@ -229,6 +230,31 @@ def test_same_bytes_in_any_process(bases: dict[str, Path], tmp_path: Path) -> No
     assert set(general.values()) == {"llama", "model", 32, 2}
 
 
+@pytest.mark.parametrize(
+    ("normalizer", "pre_tokenizer", "starts_anywhere"),
+    [
+        (normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]), None, True),
+        (None, pre_tokenizers.Metaspace(prepend_scheme="always", split=False), True),
+        (None, pre_tokenizers.Metaspace(prepend_scheme="never", split=False), True),
+        (None, pre_tokenizers.Metaspace(prepend_scheme="first", split=False), False),
+        (normalizers.Replace(" ", "▁"), pre_tokenizers.Split(" ", "merged_with_previous"), True),
+    ],
+    ids=["prepended", "always", "never", "first", "words"],
+)
+def test_sentence_piece_gives_the_same_ids(
+    normalizer: Any, pre_tokenizer: Any, starts_anywhere: bool, tmp_path: Path
+) -> None:
+    """llama.cpp reads text, unknown characters too, as the tokenizer does; "first" only after a special token."""
+    base = tiny.build(tmp_path / "base", "mistral", vocab_size=600)
+    tiny.use_sentence_piece(base, normalizer, pre_tokenizer)
+    convert(base, None, tmp_path / "model.gguf", outtype="f16")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    with closing(fidelity.Reader(tmp_path / "model.gguf", length=512)) as reader:
+        for text in tiny.PROMPTS:
+            text = text if starts_anywhere else f"<|im_start|>{text}"
+            assert reader.ids(text) == tokenizer(text, add_special_tokens=False).input_ids
+
+
 def edited(base: Path, copy: Path, file: str, **changes: object) -> Path:
     """A copy of a base with fields of one of its JSON files changed."""
     shutil.copytree(base, copy)
@@ -274,7 +300,7 @@ def test_unknown_architecture_is_refused_before_the_weights(
         ),
         ({"normalizer": {"type": "Lowercase"}}, "Lowercase"),
         ({"model": {"type": "Unigram", "vocab": []}}, "Unigram"),
-        ({"model": {"type": "BPE", "byte_fallback": True, "vocab": {}, "merges": []}}, "BPE"),
+        ({"model": {"type": "BPE", "byte_fallback": True, "vocab": {}, "merges": []}}, "splits by"),
         ({"added_tokens": [{"content": "<mask>", "lstrip": True, "rstrip": False}]}, "<mask>"),
     ],
 )

@@ -1,5 +1,6 @@
 """Small real models of every architecture that is exported, with every parameter random, and adapters on them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,29 @@ def use_tokenizer(directory: Path, pre_tokenizer: Any, *, ignore_merges: bool = 
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         bos_token="<|bos|>" if bos else None,
+    )
+    fast.chat_template = nano.CHATML
+    fast.save_pretrained(directory)
+
+
+def use_sentence_piece(directory: Path, normalizer: Any, pre_tokenizer: Any) -> None:
+    """Give a base a SentencePiece vocabulary, as transformers has it: BPE on characters, ▁ for spaces, byte fallback."""
+    special = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    trained = Tokenizer(models.BPE(unk_token="<unk>"))
+    trained.normalizer, trained.pre_tokenizer = normalizer, pre_tokenizer
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    trained.train_from_iterator(
+        [PROMPTS[0], PROMPTS[1], PROMPTS[3]] * 4,
+        trainers.BpeTrainer(vocab_size=500, special_tokens=[*special, *bytes_], show_progress=False),
+    )
+    state = json.loads(trained.to_str())
+    state["model"] |= {"byte_fallback": True, "fuse_unk": True}
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] in special]
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="<|im_end|>",
     )
     fast.chat_template = nano.CHATML
     fast.save_pretrained(directory)
