@@ -7,11 +7,11 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from backprop_core.gguf.support import ARCHITECTURES, rope_type
+from backprop_core.gguf.support import ARCHITECTURES, FULL, Architecture, rope_type
 
 
-def architecture_of(config: Any) -> str:
-    """GGUF's name for the architecture of a transformers config that `check_supported` accepted."""
+def architecture_of(config: Any) -> Architecture:
+    """GGUF's architecture of a transformers config that `check_supported` accepted."""
     return ARCHITECTURES[config.architectures[0]]
 
 
@@ -22,9 +22,22 @@ def heads(config: Any) -> tuple[int, int, int]:
     return count, config.num_key_value_heads or count, size
 
 
+def rope_of(config: Any) -> Any:
+    """The rotary embedding, of the layers with full attention where there are two."""
+    rope = config.rope_parameters
+    return rope.get(FULL, rope)
+
+
+def rotated(config: Any) -> int:
+    """How many dimensions of a head are rotated."""
+    return int(heads(config)[2] * rope_of(config).get("partial_rotary_factor", 1))
+
+
 def context_length(config: Any) -> int:
     """Positions that the file may be used for: within a sliding window, full attention is the same."""
     longest: int = config.max_position_embeddings
+    if architecture_of(config).sliding:
+        return longest
     return min(longest, getattr(config, "sliding_window", None) or longest)
 
 
@@ -41,23 +54,57 @@ def add_hyperparameters(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_value_length(size)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_rope_dimension_count(size)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    if rope_type(config.rope_parameters) == "linear":
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(config.rope_parameters["factor"])
+    add_rope(writer, config)
+    if architecture_of(config).sliding:
+        writer.add_sliding_window(config.sliding_window)
+        for value, add in (
+            (config.attn_logit_softcapping, writer.add_attn_logit_softcapping),
+            (config.final_logit_softcapping, writer.add_final_logit_softcapping),
+        ):
+            if value:
+                add(value)
 
 
-def rope_factors(config: Any) -> npt.NDArray[np.float32] | None:
-    """Divisors of the rotary frequencies, shape (head_dim/2,), where Llama 3 stretches the low ones; else None.
+def add_rope(writer: gguf.GGUFWriter, config: Any) -> None:
+    """The rotary embedding, but for the factors that are tensors."""
+    rope = rope_of(config)
+    writer.add_rope_dimension_count(rotated(config))
+    writer.add_rope_freq_base(rope["rope_theta"])
+    match rope_type(rope):
+        case "linear":
+            writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+            writer.add_rope_scaling_factor(rope["factor"])
+        case "longrope":
+            writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
+            writer.add_rope_scaling_attn_factors(attention_factor(config))
+
+
+def attention_factor(config: Any) -> float:
+    """What longrope scales queries and keys by: √(1 + ln(stretch) / ln(original length)). [arXiv 2402.13753]"""
+    original = config.original_max_position_embeddings
+    stretch = config.max_position_embeddings / original
+    return math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
+
+
+def rope_tensors(config: Any) -> dict[str, npt.NDArray[np.float32]]:
+    """Divisors of the rotary frequencies by tensor name, shape (rotated/2,), where they are stretched unevenly."""
+    rope = rope_of(config)
+    match rope_type(rope):
+        case "llama3":
+            return {"rope_freqs.weight": llama3_factors(config)}
+        case "longrope":
+            kinds = {"rope_factors_long.weight": "long_factor", "rope_factors_short.weight": "short_factor"}
+            return {name: np.array(rope[key], dtype=np.float32) for name, key in kinds.items()}
+    return {}
+
+
+def llama3_factors(config: Any) -> npt.NDArray[np.float32]:
+    """Llama 3 stretches the low frequencies.
 
     Wavelengths below original/high_freq_factor stay, those above original/low_freq_factor are divided by `factor`,
     and between the two the inverse is interpolated. [arXiv 2407.21783, transformers `_compute_llama3_parameters`]
     """
-    rope = config.rope_parameters
-    if rope_type(rope) != "llama3":
-        return None
-    size = heads(config)[2]
+    rope, size = rope_of(config), heads(config)[2]
     low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
     wavelength = 2 * math.pi * rope["rope_theta"] ** (np.arange(0, size, 2, dtype=np.float64) / size)
     turns = rope["original_max_position_embeddings"] / wavelength

@@ -2,18 +2,39 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from backprop_core.base import read_json
 from backprop_core.errors import ArchitectureUnsupported, TokenizerUnsupported
 from backprop_core.gguf.tokenizer import HINT, kind_of
 
+
+class Architecture(NamedTuple):
+    """What GGUF calls a transformers architecture, and what llama.cpp takes for granted in it."""
+
+    name: str
+    activation: str = "silu"
+    rope: frozenset[str] = frozenset({"default", "linear"})
+    paired_rotary: bool = False  # llama.cpp rotates neighbouring rows of q and k
+    norm_offset: float = 0.0  # what transformers adds to a norm's weight when it computes
+    sliding: int = 0  # every so-manieth layer has full attention, the others a sliding window; 0: all are alike
+    unrotated: int = 0  # every so-manieth layer has no rotary embedding
+    partial_rotary: bool = False  # a part of each head may go without rotation
+
+
+LLAMA = Architecture("llama", rope=frozenset({"default", "linear", "llama3"}), paired_rotary=True)
+GELU = "gelu_pytorch_tanh"
 ARCHITECTURES = {
-    "LlamaForCausalLM": "llama",
-    "MistralForCausalLM": "llama",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
+    "LlamaForCausalLM": LLAMA,
+    "MistralForCausalLM": LLAMA,
+    "Qwen2ForCausalLM": Architecture("qwen2"),
+    "Qwen3ForCausalLM": Architecture("qwen3"),
+    "SmolLM3ForCausalLM": Architecture("smollm3", paired_rotary=True, unrotated=4),
+    "Phi3ForCausalLM": Architecture("phi3", rope=frozenset({"default", "longrope"}), partial_rotary=True),
+    "Gemma2ForCausalLM": Architecture("gemma2", GELU, frozenset({"default"}), norm_offset=1, sliding=2),
+    "Gemma3ForCausalLM": Architecture("gemma3", GELU, frozenset({"default"}), norm_offset=1, sliding=6),
 }
+SLIDING, FULL = "sliding_attention", "full_attention"
 
 
 def check_supported(base: Path) -> None:
@@ -30,18 +51,49 @@ def check_supported(base: Path) -> None:
             f"{base} holds quantized weights; an adapter is not fused into those",
             hint="use the full-precision model as the base",
         )
-    if config.get("hidden_act", "silu") != "silu":
-        raise ArchitectureUnsupported(f"no GGUF writer for {name} with {config['hidden_act']}", hint=HINT)
-    check_rope(ARCHITECTURES[name], config.get("rope_parameters") or config.get("rope_scaling") or {})
+    architecture = ARCHITECTURES[name]
+    if (activation := activation_of(config, architecture)) != architecture.activation:
+        raise ArchitectureUnsupported(f"no GGUF writer for {name} with {activation}", hint=HINT)
+    check_layers(architecture, config)
+    for rope in ropes(config):
+        check_rope(architecture, rope)
     check_tokenizer(base / "tokenizer.json")
 
 
-def check_rope(architecture: str, rope: Mapping[str, Any]) -> None:
+def activation_of(config: Mapping[str, Any], architecture: Architecture) -> Any:
+    """Gemma's configs have it under another name, and the usual one beside it says something else."""
+    return config.get("hidden_activation") or config.get("hidden_act") or architecture.activation
+
+
+def check_layers(architecture: Architecture, config: Mapping[str, Any]) -> None:
+    """Raise ArchitectureUnsupported for layers in another order, or attention at another scale, than llama.cpp has."""
+    count = config["num_hidden_layers"]
+    asked = config.get("layer_types"), config.get("no_rope_layers"), config.get("query_pre_attn_scalar")
+    if architecture.sliding and asked[0] not in (None, every(architecture.sliding, count, SLIDING, FULL)):
+        raise ArchitectureUnsupported(f"no GGUF writer for {architecture.name} with other layer_types", hint=HINT)
+    if architecture.unrotated and asked[1] not in (None, every(architecture.unrotated, count, 1, 0)):
+        raise ArchitectureUnsupported(f"no GGUF writer for {architecture.name} with other no_rope_layers", hint=HINT)
+    if asked[2] not in (None, config.get("head_dim", 256)):
+        raise ArchitectureUnsupported(f"no GGUF writer for query_pre_attn_scalar={asked[2]}", hint=HINT)
+
+
+def every(step: int, count: int, most: Any, last: Any) -> list[Any]:
+    """A list over the layers with `last` in each `step`-th place."""
+    return [last if layer % step == 0 else most for layer in range(1, count + 1)]
+
+
+def ropes(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The rotary embeddings of a config.json: one, or one for each kind of layer."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return list(rope.values()) if FULL in rope else [rope]
+
+
+def check_rope(architecture: Architecture, rope: Mapping[str, Any]) -> None:
     """Raise ArchitectureUnsupported for a rotary embedding that llama.cpp would compute otherwise."""
     kind = rope_type(rope)
-    known = {"default", "linear", "llama3"} if architecture == "llama" else {"default", "linear"}
-    if kind not in known or rope.get("partial_rotary_factor", 1) != 1:
-        raise ArchitectureUnsupported(f"no GGUF writer for {kind} rotary scaling in {architecture}", hint=HINT)
+    partial = rope.get("partial_rotary_factor", 1) != 1
+    if kind not in architecture.rope or (partial and not architecture.partial_rotary):
+        raise ArchitectureUnsupported(f"no GGUF writer for {kind} rotary scaling in {architecture.name}", hint=HINT)
 
 
 def rope_type(rope: Mapping[str, Any]) -> str:

@@ -19,10 +19,10 @@ from backprop_core.gguf.architecture import (
     add_hyperparameters,
     architecture_of,
     heads,
-    rope_factors,
+    rope_tensors,
 )
 from backprop_core.gguf.fuse import Fused
-from backprop_core.gguf.support import HINT
+from backprop_core.gguf.tokenizer import HINT
 from backprop_core.gguf.vocabulary import add_vocabulary
 
 FILE_TYPES = {
@@ -63,7 +63,7 @@ def write(base: Path, adapter: Path | None, path: Path, outtype: str, on_progres
 
 def plan(config: Any, fused: Fused, kind: GGMLType) -> list[Entry]:
     """Every tensor of the file, in the file's order."""
-    architecture = architecture_of(config)
+    architecture = architecture_of(config).name
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config.num_hidden_layers)
     if config.tie_word_embeddings:
         fused.refuse_head()
@@ -87,8 +87,8 @@ def stored_type(shape: tuple[int, ...], kind: GGMLType) -> GGMLType:
 
 
 def rotary_heads(config: Any, source: str) -> int:
-    """Heads of a q or k projection of llama.cpp's `llama`, which rotates neighbouring rows; 0 for all others."""
-    if architecture_of(config) != "llama":
+    """Heads of a q or k projection where llama.cpp rotates neighbouring rows; 0 for all others."""
+    if not architecture_of(config).paired_rotary:
         return 0
     count, kv_count, _ = heads(config)
     return {"q_proj": count, "k_proj": kv_count}.get(source.split(".")[-2], 0)
@@ -105,14 +105,14 @@ def pair_rows(tensor: Tensor, heads: int) -> Tensor:
 
 def write_header(path: Path, config: Any, tokenizer: Any, entries: list[Entry], file_type: int) -> None:
     """Metadata and tensor infos. Nothing in it says where, when, or from what name the file was made."""
-    writer = gguf.GGUFWriter(path, architecture_of(config))
+    writer = gguf.GGUFWriter(path, architecture_of(config).name)
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_file_type(file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_hyperparameters(writer, config)
     add_vocabulary(writer, tokenizer, config.vocab_size)
-    if (factors := rope_factors(config)) is not None:
-        writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
+    for name, factors in rope_tensors(config).items():
+        writer.add_tensor_info(name, factors.shape, factors.dtype, factors.nbytes)
     for entry in entries:
         writer.add_tensor_info(entry.name, entry.shape, np.dtype(np.float32), entry.bytes, raw_dtype=entry.type)
     writer.write_header_to_file()
@@ -136,10 +136,12 @@ def write_tensors(
 
 def arrays(config: Any, fused: Fused, entries: list[Entry]) -> Iterator[Array]:
     """What is written, one tensor at a time."""
-    if (factors := rope_factors(config)) is not None:
-        yield factors
+    yield from rope_tensors(config).values()
+    offset = architecture_of(config).norm_offset
     for entry in entries:
         tensor = fused.tensor(entry.source)
+        if offset and entry.source.endswith("norm.weight"):
+            tensor = tensor.float() + offset
         yield encode(pair_rows(tensor, entry.heads) if entry.heads else tensor, entry)
 
 

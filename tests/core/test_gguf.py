@@ -104,6 +104,68 @@ def test_every_part_of_the_config_counts(architecture: str, config: dict[str, ob
     assert worst(base, None, tmp_path / "model.gguf") < 1e-3
 
 
+LONG = {"short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5], "long_factor": [1.0, 2.1, 3.2, 4.3, 5.4, 6.5]}
+LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.75, "factor": 4.0, **LONG}
+GEMMA3_ROPE = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    "full_attention": {"rope_type": "default", "rope_theta": 1000000.0},
+}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "bound"),
+    [
+        ("smollm3", {"num_hidden_layers": 4}, 1e-3),
+        ("phi3", {"tie_word_embeddings": False}, 1e-3),
+        (
+            "phi3",
+            {"max_position_embeddings": 2048, "original_max_position_embeddings": 512, "rope_parameters": LONGROPE},
+            1e-3,
+        ),
+        ("gemma2", {"query_pre_attn_scalar": 16, "sliding_window": 32}, 1e-2),
+        (
+            "gemma3_text",
+            {
+                "query_pre_attn_scalar": 16,
+                "sliding_window": 32,
+                "num_hidden_layers": 6,
+                "rope_parameters": GEMMA3_ROPE,
+            },
+            1e-2,
+        ),
+    ],
+    ids=["smollm3", "phi3", "phi3-longrope", "gemma2", "gemma3"],
+)
+def test_further_architectures(architecture: str, config: dict[str, object], bound: float, tmp_path: Path) -> None:
+    """The same proof with an adapter on every linear layer; llama.cpp reads GELU from a table in half precision."""
+    base = tiny.build(tmp_path / "base", architecture, **config)
+    adapter = tiny.add_adapter(base, tmp_path / "adapter")
+    convert(base, adapter, tmp_path / "model.gguf", outtype="f32")
+    assert worst(base, adapter, tmp_path / "model.gguf") < bound
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config"),
+    [
+        ("smollm3", {"no_rope_layers": [1, 0]}),
+        ("gemma2", {"query_pre_attn_scalar": 99}),
+        ("gemma2", {"layer_types": ["full_attention", "full_attention"]}),
+        ("gemma2", {"hidden_activation": "silu"}),
+        ("qwen2", {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}),
+    ],
+)
+def test_what_llama_cpp_takes_for_granted_is_checked(
+    architecture: str, config: dict[str, object], bases: dict[str, Path], tmp_path: Path
+) -> None:
+    """Another pattern of layers, scale or activation than the one that llama.cpp has built in is refused."""
+    known = {"smollm3": "SmolLM3ForCausalLM", "gemma2": "Gemma2ForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+    usual = {"hidden_activation": "gelu_pytorch_tanh"} if architecture == "gemma2" else {}
+    own = {"architectures": [known[architecture]], "head_dim": 16, **usual}
+    check_supported(edited(bases["llama"], tmp_path / "usual", "config.json", **own))
+    with pytest.raises(ArchitectureUnsupported):
+        check_supported(edited(bases["llama"], tmp_path / "odd", "config.json", **own | config))
+
+
 def test_check_sees_a_wrong_rotary_pairing(bases: dict[str, Path], tmp_path: Path) -> None:
     """Negative control: with the rows of q and k as transformers has them, the logits are far off."""
     file = tmp_path / "model.gguf"

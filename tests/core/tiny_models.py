@@ -79,7 +79,7 @@ def use_tokenizer(directory: Path, pre_tokenizer: Any, *, ignore_merges: bool = 
 
 
 def use_sentence_piece(directory: Path, normalizer: Any, pre_tokenizer: Any) -> None:
-    """Give a base a SentencePiece vocabulary, as transformers has it: BPE on characters, ▁ for spaces, byte fallback."""
+    """Give a base a SentencePiece vocabulary, as transformers has it: BPE on characters, ▁ for spaces."""
     special = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
     trained = Tokenizer(models.BPE(unk_token="<unk>"))
     trained.normalizer, trained.pre_tokenizer = normalizer, pre_tokenizer
