@@ -159,6 +159,13 @@ def pool(heldouts: list[RowsRef], *, heldout_max: int, store: Store) -> RowsRef:
     return commit(merged[:heldout_max], store, {"stage": "pool", "heldout": sorted(distinct)})
 
 
+def unseen(rows: RowsRef, *, learned: Sequence[RowsRef], store: Store) -> RowsRef:
+    """The rows that are in none of the `learned` sets, by identity, in their order."""
+    seen = {identity(row) for ref in learned for row in load(store.local(ref))}
+    new = [row for row in known_in(rows, store) if row.identity not in seen]
+    return commit(new, store, {"stage": "unseen", "rows": rows.digest})
+
+
 def known_in(ref: RowsRef, store: Store) -> list[Known]:
     """The rows of an artifact."""
     return [Known(identity(row), canonical(row)) for row in load(store.local(ref))]

@@ -12,6 +12,7 @@ from backprop_core.specs import Spec
 VERSIONS = {
     "curate": 1,
     "pool": 1,
+    "unseen": 1,
     "train": 1,
     "merge": 1,
     "evaluate": 1,

@@ -252,6 +252,7 @@ class RunResult(Record):
     line: str
     version: int | None = None
     status: Status
+    reason: str | None = Field(None, description="Why nothing was done.")
     spec: dict[str, Any]
     base: BaseRecord | None = None
     runs: list[RunRecord] = Field(default_factory=list)

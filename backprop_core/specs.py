@@ -191,3 +191,31 @@ class RunSpec(Spec):
     evaluation: EvaluationSpec = EvaluationSpec()
     gate: GateSpec = GateSpec()
     export: ExportSpec = ExportSpec()
+    min_new_rows: int = Field(
+        1,
+        ge=1,
+        description="A retrain waits until so many training rows are new to the line; in a line's file 200 by default.",
+        json_schema_extra=KEY_IF_SET,
+    )
+
+
+class ScheduleSpec(Spec):
+    """When a line's job runs by itself."""
+
+    cron: str = Field(min_length=9, description="Minute, hour, day, month, weekday: `0 3 * * *` is every night at 3.")
+    timezone: str = Field("UTC", min_length=1, description="Name of the time zone, like Europe/Berlin.")
+
+
+class LineSpec(RunSpec):
+    """A line's job, `lines/NAME.yaml`: what its next run does, and when."""
+
+    line: LineName = Field("default", description="Name under which the run is recorded; of a line's file: its name.")
+    datasets: list[DatasetSpec] = Field(min_length=1, max_length=1, description="Where the line's new rows are found.")
+    min_new_rows: int = Field(
+        200, ge=1, description="A retrain waits until so many training rows are new to the line; 1 without a file."
+    )
+    schedule: ScheduleSpec | None = Field(None, description="When it runs by itself; only in a line's file.")
+
+    def run(self) -> RunSpec:
+        """What one run of the job asks for."""
+        return RunSpec(**{name: getattr(self, name) for name in RunSpec.model_fields})

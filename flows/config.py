@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from backprop_core.errors import BackpropError, ConfigInvalid, InputNotFound, InputValidationFailed, QuantizationUnknown
-from backprop_core.specs import DatasetSpec, ExportSpec, GenerationSpec, RunSpec, Spec
+from backprop_core.specs import DatasetSpec, ExportSpec, GenerationSpec, LineSpec, RunSpec, Spec
 from flows.fields import ENTRY, children_of, pattern_of, spec_fields
 from flows.values import Path as Place
 from flows.values import parse
@@ -38,11 +38,26 @@ class Draft:
         self.tree = overlay(self.tree, place, value, origin)
         self.origins[place] = origin
 
+    def lay(self, tree: Mapping[str, Any], origins: Mapping[Place, str], origin: str) -> None:
+        """Overlay a whole tree."""
+        self.tree = merged(self.tree, tree, origin)
+        self.origins |= origins
+
     def origin(self, place: Place) -> str:
         """Who said the value at a place, the part that it stands in, or something in it."""
         above = (self.origins.get(place[:length]) for length in range(len(place), 0, -1))
         below = (origin for known, origin in self.origins.items() if known[: len(place)] == place)
         return next(origin for origin in chain(above, below) if origin)
+
+
+@dataclass(frozen=True)
+class LineFile:
+    """The file of a line's job: what it says, and on which lines."""
+
+    path: Path
+    job: LineSpec
+    fields: Mapping[str, Any]
+    origins: Mapping[Place, str]
 
 
 def overlay(tree: Any, place: Place, value: Any, origin: str) -> Any:
@@ -82,8 +97,9 @@ def run_spec(
     settings: Sequence[str] = (),
     file: Path | None = None,
     preset: Mapping[str, Any] = MappingProxyType({}),
+    job: LineFile | None = None,
 ) -> RunSpec:
-    """The spec that flags, `--set` settings, a file, a preset, the environment and `.env` give together.
+    """The spec that flags, `--set` settings, a file, a line's job, a preset, the environment and `.env` give together.
 
     `flags` and `preset` map a field's path to its value, None if a flag was not written; `datasets.N.rows` means every
     dataset. `names` has the flag that an error shall name. Raises ConfigInvalid, QuantizationUnknown, InputNotFound.
@@ -93,6 +109,8 @@ def run_spec(
     add_environment(draft, os.environ, "")
     for path, value in preset.items():
         draft.put(tuple(path.split(".")), value, "--preset")
+    if job:
+        draft.lay(job.fields, job.origins, str(job.path))
     if file:
         add_file(draft, file)
     for path, value in flags.items():
@@ -100,7 +118,7 @@ def run_spec(
             add_flag(draft, tuple(path.split(".")), value, names[path])
     for setting in settings:
         add_setting(draft, setting)
-    return validated(RunSpec, draft)
+    return validated(LineSpec, draft).run() if job else validated(RunSpec, draft)
 
 
 def export_spec(flags: Mapping[str, Any], names: Mapping[str, str]) -> ExportSpec:
@@ -151,8 +169,8 @@ def add_file(draft: Draft, file: Path) -> None:
     document = parse(text, str(file))
     if not isinstance(document.value, dict | None):
         raise ConfigInvalid(f"{file} is no mapping of fields", hint="write FIELD: VALUE, one a line")
-    draft.tree = merged(draft.tree, document.value or {}, str(file))
-    draft.origins |= {place: f"{file}:{line}" for place, line in document.lines.items()}
+    origins = {place: f"{file}:{line}" for place, line in document.lines.items()}
+    draft.lay(document.value or {}, origins, str(file))
 
 
 def add_setting(draft: Draft, setting: str) -> None:
@@ -217,7 +235,9 @@ def missing(path: str) -> ConfigInvalid:
 def unknown(place: Place, draft: Draft) -> ConfigInvalid:
     """A name that no field has, with the one that was probably meant."""
     origin, parent = draft.origin(place), place[:-1]
-    if meant := closest(place, spec_fields()):
+    if pattern_of(place) in spec_fields():
+        hint = "that is for a line's file; `backprop init LINE` writes one"
+    elif meant := closest(place, spec_fields()):
         hint = f"did you mean `{variable_of(meant) if PREFIX in origin else meant}`?"
     else:
         hint = f"fields of {'.'.join(parent) or 'a spec'}: {', '.join(children_of(pattern_of(parent)))}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from backprop_core.specs import RunSpec
+from backprop_core.specs import LineSpec
 
 Schema = Mapping[str, Any]
 ENTRY = "N"  # stands for an entry's number in the path of a list's field
@@ -32,8 +32,8 @@ class Field:
 
 @cache
 def spec_fields() -> Mapping[str, Field]:
-    """The fields of a run's spec, by path, in their order."""
-    return fields_of(RunSpec)
+    """The fields of a run's spec, and of a line's job, by path, in their order."""
+    return fields_of(LineSpec)
 
 
 def fields_of(model: type[BaseModel]) -> dict[str, Field]:
@@ -53,7 +53,13 @@ def walk(schema: Schema, root: Schema, path: tuple[str, ...]) -> Iterator[Field]
         if "items" in target:
             yield from walk(resolve(target["items"], root), root, (*below, ENTRY))
         else:
-            yield from walk(target, root, below)
+            yield from walk(part_of(target, root), root, below)
+
+
+def part_of(schema: Schema, root: Schema) -> Schema:
+    """The part that a field holds which may also be left out."""
+    choices = (resolve(choice, root) for choice in schema.get("anyOf", ()))
+    return next((choice for choice in choices if "properties" in choice), schema)
 
 
 def resolve(schema: Schema, root: Schema) -> Schema:

@@ -47,8 +47,9 @@ def next_version(run: Run) -> Made | None:
     spec, live = run.spec, run.prepared.live
     before = live.version if live else None
     [dataset], watched = curated(run)
-    if before and dataset.train in [known.train for known in before.datasets]:
-        run.unchanged()
+    if before:
+        dataset = new_to(run, before.datasets, dataset)
+    if run.waits(dataset.train):
         return None
     heldout = held_out(run, [dataset, *watched])
     base_row = {task: score(run, None, rows) for task, rows in heldout.items()}
@@ -78,6 +79,15 @@ def next_version(run: Run) -> Made | None:
         return None
     exports(run, merged, heldout[dataset.task])
     return Made([dataset], heldout, tuned, merged, cells)
+
+
+def new_to(run: Run, learned: list[DatasetRef], dataset: DatasetRef) -> DatasetRef:
+    """The dataset without the training rows that a line has learned."""
+    known = sorted((each.train for each in learned), key=lambda rows: rows.digest)
+    new = run.call(stages.unseen, rows=dataset.train, learned=known)
+    count = dataset.train.rows - new.rows
+    dropped = dataset.dropped | ({"learned": count} if count else {})
+    return dataset.model_copy(update={"train": new, "dropped": dropped})
 
 
 def curated(run: Run) -> tuple[list[DatasetRef], list[DatasetRef]]:

@@ -1,6 +1,9 @@
 """The next run of a line: from its champion, with a gate that lets nothing worse go live."""
 
+from typing import Annotated
+
 from prefect import flow
+from pydantic import Field
 
 from backprop_core.refs import RunResult
 from backprop_core.specs import (
@@ -30,12 +33,14 @@ def retrain(
     evaluation: EvaluationSpec = EvaluationSpec(),
     gate: GateSpec = GateSpec(),
     export: ExportSpec = ExportSpec(),
+    min_new_rows: Annotated[int, Field(ge=1)] = 1,
     run_id: str | None = None,
     fresh: bool = False,
 ) -> RunResult:
     """Train a line's champion on new data; what comes out goes live if it is better on average and worse on no task.
 
-    A line that does not exist begins with this run. Data that the line has learned already changes nothing.
+    A line that does not exist begins with this run. Rows that the line has learned already are left out; where nothing
+    is new, nothing changes.
 
     Args:
         line: The line that goes on.
@@ -46,6 +51,7 @@ def retrain(
         evaluation: What is measured on the held-out rows.
         gate: When the candidate may go live.
         export: Which GGUF files are made of a version that goes live.
+        min_new_rows: With fewer training rows that the line has not learned, the run waits for more: `unchanged`.
         run_id: Of an interrupted run that shall go on; everything else is then taken from its record.
         fresh: Do every stage again, whatever the cache has.
     """
@@ -58,6 +64,7 @@ def retrain(
         evaluation=evaluation,
         gate=gate,
         export=export,
+        min_new_rows=min_new_rows,
     )
     with working_on(line), recorded(lambda store: prepare("retrain", spec, store), run_id=run_id, fresh=fresh) as run:
         if made := next_version(run):

@@ -46,6 +46,7 @@ def call(flow: str, spec: RunSpec, *, fresh: bool) -> RunResult:
             evaluation=spec.evaluation,
             gate=spec.gate,
             export=spec.export,
+            min_new_rows=spec.min_new_rows,
             fresh=fresh,
         )
     from flows.multi_run import multi_run

@@ -148,6 +148,8 @@ def heading(result: RunResult) -> Text:
     text.append(f"  line {result.line}")
     if result.version:
         text.append(f", live: version {result.version}")
+    if result.reason:
+        text.append(f"\n{result.reason}")
     if result.base:
         text.append(f"\nbase {one_line(result.base.name)}  {result.base.digest[:12]}")
     if result.error:

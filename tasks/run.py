@@ -130,6 +130,7 @@ class Run:
         self.version: int | None = prepared.live.number if prepared.live else None
         self.gate: GateReport | None = None
         self._verdict: Status = "finished"
+        self._reason: str | None = None
         self._fresh = fresh
         earlier = Lines(store).ancestors(prepared.spec.line, self.version) if prepared.flow == "retrain" else []
         self._rows: list[Row] = [version.scores for version in earlier]
@@ -226,9 +227,13 @@ class Run:
             metric=self.spec.evaluation.metric,
         )
 
-    def unchanged(self) -> None:
-        """Note that there is nothing to do: the line knows this data."""
+    def waits(self, rows: RowsRef) -> bool:
+        """Whether too few of the rows are new to the line; noted, and then there is nothing to do."""
+        if rows.rows >= self.spec.min_new_rows:
+            return False
         self._verdict = "unchanged"
+        self._reason = f"{rows.rows} rows are new to line {self.spec.line}; it waits for {self.spec.min_new_rows}"
+        return True
 
     def gated(self, report: GateReport) -> bool:
         """Note what the gate says of the last LoRA run; whether its adapter may go live."""
@@ -263,6 +268,7 @@ class Run:
             line=self.spec.line,
             version=self.version,
             status=status,
+            reason=self._reason,
             spec=self.spec.model_dump(mode="json"),
             base=BaseRecord(**self.base.model_dump()),
             runs=self.runs,

@@ -57,6 +57,12 @@ def pool(heldouts: list[RowsRef], heldout_max: int) -> RowsRef:
 
 
 @stage
+def unseen(rows: RowsRef, learned: list[RowsRef]) -> RowsRef:
+    """Training rows → those that a line has not learned."""
+    return core.unseen(rows, learned=learned, store=current().store)
+
+
+@stage
 def train(base: BaseRef, rows: RowsRef, spec: TrainSpec, start: Start | None) -> TrainResult:
     """Rows → a tuned adapter."""
     return current().work("train", TrainResult, base=base, rows=rows, spec=spec, start=start)

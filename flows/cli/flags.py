@@ -9,7 +9,7 @@ from cyclopts import Group, Parameter
 
 from backprop_core.errors import ConfigInvalid
 from backprop_core.specs import RunSpec
-from flows.config import run_spec
+from flows.config import LineFile, run_spec
 from flows.fields import spec_fields
 from tasks.estimate import preset_fields
 
@@ -94,8 +94,8 @@ class Flags(Output):
     config: Annotated[Path | None, Parameter(help="A YAML file with any fields of the spec.", group=SPEC)] = None
     set: Annotated[list[str] | None, SETTINGS] = None
 
-    def spec(self) -> RunSpec:
-        """The complete spec. Raises ConfigInvalid."""
+    def spec(self, job: LineFile | None = None) -> RunSpec:
+        """The complete spec, over a line's job if there is one. Raises ConfigInvalid."""
         given = {f.metadata[PATH]: getattr(self, f.name) for f in fields(self) if PATH in f.metadata}
         names = {f.metadata[PATH]: f"--{f.name.replace('_', '-')}" for f in fields(self) if PATH in f.metadata}
         return run_spec(
@@ -107,6 +107,7 @@ class Flags(Output):
             settings=self.set or (),
             file=self.config,
             preset=preset_fields(self.preset) if self.preset else {},
+            job=job,
         )
 
 

@@ -8,7 +8,7 @@ from rich.console import Group
 
 from backprop_core.errors import BackpropError, ConfigInvalid, all_errors
 from backprop_core.settings import settings
-from flows import tables
+from flows import lines_file, tables
 from flows.cli import Answer
 from flows.cli.flags import PLAIN, SETTINGS, OutputFlags
 from flows.config import run_spec, variable_of
@@ -64,6 +64,17 @@ def written(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(value) or "none"
     return "none" if value is None else str(value)
+
+
+def init(
+    line: Annotated[str, Parameter(help="Name of the line.")],
+    /,
+    *,
+    output: OutputFlags = PLAIN,
+) -> Answer:
+    path = lines_file.write(line, settings())
+    text = f"{path}\nedit it, then: backprop retrain --line {line} --plan"
+    return Answer({"path": str(path)}, text)
 
 
 def estimate_vram(

@@ -12,7 +12,7 @@ from backprop_core.errors import ConfigInvalid
 from backprop_core.refs import RunResult
 from backprop_core.settings import settings
 from backprop_core.specs import RunSpec
-from flows import start, tables
+from flows import lines_file, start, tables
 from flows.cli import Answer
 from flows.cli.flags import (
     NOTHING,
@@ -70,7 +70,8 @@ def multi_run(
 
 
 def retrain(*, flags: FlagSet = NOTHING) -> Answer:
-    return carry_out("retrain", one_dataset(flags.spec(), "retrain"), flags)
+    job = lines_file.find(flags.line, settings()) if flags.line else None
+    return carry_out("retrain", one_dataset(flags.spec(job), "retrain"), flags)
 
 
 def promote(

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import threading
 from pathlib import Path
 
@@ -22,6 +23,7 @@ LORA = LoraSpec(rank=8)
 GOOD = TrainSpec(steps=24, batch_size=8, learning_rate=1e-2, lora=LORA)
 SHORT = GOOD.model_copy(update={"steps": 6})
 IDLE = GOOD.model_copy(update={"steps": 2, "learning_rate": 1e-9})
+OPEN = GateSpec(max_drop=1)
 COLOURS = {"sky": "blue", "grass": "green", "snow": "white", "coal": "black"}
 pytestmark = pytest.mark.usefixtures("prefect", "home")
 
@@ -78,8 +80,27 @@ def test_the_same_data_again_changes_nothing(first, lines, tmp_path):
     """Data that the line has learned: `unchanged`, and no stage but curation is even asked."""
     before = lines.versions("support")
     again = retrain("support", batch(tmp_path, 1), training=SHORT)
-    assert (again.status, again.runs, [stage.stage for stage in again.stages]) == ("unchanged", [], ["curate"])
+    assert (again.status, again.runs, [stage.stage for stage in again.stages]) == (
+        "unchanged",
+        [],
+        ["curate", "unseen"],
+    )
+    assert again.reason == "0 rows are new to line support; it waits for 1"
     assert lines.versions("support") == before
+
+
+def test_only_new_rows_are_learned(base, home, lines, tmp_path):
+    """A file that grows: the next run learns the rows that came since, each once, and waits where they are too few."""
+    path, rows = tmp_path / "growing.jsonl", Path(batch(tmp_path, 7)).read_text().splitlines(keepends=True)
+    path.write_text("".join(rows[:70]))
+    begun = retrain("growing", str(path), model=str(base), training=SHORT, gate=OPEN)
+    path.write_text("".join(rows))
+    waiting = retrain("growing", str(path), training=SHORT, gate=OPEN, min_new_rows=100)
+    assert waiting.status == "unchanged" and re.match(r"\d\d rows are new .* waits for 100", waiting.reason)
+    second = retrain("growing", str(path), training=SHORT, gate=OPEN, min_new_rows=20)
+    learned, new = begun.runs[0].dataset.train_rows, second.runs[0].dataset.train_rows
+    assert second.runs[0].dataset.dropped["learned"] == learned and 60 < new <= 80
+    assert new == int(waiting.reason.split()[0])
 
 
 def test_poisoned_rows_are_rejected(first, lines, tmp_path):

@@ -1,0 +1,124 @@
+"""A line's job as a file."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from backprop_core.errors import BackpropError, ConfigInvalid
+from backprop_core.settings import Settings
+from backprop_core.specs import LineSpec, RunSpec
+from flows import lines_file
+from flows.cli.flags import Flags
+
+JOB = """
+model: {name: some/model}
+datasets: [{path: night.jsonl, heldout: fixed.jsonl}]
+training:
+  epochs: 5
+  lora: {rank: 4}
+schedule: {cron: "0 3 * * *", timezone: Europe/Berlin}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """An empty working directory and an empty home."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return Settings(home=tmp_path / "home")
+
+
+def put(text: str, name: str = "support", place: Path = Path()) -> None:
+    folder = place / "lines"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.yaml").write_text(text)
+
+
+def refused(text: str, config: Settings) -> BackpropError:
+    """The error that a file with this text gives."""
+    put(text)
+    with pytest.raises(BackpropError) as caught:
+        lines_file.find("support", config)
+    return caught.value
+
+
+def test_a_job_is_complete_by_itself(config: Settings) -> None:
+    """The file gives the whole spec: its own name, its fields, defaults for the rest, paths from its directory."""
+    put(JOB)
+    job = lines_file.find("support", config)
+    assert job and job.job.schedule and job.job.schedule.cron == "0 3 * * *"
+    spec = job.job.run()
+    assert type(spec) is RunSpec and (spec.line, spec.training.epochs, spec.min_new_rows) == ("support", 5, 200)
+    here = Path.cwd()
+    assert (spec.datasets[0].path, spec.datasets[0].heldout) == (str(here / "night.jsonl"), str(here / "fixed.jsonl"))
+    assert spec.model.name == "some/model"
+
+
+def test_flags_beat_the_file(config: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flag beats --config beats the line's file beats the environment, field by field."""
+    put(JOB)
+    monkeypatch.setenv("BACKPROPAGATE_TRAINING__EPOCHS", "9")
+    monkeypatch.setenv("BACKPROPAGATE_TRAINING__BATCH_SIZE", "3")
+    Path("more.yaml").write_text("training: {warmup: 0.5, lora: {rank: 6}}")
+    flags = Flags(line="support", set=["training.lora.rank=8"], config=Path("more.yaml"))
+    spec = flags.spec(lines_file.find("support", config))
+    training = spec.training
+    assert (training.epochs, training.batch_size, training.warmup, training.lora.rank) == (5, 3, 0.5, 8)
+
+
+def test_the_working_directory_comes_first(config: Settings) -> None:
+    """A file below the working directory hides the one in the home; each counts its paths from its own place."""
+    put(JOB, place=config.home_path)
+    put("datasets: [{path: other.jsonl}]", "other", config.home_path)
+    found = lines_file.every(config)
+    assert found["support"].job.datasets[0].path == str(config.home_path / "night.jsonl")
+    put(JOB)
+    found = lines_file.every(config)
+    assert sorted(found) == ["other", "support"]
+    assert found["support"].job.datasets[0].path == str(Path.cwd() / "night.jsonl")
+    assert found["other"].job.datasets[0].path == str(config.home_path / "other.jsonl")
+    assert lines_file.find("none", config) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("datasets: [{path: a}]\ntraining:\n  epocs: 3", ["support.yaml:3", "did you mean `training.epochs`"]),
+        ("datasets: [{path: a}]\nmin_new_rows: 0", ["min_new_rows=0", "support.yaml:2", "at least 1"]),
+        ("datasets: [{path: a}]\nschedule: {cron: x}", ["schedule.cron=x", "support.yaml:2"]),
+        ("datasets: [{path: a}, {path: b}]", ["datasets", "support.yaml:1"]),
+        ("line: other\ndatasets: [{path: a}]", ["support", "line: other"]),
+        ("training: {epochs: 3}", ["no dataset"]),
+    ],
+)
+def test_a_wrong_file_is_named_by_its_line(text: str, parts: list[str], config: Settings) -> None:
+    """What is wrong in a file is said with file, line and what was meant."""
+    error = refused(text, config)
+    assert [part for part in parts if part not in f"{error.message} {error.hint}"] == []
+
+
+def test_a_schedule_is_no_field_of_a_run() -> None:
+    """`--set schedule.cron` of a run without a file is refused, and told where it belongs."""
+    with pytest.raises(ConfigInvalid) as caught:
+        Flags(data=["a"], set=["schedule.cron=0 3 * * *"]).spec()
+    assert "backprop init" in caught.value.hint
+
+
+def test_init_writes_a_file_that_works(config: Settings) -> None:
+    """The template reads back as the defaults, its commented lines as fields that exist; nothing is overwritten."""
+    path = lines_file.write("support", config)
+    job = lines_file.find("support", config)
+    assert job and job.job == LineSpec(line="support", datasets=job.job.datasets)
+    assert job.job.datasets[0].path == str(config.home_path / "data" / "support.jsonl")
+    head, *rest = path.read_text().splitlines()
+    text = "\n".join(line.removeprefix("# ") if ":" in line else line for line in rest[3:])
+    filled = LineSpec.model_validate({"line": "support", **yaml.safe_load(text)})
+    assert filled.schedule and filled.training == LineSpec(datasets=filled.datasets).training
+    assert head.endswith(f"$schema={lines_file.SCHEMA}")
+    assert "schedule" in json.loads((path.parent / lines_file.SCHEMA).read_text())["properties"]
+    with pytest.raises(ConfigInvalid, match="there already"):
+        lines_file.write("support", config)
+    with pytest.raises(ConfigInvalid, match="is not possible"):
+        lines_file.write("../support", config)
