@@ -8,6 +8,7 @@ small batch may hold out nothing: `pool` asks that its task does.
 
 import hashlib
 import json
+import math
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -164,6 +165,30 @@ def unseen(rows: RowsRef, *, learned: Sequence[RowsRef], store: Store) -> RowsRe
     seen = {identity(row) for ref in learned for row in load(store.local(ref))}
     new = [row for row in known_in(rows, store) if row.identity not in seen]
     return commit(new, store, {"stage": "unseen", "rows": rows.digest})
+
+
+def replay(
+    rows: RowsRef, earlier: Sequence[RowsRef], *, heldout: Sequence[RowsRef], share: float, seed: int, store: Store
+) -> RowsRef:
+    """New rows with `share` of the rows of each earlier dataset among them, at least one of each.
+
+    Which ones, a hash of seed, new rows and row decides: every run draws anew. No row of `heldout` is taken.
+    """
+    out = [row for ref in heldout for row in known_in(ref, store)]
+    drawn = [
+        row
+        for ref in earlier
+        for row in sorted(without(known_in(ref, store), out), key=lambda row: lot(row, rows, seed))[
+            : math.ceil(share * ref.rows)
+        ]
+    ]
+    mixed = sorted(unique([*known_in(rows, store), *drawn]), key=lambda row: row.order)
+    return commit(mixed, store, {"stage": "replay", "rows": rows.digest, "earlier": [ref.digest for ref in earlier]})
+
+
+def lot(row: Known, rows: RowsRef, seed: int) -> bytes:
+    """Where a row comes in the draw for these new rows."""
+    return hashlib.sha256(f"{seed}:{rows.digest}:".encode() + row.identity).digest()
 
 
 def known_in(ref: RowsRef, store: Store) -> list[Known]:

@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from backprop_core.refs import ArtifactRef, BaseRef, DatasetRef, Record, SourceRef
-from backprop_core.specs import Spec
+from backprop_core.specs import KEY_IF_SET, Spec
 
 # Raise a number when the stage's result would change; a golden test per stage fails otherwise.
 VERSIONS = {
     "curate": 1,
     "pool": 1,
     "unseen": 1,
+    "replay": 1,
     "train": 1,
-    "merge": 1,
+    "merge": 2,
     "evaluate": 1,
     "gate": 1,
     "convert": 1,
@@ -46,13 +47,23 @@ def part(value: Any) -> Any:
         case Spec():
             return part(value.semantic())
         case Record():
-            return {name: part(getattr(value, name)) for name in type(value).model_fields}
+            return {name: part(item) for name, item in set_fields(value).items()}
         case Mapping():
             return {name: part(item) for name, item in value.items()}
         case list() | tuple():
             return [part(item) for item in value]
         case _:
             return value
+
+
+def set_fields(record: Record) -> dict[str, Any]:
+    """A record's fields, but for those that came later and are at their defaults."""
+    every = {name: (getattr(record, name), field) for name, field in type(record).model_fields.items()}
+    return {
+        name: value
+        for name, (value, field) in every.items()
+        if field.json_schema_extra != KEY_IF_SET or value != field.default
+    }
 
 
 def stage_parts(stage: str, parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from backprop_core.errors import LineConflict, RunUnknown
 from backprop_core.refs import AdapterRef, BaseRef, DatasetRef, Record, RowsRef, RunId, Scores
-from backprop_core.specs import LoraSpec
+from backprop_core.specs import LoraSpec, MergeSpec
 from backprop_core.store import Store, write_atomic
 
 
@@ -20,8 +20,11 @@ class LineVersion(Record):
     run_id: RunId
     base: BaseRef
     lora: LoraSpec
-    strategy: str
+    merge: MergeSpec
     tuned: AdapterRef
+    earlier: list[AdapterRef] = Field(
+        default_factory=list, description="Tuned by the runs before, oldest first, where each merge takes all of them."
+    )
     merged: AdapterRef
     count: int = Field(ge=1, description="Runs merged so far, this one included.")
     datasets: list[DatasetRef]

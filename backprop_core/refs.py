@@ -68,6 +68,9 @@ class Start(Record):
 
     tuned: AdapterRef
     orthonormal: bool
+    keep: bool = Field(
+        False, description="Turn B with the rows, so that B·A stays as tuned.", json_schema_extra={"key": "if set"}
+    )
 
 
 class TrainResult(Record):

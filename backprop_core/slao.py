@@ -30,10 +30,11 @@ def orthonormal_rows(A_ri: Tensor) -> Tensor:
     return A_start_ri
 
 
-def start_from(tuned: dict[str, Tensor]) -> dict[str, Tensor]:
+def start_from(tuned: dict[str, Tensor], *, keep: bool = False) -> dict[str, Tensor]:
     """Where run i starts: A of run i-1 with orthonormal rows, everything else as run i-1 tuned it; float32.
 
-    Raises RankTooLarge if an A has more rows than columns.
+    With `keep`, B becomes B·Rᵀ beside it (A = Rᵀ·Qᵀ), so that the run starts with the function that run i-1 tuned; the
+    paper leaves B. Raises RankTooLarge if an A has more rows than columns.
     """
     for key, tensor in tuned.items():
         if is_A(key) and tensor.shape[0] > tensor.shape[1]:
@@ -41,7 +42,11 @@ def start_from(tuned: dict[str, Tensor]) -> dict[str, Tensor]:
                 f"{key}: rank {tensor.shape[0]} is above the input width {tensor.shape[1]}",
                 hint="train with a smaller training.lora.rank, or use --strategy sequential",
             )
-    return {key: orthonormal_rows(t) if is_A(key) else t.to(torch.float32, copy=True) for key, t in tuned.items()}
+    new = {key: orthonormal_rows(t) if is_A(key) else t.to(torch.float32, copy=True) for key, t in tuned.items()}
+    if keep:
+        for key in filter(is_A, tuned):
+            new[B_of(key)] @= tuned[key].to(torch.float32) @ new[key].T
+    return new
 
 
 def weight(run: int) -> float:
@@ -49,11 +54,19 @@ def weight(run: int) -> float:
     return 1 / math.sqrt(run)
 
 
-def merge(merged: dict[str, Tensor] | None, tuned: dict[str, Tensor], *, run: int) -> dict[str, Tensor]:
+def merge(
+    merged: dict[str, Tensor] | None,
+    tuned: dict[str, Tensor],
+    *,
+    run: int,
+    share: float | None = None,
+    merge_a: bool = False,
+) -> dict[str, Tensor]:
     """The merged adapter after run i: A_merged = A_tuned; B_merged += λ(i)·(B_tuned - B_merged); float32.
 
-    `run` is i, the number of runs merged, this one included; the first merge is the identity. Raises AdapterMismatch
-    or RankMismatch if the two adapters do not have the same tensors.
+    `run` is i, the number of runs merged, this one included; the first merge is the identity. Beyond the paper: `share`
+    in place of λ(i), and with `merge_a` A by the rule of B. Raises AdapterMismatch or RankMismatch if the two adapters
+    do not have the same tensors.
     """
     if (merged is None) != (run == 1) or run < 1:
         raise ConfigInvalid(f"run {run} cannot be merged here", hint="only the first run, 1, has nothing to merge with")
@@ -61,12 +74,19 @@ def merge(merged: dict[str, Tensor] | None, tuned: dict[str, Tensor], *, run: in
     if merged is None:
         return new
     check_same(merged, tuned)
-    return {key: t if is_A(key) else torch.lerp(merged[key].to(t), t, weight(run)) for key, t in new.items()}
+    by = weight(run) if share is None else share
+    kept = {key for key in new if is_A(key) and not merge_a}
+    return {key: t if key in kept else torch.lerp(merged[key].to(t), t, by) for key, t in new.items()}
 
 
 def is_A(key: str) -> bool:
     """Whether the key names a factor A."""
     return ".lora_A." in key or ".lora_embedding_A" in key
+
+
+def B_of(key: str) -> str:
+    """The key of the factor B that belongs to a factor A."""
+    return key.replace(".lora_A.", ".lora_B.").replace(".lora_embedding_A", ".lora_embedding_B")
 
 
 def rank_axis(key: str) -> int | None:

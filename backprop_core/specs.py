@@ -106,18 +106,51 @@ class TrainSpec(Spec):
         description="When memory runs out, do the step again with less of it at a time.",
         json_schema_extra=NO_KEY,
     )
+    replay: float = Field(
+        0,
+        ge=0,
+        le=0.1,
+        description="Share of the rows of each earlier dataset of the run or line that later runs train again.",
+        json_schema_extra=KEY_IF_SET,
+    )
     lora: LoraSpec = LoraSpec()
 
 
-class MergeSpec(Spec):
-    """How a run's adapter goes into the merged one."""
+Strategy = Literal["slao", "slao-kept", "slao-plain", "average", "sequential", "delta", "svd", "ties", "dare"]
 
-    strategy: Literal["slao", "sequential"] = Field("slao", description="slao, or sequential: the last run alone.")
+
+class MergeSpec(Spec):
+    """How a run's adapter goes into the merged one. Constant along a line."""
+
+    model_config = ConfigDict(validate_by_name=True, serialize_by_alias=True)
+
+    strategy: Strategy = Field(
+        "slao", description="How the merged adapter comes about; docs/continual.md says when to take which."
+    )
+    merge_a: bool = Field(
+        False, description="Average A as B is, where the strategy would replace it.", json_schema_extra=KEY_IF_SET
+    )
+    weight: Literal["1/sqrt(i)", "1/i"] | Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        alias="lambda",
+        description="What the i-th run counts for in the merged adapter; default: the strategy's own.",
+        json_schema_extra=KEY_IF_SET,
+    )
 
     @property
     def orthonormal_start(self) -> bool:
         """Whether the next run starts from orthonormal rows of A."""
-        return self.strategy == "slao"
+        return self.strategy in ("slao", "slao-kept")
+
+    @property
+    def keeps_function(self) -> bool:
+        """Whether it then answers as the run before did."""
+        return self.strategy == "slao-kept"
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether each merge goes back to the tuned adapters of all runs."""
+        return self.strategy in ("svd", "ties", "dare")
 
 
 class GenerationSpec(Spec):

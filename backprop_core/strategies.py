@@ -1,13 +1,25 @@
-"""What is done with one run's adapter after another: how the next run starts, and how the merged one comes about."""
+"""What is done with one run's adapter after another: how the merged one comes about.
 
-from collections.abc import Callable
+Every strategy but `sequential` starts from the tuned adapter of the run before, and none feeds the merged one back into
+training. Those of the factors average A and B as they are; those on ΔW see only the products B·A, whatever the factors,
+and write the best product of rank r (Eckart-Young) of what they come to, r being the line's. The first merge is the
+identity. What is no factor (biases, DoRA magnitudes, whole modules) is averaged by λ in all of them.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from backprop_core import adapter, slao
 from backprop_core.adapter import Adapter, Tensors
-from backprop_core.errors import AdapterMismatch, ConfigInvalid, RankMismatch
+from backprop_core.errors import AdapterMismatch, RankMismatch
 from backprop_core.refs import AdapterRef
+from backprop_core.specs import MergeSpec
 from backprop_core.store import Store
 
 # Fields of PEFT's config that say what B·A means; a missing one and an empty one are the same.
@@ -23,44 +35,192 @@ MEANING = (
     "alpha_pattern",
     "fan_in_fan_out",
 )
+TIES_KEPT = 0.2  # of each ΔW, the largest entries
+DARE_DROPPED = 0.5  # of the entries of each ΔW
+
+# r = LoRA rank, i = input features, o = output features, n = runs, m = rows of several A below each other
 
 
 @dataclass(frozen=True)
-class Strategy:
-    """`orthonormal`: the next run starts from SLAO's A. `merge(merged, tuned, run)` gives the merged tensors."""
+class Runs:
+    """What a merge sees: the merged adapter before run `count`, and the tuned ones, the newest last.
 
-    orthonormal: bool
-    merge: Callable[[Tensors | None, Tensors, int], Tensors]
+    Strategies that take all have `count` tuned ones, the others the newest.
+    """
+
+    merged: Tensors
+    tuned: Sequence[Tensors]
+    count: int
 
 
-STRATEGIES = {
-    "slao": Strategy(orthonormal=True, merge=lambda merged, tuned, run: slao.merge(merged, tuned, run=run)),
-    "sequential": Strategy(orthonormal=False, merge=lambda merged, tuned, run: tuned),
+Merge = Callable[[Runs, MergeSpec], Tensors]
+
+
+def sequential(runs: Runs, spec: MergeSpec) -> Tensors:
+    """The last run alone."""
+    return runs.tuned[-1]
+
+
+def averaged(runs: Runs, spec: MergeSpec) -> Tensors:
+    """B_merged += λ·(B_tuned - B_merged); A replaced, or averaged too. [arXiv 2512.23017, the start apart]"""
+    share = share_of(spec, runs.count)
+    return slao.merge(runs.merged, runs.tuned[-1], run=runs.count, share=share, merge_a=spec.merge_a)
+
+
+def both_averaged(runs: Runs, spec: MergeSpec) -> Tensors:
+    """A and B each the mean over all runs: weight averaging along a trajectory. [arXiv 1803.05407, 2203.05482]"""
+    return slao.merge(runs.merged, runs.tuned[-1], run=runs.count, share=share_of(spec, runs.count), merge_a=True)
+
+
+def running_delta(runs: Runs, spec: MergeSpec) -> Tensors:
+    """ΔW_merged += λ·(ΔW_tuned - ΔW_merged), cut to rank r after every run. [arXiv 2212.04089, 2501.09522]"""
+    share = share_of(spec, runs.count)
+    return on_products([runs.merged, runs.tuned[-1]], runs, spec, lambda _, pairs: mean_of(pairs, [1 - share, share]))
+
+
+def svd(runs: Runs, spec: MergeSpec) -> Tensors:
+    """The best rank r of the mean of all ΔW. [arXiv 2203.05482, 2410.19735]"""
+    return on_products(runs.tuned, runs, spec, lambda _, pairs: mean_of(pairs, [1 / len(pairs)] * len(pairs)))
+
+
+def ties(runs: Runs, spec: MergeSpec) -> Tensors:
+    """Trim each ΔW, elect a sign for each entry, average those that agree with it. [arXiv 2306.01708]"""
+    return on_products(runs.tuned, runs, spec, lambda _, pairs: cut(ties_of(products(pairs)), rank_of(pairs)))
+
+
+def dare(runs: Runs, spec: MergeSpec) -> Tensors:
+    """Drop entries of each ΔW at random, scale up the others, average. [arXiv 2311.03099]"""
+    return on_products(runs.tuned, runs, spec, lambda key, pairs: cut(dare_of(key, products(pairs)), rank_of(pairs)))
+
+
+STRATEGIES: dict[str, Merge] = {
+    "slao": averaged,
+    "slao-kept": averaged,
+    "slao-plain": averaged,
+    "average": both_averaged,
+    "sequential": sequential,
+    "delta": running_delta,
+    "svd": svd,
+    "ties": ties,
+    "dare": dare,
 }
+OWN_WEIGHT = {"average": "1/i", "delta": "1/i"}  # the others: 1/√i
 
 
-def merge(merged: AdapterRef | None, tuned: AdapterRef, *, count: int, strategy: str, store: Store) -> AdapterRef:
+def share_of(spec: MergeSpec, count: int) -> float:
+    """λ(i)."""
+    weight = spec.weight or OWN_WEIGHT.get(spec.strategy, "1/sqrt(i)")
+    match weight:
+        case "1/sqrt(i)":
+            return slao.weight(count)
+        case "1/i":
+            return 1 / count
+        case _:
+            return float(weight)
+
+
+def merge(
+    merged: AdapterRef | None,
+    tuned: AdapterRef,
+    *,
+    earlier: Sequence[AdapterRef] = (),
+    count: int,
+    spec: MergeSpec,
+    store: Store,
+) -> AdapterRef:
     """Commit the merged adapter after `count` runs, this one included.
 
-    Raises ConfigInvalid, RankMismatch or AdapterMismatch.
+    `earlier` are the tuned adapters of all runs before, oldest first, for a strategy that takes all.
+    Raises RankMismatch or AdapterMismatch.
     """
-    if strategy not in STRATEGIES:
-        raise ConfigInvalid(f"no such strategy: {strategy}", hint=f"use one of {', '.join(STRATEGIES)}")
     new = adapter.read(store.local(tuned))
-    old = adapter.read(store.local(merged)) if merged else None
-    if old:
-        check_same_shape(old.config, new.config)
-    tensors = STRATEGIES[strategy].merge(old.tensors if old else None, new.tensors, count)
+    tensors = new.tensors
+    if merged:
+        before = [adapter.read(store.local(ref)) for ref in (merged, *earlier)]
+        for old in before:
+            check_same_shape(old.config, new.config)
+            slao.check_same(old.tensors, new.tensors)
+        runs = Runs(before[0].tensors, [*(old.tensors for old in before[1:]), new.tensors], count)
+        tensors = STRATEGIES[spec.strategy](runs, spec)
     record = {
         "stage": "merge",
-        "strategy": strategy,
+        "spec": spec.model_dump(mode="json"),
         "count": count,
         "tuned": tuned.digest,
         "merged": merged and merged.digest,
+        "earlier": [ref.digest for ref in earlier],
     }
     with store.begin("adapter") as directory:
         adapter.write(Adapter(new.config, tensors), directory)
         return store.commit(directory, AdapterRef, kind="merged", record=record)
+
+
+Pair = tuple[Tensor, Tensor]  # B (o, r) and A (r, i), float64
+
+
+def on_products(
+    adapters: Sequence[Tensors], runs: Runs, spec: MergeSpec, combine: Callable[[str, list[Pair]], Pair]
+) -> Tensors:
+    """The pairs B, A of `adapters` made one by `combine`; what is no factor averaged by λ."""
+    share = share_of(spec, runs.count)
+    new = slao.merge(runs.merged, runs.tuned[-1], run=runs.count, share=share)
+    for key in filter(slao.is_A, new):
+        pairs = [(tensors[slao.B_of(key)].double(), tensors[key].double()) for tensors in adapters]
+        new[slao.B_of(key)], new[key] = (factor.float() for factor in combine(key, pairs))
+    return new
+
+
+def products(pairs: Sequence[Pair]) -> Tensor:
+    """Every ΔW = B·A, (n, o, i)."""
+    return torch.stack([B_or @ A_ri for B_or, A_ri in pairs])
+
+
+def rank_of(pairs: Sequence[Pair]) -> int:
+    return pairs[0][1].shape[0]
+
+
+def mean_of(pairs: Sequence[Pair], weights: Sequence[float]) -> Pair:
+    """The best rank r of Σ w·B·A, without ever writing a whole ΔW."""
+    Q_om, R_mm = torch.linalg.qr(torch.cat([w * B_or for w, (B_or, _) in zip(weights, pairs, strict=True)], dim=1))
+    P_im, S_mm = torch.linalg.qr(torch.cat([A_ri for _, A_ri in pairs]).T)
+    B_mr, A_rm = cut(R_mm @ S_mm.T, rank_of(pairs))
+    return Q_om @ B_mr, A_rm @ P_im.T
+
+
+def cut(W_oi: Tensor, rank: int) -> Pair:
+    """B (o, r) and A (r, i) whose product is W's best approximation of that rank: U·√S and √S·Vᵀ, zeros if W has less.
+
+    Of each row of A the largest entry is positive, so that the factors are one pair.
+    """
+    U_om, S_m, V_mi = torch.linalg.svd(W_oi, full_matrices=False)
+    largest_m = V_mi.gather(1, V_mi.abs().argmax(1, keepdim=True)).flatten()
+    scale_m = torch.where(largest_m < 0, -1.0, 1.0) * S_m.sqrt()
+    B_or, A_ri = (U_om * scale_m)[:, :rank], (scale_m[:, None] * V_mi)[:rank]
+    missing = rank - A_ri.shape[0]
+    return torch.nn.functional.pad(B_or, (0, max(0, missing))), torch.nn.functional.pad(
+        A_ri, (0, 0, 0, max(0, missing))
+    )
+
+
+def ties_of(W_noi: Tensor) -> Tensor:
+    """Of each ΔW the largest fifth by size; per entry the sign with more weight, and the mean of those that have it."""
+    kept = math.ceil(TIES_KEPT * W_noi[0].numel())
+    least_n = W_noi.abs().flatten(1).topk(kept).values[:, -1]
+    trimmed_noi = W_noi * (W_noi.abs() >= least_n[:, None, None])
+    agrees_noi = (trimmed_noi * trimmed_noi.sum(0).sign()) > 0
+    return (trimmed_noi * agrees_noi).sum(0) / agrees_noi.sum(0).clamp(min=1)
+
+
+def dare_of(key: str, W_noi: Tensor) -> Tensor:
+    """The mean of all ΔW, each with entries dropped by a coin of its own and the others scaled to make up for it."""
+    kept = [torch.rand(W_oi.shape, generator=coin(key, run)) >= DARE_DROPPED for run, W_oi in enumerate(W_noi)]
+    return (W_noi * torch.stack(kept)).mean(0) / (1 - DARE_DROPPED)
+
+
+def coin(key: str, run: int) -> torch.Generator:
+    """A generator for one tensor of one run, the same everywhere."""
+    seed = hashlib.sha256(f"{key}:{run}".encode()).digest()[:8]
+    return torch.Generator().manual_seed(int.from_bytes(seed) >> 1)
 
 
 def check_same_shape(old: dict[str, Any], new: dict[str, Any]) -> None:

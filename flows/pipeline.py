@@ -15,31 +15,30 @@ class Made(NamedTuple):
     datasets: list[DatasetRef]
     heldout: dict[str, RowsRef]
     tuned: TrainResult
+    earlier: list[AdapterRef]
     merged: AdapterRef
     cells: dict[str, Scores]
 
 
 def pipeline(run: Run) -> Made:
     """Everything that a run asked for, in order; what is in the cache is not done again."""
-    spec = run.spec
     datasets, watched = curated(run)
     heldout = held_out(run, [*datasets, *watched])
     base_row = {task: score(run, None, rows) for task, rows in heldout.items()}
-    tuned: TrainResult | None = None
+    history: list[AdapterRef] = []
     merged: AdapterRef | None = None
     for index, dataset in enumerate(datasets):
         with run.lora_run(index, dataset) as lora_run:
-            start = Start(tuned=tuned.adapter, orthonormal=spec.merge.orthonormal_start) if tuned else None
-            tuned = run.call(stages.train, base=run.base, rows=dataset.train, spec=spec.training, start=start)
-            merged = run.call(
-                stages.merge, merged=merged, tuned=tuned.adapter, count=index + 1, strategy=spec.merge.strategy
-            )
+            before = [earlier.train for earlier in datasets[:index]]
+            tuned = trained(run, dataset, before, history[-1] if history else None, heldout)
+            merged = merge(run, merged, tuned, history, index + 1)
+            history.append(tuned.adapter)
             seen = {d.task for d in [*datasets[: index + 1], *watched]}
             cells = {task: score(run, merged, rows) for task, rows in heldout.items() if task in seen}
             lora_run.done(tuned, merged, cells, base_row)
-    assert tuned and merged, "a run has at least one dataset"
+    assert merged, "a run has at least one dataset"
     exports(run, merged, heldout[datasets[-1].task])
-    return Made(datasets, heldout, tuned, merged, cells)
+    return Made(datasets, heldout, tuned, history[:-1], merged, cells)
 
 
 def next_version(run: Run) -> Made | None:
@@ -54,15 +53,10 @@ def next_version(run: Run) -> Made | None:
     heldout = held_out(run, [dataset, *watched])
     base_row = {task: score(run, None, rows) for task, rows in heldout.items()}
     with run.lora_run(0, dataset) as lora_run:
-        start = Start(tuned=before.tuned, orthonormal=spec.merge.orthonormal_start) if before else None
-        tuned = run.call(stages.train, base=run.base, rows=dataset.train, spec=spec.training, start=start)
-        merged = run.call(
-            stages.merge,
-            merged=before.merged if before else None,
-            tuned=tuned.adapter,
-            count=before.count + 1 if before else 1,
-            strategy=spec.merge.strategy,
-        )
+        known = [earlier.train for earlier in before.datasets] if before else []
+        tuned = trained(run, dataset, known, before.tuned if before else None, heldout)
+        history = [*before.earlier, before.tuned] if before else []
+        merged = merge(run, before.merged if before else None, tuned, history, before.count + 1 if before else 1)
         cells = {task: score(run, merged, rows) for task, rows in heldout.items()}
         lora_run.done(tuned, merged, cells, base_row)
     champion = {task: score(run, before.merged, rows) for task, rows in heldout.items()} if before else None
@@ -78,7 +72,34 @@ def next_version(run: Run) -> Made | None:
     if not run.gated(report):
         return None
     exports(run, merged, heldout[dataset.task])
-    return Made([dataset], heldout, tuned, merged, cells)
+    return Made([dataset], heldout, tuned, history, merged, cells)
+
+
+def trained(
+    run: Run, dataset: DatasetRef, before: list[RowsRef], tuned: AdapterRef | None, heldout: dict[str, RowsRef]
+) -> TrainResult:
+    """One LoRA run on a dataset, and on a share of the rows `before` it, from the adapter tuned last."""
+    spec, rows = run.spec.training, dataset.train
+    if spec.replay and before:
+        rows = run.call(
+            stages.replay,
+            rows=rows,
+            earlier=before,
+            heldout=list(heldout.values()),
+            share=spec.replay,
+            seed=spec.seed,
+        )
+    merge = run.spec.merge
+    start = Start(tuned=tuned, orthonormal=merge.orthonormal_start, keep=merge.keeps_function) if tuned else None
+    alone = spec.model_copy(update={"replay": 0})  # it is in the rows
+    return run.call(stages.train, base=run.base, rows=rows, spec=alone, start=start)
+
+
+def merge(run: Run, merged: AdapterRef | None, tuned: TrainResult, history: list[AdapterRef], count: int) -> AdapterRef:
+    """The merged adapter so far and a tuned one made the next merged one; `history` are those tuned before."""
+    spec = run.spec.merge
+    earlier = history if spec.takes_all else []
+    return run.call(stages.merge, merged=merged, tuned=tuned.adapter, earlier=earlier, count=count, spec=spec)
 
 
 def new_to(run: Run, learned: list[DatasetRef], dataset: DatasetRef) -> DatasetRef:

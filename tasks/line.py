@@ -51,21 +51,23 @@ def version_of(
     datasets: list[DatasetRef],
     heldout: dict[str, RowsRef],
     tuned: TrainResult,
+    history: list[AdapterRef],
     merged: AdapterRef,
     cells: dict[str, Scores],
 ) -> LineVersion:
     """What the run made, as a version; that of a retrain continues the champion it started from."""
     live = run.prepared.live if run.prepared.flow == "retrain" else None
-    earlier = live.version.datasets if live else []
+    datasets = [*live.version.datasets, *datasets] if live else datasets
     return LineVersion(
         run_id=run.run_id,
         base=run.base,
         lora=run.spec.training.lora,
-        strategy=run.spec.merge.strategy,
+        merge=run.spec.merge,
         tuned=tuned.adapter,
+        earlier=history if run.spec.merge.takes_all else [],
         merged=merged,
-        count=len(earlier) + len(datasets),
-        datasets=[*earlier, *datasets],
+        count=len(datasets),
+        datasets=datasets,
         heldout=heldout,
         scores=cells,
         watch=run.watched,

@@ -79,19 +79,21 @@ def continued(spec: RunSpec, live: Live) -> RunSpec:
 
     What is left at its default is not asked.
     """
-    version, lora, strategy = live.version, spec.training.lora, spec.merge.strategy
-    for name, asked, default, own in [
-        ("training.lora", lora, LoraSpec(), version.lora),
-        ("merge.strategy", strategy, MergeSpec().strategy, version.strategy),
+    version, merge, default = live.version, spec.merge, MergeSpec()
+    for name, asked, usual, own in [
+        ("training.lora", spec.training.lora, LoraSpec(), version.lora),
+        ("merge.strategy", merge.strategy, default.strategy, version.merge.strategy),
+        ("merge.merge_a", merge.merge_a, default.merge_a, version.merge.merge_a),
+        ("merge.lambda", merge.weight, default.weight, version.merge.weight),
     ]:
-        if asked not in (default, own):
+        if asked not in (usual, own):
             raise LineConflict(
                 f"line {spec.line} has another {name} than {asked}: {own}", hint="leave it out, or start another line"
             )
     return spec.model_copy(
         update={
             "training": spec.training.model_copy(update={"lora": version.lora}),
-            "merge": spec.merge.model_copy(update={"strategy": version.strategy}),
+            "merge": version.merge,
         }
     )
 

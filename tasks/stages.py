@@ -17,7 +17,7 @@ from backprop_core.refs import (
     Start,
     TrainResult,
 )
-from backprop_core.specs import DatasetSpec, GateSpec, TrainSpec
+from backprop_core.specs import DatasetSpec, GateSpec, MergeSpec, TrainSpec
 from tasks.policy import stage
 from tasks.run import current
 
@@ -69,9 +69,17 @@ def train(base: BaseRef, rows: RowsRef, spec: TrainSpec, start: Start | None) ->
 
 
 @stage
-def merge(merged: AdapterRef | None, tuned: AdapterRef, count: int, strategy: str) -> AdapterRef:
+def merge(
+    merged: AdapterRef | None, tuned: AdapterRef, earlier: list[AdapterRef], count: int, spec: MergeSpec
+) -> AdapterRef:
     """The merged adapter so far and a tuned one → the next merged adapter."""
-    return current().work("merge", AdapterRef, merged=merged, tuned=tuned, count=count, strategy=strategy)
+    return current().work("merge", AdapterRef, merged=merged, tuned=tuned, earlier=earlier, count=count, spec=spec)
+
+
+@stage
+def replay(rows: RowsRef, earlier: list[RowsRef], heldout: list[RowsRef], share: float, seed: int) -> RowsRef:
+    """New rows and a share of those of earlier datasets → what the next run trains on."""
+    return core.replay(rows, earlier, heldout=heldout, share=share, seed=seed, store=current().store)
 
 
 @stage

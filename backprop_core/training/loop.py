@@ -97,7 +97,7 @@ def starting_point(
         return config, None
     tuned = adapters.read(store.local(start.tuned))
     check_same_shape(tuned.config, config)
-    return config, slao.start_from(tuned.tensors) if start.orthonormal else tuned.tensors
+    return config, slao.start_from(tuned.tensors, keep=start.keep) if start.orthonormal else tuned.tensors
 
 
 def fingerprint(base: LoadedBase, rows: RowsRef, spec: TrainSpec) -> dict[str, Any]:

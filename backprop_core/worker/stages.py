@@ -24,7 +24,7 @@ from backprop_core.refs import (
     Start,
     TrainResult,
 )
-from backprop_core.specs import GenerationSpec, TrainSpec
+from backprop_core.specs import GenerationSpec, MergeSpec, TrainSpec
 from backprop_core.store import Store
 from backprop_core.strategies import merge
 from backprop_core.training import guard
@@ -43,8 +43,9 @@ class TrainJob(Record):
 class MergeJob(Record):
     merged: AdapterRef | None
     tuned: AdapterRef
+    earlier: list[AdapterRef]
     count: int
-    strategy: str
+    spec: MergeSpec
 
 
 class EvaluateJob(Record):
@@ -146,7 +147,7 @@ class Stages:
         )
 
     def merge(self, job: MergeJob) -> AdapterRef:
-        return merge(job.merged, job.tuned, count=job.count, strategy=job.strategy, store=self._store)
+        return merge(job.merged, job.tuned, earlier=job.earlier, count=job.count, spec=job.spec, store=self._store)
 
     def evaluate(self, job: EvaluateJob) -> Scores:
         base = self.base(job.base, job.precision, job.device)

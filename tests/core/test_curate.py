@@ -1,6 +1,7 @@
 """Curation drops, deduplicates and splits by the rows alone: not by their order, their file or the process."""
 
 import json
+import math
 import os
 import random
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from backprop_core.curate import curate, load, pool
+from backprop_core.curate import curate, load, pool, replay
 from backprop_core.errors import NoRows
 from backprop_core.formats import snapshot
 from backprop_core.keys import VERSIONS
@@ -282,6 +283,32 @@ dataset = curate(snapshot(path, scratch=Path(home)), DatasetSpec(path=path), nam
                  heldout=None, heldout_max=9, store=Store(Path(home)))
 print(dataset.model_dump_json())
 """
+
+
+def test_replay_adds_a_share_of_every_earlier_dataset(bench: Bench) -> None:
+    """Five percent of each earlier dataset, rounded up, come to the new rows; none that is held out, none twice."""
+    new, one, two = (bench.curate(numbered(count, start)) for count, start in ((40, 0), (90, 100), (200, 300)))
+    earlier = [one.train, two.train]
+    mixed = bench.rows(replay(new.train, earlier, heldout=[], share=0.05, seed=0, store=bench.store))
+    added = [row for row in mixed if row not in bench.rows(new.train)]
+    assert len(mixed) == new.train.rows + len(added)
+    counts = [sum(row in bench.rows(ref) for row in added) for ref in earlier]
+    assert counts == [math.ceil(0.05 * ref.rows) for ref in earlier]
+    without = bench.rows(replay(new.train, earlier, heldout=[one.train], share=0.05, seed=0, store=bench.store))
+    assert [row for row in without if row not in bench.rows(new.train)] == [
+        row for row in added if row in bench.rows(two.train)
+    ]
+
+
+def test_replay_is_drawn_anew_for_every_run(bench: Bench) -> None:
+    """The same seed and rows draw the same; another seed, or other new rows, draw others."""
+    new, other, old = (bench.curate(numbered(count, start)) for count, start in ((40, 0), (40, 50), (200, 300)))
+    draws = [
+        {line for line in map(json.dumps, bench.rows(mixed)) if line in set(map(json.dumps, bench.rows(old.train)))}
+        for rows, seed in ((new, 0), (new, 0), (new, 1), (other, 0))
+        for mixed in [replay(rows.train, [old.train], heldout=[], share=0.1, seed=seed, store=bench.store)]
+    ]
+    assert draws[0] == draws[1] and draws[0] != draws[2] and draws[0] != draws[3]
 
 
 def test_the_same_bytes_in_any_process(bench: Bench) -> None:

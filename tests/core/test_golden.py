@@ -16,7 +16,7 @@ from backprop_core.gguf import convert
 from backprop_core.keys import VERSIONS
 from backprop_core.model import load
 from backprop_core.refs import AdapterRef
-from backprop_core.specs import LoraSpec, TrainSpec
+from backprop_core.specs import LoraSpec, MergeSpec, TrainSpec
 from backprop_core.store import Store, file_digest
 from backprop_core.strategies import merge
 from backprop_core.training.loop import train
@@ -53,7 +53,7 @@ def store(tmp_path):
 
 def test_versions():
     """These are the versions that the figures below were taken with."""
-    assert set(VERSIONS.values()) == {1}
+    assert {stage for stage, version in VERSIONS.items() if version != 1} == {"merge"} and VERSIONS["merge"] == 2
 
 
 def commit(store: Store, base, scale: float) -> AdapterRef:
@@ -71,7 +71,7 @@ def commit(store: Store, base, scale: float) -> AdapterRef:
 
 def test_merge(store, base):
     """Run 4 counts one half, which is exact in float32 everywhere."""
-    merged = merge(commit(store, base, 0.25), commit(store, base, 0.5), count=4, strategy="slao", store=store)
+    merged = merge(commit(store, base, 0.25), commit(store, base, 0.5), count=4, spec=MergeSpec(), store=store)
     assert merged.digest == "5184029e95610bae8f0d6bb48b38edc729c553fd48d32cb05a837367c043fb1b"
 
 

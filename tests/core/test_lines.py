@@ -7,7 +7,7 @@ import pytest
 from backprop_core.errors import LineConflict, RunUnknown
 from backprop_core.lines import Lines, LineVersion
 from backprop_core.refs import AdapterRef, BaseRef, RowsRef, Scores
-from backprop_core.specs import LoraSpec
+from backprop_core.specs import LoraSpec, MergeSpec
 from backprop_core.store import Store
 
 
@@ -17,7 +17,7 @@ def version(run: int = 1, base: str = "a") -> LineVersion:
         run_id=f"{run:032x}",
         base=BaseRef(name="base", digest=base * 64),
         lora=LoraSpec(),
-        strategy="slao",
+        merge=MergeSpec(),
         tuned=adapter,
         merged=adapter,
         count=run,
