@@ -124,7 +124,7 @@ def test_misspelt_variable(monkeypatch: pytest.MonkeyPatch) -> None:
         ("training.learning_rate=1", ["training.learning_rate=1", "above 0 and below 1"]),
         ("training.epochs=nan", ["training.epochs=nan", "a number"]),
         ("training.weight_decay=inf", ["training.weight_decay=inf", "a number"]),
-        ("merge.strategy=average", ["merge.strategy=average", "slao", "sequential"]),
+        ("merge.strategy=mean", ["merge.strategy=mean", "slao", "sequential"]),
         ("line=Our Line", ["line=Our Line", "text like"]),
         ("training=5", ["training=5", "a mapping"]),
         ("datasets.3.task=x", ["a list of 1 has no 3"]),
