@@ -15,6 +15,7 @@ from backprop_core.specs import LoraSpec
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+FILES = (CONFIG, WEIGHTS)
 LEFT_OUT = {"peft_version", "revision", "runtime_config"}  # of the machine that wrote it, not of the adapter
 Tensors = dict[str, torch.Tensor]
 

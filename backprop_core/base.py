@@ -12,9 +12,7 @@ from backprop_core.refs import BaseRef
 from backprop_core.specs import ModelSpec
 from backprop_core.store import Store
 
-TEXT_FILES = (
-    "config.json",
-    "generation_config.json",
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -24,8 +22,8 @@ TEXT_FILES = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
-    "model.safetensors.index.json",
 )
+TEXT_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES, "model.safetensors.index.json")
 FILES = (*TEXT_FILES, "*.safetensors")
 CODE_KEYS = {"auto_map", "_attn_implementation_internal", "trust_remote_code", "custom_pipelines"}
 PICKLED = re.compile(r"\.(bin|pt|pth|ckpt|pkl|pickle)$")

@@ -35,13 +35,14 @@ LEAST_TOP1 = {
 
 
 class Reader:
-    """A GGUF file as llama.cpp reads it, up to `length` tokens a text."""
+    """A GGUF file as llama.cpp reads it, with the LoRA file `adapter` on it if any, up to `length` tokens a text."""
 
-    def __init__(self, file: Path, *, length: int) -> None:
+    def __init__(self, file: Path, *, length: int, adapter: Path | None = None) -> None:
         llama_cpp, threads = library(), torch.get_num_threads()
         try:
             self.llama = llama_cpp.Llama(
                 str(file),
+                lora_path=str(adapter) if adapter else None,
                 n_ctx=length,
                 n_batch=length,
                 n_threads=threads,

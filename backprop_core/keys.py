@@ -21,6 +21,7 @@ VERSIONS = {
     "convert": 1,
     "quantize": 1,
     "fidelity": 1,
+    "package": 1,
 }
 
 

@@ -124,6 +124,14 @@ class GGUFRef(ArtifactRef):
     bytes: int
 
 
+class PackageRef(ArtifactRef):
+    """What was trained, in a form that other programs load: a directory, or `adapter.gguf`."""
+
+    artifact: ClassVar[str] = "package"
+    package: str
+    bytes: int
+
+
 class Fidelity(Record):
     """How far a GGUF file answers as the fused model it came from, over held-out rows."""
 
@@ -246,6 +254,13 @@ class GGUFRecord(Record):
     fidelity: dict[str, float | int | str | bool]
 
 
+class PackageRecord(Located):
+    """What another program loads, as it stands in a result."""
+
+    package: str
+    bytes: int
+
+
 class RunResult(Record):
     """What every flow returns, as JSON."""
 
@@ -263,6 +278,7 @@ class RunResult(Record):
     gate: GateReport | None = None
     merged: Located | None = None
     gguf: list[GGUFRecord] = Field(default_factory=list)
+    packages: list[PackageRecord] = Field(default_factory=list)
     ollama: dict[str, str] | None = None
     hub: dict[str, str] | None = None
     stages: list[StageRecord] = Field(default_factory=list)

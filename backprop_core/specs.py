@@ -196,10 +196,19 @@ def quotable(text: str) -> str:
 Prose = Annotated[str, Field(min_length=1, max_length=100_000), AfterValidator(quotable)]
 
 
+Package = Literal["merged", "lora", "gguf-lora"]
+
+
 class ExportSpec(Spec):
-    """Which GGUF files are made, and how they are served."""
+    """Which files are made, and how they are served."""
 
     quantizations: list[Quantization] = Field(default_factory=list, description="GGUF files to write, if any.")
+    packages: list[Package] = Field(
+        [],
+        description="Beside them: merged is the fused model as safetensors, lora the adapter with its tokenizer, "
+        "gguf-lora the adapter as a GGUF file.",
+        json_schema_extra=KEY_IF_SET,
+    )
     ollama: LineName | None = Field(
         None, description="Make the first of the files this model of Ollama's.", json_schema_extra=NO_KEY
     )

@@ -1,11 +1,12 @@
-"""GGUF files of what an earlier run made."""
+"""Files of what an earlier run made."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from prefect import flow
 
 from backprop_core.refs import RunResult
-from backprop_core.specs import ExportSpec, LineName, Quantization
+from backprop_core.specs import ExportSpec, LineName, Package, Quantization
 from flows.pipeline import curated, exports, held_out
 from tasks.exports import hand_out
 from tasks.prepare import again
@@ -16,6 +17,7 @@ from tasks.run import recorded
 def export(
     ref: str,
     quantization: Quantization | list[Quantization] = "q4_k_m",
+    packages: Sequence[Package] = (),
     output: str | None = None,
     ollama: LineName | None = None,
     num_ctx: int | None = None,
@@ -26,12 +28,15 @@ def export(
 ) -> RunResult:
     """Write the merged adapter of a run, fused into its base, as GGUF files, and check that they answer as it does.
 
+    With `packages` the fused model is written as safetensors too, or the adapter alone.
+
     With `ollama` the first of them becomes that model of the Ollama at OLLAMA_HOST, once it has answered a prompt.
 
     Args:
         ref: A run_id or the start of one.
-        quantization: Which GGUF files.
-        output: Directory to copy the files to, each with a Modelfile; they are kept in the store anyway.
+        quantization: Which GGUF files; an empty list for none.
+        packages: Which other forms: the fused model, the adapter, the adapter as GGUF.
+        output: Directory to copy the files to, GGUF files with a Modelfile; they are kept in the store anyway.
         ollama: Name of the model.
         num_ctx: Tokens of context that Ollama keeps; the model's own, at most 8192, if not given.
         system: System prompt of the served model.
@@ -41,6 +46,7 @@ def export(
     """
     wanted = ExportSpec(
         quantizations=[quantization] if isinstance(quantization, str) else quantization,
+        packages=list(packages),
         ollama=ollama,
         num_ctx=num_ctx,
         system=system,

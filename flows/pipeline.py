@@ -170,9 +170,11 @@ def score(run: Run, adapter: AdapterRef | None, rows: RowsRef) -> Scores:
 
 
 def exports(run: Run, merged: AdapterRef | None, heldout: RowsRef) -> None:
-    """Every GGUF file that is asked for, and the first of them as a model of Ollama's, if that is asked for."""
+    """Every file that is asked for, and the first GGUF file as a model of Ollama's, if that is asked for."""
     for quantization in run.spec.export.quantizations:
         export(run, merged, quantization, heldout)
+    for package in run.spec.export.packages:
+        run.packaged(run.call(stages.package, base=run.base, adapter=merged, package=package))
     if run.spec.export.ollama:
         run.serve(heldout)
 

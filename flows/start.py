@@ -80,6 +80,7 @@ def export(ref: str, wanted: ExportSpec, *, output: Path | None, fresh: bool) ->
         return export(
             ref,
             wanted.quantizations,
+            packages=wanted.packages,
             output=str(output) if output else None,
             ollama=wanted.ollama,
             num_ctx=wanted.num_ctx,

@@ -235,6 +235,8 @@ def files_of(result: RunResult) -> Iterator[Text]:
         yield whole_line(f"adapter  {result.merged.path}")
     for file in result.gguf:
         yield whole_line(f"{file.quantization:<8} {file.path}  {size(file.bytes)}{quality(file.fidelity)}")
+    for package in result.packages:
+        yield whole_line(f"{package.package:<8} {package.path}  {size(package.bytes)}")
     if result.ollama:
         yield Text(f"ollama   {result.ollama['model']}  answers: {one_line(result.ollama['answer'])[:60]}")
 

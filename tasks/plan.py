@@ -57,6 +57,8 @@ class Lookup(Run):
         self.stages.append(StageRecord(stage=stage.name, key=key, cached=cached, seconds=0, digest=None))
         if not cached and stage.name in ("convert", "quantize"):
             self.files.append(parameters.get("quantization") or parameters["outtype"])
+        if not cached and parameters.get("package") == "merged":
+            self.files.append("f16")
         kind: type[R] = get_type_hints(stage.fn)["return"]
         return found or stand_in(kind, key, parameters)
 
@@ -68,6 +70,9 @@ class Lookup(Run):
         pass
 
     def exported(self, *_: Any) -> None:
+        pass
+
+    def packaged(self, _: Any) -> None:
         pass
 
     def serve(self, _: Any) -> None:

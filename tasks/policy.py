@@ -21,6 +21,7 @@ from backprop_core.refs import (
     Fidelity,
     GateReport,
     GGUFRef,
+    PackageRef,
     RowsRef,
     Scores,
     TrainResult,
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 
 RESULTS: dict[str, type[BaseModel]] = {
     f"{kind.__module__}.{kind.__qualname__}": kind
-    for kind in (AdapterRef, DatasetRef, Fidelity, GateReport, GGUFRef, RowsRef, Scores, TrainResult)
+    for kind in (AdapterRef, DatasetRef, Fidelity, GateReport, GGUFRef, PackageRef, RowsRef, Scores, TrainResult)
 }
 
 

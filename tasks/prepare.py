@@ -162,7 +162,7 @@ def check_export(base: BaseRef, spec: RunSpec, store: Store) -> None:
     """Refuse an export that cannot work before hours of training, not after them."""
     if spec.export.ollama:
         check_ollama(spec.export.ollama, spec, store)
-    if spec.export.quantizations:
+    if spec.export.quantizations or "gguf-lora" in spec.export.packages:
         check_supported(bases.local(base, store))
     needed = sorted(set(spec.export.quantizations) - WITHOUT_LLAMA)
     if needed and importlib.util.find_spec("llama_cpp") is None:

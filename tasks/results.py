@@ -14,6 +14,8 @@ from backprop_core.refs import (
     GGUFRecord,
     GGUFRef,
     Located,
+    PackageRecord,
+    PackageRef,
     RunRecord,
     StageRecord,
     TrainResult,
@@ -75,6 +77,11 @@ def gguf_record(file: GGUFRef, fidelity: Fidelity | None, store: Store) -> GGUFR
         bytes=file.bytes,
         fidelity=fidelity.model_dump() if fidelity else {},
     )
+
+
+def package_record(ref: PackageRef, store: Store) -> PackageRecord:
+    """A package, as the result tells it."""
+    return PackageRecord(**located(ref, store).model_dump(), package=ref.package, bytes=ref.bytes)
 
 
 def was_cached(stages: Sequence[StageRecord], stage: str) -> bool:

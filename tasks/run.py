@@ -32,6 +32,8 @@ from backprop_core.refs import (
     GGUFRecord,
     GGUFRef,
     Located,
+    PackageRecord,
+    PackageRef,
     RowsRef,
     RunRecord,
     RunResult,
@@ -47,12 +49,12 @@ from tasks import prepare, worker
 from tasks.policy import is_recorded, results
 from tasks.progress import Progress, report
 from tasks.record import RunJournal
-from tasks.results import digest_in, gguf_record, located, run_record, was_cached
+from tasks.results import digest_in, gguf_record, located, package_record, run_record, was_cached
 from tasks.serving import canary, register
 
 R = TypeVar("R", bound=BaseModel)
 log = logging.getLogger(__name__)
-IN_THE_WORKER = {"train", "merge", "evaluate", "convert", "quantize", "fidelity"}
+IN_THE_WORKER = {"train", "merge", "evaluate", "convert", "quantize", "fidelity", "package"}
 _current: ContextVar["Run"] = ContextVar("run")
 
 
@@ -122,6 +124,7 @@ class Run:
         self.stages: list[StageRecord] = []
         self.runs: list[RunRecord] = []
         self.gguf: list[GGUFRecord] = []
+        self.packages: list[PackageRecord] = []
         self.ollama: dict[str, str] | None = None
         self.evaluation: Evaluation | None = None
         self.record = RunJournal(run_id, prepared, config, store)
@@ -255,6 +258,10 @@ class Run:
         """Note a GGUF file."""
         self.gguf.append(gguf_record(file, fidelity, self.store))
 
+    def packaged(self, ref: PackageRef) -> None:
+        """Note what other programs load."""
+        self.packages.append(package_record(ref, self.store))
+
     def serve(self, heldout: RowsRef) -> None:
         """Make the first GGUF file the model of Ollama's that is asked for."""
         prompt = canary(heldout, self.store)
@@ -276,6 +283,7 @@ class Run:
             gate=self.gate,
             merged=self.merged,
             gguf=self.gguf,
+            packages=self.packages,
             ollama=self.ollama,
             stages=self.stages,
             error=ErrorRecord(code=error.code, message=error.message, hint=error.hint, retryable=error.retryable)

@@ -11,6 +11,7 @@ from backprop_core.refs import (
     Fidelity,
     GateReport,
     GGUFRef,
+    PackageRef,
     RowsRef,
     Scores,
     SourceRef,
@@ -122,6 +123,12 @@ def convert(base: BaseRef, adapter: AdapterRef | None, outtype: Literal["f32", "
 def quantize(source: GGUFRef, quantization: str) -> GGUFRef:
     """A GGUF file → a smaller one."""
     return current().work("quantize", GGUFRef, source=source, quantization=quantization)
+
+
+@stage
+def package(base: BaseRef, adapter: AdapterRef, package: str) -> PackageRef:
+    """Base and adapter → a form that other programs load."""
+    return current().work("package", PackageRef, base=base, adapter=adapter, package=package)
 
 
 @stage

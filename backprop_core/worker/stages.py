@@ -18,13 +18,14 @@ from backprop_core.refs import (
     Fidelity,
     Generations,
     GGUFRef,
+    PackageRef,
     Record,
     RowsRef,
     Scores,
     Start,
     TrainResult,
 )
-from backprop_core.specs import GenerationSpec, MergeSpec, TrainSpec
+from backprop_core.specs import GenerationSpec, MergeSpec, Package, TrainSpec
 from backprop_core.store import Store
 from backprop_core.strategies import merge
 from backprop_core.training import guard
@@ -86,6 +87,12 @@ class QuantizeJob(Record):
     quantization: str
 
 
+class PackageJob(Record):
+    base: BaseRef
+    adapter: AdapterRef
+    package: Package
+
+
 class FidelityJob(Record):
     base: BaseRef
     adapter: AdapterRef | None
@@ -118,6 +125,8 @@ class Stages:
                 return self.convert(ConvertJob.model_validate(parameters), emit)
             case "quantize":
                 return self.quantize(QuantizeJob.model_validate(parameters))
+            case "package":
+                return self.package(PackageJob.model_validate(parameters))
             case "fidelity":
                 return self.fidelity(FidelityJob.model_validate(parameters))
         raise AssertionError(f"no stage {stage}")
@@ -189,6 +198,16 @@ class Stages:
     def commit_gguf(self, directory: Path, quantization: str, record: dict[str, Any]) -> GGUFRef:
         size = (directory / "model.gguf").stat().st_size
         return self._store.commit(directory, GGUFRef, record=record, quantization=quantization, bytes=size)
+
+    def package(self, job: PackageJob) -> PackageRef:
+        from backprop_core.package import write
+
+        base, adapter = bases.local(job.base, self._store), self._store.local(job.adapter)
+        with self._store.begin("package") as directory:
+            write(base, adapter, directory, package=job.package)
+            size = sum(path.stat().st_size for path in directory.iterdir())
+            record = {"stage": "package", "base": job.base.digest, "adapter": job.adapter.digest}
+            return self._store.commit(directory, PackageRef, record=record, package=job.package, bytes=size)
 
     def fidelity(self, job: FidelityJob) -> Fidelity:
         from backprop_core.chat import render

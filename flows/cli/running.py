@@ -35,6 +35,8 @@ from tasks.answers import answers
 from tasks.progress import listen
 
 INEXACT = "Go on although the machine or versions are others: same order of rows, not same bits."
+GGUF = "gguf"
+FORMAT = "What to write, with commas between: gguf, merged (safetensors), lora, gguf-lora."
 EXIT = {"finished": 0, "unchanged": 0, "rejected": 3, "interrupted": 130}
 
 
@@ -101,6 +103,7 @@ def export(
     /,
     *,
     quantization: Annotated[str, Parameter(help="GGUF files to write, with commas between.")] = "q4_k_m",
+    format: Annotated[str, Parameter(help=FORMAT)] = GGUF,
     output: Annotated[Path | None, Parameter(help="Directory to copy the files to, each with a Modelfile.")] = None,
     ollama: Annotated[str | None, ship("export.ollama")] = None,
     num_ctx: Annotated[str | None, ship("export.num_ctx")] = None,
@@ -110,8 +113,17 @@ def export(
     flags: OutputFlags = PLAIN,
 ) -> Answer:
     given = {"ollama": ollama, "num_ctx": num_ctx, "system": system, "license": license}
-    names = {"quantizations": "--quantization", **{name: f"--{name.replace('_', '-')}" for name in given}}
-    wanted = export_spec({"quantizations": quantization.split(","), **given}, names)
+    names = {
+        "quantizations": "--quantization",
+        "packages": "--format",
+        **{name: f"--{name.replace('_', '-')}" for name in given},
+    }
+    formats = format.split(",")
+    files = {
+        "quantizations": quantization.split(",") if GGUF in formats else [],
+        "packages": [name for name in formats if name != GGUF],
+    }
+    wanted = export_spec({**files, **given}, names)
     with watched(flags):
         return answer(start.export(ref, wanted, output=output, fresh=fresh))
 

@@ -30,6 +30,7 @@ from backprop_core.errors import (
 )
 from backprop_core.gguf import check_supported, convert
 from backprop_core.gguf.fuse import Fused
+from backprop_core.gguf.lora import convert_lora
 from backprop_core.gguf.tokenizer import LLAMA3, QWEN2
 from tests.core import nano
 from tests.core import tiny_models as tiny
@@ -102,6 +103,24 @@ def test_every_part_of_the_config_counts(architecture: str, config: dict[str, ob
     base = tiny.build(tmp_path / "base", architecture, **config)
     convert(base, None, tmp_path / "model.gguf", outtype="f32")
     assert worst(base, None, tmp_path / "model.gguf") < 1e-3
+
+
+@pytest.mark.parametrize(("architecture", "lora"), [("llama", {}), ("qwen3", {"use_rslora": True})])
+def test_an_adapter_alone_answers_as_pefts(
+    architecture: str, lora: dict[str, object], bases: dict[str, Path], tmp_path: Path
+) -> None:
+    """llama.cpp puts the adapter's file on the bare base's, and gives PEFT's logits; without it, others."""
+    base, file = bases[architecture], tmp_path / "base.gguf"
+    adapter = tiny.add_adapter(base, tmp_path / "adapter", **lora)
+    convert(base, None, file, outtype="f32")
+    convert_lora(base, adapter, tmp_path / "adapter.gguf")
+    expected, ids = fused_model(base, adapter), AutoTokenizer.from_pretrained(base)(tiny.PROMPTS[0]).input_ids
+    with torch.inference_mode():
+        logits = expected(torch.tensor([ids])).logits[0]
+    with closing(fidelity.Reader(file, length=512)) as bare:
+        assert (logits - bare.logits(ids)).abs().max() > 0.1
+    with closing(fidelity.Reader(file, length=512, adapter=tmp_path / "adapter.gguf")) as reader:
+        assert (logits - reader.logits(ids)).abs().max() < 1e-3
 
 
 LONG = {"short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5], "long_factor": [1.0, 2.1, 3.2, 4.3, 5.4, 6.5]}

@@ -5,7 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from peft import PeftModel
 from prefect.client.orchestration import get_client
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from backprop_core.errors import ArtifactMissing, InputNotFound
 from backprop_core.refs import RunResult
@@ -155,14 +158,23 @@ def test_windows_of_one_dataset_are_one_task_and_a_watched_task_is_only_scored(b
     assert [row[1] is not None for row in result.evaluation.matrix] == [True, True]
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_train_is_one_run_and_export_finds_it(base, data, tmp_path):
     """A path, a model, some steps; then another file of what it made, under a name for people."""
     result = train(data=data[0], model=str(base), steps=2, training=TRAINING)
     assert result.runs[0].steps == 2
-    exported = export(result.run_id[:10], quantization=["q8_0"], output=str(tmp_path / "out"))
+    out = tmp_path / "out"
+    packages = ["merged", "lora", "gguf-lora"]
+    exported = export(result.run_id[:10], quantization=["q8_0"], packages=packages, output=str(out))
     assert exported.merged == result.merged
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["default-q8_0.gguf"]
-    assert (tmp_path / "out" / "default-q8_0.gguf").stat().st_size == exported.gguf[0].bytes
+    names = {"default-q8_0.gguf", "default-q8_0.Modelfile", "default-merged", "default-lora", "default-gguf-lora"}
+    assert {path.name for path in out.iterdir()} == names
+    assert (out / "default-q8_0.gguf").stat().st_size == exported.gguf[0].bytes
+    assert [package.package for package in exported.packages] == packages
+    ids = AutoTokenizer.from_pretrained(out / "default-lora")("Say lamp", return_tensors="pt").input_ids
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), out / "default-lora")
+    fused = AutoModelForCausalLM.from_pretrained(out / "default-merged")
+    assert torch.allclose(adapted(ids).logits, fused(ids).logits, atol=1e-5)
 
 
 def test_what_cannot_work_is_refused_before_anything_is_written(base, data, monkeypatch, tmp_path):

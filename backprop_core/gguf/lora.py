@@ -1,0 +1,65 @@
+"""An adapter alone as a GGUF file, for llama.cpp and Ollama to put on a GGUF base. [llama.cpp, convert_lora_to_gguf]"""
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+import gguf
+from torch import Tensor
+from transformers import AutoConfig
+
+from backprop_core.errors import ArchitectureUnsupported
+from backprop_core.gguf.architecture import architecture_of
+from backprop_core.gguf.fuse import Fused
+from backprop_core.gguf.support import check_supported
+from backprop_core.gguf.tokenizer import HINT
+from backprop_core.gguf.writer import pair_rows, rotary_heads
+
+
+def convert_lora(base: Path, adapter: Path, output: Path) -> None:
+    """Write A (r, in) and B (out, r) of every linear layer in float32, under llama.cpp's names.
+
+    llama.cpp scales B·A by alpha/r, so an rsLoRA adapter is written with alpha·√r. Same input, same bytes; on failure
+    nothing is left at `output`. Raises ArchitectureUnsupported, TokenizerUnsupported, or AdapterMismatch for what is
+    not plain LoRA: a DoRA adapter has to be fused.
+    """
+    check_supported(base)
+    config: Any = AutoConfig.from_pretrained(base)
+    fused = Fused(base, adapter)
+    beside = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
+    try:
+        write(beside, config, fused)
+        beside.replace(output)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write(path: Path, config: Any, fused: Fused) -> None:
+    """The file, whole; an adapter fits into memory."""
+    architecture = architecture_of(config).name
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config.num_hidden_layers)
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, fused.scaling * rank_of(fused))
+    for source in sorted(fused.lora):
+        A, B = fused.lora[source]
+        name = names.get_name(source, (".weight",))
+        if name is None:
+            raise ArchitectureUnsupported(f"llama.cpp's {architecture} has no tensor for {source}", hint=HINT)
+        heads = rotary_heads(config, source)
+        writer.add_tensor(f"{name}.lora_a", as_array(A))
+        writer.add_tensor(f"{name}.lora_b", as_array(pair_rows(B, heads) if heads else B))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def rank_of(fused: Fused) -> int:
+    A, _ = next(iter(fused.lora.values()))
+    return A.shape[0]
+
+
+def as_array(tensor: Tensor) -> Any:
+    return tensor.float().contiguous().numpy()

@@ -1,0 +1,38 @@
+"""What was trained, in the forms that other programs load beside GGUF: each a directory of its own."""
+
+import shutil
+from pathlib import Path
+
+from backprop_core.adapter import FILES
+from backprop_core.base import TOKENIZER_FILES
+from backprop_core.specs import Package
+
+GGUF_LORA = "adapter.gguf"
+
+
+def write(base: Path, adapter: Path, output: Path, *, package: Package) -> None:
+    """Write `package` into the directory `output`.
+
+    merged: the base with the adapter fused into it, for transformers. lora: the adapter in PEFT's layout, with the
+    base's tokenizer. gguf-lora: the adapter for llama.cpp, on a GGUF file of the bare base. Raises AdapterMismatch,
+    and for gguf-lora ArchitectureUnsupported or TokenizerUnsupported.
+    """
+    match package:
+        case "merged":
+            from backprop_core.fused import fuse
+
+            fuse(base, adapter, output)
+        case "lora":
+            copy(adapter, FILES, output)
+            copy(base, TOKENIZER_FILES, output)
+        case "gguf-lora":
+            from backprop_core.gguf.lora import convert_lora
+
+            convert_lora(base, adapter, output / GGUF_LORA)
+
+
+def copy(source: Path, names: tuple[str, ...], target: Path) -> None:
+    """Those of the files that are there."""
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
