@@ -1,6 +1,6 @@
 """The proof that what ships is what was trained: a GGUF file against the model that it was made from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from tokenizers.normalizers import NFC
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
+from backprop_core.chat import stop_id
 from backprop_core.errors import ExportFidelity, GGUFExportFailed
 from backprop_core.llamacpp import last_error, library
 from backprop_core.refs import Fidelity
@@ -77,13 +78,15 @@ def measure(model: Any, tokenizer: Any, texts: Sequence[str], file: Path, *, qua
     """Compare the GGUF `file` with `model` (transformers, float32, adapter in it) over rendered chats.
 
     The first TOKENS tokens of each text are compared. Texts are normalized first where the tokenizer does so, since
-    llama.cpp has no normalizer. Raises ExportFidelity if a text gives other token ids, or if the share of positions
-    with the same most likely token is below LEAST_TOP1; ExtraMissing or GGUFExportFailed if the file cannot be read.
+    llama.cpp has no normalizer. Raises ExportFidelity if the file has another chat template or stop token, if a text
+    gives other token ids, or if the share of positions with the same most likely token is below LEAST_TOP1;
+    ExtraMissing or GGUFExportFailed if the file cannot be read.
     """
     texts = [normalized(tokenizer, text) for text in texts]
     ids = [tokenizer(text, add_special_tokens=False, verbose=False).input_ids for text in texts]
     assert any(ids), "nothing to compare"
     with closing(Reader(file, length=min(max(map(len, ids)), TOKENS))) as reader:
+        check_chat(tokenizer, reader.llama.metadata)
         for number, (text, expected) in enumerate(zip(texts, ids, strict=True), 1):
             check_ids(tokenizer, number, expected, reader.ids(text))
         compared = [compare(reference_logits(model, row[:TOKENS]), reader.logits(row[:TOKENS])) for row in ids if row]
@@ -99,6 +102,19 @@ def normalized(tokenizer: Any, text: str) -> str:
     """`text` in NFC where the tokenizer brings it into that form; what else a normalizer does, llama.cpp does too."""
     normalizer = tokenizer.backend_tokenizer.normalizer
     return str(normalizer.normalize_str(text)) if isinstance(normalizer, NFC) else text
+
+
+def check_chat(tokenizer: Any, metadata: Mapping[str, str]) -> None:
+    """Raise ExportFidelity unless a server that reads the file's metadata writes chats, and stops, as in training."""
+    expected = {
+        "tokenizer.chat_template": tokenizer.get_chat_template(),
+        "tokenizer.ggml.eos_token_id": str(stop_id(tokenizer)),
+    }
+    if other := [name for name, value in expected.items() if metadata.get(name) != value]:
+        raise ExportFidelity(
+            f"the file's {other[0]} is not that of the model's tokenizer",
+            hint="the file would chat otherwise than it was trained to: do not ship it, export it again",
+        )
 
 
 def check_ids(tokenizer: Any, number: int, expected: list[int], found: list[int]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import gguf
 
-from backprop_core.chat import Controls, answer
+from backprop_core.chat import stop_id
 from backprop_core.errors import TokenizerUnsupported
 from backprop_core.gguf.tokenizer import kind_of
 
@@ -22,7 +22,7 @@ def add_vocabulary(writer: gguf.GGUFWriter, tokenizer: Any, size: int) -> None:
     kind = kind_of(spec)
     tokens, types = token_list(spec, size)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in spec["model"]["merges"]]
-    end = end_of_turn(tokenizer)
+    end = stop_id(tokenizer)
     bos = end if tokenizer.bos_token_id is None else tokenizer.bos_token_id  # without one, llama.cpp takes token 11
     writer.add_tokenizer_model(kind.model)
     writer.add_tokenizer_pre(kind.pre)
@@ -75,10 +75,3 @@ def type_of(text: str, model: dict[str, Any]) -> int:
     """A token of the vocabulary itself: with byte fallback `<0x0A>` is a byte."""
     is_byte = model.get("byte_fallback") and BYTE.fullmatch(text)
     return int(gguf.TokenType.BYTE if is_byte else gguf.TokenType.NORMAL)
-
-
-def end_of_turn(tokenizer: Any) -> int:
-    """Id of the token that ends an answer: the one that training learned to write there."""
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    turn = answer(tokenizer, Controls(tokenizer), messages)
-    return int(tokenizer(turn.text[: turn.end], add_special_tokens=False).input_ids[-1])

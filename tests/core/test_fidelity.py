@@ -83,6 +83,21 @@ def test_another_pre_tokenizer_is_stopped(case: Case, tmp_path: Path) -> None:
         measure(model, tokenizer, tiny.PROMPTS[3:], file, quantization="f32")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("tokenizer.chat_template", "{{ messages }}"), ("tokenizer.ggml.eos_token_id", 0)]
+)
+def test_another_chat_is_stopped(case: Case, tmp_path: Path, key: str, value: str | int) -> None:
+    """Negative control: a file with another template or stop token answers well and talks wrongly."""
+    model, tokenizer, root = case
+    file = tmp_path / "model.gguf"
+    file.write_bytes((root / "model.gguf").read_bytes())
+    field = GGUFReader(file, "r+").fields[key]
+    part = field.parts[field.data[0]]
+    part[:] = np.frombuffer(value.encode().ljust(len(part)), np.uint8) if isinstance(value, str) else value
+    with pytest.raises(ExportFidelity, match=key):
+        measure(model, tokenizer, tiny.PROMPTS[:1], file, quantization="f32")
+
+
 def test_decomposed_text_is_normalized_first(case: Case) -> None:
     """llama.cpp has no NFC: a decomposed text is compared in the form in which the model sees it."""
     model, tokenizer, root = case
