@@ -39,8 +39,8 @@ def config_of(spec: LoraSpec, linear: list[str]) -> dict[str, Any]:
         "lora_dropout": spec.dropout,
         "target_modules": sorted(targets),
         "bias": "none",
-        "use_rslora": False,
-        "use_dora": False,
+        "use_rslora": spec.variant == "rslora",
+        "use_dora": spec.variant == "dora",
     }
 
 

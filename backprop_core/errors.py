@@ -112,6 +112,12 @@ class RankTooLarge(BackpropError):
     code = "CONFIG_RANK_TOO_LARGE"
 
 
+class VariantUnsupported(BackpropError):
+    """This variant of LoRA cannot be used for such a run."""
+
+    code = "CONFIG_VARIANT_UNSUPPORTED"
+
+
 class ChatTemplateMissing(BackpropError):
     """The tokenizer has no chat template."""
 

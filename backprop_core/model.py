@@ -1,7 +1,6 @@
 """The base model in memory, and a LoRA adapter put on it and taken off again."""
 
 import importlib
-import importlib.util
 import sys
 import warnings
 from collections.abc import Iterator
@@ -11,17 +10,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from backprop_core import adapter as adapters
 from backprop_core.adapter import Adapter, Tensors
-from backprop_core.errors import AdapterMismatch, ExtraMissing, GPUOutOfMemory, ModelLoadFailed
+from backprop_core.base import weights
+from backprop_core.errors import AdapterMismatch, GPUOutOfMemory, ModelLoadFailed
+from backprop_core.extras import QLORA, require
 from backprop_core.refs import AdapterRef
 from backprop_core.store import Store
 
 # Architectures whose logits are lm_head of the last hidden state, with nothing in between.
 PLAIN_HEAD = {"llama", "mistral", "qwen2", "qwen3"}
+FILE_PREFIX = "base_model.model."  # of the base's names in an adapter's file
 Precision = Literal["fp32", "bf16", "nf4"]
 
 
@@ -111,8 +113,7 @@ def nf4(dtype: torch.dtype, device: str) -> dict[str, Any]:
     """What transformers has to be told for 4-bit weights. Raises ExtraMissing."""
     from transformers import BitsAndBytesConfig
 
-    if missing := [name for name in ("bitsandbytes", "accelerate") if importlib.util.find_spec(name) is None]:
-        raise ExtraMissing(f"nf4 needs {' and '.join(missing)}", hint="pip install 'backpropagate-pipeline[qlora]'")
+    require(QLORA, what="nf4", extra="qlora")
     importlib.import_module("bitsandbytes")
     support = importlib.import_module("peft.import_utils")
     for question in (support.is_bnb_available, support.is_bnb_4bit_available):
@@ -128,6 +129,12 @@ def keep_packed(model: Any) -> None:
     linear: list[Any] = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
     for module in linear:
         module.support_avx512bf16_for_cpu = False
+
+
+def tensor_files(path: Path) -> dict[str, Any]:
+    """The open safetensors file of each of a base's tensors, by name."""
+    files: list[Any] = [safe_open(file, "pt") for file in weights(path)]
+    return {name: file for file in files for name in file.keys()}  # noqa: SIM118 - it is no dict
 
 
 def linear_names(model: Any) -> list[str]:
@@ -164,13 +171,13 @@ def injected(base: LoadedBase, config: dict[str, Any], tensors: Tensors | None) 
         base.model.eval().requires_grad_(False)
 
 
-def put(model: Any, tensors: Tensors) -> None:
+def put(model: Any, tensors: Tensors, *, name: str = "default") -> None:
     """Copy an adapter's tensors into a PEFT model; raises AdapterMismatch unless they are exactly its tensors."""
     try:
-        result = peft_module().set_peft_model_state_dict(model, tensors)
+        result = peft_module().set_peft_model_state_dict(model, tensors, adapter_name=name)
     except RuntimeError as error:  # another shape
         raise AdapterMismatch(f"the adapter does not fit the base: {error}", hint="it is of another base") from error
-    missing = [key for key in result.missing_keys if "lora_" in key]
+    missing = [key for key in result.missing_keys if "lora_" in key and f".{name}" in key]
     if wrong := sorted([*result.unexpected_keys, *missing]):
         raise AdapterMismatch(
             f"the adapter does not fit the base: {len(wrong)} tensors, first {wrong[0]}", hint="it is of another base"

@@ -1,8 +1,8 @@
 """What may be asked: every field typed, ranged, with its unit and one line of help."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
@@ -54,15 +54,38 @@ class DatasetSpec(Spec):
     max_bad_rows: float = Field(0.01, ge=0, le=1, description="Share of malformed rows above which it is an error.")
 
 
+MOST_RANK = 1024
+STARTS = {"pissa", "loftq"}  # variants that are ways to start, and end as an ordinary adapter of twice the rank
+
+
 class LoraSpec(Spec):
     """The adapter's shape. Constant along a line."""
 
-    rank: int = Field(16, ge=1, le=1024, description="Rank of the update.")
+    rank: int = Field(16, ge=1, le=MOST_RANK, description="Rank of the update.")
     alpha: float = Field(32, gt=0, description="Scale: the update is alpha/rank · B·A.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
     target_modules: list[str] | Literal["all-linear"] = Field(
         "all-linear", description="Names of the linear layers that get an adapter."
     )
+    variant: Literal["lora", "rslora", "dora", "pissa", "loftq"] = Field(
+        "lora",
+        description="rslora: scale alpha/√rank; dora: learned magnitudes beside B·A; pissa, loftq (nf4): a first run "
+        "from the base's principal components, or from what quantization loses of it.",
+        json_schema_extra=KEY_IF_SET,
+    )
+
+    @property
+    def committed(self) -> "LoraSpec":
+        """The shape of the adapter that comes out."""
+        if self.variant not in STARTS:
+            return self
+        return self.model_copy(update={"rank": 2 * self.rank, "alpha": 2 * self.alpha, "variant": "lora"})
+
+    @model_validator(mode="after")
+    def _twice_the_rank(self) -> Self:
+        if self.committed.rank > MOST_RANK:
+            raise ValueError(f"{self.variant} makes an adapter of twice the rank, at most {MOST_RANK}")
+        return self
 
 
 class TrainSpec(Spec):
@@ -75,7 +98,7 @@ class TrainSpec(Spec):
     max_length: int = Field(2048, ge=16, description="Tokens per example after templating; longer ones are cut.")
     token_budget: int = Field(4096, ge=16, description="Padded tokens per micro-batch.")
     warmup: float = Field(0.1, ge=0, le=1, description="Share of the steps that warm up, at most 20 steps.")
-    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay on A and B.")
+    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay on A and B, not on magnitudes.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradient norm is clipped to this.")
     precision: Literal["auto", "fp32", "bf16", "nf4"] = Field(
         "auto", description="Base weights while it trains; auto: bf16 on a GPU. nf4 is QLoRA."
@@ -114,6 +137,13 @@ class TrainSpec(Spec):
         json_schema_extra=KEY_IF_SET,
     )
     lora: LoraSpec = LoraSpec()
+    lora_plus: float | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="LoRA+: how many times faster B learns than A; default: as fast.",
+        json_schema_extra=KEY_IF_SET,
+    )
 
 
 Strategy = Literal["slao", "slao-kept", "slao-plain", "average", "sequential", "delta", "svd", "ties", "dare"]

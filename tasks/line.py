@@ -61,7 +61,7 @@ def version_of(
     return LineVersion(
         run_id=run.run_id,
         base=run.base,
-        lora=run.spec.training.lora,
+        lora=run.spec.training.lora.committed,
         merge=run.spec.merge,
         tuned=tuned.adapter,
         earlier=history if run.spec.merge.takes_all else [],

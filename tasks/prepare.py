@@ -1,6 +1,5 @@
 """What a run starts from, found and hashed before anything is computed: the complete resolved spec. No Prefect here."""
 
-import importlib.util
 import logging
 import re
 from pathlib import Path
@@ -11,14 +10,16 @@ from pydantic import Field
 
 from backprop_core import base as bases
 from backprop_core import devices
-from backprop_core.errors import ConfigInvalid, ExtraMissing, LineConflict, OllamaUnreachable, RefAmbiguous, RunUnknown
+from backprop_core.errors import ConfigInvalid, LineConflict, OllamaUnreachable, RefAmbiguous, RunUnknown
+from backprop_core.extras import QLORA, require
 from backprop_core.formats import snapshot
 from backprop_core.gguf.support import check_supported
 from backprop_core.keys import digest_of, part
 from backprop_core.lines import Lines, LineVersion, Live
 from backprop_core.refs import AdapterRef, BaseRef, Located, Record, RunResult, SourceRef
-from backprop_core.specs import DatasetSpec, ExportSpec, LoraSpec, MergeSpec, ModelSpec, RunSpec
+from backprop_core.specs import DatasetSpec, ExportSpec, LoraSpec, MergeSpec, ModelSpec, RunSpec, TrainSpec
 from backprop_core.store import Store, write_atomic
+from backprop_core.training import variants
 
 log = logging.getLogger(__name__)
 WITHOUT_LLAMA = {"f32", "f16", "bf16", "q8_0"}  # GGUF types that need no llama.cpp
@@ -56,7 +57,7 @@ class Prepared(Record):
 def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
     """Find the base and the data, refuse what cannot work, resolve what was left open.
 
-    Raises the coded errors of `base`, `formats`, `gguf`, `lines` and `devices`.
+    Raises the coded errors of `base`, `formats`, `gguf`, `lines`, `devices`, `variants` and `extras`.
     """
     live = Lines(store).live(spec.line) if flow == "retrain" else None
     if live:
@@ -64,9 +65,11 @@ def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
     base = live.version.base if live and spec.model == ModelSpec() else bases.resolve(spec.model, store)
     Lines(store).check_base(spec.line, base)
     check_export(base, spec, store)
+    spec = resolve(spec, base)
+    check_training(spec.training, continues=live is not None or len(spec.datasets) > 1)
     return Prepared(
         flow=flow,
-        spec=resolve(spec, base),
+        spec=spec,
         base=base,
         sources=[source(dataset, store, task=spec.line if flow == "retrain" else None) for dataset in spec.datasets],
         watch=[source(dataset, store) for dataset in spec.evaluation.watch],
@@ -165,10 +168,15 @@ def check_export(base: BaseRef, spec: RunSpec, store: Store) -> None:
     if spec.export.quantizations or "gguf-lora" in spec.export.packages:
         check_supported(bases.local(base, store))
     needed = sorted(set(spec.export.quantizations) - WITHOUT_LLAMA)
-    if needed and importlib.util.find_spec("llama_cpp") is None:
-        raise ExtraMissing(
-            f"{', '.join(needed)} needs llama-cpp-python", hint="pip install 'backpropagate-pipeline[export]'"
-        )
+    if needed:
+        require(["llama_cpp"], what=", ".join(needed), extra="export")
+
+
+def check_training(training: TrainSpec, *, continues: bool) -> None:
+    """Refuse a training that cannot work before it begins. Raises VariantUnsupported or ExtraMissing."""
+    variants.check(training.lora, precision=training.precision, continues=continues)
+    if training.precision == "nf4":
+        require(QLORA, what="nf4", extra="qlora")
 
 
 def check_ollama(name: str, spec: RunSpec, store: Store) -> None:

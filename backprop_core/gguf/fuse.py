@@ -2,17 +2,15 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from safetensors import safe_open
 from torch import Tensor
 
 from backprop_core.adapter import Tensors, read
-from backprop_core.base import weights
 from backprop_core.errors import AdapterMismatch
+from backprop_core.model import FILE_PREFIX, tensor_files
 
 UNFUSABLE = (
-    "use_dora",
     "modules_to_save",
     "rank_pattern",
     "alpha_pattern",
@@ -23,32 +21,42 @@ UNFUSABLE = (
     "trainable_token_indices",
     "alora_invocation_tokens",
 )
-PREFIX = "base_model.model."
 HINT = "export an adapter that this tool trained, or train with plain LoRA"
+PARTS = {"lora_A.weight": "A", "lora_B.weight": "B", "lora_magnitude_vector": "m"}
+
+
+class Update(NamedTuple):
+    """What an adapter does to a matrix W (o, i): A is (r, i), B is (o, r), and DoRA's magnitudes m are (o,)."""
+
+    A: Tensor
+    B: Tensor
+    m: Tensor | None = None
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether W may have this shape."""
+        outer = (self.B.shape[0], self.A.shape[1])
+        return outer == shape and self.A.shape[0] == self.B.shape[1] and (self.m is None or self.m.shape == shape[:1])
 
 
 class Fused:
     """W + s·B·A of every tensor W of `base` that `adapter` changes; the others as they are.
 
-    W is (o, i), A is (r, i), B is (o, r), s is alpha/r, or alpha/√r for rsLoRA. [arXiv 2106.09685, 2312.03732]
-    Raises AdapterMismatch for what is not plain LoRA on linear layers of this base.
+    s is alpha/r, or alpha/√r for rsLoRA; DoRA gives each row of the sum the length m. [arXiv 2106.09685, 2312.03732,
+    2402.09353] Raises AdapterMismatch for what is not one of these on linear layers of this base.
     """
 
     def __init__(self, base: Path, adapter: Path | None) -> None:
-        self.sources: dict[str, Any] = {}
-        for path in weights(base):
-            file: Any = safe_open(path, "pt")
-            self.sources.update(dict.fromkeys(file.keys(), file))
+        self.sources = tensor_files(base)
         self.scaling, self.lora = read_adapter(adapter) if adapter else (0.0, {})
-        for name, (A, B) in self.lora.items():
-            self._check(name, A, B)
+        for name, update in self.lora.items():
+            self._check(name, update)
 
-    def _check(self, name: str, A: Tensor, B: Tensor) -> None:
+    def _check(self, name: str, update: Update) -> None:
         if name not in self.sources:
             raise AdapterMismatch(f"the adapter changes {name}, which the base does not have", hint=HINT)
-        if (B.shape[0], A.shape[1]) != self.shape(name) or A.shape[0] != B.shape[1]:
+        if not update.fits(self.shape(name)):
             raise AdapterMismatch(
-                f"the adapter's {tuple(B.shape)}·{tuple(A.shape)} does not fit {name} {self.shape(name)}",
+                f"the adapter's {tuple(update.B.shape)}·{tuple(update.A.shape)} does not fit {name} {self.shape(name)}",
                 hint="give the base that the adapter was trained on",
             )
 
@@ -56,6 +64,13 @@ class Fused:
         """Raise AdapterMismatch if only one of two tied matrices is changed."""
         if "lm_head.weight" in self.lora:
             raise AdapterMismatch("the adapter changes lm_head, which is tied to the embeddings", hint=HINT)
+
+    def refuse_magnitudes(self) -> None:
+        """Raise AdapterMismatch for DoRA, where a plain B·A is wanted."""
+        if any(update.m is not None for update in self.lora.values()):
+            raise AdapterMismatch(
+                "a DoRA adapter is more than B·A, and llama.cpp knows no other", hint="export it fused: --format gguf"
+            )
 
     def names(self) -> list[str]:
         """Names of all tensors, sorted."""
@@ -70,30 +85,39 @@ class Fused:
         W: Tensor = self.sources[name].get_tensor(name)
         if name not in self.lora:
             return W
-        A, B = self.lora[name]
-        return W.float() + (B.float() @ A.float()) * self.scaling
+        A, B, m = self.lora[name]
+        moved = W.float() + (B.float() @ A.float()) * self.scaling
+        return moved if m is None else (m.float() / moved.norm(dim=1))[:, None] * moved
 
 
-def read_adapter(directory: Path) -> tuple[float, dict[str, tuple[Tensor, Tensor]]]:
-    """The scale s, and A and B by the name of the base's tensor that they change."""
+def read_adapter(directory: Path) -> tuple[float, dict[str, Update]]:
+    """The scale s, and what is done to each of the base's tensors that change, by name."""
     adapter = read(directory)
     config = adapter.config
     if found := [key for key in UNFUSABLE if config.get(key)]:
         raise AdapterMismatch(f"an adapter with {found[0]} cannot be fused", hint=HINT)
     if config.get("bias", "none") != "none":
         raise AdapterMismatch("an adapter with biases cannot be fused", hint=HINT)
+    updates = updates_of(adapter.tensors, {"A", "B", "m"} if config.get("use_dora") else {"A", "B"})
     rank, alpha = config["r"], config["lora_alpha"]
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), pairs_of(adapter.tensors)
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), updates
 
 
-def pairs_of(tensors: Tensors) -> dict[str, tuple[Tensor, Tensor]]:
-    """A and B by the name of the base's tensor."""
-    pairs: dict[str, dict[str, Tensor]] = {}
+def updates_of(tensors: Tensors, parts: set[str]) -> dict[str, Update]:
+    """What is done to each of the base's tensors, by name; all have these parts."""
+    found: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        module, _, part = key.removeprefix(PREFIX).rpartition(".lora_")
-        if part not in ("A.weight", "B.weight"):
-            raise AdapterMismatch(f"the adapter's {key} is no LoRA matrix of a linear layer", hint=HINT)
-        pairs.setdefault(f"{module}.weight", {})[part[0]] = tensor
-    if lonely := [name for name, pair in pairs.items() if len(pair) != 2]:
-        raise AdapterMismatch(f"the adapter has only one of A and B for {lonely[0]}", hint=HINT)
-    return {name: (pair["A"], pair["B"]) for name, pair in pairs.items()}
+        module, part = split(key.removeprefix(FILE_PREFIX))
+        found.setdefault(f"{module}.weight", {})[part] = tensor
+    if odd := [name for name, its in found.items() if its.keys() != parts]:
+        has = " and ".join(found[odd[0]])
+        raise AdapterMismatch(f"the adapter has {has} for {odd[0]}, not {' and '.join(sorted(parts))}", hint=HINT)
+    return {name: Update(**its) for name, its in found.items()}
+
+
+def split(key: str) -> tuple[str, str]:
+    """The layer and the part of an Update that a tensor of an adapter is."""
+    for end, part in PARTS.items():
+        if key.endswith(f".{end}"):
+            return key.removesuffix(f".{end}"), part
+    raise AdapterMismatch(f"the adapter's {key} is no LoRA matrix of a linear layer", hint=HINT)

@@ -26,6 +26,7 @@ def convert_lora(base: Path, adapter: Path, output: Path) -> None:
     check_supported(base)
     config: Any = AutoConfig.from_pretrained(base)
     fused = Fused(base, adapter)
+    fused.refuse_magnitudes()
     beside = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
     try:
         write(beside, config, fused)
@@ -43,7 +44,7 @@ def write(path: Path, config: Any, fused: Fused) -> None:
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, fused.scaling * rank_of(fused))
     for source in sorted(fused.lora):
-        A, B = fused.lora[source]
+        A, B, _ = fused.lora[source]
         name = names.get_name(source, (".weight",))
         if name is None:
             raise ArchitectureUnsupported(f"llama.cpp's {architecture} has no tensor for {source}", hint=HINT)
@@ -57,8 +58,7 @@ def write(path: Path, config: Any, fused: Fused) -> None:
 
 
 def rank_of(fused: Fused) -> int:
-    A, _ = next(iter(fused.lora.values()))
-    return A.shape[0]
+    return next(iter(fused.lora.values())).A.shape[0]
 
 
 def as_array(tensor: Tensor) -> Any:

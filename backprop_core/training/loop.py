@@ -16,7 +16,7 @@ import torch
 
 from backprop_core import adapter as adapters
 from backprop_core import slao
-from backprop_core.adapter import Adapter, Tensors
+from backprop_core.adapter import Tensors
 from backprop_core.batch import Item, by_budget, collate, load
 from backprop_core.errors import GPUOutOfMemory, GPUTooHot, Interrupted, LossNotFinite
 from backprop_core.model import LoadedBase, injected, linear_names, put, taken
@@ -24,7 +24,7 @@ from backprop_core.refs import AdapterRef, RowsRef, Start, TrainResult
 from backprop_core.specs import TrainSpec
 from backprop_core.store import Store
 from backprop_core.strategies import check_same_shape
-from backprop_core.training import checkpoint, ladder, plan
+from backprop_core.training import checkpoint, ladder, plan, starts, variants
 from backprop_core.training.checkpoint import Checkpoint
 from backprop_core.training.guard import Guard
 from backprop_core.training.ladder import Limits
@@ -55,15 +55,17 @@ def train(
     `should_stop()` is asked at each step boundary. With `keep_checkpoints` the caller removes them once it has noted
     the result, so that nothing is trained again if it dies before that.
 
-    Raises NoRows, LossNotFinite, DiskFull, RankMismatch, AdapterMismatch, RankTooLarge, GPUOutOfMemory,
-    CheckpointInvalid, and, once it has saved a checkpoint, GPUTooHot and Interrupted.
+    Raises VariantUnsupported, NoRows, LossNotFinite, DiskFull, RankMismatch, AdapterMismatch, RankTooLarge,
+    GPUOutOfMemory, CheckpointInvalid, and, once it has saved a checkpoint, GPUTooHot and Interrupted.
     """
+    variants.check(spec.lora, precision=base.precision, continues=start is not None)
     with store.lock(key):
         items = load(base, rows, max_length=spec.max_length, store=store)
         config, tensors = starting_point(base, spec, start, store)
         torch.manual_seed(spec.seed)  # before the adapter exists: its start is random
         with injected(base, config, tensors) as model:
-            run = Run(base, model, items, spec, fingerprint(base, rows, spec), store.checkpoints(key), guard)
+            first = starts.begin(base, model, spec.lora) if start is None else {}
+            run = Run(base, model, first, items, spec, fingerprint(base, rows, spec), store.checkpoints(key), guard)
             try:
                 run.train(on_metrics, should_stop)
             except torch.OutOfMemoryError as error:
@@ -71,7 +73,7 @@ def train(
                     f"step {run.step + 1} leaves no memory for the optimizer on {base.device}",
                     hint="lower training.lora.rank, or use a smaller base or a GPU with more memory",
                 ) from error
-            tensors = taken(model)
+            adapter = starts.learned(config, taken(model), run.first)
         record = {
             "stage": "train",
             "key": key,
@@ -81,7 +83,7 @@ def train(
             "inexact_resume": run.inexact,
         }
         with store.begin("adapter") as directory:
-            adapters.write(Adapter(config, tensors), directory)
+            adapters.write(adapter, directory)
             ref = store.commit(directory, AdapterRef, kind="tuned", record=record)
         if not keep_checkpoints:
             shutil.rmtree(store.checkpoints(key), ignore_errors=True)
@@ -123,20 +125,19 @@ class Run:
         self,
         base: LoadedBase,
         model: Any,
+        first: Tensors,
         items: Sequence[Item],
         spec: TrainSpec,
         fingerprint: dict[str, Any],
         folder: Path,
         guard: Guard | None,
     ) -> None:
-        self.base, self.model, self.items, self.spec = base, model, items, spec
+        self.base, self.model, self.first, self.items, self.spec = base, model, first, items, spec
         self.fingerprint, self.folder, self.guard = fingerprint, folder, guard
         self.lengths = [len(item) for item in items]
         self.total = plan.total_steps(len(items), spec)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=True
-        )
+        self.optimizer = torch.optim.AdamW(parameter_groups(model, spec), lr=spec.learning_rate, fused=True)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.losses: deque[tuple[float, int]] = deque(maxlen=math.ceil(self.total / 10))
         self.inexact: list[str] = []  # what differed, if it ever went on from a checkpoint of another fingerprint
@@ -188,7 +189,8 @@ class Run:
         metrics = {"loss": loss.item(), "grad_norm": norm.item()}
         self.check_finite(metrics)
         rate = plan.learning_rate(self.step, self.total, self.spec)
-        self.optimizer.param_groups[0]["lr"] = rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["ratio"]
         self.optimizer.step()
         self.optimizer.zero_grad()
         tokens = sum(self.lengths[index] for index in batch)
@@ -263,7 +265,8 @@ class Run:
             for index, entry in self.optimizer.state_dict()["state"].items()
             for name, tensor in entry.items()
         }
-        return Checkpoint(self.step, state, {"adapter": taken(self.model), "optimizer": moments, "rng": generators()})
+        tensors = {"adapter": taken(self.model), "optimizer": moments, "rng": generators()}
+        return Checkpoint(self.step, state, tensors | ({"start": self.first} if self.first else {}))
 
     def resume(self) -> dict[str, float]:
         """Go on from the newest checkpoint, if there is one; the metrics that say so if it is not to the same bits."""
@@ -283,6 +286,8 @@ class Run:
         self.step, self.tokens, self.seconds = saved.step, saved.state["tokens"], saved.state["seconds"]
         self.losses.extend((loss, labels) for loss, labels in saved.state["losses"])
         put(self.model, saved.tensors["adapter"])
+        self.first = saved.tensors.get("start", {})
+        starts.again(self.model, self.first)
         moments: dict[int, Tensors] = {}
         for key, tensor in saved.tensors["optimizer"].items():
             index, _, name = key.partition(".")
@@ -299,6 +304,20 @@ class Run:
             train_loss=sum(loss * count for loss, count in self.losses) / labels,
             seconds=self.seconds,
         )
+
+
+def parameter_groups(model: Any, spec: TrainSpec) -> list[dict[str, Any]]:
+    """What is trained, in the model's order, by weight decay and by its rate's `ratio` to the learning rate.
+
+    LoRA+ learns B faster than A [arXiv 2402.12354]; DoRA's magnitudes are not pulled towards zero.
+    """
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        ratio = spec.lora_plus or 1.0 if ".lora_B." in name else 1.0
+        decay = 0.0 if ".lora_magnitude_vector." in name else spec.weight_decay
+        if parameter.requires_grad:
+            groups.setdefault((ratio, decay), []).append(parameter)
+    return [{"params": group, "ratio": ratio, "weight_decay": decay} for (ratio, decay), group in groups.items()]
 
 
 def generators() -> Tensors:

@@ -210,9 +210,9 @@ def test_sharded_base_gives_the_same_bytes(bases: dict[str, Path], tmp_path: Pat
     assert (tmp_path / "whole.gguf").read_bytes() == (tmp_path / "sharded.gguf").read_bytes()
 
 
-@pytest.mark.parametrize("lora", [{}, {"use_rslora": True, "r": 3}])
+@pytest.mark.parametrize("lora", [{}, {"use_rslora": True, "r": 3}, {"use_dora": True}, {"use_dora": True, "r": 3}])
 def test_fusing_is_pefts_merge_bit_for_bit(lora: dict[str, object], bases: dict[str, Path], tmp_path: Path) -> None:
-    """W + s·B·A by tensor equals merge_and_unload in float32, for LoRA and rsLoRA."""
+    """W + s·B·A by tensor equals merge_and_unload in float32, for LoRA, rsLoRA and DoRA."""
     adapter = tiny.add_adapter(bases["qwen2"], tmp_path / "adapter", **lora)
     fused = Fused(bases["qwen2"], adapter)
     expected = fused_model(bases["qwen2"], adapter).state_dict()
@@ -406,7 +406,7 @@ def test_support_is_said_without_torch(bases: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     "lora",
     [
-        {"use_dora": True},
+        {"use_dora": True, "target_modules": ["embed_tokens", "q_proj"]},
         {"modules_to_save": ["lm_head"]},
         {"rank_pattern": {"q_proj": 2}},
         {"alpha_pattern": {"q_proj": 2}},
@@ -421,6 +421,14 @@ def test_other_adapters_are_refused(lora: dict[str, object], tmp_path: Path) -> 
     with pytest.raises(AdapterMismatch):
         convert(base, adapter, tmp_path / "model.gguf", outtype="f16")
     assert not list(tmp_path.glob("*model.gguf*"))
+
+
+def test_dora_has_to_be_fused(bases: dict[str, Path], tmp_path: Path) -> None:
+    """llama.cpp knows B·A alone: a DoRA adapter is no GGUF adapter, and the hint says what it can be."""
+    adapter = tiny.add_adapter(bases["llama"], tmp_path / "adapter", use_dora=True)
+    with pytest.raises(AdapterMismatch, match="DoRA") as caught:
+        convert_lora(bases["llama"], adapter, tmp_path / "adapter.gguf")
+    assert "--format gguf" in caught.value.hint and not list(tmp_path.glob("*.gguf"))
 
 
 def test_adapter_of_another_base_is_refused(bases: dict[str, Path], tmp_path: Path) -> None:

@@ -41,8 +41,10 @@ def test_what_can_change_the_result_changes_the_key():
         train_key(start=start.model_copy(update={"orthonormal": False})),
         *(train_key(spec=TrainSpec(**{name: value})) for name, value in {"steps": 7, "seed": 1, "epochs": 4}.items()),
         train_key(spec=TrainSpec(lora={"rank": 8})),
+        train_key(spec=TrainSpec(lora={"variant": "dora"})),
+        train_key(spec=TrainSpec(lora_plus=16)),
     }
-    assert len(keys) == 9
+    assert len(keys) == 11
 
 
 def test_what_cannot_change_the_result_does_not_change_the_key():

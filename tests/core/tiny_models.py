@@ -52,6 +52,8 @@ def add_adapter(base: Path, directory: Path, **lora: Any) -> Path:
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.copy_(torch.randn_like(parameter) * 0.1)
+            if "lora_magnitude" in name:
+                parameter.mul_(torch.rand_like(parameter) + 0.5)
     model.save_pretrained(directory, save_embedding_layers=False)
     return directory
 

@@ -17,6 +17,7 @@ from backprop_core.store import Store
 from flows.multi_run import multi_run
 from flows.promote import promote
 from flows.retrain import retrain
+from flows.train import train
 from tasks.line import summaries
 
 LORA = LoraSpec(rank=8)
@@ -163,3 +164,14 @@ def test_promote_makes_a_line_of_a_candidate(base, data, lines):
     more = retrain("mixed", data[2], training=TrainSpec(steps=2, batch_size=8, lora=LORA))
     assert more.evaluation.tasks == ["task0", "task1", "mixed"] and len(more.evaluation.matrix) == 2
     assert "mixed" in [line["line"] for line in summaries(settings())]
+
+
+def test_a_line_that_began_with_pissa_goes_on_as_plain_lora(base, data, lines):
+    """What PiSSA made is an ordinary adapter of twice the rank: a line continues it as one, and as nothing else."""
+    short = {"steps": 2, "batch_size": 8}
+    pissa = TrainSpec(**short, lora=LoraSpec(rank=4, alpha=8, variant="pissa"))
+    promote(train(data[0], model=str(base), training=pissa).run_id, "principal")
+    assert lines.live("principal").version.lora == LoraSpec(rank=8, alpha=16)
+    with pytest.raises(LineConflict, match="pissa"):
+        retrain("principal", data[1], training=pissa)
+    assert retrain("principal", data[1], training=TrainSpec(**short)).spec["training"]["lora"]["rank"] == 8

@@ -1,0 +1,64 @@
+"""What cannot work is refused before anything is done: no Prefect, no worker, no row is read."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backprop_core.errors import BackpropError, ExtraMissing, VariantUnsupported
+from backprop_core.specs import RunSpec
+from backprop_core.store import Store
+from tasks import prepare
+from tests.core import nano
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return nano.build(tmp_path_factory.mktemp("base"))
+
+
+def prepared(base: Path, place: Path, *, datasets: int = 1, **training: Any) -> prepare.Prepared:
+    (place / "a.jsonl").write_text('{"text": "one"}\n')
+    spec = {
+        "model": {"name": str(base)},
+        "datasets": [{"path": str(place / "a.jsonl")}] * datasets,
+        "training": {"device": "cpu", **training},
+    }
+    return prepare.prepare("multi-run", RunSpec.model_validate(spec), Store(place / "store"))
+
+
+def test_a_start_is_of_one_run(base: Path, tmp_path: Path) -> None:
+    """PiSSA and LoftQ may begin a single run; of several runs the second one has an adapter already."""
+    assert prepared(base, tmp_path, lora={"variant": "pissa"}).spec.training.lora.variant == "pissa"
+    assert prepared(base, tmp_path, lora={"variant": "loftq"}, precision="nf4")
+    assert prepared(base, tmp_path, datasets=2, lora={"variant": "dora"})
+    for asked in ({"lora": {"variant": "pissa"}}, {"lora": {"variant": "loftq"}, "precision": "nf4"}):
+        with pytest.raises(VariantUnsupported, match="goes on from another"):
+            prepared(base, tmp_path, datasets=2, **asked)
+
+
+def test_loftq_needs_a_quantized_base(base: Path, tmp_path: Path) -> None:
+    """On whole weights there is nothing to make up for; the hint says what would."""
+    with pytest.raises(VariantUnsupported, match="fp32") as caught:
+        prepared(base, tmp_path, lora={"variant": "loftq"})
+    assert "nf4" in caught.value.hint
+
+
+@pytest.mark.parametrize("package", ["bitsandbytes", "accelerate"])
+def test_what_nf4_needs_is_looked_for_first(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    """Without one of the two packages a run that would quantize ends before it begins; others do not ask for it."""
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ExtraMissing, match=package) as caught:
+        prepared(base, tmp_path, precision="nf4")
+    assert "[qlora]" in caught.value.hint
+    prepared(base, tmp_path)
+
+
+def test_nothing_is_written_for_what_is_refused(base: Path, tmp_path: Path) -> None:
+    """A refusal leaves no artifact and no run behind."""
+    with pytest.raises(BackpropError):
+        prepared(base, tmp_path, datasets=2, lora={"variant": "pissa"})
+    assert [path for path in (tmp_path / "store").rglob("*") if path.is_file() and path.suffix != ".db"] == []
