@@ -193,6 +193,12 @@ class OllamaRegistrationFailed(BackpropError):
     code, exit_status, retryable = "DEP_OLLAMA_REGISTRATION_FAILED", 2, True
 
 
+class DeploymentRefused(BackpropError):
+    """The Prefect server does not take a deployment as it shall be."""
+
+    code, exit_status = "DEP_PREFECT_REFUSED", 2
+
+
 # RUNTIME_: it was asked rightly and failed
 
 

@@ -28,6 +28,7 @@ VERBS = {
     "show-run": ("history", "One run: how it ended, the forgetting matrix, its files."),
     "lines": ("history", "Every line: its champion, versions and tasks."),
     "sync": ("history", "Send MLflow what was recorded while it did not answer."),
+    "deploy": ("serving", "Deployments, schedules and automations on the Prefect server."),
     "init": ("house", "A line's job as a file with comments: lines/LINE.yaml."),
     "estimate-vram": ("house", "What a run would take of a GPU, and which settings fit it."),
     "info": ("house", "Versions, devices, settings and places; or every error code."),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,11 @@ from typing import Any
 
 import pytest
 
-from tests.wire.prefect_server import BIN, PrefectServer, prefect_server, process_worker
+from flows.deploy import FLOWS
+from tests.wire.prefect_server import PrefectServer, prefect_server, process_worker
 
 ROOT = Path(__file__).parents[2]
-DEPLOYMENTS = {
-    name: f"flows.{name.replace('-', '_')}:{name.replace('-', '_')}" for name in ("train", "multi-run", "export")
-}
+DEPLOYMENTS = {name: f"flows.{name.replace('-', '_')}:{name.replace('-', '_')}" for name in FLOWS}
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +27,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
         prefect_server(home, auth="team:horse staple", **settings) as server,
         process_worker(server, "backprop", home / "worker.log"),
     ):
-        deploy = [str(BIN / "prefect"), "deploy", "--all", "--prefect-file", "deployments/prefect.yaml"]
-        subprocess.run(deploy, cwd=ROOT, env=dict(server.environment), check=True, capture_output=True)
+        deploy = [sys.executable, "-m", "flows", "deploy"]
+        subprocess.run(deploy, env={**server.environment, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
         yield server
 
 
@@ -66,7 +66,7 @@ def test_flows_are_modules_of_the_worker(server: PrefectServer, flow: str, entry
     assert (deployment["entrypoint"], deployment["path"], deployment["pull_steps"]) == (entrypoint, None, [])
     assert deployment["work_pool_name"] == "backprop"
     limit = deployment["global_concurrency_limit"]
-    assert (limit and limit["limit"]) == (None if flow == "export" else 1)
+    assert (limit and limit["limit"]) == (1 if flow in ("train", "multi-run", "retrain") else None)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,214 @@
+"""Our deployments, schedules and automations on a Prefect server: what shall be, how it differs, and making it so.
+
+The file of a line decides its schedule: written when it is new or changed there, removed when it is gone there.
+The slug of a schedule that came from a file says what the file said, so one that was paused or edited in the UI since
+then is left alone, and so is every schedule without such a slug.
+"""
+
+import hashlib
+import importlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolCreate
+from prefect.client.schemas.objects import DeploymentSchedule
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.utilities.callables import parameter_schema
+from pydantic import ValidationError
+
+from backprop_core.errors import ConfigInvalid, DeploymentRefused
+from backprop_core.refs import Record
+from backprop_core.settings import Settings
+from backprop_core.specs import LineSpec, ScheduleSpec
+from flows.automations import automations
+
+if TYPE_CHECKING:
+    from prefect import Flow
+    from prefect.client.schemas.responses import DeploymentResponse
+
+FLOWS = {  # name of a flow: its module and whether it trains
+    "train": ("flows.train", True),
+    "multi-run": ("flows.multi_run", True),
+    "retrain": ("flows.retrain", True),
+    "promote": ("flows.promote", False),
+    "export": ("flows.export", False),
+}
+DEFAULT = "default"
+FROM_FILE = "file-"  # how the slug of a schedule begins that came from a line's file
+HEARTBEAT = 30  # seconds between the signs of life of a flow run, Prefect's shortest
+
+
+class Change(Record):
+    """What is done to one thing on the server; `details` is empty where it is as it shall be."""
+
+    what: str
+    new: bool
+    details: list[str]
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """One deployment as it shall be. `fields` are those that Prefect keeps of it, its schedules aside."""
+
+    flow: str
+    name: str
+    fields: Mapping[str, Any]
+    limit: int | None
+    schedule: DeploymentScheduleCreate | None
+
+    @property
+    def path(self) -> str:
+        return f"{self.flow}/{self.name}"
+
+
+def deploy(config: Settings, jobs: Mapping[str, LineSpec], *, pool: str, dry_run: bool) -> list[Change]:
+    """Make the server's deployments, schedules and automations what they shall be; what was, or would be, changed.
+
+    Raises ConfigInvalid for a schedule that Prefect cannot read, DeploymentRefused for what the server refuses.
+    """
+    every = list(deployments(config, jobs, pool))
+    with get_client(sync_client=True) as client:
+        try:
+            changes = [
+                work_pool(client, pool, dry_run=dry_run),
+                *(reconcile(client, wanted, dry_run=dry_run) for wanted in every),
+                *automations(client, config.namespace, silence=3 * HEARTBEAT, dry_run=dry_run),
+            ]
+        except PrefectHTTPStatusError as error:
+            raise DeploymentRefused(
+                f"the Prefect server refuses it: {error.response.status_code} {error.response.text[:300]}",
+                hint="check PREFECT_API_AUTH_STRING and the work pool's variables",
+            ) from error
+    return [Change(what=what, new=new, details=details) for what, new, details in changes]
+
+
+def deployments(config: Settings, jobs: Mapping[str, LineSpec], pool: str) -> Iterator[Deployment]:
+    """`default` of every flow, and `retrain/NAME` of every line with a file."""
+    for name, (module, trains) in FLOWS.items():
+        flow = load(module)
+        yield Deployment(name, DEFAULT, fields_of(flow, module, config, pool, {}), 1 if trains else None, None)
+    for line, job in jobs.items():
+        module, _ = FLOWS["retrain"]
+        fields = fields_of(load(module), module, config, pool, parameters_of(job))
+        schedule = scheduled(job.schedule, line) if job.schedule else None
+        yield Deployment("retrain", line, fields, 1, schedule)
+
+
+def load(module: str) -> "Flow[..., Any]":
+    flow: Flow[..., Any] = getattr(importlib.import_module(module), module.rpartition(".")[2])
+    return flow
+
+
+def fields_of(
+    flow: "Flow[..., Any]", module: str, config: Settings, pool: str, parameters: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What Prefect keeps of a deployment: a module of the worker's environment, so that nothing is fetched."""
+    variables: dict[str, Any] = {"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT)}}
+    return {
+        "entrypoint": f"{module}:{module.rpartition('.')[2]}",
+        "description": flow.description,
+        "parameters": dict(parameters),
+        "parameter_openapi_schema": parameter_schema(flow).model_dump(),
+        "enforce_parameter_schema": True,
+        "tags": sorted({config.namespace, flow.name}),
+        "work_pool_name": pool,
+        "work_queue_name": config.queue,
+        "job_variables": variables | ({"image": config.image} if config.image else {}),
+        "pull_steps": [],
+    }
+
+
+def parameters_of(job: LineSpec) -> dict[str, Any]:
+    """A line's job as parameters of `retrain`; what is at its default is left to the flow."""
+    given = job.run().model_dump(mode="json", exclude_defaults=True)
+    [data] = given.pop("datasets")
+    return {"line": job.line, "data": data, **given}
+
+
+def scheduled(schedule: ScheduleSpec, line: str) -> DeploymentScheduleCreate:
+    """The schedule of a line's file, under a slug that says what it is. Raises ConfigInvalid."""
+    digest = hashlib.sha256(f"{schedule.cron} {schedule.timezone}".encode()).hexdigest()
+    try:
+        cron = CronSchedule(cron=schedule.cron, timezone=schedule.timezone)
+    except ValidationError as error:
+        raise ConfigInvalid(
+            f"the schedule of line {line} is not possible: {error.errors()[0]['msg']}",
+            hint='write cron: "0 3 * * *" and a time zone like Europe/Berlin',
+        ) from error
+    return DeploymentScheduleCreate(schedule=cron, slug=FROM_FILE + digest[:12])
+
+
+def work_pool(client: SyncPrefectClient, name: str, *, dry_run: bool) -> tuple[str, bool, list[str]]:
+    """A process pool of this name, unless there is a pool already."""
+    what = f"work pool {name}"
+    try:
+        client.read_work_pool(name)
+    except ObjectNotFound:
+        if not dry_run:
+            client.create_work_pool(WorkPoolCreate(name=name, type="process"))
+        return what, True, ["type: process"]
+    return what, False, []
+
+
+def reconcile(client: SyncPrefectClient, wanted: Deployment, *, dry_run: bool) -> tuple[str, bool, list[str]]:
+    """Make one deployment what it shall be."""
+    what = f"deployment {wanted.path}"
+    try:
+        known = client.read_deployment_by_name(wanted.path)
+    except ObjectNotFound:
+        if not dry_run:
+            create(client, wanted)
+        return what, True, [f"schedule: {said(wanted.schedule)}"] if wanted.schedule else []
+    differing = {name: value for name, value in wanted.fields.items() if getattr(known, name) != value}
+    details = [text for name, value in differing.items() for text in difference(name, getattr(known, name), value)]
+    if not dry_run and differing:
+        client.update_deployment(known.id, DeploymentUpdate(**differing))
+    return what, False, [*details, *reconcile_schedule(client, known, wanted.schedule, dry_run=dry_run)]
+
+
+def create(client: SyncPrefectClient, wanted: Deployment) -> None:
+    client.create_deployment(
+        flow_id=client.create_flow_from_name(wanted.flow),
+        name=wanted.name,
+        schedules=[wanted.schedule] if wanted.schedule else [],
+        concurrency_limit=wanted.limit,
+        **wanted.fields,
+    )
+
+
+def reconcile_schedule(
+    client: SyncPrefectClient, known: "DeploymentResponse", wanted: DeploymentScheduleCreate | None, *, dry_run: bool
+) -> Iterator[str]:
+    """Write the file's schedule if the file says another than before; paused stays paused."""
+    ours = [schedule for schedule in known.schedules if (schedule.slug or "").startswith(FROM_FILE)]
+    if [schedule.slug for schedule in ours] == ([wanted.slug] if wanted else []):
+        return
+    for schedule in ours:
+        yield f"schedule: {said(schedule)} removed"
+        if not dry_run:
+            client.delete_deployment_schedule(known.id, schedule.id)
+    if wanted:
+        active = all(schedule.active for schedule in ours)
+        yield f"schedule: {said(wanted)}{'' if active else ' (paused)'}"
+        if not dry_run:
+            client.create_deployment_schedules(known.id, [wanted.model_copy(update={"active": active})])
+
+
+def said(schedule: DeploymentScheduleCreate | DeploymentSchedule) -> str:
+    """A schedule in a few words."""
+    return str(schedule.schedule.model_dump(exclude_defaults=True, exclude={"day_or"}, mode="json"))
+
+
+def difference(path: str, known: Any, wanted: Any) -> Iterator[str]:
+    """What differs between two values, field by field; of a form's schema only that it does."""
+    if path == "parameter_openapi_schema":
+        yield "form: changed"
+    elif isinstance(known, dict) and isinstance(wanted, dict):
+        for name in sorted({*known, *wanted}):
+            if known.get(name) != wanted.get(name):
+                yield from difference(f"{path}.{name}", known.get(name), wanted.get(name))
+    else:
+        yield f"{path}: {known} → {wanted}"

@@ -1,0 +1,135 @@
+"""Deployments, schedules and automations: made once, kept as they shall be, and nobody's own work undone."""
+
+from collections.abc import Iterator
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import CronSchedule
+
+from backprop_core.errors import ConfigInvalid
+from backprop_core.settings import Settings
+from backprop_core.specs import LineSpec, ScheduleSpec
+from flows.deploy import FLOWS, Change, deploy
+
+CONFIG = Settings(namespace="deploytest")
+POOL = "pool-of-deploytest"
+NIGHT, NOON = ScheduleSpec(cron="0 3 * * *", timezone="Europe/Berlin"), ScheduleSpec(cron="0 12 * * *")
+JOB = LineSpec.model_validate(
+    {"line": "support", "datasets": [{"path": "/data/night.jsonl"}], "training": {"epochs": 5}, "schedule": NIGHT}
+)
+
+
+@pytest.fixture(scope="module")
+def client(prefect: None) -> Iterator[SyncPrefectClient]:
+    with get_client(sync_client=True) as client:
+        yield client
+
+
+@pytest.fixture
+def line(client: SyncPrefectClient) -> Iterator[DeploymentResponse]:
+    """`retrain/support` as its file says it, gone afterwards."""
+    put(JOB)
+    yield (made := read(client))
+    client.delete_deployment(made.id)
+
+
+def put(*jobs: LineSpec, dry_run: bool = False) -> list[Change]:
+    """Deploy these lines."""
+    return deploy(CONFIG, {job.line: job for job in jobs}, pool=POOL, dry_run=dry_run)
+
+
+def changed(*jobs: LineSpec, dry_run: bool = False) -> list[tuple[str, bool, list[str]]]:
+    """What deploying these lines changes, or would change."""
+    changes = put(*jobs, dry_run=dry_run)
+    return [(change.what, change.new, change.details) for change in changes if change.new or change.details]
+
+
+def read(client: SyncPrefectClient) -> DeploymentResponse:
+    return client.read_deployment_by_name("retrain/support")
+
+
+def crons(client: SyncPrefectClient) -> list[tuple[str, bool]]:
+    """The line's schedules, and whether they are active."""
+    return sorted((schedule.schedule.cron, schedule.active) for schedule in read(client).schedules)
+
+
+def job(**changes: object) -> LineSpec:
+    return JOB.model_copy(update=changes)
+
+
+def test_deploying_again_changes_nothing(client: SyncPrefectClient, line: DeploymentResponse) -> None:
+    """One deployment a flow, one a line, one automation; a second time all is as it was."""
+    names = [change.what for change in put(JOB)]
+    flows = [f"deployment {flow}/default" for flow in FLOWS]
+    automation = "automation deploytest: runs whose process has died"
+    assert names == [f"work pool {POOL}", *flows, "deployment retrain/support", automation]
+    assert changed(JOB) == []
+    assert line.parameters == {
+        "line": "support",
+        "data": {"path": "/data/night.jsonl"},
+        "training": {"epochs": 5},
+        "min_new_rows": 200,
+    }
+    assert read(client) == line
+
+
+def test_a_dry_run_only_says(client: SyncPrefectClient, line: DeploymentResponse) -> None:
+    """What would be made or changed is said, field by field, and nothing is touched."""
+    other = LineSpec.model_validate({"line": "other", "datasets": [{"path": "a"}]})
+    half = job(training=JOB.training.model_copy(update={"epochs": 2}), schedule=NOON)
+    expected = [
+        ("deployment retrain/support", False, ["parameters.training.epochs: 5.0 → 2.0"]),
+        ("deployment retrain/other", True, []),
+    ]
+    [(what, new, [first, *schedule]), made] = changed(half, other, dry_run=True)
+    assert [(what, new, [first]), made] == expected
+    assert "0 3" in schedule[0] and schedule[0].endswith("removed") and "0 12" in schedule[1]
+    assert read(client) == line
+
+
+def test_the_file_decides_the_schedule(client: SyncPrefectClient, line: DeploymentResponse) -> None:
+    """Written when new, replaced when changed, removed when gone; one without a file's slug is nobody's business."""
+    client.create_deployment_schedules(line.id, [(CronSchedule(cron="5 5 * * *"), True)])
+    assert crons(client) == [("0 3 * * *", True), ("5 5 * * *", True)]
+    put(job(schedule=NOON))
+    assert crons(client) == [("0 12 * * *", True), ("5 5 * * *", True)]
+    put(job(schedule=None))
+    assert crons(client) == [("5 5 * * *", True)]
+
+
+def test_what_was_done_in_the_ui_stays(client: SyncPrefectClient, line: DeploymentResponse) -> None:
+    """A schedule that was edited or paused survives, as does a paused deployment; what replaces it is paused too."""
+    [schedule] = line.schedules
+    client.update_deployment_schedule(line.id, schedule.id, schedule=CronSchedule(cron="7 7 * * *"))
+    client.update_deployment_schedule(line.id, schedule.id, active=False)
+    client.pause_deployment(line.id)
+    put(job(min_new_rows=5))
+    assert crons(client) == [("7 7 * * *", False)]
+    assert read(client).paused and read(client).parameters["min_new_rows"] == 5
+    put(job(schedule=NOON))
+    assert crons(client) == [("0 12 * * *", False)]
+
+
+def test_what_was_changed_by_hand_in_a_deployment_is_put_right(
+    client: SyncPrefectClient, line: DeploymentResponse
+) -> None:
+    """Parameters, pool and entrypoint are the file's and ours."""
+    client._client.patch(f"/deployments/{line.id}", json={"parameters": {"line": "else"}, "entrypoint": "a:b"})
+    put(JOB)
+    assert (read(client).parameters, read(client).entrypoint) == (line.parameters, "flows.retrain:retrain")
+
+
+def test_an_automation_that_was_switched_off_stays_off(client: SyncPrefectClient, line: DeploymentResponse) -> None:
+    """Deploying again neither makes a second one nor switches it on."""
+    [automation] = client.read_automations_by_name("deploytest: runs whose process has died")
+    client.pause_automation(automation.id)
+    put(JOB)
+    [again] = client.read_automations_by_name(automation.name)
+    assert (again.id, again.enabled) == (automation.id, False)
+
+
+def test_a_schedule_that_cannot_be_is_named(prefect: None) -> None:
+    """Nothing is deployed of a line whose cron nobody can read."""
+    with pytest.raises(ConfigInvalid, match="schedule of line support"):
+        put(job(schedule=ScheduleSpec(cron="0 25 * * *")), dry_run=True)
