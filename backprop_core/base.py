@@ -162,3 +162,10 @@ def digest(directory: Path, store: Store) -> str:
     texts = [directory / name for name in TEXT_FILES if (directory / name).is_file()]
     files = sorted(texts + weights(directory))
     return digest_of([[file.name, store.digest_of_file(file)] for file in files])
+
+
+def tokenizer_digest(directory: Path, store: Store) -> str:
+    """Digest of (name, sha256) of what decides the tokens of a text: tokenizer, template, and the model's kind."""
+    names = sorted(["config.json", *TOKENIZER_FILES])
+    files = [directory / name for name in names if (directory / name).is_file()]
+    return digest_of([[file.name, store.digest_of_file(file)] for file in files])

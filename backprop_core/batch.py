@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from backprop_core import chat, curate
+from backprop_core import tokens
 from backprop_core.errors import NoRows
 from backprop_core.model import LoadedBase
 from backprop_core.refs import RowsRef
@@ -22,11 +22,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Item:
-    """One example: its token ids (t), the positions of its label tokens, those tokens, and the row it comes from."""
+    """One example: its token ids (t), the positions of its label tokens, and the row it comes from. Both int32."""
 
     ids_t: Tensor
     at_n: Tensor
-    labels_n: Tensor
     row: int
 
     def __len__(self) -> int:
@@ -51,29 +50,25 @@ def load(base: LoadedBase, rows: RowsRef, *, max_length: int, store: Store) -> l
     """
     if rows.rows == 0:
         raise NoRows(f"the rows {rows.digest[:12]} are empty", hint="give more rows")
-    examples = chat.encode(base.tokenizer, curate.load(store.local(rows)), max_length=max_length)
-    if examples.cut:
+    ref, flat = tokens.load(base, rows, max_length=max_length, store=store)
+    if ref.cut:
         log.warning(
             "%d of %d examples are longer than %d tokens: cut, %d of them left out",
-            *(examples.cut, len(examples) + examples.left_out, max_length, examples.left_out),
+            *(ref.cut, len(flat["row_e"]) + ref.left_out, max_length, ref.left_out),
         )
-    return [item(example) for example in examples]
-
-
-def item(example: chat.Example) -> Item:
-    ids_t = torch.tensor(example.ids)
-    at_n = torch.tensor(example.labels).nonzero().flatten()
-    return Item(ids_t, at_n, ids_t[at_n], example.row)
+    ids = torch.split(flat["ids_t"], flat["length_e"].tolist())
+    positions = torch.split(flat["at_n"], flat["labels_e"].tolist())
+    return [Item(*example) for example in zip(ids, positions, flat["row_e"].tolist(), strict=True)]
 
 
 def collate(items: Sequence[Item], device: torch.device) -> Batch:
     """One batch, on `device`."""
-    ids_bt = pad_sequence([item.ids_t for item in items], batch_first=True)[:, :-1]
+    ids_bt = pad_sequence([item.ids_t for item in items], batch_first=True)[:, :-1].long()
     width = ids_bt.shape[1]
     counts_b = torch.tensor([len(item.at_n) for item in items])
     row_n = torch.arange(len(items)).repeat_interleave(counts_b)
     at_n = torch.cat([item.at_n for item in items]) - 1 + row_n * width
-    labels_n = torch.cat([item.labels_n for item in items])
+    labels_n = torch.cat([item.ids_t[item.at_n] for item in items]).long()
     lengths_b = torch.tensor([len(item) for item in items])
     return Batch(*(tensor.to(device) for tensor in (ids_bt, lengths_b, at_n, row_n, labels_n)))
 

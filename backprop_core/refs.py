@@ -37,6 +37,14 @@ class RowsRef(ArtifactRef):
     rows: int = Field(ge=0)
 
 
+class TokensRef(ArtifactRef):
+    """Rows as one tokenizer writes them, in `tokens.safetensors`: flat token ids, label positions, lengths, rows."""
+
+    artifact: ClassVar[str] = "tokens"
+    cut: int = Field(description="Examples that were longer than the length.")
+    left_out: int = Field(description="Of these, how many lost all their labels.")
+
+
 class DatasetRef(Record):
     """A curated batch of rows: what is trained on, and what is held out from training."""
 
@@ -236,6 +244,14 @@ class GateReport(Record):
     tasks: list[TaskVerdict]
 
 
+class Choice(Record):
+    """A field of the spec that was left open, what stands there, and why."""
+
+    field: str
+    value: Any
+    reason: str
+
+
 class BaseRecord(Record):
     """The base as it stands in a result."""
 
@@ -272,6 +288,7 @@ class RunResult(Record):
     status: Status
     reason: str | None = Field(None, description="Why nothing was done.")
     spec: dict[str, Any]
+    defaults: list[Choice] = Field(default_factory=list, description="What of the spec was chosen, not given.")
     base: BaseRecord | None = None
     runs: list[RunRecord] = Field(default_factory=list)
     evaluation: Evaluation | None = None

@@ -5,6 +5,7 @@ records/<digest>.json   where it came from: outside the digest
 tombstones/<digest>.json  removed on purpose
 damaged/<digest>-<n>/   set aside by verification
 cache/                  Prefect's records of finished stages
+notes/<kind>/<key>.json what was found out once and can be found out again
 checkpoints/<key>/      of interrupted trainings, under their stage's key
 runs/<run_id>/          spec.json, result.json
 lines/<name>/           versions and champion
@@ -102,6 +103,10 @@ class Store:
     def checkpoints(self, key: str) -> Path:
         """Where the checkpoints of the stage with this key lie."""
         return self.root / "checkpoints" / key
+
+    def note(self, kind: str, key: str) -> Path:
+        """Where something is noted that was found out of what this key stands for."""
+        return self.root / "notes" / kind / f"{key}.json"
 
     def run(self, run_id: str) -> Path:
         return self.root / "runs" / run_id

@@ -1,0 +1,102 @@
+"""Rows as token ids and label positions, kept in the store: whoever needs them again opens them.
+
+What is kept is found by all that decides it: rows, tokenizer files, chat template, length, this module's VERSION (raise
+it when `chat.encode` would make other tokens) and the versions of what tokenizes. Nobody's key knows of it.
+"""
+
+import logging
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from backprop_core import base as bases
+from backprop_core import chat, curate
+from backprop_core.errors import ArtifactDamaged, ArtifactMissing
+from backprop_core.keys import digest_of
+from backprop_core.model import LoadedBase
+from backprop_core.refs import RowsRef, TokensRef
+from backprop_core.store import Store, write_atomic
+
+VERSION = 1
+FILE = "tokens.safetensors"
+LIBRARIES = ("transformers", "tokenizers", "jinja2")
+log = logging.getLogger(__name__)
+
+# int32 all; t = tokens of all examples one after another, n = their label tokens, e = examples
+Tensors = dict[str, Tensor]
+
+
+def load(base: LoadedBase, rows: RowsRef, *, max_length: int, store: Store) -> tuple[TokensRef, Tensors]:
+    """The rows' tokens, mapped into memory: as they were kept, or tokenized now and kept.
+
+    `ids_t`; `at_n`, the positions of the label tokens, each counted in its example; and of every example `length_e`,
+    `labels_e` (how many) and `row_e`. Raises what `chat.encode` raises.
+    """
+    note = store.note("tokens", key_of(base, rows, max_length, store))
+    ref = kept(note, store)
+    if ref is None:
+        examples = chat.encode(base.tokenizer, curate.load(store.local(rows)), max_length=max_length)
+        ref = keep(examples, store, record={"rows": rows.digest, "max_length": max_length})
+        write_atomic(note, ref.model_dump_json())
+    return ref, load_file(store.local(ref) / FILE)
+
+
+def key_of(base: LoadedBase, rows: RowsRef, max_length: int, store: Store) -> str:
+    """The digest of everything that decides the tokens."""
+    return digest_of(
+        {
+            "version": [VERSION, *map(version, LIBRARIES)],
+            "rows": rows.digest,
+            "tokenizer": bases.tokenizer_digest(Path(base.tokenizer.name_or_path), store),
+            "template": base.tokenizer.chat_template,
+            "max_length": max_length,
+        }
+    )
+
+
+def kept(note: Path, store: Store) -> TokensRef | None:
+    """What the note names, if it is there and sound; what is damaged is set aside, and said."""
+    if not note.is_file():
+        return None
+    try:
+        ref = TokensRef.model_validate_json(note.read_bytes())
+    except ValidationError:
+        log.warning("the note %s is damaged; tokenizing again", note.name)
+        return None
+    try:
+        store.verify(ref.digest)
+    except ArtifactMissing:
+        return None
+    except ArtifactDamaged as error:
+        log.warning("%s: set aside, tokenizing again", error.message)
+        store.set_aside(ref.digest)
+        return None
+    return ref
+
+
+def keep(examples: chat.Examples, store: Store, *, record: dict[str, object]) -> TokensRef:
+    """Commit the examples as flat tensors."""
+    with store.begin("tokens") as directory:
+        save_file(flat(examples), directory / FILE, metadata={"format": "pt"})
+        return store.commit(
+            directory, TokensRef, record={"stage": "tokens", **record}, cut=examples.cut, left_out=examples.left_out
+        )
+
+
+def flat(examples: chat.Examples) -> Tensors:
+    """The tensors that `load` describes."""
+    at = [np.flatnonzero(example.labels) for example in examples]
+    arrays = {
+        "ids_t": np.fromiter(chain.from_iterable(example.ids for example in examples), np.int32),
+        "at_n": np.concatenate(at),
+        "length_e": [len(example.ids) for example in examples],
+        "labels_e": [len(positions) for positions in at],
+        "row_e": [example.row for example in examples],
+    }
+    return {name: torch.from_numpy(np.asarray(array, np.int32)) for name, array in arrays.items()}
