@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -52,8 +53,11 @@ def file_digest(path: Path) -> str:
 
 
 def fsync(path: Path) -> None:
-    """Force a file or a directory to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Force a file or a directory to disk; Windows opens no directory, and syncs only what may be written."""
+    windows = sys.platform == "win32"
+    if windows and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
