@@ -1,20 +1,46 @@
 """Which device a run uses, asked of the driver: the parent process never imports torch."""
 
 import os
-from typing import Literal
+import shutil
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 from backprop_core.errors import GPUNotAvailable
 
 
-def resolve(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
-    """`auto` is the GPU if there is one. Raises GPUNotAvailable when one was asked for and there is none."""
-    if device == "cpu":
-        return "cpu"
+def resolve(device: Literal["auto", "cpu", "cuda"], *, own_torch: bool = True) -> Literal["cpu", "cuda"]:
+    """`auto` is the GPU if one can be used. Raises GPUNotAvailable when one was asked for and none can."""
+    missing = None if device == "cpu" else missing_gpu(own_torch=own_torch)
+    if missing and device == "cuda":
+        raise missing
+    return "cpu" if missing or device == "cpu" else "cuda"
+
+
+def missing_gpu(*, own_torch: bool = True) -> GPUNotAvailable | None:
+    """Why no GPU can be used, and what to do; None if one can. With `own_torch` the worker's torch is this one's."""
+    if own_torch and (torch := torch_without_cuda()) and (gpus() or has_driver()):
+        return GPUNotAvailable(
+            f"an NVIDIA driver is here, but torch {torch} was built without CUDA",
+            hint=f"pip install --force-reinstall 'torch=={torch.partition('+')[0]}', or set training.device=cpu",
+        )
     if visible_gpus():
-        return "cuda"
-    if device == "cuda":
-        raise GPUNotAvailable("no NVIDIA GPU can be seen", hint="check `nvidia-smi`, or set training.device=cpu")
-    return "cpu"
+        return None
+    return GPUNotAvailable("no NVIDIA GPU can be seen", hint="check `nvidia-smi`, or set training.device=cpu")
+
+
+def torch_without_cuda() -> str | None:
+    """The version of the installed torch if it is one for the CPU; torch itself is not imported."""
+    installed = version("torch")
+    _, _, build = installed.partition("+")
+    plain = not build and sys.platform == "win32"  # what the public index has for Windows is for the CPU
+    return installed if build == "cpu" or plain else None
+
+
+def has_driver() -> bool:
+    """Whether an NVIDIA driver has left its traces, even if it does not answer."""
+    return Path("/proc/driver/nvidia/version").is_file() or shutil.which("nvidia-smi") is not None
 
 
 def visible_gpus() -> list[str]:
@@ -47,8 +73,15 @@ def gpus() -> list[str]:
         pynvml.nvmlShutdown()
 
 
-def free_memory() -> int | None:
-    """Free bytes of the GPU that a run would use; None without one."""
+class Memory(NamedTuple):
+    """Of a GPU, in bytes."""
+
+    free: int
+    total: int
+
+
+def memory() -> Memory | None:
+    """The memory of the GPU that a run would use; None without one."""
     import pynvml
 
     visible = visible_gpus()
@@ -56,6 +89,7 @@ def free_memory() -> int | None:
         return None
     pynvml.nvmlInit()
     try:
-        return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(visible[0])).free)
+        found = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(visible[0]))
+        return Memory(int(found.free), int(found.total))
     finally:
         pynvml.nvmlShutdown()

@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from backprop_core.refs import Answers, Evaluation, GateReport, RunResult
+from backprop_core.refs import Answers, Choice, Evaluation, GateReport, RunResult
 from flows.console import one_line
 
 if TYPE_CHECKING:
@@ -83,6 +83,13 @@ def duration(seconds: float | None) -> str:
     return f"{minutes}:{rest:02} min" if minutes else f"{rest} s"
 
 
+def about(seconds: float) -> str:
+    """`under a minute`, `about 12 min`, `about 3.5 h`."""
+    if seconds < 60:
+        return "under a minute"
+    return f"about {seconds / 60:.0f} min" if seconds < 7200 else f"about {seconds / 3600:.1f} h"
+
+
 def size(count: int) -> str:
     """`3.1 MiB`"""
     power = min(int(math.log(max(count, 1), 1024)), len(UNITS) - 1)
@@ -132,6 +139,8 @@ def lines(summaries: Sequence["LineSummary"]) -> RenderableType:
 def run(result: RunResult) -> RenderableType:
     """One run: what it is, the forgetting matrix, the files."""
     parts: list[RenderableType] = [heading(result)]
+    if result.defaults:
+        parts.append(Text(f"chosen for it: {', '.join(map(chosen, result.defaults))}"))
     if result.runs:
         parts += ["", lora_runs(result)]
     if result.evaluation:
@@ -155,6 +164,11 @@ def heading(result: RunResult) -> Text:
     if result.error:
         text.append(f"\n[{result.error.code}] {one_line(result.error.message)}\n{one_line(result.error.hint)}", "red")
     return text
+
+
+def chosen(choice: Choice) -> str:
+    """A field that was left open and its value; why is in the JSON."""
+    return f"{choice.field.removeprefix('training.')} {choice.value}"
 
 
 def lora_runs(result: RunResult) -> Table:
@@ -262,10 +276,11 @@ def vram(estimate: "Estimate") -> RenderableType:
             "" if way.longest is None else str(way.longest),
             way.fits or "",
         )
-    chosen = table("what we would choose", "", "why")
+    choices = table("what a run would choose", "", "why")
     for choice in estimate.choices:
-        chosen.add_row(choice.field, str(choice.value), one_line(choice.reason))
-    return Group(vram_heading(estimate), "", made, "", chosen)
+        choices.add_row(choice.field, str(choice.value), one_line(choice.reason))
+    time = [] if estimate.seconds is None else ["", f"one training: {about(estimate.seconds)} on this machine"]
+    return Group(vram_heading(estimate), "", made, "", choices, *time)
 
 
 def plan(plan: "Plan") -> RenderableType:
@@ -278,8 +293,10 @@ def plan(plan: "Plan") -> RenderableType:
 
 
 def needs(plan: "Plan") -> Iterator[Text]:
-    """Memory and disk, as far as the model's size is known."""
+    """Time, memory and disk, as far as they are known."""
     unknown = "not known for a model of this kind"
+    device = "GPU" if plan.device == "cuda" else "CPU"
+    yield Text("time  not known" if plan.seconds is None else f"time  {about(plan.seconds)} on this {device}")
     if plan.device == "cuda":
         yield Text(f"VRAM  {unknown if plan.vram is None else f'{plan.vram:.1f} GiB'}, {plan.vram_free:.1f} GiB free")
     else:

@@ -8,11 +8,15 @@ from pydantic import Field
 
 from backprop_core import devices
 from backprop_core.formats import read, snapshot
-from backprop_core.refs import Record
+from backprop_core.refs import Choice, Record
+from backprop_core.settings import settings
 from backprop_core.specs import DatasetSpec, RunSpec, TrainSpec
-from backprop_core.training import presets
-from backprop_core.training.defaults import SAFE, Choice, Data, choose, data_of
+from backprop_core.store import Store
+from backprop_core.training import duration, presets
+from backprop_core.training.defaults import SAFE, Data, choose, data_of, trained_on
 from backprop_core.training.memory import GIB, Precision, Setting, Shape, longest, memory, micro_batch
+from tasks.defaults import asked
+from tasks.speed import speed_of
 
 Verdict = Literal["yes", "tightly", "no"]
 
@@ -38,6 +42,7 @@ class Estimate(Record):
     vram_gib: float | None = Field(description="Of the card that was named, or free on the one that is here.")
     ways: list[Way]
     choices: list[Choice]
+    seconds: float | None = Field(description="Of one training, about; None without data, or for a card not here.")
 
 
 def estimate(spec: RunSpec, dataset: DatasetSpec | None, vram_gib: float | None) -> Estimate:
@@ -47,7 +52,10 @@ def estimate(spec: RunSpec, dataset: DatasetSpec | None, vram_gib: float | None)
     data raises.
     """
     shape, training = presets.shape_for(spec.model), asked(spec)
-    free = round(vram_gib * GIB) if vram_gib else devices.free_memory()
+    named, here = (round(vram_gib * GIB) if vram_gib else None), devices.memory()
+    free, total = named or (here and here.free), named or (here and here.total)
+    data = data_in(dataset) if dataset else None
+    chosen = choose(shape, training, data, total)
     precisions: tuple[Precision, ...] = ("fp32",) if training.precision == "fp32" else ("bf16", "nf4")
     settings = [
         Setting(precision=precision, checkpointing=checkpointing, lora=training.lora)
@@ -61,17 +69,15 @@ def estimate(spec: RunSpec, dataset: DatasetSpec | None, vram_gib: float | None)
         tokens=micro_batch(training),
         vram_gib=free and round(free / GIB, 3),
         ways=[way(shape, setting, micro_batch(training), free) for setting in settings],
-        choices=choose(shape, training, data_in(dataset) if dataset else None, free),
+        choices=chosen.choices,
+        seconds=seconds(shape, data, chosen.spec) if data and not named else None,
     )
 
 
-def asked(spec: RunSpec) -> TrainSpec:
-    """How to train, with a quantization that was asked of the model."""
-    from tasks.prepare import precision_of
-
-    if spec.model.quantization == "none":
-        return spec.training
-    return spec.training.model_copy(update={"precision": precision_of(spec, "cuda")})
+def seconds(shape: Shape, data: Data, training: TrainSpec) -> float | None:
+    """How long one training takes on the device that is here, about."""
+    speed = speed_of("cuda" if devices.visible_gpus() else "cpu", Store(settings().store_path))
+    return speed and round(duration.seconds(duration.training_flops(shape.parameters, data, training), speed), 1)
 
 
 def way(shape: Shape, setting: Setting, tokens: int, free: int | None) -> Way:
@@ -98,6 +104,6 @@ def preset_fields(name: str) -> dict[str, Any]:
 
 
 def data_in(dataset: DatasetSpec) -> Data:
-    """What a dataset holds, by reading it."""
+    """What a run on a dataset trains on, by reading it."""
     with TemporaryDirectory() as scratch:
-        return data_of(read(snapshot(dataset.path, scratch=Path(scratch)), dataset).rows)
+        return trained_on(data_of(read(snapshot(dataset.path, scratch=Path(scratch)), dataset).rows), dataset)

@@ -17,11 +17,15 @@ from backprop_core.refs import AdapterRef, DatasetRef, Record, RowsRef, StageRec
 from backprop_core.settings import settings
 from backprop_core.specs import RunSpec, TrainSpec
 from backprop_core.store import Store
+from backprop_core.training import duration
+from backprop_core.training.defaults import HELDOUT_SHARE, Data
 from backprop_core.training.memory import GIB, Setting, Shape, memory, micro_batch
 from backprop_core.training.presets import shape_for
 from tasks import prepare
+from tasks.defaults import data_in
 from tasks.policy import Records, UnfitRecord, is_recorded, read_result
 from tasks.run import Run
+from tasks.speed import speed_of
 
 R = TypeVar("R", bound=BaseModel)
 BITS = {  # of a weight in a GGUF file, about
@@ -38,6 +42,7 @@ class Plan(Record):
     device: str
     vram: float | None = Field(description="At the peak of a step; None on the CPU, or for a model not known by size.")
     vram_free: float | None
+    seconds: float | None = Field(description="Of training and scoring, about; None where no speed could be measured.")
     disk: float | None = Field(description="Of what is written, about; None for a model not known by size.")
     disk_free: float
 
@@ -120,12 +125,13 @@ def plan(flow: str, spec: RunSpec, body: Callable[[Run], object], *, fresh: bool
         lookup = Lookup(prepared, store, fresh=fresh)
         body(lookup)
         training, shape = prepared.spec.training, known_shape(prepared)
-        free = devices.free_memory() if training.device == "cuda" else None
+        card = devices.memory() if training.device == "cuda" else None
         return Plan(
             stages=lookup.stages,
             device=training.device,
             vram=gib(vram(shape, training)) if shape and training.device == "cuda" else None,
-            vram_free=None if free is None else gib(free),
+            vram_free=gib(card.free) if card else None,
+            seconds=seconds(shape, prepared, lookup) if shape else None,
             disk=gib(disk(shape, training, lookup)) if shape else None,
             disk_free=gib(shutil.disk_usage(store.root).free),
         )
@@ -138,6 +144,30 @@ def known_shape(prepared: prepare.Prepared) -> Shape | None:
         return shape_for(prepared.spec.model)
     except ArchitectureUnsupported:
         return None
+
+
+def seconds(shape: Shape, prepared: prepare.Prepared, lookup: Lookup) -> float | None:
+    """What the training and scoring that are left take on this machine, about; one dataset counts as another."""
+    spec, todo = prepared.spec, [stage.stage for stage in lookup.stages if not stage.cached]
+    trainings, scorings = todo.count("train"), todo.count("evaluate")
+    if not trainings + scorings:
+        return 0.0
+    sources = zip(prepared.sources, spec.datasets, strict=True)
+    data = [one for source, dataset in sources if (one := data_in(source.data, dataset, lookup.store))]
+    speed = speed_of(spec.training.device, lookup.store)
+    if not data or speed is None:
+        return None
+    flops = [
+        trainings * duration.training_flops(shape.parameters, one, spec.training)
+        + scorings * duration.scoring_flops(shape.parameters, one, spec.training, heldout_rows(one, spec))
+        for one in data
+    ]
+    return round(duration.seconds(sum(flops) / len(flops), speed), 1)
+
+
+def heldout_rows(data: Data, spec: RunSpec) -> int:
+    """Rows that one cell of the matrix scores, about."""
+    return min(data.examples // (HELDOUT_SHARE - 1), spec.evaluation.heldout_max)
 
 
 def vram(shape: Shape, training: TrainSpec) -> int:

@@ -3,23 +3,23 @@
 import logging
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field
 
 from backprop_core import base as bases
-from backprop_core import devices
 from backprop_core.errors import ConfigInvalid, LineConflict, OllamaUnreachable, RefAmbiguous, RunUnknown
 from backprop_core.extras import QLORA, require
 from backprop_core.formats import snapshot
 from backprop_core.gguf.support import check_supported
 from backprop_core.keys import digest_of, part
 from backprop_core.lines import Lines, LineVersion, Live
-from backprop_core.refs import AdapterRef, BaseRef, Located, Record, RunResult, SourceRef
+from backprop_core.refs import AdapterRef, BaseRef, Choice, Located, Record, RunResult, SourceRef
 from backprop_core.specs import DatasetSpec, ExportSpec, LoraSpec, MergeSpec, ModelSpec, RunSpec, TrainSpec
 from backprop_core.store import Store, write_atomic
 from backprop_core.training import variants
+from tasks.defaults import decide
 
 log = logging.getLogger(__name__)
 WITHOUT_LLAMA = {"f32", "f16", "bf16", "q8_0"}  # GGUF types that need no llama.cpp
@@ -40,6 +40,7 @@ class Prepared(Record):
     format: Literal[1] = 1
     flow: str
     spec: RunSpec
+    defaults: list[Choice] = Field(default_factory=list, description="What of the spec was chosen, and why.")
     base: BaseRef
     sources: list[Source]
     watch: list[Source]
@@ -57,7 +58,7 @@ class Prepared(Record):
 def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
     """Find the base and the data, refuse what cannot work, resolve what was left open.
 
-    Raises the coded errors of `base`, `formats`, `gguf`, `lines`, `devices`, `variants` and `extras`.
+    Raises the coded errors of `base`, `formats`, `gguf`, `lines`, `variants`, `extras` and `tasks.defaults`.
     """
     live = Lines(store).live(spec.line) if flow == "retrain" else None
     if live:
@@ -65,13 +66,15 @@ def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
     base = live.version.base if live and spec.model == ModelSpec() else bases.resolve(spec.model, store)
     Lines(store).check_base(spec.line, base)
     check_export(base, spec, store)
-    spec = resolve(spec, base)
+    sources = [source(dataset, store, task=spec.line if flow == "retrain" else None) for dataset in spec.datasets]
+    spec, chosen = decide(spec, base, [source.data for source in sources], store, later=live is not None)
     check_training(spec.training, continues=live is not None or len(spec.datasets) > 1)
     return Prepared(
         flow=flow,
         spec=spec,
+        defaults=chosen,
         base=base,
-        sources=[source(dataset, store, task=spec.line if flow == "retrain" else None) for dataset in spec.datasets],
+        sources=sources,
         watch=[source(dataset, store) for dataset in spec.evaluation.watch],
         live=live,
     )
@@ -82,16 +85,19 @@ def continued(spec: RunSpec, live: Live) -> RunSpec:
 
     What is left at its default is not asked.
     """
-    version, merge, default = live.version, spec.merge, MergeSpec()
-    for name, asked, usual, own in [
-        ("training.lora", spec.training.lora, LoraSpec(), version.lora),
+    version, merge, default, lora = live.version, spec.merge, MergeSpec(), LoraSpec.model_fields
+    for name, value, usual, own in [
+        *(
+            (f"training.lora.{name}", getattr(spec.training.lora, name), field.default, getattr(version.lora, name))
+            for name, field in lora.items()
+        ),
         ("merge.strategy", merge.strategy, default.strategy, version.merge.strategy),
         ("merge.merge_a", merge.merge_a, default.merge_a, version.merge.merge_a),
         ("merge.lambda", merge.weight, default.weight, version.merge.weight),
     ]:
-        if asked not in (usual, own):
+        if value not in (usual, own):
             raise LineConflict(
-                f"line {spec.line} has another {name} than {asked}: {own}", hint="leave it out, or start another line"
+                f"line {spec.line} has another {name} than {value}: {own}", hint="leave it out, or start another line"
             )
     return spec.model_copy(
         update={
@@ -193,31 +199,6 @@ def check_ollama(name: str, spec: RunSpec, store: Store) -> None:
             claim(name, server, store)
     except OllamaUnreachable as error:
         log.warning("%s", error.message)
-
-
-def resolve(spec: RunSpec, base: BaseRef) -> RunSpec:
-    """The spec with device, precision and the base's commit filled in."""
-    device = devices.resolve(spec.training.device)
-    precision = precision_of(spec, device)
-    return spec.model_copy(
-        update={
-            "model": spec.model.model_copy(update={"name": base.name, "revision": base.revision}),
-            "training": spec.training.model_copy(update={"device": device, "precision": precision}),
-        }
-    )
-
-
-def precision_of(spec: RunSpec, device: Literal["cpu", "cuda"]) -> str:
-    """The precision of the base's weights while it trains. Raises ConfigInvalid if it is asked for in two ways."""
-    asked = spec.training.precision
-    if spec.model.quantization == "none":
-        return {"cpu": "fp32", "cuda": "bf16"}[device] if asked == "auto" else asked
-    if asked not in ("auto", spec.model.quantization):
-        raise ConfigInvalid(
-            f"model.quantization={spec.model.quantization} and training.precision={asked} contradict each other",
-            hint="leave one of them out",
-        )
-    return spec.model.quantization
 
 
 def source(dataset: DatasetSpec, store: Store, *, task: str | None = None) -> Source:

@@ -161,6 +161,9 @@ class Run:
     def __enter__(self) -> Self:
         prepare.save(self.prepared, self.run_id, self.store)
         log.info("run_started run_id=%s", self.run_id)
+        for choice in self.prepared.defaults:
+            if choice.field == "training.device":
+                log.info("training runs on the CPU: %s", choice.reason)
         return self
 
     def __exit__(self, _: object, error: BaseException | None, trace: object) -> None:
@@ -277,6 +280,7 @@ class Run:
             status=status,
             reason=self._reason,
             spec=self.spec.model_dump(mode="json"),
+            defaults=self.prepared.defaults,
             base=BaseRecord(**self.base.model_dump()),
             runs=self.runs,
             evaluation=self.evaluation,

@@ -24,8 +24,8 @@ def chosen(
     **given: Any,
 ) -> dict[str, Any]:
     """Field → value, each with a reason."""
-    data = Data(examples=examples, label_tokens=labels, length=length)
-    choices = choose(PRESETS[name].shape, TrainSpec(**given), data, free and round(free * GIB))
+    data = Data(examples=examples, tokens=labels, label_tokens=labels, length=length)
+    choices = choose(PRESETS[name].shape, TrainSpec(**given), data, free and round(free * GIB)).choices
     assert all(choice.reason for choice in choices)
     return {choice.field.removeprefix("training."): choice.value for choice in choices}
 
@@ -42,7 +42,7 @@ def test_learning_rate_by_size(name: str, rate: float) -> None:
 def test_learning_rate_of_a_large_model() -> None:
     """From 27B 1e-4."""
     large = QWEN.model_copy(update={"num_hidden_layers": 112})
-    rates = {choice.field: choice.value for choice in choose(large, TrainSpec(), None, None)}
+    rates = {choice.field: choice.value for choice in choose(large, TrainSpec(), None, None).choices}
     assert large.parameters > 27e9 and rates["training.learning_rate"] == 1e-4
 
 
@@ -106,7 +106,9 @@ def test_what_is_given_stays() -> None:
 
 def test_without_data_or_gpu() -> None:
     """The defaults of a run stand, whatever the model."""
-    made = {choice.field.removeprefix("training."): choice.value for choice in choose(QWEN, TrainSpec(), None, None)}
+    made = {
+        choice.field.removeprefix("training."): choice.value for choice in choose(QWEN, TrainSpec(), None, None).choices
+    }
     spec = TrainSpec()
     assert (made.pop("lora.rank"), made.pop("lora.alpha")) == (spec.lora.rank, spec.lora.alpha)
     assert made.pop("lora.target_modules") == spec.lora.target_modules

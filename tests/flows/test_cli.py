@@ -18,6 +18,7 @@ from backprop_core.refs import RunResult
 from flows import cli
 
 Capture = pytest.CaptureFixture[str]
+EXPECTED = r"run_started run_id=|training runs on the CPU|^\w+.* \([\d.]+ s\)$"  # on stderr, when all is well
 
 
 @pytest.fixture(autouse=True)
@@ -173,7 +174,9 @@ def test_a_run_from_the_command_line(base: Path, data: list[str]) -> None:
         assert group_is_empty(process.pid)
     result = RunResult.model_validate_json(out)
     assert (process.returncode, result.status, out.count("\n")) == (0, "finished", 1)
-    assert [line for line in err.splitlines() if not re.search(r"run_started run_id=|^\w+.* \([\d.]+ s\)$", line)] == []
+    chosen = [choice.field for choice in result.defaults]
+    assert "training.learning_rate" in chosen and "training.lora.rank" not in chosen
+    assert [line for line in err.splitlines() if not re.search(EXPECTED, line)] == []
     listed = subprocess.run([sys.executable, "-m", "flows", "list-runs"], capture_output=True, text=True)
     assert result.run_id[:12] in listed.stdout and "finished" in listed.stdout
 

@@ -49,6 +49,7 @@ def test_settings_are_read(capsys: Capture, data: list[str]) -> None:
     assert other["lora_parameters"] == 2 * plain["lora_parameters"]
     assert (plain["tokens"], other["tokens"]) == (4096, 8192)
     assert {way["precision"] for way in other["ways"]} == {"fp32"}
+    assert plain["seconds"] is None and other["seconds"] > 0
     chosen = {choice["field"]: choice for choice in other["choices"]}
     assert chosen["training.lora.rank"]["reason"] == "given" and chosen["training.batch_size"]["value"] == 2
     nf4 = estimated(capsys, "--model", "llama-3.2-1b", "--vram", "80", "--set", "model.quantization=nf4")

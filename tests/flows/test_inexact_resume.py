@@ -10,6 +10,7 @@ from backprop_core.specs import RunSpec
 from backprop_core.store import Store
 from flows.cli.flags import Flags
 from tasks import prepare
+from tasks.defaults import decide
 from tests.core import nano
 
 
@@ -41,11 +42,17 @@ def test_a_resumed_run_that_may_is_the_same_run(prepared: prepare.Prepared) -> N
     assert one == other
 
 
-def test_quantization_is_a_precision(prepared: prepare.Prepared) -> None:
+def test_quantization_is_a_precision(prepared: prepare.Prepared, tmp_path: Path) -> None:
     """model.quantization=nf4 trains in nf4, and contradicts another precision."""
+
+    def precision(spec: RunSpec) -> str:
+        sources = [source.data for source in prepared.sources]
+        resolved, _ = decide(spec, prepared.base, sources, Store(tmp_path / "store"), later=False)
+        return resolved.training.precision
+
     spec = prepared.spec.model_copy(update={"model": prepared.spec.model.model_copy(update={"quantization": "nf4"})})
     with pytest.raises(ConfigInvalid, match="precision=fp32"):  # that is what it had been resolved to
-        prepare.resolve(spec, prepared.base)
-    auto = spec.model_copy(update={"training": spec.training.model_copy(update={"precision": "auto"})})
-    assert prepare.resolve(auto, prepared.base).training.precision == "nf4"
-    assert prepare.resolve(prepare.resolve(auto, prepared.base), prepared.base).training.precision == "nf4"
+        precision(spec)
+    for asked in ("auto", "nf4"):
+        training = spec.training.model_copy(update={"precision": asked})
+        assert precision(spec.model_copy(update={"training": training})) == "nf4"

@@ -46,9 +46,9 @@ def test_a_plan_is_what_happens(spec: RunSpec) -> None:
     result = carried_out(spec)
     after = planned(spec)
     assert [stage.stage for stage in before.stages] == [stage.stage for stage in result.stages]
-    assert not any(stage.cached for stage in before.stages) and before.disk
+    assert not any(stage.cached for stage in before.stages) and before.disk and before.seconds
     assert [stage.key for stage in after.stages] == [stage.key for stage in result.stages]
-    assert todo(after) == [] and after.disk == 0
+    assert todo(after) == [] and after.disk == after.seconds == 0
     third = planned(spec, datasets=[*spec.datasets, spec.datasets[0].model_copy(update={"task": "again"})])
     assert todo(third)[:5] == ["curate", "evaluate", "train", "merge", "evaluate"] and todo(third).count("train") == 1
     sequential = todo(planned(spec, merge=MergeSpec(strategy="sequential")))
@@ -63,7 +63,8 @@ def test_a_plan_does_nothing(spec: RunSpec, home: Path, data: list[str], capsys:
     made = Plan.model_validate_json(capsys.readouterr().out)
     assert todo(made)[:3] == ["curate", "evaluate", "train"] and made.stages[-1].stage in ("convert", "fidelity")
     assert cli.main(words) == 0
-    assert "would run" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "would run" in out and "time  under a minute on this" in out
     left = {path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file()}
     assert [name for name in left if not name.startswith("store/")] == []
     assert not any((home / "store" / name).exists() for name in ("artifacts", "runs", "cache"))
@@ -80,8 +81,9 @@ def test_what_a_plan_needs() -> None:
     spec = TrainSpec(precision="bf16", gradient_checkpointing="on")
     takes = vram(PRESETS["qwen2.5-7b"].shape, spec) / GIB
     assert takes == pytest.approx(18.7, abs=0.1)
-    made = Plan(stages=[], device="cuda", vram=takes, vram_free=80, disk=None, disk_free=100)
+    made = Plan(stages=[], device="cuda", vram=takes, vram_free=80, seconds=None, disk=None, disk_free=100)
     assert [str(line) for line in tables.needs(made)] == [
+        "time  not known",
         "VRAM  18.7 GiB, 80.0 GiB free",
         "disk  not known for a model of this kind, 100.0 GiB free",
     ]

@@ -1,0 +1,129 @@
+"""What a run's spec leaves open, filled in before anything is computed: device, precision, and all of `training`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from backprop_core import base as bases
+from backprop_core import devices
+from backprop_core.errors import (
+    ArchitectureUnsupported,
+    ConfigInvalid,
+    FormatUnknown,
+    GPUNotAvailable,
+    InputNotFound,
+    InputValidationFailed,
+    ModelLoadFailed,
+    NoRows,
+)
+from backprop_core.formats import read
+from backprop_core.keys import digest_of
+from backprop_core.refs import BaseRef, Choice, SourceRef
+from backprop_core.settings import settings
+from backprop_core.specs import DatasetSpec, RunSpec, TrainSpec
+from backprop_core.store import Store, write_atomic
+from backprop_core.training import duration
+from backprop_core.training.defaults import GIVEN, Chosen, Data, choose, data_of, together, trained_on
+from backprop_core.training.memory import Shape, shape_of
+
+VERSION = 1  # of the notes on what data holds
+CPU_SECONDS = 30 * 60  # longer than this a CPU trains only if it is told to
+SLOW = 1e10  # FLOP/s of a matrix product: what is short even there need not be measured
+UNREADABLE = (ConfigInvalid, FormatUnknown, InputNotFound, InputValidationFailed, NoRows)
+
+
+def decide(
+    spec: RunSpec, base: BaseRef, sources: Sequence[SourceRef], store: Store, *, later: bool
+) -> tuple[RunSpec, list[Choice]]:
+    """The complete spec, and what of it was chosen and why. `later`: the run continues a line.
+
+    What depends on memory goes by all that the card has, not by what happens to be free: the same command has the same
+    cache keys. Raises GPUNotAvailable, ConfigInvalid.
+    """
+    directory, _ = bases.locate(base.name, base.revision)
+    shape, data = known_shape(directory), [data_in(*each, store) for each in zip(sources, spec.datasets, strict=True)]
+    no_gpu = None if spec.training.device == "cpu" else devices.missing_gpu(own_torch=not settings().worker_python)
+    if no_gpu and spec.training.device == "cuda":
+        raise no_gpu
+    device: Literal["cpu", "cuda"] = "cpu" if no_gpu or spec.training.device == "cpu" else "cuda"
+    training, choices = filled(shape, asked(spec), data, device, later=later)
+    if no_gpu:
+        size = shape.parameters if shape else about_parameters(directory)
+        choices = [on_the_cpu(size, training, data, no_gpu), *choices]
+    training = training.model_copy(update={"device": device, "precision": precision_of(spec, training, device)})
+    model = spec.model.model_copy(update={"name": base.name, "revision": base.revision})
+    return spec.model_copy(update={"model": model, "training": training}), choices
+
+
+def filled(
+    shape: Shape | None, given: TrainSpec, data: Sequence[Data | None], device: str, *, later: bool
+) -> tuple[TrainSpec, list[Choice]]:
+    """`given` and what is chosen for it; a model whose shape is not known is trained as the spec's defaults say."""
+    if shape is None:
+        return given, []
+    memory = devices.memory() if device == "cuda" else None
+    known = [one for one in data if one]
+    made: Chosen = choose(shape, given, together(known) if known else None, memory and memory.total, later=later)
+    return made.spec, [choice for choice in made.choices if choice.reason != GIVEN and choice.value != "auto"]
+
+
+def known_shape(directory: Path) -> Shape | None:
+    """What the model's config.json says of its size; None for a kind that is not known."""
+    try:
+        return shape_of(directory.name, bases.read_json(directory / "config.json"))
+    except (ArchitectureUnsupported, ModelLoadFailed):
+        return None
+
+
+def about_parameters(directory: Path) -> int:
+    """By the size of the weights, as if they were bf16."""
+    return sum(file.stat().st_size for file in bases.weights(directory)) // 2
+
+
+def data_in(source: SourceRef, dataset: DatasetSpec, store: Store) -> Data | None:
+    """What a run on this dataset trains on, noted for the next time; None if it cannot be read, as curation will say.
+
+    Then the failure is in the run's record, with everything else that it was asked to do.
+    """
+    key = digest_of([VERSION, source.digest, dataset.format, dataset.columns, dataset.max_bad_rows])
+    note = store.note("data", key)
+    if not note.is_file():
+        try:
+            found = data_of(read(source, dataset).rows)
+        except UNREADABLE:
+            return None
+        write_atomic(note, found.model_dump_json())
+    return trained_on(Data.model_validate_json(note.read_bytes()), dataset)
+
+
+def on_the_cpu(parameters: int, training: TrainSpec, data: Sequence[Data | None], no_gpu: GPUNotAvailable) -> Choice:
+    """Train on the CPU where that is a matter of minutes. Raises GPUNotAvailable where it is not."""
+    flops = sum(duration.training_flops(parameters, one, training) for one in data if one)
+    takes = duration.seconds(flops, SLOW)
+    if takes > CPU_SECONDS:
+        takes = duration.seconds(flops, duration.cpu_speed())
+    if takes > CPU_SECONDS:
+        raise GPUNotAvailable(
+            f"{no_gpu.message}, and training takes about {takes / 3600:.1f} h on this CPU", hint=no_gpu.hint
+        )
+    return Choice(field="training.device", value="cpu", reason=f"{no_gpu.message}; it takes less than half an hour")
+
+
+def asked(spec: RunSpec) -> TrainSpec:
+    """How to train, with a quantization that was asked of the model."""
+    if spec.model.quantization == "none":
+        return spec.training
+    return spec.training.model_copy(update={"precision": precision_of(spec, spec.training, "cuda")})
+
+
+def precision_of(spec: RunSpec, training: TrainSpec, device: Literal["cpu", "cuda"]) -> str:
+    """The precision of the base's weights while it trains. Raises ConfigInvalid if it is asked for in two ways."""
+    if spec.model.quantization == "none":
+        return {"cpu": "fp32", "cuda": "bf16"}[device] if training.precision == "auto" else training.precision
+    if training.precision not in ("auto", spec.model.quantization):
+        raise ConfigInvalid(
+            f"model.quantization={spec.model.quantization} and training.precision={training.precision} contradict each "
+            "other",
+            hint="leave one of them out",
+        )
+    return spec.model.quantization

@@ -1,0 +1,51 @@
+"""How fast this machine computes, by a short measurement."""
+
+import subprocess
+import sys
+
+from pydantic import Field
+
+from backprop_core.devices import visible_gpus
+from backprop_core.keys import digest_of
+from backprop_core.refs import Record
+from backprop_core.settings import settings
+from backprop_core.store import Store, write_atomic
+from backprop_core.training.duration import cpu_speed
+
+SECONDS = 120  # that a GPU's measurement may take, the import of torch included
+PRODUCT = """
+import time, torch
+matrix = torch.ones(8192, 8192, dtype=torch.bfloat16, device="cuda")
+best = float("inf")
+for _ in range(6):
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    matrix @ matrix
+    torch.cuda.synchronize()
+    best = min(best, time.perf_counter() - begin)
+print(2 * 8192**3 / best)
+"""
+
+
+class Speed(Record):
+    """A matrix product's, as it was measured once."""
+
+    flops: float = Field(gt=0, description="A second.")
+
+
+def speed_of(device: str, store: Store) -> float | None:
+    """FLOP/s of a matrix product: float32 on the CPU, bf16 on the GPU; None where it cannot be measured.
+
+    A GPU's is measured by a process of its own, since nothing here loads torch, and noted.
+    """
+    if device == "cpu":
+        return cpu_speed()
+    note = store.note("speed", digest_of(visible_gpus()[0]))
+    if not note.is_file():
+        command = [settings().worker_python or sys.executable, "-c", PRODUCT]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True)
+        except (OSError, subprocess.SubprocessError):  # another job may hold all of its memory
+            return None
+        write_atomic(note, Speed(flops=float(done.stdout)).model_dump_json())
+    return Speed.model_validate_json(note.read_bytes()).flops
