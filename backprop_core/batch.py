@@ -56,6 +56,11 @@ def load(base: LoadedBase, rows: RowsRef, *, max_length: int, store: Store) -> l
             "%d of %d examples are longer than %d tokens: cut, %d of them left out",
             *(ref.cut, len(flat["row_e"]) + ref.left_out, max_length, ref.left_out),
         )
+    return items(flat)
+
+
+def items(flat: tokens.Tensors) -> list[Item]:
+    """The examples of flat tensors, each a view of its part of them."""
     ids = torch.split(flat["ids_t"], flat["length_e"].tolist())
     positions = torch.split(flat["at_n"], flat["labels_e"].tolist())
     return [Item(*example) for example in zip(ids, positions, flat["row_e"].tolist(), strict=True)]

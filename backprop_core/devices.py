@@ -20,7 +20,7 @@ def resolve(device: Literal["auto", "cpu", "cuda"], *, own_torch: bool = True) -
 
 def missing_gpu(*, own_torch: bool = True) -> GPUNotAvailable | None:
     """Why no GPU can be used, and what to do; None if one can. With `own_torch` the worker's torch is this one's."""
-    if own_torch and (torch := torch_without_cuda()) and (gpus() or has_driver()):
+    if own_torch and (gpus() or has_driver()) and (torch := torch_without_cuda()):
         return GPUNotAvailable(
             f"an NVIDIA driver is here, but torch {torch} was built without CUDA",
             hint=f"pip install --force-reinstall 'torch=={torch.partition('+')[0]}', or set training.device=cpu",

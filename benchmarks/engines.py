@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backprop_core import chat, model
-from backprop_core.batch import Item, by_budget, collate, item
+from backprop_core import chat, model, tokens
+from backprop_core.batch import Item, by_budget, collate
+from backprop_core.batch import items as items_of
 from backprop_core.specs import LoraSpec, TrainSpec
 from backprop_core.store import Store
 from backprop_core.training.loop import train
@@ -61,7 +62,7 @@ def ours(base: Path, rows: list[Row]) -> Done:
 @torch.inference_mode()
 def loss_of(loaded: model.LoadedBase, rows: list[Row]) -> float:
     """Mean loss per label token."""
-    items = [item(example) for example in chat.encode(loaded.tokenizer, rows, max_length=LENGTH)]
+    items = items_of(tokens.flat(chat.encode(loaded.tokenizer, rows, max_length=LENGTH)))
     groups = by_budget(range(len(items)), [len(one) for one in items], 4096)
     total = sum(float(sum_of_losses(loaded, [items[index] for index in group])) for group in groups)
     return total / sum(len(one.at_n) for one in items)

@@ -179,7 +179,7 @@ def for_memory(shape: Shape, spec: TrainSpec, data: Data | None, card: int | Non
     if fit.setting.checkpointing:
         yield "gradient_checkpointing", "on", "it does not fit without; costs half as many FLOPs again"
     else:
-        yield "gradient_checkpointing", "off", "it fits without"
+        yield "gradient_checkpointing", "auto", "it fits without; only if memory runs out"
     yield "token_budget", token_budget(shape, fit, card), "padded tokens at a time: what fits, one sequence at least"
 
 

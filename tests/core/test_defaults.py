@@ -65,7 +65,7 @@ def test_rank_by_label_tokens(labels: int, rank: int) -> None:
 @pytest.mark.parametrize(
     ("free", "precision", "checkpointing", "length"),
     [
-        (80, "bf16", "off", 2048),
+        (80, "bf16", "auto", 2048),
         (24, "bf16", "on", 2048),
         (16, "nf4", "on", 2048),
         (9.5, "nf4", "on", 1024),
