@@ -7,7 +7,7 @@ import pytest
 from backprop_core.errors import RefAmbiguous, RunUnknown
 from backprop_core.lines import Lines, LineVersion
 from backprop_core.refs import AdapterRef, BaseRef, Located, RunResult
-from backprop_core.specs import DatasetSpec, LoraSpec, RunSpec
+from backprop_core.specs import DatasetSpec, LoraSpec, MergeSpec, RunSpec
 from backprop_core.store import Store, write_atomic
 from tasks.prepare import Prepared, made, save
 
@@ -26,8 +26,14 @@ def add_run(store: Store, run_id: str, digest: str | None) -> None:
 def add_version(store: Store, line: str, run_id: str, digest: str) -> None:
     adapter = AdapterRef(digest=digest, kind="merged")
     version = LineVersion(
-        **{"run_id": run_id, "base": BASE, "lora": LoraSpec(), "strategy": "slao", "tuned": adapter, "merged": adapter},
-        **{"count": 1, "datasets": [], "heldout": {}, "scores": {}},
+        **{
+            "run_id": run_id,
+            "base": BASE,
+            "lora": LoraSpec(),
+            "merge": MergeSpec(),
+            "tuned": adapter,
+        },
+        **{"merged": adapter, "count": 1, "datasets": [], "heldout": {}, "scores": {}},
     )
     Lines(store).append(line, version, after=len(Lines(store).versions(line)))
 
