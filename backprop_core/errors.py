@@ -244,6 +244,12 @@ class DiskFull(BackpropError):
     code, exit_status, retryable = "RUNTIME_DISK_FULL", 2, True
 
 
+class StorageFailed(BackpropError):
+    """The disk, or the network behind it, failed to read or write; a half-written artifact is gone."""
+
+    code, exit_status, retryable = "RUNTIME_STORAGE_FAILED", 2, True
+
+
 class Interrupted(BackpropError):
     """The run was stopped by the user or the system."""
 

@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from backprop_core.errors import ArtifactDamaged, ArtifactMissing, DiskFull
+from backprop_core.errors import ArtifactDamaged, ArtifactMissing, BackpropError, DiskFull, StorageFailed, blank_secrets
 from backprop_core.keys import canonical, digest_of
 from backprop_core.refs import ArtifactRef, Record
 
@@ -37,6 +37,18 @@ MANIFEST = "artifact.json"
 LARGE = 64 * 2**20  # bytes
 FULL = {errno.ENOSPC, errno.EDQUOT}
 Ref = TypeVar("Ref", bound=ArtifactRef)
+
+
+def disk_error(error: BaseException) -> BackpropError | None:
+    """The coded error for what the system says of a full or failing disk, wherever it says so; None for all else."""
+    match error:
+        case OSError(errno=code) if code in FULL:
+            return DiskFull(blank_secrets(f"no space left: {error}"), hint="free some space and run it again")
+        case OSError(errno=errno.EIO):
+            return StorageFailed(
+                blank_secrets(f"the disk failed: {error}"), hint="see what the system's log says, then run it again"
+            )
+    return None
 
 
 class Finding(Record):

@@ -43,7 +43,7 @@ from backprop_core.refs import (
 )
 from backprop_core.settings import Settings, settings
 from backprop_core.specs import RunSpec
-from backprop_core.store import Store
+from backprop_core.store import Store, disk_error
 from backprop_core.worker.handle import Worker
 from tasks import prepare, worker
 from tasks.policy import is_recorded, results
@@ -315,6 +315,7 @@ def as_coded(error: BaseException, run_id: str) -> BackpropError:
             coded = Interrupted(f"run {run_id} was stopped", hint=f"go on with: backprop resume {run_id}")
         case _:
             message = blank_secrets(f"{type(error).__name__}: {error}")
-            coded = Unexpected(message, hint="run it again with --verbose and report what it says")
+            hint = "run it again with --verbose and report what it says"
+            coded = disk_error(error) or Unexpected(message, hint=hint)
     coded.run_id = run_id
     return coded

@@ -17,8 +17,8 @@ from typing import Any, Self, TextIO
 from filelock import FileLock
 from pydantic import BaseModel
 
-from backprop_core.errors import BackpropError, DiskFull, Unexpected, blank_secrets
-from backprop_core.store import FULL, Store, write_atomic
+from backprop_core.errors import BackpropError, Unexpected, blank_secrets
+from backprop_core.store import Store, disk_error, write_atomic
 
 stopping = threading.Event()
 
@@ -105,15 +105,17 @@ def attempt(work: Callable[[], BaseModel]) -> dict[str, Any]:
     try:
         return {"ok": work().model_dump(mode="json")}
     except BackpropError as error:
-        return {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
+        coded = error
     except Exception as error:  # noqa: BLE001 - the worker's outermost frame
-        if isinstance(error, OSError) and error.errno in FULL:  # wherever it was written
-            full = blank_secrets(f"no space left: {error}")
-            return {"error": {"code": DiskFull.code, "message": full, "hint": "free some space and run it again"}}
-        trace = blank_secrets(traceback.format_exc())
-        print(trace, file=sys.stderr, flush=True)
-        message = blank_secrets(f"{type(error).__name__}: {error}")
-        return {"error": {"code": Unexpected.code, "message": message, "hint": f"please report this:\n{trace}"}}
+        coded = disk_error(error) or unexpected(error)
+    return {"error": {"code": coded.code, "message": coded.message, "hint": coded.hint}}
+
+
+def unexpected(error: Exception) -> Unexpected:
+    """What nobody thought of, with its traceback, which goes to the log too."""
+    trace = blank_secrets("".join(traceback.format_exception(error)))
+    print(trace, file=sys.stderr, flush=True)
+    return Unexpected(blank_secrets(f"{type(error).__name__}: {error}"), hint=f"please report this:\n{trace}")
 
 
 if __name__ == "__main__":

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from backprop_core.errors import Interrupted
+from backprop_core.errors import Interrupted, rebuild
 from backprop_core.worker.main import attempt
 from tests.core.broken_disk import broken
 from tests.faults.small_job import STEPS, SmallJob
 
 EVERY = "BACKPROP_FAULTS" in os.environ  # `make faults`
 PAGE = 4096
+CODES = {errno.ENOSPC: "RUNTIME_DISK_FULL", errno.EIO: "RUNTIME_STORAGE_FAILED"}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def assert_goes_on(job: SmallJob, digest: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names open files by /proc")
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
+@pytest.mark.parametrize("code", CODES, ids=errno.errorcode.get)
 def test_any_operation_of_a_training_may_fail(world, tmp_path, digest, code):
     """One write, fsync, rename, open or mkdir in the store fails, in a checkpoint or in the commit; run again."""
     total = operations_of_a_training(world / "base", tmp_path / "count")
@@ -56,7 +57,7 @@ def test_any_operation_of_a_training_may_fail(world, tmp_path, digest, code):
         job = SmallJob(world / "base", tmp_path / str(n))
         with broken(job.store.root, n, code):
             error = attempt(job.train)["error"]
-        assert error["code"] == ("RUNTIME_DISK_FULL" if code == errno.ENOSPC else "RUNTIME_UNEXPECTED"), error
+        assert error["code"] == CODES[code] and rebuild(**error).retryable, error
         assert list(job.store.check()) == []
         assert_goes_on(job, digest)
         shutil.rmtree(job.store.root)

@@ -4,11 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from backprop_core.errors import ConfigInvalid
+from backprop_core.errors import CheckpointInvalid, ConfigInvalid
 from backprop_core.keys import stage_parts
-from backprop_core.specs import RunSpec
+from backprop_core.settings import settings
+from backprop_core.specs import LoraSpec, RunSpec, TrainSpec
 from backprop_core.store import Store
+from backprop_core.training import checkpoint
+from backprop_core.training.checkpoint import Checkpoint
+from flows import start
 from flows.cli.flags import Flags
+from flows.train import train
 from tasks import prepare
 from tasks.defaults import decide
 from tests.core import nano
@@ -56,3 +61,19 @@ def test_quantization_is_a_precision(prepared: prepare.Prepared, tmp_path: Path)
     for asked in ("auto", "nf4"):
         training = spec.training.model_copy(update={"precision": asked})
         assert precision(spec.model_copy(update={"training": training})) == "nf4"
+
+
+@pytest.mark.usefixtures("prefect", "home")
+def test_fresh_removes_the_checkpoints_of_the_key(base: Path, data: list[str]) -> None:
+    """A checkpoint of another machine stops a run; --fresh, as the hint says, begins again and leaves none behind."""
+    training = TrainSpec(steps=2, batch_size=8, lora=LoraSpec(rank=4))
+    spec = RunSpec.model_validate({"model": {"name": str(base)}, "datasets": [{"path": data[0]}], "training": training})
+    train(data[0], model=str(base), training=training.model_copy(update={"steps": 1}))  # curates: the key is known now
+    [stage] = [stage for stage in start.plan("train", spec, fresh=False).stages if stage.stage == "train"]
+    folder = Store(settings().store_path).checkpoints(stage.key)
+    checkpoint.save(Checkpoint(1, {"fingerprint": {"torch": "0.1"}}, {}), folder, keep=2)
+    with pytest.raises(CheckpointInvalid, match=r"torch was 0\.1") as caught:
+        train(data[0], model=str(base), training=training)
+    assert "--fresh" in caught.value.hint and folder.is_dir()
+    assert train(data[0], model=str(base), training=training, fresh=True).runs[0].steps == 2
+    assert not folder.exists()
