@@ -53,7 +53,7 @@ def base_rows() -> list[Exchange]:
     return rows
 
 
-def make_tokenizer(rows: list[Exchange]) -> Tokenizer:
+def make_tokenizer(rows: list[Exchange], vocabulary: int = VOCABULARY) -> Tokenizer:
     """Byte-level BPE, split like Qwen2's, without a token at the start of a text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -65,7 +65,7 @@ def make_tokenizer(rows: list[Exchange]) -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         special_tokens=SPECIAL,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -161,21 +161,22 @@ def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     ]
 
 
-def rates(steps: int) -> Iterator[float]:
-    """Learning rate of every step: a linear warm-up, then a cosine down to the floor."""
+def rates(steps: int, peak: float) -> Iterator[float]:
+    """Learning rate of every step: a linear warm-up to the peak, then a cosine down to the floor."""
     warmup = max(1, int(steps * WARMUP))
     for step in range(steps):
         progress = max(0, step - warmup) / (steps - warmup)
         share = min((step + 1) / warmup, (1 + math.cos(math.pi * progress)) / 2)
-        yield LEARNING_RATE * max(share, FLOOR)
+        yield peak * max(share, FLOOR)
 
 
-def train(model: LlamaForCausalLM, examples: list[Example]) -> None:
+def train(
+    model: LlamaForCausalLM, examples: list[Example], opts: list[torch.optim.Optimizer], peak: float = LEARNING_RATE
+) -> None:
     """One epoch."""
     model.train()
-    opts = optimizers(model)
     plan = batches(examples, Random(SEED))
-    for step, (batch, rate) in enumerate(zip(plan, rates(len(plan)), strict=True), 1):
+    for step, (batch, rate) in enumerate(zip(plan, rates(len(plan), peak), strict=True), 1):
         logits, labels, _ = predict(model, batch)
         loss = cross_entropy(logits, labels)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -207,7 +208,7 @@ def make_base(directory: Path) -> None:
     write_tokenizer(make_tokenizer(rows), directory)
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = make_model()
-    train(model, encode(tokenizer, rows))
+    train(model, encode(tokenizer, rows), optimizers(model))
     write_model(model, directory)
     print_scores(directory)
 

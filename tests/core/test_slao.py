@@ -54,11 +54,14 @@ def test_raw_qr_would_not_do() -> None:
     assert close(slao.orthonormal_rows(positive), gram_schmidt(positive.numpy()))
 
 
-def test_five_runs_equal_the_float64_oracle() -> None:
-    """A_merged is the last A; B_merged follows B += (B_tuned - B)/sqrt(i) to 1e-6 over five runs."""
-    merged, expected = None, np.zeros((6, 4))
-    for i in range(1, 6):
-        run = tuned(i)
+def test_twenty_runs_equal_the_float64_oracle() -> None:
+    """Over twenty runs started as SLAO starts them, A is the last one and B += (B_tuned - B)/sqrt(i), to 1e-6."""
+    merged, expected, run = None, np.zeros((6, 4)), tuned(0)
+    for i in range(1, 21):
+        start = slao.start_from(run)
+        assert close(start[A], gram_schmidt(run[A].numpy()))
+        assert torch.allclose(start[A] @ start[A].T, torch.eye(4), atol=1e-5)
+        run = {key: tensor + 0.3 * tuned(i)[key] for key, tensor in start.items()}  # what training does, in short
         merged = slao.merge(merged, run, run=i)
         expected = expected + (run[B].double().numpy() - expected) / math.sqrt(i)
         assert torch.equal(merged[A], run[A])
@@ -142,6 +145,19 @@ def test_embeddings_follow_the_rule_of_their_factor() -> None:
     assert torch.equal(merged[EMBED_A], plain[A])
     assert torch.equal(merged[EMBED_B], plain[B])
     assert torch.equal(slao.start_from(first)[EMBED_A], slao.start_from(tuned(1))[A])
+
+
+@pytest.mark.parametrize("names", [(A, B), (EMBED_A, EMBED_B)])
+def test_a_kept_start_has_the_function_of_the_tuned(names: tuple[str, str]) -> None:
+    """With B·Rᵀ the product is the tuned one to a relative 1e-6, from the same A; without it is another."""
+    a, b = names
+    before = {a: tuned(1)[A], b: tuned(1)[B]}
+    product = (before[b].double() @ before[a].double()).numpy()
+    kept, plain = slao.start_from(before, keep=True), slao.start_from(before)
+    assert torch.equal(kept[a], plain[a])
+    scale = 1 / abs(product).max()
+    assert close(scale * (kept[b].double() @ kept[a].double()), scale * product)
+    assert not close(scale * (plain[b] @ plain[a]), scale * product)
 
 
 @pytest.mark.parametrize("name", ["mlp.up_proj.lora_magnitude_vector", "mlp.up_proj.lora_B.bias", "lm_head.weight"])
