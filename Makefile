@@ -10,7 +10,7 @@ export CMAKE_ARGS ?= -DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF \
 	-DCMAKE_PROJECT_llama_cpp_INCLUDE=$(CURDIR)/deployments/llama_cpp.cmake
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format base data docs bench gpu faults clean
+.PHONY: help demo test check format base data docs bench bench-continual gpu faults clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -49,6 +49,9 @@ docs: $(READY) ## write docs/reference.md again
 bench: $(READY) ## speed and memory against others, as ratios of one run
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m benchmarks.run
+
+bench-continual: $(READY) ## what is forgotten: strategies × learning rates × orders × seeds; stopped, it goes on
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.continual
 
 gpu: $(READY) ## on a machine with a GPU: speed, memory against the estimate, exact resume; writes docs/gpu.md
 	$(BIN)/python -m benchmarks.gpu

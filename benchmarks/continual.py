@@ -10,7 +10,7 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,7 +32,7 @@ TASKS = HERE / "intents"
 
 def main() -> None:
     """Measure every cell, print the table as it grows, keep it."""
-    asked = arguments()
+    asked = arguments(sys.argv[1:])
     plan = planned(asked)
     results: list[Result] = []
     for done, (cell, made) in enumerate(measured(plan, asked.processes), 1):
@@ -41,7 +41,7 @@ def main() -> None:
     table.keep(plan, results, base_scores(plan), asked.tasks)
 
 
-def arguments() -> argparse.Namespace:
+def arguments(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.continual", description="Measure continual learning.")
     parser.add_argument("--tasks", type=Path, default=TASKS, metavar="DIR", help="the tasks (default: intents)")
     parser.add_argument("--model", metavar="M", help="hub id or directory (default: one built from the pool rows)")
@@ -57,7 +57,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--stressed", type=float, default=4e-3, help="learning rate (default: 4e-3)")
     parser.add_argument("--orders", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def planned(asked: argparse.Namespace) -> Plan:

@@ -175,3 +175,17 @@ def test_a_line_that_began_with_pissa_goes_on_as_plain_lora(base, data, lines):
     with pytest.raises(LineConflict, match="pissa"):
         retrain("principal", data[1], training=pissa)
     assert retrain("principal", data[1], training=TrainSpec(**short)).spec["training"]["lora"]["rank"] == 8
+
+
+def test_a_line_keeps_what_its_strategy_and_replay_need(base, lines, tmp_path):
+    """A strategy that merges all tuned adapters finds them in the line, and replay the rows of the nights before."""
+    spec = MergeSpec(strategy="svd", weight="1/i")
+    short = SHORT.model_copy(update={"replay": 0.1})
+    nights = [
+        retrain("all", batch(tmp_path, number), model=str(base), training=short, merge=spec, gate=OPEN)
+        for number in (21, 22)
+    ]
+    assert [[stage.stage for stage in night.stages].count("replay") for night in nights] == [0, 1]
+    live = lines.live("all")
+    assert live.version.merge == spec and live.number == 2
+    assert live.version.earlier == [lines.version("all", 1).tuned]
