@@ -199,6 +199,12 @@ class DeploymentRefused(BackpropError):
     code, exit_status = "DEP_PREFECT_REFUSED", 2
 
 
+class HubUnreachable(BackpropError):
+    """The Hub does not answer, or asks to come back later; what was uploaded is not uploaded again."""
+
+    code, exit_status, retryable = "DEP_HUB_UNREACHABLE", 2, True
+
+
 # RUNTIME_: it was asked rightly and failed
 
 
@@ -236,6 +242,12 @@ class ExportFidelity(BackpropError):
     """An exported file does not answer as the model it came from."""
 
     code, exit_status = "RUNTIME_EXPORT_FIDELITY", 2
+
+
+class HubUploadFailed(BackpropError):
+    """The Hub did not take the files; the repository is as it was."""
+
+    code, exit_status = "RUNTIME_HUB_UPLOAD_FAILED", 2
 
 
 class DiskFull(BackpropError):

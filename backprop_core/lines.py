@@ -81,8 +81,11 @@ class Lines:
         path = self._root / line / "champion"
         return int(path.read_text()) if path.is_file() else None
 
-    def set_champion(self, line: str, number: int) -> None:
-        """Make a version the live one."""
+    def set_champion(self, line: str, number: int | None) -> None:
+        """Make a version the live one, or none."""
+        if number is None:
+            (self._root / line / "champion").unlink(missing_ok=True)
+            return
         self.version(line, number)
         write_atomic(self._root / line / "champion", str(number))
 
@@ -99,21 +102,16 @@ class Lines:
             number = found[-1].parent
         return found[::-1]
 
-    def advance(self, line: str, version: LineVersion, *, champion: int | None) -> int:
-        """Append `version`, made while `champion` was live, and make it the live one; returns its number.
+    def add(self, line: str, version: LineVersion, *, champion: int | None) -> int:
+        """Append `version`, made while `champion` was live; its number. A run that has done so gets the same again.
 
-        A run that has done so before, or half of it, gets its version made live again where nobody else went on.
         Raises LineConflict if the champion is another one by now.
         """
         for number in self.versions(line):
             if self.version(line, number).run_id == version.run_id:
-                break
-        else:
-            self.check_champion(line, champion)
-            number = self.append(line, version, after=(self.versions(line) or [0])[-1])
-        if self.champion(line) == champion:
-            self.set_champion(line, number)
-        return number
+                return number
+        self.check_champion(line, champion)
+        return self.append(line, version, after=(self.versions(line) or [0])[-1])
 
     def check_champion(self, line: str, expected: int | None) -> None:
         """Raise LineConflict unless the line's champion is `expected`."""

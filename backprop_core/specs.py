@@ -25,6 +25,16 @@ class Spec(BaseModel):
             if field.json_schema_extra != NO_KEY and (field.json_schema_extra != KEY_IF_SET or value != field.default)
         }
 
+    def over(self, known: Self) -> Self:
+        """`known`, with the fields of this one that are not at their defaults."""
+        return known.model_copy(
+            update={
+                name: getattr(self, name)
+                for name, field in type(self).model_fields.items()
+                if getattr(self, name) != field.get_default(call_default_factory=True)
+            }
+        )
+
 
 class ModelSpec(Spec):
     """The base model."""
@@ -252,6 +262,16 @@ class ExportSpec(Spec):
     license: Prose | None = Field(None, description="Licence of the served model, as text.", json_schema_extra=NO_KEY)
 
 
+class PublishSpec(Spec):
+    """Where a line's version goes when it goes live: everywhere that is named here, or nowhere."""
+
+    ollama: LineName | None = Field(None, description="Model of Ollama's: the version is its tag vN, and latest.")
+    repo: str | None = Field(None, min_length=3, max_length=96, description="Repository of the Hub, OWNER/NAME.")
+    private: bool = Field(True, description="Whether a repository that is made is private.")
+    gguf: bool = Field(False, description="Put the GGUF files into the repository, too.")
+    keep: int | None = Field(None, ge=1, description="Versions whose files are kept after a release; default: all.")
+
+
 class RunSpec(Spec):
     """Everything that a run asks for: one dataset a LoRA run, merged after each."""
 
@@ -263,6 +283,7 @@ class RunSpec(Spec):
     evaluation: EvaluationSpec = EvaluationSpec()
     gate: GateSpec = GateSpec()
     export: ExportSpec = ExportSpec()
+    publish: PublishSpec = Field(PublishSpec(), json_schema_extra=NO_KEY)
     min_new_rows: int = Field(
         1,
         ge=1,

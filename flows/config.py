@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from backprop_core.errors import BackpropError, ConfigInvalid, InputNotFound, InputValidationFailed, QuantizationUnknown
-from backprop_core.specs import DatasetSpec, ExportSpec, GenerationSpec, LineSpec, RunSpec, Spec
+from backprop_core.specs import DatasetSpec, ExportSpec, GenerationSpec, LineSpec, PublishSpec, RunSpec, Spec
 from flows.fields import ENTRY, children_of, pattern_of, spec_fields
 from flows.values import Path as Place
 from flows.values import parse
@@ -122,12 +122,23 @@ def run_spec(
 
 
 def export_spec(flags: Mapping[str, Any], names: Mapping[str, str]) -> ExportSpec:
-    """What `export` was asked to write, by the fields of `export`. Raises QuantizationUnknown or ConfigInvalid."""
+    """What was asked to be written, by the fields of `export`. Raises QuantizationUnknown or ConfigInvalid."""
+    return part_spec(ExportSpec, "export", flags, names)
+
+
+def publish_spec(flags: Mapping[str, Any], names: Mapping[str, str]) -> PublishSpec:
+    """Where it was asked to go, by the fields of `publish`. Raises ConfigInvalid."""
+    return part_spec(PublishSpec, "publish", flags, names)
+
+
+def part_spec(model: type[S], part: str, flags: Mapping[str, Any], names: Mapping[str, str]) -> S:
+    """One part of a spec out of flags alone; `names` has the flag that an error shall name."""
     draft = Draft()
+    draft.put((part,), {}, "")
     for name, value in flags.items():
         if value is not None:
-            draft.put(("export", name), value, names[name])
-    return validated(ExportSpec, draft, ("export",))
+            draft.put((part, name), value, names[name])
+    return validated(model, draft, (part,))
 
 
 def generation_spec(flags: Mapping[str, str | None]) -> GenerationSpec:

@@ -35,6 +35,9 @@ FLOWS = {  # name of a flow: its module and whether it trains
     "retrain": ("flows.retrain", True),
     "promote": ("flows.promote", False),
     "export": ("flows.export", False),
+    "publish": ("flows.publish", False),
+    "release": ("flows.release", False),
+    "rollback": ("flows.rollback", False),
 }
 DEFAULT = "default"
 FROM_FILE = "file-"  # how the slug of a schedule begins that came from a line's file

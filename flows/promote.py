@@ -7,6 +7,7 @@ from backprop_core.specs import LineName
 from flows.pipeline import pipeline
 from tasks.line import version_of, working_on
 from tasks.prepare import promoted
+from tasks.publishing import advance
 from tasks.run import recorded
 
 
@@ -22,6 +23,7 @@ def promote(ref: str, line: LineName, run_id: str | None = None) -> RunResult:
         run_id: Of an interrupted promotion that shall go on.
     """
     with working_on(line), recorded(lambda store: promoted(ref, line, store), run_id=run_id, fresh=False) as run:
-        run.advance(version_of(run, *pipeline(run)))
+        made = pipeline(run)
+        advance(run, version_of(run, *made), made.heldout[made.datasets[-1].task])
     assert run.outcome is not None
     return run.outcome

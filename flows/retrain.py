@@ -14,12 +14,14 @@ from backprop_core.specs import (
     LineName,
     MergeSpec,
     ModelSpec,
+    PublishSpec,
     RunSpec,
     TrainSpec,
 )
 from flows.pipeline import next_version
 from tasks.line import version_of, working_on
 from tasks.prepare import prepare
+from tasks.publishing import advance
 from tasks.run import recorded
 
 
@@ -34,6 +36,7 @@ def retrain(
     gate: GateSpec = GateSpec(),
     export: ExportSpec = ExportSpec(),
     min_new_rows: Annotated[int, Field(ge=1)] = 1,
+    publish: PublishSpec = PublishSpec(),
     run_id: str | None = None,
     fresh: bool = False,
 ) -> RunResult:
@@ -52,6 +55,7 @@ def retrain(
         gate: When the candidate may go live.
         export: Which GGUF files are made of a version that goes live.
         min_new_rows: With fewer training rows that the line has not learned, the run waits for more: `unchanged`.
+        publish: Where a version goes that goes live; as the champion before it, if nothing is named.
         run_id: Of an interrupted run that shall go on; everything else is then taken from its record.
         fresh: Do every stage again, whatever the cache has.
     """
@@ -65,9 +69,10 @@ def retrain(
         gate=gate,
         export=export,
         min_new_rows=min_new_rows,
+        publish=publish,
     )
     with working_on(line), recorded(lambda store: prepare("retrain", spec, store), run_id=run_id, fresh=fresh) as run:
         if made := next_version(run):
-            run.advance(version_of(run, *made))
+            advance(run, version_of(run, *made), made.heldout[made.datasets[-1].task])
     assert run.outcome is not None
     return run.outcome

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backprop_core.refs import RunResult
-from backprop_core.specs import ExportSpec, RunSpec
+from backprop_core.specs import ExportSpec, PublishSpec, Quantization, RunSpec
 from flows.environment import connected
 from tasks import early
 from tasks.prepare import Prepared
@@ -47,6 +47,7 @@ def call(flow: str, spec: RunSpec, *, fresh: bool) -> RunResult:
             gate=spec.gate,
             export=spec.export,
             min_new_rows=spec.min_new_rows,
+            publish=spec.publish,
             fresh=fresh,
         )
     from flows.multi_run import multi_run
@@ -98,6 +99,30 @@ def promote(ref: str, line: str) -> RunResult:
         return promote(ref, line)
 
 
+def push(ref: str, where: PublishSpec, quantizations: list[Quantization]) -> RunResult:
+    """What an earlier run made, to the Hub. Raises RunUnknown, RefAmbiguous, and what the Hub raises."""
+    with connected():
+        from flows.publish import publish
+
+        return publish(ref, where.repo or "", private=where.private, gguf=quantizations)
+
+
+def release(line: str, publish: PublishSpec, export: ExportSpec) -> RunResult:
+    """A line's champion, out to where it is used. Raises RunUnknown, and what Ollama and the Hub raise."""
+    with connected():
+        from flows.release import release
+
+        return release(line, publish, export)
+
+
+def rollback(line: str, to: int | None) -> RunResult:
+    """An earlier version of a line, live again. Raises RunUnknown, and what Ollama and the Hub raise."""
+    with connected():
+        from flows.rollback import rollback
+
+        return rollback(line, to)
+
+
 def resume(prefix: str, *, inexact: bool = False) -> RunResult:
     """Go on with an interrupted run, from its own record. Raises RunUnknown or RefAmbiguous."""
     run_id, prepared = early.restart(prefix, inexact=inexact)
@@ -119,10 +144,27 @@ def call_again(run_id: str, prepared: Prepared) -> RunResult:
         from flows.promote import promote
 
         return promote(run_id, prepared.spec.line, run_id=run_id)
-    if prepared.flow == "export":
-        from flows.export import export
-
-        return export(run_id)
+    if prepared.flow in ("export", "publish", "release", "rollback"):
+        return ship_again(run_id, prepared)
     from flows.multi_run import multi_run
 
     return multi_run(prepared.spec.datasets, run_id=run_id)
+
+
+def ship_again(run_id: str, prepared: Prepared) -> RunResult:
+    """The same for the flows that ship what others made."""
+    if prepared.flow == "export":
+        from flows.export import export
+
+        return export(run_id, run_id=run_id)
+    if prepared.flow == "publish":
+        from flows.publish import publish
+
+        return publish(run_id, prepared.spec.publish.repo or "", run_id=run_id)
+    if prepared.flow == "release":
+        from flows.release import release
+
+        return release(prepared.spec.line, run_id=run_id)
+    from flows.rollback import rollback
+
+    return rollback(prepared.spec.line, run_id=run_id)

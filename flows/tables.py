@@ -251,6 +251,8 @@ def files_of(result: RunResult) -> Iterator[Text]:
         yield whole_line(f"{file.quantization:<8} {file.path}  {size(file.bytes)}{quality(file.fidelity)}")
     for package in result.packages:
         yield whole_line(f"{package.package:<8} {package.path}  {size(package.bytes)}")
+    if result.hub:
+        yield Text(f"hub      {result.hub['repo']}  commit {result.hub['commit'][:12]}")
     if result.ollama:
         yield Text(f"ollama   {result.ollama['model']}  answers: {one_line(result.ollama['answer'])[:60]}")
 

@@ -11,6 +11,7 @@ from backprop_core.lines import Lines, LineVersion
 from backprop_core.refs import AdapterRef, DatasetRef, RowsRef, Scores, TrainResult
 from backprop_core.settings import Settings, settings
 from backprop_core.store import Store
+from tasks.publishing import recover
 
 if TYPE_CHECKING:
     from tasks.run import Run
@@ -33,7 +34,10 @@ class LineSummary(TypedDict):
 
 @contextmanager
 def working_on(line: str) -> Iterator[None]:
-    """One run at a time continues a line; a second one waits, then goes on from what the first has made."""
+    """One run at a time continues a line; a second one waits, then goes on from what the first has made.
+
+    A release that was interrupted is finished or undone first.
+    """
     lock = Store(settings().store_path).lock(f"line-{line}")
     try:
         lock.acquire(timeout=0)
@@ -41,6 +45,7 @@ def working_on(line: str) -> Iterator[None]:
         log.warning("another run is working on line %s; waiting until it ends", line)
         lock.acquire()
     try:
+        recover(line)
         yield
     finally:
         lock.release()

@@ -3,7 +3,7 @@
 import logging
 import re
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field
@@ -15,11 +15,14 @@ from backprop_core.formats import snapshot
 from backprop_core.gguf.support import check_supported
 from backprop_core.keys import digest_of, part
 from backprop_core.lines import Lines, LineVersion, Live
-from backprop_core.refs import AdapterRef, BaseRef, Choice, Located, Record, RunResult, SourceRef
-from backprop_core.specs import DatasetSpec, ExportSpec, LoraSpec, MergeSpec, ModelSpec, RunSpec, TrainSpec
+from backprop_core.refs import AdapterRef, BaseRef, Choice, Located, Record, RunId, RunResult, SourceRef
+from backprop_core.specs import DatasetSpec, ExportSpec, LoraSpec, MergeSpec, ModelSpec, PublishSpec, RunSpec, TrainSpec
 from backprop_core.store import Store, write_atomic
 from backprop_core.training import variants
 from tasks.defaults import decide
+
+if TYPE_CHECKING:
+    from backprop_core.release import Release
 
 log = logging.getLogger(__name__)
 WITHOUT_LLAMA = {"f32", "f16", "bf16", "q8_0"}  # GGUF types that need no llama.cpp
@@ -45,6 +48,7 @@ class Prepared(Record):
     sources: list[Source]
     watch: list[Source]
     adapter: AdapterRef | None = Field(None, description="The merged adapter that an export writes.")
+    of: RunId | None = Field(None, description="The earlier run whose adapter that is.")
     live: Live | None = Field(None, description="The champion that a retrain continues; None: the line's first run.")
 
     def digest(self) -> str:
@@ -61,8 +65,11 @@ def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
     Raises the coded errors of `base`, `formats`, `gguf`, `lines`, `variants`, `extras` and `tasks.defaults`.
     """
     live = Lines(store).live(spec.line) if flow == "retrain" else None
+    if flow not in ("retrain", "promote") and spec.publish != PublishSpec():
+        raise ConfigInvalid(f"{flow} publishes nothing", hint="promote its run to a line, or retrain a line")
     if live:
         spec = continued(spec, live)
+        spec = still_published(spec, store)
     base = live.version.base if live and spec.model == ModelSpec() else bases.resolve(spec.model, store)
     Lines(store).check_base(spec.line, base)
     check_export(base, spec, store)
@@ -78,6 +85,14 @@ def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
         watch=[source(dataset, store) for dataset in spec.evaluation.watch],
         live=live,
     )
+
+
+def still_published(spec: RunSpec, store: Store) -> RunSpec:
+    """A line whose champion went out goes on going out, to the same places unless others are named."""
+    if spec.publish != PublishSpec() or (known := last_release(spec.line, store)) is None:
+        return spec
+    export = spec.export if spec.export.quantizations else known.export
+    return spec.model_copy(update={"publish": known.publish, "export": export})
 
 
 def continued(spec: RunSpec, live: Live) -> RunSpec:
@@ -107,6 +122,57 @@ def continued(spec: RunSpec, live: Live) -> RunSpec:
     )
 
 
+def published(ref: str, publish: PublishSpec, export: ExportSpec, store: Store) -> Prepared:
+    """What an earlier run made, for a flow that pushes it to the Hub."""
+    earlier = again("publish", ref, export, store)
+    spec = earlier.spec.model_copy(update={"publish": publish})
+    check_repo(publish.repo or "")
+    return earlier.model_copy(update={"spec": spec})
+
+
+def to_release(
+    flow: str, line: str, number: int | None, publish: PublishSpec, export: ExportSpec, store: Store
+) -> Prepared:
+    """A version of a line, for a flow that makes it live; None: the champion.
+
+    What is not said of `publish` and `export` is as it was when the champion was released. Raises RunUnknown, or
+    ConfigInvalid if a release has nowhere to go.
+    """
+    lines = Lines(store)
+    known = last_release(line, store)
+    live = Live(number=number, version=lines.version(line, number)) if number else lines.live(line)
+    if live is None:
+        raise RunUnknown(f"line {line} has no champion", hint="`backprop lines` lists what there is")
+    earlier = load(live.version.run_id, store)
+    spec = earlier.spec.model_copy(
+        update={"line": line, "publish": publish.over(known.publish), "export": export.over(known.export)}
+        if known
+        else {"line": line, "publish": publish, "export": export}
+    )
+    if flow == "release" and not (spec.publish.ollama or spec.publish.repo):
+        raise ConfigInvalid(f"line {line} has nowhere to go", hint="name a place: --ollama NAME or --repo OWNER/NAME")
+    check_export(live.version.base, spec, store)
+    of, adapter = live.version.run_id, live.version.merged
+    return earlier.model_copy(update={"flow": flow, "spec": spec, "adapter": adapter, "of": of, "live": live})
+
+
+def to_rollback(line: str, number: int | None, store: Store) -> Prepared:
+    """A version of a line to be live again, by default the one before its champion. Raises RunUnknown."""
+    live = Lines(store).live(line)
+    before = number or ((live.version.parent or live.number - 1) if live else 0)
+    if not before:
+        raise RunUnknown(f"line {line} has no version before its champion", hint="`backprop lines` lists what there is")
+    return to_release("rollback", line, before, PublishSpec(), ExportSpec(), store)
+
+
+def last_release(line: str, store: Store) -> "Release | None":
+    """How the champion of a line went live; None if only the store knows it."""
+    from backprop_core.release import released
+
+    champion = Lines(store).champion(line)
+    return released(line, champion, store) if champion else None
+
+
 def again(flow: str, run_id: str, export: ExportSpec, store: Store) -> Prepared:
     """What an earlier run started from and made, for a flow that exports it."""
     earlier = made(run_id, store)
@@ -124,13 +190,12 @@ def made(ref: str, store: Store) -> Prepared:
     line, _, version = ref.partition("@")
     if line not in Lines(store).names():
         run_id = full_run_id(ref, store)
-        return load(run_id, store).model_copy(
-            update={"adapter": AdapterRef(digest=merged_of(run_id, store).digest, kind="merged")}
-        )
+        adapter, earlier = AdapterRef(digest=merged_of(run_id, store).digest, kind="merged"), load(run_id, store)
+        return earlier.model_copy(update={"adapter": adapter, "of": earlier.of or run_id})
     if not version and any((store.root / "runs").glob(f"{line}*/spec.json")):
         raise RefAmbiguous(f"{ref} is a line and the start of a run_id", hint="give more digits, or line@version")
     found = version_of(line, version, store)
-    return load(found.run_id, store).model_copy(update={"adapter": found.merged})
+    return load(found.run_id, store).model_copy(update={"adapter": found.merged, "of": found.run_id})
 
 
 def version_of(line: str, version: str, store: Store) -> LineVersion:
@@ -154,7 +219,8 @@ def promoted(ref: str, line: str, store: Store) -> Prepared:
     if earlier.flow not in ("train", "multi-run"):
         raise RunUnknown(f"{ref} is a run of {earlier.flow}", hint="promote what `train` or `multi-run` made")
     Lines(store).check_base(line, earlier.base)
-    spec = earlier.spec.model_copy(update={"line": line})
+    spec = still_published(earlier.spec.model_copy(update={"line": line}), store)
+    check_export(earlier.base, spec, store)
     return earlier.model_copy(update={"flow": "promote", "spec": spec, "live": Lines(store).live(line)})
 
 
@@ -169,8 +235,10 @@ def merged_of(run_id: str, store: Store) -> Located:
 
 def check_export(base: BaseRef, spec: RunSpec, store: Store) -> None:
     """Refuse an export that cannot work before hours of training, not after them."""
-    if spec.export.ollama:
-        check_ollama(spec.export.ollama, spec, store)
+    if spec.publish.repo:
+        check_repo(spec.publish.repo)
+    for name in filter(None, (spec.export.ollama, spec.publish.ollama)):
+        check_ollama(name, spec, store)
     if spec.export.quantizations or "gguf-lora" in spec.export.packages:
         check_supported(bases.local(base, store))
     needed = sorted(set(spec.export.quantizations) - WITHOUT_LLAMA)
@@ -183,6 +251,13 @@ def check_training(training: TrainSpec, *, continues: bool) -> None:
     variants.check(training.lora, precision=training.precision, continues=continues)
     if training.precision == "nf4":
         require(QLORA, what="nf4", extra="qlora")
+
+
+def check_repo(repo: str) -> None:
+    """Raise ConfigInvalid unless it is the id of a repository of the Hub."""
+    from backprop_core.hub import check_repo_id
+
+    check_repo_id(repo)
 
 
 def check_ollama(name: str, spec: RunSpec, store: Store) -> None:

@@ -55,6 +55,7 @@ from tasks.serving import canary, register
 R = TypeVar("R", bound=BaseModel)
 log = logging.getLogger(__name__)
 IN_THE_WORKER = {"train", "merge", "evaluate", "convert", "quantize", "fidelity", "package"}
+Start = Callable[[Store], prepare.Prepared]
 _current: ContextVar["Run"] = ContextVar("run")
 
 
@@ -74,7 +75,7 @@ def child_id(run_id: str, index: int) -> str:
 
 
 @contextmanager
-def recorded(start: Callable[[Store], prepare.Prepared], *, run_id: str | None, fresh: bool) -> Iterator["Run"]:
+def recorded(start: Start, *, run_id: str | None, fresh: bool) -> Iterator["Run"]:
     """A run from its first log line to its result, which is kept whatever happens.
 
     `start` finds out what a new run starts from. With the run_id of an earlier run that one goes on instead, from what
@@ -126,6 +127,7 @@ class Run:
         self.gguf: list[GGUFRecord] = []
         self.packages: list[PackageRecord] = []
         self.ollama: dict[str, str] | None = None
+        self.hub: dict[str, str] | None = None
         self.evaluation: Evaluation | None = None
         self.record = RunJournal(run_id, prepared, config, store)
         self.merged: Located | None = located(prepared.adapter, store) if prepared.adapter else None
@@ -252,11 +254,6 @@ class Run:
             self._verdict = "rejected"
         return report.accepted
 
-    def advance(self, version: LineVersion) -> None:
-        """Make a version of the line, and the live one, of what this run made."""
-        live = self.prepared.live
-        self.version = Lines(self.store).advance(self.spec.line, version, champion=live.number if live else None)
-
     def exported(self, file: GGUFRef, fidelity: Fidelity | None) -> None:
         """Note a GGUF file."""
         self.gguf.append(gguf_record(file, fidelity, self.store))
@@ -289,6 +286,7 @@ class Run:
             gguf=self.gguf,
             packages=self.packages,
             ollama=self.ollama,
+            hub=self.hub,
             stages=self.stages,
             error=ErrorRecord(code=error.code, message=error.message, hint=error.hint, retryable=error.retryable)
             if error

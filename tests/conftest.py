@@ -15,5 +15,6 @@ os.environ |= {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_XET": "1",
 }
 atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)

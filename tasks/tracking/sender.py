@@ -6,8 +6,9 @@ A crash between a chunk and the note of it sends the chunk again. That changes n
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from backprop_core.store import write_atomic
 from tasks.journal import AnyLine, Ended, Started, journal_file, read, retire, sent_file, writer_lock
 from tasks.tracking.connection import connect, experiment_of, prepare, tracking_uri
 from tasks.tracking.record import close, deliver, find_or_create
+from tasks.tracking.registry import is_mirrored, mirror
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -55,13 +57,16 @@ def load_sent(directory: Path, run_id: str, uri: str) -> Sent:
 
 
 def sync(settings: Settings) -> SyncReport:
-    """Send what the journals hold and MLflow has not. Never raises: an outage is in the report."""
+    """Send what MLflow has not, and mirror the lines. Never raises: an outage is in the report."""
     directory = settings.journal_path
-    if not any(unsent(settings)):
+    if not any(unsent(settings)) and is_mirrored(settings):
         return SyncReport(sent=0, waiting=0, error=None)
     try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         with FileLock(directory / "sync.lock").acquire(timeout=2):
             sent, error = send_all(settings)
+            if not error and not is_mirrored(settings):
+                error = attempt(settings, mirror)
     except Timeout:
         sent, error = 0, None  # another process is sending
     return SyncReport(sent=sent, waiting=len(list(unsent(settings))), error=error)
@@ -89,20 +94,18 @@ def send_all(settings: Settings) -> tuple[int, str | None]:
     """How many journals were sent, and what stopped the first that could not be."""
     sent, first_error = 0, None
     for run_id in list(unsent(settings)):
-        error = attempt(settings, run_id)
+        error = attempt(settings, partial(send, run_id=run_id))
         sent += error is None
         first_error = first_error or error
-        if error and attempt(settings, None):
+        if error and attempt(settings, lambda *_: None):
             break
     return sent, first_error
 
 
-def attempt(settings: Settings, run_id: str | None) -> str | None:
-    """Send one journal, or only connect; the error as text. The record never costs the work."""
+def attempt(settings: Settings, work: "Callable[[MlflowClient, Settings], None]") -> str | None:
+    """Connect and do something there; the error as text. The record never costs the work."""
     try:
-        client = connect(settings)
-        if run_id:
-            send(client, settings, run_id)
+        work(connect(settings), settings)
     except Exception as error:  # noqa: BLE001 - whatever MLflow raises, the work goes on
         return blank_secrets(str(error)) or type(error).__name__
     return None

@@ -39,6 +39,7 @@ def world(tmp_path, home, base, monkeypatch) -> Path:
 
 
 TRAIN = ["train", "--model", "base", "--data", "good.jsonl"]
+RETRAIN = ["retrain", "--line", "new", *TRAIN[1:]]
 CASES = {
     "no such file": (["train", "--model", "base", "--data", "nowhere.jsonl"], "INPUT_NOT_FOUND", "nowhere.jsonl"),
     "an empty file": (["train", "--model", "base", "--data", "empty.jsonl"], "INPUT_NO_ROWS", "empty.jsonl"),
@@ -62,6 +63,11 @@ CASES = {
     "a name that Ollama refuses": ([*TRAIN, "--set", "export.ollama=Sup port"], "CONFIG_INVALID", "export.ollama"),
     "a model without a file": ([*TRAIN, "--set", "export.ollama=support"], "CONFIG_INVALID", "GGUF"),
     "a broken system prompt": ([*TRAIN, "--set", 'export.system=a """ b'], "CONFIG_INVALID", "export.system"),
+    "a repository that is none": ([*RETRAIN, "--set", "publish.repo=a/b/c"], "CONFIG_INVALID", "a/b/c"),
+    "a run that publishes nothing": ([*TRAIN, "--set", "publish.repo=a/b"], "CONFIG_INVALID", "publishes nothing"),
+    "a line that is not there": (["release", "nowhere", "--ollama", "x"], "INPUT_REF_UNKNOWN", "nowhere"),
+    "nothing to go back to": (["rollback", "taken"], "INPUT_REF_UNKNOWN", "taken"),
+    "a push to nowhere": (["push", "feedbeef", "--repo", "x"], "CONFIG_INVALID", "publish.repo"),
     "an unknown run": (["resume", "feedbeef"], "INPUT_REF_UNKNOWN", "feedbeef"),
     "an ambiguous prefix": (["resume", "ab"], "INPUT_REF_AMBIGUOUS", "ab"),
     "an unknown run to show": (["show-run", "feedbeef"], "INPUT_REF_UNKNOWN", "feedbeef"),

@@ -143,10 +143,11 @@ def test_a_killed_advance_is_finished_by_the_same_run(first, lines):
     number = lines.append("other", lines.version("support", 1), after=0)
     lines.set_champion("other", number)
     lines.append("other", version, after=1)  # and here it was killed
-    assert lines.advance("other", version, champion=1) == 2
-    assert (lines.versions("other"), lines.champion("other")) == ([1, 2], 2)
+    assert lines.add("other", version, champion=1) == 2
+    assert lines.versions("other") == [1, 2]
+    lines.set_champion("other", 2)
     with pytest.raises(LineConflict, match="went on to version 2"):
-        lines.advance("other", version.model_copy(update={"run_id": "f" * 32}), champion=1)
+        lines.add("other", version.model_copy(update={"run_id": "f" * 32}), champion=1)
 
 
 def test_promote_makes_a_line_of_a_candidate(base, data, lines):

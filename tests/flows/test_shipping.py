@@ -1,16 +1,26 @@
 """What a run made goes out: to Ollama and to the Hub, through the flows, to servers over real HTTP."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from backprop_core.specs import EvaluationSpec, ExportSpec, LoraSpec, TrainSpec
+from backprop_core.specs import EvaluationSpec, ExportSpec, GateSpec, LoraSpec, PublishSpec, TrainSpec
 from flows.export import export
+from flows.publish import publish
+from flows.release import release
+from flows.retrain import retrain
+from flows.rollback import rollback
 from flows.train import train
+from tests.wire.hub_server import TOKEN, HubServer
 from tests.wire.ollama_server import OllamaServer
 
 TRAINING = TrainSpec(steps=2, batch_size=8, lora=LoraSpec(rank=4))
+STRONG = TrainSpec(steps=20, batch_size=8, learning_rate=1e-2, lora=LoraSpec(rank=4))
 pytestmark = pytest.mark.usefixtures("prefect")
 
 
@@ -44,3 +54,49 @@ def test_a_run_ends_in_ollama(ollama: OllamaServer, base: Path, data: list[str],
     assert ollama.models["other:latest"]["parameters"]["num_ctx"] == 64
     text = (tmp_path / "default-q8_0.Modelfile").read_text()
     assert text == 'FROM ./default-q8_0.gguf\nPARAMETER num_ctx 64\nPARAMETER stop "<|im_end|>"\n'
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with HubServer().running() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield server
+
+
+def test_a_run_on_the_hub(hub: HubServer, base: Path, data: list[str], tmp_path: Path) -> None:
+    """One private commit with adapter, tokenizer, card and file; PEFT loads it on the base; no path is in it."""
+    made = train(data[0], model=str(base), training=TRAINING, evaluation=EvaluationSpec(heldout_max=5))
+    pushed = publish(made.run_id[:8], "team/support", gguf=["q8_0"])
+    repo = hub.repos["team/support"]
+    assert repo.private and len(repo.commits) == 2 and pushed.hub == {"repo": "team/support", "commit": repo.head}
+    files = {name: hub.read("team/support", name) for name in repo.files}
+    assert {"tokenizer.json", "chat_template.jinja", "README.md", "backprop.json", "default-q8_0.gguf"} <= files.keys()
+    for name, content in files.items():
+        assert str(base.parent).encode() not in content and str(tmp_path.parent).encode() not in content, name
+        (tmp_path / name).write_bytes(content)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path)
+    assert model.peft_config["default"].r == 4 and AutoTokenizer.from_pretrained(tmp_path).chat_template
+    assert f"backprop replay {made.run_id}" in files["README.md"].decode()
+    assert TOKEN not in pushed.model_dump_json()
+
+
+def test_a_line_goes_out_and_comes_back(ollama: OllamaServer, hub: HubServer, base: Path, data: list[str]) -> None:
+    """A retrain releases by itself, the next to the same places; a rollback brings every one of them back."""
+    options = {"model": str(base), "training": STRONG, "evaluation": EvaluationSpec(heldout_max=20)}
+    where = PublishSpec(ollama="night", repo="team/night")
+    first = retrain("night", data[0], publish=where, export=ExportSpec(quantizations=["q8_0"]), **options)
+    assert (first.status, first.ollama["model"]) == ("finished", "night:v1")
+    before = {name: hub.read("team/night", name) for name in hub.repos["team/night"].files}
+    second = retrain("night", data[1], gate=GateSpec(max_drop=1), **options)
+    assert (second.version, second.ollama["model"], second.hub["repo"]) == (2, "night:v2", "team/night")
+    assert ollama.models["night:latest"] == ollama.models["night:v2"] != ollama.models["night:v1"]
+    assert json.loads(hub.read("team/night", "backprop.json"))["version"] == 2
+    back = rollback("night")
+    assert (back.version, back.ollama["model"]) == (1, "night:v1")
+    assert ollama.models["night:latest"] == ollama.models["night:v1"]
+    assert {name: hub.read("team/night", name) for name in hub.repos["team/night"].files} == before
+    again = release("night", PublishSpec(ollama="day"))
+    assert again.ollama["model"] == "day:v1" and again.hub["repo"] == "team/night"
+    assert ollama.models.keys() == {f"night:{tag}" for tag in ("v1", "v2", "latest")} | {"day:v1", "day:latest"}

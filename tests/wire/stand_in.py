@@ -72,6 +72,7 @@ class Request(BaseHTTPRequestHandler):
 
     service: ClassVar[Service]
     protocol_version = "HTTP/1.1"
+    wbufsize, disable_nagle_algorithm = -1, True  # headers and body in one go: no waiting for acknowledgements
 
     def handle_one_request(self) -> None:
         with suppress(ConnectionError):

@@ -1,0 +1,167 @@
+"""The model card: everything out of the record, nothing that only means something on this machine."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from backprop_core.keys import canonical
+from backprop_core.refs import BaseRecord, DatasetSummary, GGUFRecord, RunResult
+
+RECIPE = {  # fields of a spec that decide what was learned
+    "training": "steps epochs learning_rate batch_size max_length warmup weight_decay max_grad_norm precision seed replay",
+    "training.lora": "variant rank alpha dropout target_modules",
+    "merge": "strategy",
+}
+
+
+def record(result: RunResult, datasets: Sequence[DatasetSummary]) -> str:
+    """The same for machines, as canonical JSON."""
+    assert result.base and result.merged
+    return canonical(
+        {
+            "format": 1,
+            "line": result.line,
+            "version": result.version,
+            "run_id": result.run_id,
+            "base": {"name": base_name(result.base), "revision": result.base.revision, "digest": result.base.digest},
+            "merged": result.merged.digest,
+            "datasets": [dataset.model_dump(mode="json") for dataset in datasets],
+            "gguf": [file.model_dump(mode="json", exclude={"path"}) for file in result.gguf],
+        }
+    )
+
+
+def card(result: RunResult, datasets: Sequence[DatasetSummary], *, repo: str, files: Sequence[str]) -> str:
+    """The README.md of a repository. `files` are the names of the GGUF files, in the order of `result.gguf`."""
+    assert result.base and result.merged
+    version = f", version {result.version}" if result.version else ""
+    parts = [
+        front_matter(result.base),
+        f"# {result.line}{version}\n",
+        f"A LoRA adapter for {plain(base_name(result.base))}, merged from {len(datasets)} training runs.\n",
+        *section("How to use", usage(result, repo, files)),
+        *section("Base", base(result.base)),
+        *section("Data", data(datasets)),
+        *section("Recipe", recipe(result.spec)),
+        *section("What it remembers", forgetting(result)),
+        *section("Files", fidelity(result.gguf, files)),
+        *section(
+            "How to reproduce", [f"```\nbackprop replay {result.run_id}\n```", f"Adapter {result.merged.digest}."]
+        ),
+    ]
+    return "\n".join(parts)
+
+
+def section(title: str, lines: Sequence[str] | Iterator[str]) -> list[str]:
+    """A section; none if there is nothing to say."""
+    body = list(lines)
+    return [f"## {title}\n", *body, ""] if body else []
+
+
+def front_matter(base: BaseRecord) -> str:
+    """What the Hub reads."""
+    named = [f"base_model: {base.name}", "base_model_relation: adapter"] if base.revision else []
+    return "\n".join(
+        ["---", *named, "library_name: peft", "pipeline_tag: text-generation", "tags:", "- lora", "- slao", "---", ""]
+    )
+
+
+def base_name(base: BaseRecord) -> str:
+    """The hub id; a directory of some machine has no name that others know."""
+    return base.name if base.revision else f"a local model ({base.digest[:12]})"
+
+
+def usage(result: RunResult, repo: str, files: Sequence[str]) -> Iterator[str]:
+    assert result.base
+    if result.base.revision:
+        yield (
+            "```python\n"
+            "from peft import AutoPeftModelForCausalLM\n"
+            "from transformers import AutoTokenizer\n\n"
+            f'model = AutoPeftModelForCausalLM.from_pretrained("{repo}")\n'
+            f'tokenizer = AutoTokenizer.from_pretrained("{repo}")\n'
+            "```"
+        )
+    else:
+        yield f'`PeftModel.from_pretrained(base, "{repo}")` on the base below; the tokenizer is here.'
+    for name in files[:1]:
+        yield f"\nOr the fused file: `ollama run hf.co/{repo}:{name.rpartition('-')[2].removesuffix('.gguf')}`"
+
+
+def base(base: BaseRecord) -> Iterator[str]:
+    yield from table(
+        ["", ""],
+        [["model", base_name(base)], ["revision", base.revision or "none"], ["digest", base.digest]],
+    )
+
+
+def data(datasets: Sequence[DatasetSummary]) -> Iterator[str]:
+    """What it was trained on, in order, by digest and count."""
+    rows = [
+        [str(number), one.name, one.task, str(one.train_rows), str(one.heldout_rows), dropped(one), one.digest[:12]]
+        for number, one in enumerate(datasets, 1)
+    ]
+    return table(["run", "dataset", "task", "rows", "held out", "dropped", "digest"], rows)
+
+
+def dropped(dataset: DatasetSummary) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(dataset.dropped.items())) or "0"
+
+
+def recipe(spec: dict[str, Any]) -> Iterator[str]:
+    rows = []
+    for section, names in RECIPE.items():
+        values = spec
+        for part in section.split("."):
+            values = values[part]
+        known = {name: values[name] for name in names.split() if values.get(name) is not None}
+        rows += [[f"{section}.{name}", json.dumps(value)] for name, value in known.items()]
+    return table(["field", "value"], rows)
+
+
+def forgetting(result: RunResult) -> Iterator[str]:
+    """Token accuracy of every task after every run, the base first."""
+    scores = result.evaluation
+    if scores is None:
+        return
+    yield "Token accuracy on held-out rows, in percent.\n"
+    rows = [["the base", *map(percent, scores.base)]]
+    rows += [[f"run {number}", *map(percent, row)] for number, row in enumerate(scores.matrix, 1)]
+    yield from table(["after", *scores.tasks], rows)
+    transfer = scores.backward_transfer
+    yield f"\nAverage {percent(scores.average)} ({scores.metric})" + (
+        "." if transfer is None else f", backward transfer {100 * transfer:+.1f}."
+    )
+    if result.gate:
+        yield f"\nGate: {'accepted' if result.gate.accepted else 'rejected'}, {plain(result.gate.reason)}."
+
+
+def fidelity(gguf: Sequence[GGUFRecord], files: Sequence[str]) -> Iterator[str]:
+    """Each GGUF file, and how far it answers as the fused model does."""
+    if not gguf:
+        return iter(())
+    rows = [[name, *measured(file), file.digest[:12]] for name, file in zip(files, gguf, strict=True)]
+    return table(["file", "MiB", "same token ids", "same next token", "KL, nats", "digest"], rows)
+
+
+def measured(file: GGUFRecord) -> list[str]:
+    size = f"{file.bytes / 2**20:.1f}"
+    if not file.fidelity:
+        return [size, "not measured", "", ""]
+    ids = "yes" if file.fidelity["ids_equal"] else "no"
+    return [size, ids, percent(float(file.fidelity["top1"])), f"{max(0.0, float(file.fidelity['kl'])):.2g}"]
+
+
+def percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    for cells in (head, ["---"] * len(head), *rows):
+        yield f"| {' | '.join(map(plain, cells))} |"
+
+
+def plain(text: str) -> str:
+    """Text that Markdown and HTML read as text."""
+    return re.sub(r"([|<>`*\[\]\\])", r"\\\1", " ".join(text.split()))

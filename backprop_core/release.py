@@ -1,0 +1,287 @@
+"""A version goes live as one transaction: model of Ollama's, repository of the Hub, champion of the line. All or none.
+
+What is wanted is journaled before anything is done, each step once it is done, and each can be done again. What fails
+is undone, back to front; what was killed is finished by whoever works on the line next, or undone if it cannot be. The
+champion is the point of no return. Whoever calls holds the line's lock.
+
+lines/<name>/transaction.json   the journal, while a release goes on
+lines/<name>/releases/N.json    what went live with version N
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pydantic import Field
+
+from backprop_core import ollama
+from backprop_core.errors import BackpropError
+from backprop_core.hub import RECORD, File, Hub
+from backprop_core.lines import Lines
+from backprop_core.refs import GGUFRef, Record
+from backprop_core.specs import ExportSpec, PublishSpec
+from backprop_core.store import Store, write_atomic
+
+log = logging.getLogger(__name__)
+BEFORE, COMMIT, HAD_LATEST, OLD_RECORD, ANSWER = "before", "commit", "had latest", "old record", "answer"
+
+
+class Release(Record):
+    """A version of a line as it goes live, with everything that this takes."""
+
+    format: Literal[1] = 1
+    line: str
+    number: int
+    publish: PublishSpec
+    export: ExportSpec
+    gguf: list[GGUFRef] = Field(default_factory=list, description="The first is what Ollama serves.")
+    serving: ollama.Serving | None = None
+    prompt: str = Field("", description="What the served model has to answer.")
+    repository: dict[str, File] = Field(default_factory=dict, description="Files of the Hub's repository, by name.")
+    answer: str | None = Field(None, description="What the served model answered.")
+    commit: str | None = Field(None, description="Of the Hub.")
+
+
+class Transaction(Record):
+    """A release that goes on."""
+
+    format: Literal[1] = 1
+    release: Release
+    champion: int | None = Field(description="The version that was live before.")
+    back: bool = Field(False, description="It is being undone.")
+    done: list[str] = Field(default_factory=list, description="Steps that are done, by name.")
+    notes: dict[str, str] = Field(default_factory=dict, description="What the steps found.")
+
+
+class Services(NamedTuple):
+    """How to reach what is outside."""
+
+    ollama: Callable[[], ollama.Ollama]
+    hub: Callable[[], Hub]
+    on_progress: ollama.OnProgress
+
+
+class Step(NamedTuple):
+    """One thing to do, which notes what it found; and how to undo it, done or half done."""
+
+    name: str
+    do: Callable[[], dict[str, str]]
+    undo: Callable[[], None]
+
+
+def release(wanted: Release, *, store: Store, services: Services) -> Release:
+    """Make a version live everywhere that `wanted.publish` names, and the line's champion.
+
+    Raises what Ollama and the Hub raise; then nothing has changed, or the journal says what is left to undo.
+    """
+    recover(wanted.line, store=store, services=services)
+    return carry_out(Transaction(release=wanted, champion=Lines(store).champion(wanted.line)), store, services)
+
+
+def recover(line: str, *, store: Store, services: Services) -> None:
+    """Finish or undo what somebody began and could not end. Raises what Ollama and the Hub raise."""
+    journal = journal_of(line, store)
+    if not journal.is_file():
+        return
+    begun = Transaction.model_validate_json(journal.read_bytes())
+    if begun.back:
+        Steps(begun, store, services).undo()
+        return
+    log.warning("finishing the release of %s version %d, which was interrupted", line, begun.release.number)
+    try:
+        carry_out(begun, store, services)
+    except BackpropError as error:
+        if journal.is_file():  # it could not even be undone
+            raise
+        log.warning("it cannot be finished and was undone: %s", error.message)
+
+
+def released(line: str, number: int, store: Store) -> Release | None:
+    """What went live with a version; None if it only was the champion, or never went live."""
+    path = record_of(line, number, store)
+    return Release.model_validate_json(path.read_bytes()) if path.is_file() else None
+
+
+def journal_of(line: str, store: Store) -> Path:
+    return store.lines / line / "transaction.json"
+
+
+def record_of(line: str, number: int, store: Store) -> Path:
+    return store.lines / line / "releases" / f"{number:06d}.json"
+
+
+def nothing() -> None:
+    """There is nothing to undo."""
+
+
+def carry_out(transaction: Transaction, store: Store, services: Services) -> Release:
+    steps = Steps(transaction, store, services)
+    try:
+        steps.do()
+    except BackpropError:
+        steps.undo()
+        raise
+    return steps.finish()
+
+
+class Steps:
+    """The steps of a transaction, its journal, and how far it is."""
+
+    def __init__(self, transaction: Transaction, store: Store, services: Services) -> None:
+        self._state, self._store, self._services = transaction, store, services
+        self._release, self._lines = transaction.release, Lines(store)
+        self._publish = transaction.release.publish
+        self._record = record_of(self._release.line, self._release.number, store)
+
+    def do(self) -> None:
+        """All that are not done yet."""
+        self._save()
+        for step in self._steps():
+            if step.name not in self._state.done:
+                notes = self._state.notes | step.do()
+                self._state = self._state.model_copy(update={"done": [*self._state.done, step.name], "notes": notes})
+                self._save()
+
+    def undo(self) -> None:
+        """What was begun, back to front: the last one may be half done. The journal goes last."""
+        self._state = self._state.model_copy(update={"back": True})
+        self._save()
+        for step in reversed(self._begun()):
+            step.undo()
+        journal_of(self._release.line, self._store).unlink()
+
+    def finish(self) -> Release:
+        """Nothing can undo it any more. What cannot be tidied up now is tidied up by whoever comes next."""
+        try:
+            if self._publish.ollama:
+                with self._services.ollama() as server:
+                    server.remove(self._model("previous"))
+            journal_of(self._release.line, self._store).unlink()
+        except BackpropError as error:
+            log.warning("a tag is left to be removed later: %s", error.message)
+        return self._outcome()
+
+    def _begun(self) -> list[Step]:
+        steps = list(self._steps())
+        return steps[: len(self._state.done) + 1]
+
+    def _steps(self) -> Iterator[Step]:
+        if self._publish.ollama:
+            yield Step("ollama there", self._claim, nothing)
+        if self._publish.repo:
+            yield Step("hub before", self._look, nothing)
+        if self._publish.ollama:
+            yield Step("ollama version", self._create, self._remove)
+        if self._publish.repo:
+            yield Step("hub commit", self._commit, self._restore)
+        if self._publish.ollama:
+            yield Step("ollama previous", self._set_aside, self._drop_previous)
+            yield Step("ollama latest", self._make_latest, self._bring_back)
+        if self._publish.ollama or self._publish.repo:
+            yield Step("old record", self._read_record, nothing)
+            yield Step("record", self._write_record, self._old_record)
+        yield Step("champion", self._crown, self._uncrown)
+
+    # Ollama: vN is made and asked beside what is live; `previous` is what was latest, until all is done
+
+    def _model(self, tag: str) -> str:
+        return f"{self._publish.ollama}:{tag}"
+
+    @property
+    def _version(self) -> str:
+        return self._model(f"v{self._release.number}")
+
+    def _claim(self) -> dict[str, str]:
+        assert self._publish.ollama
+        with self._services.ollama() as server:
+            server.check()
+            ollama.claim(self._publish.ollama, server, self._store)
+        return {}
+
+    def _create(self) -> dict[str, str]:
+        assert self._release.serving
+        file = self._store.local(self._release.gguf[0]) / "model.gguf"
+        with self._services.ollama() as server:
+            answer = ollama.prove(
+                server, self._version, file, self._release.serving, self._release.prompt, self._services.on_progress
+            )
+        return {ANSWER: answer}
+
+    def _remove(self) -> None:
+        earlier = released(self._release.line, self._release.number, self._store)
+        if earlier is None or earlier.publish.ollama != self._publish.ollama:
+            with self._services.ollama() as server:
+                server.remove(self._version)
+
+    def _set_aside(self) -> dict[str, str]:
+        with self._services.ollama() as server:
+            there = server.models()
+            if self._model("latest") in there:
+                server.copy(self._model("latest"), self._model("previous"))
+        return {HAD_LATEST: "yes" if self._model("latest") in there else "no"}
+
+    def _drop_previous(self) -> None:
+        with self._services.ollama() as server:
+            server.remove(self._model("previous"))
+
+    def _make_latest(self) -> dict[str, str]:
+        with self._services.ollama() as server:
+            server.copy(self._version, self._model("latest"))
+        return {}
+
+    def _bring_back(self) -> None:
+        with self._services.ollama() as server:
+            if self._state.notes[HAD_LATEST] == "no":
+                server.remove(self._model("latest"))
+            elif self._model("previous") in server.models():  # else it was brought back before
+                server.copy(self._model("previous"), self._model("latest"))
+
+    # The Hub: one commit on top of the noted one; undone by a commit with the noted one's files
+
+    def _look(self) -> dict[str, str]:
+        assert self._publish.repo
+        return {BEFORE: self._services.hub().head(self._publish.repo, private=self._publish.private)}
+
+    def _commit(self) -> dict[str, str]:
+        assert self._publish.repo
+        message = f"{self._release.line} version {self._release.number}"
+        commit = self._services.hub().push(
+            self._publish.repo, self._release.repository, message=message, parent=self._state.notes[BEFORE]
+        )
+        return {COMMIT: commit}
+
+    def _restore(self) -> None:
+        assert self._publish.repo
+        hub, record = self._services.hub(), self._release.repository[RECORD].text
+        if hub.holds(self._publish.repo, record or ""):
+            hub.restore(self._publish.repo, self._state.notes[BEFORE])
+
+    # The store
+
+    def _outcome(self) -> Release:
+        notes = self._state.notes
+        return self._release.model_copy(update={"answer": notes.get(ANSWER), "commit": notes.get(COMMIT)})
+
+    def _read_record(self) -> dict[str, str]:
+        return {OLD_RECORD: self._record.read_text("utf-8") if self._record.is_file() else ""}
+
+    def _write_record(self) -> dict[str, str]:
+        write_atomic(self._record, self._outcome().model_dump_json())
+        return {}
+
+    def _old_record(self) -> None:
+        if old := self._state.notes[OLD_RECORD]:
+            write_atomic(self._record, old)
+        else:
+            self._record.unlink(missing_ok=True)
+
+    def _crown(self) -> dict[str, str]:
+        self._lines.set_champion(self._release.line, self._release.number)
+        return {}
+
+    def _uncrown(self) -> None:
+        self._lines.set_champion(self._release.line, self._state.champion)
+
+    def _save(self) -> None:
+        write_atomic(journal_of(self._release.line, self._store), self._state.model_dump_json())

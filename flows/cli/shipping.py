@@ -1,0 +1,62 @@
+"""Verbs that bring what was made to where it is used."""
+
+from typing import Annotated
+
+from cyclopts import Parameter
+from cyclopts.types import PositiveInt
+
+from flows import start
+from flows.cli import Answer
+from flows.cli.flags import PLAIN, MadeRef, OutputFlags, ship
+from flows.cli.running import answer, watched
+from flows.config import export_spec, publish_spec
+
+LineRef = Annotated[str, Parameter(help="The line.")]
+Files = Annotated[str, Parameter(help="Which GGUF files, with commas between.")]
+
+
+def push(
+    ref: MadeRef,
+    /,
+    *,
+    repo: Annotated[str, ship("publish.repo")],
+    private: Annotated[bool, ship("publish.private")] = True,
+    gguf: Annotated[bool, ship("publish.gguf"), Parameter(negative="")] = False,
+    quantization: Files = "q4_k_m",
+    output: OutputFlags = PLAIN,
+) -> Answer:
+    where = publish_spec({"repo": repo, "private": private}, {"repo": "--repo", "private": "--private"})
+    wanted = export_spec({"quantizations": quantization.split(",")}, {"quantizations": "--quantization"})
+    with watched(output):
+        return answer(start.push(ref, where, wanted.quantizations if gguf else []))
+
+
+def release(
+    line: LineRef,
+    /,
+    *,
+    ollama: Annotated[str | None, ship("publish.ollama")] = None,
+    repo: Annotated[str | None, ship("publish.repo")] = None,
+    private: Annotated[bool | None, ship("publish.private")] = None,
+    gguf: Annotated[bool | None, ship("publish.gguf")] = None,
+    keep: Annotated[str | None, ship("publish.keep")] = None,
+    quantization: Annotated[str | None, ship("export.quantizations")] = None,
+    output: OutputFlags = PLAIN,
+) -> Answer:
+    given = {"ollama": ollama, "repo": repo, "private": private, "gguf": gguf, "keep": keep}
+    where = publish_spec(given, {name: f"--{name}" for name in given})
+    files = quantization.split(",") if quantization else None
+    wanted = export_spec({"quantizations": files}, {"quantizations": "--quantization"})
+    with watched(output):
+        return answer(start.release(line, where, wanted))
+
+
+def rollback(
+    line: LineRef,
+    /,
+    *,
+    to: Annotated[PositiveInt | None, Parameter(help="The version; default: the one before the champion.")] = None,
+    output: OutputFlags = PLAIN,
+) -> Answer:
+    with watched(output):
+        return answer(start.rollback(line, to))

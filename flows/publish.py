@@ -1,0 +1,41 @@
+"""What an earlier run made, as a repository of the Hub."""
+
+from prefect import flow
+
+from backprop_core.refs import RunResult
+from backprop_core.specs import ExportSpec, PublishSpec, Quantization
+from flows.pipeline import curated, exports, held_out
+from tasks.prepare import published
+from tasks.publishing import publish as push
+from tasks.run import recorded
+
+
+@flow(name="publish", persist_result=False)
+def publish(
+    ref: str,
+    repo: str,
+    private: bool = True,
+    gguf: list[Quantization] | None = None,
+    run_id: str | None = None,
+    fresh: bool = False,
+) -> RunResult:
+    """Push the merged adapter of a run to the Hub, in one commit with tokenizer, model card and record.
+
+    The token is HF_TOKEN of the worker's environment, or the Prefect Secret block `hf-token`.
+
+    Args:
+        ref: A run_id or the start of one, a line (its champion), or line@version.
+        repo: The repository, OWNER/NAME; made if it is not there.
+        private: Whether a repository that is made is private.
+        gguf: GGUF files to put beside the adapter.
+        run_id: Of an interrupted publication that shall go on.
+        fresh: Do every stage again, whatever the cache has.
+    """
+    where, files = PublishSpec(repo=repo, private=private, gguf=bool(gguf)), ExportSpec(quantizations=gguf or [])
+    with recorded(lambda store: published(ref, where, files, store), run_id=run_id, fresh=fresh) as run:
+        if run.spec.export.quantizations:
+            datasets, watched = curated(run)
+            exports(run, run.prepared.adapter, held_out(run, [*datasets, *watched])[datasets[-1].task])
+        push(run)
+    assert run.outcome is not None
+    return run.outcome

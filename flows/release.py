@@ -1,0 +1,43 @@
+"""A line's champion, out to the places where it is used."""
+
+from prefect import flow
+
+from backprop_core.refs import RunResult
+from backprop_core.specs import ExportSpec, LineName, PublishSpec
+from flows.pipeline import exports
+from tasks.line import working_on
+from tasks.prepare import to_release
+from tasks.publishing import make_live, result_of
+from tasks.run import Start, recorded
+
+
+@flow(name="release", persist_result=False)
+def release(
+    line: LineName,
+    publish: PublishSpec = PublishSpec(),
+    export: ExportSpec = ExportSpec(),
+    run_id: str | None = None,
+    fresh: bool = False,
+) -> RunResult:
+    """Make a line's champion a model of Ollama's and a repository of the Hub: all of it, or nothing.
+
+    Args:
+        line: The line.
+        publish: Where it goes; what is not named is as at the champion's last release.
+        export: Which GGUF files, and how the first of them is served; as at the last release if not named.
+        run_id: Of an interrupted release that shall go on.
+        fresh: Do every stage again, whatever the cache has.
+    """
+    return go_live(line, lambda store: to_release("release", line, None, publish, export, store), run_id, fresh)
+
+
+def go_live(line: str, start: Start, run_id: str | None, fresh: bool) -> RunResult:
+    """Make the version that `start` finds live, everywhere or nowhere."""
+    with working_on(line), recorded(start, run_id=run_id, fresh=fresh) as run:
+        live, of = run.prepared.live, run.prepared.of
+        assert live and of
+        heldout = live.version.heldout[live.version.datasets[-1].task]
+        exports(run, live.version.merged, heldout)
+        make_live(run, live, result_of(of, run.store), heldout)
+    assert run.outcome is not None
+    return run.outcome

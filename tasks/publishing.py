@@ -1,0 +1,135 @@
+"""The Hub and a line's release, as tasks: whatever fails for a reason that passes is tried again."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefect import task
+from prefect.blocks.system import Secret
+
+from backprop_core import base as bases
+from backprop_core import release as core
+from backprop_core.errors import AuthRequired, RunUnknown
+from backprop_core.hub import RECORD, File, Hub, adapter_files
+from backprop_core.lines import Lines, LineVersion, Live
+from backprop_core.model_card import card, record
+from backprop_core.ollama import Ollama
+from backprop_core.refs import AdapterRef, BaseRef, DatasetSummary, GGUFRef, RowsRef, RunResult
+from backprop_core.settings import settings
+from backprop_core.specs import PublishSpec
+from backprop_core.store import Store
+from tasks.policy import is_retryable
+from tasks.results import dataset_summary, located
+from tasks.serving import canary, served_as, show
+
+if TYPE_CHECKING:
+    from tasks.run import Run
+
+GGUF_FIELDS = {"digest", "quantization", "bytes"}
+SECRET_BLOCK = "hf-token"
+
+
+def hub_token() -> str:
+    """HF_TOKEN, or the Prefect Secret block `hf-token`. Raises AuthRequired."""
+    if token := os.environ.get("HF_TOKEN"):
+        return token
+    try:
+        block: Any = Secret.load(SECRET_BLOCK)  # typed as if it could be a coroutine here
+        return str(block.get())
+    except ValueError as error:
+        raise AuthRequired(
+            "the Hub wants a token", hint=f"set HF_TOKEN, or make a Prefect Secret block {SECRET_BLOCK}"
+        ) from error
+
+
+def services() -> core.Services:
+    """Ollama and the Hub, as the environment names them."""
+    return core.Services(ollama=Ollama, hub=lambda: Hub(hub_token()), on_progress=show)
+
+
+@task(retries=2, retry_delay_seconds=[1, 10], retry_condition_fn=is_retryable, persist_result=False)
+def push(publish: PublishSpec, files: dict[str, File], message: str) -> str:
+    """Put files into a repository of the Hub; the commit."""
+    assert publish.repo
+    hub = Hub(hub_token())
+    parent = hub.head(publish.repo, private=publish.private)
+    return hub.push(publish.repo, files, message=message, parent=parent)
+
+
+@task(retries=2, retry_delay_seconds=[1, 10], retry_condition_fn=is_retryable, persist_result=False)
+def go_live(wanted: core.Release) -> core.Release:
+    """Make a version of a line live, everywhere or nowhere."""
+    return core.release(wanted, store=Store(settings().store_path), services=services())
+
+
+def recover(line: str) -> None:
+    """Finish or undo a release of the line that was interrupted."""
+    core.recover(line, store=Store(settings().store_path), services=services())
+
+
+def advance(run: "Run", version: LineVersion, heldout: RowsRef) -> None:
+    """Make a version of the line of what a run made, and the live one unless somebody went on meanwhile."""
+    lines, before = Lines(run.store), run.prepared.live.number if run.prepared.live else None
+    run.version = lines.add(run.spec.line, version, champion=before)
+    if lines.champion(run.spec.line) in (before, run.version):
+        make_live(run, Live(number=run.version, version=version), run.result("finished", None), heldout)
+
+
+def make_live(run: "Run", live: Live, made: RunResult, heldout: RowsRef) -> None:
+    """Release a version, of which `made` tells, to all places that the run's spec names."""
+    publish, export = run.spec.publish, run.spec.export
+    shown = made.model_copy(update={"version": live.number, "gguf": run.gguf if publish.gguf else []})
+    version, datasets = live.version, [dataset_summary(dataset) for dataset in live.version.datasets]
+    done = go_live(
+        core.Release(
+            line=run.spec.line,
+            number=live.number,
+            publish=publish,
+            export=export,
+            gguf=[GGUFRef(**file.model_dump(include=GGUF_FIELDS)) for file in run.gguf],
+            serving=served_as(Path(run.gguf[0].path), export) if publish.ollama else None,
+            prompt=canary(heldout, run.store),
+            repository=repository(shown, datasets, version.merged, version.base, run.store, publish.repo)
+            if publish.repo
+            else {},
+        )
+    )
+    run.version = live.number
+    if publish.ollama:
+        run.ollama = {"model": f"{publish.ollama}:v{live.number}", "prompt": done.prompt, "answer": done.answer or ""}
+    if publish.repo:
+        run.hub = {"repo": publish.repo, "commit": done.commit or ""}
+
+
+def publish(run: "Run") -> None:
+    """Push the adapter that an earlier run made to the Hub, with the GGUF files of this one."""
+    spec, adapter, of = run.spec.publish, run.prepared.adapter, run.prepared.of
+    assert spec.repo and adapter and of
+    made = result_of(of, run.store).model_copy(update={"gguf": run.gguf})
+    files = repository(made, [one.dataset for one in made.runs], adapter, run.base, run.store, spec.repo)
+    run.hub = {"repo": spec.repo, "commit": push(spec, files, f"{made.line}: run {of}")}
+
+
+def result_of(run_id: str, store: Store) -> RunResult:
+    """What a run came to. Raises RunUnknown if it has not ended."""
+    path = store.run(run_id) / "result.json"
+    if not path.is_file():
+        raise RunUnknown(f"run {run_id} has not ended", hint=f"finish it first: backprop resume {run_id}")
+    return RunResult.model_validate_json(path.read_bytes())
+
+
+def repository(
+    result: RunResult, datasets: list[DatasetSummary], adapter: AdapterRef, base: BaseRef, store: Store, repo: str
+) -> dict[str, File]:
+    """The files of a repository: adapter, tokenizer, card, record, and the GGUF files of `result`.
+
+    Raises TokenizerUnsupported, ModelLoadFailed if the base is not what it was.
+    """
+    result = result.model_copy(update={"merged": located(adapter, store)})
+    names = [f"{result.line}-{file.quantization}.gguf" for file in result.gguf]
+    return {
+        **adapter_files(store.local(adapter), base, bases.local(base, store)),
+        **{name: File(path=file.path) for name, file in zip(names, result.gguf, strict=True)},
+        "README.md": File(text=card(result, datasets, repo=repo, files=names)),
+        RECORD: File(text=record(result, datasets)),
+    }

@@ -1,0 +1,126 @@
+"""Lines as registered models: each version, and the alias `champion`. The store decides; this is a copy of it.
+
+What is missing or different is repaired whenever journals are sent, so that MLflow may be away meanwhile.
+`models:/NAMESPACE.LINE@champion` is a directory that PEFT loads.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from backprop_core.errors import NameTaken, blank_secrets
+from backprop_core.lines import Lines, LineVersion
+from backprop_core.settings import Settings
+from backprop_core.store import Store, write_atomic
+from tasks.tracking.connection import LINE, NAMESPACE, tracking_uri
+from tasks.tracking.record import RUN_ID
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+CHAMPION = "champion"
+NUMBER = "backprop.version"  # tag of a model version: its number in the line
+NOTE = "registry.json"  # beside the journals: what MLflow was last known to have
+
+
+def wanted(settings: Settings) -> dict[str, Any]:
+    """What MLflow should have: where it is, and the versions and the champion of every line."""
+    if not (settings.store_path / "lines").is_dir():
+        return {}
+    lines = Lines(Store(settings.store_path))
+    known = {name: [lines.versions(name), lines.champion(name)] for name in lines.names()}
+    return {"uri": blank_secrets(tracking_uri(settings)), "lines": known}
+
+
+def is_mirrored(settings: Settings) -> bool:
+    """Whether MLflow was last seen as it should be."""
+    note = settings.journal_path / NOTE
+    known = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+    return bool(known == wanted(settings))
+
+
+def mirror(client: "MlflowClient", settings: Settings) -> None:
+    """Bring MLflow's registered models to what the store says. Raises NameTaken for a model that is not ours."""
+    aim, lines = wanted(settings), Lines(Store(settings.store_path))
+    done = [mirror_line(client, settings, line, lines) for line in lines.names()]
+    if all(done):
+        write_atomic(settings.journal_path / NOTE, json.dumps(aim))
+
+
+def mirror_line(client: "MlflowClient", settings: Settings, line: str, lines: Lines) -> bool:
+    """One line; False if a run's adapter is still on its way to MLflow."""
+    name = registered(client, settings, line)
+    known = known_versions(client, name)
+    complete = True
+    for number in lines.versions(line):
+        if number not in known:
+            made = register(client, settings, name, number, lines.version(line, number))
+            known |= made or {}
+            complete &= made is not None
+    point(client, name, known.get(lines.champion(line) or 0))
+    return complete
+
+
+def registered(client: "MlflowClient", settings: Settings, line: str) -> str:
+    """The name of the line's registered model, made if it is not there. Raises NameTaken if it is not ours."""
+    name, tags = f"{settings.namespace}.{line}", {NAMESPACE: settings.namespace, LINE: line}
+    found = client.search_registered_models(f"name = '{name}'")
+    if not found:
+        client.create_registered_model(name, tags)
+    elif not tags.items() <= found[0].tags.items():
+        raise NameTaken(
+            f"MLflow has a registered model {name} that is not ours", hint="set BACKPROPAGATE_NAMESPACE to another name"
+        )
+    return name
+
+
+def known_versions(client: "MlflowClient", name: str) -> dict[int, str]:
+    """Our numbers of the versions that MLflow has -> its own."""
+    found = client.search_model_versions(f"name = '{name}'")
+    return {int(version.tags[NUMBER]): str(version.version) for version in found if NUMBER in version.tags}
+
+
+def register(
+    client: "MlflowClient", settings: Settings, name: str, number: int, version: LineVersion
+) -> Mapping[int, str] | None:
+    """Make a version: its number and MLflow's. None while its adapter is on its way.
+
+    A run that this MLflow never had is registered where the store has it; a server takes no such place, and none then.
+    """
+    run = run_of(client, settings, version.run_id)
+    if run:
+        if not client.list_artifacts(run.info.run_id, "merged"):
+            return None
+        source = f"runs:/{run.info.run_id}/merged"
+    elif tracking_uri(settings).startswith("http"):
+        return {}
+    else:
+        source = Store(settings.store_path).artifact_path(version.merged.digest).as_uri()
+    tags = {
+        NUMBER: str(number),
+        RUN_ID: version.run_id,
+        "backprop.merged": version.merged.digest,
+        "backprop.base": version.base.name,
+        "backprop.base.revision": version.base.revision or "",
+        "backprop.base.digest": version.base.digest,
+    }
+    run_id = run.info.run_id if run else None
+    made = client.create_model_version(name, source, run_id, tags=tags, await_creation_for=0)
+    return {number: str(made.version)}
+
+
+def run_of(client: "MlflowClient", settings: Settings, run_id: str) -> "Run | None":
+    """The run in MLflow, whatever experiment of ours it is in."""
+    ours = client.search_experiments(filter_string=f"tags.`{NAMESPACE}` = '{settings.namespace}'")
+    found = client.search_runs([one.experiment_id for one in ours], f"tags.`{RUN_ID}` = '{run_id}'", max_results=1)
+    return found[0] if found else None
+
+
+def point(client: "MlflowClient", name: str, version: str | None) -> None:
+    """Let the alias mean this version of MLflow's; none: no version."""
+    [model] = client.search_registered_models(f"name = '{name}'")
+    if version is None and CHAMPION in model.aliases:
+        client.delete_registered_model_alias(name, CHAMPION)
+    if version is not None and str(model.aliases.get(CHAMPION)) != version:
+        client.set_registered_model_alias(name, CHAMPION, version)

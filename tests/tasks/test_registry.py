@@ -1,0 +1,94 @@
+"""Lines in MLflow's model registry: a copy of the store, repaired from it."""
+
+from pathlib import Path
+
+import pytest
+
+from backprop_core.lines import Lines
+from backprop_core.refs import Located
+from backprop_core.settings import Settings
+from backprop_core.store import Store
+from tasks.journal import Journal
+from tasks.tracking import sync
+from tasks.tracking.connection import connect
+from tasks.tracking.registry import is_mirrored
+from tests.core.test_lines import version
+from tests.tasks.test_tracking import config, first_use, new_database  # noqa: F401  # fixtures
+from tests.wire.prefect_server import free_port
+
+NAME = "backprop.support"
+
+
+def journaled(config: Settings, run: int) -> None:  # noqa: F811
+    """The run behind version `run`, whose adapter's one file says so."""
+    adapter = config.home_path / f"adapter-{run}"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(f'{{"run": {run}}}')
+    with Journal(config.journal_path, f"{run:032x}") as journal:
+        journal.start(line="support", name="retrain")
+        journal.directory("merged", Located(digest=f"{run:064x}", path=str(adapter)))
+        journal.end("finished")
+
+
+def seen(config: Settings) -> tuple[list[str], str]:  # noqa: F811
+    """Our numbers of the versions, and what a reader of the champion's URI gets."""
+    import mlflow
+
+    client = connect(config)
+    numbers = sorted(one.tags["backprop.version"] for one in client.search_model_versions(f"name = '{NAME}'"))
+    mlflow.set_tracking_uri(f"sqlite:///{config.home_path}/mlflow.db")
+    folder = mlflow.artifacts.download_artifacts(f"models:/{NAME}@champion", dst_path=str(config.home_path / "got"))
+    return numbers, (Path(folder) / "adapter_config.json").read_text()
+
+
+@pytest.fixture
+def lines(config: Settings) -> Lines:  # noqa: F811
+    return Lines(Store(config.store_path))
+
+
+def test_versions_and_champion_are_mirrored(config: Settings, lines: Lines) -> None:  # noqa: F811
+    """Each version once, the alias where the champion is, also after it went back; another namespace is apart."""
+    for run in (1, 2):
+        journaled(config, run)
+        lines.append("support", version(run), after=run - 1)
+        lines.set_champion("support", run)
+        assert sync(config).error is None and is_mirrored(config)
+    assert seen(config) == (["1", "2"], '{"run": 2}')
+    lines.set_champion("support", 1)
+    assert sync(config).error is None and seen(config) == (["1", "2"], '{"run": 1}')
+    (config.journal_path / "registry.json").unlink()
+    assert sync(config).error is None and seen(config)[0] == ["1", "2"]
+    assert connect(config).search_registered_models("name = 'other.support'") == []
+
+
+def test_mlflow_away_meanwhile(config: Settings, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """What happened while it did not answer is there after the first sync that reaches it."""
+    with monkeypatch.context() as away:
+        away.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+        for run in (1, 2):
+            journaled(config, run)
+            lines.append("support", version(run), after=run - 1)
+        lines.set_champion("support", 2)
+        assert sync(config).error and not is_mirrored(config)
+    assert sync(config).error is None and seen(config) == (["1", "2"], '{"run": 2}')
+
+
+def test_a_run_still_on_its_way_is_waited_for(config: Settings, lines: Lines) -> None:  # noqa: F811
+    """No version points to files that are not there: it comes with the sync that finds them."""
+    with Journal(config.journal_path, f"{1:032x}") as journal:
+        journal.start(line="support", name="retrain")
+        lines.append("support", version(1), after=0)
+        lines.set_champion("support", 1)
+        assert sync(config).error is None and not is_mirrored(config)
+        adapter = config.home_path / "adapter"
+        adapter.mkdir()
+        (adapter / "adapter_config.json").write_text("{}")
+        journal.directory("merged", Located(digest="1" * 64, path=str(adapter)))
+    assert sync(config).error is None and seen(config) == (["1"], "{}")
+
+
+def test_a_model_of_others_is_refused(config: Settings, lines: Lines) -> None:  # noqa: F811
+    """A registered model of our name without our tags is left alone."""
+    connect(config).create_registered_model(NAME)
+    lines.append("support", version(1), after=0)
+    assert "not ours" in str(sync(config).error)
