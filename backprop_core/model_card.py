@@ -9,7 +9,7 @@ from backprop_core.keys import canonical
 from backprop_core.refs import BaseRecord, DatasetSummary, GGUFRecord, RunResult
 
 RECIPE = {  # fields of a spec that decide what was learned
-    "training": "steps epochs learning_rate batch_size max_length warmup weight_decay max_grad_norm precision seed replay",
+    "training": "steps epochs learning_rate batch_size max_length weight_decay max_grad_norm precision replay seed",
     "training.lora": "variant rank alpha dropout target_modules",
     "merge": "strategy",
 }

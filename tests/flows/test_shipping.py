@@ -9,18 +9,18 @@ import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from backprop_core.specs import EvaluationSpec, ExportSpec, GateSpec, LoraSpec, PublishSpec, TrainSpec
+from backprop_core.specs import EvaluationSpec, ExportSpec, LoraSpec, PublishSpec, TrainSpec
 from flows.export import export
 from flows.publish import publish
 from flows.release import release
 from flows.retrain import retrain
 from flows.rollback import rollback
 from flows.train import train
+from tests.flows.test_retrain import GOOD, SHORT, batch
 from tests.wire.hub_server import TOKEN, HubServer
 from tests.wire.ollama_server import OllamaServer
 
 TRAINING = TrainSpec(steps=2, batch_size=8, lora=LoraSpec(rank=4))
-STRONG = TrainSpec(steps=20, batch_size=8, learning_rate=1e-2, lora=LoraSpec(rank=4))
 pytestmark = pytest.mark.usefixtures("prefect")
 
 
@@ -82,14 +82,14 @@ def test_a_run_on_the_hub(hub: HubServer, base: Path, data: list[str], tmp_path:
     assert TOKEN not in pushed.model_dump_json()
 
 
-def test_a_line_goes_out_and_comes_back(ollama: OllamaServer, hub: HubServer, base: Path, data: list[str]) -> None:
+def test_a_line_goes_out_and_comes_back(ollama: OllamaServer, hub: HubServer, base: Path, tmp_path: Path) -> None:
     """A retrain releases by itself, the next to the same places; a rollback brings every one of them back."""
-    options = {"model": str(base), "training": STRONG, "evaluation": EvaluationSpec(heldout_max=20)}
     where = PublishSpec(ollama="night", repo="team/night")
-    first = retrain("night", data[0], publish=where, export=ExportSpec(quantizations=["q8_0"]), **options)
+    files = ExportSpec(quantizations=["q8_0"])
+    first = retrain("night", batch(tmp_path, 1), str(base), SHORT, export=files, publish=where)
     assert (first.status, first.ollama["model"]) == ("finished", "night:v1")
     before = {name: hub.read("team/night", name) for name in hub.repos["team/night"].files}
-    second = retrain("night", data[1], gate=GateSpec(max_drop=1), **options)
+    second = retrain("night", batch(tmp_path, 2), training=GOOD)
     assert (second.version, second.ollama["model"], second.hub["repo"]) == (2, "night:v2", "team/night")
     assert ollama.models["night:latest"] == ollama.models["night:v2"] != ollama.models["night:v1"]
     assert json.loads(hub.read("team/night", "backprop.json"))["version"] == 2
