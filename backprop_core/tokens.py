@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from pydantic import ValidationError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from backprop_core import base as bases
@@ -83,7 +83,7 @@ def kept(note: Path, store: Store) -> TokensRef | None:
 def keep(examples: chat.Examples, store: Store, *, record: dict[str, object]) -> TokensRef:
     """Commit the examples as flat tensors."""
     with store.begin("tokens") as directory:
-        save_file(flat(examples), directory / FILE, metadata={"format": "pt"})
+        (directory / FILE).write_bytes(save(flat(examples), metadata={"format": "pt"}))
         return store.commit(
             directory, TokensRef, record={"stage": "tokens", **record}, cut=examples.cut, left_out=examples.left_out
         )
