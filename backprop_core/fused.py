@@ -46,7 +46,8 @@ def write_shard(source: Path, fused: Fused, target: Path) -> None:
         new.write(len(text).to_bytes(LENGTH, "little") + text)
         for name, entry in in_order(header):
             if name in fused.lora:
-                new.write(raw(fused.tensor(name).to(DTYPES[entry["dtype"]])))
+                for block in fused.blocks(name):
+                    new.write(raw(block.to(DTYPES[entry["dtype"]])))
             else:
                 begin, end = entry["data_offsets"]
                 old.seek(start + begin)

@@ -1,14 +1,18 @@
-"""A base's tensors with an adapter fused into them, one at a time."""
+"""A base's tensors with an adapter fused into them, one at a time and some rows at a time."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from backprop_core.adapter import Tensors, read
+from backprop_core.base import weights
 from backprop_core.errors import AdapterMismatch
-from backprop_core.model import FILE_PREFIX, tensor_files
+from backprop_core.model import FILE_PREFIX
 
 UNFUSABLE = (
     "modules_to_save",
@@ -21,6 +25,7 @@ UNFUSABLE = (
     "trainable_token_indices",
     "alora_invocation_tokens",
 )
+BLOCK = 2**18  # entries that are fused at once: they stay in the processor's cache
 HINT = "export an adapter that this tool trained, or train with plain LoRA"
 PARTS = {"lora_A.weight": "A", "lora_B.weight": "B", "lora_magnitude_vector": "m"}
 
@@ -46,17 +51,26 @@ class Fused:
     """
 
     def __init__(self, base: Path, adapter: Path | None) -> None:
-        self.sources = tensor_files(base)
+        self.files: dict[str, Path] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for path in weights(base):
+            self._look_into(path)
         self.scaling, self.lora = read_adapter(adapter) if adapter else (0.0, {})
         for name, update in self.lora.items():
             self._check(name, update)
 
+    def _look_into(self, path: Path) -> None:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 - it is no dict
+                self.files[name], self.shapes[name] = path, tuple(file.get_slice(name).get_shape())
+
     def _check(self, name: str, update: Update) -> None:
-        if name not in self.sources:
+        if name not in self.files:
             raise AdapterMismatch(f"the adapter changes {name}, which the base does not have", hint=HINT)
-        if not update.fits(self.shape(name)):
+        if not update.fits(self.shapes[name]):
+            shapes = f"{tuple(update.B.shape)}·{tuple(update.A.shape)}"
             raise AdapterMismatch(
-                f"the adapter's {tuple(update.B.shape)}·{tuple(update.A.shape)} does not fit {name} {self.shape(name)}",
+                f"the adapter's {shapes} does not fit {name} {self.shapes[name]}",
                 hint="give the base that the adapter was trained on",
             )
 
@@ -74,20 +88,31 @@ class Fused:
 
     def names(self) -> list[str]:
         """Names of all tensors, sorted."""
-        return sorted(self.sources)
+        return sorted(self.files)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, without reading it."""
-        return tuple(self.sources[name].get_slice(name).get_shape())
+    def weight(self, name: str) -> Tensor:
+        """A tensor as the base has it, mapped from its file, which is closed when the tensor goes."""
+        with safe_open(self.files[name], "pt") as file:
+            W: Tensor = file.get_tensor(name)
+        return W
+
+    def blocks(self, name: str) -> Iterator[Tensor]:
+        """A tensor, some rows at a time: in the file's type where nothing is fused, else float32."""
+        W = self.weight(name)
+        update = self.lora.get(name)
+        step = max(1, BLOCK // max(1, math.prod(W.shape[1:])))
+        for begin in range(0, len(W), step):
+            rows = slice(begin, begin + step)
+            yield self.moved(W[rows], update, rows) if update else W[rows]
+
+    def moved(self, W_oi: Tensor, update: Update, rows: slice) -> Tensor:
+        """W's rows and what is added to them, float32."""
+        sum_oi = W_oi.float() + (update.B[rows].float() @ update.A.float()).mul_(self.scaling)
+        return sum_oi if update.m is None else (update.m[rows].float() / sum_oi.norm(dim=1))[:, None] * sum_oi
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor: in the file's type where nothing is fused, else float32."""
-        W: Tensor = self.sources[name].get_tensor(name)
-        if name not in self.lora:
-            return W
-        A, B, m = self.lora[name]
-        moved = W.float() + (B.float() @ A.float()) * self.scaling
-        return moved if m is None else (m.float() / moved.norm(dim=1))[:, None] * moved
+        """A whole tensor."""
+        return torch.cat(list(self.blocks(name)))
 
 
 def read_adapter(directory: Path) -> tuple[float, dict[str, Update]]:

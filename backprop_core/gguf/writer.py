@@ -1,10 +1,12 @@
 """The GGUF file: header and tensor infos first, then one tensor after the other."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import gguf
 import numpy as np
@@ -33,6 +35,8 @@ FILE_TYPES = {
 }
 DTYPES = {GGMLType.F16: torch.float16, GGMLType.BF16: torch.bfloat16}
 Array = npt.NDArray[Any]
+T = TypeVar("T", Tensor, Array)
+AHEAD = 4  # pieces that may wait for the disk
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def plan(config: Any, fused: Fused, kind: GGMLType) -> list[Entry]:
         name = names.get_name(source, (".weight", ".bias"))
         if name is None:
             raise ArchitectureUnsupported(f"llama.cpp's {architecture} has no tensor for {source}", hint=HINT)
-        shape = fused.shape(source)
+        shape = fused.shapes[source]
         entries.append(Entry(name, source, shape, stored_type(shape, kind), rotary_heads(config, source)))
     return entries
 
@@ -94,13 +98,13 @@ def rotary_heads(config: Any, source: str) -> int:
     return {"q_proj": count, "k_proj": kv_count}.get(source.split(".")[-2], 0)
 
 
-def pair_rows(tensor: Tensor, heads: int) -> Tensor:
+def pair_rows(tensor: T, heads: int) -> T:
     """Rows of each head from (first half, second half) to neighbours (first, second), (first, second), …
 
     transformers rotates row j of a head with row j + d/2, llama.cpp's `llama` row 2j with row 2j + 1.
     """
     halves = tensor.reshape(heads, 2, -1, *tensor.shape[1:])
-    return halves.transpose(1, 2).reshape(tensor.shape)
+    return halves.swapaxes(1, 2).reshape(tensor.shape)
 
 
 def write_header(path: Path, config: Any, tokenizer: Any, entries: list[Entry], file_type: int) -> None:
@@ -124,37 +128,62 @@ def write_header(path: Path, config: Any, tokenizer: Any, entries: list[Entry], 
 def write_tensors(
     file: BinaryIO, config: Any, fused: Fused, entries: list[Entry], on_progress: Callable[[int, int], None]
 ) -> None:
-    """Tensor data in the order of the infos, each aligned."""
+    """Tensor data in the order of the infos, each aligned. The disk writes while the next rows are fused."""
     done, total = 0, sum(entry.bytes for entry in entries)
-    for data in arrays(config, fused, entries):
-        file.write(bytes(-file.tell() % gguf.GGUF_DEFAULT_ALIGNMENT))
-        file.write(data.data)
-        done += data.nbytes
-        on_progress(min(done, total), total)
+    step, due = total // 100, 0  # what is reported: each hundredth
     file.write(bytes(-file.tell() % gguf.GGUF_DEFAULT_ALIGNMENT))
+    with ThreadPoolExecutor(1) as disk:
+        pending: deque[Future[int]] = deque()
+        for piece in aligned(tensors(config, fused, entries)):
+            pending.append(disk.submit(file.write, piece.data))
+            if len(pending) > AHEAD:
+                done += pending.popleft().result()
+            if due <= done < total:
+                on_progress(done, total)
+                due = done + step
+        for future in pending:
+            future.result()
+    on_progress(total, total)
 
 
-def arrays(config: Any, fused: Fused, entries: list[Entry]) -> Iterator[Array]:
-    """What is written, one tensor at a time."""
-    yield from rope_tensors(config).values()
-    offset = architecture_of(config).norm_offset
+def aligned(pieces_of_tensors: Iterable[Iterable[Array]]) -> Iterator[Array]:
+    """The pieces of one tensor after another, with zeros after each up to where the next may begin."""
+    for pieces in pieces_of_tensors:
+        length = 0
+        for piece in pieces:
+            length += piece.nbytes
+            yield piece
+        yield np.zeros(-length % gguf.GGUF_DEFAULT_ALIGNMENT, np.uint8)
+
+
+def tensors(config: Any, fused: Fused, entries: list[Entry]) -> Iterator[Iterable[Array]]:
+    """The tensors of the file, each in pieces."""
+    yield from ([factors] for factors in rope_tensors(config).values())
     for entry in entries:
-        tensor = fused.tensor(entry.source)
-        if offset and entry.source.endswith("norm.weight"):
-            tensor = tensor.float() + offset
-        yield encode(pair_rows(tensor, entry.heads) if entry.heads else tensor, entry)
+        pieces = encoded(config, fused, entry)
+        yield [pair_rows(np.concatenate(list(pieces)), entry.heads)] if entry.heads else pieces
 
 
-def encode(tensor: Tensor, entry: Entry) -> Array:
-    """A tensor in the file's type. Raises GGUFExportFailed for NaN, infinity, or a value beyond the type's range."""
-    stored = tensor.to(DTYPES.get(entry.type, torch.float32)).contiguous()
+def encoded(config: Any, fused: Fused, entry: Entry) -> Iterator[Array]:
+    """A tensor in the file's type, some rows at a time."""
+    offset = architecture_of(config).norm_offset if entry.source.endswith("norm.weight") else 0
+    for block in fused.blocks(entry.source):
+        yield encode(block.float() + offset if offset else block, entry)
+
+
+def encode(block: Tensor, entry: Entry) -> Array:
+    """Rows of a tensor in the file's type, as bytes: (rows, bytes of a row).
+
+    Raises GGUFExportFailed for NaN, infinity, or a value beyond the type's range.
+    """
+    stored = block.to(DTYPES.get(entry.type, torch.float32)).contiguous()
     if not finite(stored):
-        hint = "export bf16 instead" if finite(tensor) else "the weights hold NaN or infinity: train again"
+        hint = "export bf16 instead" if finite(block) else "the weights hold NaN or infinity: train again"
         raise GGUFExportFailed(f"{entry.source} has a value that {entry.type.name} cannot hold", hint=hint)
     if entry.type == GGMLType.Q8_0:
-        blocks: Array = gguf.quants.quantize(stored.numpy(), entry.type)
-        return blocks
-    return (stored.view(torch.int16) if stored.dtype == torch.bfloat16 else stored).numpy()
+        quantized: Array = gguf.quants.quantize(stored.numpy(), entry.type)
+        return quantized
+    return stored.view(torch.uint8).numpy().reshape(len(block), -1)
 
 
 def finite(tensor: Tensor) -> bool:

@@ -471,10 +471,10 @@ def test_template_must_end_turns(
 
 
 def test_progress_reaches_the_end(bases: dict[str, Path], tmp_path: Path) -> None:
-    """Progress is reported per tensor, never falls, and ends at the total."""
+    """Progress is reported some hundred times at most, never falls, and ends at the total."""
     seen: list[tuple[int, int]] = []
     convert(
         bases["llama"], None, tmp_path / "a", outtype="f16", on_progress=lambda done, total: seen.append((done, total))
     )
     assert seen == sorted(seen) and seen[-1][0] == seen[-1][1]
-    assert len(seen) == len(GGUFReader(tmp_path / "a").tensors)
+    assert 10 < len(seen) <= 102
