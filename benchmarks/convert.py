@@ -1,25 +1,30 @@
 """Writing a GGUF file, against copying one of the same size. `python -m benchmarks.convert BASE ADAPTER OUTPUT`."""
 
 import os
+import resource
 import shutil
+import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Contender, Row, contenders, medians, take_turns
+from benchmarks.measure import REPEATS, Contender, Row, contenders, medians, take_turns
 
 NAME = "convert throughput, against copy"
-SHAPE: dict[str, Any] = {  # 250 million parameters: 0.5 GB in bf16
+MEMORY = "peak memory of convert, against 300 MB and twice the largest tensor"
+SHAPE: dict[str, Any] = {  # half a billion parameters: 1 GB in bf16
+    "vocab_size": 64_000,
     "hidden_size": 1024,
     "intermediate_size": 4096,
-    "num_hidden_layers": 15,
+    "num_hidden_layers": 28,
     "num_attention_heads": 16,
     "num_key_value_heads": 8,
     "head_dim": 64,
     "dtype": "bfloat16",
 }
+BOUND = 300e6 + 2 * 2 * SHAPE["vocab_size"] * SHAPE["hidden_size"]  # bytes; the embeddings are the largest tensor
 
 
 def against_copy() -> Row:
@@ -31,6 +36,20 @@ def against_copy() -> Row:
         with contenders(("benchmarks.convert", str(base), str(adapter), str(output))) as [converting]:
             rates = medians({"convert": lambda: rate(converting), "copy": lambda: copied(output, place / "copy.gguf")})
     return Row(NAME, rates["convert"], rates["copy"], "a copy of the same file, fsynced", "bytes/s", "more")
+
+
+def peak_memory() -> Row:
+    """Of a process that has imported what it needs and converted once."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        base, adapter = make(Path(name))
+        job = ("benchmarks.convert", str(base), str(adapter), str(Path(name) / "model.gguf"))
+        peaks = [peak_of(job) for _ in range(REPEATS)]
+    return Row(MEMORY, statistics.median(peaks), BOUND, "the bound", "bytes", "less")
+
+
+def peak_of(job: tuple[str, ...]) -> float:
+    with contenders(job) as [converting]:
+        return converting.turn()["peak"]
 
 
 def rate(converting: Contender) -> float:
@@ -85,7 +104,8 @@ def main(base: Path, adapter: Path, output: Path) -> None:
         began = time.perf_counter()
         convert(base, adapter, output, outtype="f16")
         force(output)
-        return {"bytes": output.stat().st_size, "seconds": time.perf_counter() - began}
+        seconds, peak = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {"bytes": output.stat().st_size, "seconds": seconds, "peak": peak}
 
     take_turns(turn)
 
