@@ -1,7 +1,6 @@
 """Writing a GGUF file, against copying one of the same size. `python -m benchmarks.convert BASE ADAPTER OUTPUT`."""
 
 import os
-import resource
 import shutil
 import statistics
 import sys
@@ -10,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import REPEATS, Contender, Row, contenders, medians, take_turns
+from benchmarks.measure import REPEATS, Contender, Row, contenders, medians, peak_memory, take_turns
 
 NAME = "convert throughput, against copy"
 MEMORY = "peak memory of convert, against 300 MB and twice the largest tensor"
@@ -38,7 +37,7 @@ def against_copy() -> Row:
     return Row(NAME, rates["convert"], rates["copy"], "a copy of the same file, fsynced", "bytes/s", "more")
 
 
-def peak_memory() -> Row:
+def memory() -> Row:
     """Of a process that has imported what it needs and converted once."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
         base, adapter = make(Path(name))
@@ -104,8 +103,8 @@ def main(base: Path, adapter: Path, output: Path) -> None:
         began = time.perf_counter()
         convert(base, adapter, output, outtype="f16")
         force(output)
-        seconds, peak = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return {"bytes": output.stat().st_size, "seconds": seconds, "peak": peak}
+        seconds = time.perf_counter() - began
+        return {"bytes": output.stat().st_size, "seconds": seconds, "peak": peak_memory()}
 
     take_turns(turn)
 

@@ -1,7 +1,6 @@
 """A contender: `python -m benchmarks.engines ENGINE BASE ROWS`. Each turn is one training from the start."""
 
 import json
-import resource
 import sys
 import tempfile
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from backprop_core.batch import items as items_of
 from backprop_core.specs import LoraSpec, TrainSpec
 from backprop_core.store import Store
 from backprop_core.training.loop import train
-from benchmarks.measure import take_turns
+from benchmarks.measure import peak_memory, take_turns
 from tests.core import nano
 
 BATCH, EPOCHS, LENGTH = 8, 1, 512
@@ -52,7 +51,7 @@ def ours(base: Path, rows: list[Row]) -> Done:
             on_metrics=lambda *_: None,
             should_stop=lambda: False,
         )
-        highest = peak()
+        highest = peak_memory()
         with model.adapted(loaded, result.adapter, store):
             after = loss_of(loaded, rows[::SAMPLED])
         store.close()
@@ -86,18 +85,13 @@ def trl(base: Path, rows: list[Row], **settings: Any) -> Done:
     return trainers.trl(base, rows, **settings)
 
 
-GROUPED = {"train_sampling_strategy": "group_by_length"}
+GROUPED: dict[str, Any] = {"train_sampling_strategy": "group_by_length"}
 ENGINES: dict[str, Callable[[Path, list[Row]], Done]] = {
     "ours": ours,
     "Trainer, length-grouped": partial(trainer, **GROUPED),
     "TRL, length-grouped": partial(trl, **GROUPED),
     "Trainer, defaults": trainer,
 }
-
-
-def peak() -> float:
-    """The most memory that this process has held so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main(engine: str, base: Path, data: Path) -> None:

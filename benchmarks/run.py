@@ -24,7 +24,7 @@ ROWS: dict[str, Callable[[], Row]] = {
     processes.WARM: processes.warm,
     processes.HELP: processes.help_,
     convert.NAME: convert.against_copy,
-    convert.MEMORY: convert.peak_memory,
+    convert.MEMORY: convert.memory,
     history.NAME: history.against_query,
 }
 

@@ -15,7 +15,8 @@ from transformers import (
 )
 
 from backprop_core import chat, model
-from benchmarks.engines import BATCH, EPOCHS, LENGTH, SAMPLED, SPEC, Done, Row, loss_of, peak
+from benchmarks.engines import BATCH, EPOCHS, LENGTH, SAMPLED, SPEC, Done, Row, loss_of
+from benchmarks.measure import peak_memory
 
 
 class Clock(TrainerCallback):
@@ -104,7 +105,7 @@ def timed(base: Path, rows: list[Row], made: Any) -> Done:
     clock = Clock()
     made.add_callback(clock)
     made.train()
-    highest = peak()
+    highest = peak_memory()
     tokens = sum(len(features["input_ids"]) for features in made.train_dataset) * EPOCHS
     tokenizer = AutoTokenizer.from_pretrained(base)
     bare = made.model.base_model.model.eval()

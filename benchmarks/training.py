@@ -38,7 +38,7 @@ def peak_memory() -> Row:
         turns = [{engine: peak_of(known[engine]) for engine in (OURS, TRAINER, TRL)} for _ in range(REPEATS)]
     peaks = {engine: statistics.median(turn[engine] for turn in turns) for engine in turns[0]}
     other = min((TRAINER, TRL), key=peaks.__getitem__)
-    return Row(MEMORY, peaks[OURS], peaks[other], other, "MiB", "less")
+    return Row(MEMORY, peaks[OURS], peaks[other], other, "bytes", "less")
 
 
 def peak_of(spec: tuple[str, ...]) -> float:
