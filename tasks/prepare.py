@@ -100,19 +100,16 @@ def continued(spec: RunSpec, live: Live) -> RunSpec:
 
     What is left at its default is not asked.
     """
-    version, merge, default, lora = live.version, spec.merge, MergeSpec(), LoraSpec.model_fields
-    for name, value, usual, own in [
-        *(
-            (f"training.lora.{name}", getattr(spec.training.lora, name), field.default, getattr(version.lora, name))
-            for name, field in lora.items()
-        ),
+    version, merge, default = live.version, spec.merge, MergeSpec()
+    for name, asked, usual, own in [
+        ("training.lora", like(version.lora, spec.training.lora), version.lora, version.lora),
         ("merge.strategy", merge.strategy, default.strategy, version.merge.strategy),
         ("merge.merge_a", merge.merge_a, default.merge_a, version.merge.merge_a),
         ("merge.lambda", merge.weight, default.weight, version.merge.weight),
     ]:
-        if value not in (usual, own):
+        if asked not in (usual, own):
             raise LineConflict(
-                f"line {spec.line} has another {name} than {value}: {own}", hint="leave it out, or start another line"
+                f"line {spec.line} has another {name} than {asked}: {own}", hint="leave it out, or start another line"
             )
     return spec.model_copy(
         update={
@@ -171,6 +168,13 @@ def last_release(line: str, store: Store) -> "Release | None":
 
     champion = Lines(store).champion(line)
     return released(line, champion, store) if champion else None
+
+
+def like(own: LoraSpec, asked: LoraSpec) -> LoraSpec:
+    """What is asked, as the line has it wherever that is a default."""
+    fields = LoraSpec.model_fields.items()
+    open_ = [name for name, field in fields if getattr(asked, name) == field.default]
+    return asked.model_copy(update={name: getattr(own, name) for name in open_})
 
 
 def again(flow: str, run_id: str, export: ExportSpec, store: Store) -> Prepared:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from backprop_core.errors import BackpropError, ExtraMissing, VariantUnsupported
-from backprop_core.specs import RunSpec
+from backprop_core.specs import LoraSpec, RunSpec
 from backprop_core.store import Store
 from tasks import prepare
 from tests.core import nano
@@ -62,3 +62,10 @@ def test_nothing_is_written_for_what_is_refused(base: Path, tmp_path: Path) -> N
     with pytest.raises(BackpropError):
         prepared(base, tmp_path, datasets=2, lora={"variant": "pissa"})
     assert not any((tmp_path / "store" / name).exists() for name in ("artifacts", "runs", "checkpoints"))
+
+
+def test_what_a_line_chose_is_not_asked_again() -> None:
+    """A rank that its first run chose stays where only alpha is given; another alpha is another shape."""
+    own = LoraSpec(rank=64, alpha=16)
+    assert prepare.like(own, LoraSpec(alpha=16)) == prepare.like(own, LoraSpec()) == own
+    assert prepare.like(own, LoraSpec(alpha=8)) != own
