@@ -205,6 +205,18 @@ class HubUnreachable(BackpropError):
     code, exit_status, retryable = "DEP_HUB_UNREACHABLE", 2, True
 
 
+class JudgeUnreachable(BackpropError):
+    """The model that grades answers does not answer, or is too busy."""
+
+    code, exit_status, retryable = "DEP_JUDGE_UNREACHABLE", 2, True
+
+
+class JudgeFailed(BackpropError):
+    """The model that grades answers refuses, or gives no grade."""
+
+    code, exit_status = "DEP_JUDGE_FAILED", 2
+
+
 # RUNTIME_: it was asked rightly and failed
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from backprop_core.errors import LineConflict, RunUnknown
-from backprop_core.refs import AdapterRef, BaseRef, DatasetRef, Record, RowsRef, RunId, Scores
+from backprop_core.refs import AdapterRef, BaseRef, Cell, DatasetRef, Ratings, Record, RowsRef, RunId, Scores
 from backprop_core.specs import LoraSpec, MergeSpec
 from backprop_core.store import Store, write_atomic
 
@@ -30,8 +30,14 @@ class LineVersion(Record):
     datasets: list[DatasetRef]
     heldout: dict[str, RowsRef] = Field(description="Held-out rows by task.")
     scores: dict[str, Scores] = Field(description="Scores of the merged adapter by task.")
+    ratings: dict[str, Ratings] = Field(default_factory=dict, description="What it writes, rated, by task.")
     watch: list[str] = Field(default_factory=list, description="Tasks that are only scored.")
     parent: int | None = Field(None, description="Number of the version that this one continues; None: none.")
+
+    @property
+    def cells(self) -> dict[str, Cell]:
+        """Its row of the matrix."""
+        return {task: Cell(scores=scores, rating=self.ratings.get(task)) for task, scores in self.scores.items()}
 
 
 class Live(Record):

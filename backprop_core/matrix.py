@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from backprop_core.refs import Evaluation, Scores
+from backprop_core.refs import Cell, Evaluation
 
-Row = dict[str, Scores]  # task -> its cell
+Row = dict[str, Cell]  # task -> its cell
 
 
 def evaluation(
@@ -23,27 +23,40 @@ def evaluation(
     forgetting of t: max over i of a[i,t] - a[T,t]; for watched tasks the base counts as a run.
     """
     columns = [*tasks, *watch]
-    chosen = [[value(row, task, metric) for task in columns] for row in rows]
-    last = chosen[-1]
-    since = [(t, last_trained(trained, task)) for t, task in enumerate(tasks)]
-    transfers = [number(last[t]) - number(chosen[i][t]) for t, i in since if i < len(rows) - 1]
+    scores = [in_metric(row, columns, metric) for row in rows]
+    base_scores = [number(score) for score in in_metric(base, columns, metric)]
+    last = [number(score) for score in scores[-1]]
     return Evaluation(
         tasks=columns,
         watch=list(watch),
         metric=metric,
-        matrix=[[value(row, task, "token_accuracy") for task in columns] for row in rows],
-        loss=[[value(row, task, "loss") for task in columns] for row in rows],
-        exact_match=[[value(row, task, "exact_match") for task in columns] for row in rows],
-        base=[base[task].token_accuracy for task in columns],
-        base_exact_match=[base[task].exact_match for task in columns],
-        average=mean([number(last[columns.index(task)]) for task in tasks]),
-        backward_transfer=mean(transfers) if transfers else None,
+        matrix=[in_metric(row, columns, "token_accuracy") for row in rows],
+        loss=[[row[task].scores.loss if task in row else None for task in columns] for row in rows],
+        exact_match=[in_metric(row, columns, "exact_match") for row in rows],
+        base=[base[task].scores.token_accuracy for task in columns],
+        base_exact_match=[base[task].scores.exact_match for task in columns],
+        scores=scores,
+        base_scores=base_scores,
+        average=mean(last[: len(tasks)]),
+        backward_transfer=transfer(scores, [last_trained(trained, task) for task in tasks]),
         forgetting=[
-            max(number(score) for score in [*(row[t] for row in chosen), *extra] if score is not None) - number(last[t])
-            for t, task in enumerate(columns)
-            for extra in [[value(base, task, metric)] if task in watch else []]
+            max(known(column) + ([start] if task in watch else [])) - end
+            for task, start, column, end in zip(columns, base_scores, zip(*scores, strict=True), last, strict=True)
         ],
     )
+
+
+def transfer(scores: Sequence[Sequence[float | None]], since: Sequence[int]) -> float | None:
+    """Mean of what each task gained from the run that last trained it to the last one; None if that is no task.
+
+    An earlier run that was not rated in this metric counts for nothing.
+    """
+    gains = [
+        number(scores[-1][t]) - before
+        for t, i in enumerate(since)
+        if i < len(scores) - 1 and (before := scores[i][t]) is not None
+    ]
+    return mean(gains) if gains else None
 
 
 def last_trained(trained: Sequence[Sequence[str]], task: str) -> int:
@@ -51,9 +64,13 @@ def last_trained(trained: Sequence[Sequence[str]], task: str) -> int:
     return max(i for i, names in enumerate(trained) if task in names)
 
 
-def value(row: Row, task: str, metric: str) -> float | None:
-    """A cell's score; None where the task came later."""
-    return float(getattr(row[task], metric)) if task in row else None
+def in_metric(row: Row, columns: Sequence[str], metric: str) -> list[float | None]:
+    """A row's scores; None where the task came later, or nobody rated it in this metric."""
+    return [row[task].score(metric) if task in row else None for task in columns]
+
+
+def known(scores: Sequence[float | None]) -> list[float]:
+    return [score for score in scores if score is not None]
 
 
 def number(score: float | None) -> float:

@@ -81,6 +81,14 @@ class Start(Record):
     )
 
 
+class Drift(Record):
+    """What a merge did to the merged adapter."""
+
+    a: float = Field(description="Frobenius norm of A's change over that of A before.")
+    b: float = Field(description="The same of B.")
+    weight: float = Field(description="λ: how far B went towards the tuned one.")
+
+
 class TrainResult(Record):
     """What one LoRA run made, and what it took."""
 
@@ -122,6 +130,36 @@ class Generations(ArtifactRef):
     artifact: ClassVar[str] = "generations"
     rows: int
     stopped: int = Field(description="Answers that ended by themselves, not at the longest allowed length.")
+
+
+class Ratings(ArtifactRef):
+    """How good each of those answers is, from 0 to 1: `ratings.jsonl`, a row a line."""
+
+    artifact: ClassVar[str] = "ratings"
+    metric: str
+    rows: int
+    score: float = Field(ge=0, le=1, description="Mean over rows.")
+
+
+class Cell(Record):
+    """One cell of the matrix: one adapter (or the bare base) on one held-out set."""
+
+    scores: Scores
+    rating: Ratings | None = Field(None, description="Of what it writes, where the metric asks for it.")
+
+    def score(self, metric: str) -> float | None:
+        """In this metric, more is better: of loss it is the negative. None if it was not rated in it."""
+        match metric:
+            case "loss":
+                return -self.scores.loss
+            case "token_accuracy" | "exact_match":
+                return float(getattr(self.scores, metric))
+        return self.rating.score if self.rating and self.rating.metric == metric else None
+
+    @property
+    def rows(self) -> "Scores | Ratings":
+        """Where the score of each row stands."""
+        return self.rating or self.scores
 
 
 class GGUFRef(ArtifactRef):
@@ -199,6 +237,7 @@ class RunRecord(Record):
     train_loss: float
     cached: bool
     accepted: bool
+    drift: Drift | None = Field(None, description="Of its merge into what was merged before; null for the first.")
 
 
 class Evaluation(Record):
@@ -212,6 +251,8 @@ class Evaluation(Record):
     exact_match: list[list[float | None]]
     base: list[float] = Field(description="Token accuracy of the untouched base, by task.")
     base_exact_match: list[float]
+    scores: list[list[float | None]] = Field(default_factory=list, description="The matrix in `metric`.")
+    base_scores: list[float] = Field(default_factory=list, description="Of the untouched base, in `metric`.")
     average: float
     backward_transfer: float | None
     forgetting: list[float]
@@ -231,6 +272,16 @@ class TaskVerdict(Record):
     too_small: bool = Field(description="Too few rows to notice a drop as large as the allowed one.")
 
 
+class CanaryVerdict(Record):
+    """What the candidate says to one canary prompt."""
+
+    prompt: str
+    expect: str
+    answer: str
+    passed: bool
+    rival_passed: bool | None = Field(description="Whether the champion passes it; null without one.")
+
+
 class GateReport(Record):
     """Whether a candidate may go live, and why."""
 
@@ -241,7 +292,9 @@ class GateReport(Record):
     average: float = Field(description="Mean over the trained tasks, of the candidate.")
     rival_average: float
     base_average: float
+    gain_low: float | None = Field(None, description="The average gained more than this, with the asked confidence.")
     tasks: list[TaskVerdict]
+    canaries: list[CanaryVerdict] = Field(default_factory=list)
 
 
 class Choice(Record):

@@ -1,5 +1,6 @@
 """What may be asked: every field typed, ranged, with its unit and one line of help."""
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -9,6 +10,15 @@ NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 LineName = Annotated[str, Field(pattern=NAME)]
 NO_KEY: JsonDict = {"key": False}  # the field cannot change a result, so it is no part of a cache key
 KEY_IF_SET: JsonDict = {"key": "if set"}  # a field that came later: part of a key where it is not at its default
+
+
+def compiles(pattern: str | None) -> str | None:
+    """The pattern, or ValueError if it is no regular expression."""
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise ValueError(f"no regular expression: {error}") from error
+    return pattern
 
 
 class Spec(BaseModel):
@@ -201,12 +211,37 @@ class GenerationSpec(Spec):
     seed: int = Field(0, ge=0, lt=2**31, description="Seeds what is drawn.")
 
 
+class JudgeSpec(Spec):
+    """A language model that grades answers, behind any OpenAI-compatible address.
+
+    Its key, if it wants one, is the environment's BACKPROPAGATE_JUDGE_API_KEY.
+    """
+
+    address: str | None = Field(
+        None, pattern=r"^https?://[^@\s]+$", description="Like https://host/v1; what is graded is sent there."
+    )
+    model: str | None = Field(None, min_length=1, description="Its name at that address.")
+    timeout: float = Field(60, gt=0, description="Seconds to wait for a grade.", json_schema_extra=NO_KEY)
+
+
+Metric = Literal["token_accuracy", "exact_match", "loss", "token_f1", "label_accuracy", "contains", "regex", "judge"]
+TEACHER_FORCED = {"token_accuracy", "exact_match", "loss"}  # the other metrics are of answers that the model writes
+
+
 class EvaluationSpec(Spec):
     """What is measured on the held-out rows."""
 
-    metric: Literal["token_accuracy", "exact_match"] = Field(
-        "token_accuracy", description="What the printed average stands for.", json_schema_extra=NO_KEY
+    metric: Metric = Field(
+        "token_accuracy",
+        description="What the gate and the printed average go by; of loss the negative, so that more is better.",
+        json_schema_extra=NO_KEY,
     )
+    pattern: Annotated[str | None, AfterValidator(compiles)] = Field(
+        None,
+        description="For regex: what it finds in an answer has to be what it finds in the reference.",
+        json_schema_extra=KEY_IF_SET,
+    )
+    judge: JudgeSpec = Field(JudgeSpec(), json_schema_extra=KEY_IF_SET)
     heldout_max: int = Field(200, ge=1, description="Held-out rows per task that are scored, first by hash.")
     watch: list[DatasetSpec] = Field(
         default_factory=list, description="Held-out sets that no run trains: skills that must not be lost."
@@ -214,12 +249,36 @@ class EvaluationSpec(Spec):
     generation: GenerationSpec = Field(GenerationSpec(), json_schema_extra=KEY_IF_SET)
 
 
+class CanarySpec(Spec):
+    """A prompt that a version which goes live has to answer as expected."""
+
+    prompt: str = Field(min_length=1, description="What the user says.")
+    expect: str = Field(min_length=1, description="What the answer has to contain, match or be.")
+    match: Literal["contains", "regex", "exact"] = Field(
+        "contains", description="contains: case aside; exact: but for spaces at the ends."
+    )
+
+    @model_validator(mode="after")
+    def _compiles(self) -> Self:
+        if self.match == "regex":
+            compiles(self.expect)
+        return self
+
+
 class GateSpec(Spec):
     """When a candidate may go live: better on average than champion and base, and clearly worse on no task."""
 
     max_drop: float = Field(0.01, ge=0, le=1, description="How much of its score a task may lose, in the metric.")
     confidence: float = Field(
-        0.95, ge=0.5, lt=1, description="How sure the bootstrap must be that a task lost more than that."
+        0.95,
+        ge=0.5,
+        lt=1,
+        description="How sure the bootstrap must be that the average rose, and that a task lost more than that.",
+    )
+    canaries: list[CanarySpec] = Field(
+        [],
+        description="Prompts that it has to answer as expected, but for those that the champion fails too.",
+        json_schema_extra=KEY_IF_SET,
     )
 
 

@@ -14,7 +14,16 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from backprop_core.errors import BackpropError, ConfigInvalid, InputNotFound, InputValidationFailed, QuantizationUnknown
-from backprop_core.specs import DatasetSpec, ExportSpec, GenerationSpec, LineSpec, PublishSpec, RunSpec, Spec
+from backprop_core.specs import (
+    DatasetSpec,
+    EvaluationSpec,
+    ExportSpec,
+    GenerationSpec,
+    LineSpec,
+    PublishSpec,
+    RunSpec,
+    Spec,
+)
 from flows.fields import ENTRY, children_of, pattern_of, spec_fields
 from flows.values import Path as Place
 from flows.values import parse
@@ -139,6 +148,19 @@ def part_spec(model: type[S], part: str, flags: Mapping[str, Any], names: Mappin
         if value is not None:
             draft.put((part, name), value, names[name])
     return validated(model, draft, (part,))
+
+
+def evaluation_spec(metric: str | None, settings: Sequence[str]) -> EvaluationSpec:
+    """How `evaluate` was asked to measure; only what was asked is set. Raises ConfigInvalid."""
+    draft = Draft()
+    draft.put(("evaluation",), {}, "")
+    if metric is not None:
+        draft.put(("evaluation", "metric"), metric, "--metric")
+    for setting in settings:
+        add_setting(draft, setting)
+    if others := sorted(set(draft.tree) - {"evaluation"}):
+        raise ConfigInvalid(f"evaluate cannot set {others[0]}", hint="only fields of evaluation.…")
+    return validated(EvaluationSpec, draft, ("evaluation",))
 
 
 def generation_spec(flags: Mapping[str, str | None]) -> GenerationSpec:

@@ -2,7 +2,20 @@
 
 from typing import NamedTuple
 
-from backprop_core.refs import AdapterRef, DatasetRef, GGUFRef, RowsRef, Scores, Start, TrainResult
+from backprop_core.refs import (
+    AdapterRef,
+    Answers,
+    Cell,
+    DatasetRef,
+    Drift,
+    GGUFRef,
+    Ratings,
+    RowsRef,
+    Scores,
+    Start,
+    TrainResult,
+)
+from backprop_core.specs import TEACHER_FORCED
 from tasks import stages
 from tasks.run import Run
 
@@ -17,7 +30,7 @@ class Made(NamedTuple):
     tuned: TrainResult
     earlier: list[AdapterRef]
     merged: AdapterRef
-    cells: dict[str, Scores]
+    cells: dict[str, Cell]
 
 
 def pipeline(run: Run) -> Made:
@@ -31,11 +44,11 @@ def pipeline(run: Run) -> Made:
         with run.lora_run(index, dataset) as lora_run:
             before = [earlier.train for earlier in datasets[:index]]
             tuned = trained(run, dataset, before, history[-1] if history else None, heldout)
-            merged = merge(run, merged, tuned, history, index + 1)
+            old, merged = merged, merge(run, merged, tuned, history, index + 1)
             history.append(tuned.adapter)
             seen = {d.task for d in [*datasets[: index + 1], *watched]}
             cells = {task: score(run, merged, rows) for task, rows in heldout.items() if task in seen}
-            lora_run.done(tuned, merged, cells, base_row)
+            lora_run.done(tuned, merged, drift(run, old, tuned, merged), cells, base_row)
     assert merged, "a run has at least one dataset"
     exports(run, merged, heldout[datasets[-1].task])
     return Made(datasets, heldout, tuned, history[:-1], merged, cells)
@@ -58,16 +71,18 @@ def next_version(run: Run) -> Made | None:
         history = [*before.earlier, before.tuned] if before else []
         merged = merge(run, before.merged if before else None, tuned, history, before.count + 1 if before else 1)
         cells = {task: score(run, merged, rows) for task, rows in heldout.items()}
-        lora_run.done(tuned, merged, cells, base_row)
+        lora_run.done(tuned, merged, drift(run, before.merged if before else None, tuned, merged), cells, base_row)
     champion = {task: score(run, before.merged, rows) for task, rows in heldout.items()} if before else None
     report = run.call(
         stages.gate,
-        candidate=cells,
-        champion=champion,
-        base=base_row,
+        candidate=rows_of(cells),
+        champion=rows_of(champion) if champion else None,
+        base=rows_of(base_row),
         watch=run.watched,
         metric=spec.evaluation.metric,
         spec=spec.gate,
+        answers=canaries(run, merged),
+        champion_answers=canaries(run, before.merged) if before else None,
     )
     if not run.gated(report):
         return None
@@ -111,11 +126,25 @@ def new_to(run: Run, learned: list[DatasetRef], dataset: DatasetRef) -> DatasetR
     return dataset.model_copy(update={"train": new, "dropped": dropped})
 
 
+def drift(run: Run, before: AdapterRef | None, tuned: TrainResult, merged: AdapterRef) -> Drift | None:
+    """What the merge did to the merged adapter; None for the first."""
+    return run.call(stages.drift, before=before, tuned=tuned.adapter, after=merged) if before else None
+
+
+def score_again(run: Run) -> None:
+    """The matrix of one adapter that is there, on the run's held-out sets."""
+    datasets, watched = curated(run)
+    heldout = held_out(run, [*datasets, *watched])
+    base_row = {task: score(run, None, rows) for task, rows in heldout.items()}
+    run.evaluated({task: score(run, run.prepared.adapter, rows) for task, rows in heldout.items()}, base_row)
+
+
 def curated(run: Run) -> tuple[list[DatasetRef], list[DatasetRef]]:
     """The datasets to train on, and those to watch: snapshots, all of them before the first GPU second."""
     prepared, cap = run.prepared, run.spec.evaluation.heldout_max
+    trains = bool(prepared.sources)  # an evaluation of other rows has none
     inputs = [
-        *((spec, source, False) for spec, source in zip(run.spec.datasets, prepared.sources, strict=True)),
+        *((spec, source, False) for spec, source in zip(run.spec.datasets, prepared.sources, strict=trains)),
         *((spec, source, True) for spec, source in zip(run.spec.evaluation.watch, prepared.watch, strict=True)),
     ]
     done = [
@@ -150,20 +179,63 @@ def held_out(run: Run, datasets: list[DatasetRef]) -> dict[str, RowsRef]:
 
 
 def line_heldout(run: Run) -> dict[str, RowsRef]:
-    """What the line that a retrain continues holds out, by task."""
+    """What the line holds out that a retrain continues, or has continued, by task."""
     live = run.prepared.live
-    return live.version.heldout if live and run.prepared.flow == "retrain" else {}
+    return live.version.heldout if live and run.prepared.flow in ("retrain", "evaluate") else {}
 
 
-def score(run: Run, adapter: AdapterRef | None, rows: RowsRef) -> Scores:
+def score(run: Run, adapter: AdapterRef | None, rows: RowsRef) -> Cell:
     """One cell of the matrix."""
     training = run.spec.training
-    return run.call(
+    scores = run.call(
         stages.evaluate,
         base=run.base,
         adapter=adapter,
         heldout=rows,
         max_length=training.max_length,
+        precision=training.precision,
+        device=training.device,
+    )
+    return Cell(scores=scores, rating=rating(run, adapter, rows))
+
+
+def rating(run: Run, adapter: AdapterRef | None, rows: RowsRef) -> Ratings | None:
+    """How good the answers are that the model writes, where the metric is of them."""
+    spec, training = run.spec.evaluation, run.spec.training
+    if spec.metric in TEACHER_FORCED:
+        return None
+    written = run.call(
+        stages.generate,
+        base=run.base,
+        adapter=adapter,
+        heldout=rows,
+        spec=spec.generation,
+        precision=training.precision,
+        device=training.device,
+    )
+    if spec.metric == "judge":
+        return run.call(stages.judge, generations=written, spec=spec.judge)
+    return run.call(
+        stages.rate, generations=written, metric=spec.metric, pattern=spec.pattern if spec.metric == "regex" else None
+    )
+
+
+def rows_of(cells: dict[str, Cell]) -> dict[str, Scores | Ratings]:
+    """Where the gate finds the score of each row, by task."""
+    return {task: cell.rows for task, cell in cells.items()}
+
+
+def canaries(run: Run, adapter: AdapterRef) -> Answers | None:
+    """What the model says to the canary prompts; None if there are none."""
+    training, prompts = run.spec.training, [canary.prompt for canary in run.spec.gate.canaries]
+    if not prompts:
+        return None
+    return run.call(
+        stages.answer,
+        base=run.base,
+        adapter=adapter,
+        conversations=[[{"role": "user", "content": prompt}] for prompt in prompts],
+        spec=run.spec.evaluation.generation,
         precision=training.precision,
         device=training.device,
     )

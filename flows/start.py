@@ -1,10 +1,11 @@
 """From a spec to a flow's result, for whoever sits at this machine. The worker starts while Prefect is imported."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backprop_core.refs import RunResult
-from backprop_core.specs import ExportSpec, PublishSpec, Quantization, RunSpec
+from backprop_core.specs import EvaluationSpec, ExportSpec, PublishSpec, Quantization, RunSpec
 from flows.environment import connected
 from tasks import early
 from tasks.prepare import Prepared
@@ -91,6 +92,14 @@ def export(ref: str, wanted: ExportSpec, *, output: Path | None, fresh: bool) ->
         )
 
 
+def evaluate(ref: str, data: Sequence[str], evaluation: EvaluationSpec, *, fresh: bool) -> RunResult:
+    """Scores of what an earlier run made. Raises RunUnknown, RefAmbiguous or ConfigInvalid."""
+    with connected():
+        from flows.evaluate import evaluate
+
+        return evaluate(ref, list(data), evaluation=evaluation, fresh=fresh)
+
+
 def promote(ref: str, line: str) -> RunResult:
     """A line's version out of what an earlier run made. Raises RunUnknown, RefAmbiguous or LineConflict."""
     with connected():
@@ -146,6 +155,10 @@ def call_again(run_id: str, prepared: Prepared) -> RunResult:
         return promote(run_id, prepared.spec.line, run_id=run_id)
     if prepared.flow in ("export", "publish", "release", "rollback"):
         return ship_again(run_id, prepared)
+    if prepared.flow == "evaluate":
+        from flows.evaluate import evaluate
+
+        return evaluate(run_id, run_id=run_id)
     from flows.multi_run import multi_run
 
     return multi_run(prepared.spec.datasets, run_id=run_id)

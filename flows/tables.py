@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from backprop_core.refs import Answers, Choice, Evaluation, GateReport, RunResult
+from backprop_core.refs import Answers, Choice, Drift, Evaluation, GateReport, RunRecord, RunResult
 from flows.console import one_line
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ STYLES = {
     "rejected": "yellow",
     "running": "cyan",
 }
+HEAT = ("#ffffcc", "#c7e9b4", "#7fcdbb", "#1d91c0", "#225ea8", "#0c2c84")  # from 0 to 1
+BARS = "▁▂▃▄▅▆▇█"
 BESIDE_A_TERMINAL = 1000  # columns: a file or a pipe gets every line whole
 
 
@@ -144,7 +146,7 @@ def run(result: RunResult) -> RenderableType:
     if result.runs:
         parts += ["", lora_runs(result)]
     if result.evaluation:
-        parts += ["", *matrix(result.evaluation, [record.dataset.name for record in result.runs])]
+        parts += ["", *matrix(result.evaluation, result.runs)]
     if result.gate:
         parts += ["", *gate(result.gate)]
     parts += ["", *files(result)]
@@ -192,25 +194,63 @@ def lora_runs(result: RunResult) -> Table:
     return made
 
 
-def matrix(evaluation: Evaluation, names: Sequence[str]) -> Iterator[RenderableType]:
-    """Token accuracy of every task after every run, the untouched base first; blank where a task came later."""
-    yield Text("token accuracy on held-out rows", style="bold")
-    tasks = [f"({task})" if task in evaluation.watch else task for task in evaluation.tasks]
-    earlier = [f"run {number}" for number in range(1, len(evaluation.matrix) - len(names) + 1)]
-    made = table("after", *tasks, right=tasks)
-    made.add_row("the base", *map(number, evaluation.base))
-    for name, row in zip([*earlier, *names], evaluation.matrix, strict=True):
-        made.add_row(one_line(name), *map(number, row))
-    yield made
+def matrix(evaluation: Evaluation, runs: Sequence[RunRecord]) -> Iterator[RenderableType]:
+    """What is known of every task after every run, what each forgot, and what it comes to.
+
+    In token accuracy, and in the metric of the averages where that is another one.
+    """
+    tables = {"token accuracy on held-out rows": (evaluation.base, evaluation.matrix)}
+    if evaluation.metric != "token_accuracy" and evaluation.scores:
+        tables[evaluation.metric.replace("_", " ")] = evaluation.base_scores, evaluation.scores
+    for title, (base, rows) in tables.items():
+        yield Text(title, style="bold")
+        made = heat_map(evaluation, base, rows, runs)
+        if title == list(tables)[-1]:
+            made.add_row("forgotten", *map(number, evaluation.forgetting), style="dim")
+        yield made
+    transfer = evaluation.backward_transfer
     yield Text(
         f"{evaluation.metric.replace('_', ' ')}: average {number(evaluation.average)}"
-        + (
-            f"  backward transfer {evaluation.backward_transfer:+.3f}"
-            if evaluation.backward_transfer is not None
-            else ""
-        )
-        + f"  forgetting {' '.join(map(number, evaluation.forgetting))}"
+        + ("" if transfer is None else f"  backward transfer {transfer:+.3f}")
     )
+    yield from (drift(record.dataset.name, record.drift) for record in runs if record.drift)
+
+
+def heat_map(
+    evaluation: Evaluation, base: Sequence[float], rows: Sequence[Sequence[float | None]], runs: Sequence[RunRecord]
+) -> Table:
+    """The untouched base first, then a row a run; blank where a task came later; last each task's way through them."""
+    tasks = [f"({task})" if task in evaluation.watch else task for task in evaluation.tasks]
+    names = [record.dataset.name for record in runs]
+    earlier = [f"run {number}" for number in range(1, len(rows) - len(names) + 1)]
+    made = table("after", *tasks, right=tasks)
+    made.add_row("the base", *map(heat, base))
+    for name, row in zip([*earlier, *names], rows, strict=True):
+        made.add_row(one_line(name), *map(heat, row))
+    if len(rows) > 1:
+        made.add_row(*map(Text, ("", *map(curve, zip(base, *rows, strict=True)))), style="dim")
+    return made
+
+
+def heat(score: float | None) -> Text:
+    """A score from 0 to 1 on its colour."""
+    if score is None or score < 0:
+        return Text(number(score))
+    step = min(int(score * len(HEAT)), len(HEAT) - 1)
+    return Text(number(score), style=f"{'black' if step < len(HEAT) / 2 else 'white'} on {HEAT[step]}")
+
+
+def curve(scores: Sequence[float | None]) -> str:
+    """One character a score, the higher the more; a blank where there is none. Of loss nothing."""
+    known = [score for score in scores if score is not None]
+    if min(known) < 0:
+        return ""
+    return "".join(" " if score is None else BARS[min(int(score * len(BARS)), len(BARS) - 1)] for score in scores)
+
+
+def drift(name: str, drift: Drift) -> Text:
+    """What a run's merge did."""
+    return Text(f"{one_line(name)} merged: λ {drift.weight:.3f}, A moved by {drift.a:.1%}, B by {drift.b:.1%}")
 
 
 def answers(said: Answers) -> RenderableType:
@@ -227,6 +267,9 @@ def gate(report: GateReport) -> Iterator[RenderableType]:
         scores = map(number, (one.rival, one.candidate, one.difference, one.low, one.high))
         made.add_row(one.task, str(one.rows), *scores, "worse" if one.worse else "")
     yield made
+    for canary in report.canaries:
+        verdict = "" if canary.passed else "  as the champion" if canary.rival_passed is False else "  lost"
+        yield Text(f"canary {one_line(canary.prompt)} → {one_line(canary.answer)}{verdict}")
 
 
 def files(result: RunResult) -> Iterator[Text]:
@@ -237,7 +280,7 @@ def files(result: RunResult) -> Iterator[Text]:
             yield Text(f"go on with: backprop resume {result.run_id}")
         case "unchanged":
             yield Text(f"line {result.line} knows this data already; nothing was done")
-        case "finished" if not result.gguf and result.merged:
+        case "finished" if not result.gguf and result.runs:
             yield Text(f"next: backprop export {result.run_id[:12]} --quantization q4_k_m")
         case "finished" | "running":
             yield Text(f"see it again: backprop show-run {result.run_id[:12]}")

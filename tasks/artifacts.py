@@ -1,12 +1,14 @@
 """What a Prefect flow run shows: the matrix, the way to MLflow, and the result for other services."""
 
+import base64
 import json
 from collections.abc import Sequence
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.context import FlowRunContext
 
-from backprop_core.refs import Evaluation, GateReport, RunResult
+from backprop_core.refs import Evaluation, GateReport, RunRecord, RunResult
+from tasks.figures import forgetting_matrix
 
 
 def flow_run_id() -> str | None:
@@ -18,12 +20,26 @@ def flow_run_id() -> str | None:
 def publish(result: RunResult, *, namespace: str, mlflow_link: str | None) -> None:
     """Put a run's result on its Prefect flow run, under keys that start with the namespace."""
     if result.evaluation:
-        table = matrix_table(result.evaluation) + (verdict(result.gate) if result.gate else "")
-        create_markdown_artifact(table, key=f"{key(namespace)}-matrix")
+        create_markdown_artifact(report(result, result.evaluation), key=f"{key(namespace)}-matrix")
     if mlflow_link:
         create_link_artifact(mlflow_link, link_text="The run in MLflow", key=f"{key(namespace)}-mlflow")
     data = json.dumps(result.model_dump(mode="json"), indent=1)
     create_markdown_artifact(f"```json\n{data}\n```", key=f"{key(namespace)}-result")
+
+
+def report(result: RunResult, evaluation: Evaluation) -> str:
+    """What is known of every task after every run, what the merges did, what the gate says, and all of it as a picture.
+
+    In Markdown.
+    """
+    picture = base64.b64encode(forgetting_matrix(evaluation)).decode()
+    parts = [
+        matrix_table(evaluation),
+        merges(result.runs),
+        verdict(result.gate) if result.gate else "",
+        f"![The forgetting matrix, and a curve a task](data:image/png;base64,{picture})\n",
+    ]
+    return "\n".join(filter(None, parts))
 
 
 def key(namespace: str) -> str:
@@ -39,6 +55,7 @@ def matrix_table(evaluation: Evaluation) -> str:
         f"| token accuracy, % | {' | '.join(evaluation.tasks)} |",
         f"| --- |{' ---: |' * len(evaluation.tasks)}",
         *(f"| {name} | {' | '.join(percent(score) for score in row)} |" for name, row in rows),
+        f"| *forgotten, in {evaluation.metric}* | {' | '.join(map(percent, evaluation.forgetting))} |",
     ]
     transfer = (
         "" if evaluation.backward_transfer is None else f", backward transfer {100 * evaluation.backward_transfer:+.1f}"
@@ -46,9 +63,30 @@ def matrix_table(evaluation: Evaluation) -> str:
     return "\n".join(lines) + f"\n\naverage {percent(evaluation.average)} ({evaluation.metric}){transfer}\n"
 
 
+def merges(runs: Sequence[RunRecord]) -> str:
+    """λ of each merge, and how far it moved the merged adapter's factors; nothing without one."""
+    rows = [
+        f"| {record.dataset.task} | {record.drift.weight:.3f} | {percent(record.drift.a)} | {percent(record.drift.b)} |"
+        for record in runs
+        if record.drift
+    ]
+    return (
+        "\n".join(["| merged | λ | A moved, % | B moved, % |", "| --- | ---: | ---: | ---: |", *rows, ""])
+        if rows
+        else ""
+    )
+
+
 def verdict(report: GateReport) -> str:
-    """What the gate decided, in one sentence of Markdown."""
-    return f"\n**{'accepted' if report.accepted else 'rejected'}**: {report.reason}\n"
+    """What the gate decided and why, with each task's difference between its bounds, in Markdown."""
+    head = f"| task | rows | the {report.against} | candidate | difference | at least | at most | |"
+    rows = [
+        f"| {one.task} | {one.rows} | {one.rival:.4f} | {one.candidate:.4f} | {one.difference:+.4f} "
+        f"| {one.low:+.4f} | {one.high:+.4f} | {'**worse**' if one.worse else ''} |"
+        for one in report.tasks
+    ]
+    decided = f"**{'accepted' if report.accepted else 'rejected'}**: {report.reason}\n"
+    return "\n".join([decided, head, "| --- |" + " ---: |" * 6 + " --- |", *rows, ""])
 
 
 def percent(score: float | None) -> str:

@@ -8,6 +8,7 @@ sent/           journals that MLflow has to the end
 
 import errno
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,10 +20,24 @@ from filelock import FileLock, Timeout
 from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from backprop_core.errors import RunActive, blank_secrets
-from backprop_core.refs import DatasetSummary, ErrorRecord, Evaluation, Located, Record, RunId, RunResult, Status
+from backprop_core.refs import (
+    DatasetSummary,
+    Drift,
+    ErrorRecord,
+    Evaluation,
+    GateReport,
+    Located,
+    Record,
+    RunId,
+    RunResult,
+    Status,
+)
+from backprop_core.specs import TEACHER_FORCED
 
 LONGEST_PARAMETER = 500  # characters; the complete spec stands in spec.json
 LONGEST_TAG = 5000
+Measures = dict[str, Sequence[float | None]]
+LARGEST_LOSS = 700.0  # nats, whose exponential is still a number
 log = logging.getLogger(__name__)
 
 
@@ -279,6 +294,17 @@ class Journal:
             self.metrics(step, values)
         self._file.append(Evaluated(**self._head(), evaluation=evaluation))
 
+    def drift(self, run: int, drift: Drift) -> None:
+        """What the merge after a run did."""
+        self.metrics(run, {"merge.weight": drift.weight, "merge.drift_a": drift.a, "merge.drift_b": drift.b})
+
+    def gate(self, report: GateReport, run: int) -> None:
+        """What the gate decided after a run: as `gate.json`, as tags, and each task's difference as a metric."""
+        self.document("gate.json", report.model_dump(mode="json"))
+        verdict = "accepted" if report.accepted else "rejected"
+        self.tags({"backprop.gate": verdict, "backprop.gate.reason": report.reason})
+        self.metrics(run, {f"gate.difference.{task.task}": task.difference for task in report.tasks})
+
     def end(self, status: Status, error: ErrorRecord | None = None) -> None:
         """The run is over."""
         self._file.append(Ended(**self._head(), status=status, error=error and blanked_error(error)))
@@ -286,6 +312,8 @@ class Journal:
     def result(self, result: RunResult) -> None:
         """The run is over with this result: `result.json`, the merged adapter, tags for digests, and the end."""
         self.document("result.json", result.model_dump(mode="json"))
+        if result.gate:
+            self.gate(result.gate, len(result.evaluation.matrix) if result.evaluation else 0)
         named = {"base": result.base, "merged": result.merged}
         self.tags({f"backprop.{name}": ref.digest for name, ref in named.items() if ref})
         if result.merged:
@@ -297,15 +325,25 @@ class Journal:
 
 
 def rows(evaluation: Evaluation) -> Iterator[dict[str, float]]:
-    """Metrics of the base, then of each run: token accuracy, loss and exact match by task, at the end the averages."""
-    yield by_task(evaluation.tasks, token_accuracy=evaluation.base, exact_match=evaluation.base_exact_match)
+    """Metrics of the base, then of each run, by task; at the end the averages, and what each task has forgotten."""
+    tasks = evaluation.tasks
+    own = [{}] * (len(evaluation.matrix) + 1) if evaluation.metric in TEACHER_FORCED else chosen(evaluation)
+    yield by_task(tasks, {"token_accuracy": evaluation.base, "exact_match": evaluation.base_exact_match} | own[0])
     scores = zip(evaluation.matrix, evaluation.loss, evaluation.exact_match, strict=True)
     for run, (accuracy, loss, exact) in enumerate(scores, 1):
-        values = by_task(evaluation.tasks, token_accuracy=accuracy, loss=loss, exact_match=exact)
+        perplexity = [None if nats is None else math.exp(min(nats, LARGEST_LOSS)) for nats in loss]
+        row: Measures = {"token_accuracy": accuracy, "loss": loss, "perplexity": perplexity, "exact_match": exact}
+        values = by_task(tasks, row | own[run])
         yield values | (averages(evaluation) if run == len(evaluation.matrix) else {})
 
 
-def by_task(tasks: Sequence[str], **scores: Sequence[float | None]) -> dict[str, float]:
+def chosen(evaluation: Evaluation) -> list[Measures]:
+    """The rows in the metric of the averages."""
+    rows: list[Sequence[float | None]] = [evaluation.base_scores, *evaluation.scores]
+    return [{evaluation.metric: row} for row in rows]
+
+
+def by_task(tasks: Sequence[str], scores: Measures) -> dict[str, float]:
     """One row of each matrix as `<measure>.<task>`, without the tasks that came later."""
     cells = ((f"{name}.{task}", score) for name, row in scores.items() for task, score in zip(tasks, row, strict=True))
     return {name: score for name, score in cells if score is not None}
@@ -314,7 +352,8 @@ def by_task(tasks: Sequence[str], **scores: Sequence[float | None]) -> dict[str,
 def averages(evaluation: Evaluation) -> dict[str, float]:
     """What the matrix comes to after its last run."""
     transfer = evaluation.backward_transfer
-    return {"average": evaluation.average} | ({} if transfer is None else {"backward_transfer": transfer})
+    lost = by_task(evaluation.tasks, {"forgetting": evaluation.forgetting})
+    return {"average": evaluation.average, **lost} | ({} if transfer is None else {"backward_transfer": transfer})
 
 
 def parameters(spec: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypedDict
 from filelock import Timeout
 
 from backprop_core.lines import Lines, LineVersion
-from backprop_core.refs import AdapterRef, DatasetRef, RowsRef, Scores, TrainResult
+from backprop_core.refs import AdapterRef, Cell, DatasetRef, RowsRef, TrainResult
 from backprop_core.settings import Settings, settings
 from backprop_core.store import Store
 from tasks.publishing import recover
@@ -58,7 +58,7 @@ def version_of(
     tuned: TrainResult,
     history: list[AdapterRef],
     merged: AdapterRef,
-    cells: dict[str, Scores],
+    cells: dict[str, Cell],
 ) -> LineVersion:
     """What the run made, as a version; that of a retrain continues the champion it started from."""
     live = run.prepared.live if run.prepared.flow == "retrain" else None
@@ -74,7 +74,8 @@ def version_of(
         count=len(datasets),
         datasets=datasets,
         heldout=heldout,
-        scores=cells,
+        scores={task: cell.scores for task, cell in cells.items()},
+        ratings={task: cell.rating for task, cell in cells.items() if cell.rating},
         watch=run.watched,
         parent=live.number if live else None,
     )

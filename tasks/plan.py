@@ -13,7 +13,17 @@ from pydantic import BaseModel, Field
 from backprop_core import devices
 from backprop_core.errors import ArchitectureUnsupported
 from backprop_core.keys import stage_key
-from backprop_core.refs import AdapterRef, DatasetRef, Record, RowsRef, StageRecord, TrainResult
+from backprop_core.refs import (
+    AdapterRef,
+    Answers,
+    DatasetRef,
+    Drift,
+    Generated,
+    Record,
+    RowsRef,
+    StageRecord,
+    TrainResult,
+)
 from backprop_core.settings import settings
 from backprop_core.specs import RunSpec, TrainSpec
 from backprop_core.store import Store
@@ -111,6 +121,10 @@ def stand_in(kind: type[R], key: str, parameters: dict[str, Any]) -> R:
     elif issubclass(kind, TrainResult):
         adapter = AdapterRef(digest=key, kind="tuned")
         made = TrainResult(adapter=adapter, steps=0, tokens=0, train_loss=0, seconds=0)
+    elif issubclass(kind, Drift):
+        made = Drift(a=0, b=0, weight=0)
+    elif issubclass(kind, Answers):
+        made = Answers(answers=[Generated(text=key, tokens=0, stopped=True)])
     else:
         made = kind.model_construct(digest=key, rows=1)
     found: R = made

@@ -16,12 +16,16 @@ from backprop_core.errors import ArtifactDamaged, ArtifactMissing, BackpropError
 from backprop_core.keys import stage_key
 from backprop_core.refs import (
     AdapterRef,
+    Answers,
     ArtifactRef,
     DatasetRef,
+    Drift,
     Fidelity,
     GateReport,
+    Generations,
     GGUFRef,
     PackageRef,
+    Ratings,
     RowsRef,
     Scores,
     TrainResult,
@@ -35,7 +39,10 @@ log = logging.getLogger(__name__)
 
 RESULTS: dict[str, type[BaseModel]] = {
     f"{kind.__module__}.{kind.__qualname__}": kind
-    for kind in (AdapterRef, DatasetRef, Fidelity, GateReport, GGUFRef, PackageRef, RowsRef, Scores, TrainResult)
+    for kind in (
+        *(AdapterRef, Answers, DatasetRef, Drift, Fidelity, GateReport, Generations),
+        *(GGUFRef, PackageRef, Ratings, RowsRef, Scores, TrainResult),
+    )
 }
 
 

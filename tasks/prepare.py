@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
@@ -16,7 +17,17 @@ from backprop_core.gguf.support import check_supported
 from backprop_core.keys import digest_of, part
 from backprop_core.lines import Lines, LineVersion, Live
 from backprop_core.refs import AdapterRef, BaseRef, Choice, Located, Record, RunId, RunResult, SourceRef
-from backprop_core.specs import DatasetSpec, ExportSpec, LoraSpec, MergeSpec, ModelSpec, PublishSpec, RunSpec, TrainSpec
+from backprop_core.specs import (
+    DatasetSpec,
+    EvaluationSpec,
+    ExportSpec,
+    LoraSpec,
+    MergeSpec,
+    ModelSpec,
+    PublishSpec,
+    RunSpec,
+    TrainSpec,
+)
 from backprop_core.store import Store, write_atomic
 from backprop_core.training import variants
 from tasks.defaults import decide
@@ -64,6 +75,7 @@ def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
 
     Raises the coded errors of `base`, `formats`, `gguf`, `lines`, `variants`, `extras` and `tasks.defaults`.
     """
+    check_metric(spec.evaluation)
     live = Lines(store).live(spec.line) if flow == "retrain" else None
     if flow not in ("retrain", "promote") and spec.publish != PublishSpec():
         raise ConfigInvalid(f"{flow} publishes nothing", hint="promote its run to a line, or retrain a line")
@@ -194,12 +206,19 @@ def made(ref: str, store: Store) -> Prepared:
     line, _, version = ref.partition("@")
     if line not in Lines(store).names():
         run_id = full_run_id(ref, store)
-        adapter, earlier = AdapterRef(digest=merged_of(run_id, store).digest, kind="merged"), load(run_id, store)
-        return earlier.model_copy(update={"adapter": adapter, "of": earlier.of or run_id})
+        return by(run_id, AdapterRef(digest=merged_of(run_id, store).digest, kind="merged"), store)
     if not version and any((store.root / "runs").glob(f"{line}*/spec.json")):
         raise RefAmbiguous(f"{ref} is a line and the start of a run_id", hint="give more digits, or line@version")
     found = version_of(line, version, store)
-    return load(found.run_id, store).model_copy(update={"adapter": found.merged, "of": found.run_id})
+    return by(found.run_id, found.merged, store)
+
+
+def by(run_id: str, adapter: AdapterRef, store: Store) -> Prepared:
+    """What the run that made an adapter started from. Raises RunUnknown if it has only scored it."""
+    earlier = load(run_id, store)
+    if earlier.flow == "evaluate":
+        raise RunUnknown(f"run {run_id} made nothing, it only scored", hint="name the run that it scored")
+    return earlier.model_copy(update={"adapter": adapter, "of": earlier.of or run_id})
 
 
 def version_of(line: str, version: str, store: Store) -> LineVersion:
@@ -212,6 +231,23 @@ def version_of(line: str, version: str, store: Store) -> LineVersion:
     if live is None:
         raise RunUnknown(f"line {line} has no champion", hint=f"name a version: {line}@1")
     return live.version
+
+
+def evaluated(ref: str, data: Sequence[DatasetSpec], changes: EvaluationSpec, store: Store) -> Prepared:
+    """What an earlier run made, to be scored on its own held-out sets, or on all rows of `data`.
+
+    `changes` are to how the run itself was evaluated. Raises ConfigInvalid and what `made` and `source` raise.
+    """
+    earlier = made(ref, store)
+    evaluation = EvaluationSpec.model_validate(
+        earlier.spec.evaluation.model_dump() | changes.model_dump(exclude_unset=True)
+    )
+    check_metric(evaluation)
+    live = earlier.live if earlier.flow == "retrain" and not data else None
+    own = {"sources": [], "watch": [source(dataset, store) for dataset in data]} if data else {}
+    watch = list(data) or evaluation.watch
+    spec = earlier.spec.model_copy(update={"evaluation": evaluation.model_copy(update={"watch": watch})})
+    return earlier.model_copy(update={"flow": "evaluate", "spec": spec, "live": live, **own})
 
 
 def promoted(ref: str, line: str, store: Store) -> Prepared:
@@ -235,6 +271,16 @@ def merged_of(run_id: str, store: Store) -> Located:
     if merged is None:
         raise RunUnknown(f"run {run_id} has made no adapter", hint=f"finish it first: backprop resume {run_id}")
     return merged
+
+
+def check_metric(evaluation: EvaluationSpec) -> None:
+    """Refuse a metric that lacks what it needs."""
+    if evaluation.metric == "regex" and evaluation.pattern is None:
+        raise ConfigInvalid("evaluation.metric=regex has no evaluation.pattern", hint="say what counts in an answer")
+    if evaluation.metric == "judge" and None in (evaluation.judge.address, evaluation.judge.model):
+        raise ConfigInvalid(
+            "evaluation.metric=judge has no judge", hint="give evaluation.judge.address and evaluation.judge.model"
+        )
 
 
 def check_export(base: BaseRef, spec: RunSpec, store: Store) -> None:

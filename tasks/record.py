@@ -61,6 +61,12 @@ class RunJournal:
             }
         )
         self._child.metrics(record.steps, {"train_loss": record.train_loss, "seconds": record.seconds})
+        if record.drift:
+            self._journal.drift(len(evaluation.matrix), record.drift)
+        self.evaluated(evaluation)
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """The matrix as it is now."""
         self._journal.evaluation(evaluation)
 
     def finish(self, result: RunResult) -> RunResult:

@@ -10,6 +10,7 @@ from backprop_core.refs import (
     ArtifactRef,
     DatasetRef,
     DatasetSummary,
+    Drift,
     Fidelity,
     GGUFRecord,
     GGUFRef,
@@ -51,7 +52,14 @@ def dataset_summary(dataset: DatasetRef) -> DatasetSummary:
 
 
 def run_record(
-    run_id: str, dataset: DatasetRef, trained: TrainResult, merged: AdapterRef, *, cached: bool, store: Store
+    run_id: str,
+    dataset: DatasetRef,
+    trained: TrainResult,
+    merged: AdapterRef,
+    drift: Drift | None,
+    *,
+    cached: bool,
+    store: Store,
 ) -> RunRecord:
     """One LoRA run, as the result tells it."""
     return RunRecord(
@@ -65,6 +73,7 @@ def run_record(
         train_loss=trained.train_loss,
         cached=cached,
         accepted=True,
+        drift=drift,
     )
 
 

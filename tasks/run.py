@@ -25,6 +25,7 @@ from backprop_core.refs import (
     BaseRecord,
     BaseRef,
     DatasetRef,
+    Drift,
     ErrorRecord,
     Evaluation,
     Fidelity,
@@ -54,7 +55,10 @@ from tasks.serving import canary, register
 
 R = TypeVar("R", bound=BaseModel)
 log = logging.getLogger(__name__)
-IN_THE_WORKER = {"train", "merge", "evaluate", "convert", "quantize", "fidelity", "package"}
+IN_THE_WORKER = {
+    *("train", "merge", "drift", "evaluate", "generate", "answer"),
+    *("convert", "quantize", "fidelity", "package"),
+}
 Start = Callable[[Store], prepare.Prepared]
 _current: ContextVar["Run"] = ContextVar("run")
 
@@ -101,14 +105,12 @@ class LoraRun:
         self.run_id = child_id(run.run_id, index)
         self._run, self._dataset = run, dataset
 
-    def done(self, trained: TrainResult, merged: AdapterRef, cells: Row, base: Row) -> None:
-        """Note what came out: the adapters and the scores of the merged one."""
+    def done(self, trained: TrainResult, merged: AdapterRef, drift: Drift | None, cells: Row, base: Row) -> None:
+        """Note what came out: the adapters, what the merge did, and the scores of the merged one."""
         run = self._run
-        run.runs.append(
-            run_record(
-                self.run_id, self._dataset, trained, merged, cached=was_cached(run.stages, "train"), store=run.store
-            )
-        )
+        cached = was_cached(run.stages, "train")
+        record = run_record(self.run_id, self._dataset, trained, merged, drift, cached=cached, store=run.store)
+        run.runs.append(record)
         run.merged = run.runs[-1].merged
         run.evaluation = run.scored(cells, base)
         run.record.lora_run_done(run.runs[-1], run.evaluation)
@@ -138,7 +140,7 @@ class Run:
         self._reason: str | None = None
         self._fresh = fresh
         earlier = Lines(store).ancestors(prepared.spec.line, self.version) if prepared.flow == "retrain" else []
-        self._rows: list[Row] = [version.scores for version in earlier]
+        self._rows: list[Row] = [version.cells for version in earlier]
         self._trained = new_tasks(earlier)
 
     @property
@@ -234,6 +236,12 @@ class Run:
             base=base,
             metric=self.spec.evaluation.metric,
         )
+
+    def evaluated(self, cells: Row, base: Row) -> None:
+        """Note the scores of an adapter that was there."""
+        tasks, metric = list(cells), self.spec.evaluation.metric
+        self.evaluation = evaluation(tasks=tasks, watch=[], trained=[tasks], rows=[cells], base=base, metric=metric)
+        self.record.evaluated(self.evaluation)
 
     def waits(self, rows: RowsRef) -> bool:
         """Whether too few of the rows are new to the line; noted, and then there is nothing to do."""

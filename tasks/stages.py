@@ -4,22 +4,29 @@ from typing import Literal
 
 from backprop_core import curate as core
 from backprop_core import gate as core_gate
+from backprop_core import judge as grading
+from backprop_core import metrics
 from backprop_core.refs import (
     AdapterRef,
+    Answers,
     BaseRef,
     DatasetRef,
+    Drift,
     Fidelity,
     GateReport,
+    Generations,
     GGUFRef,
     PackageRef,
+    Ratings,
     RowsRef,
     Scores,
     SourceRef,
     Start,
     TrainResult,
 )
-from backprop_core.specs import DatasetSpec, GateSpec, MergeSpec, TrainSpec
+from backprop_core.specs import DatasetSpec, GateSpec, GenerationSpec, JudgeSpec, MergeSpec, TrainSpec
 from tasks.policy import stage
+from tasks.progress import Progress, report
 from tasks.run import current
 
 WRITTEN_DIRECTLY = {"f32", "f16", "bf16", "q8_0"}  # the other quantizations are made from the f16 file by llama.cpp
@@ -84,6 +91,12 @@ def replay(rows: RowsRef, earlier: list[RowsRef], heldout: list[RowsRef], share:
 
 
 @stage
+def drift(before: AdapterRef, tuned: AdapterRef, after: AdapterRef) -> Drift:
+    """What a merge did to the merged adapter."""
+    return current().work("drift", Drift, before=before, tuned=tuned, after=after)
+
+
+@stage
 def evaluate(
     base: BaseRef, adapter: AdapterRef | None, heldout: RowsRef, max_length: int, precision: str, device: str
 ) -> Scores:
@@ -101,16 +114,84 @@ def evaluate(
 
 
 @stage
+def generate(
+    base: BaseRef, adapter: AdapterRef | None, heldout: RowsRef, spec: GenerationSpec, precision: str, device: str
+) -> Generations:
+    """Held-out rows → what the model answers to them."""
+    return current().work(
+        "generate",
+        Generations,
+        base=base,
+        adapter=adapter,
+        heldout=heldout,
+        spec=spec,
+        precision=precision,
+        device=device,
+    )
+
+
+@stage
+def rate(generations: Generations, metric: str, pattern: str | None) -> Ratings:
+    """Answers → how good each is."""
+    return metrics.rate(generations, metric=metric, pattern=pattern, store=current().store)
+
+
+@stage
+def judge(generations: Generations, spec: JudgeSpec) -> Ratings:
+    """Answers → how good each is in the eyes of another model."""
+    return grading.judge(
+        generations,
+        spec=spec,
+        store=current().store,
+        on_progress=lambda done, total: report(Progress(stage="judge", done=done, total=total)),
+    )
+
+
+@stage
+def answer(
+    base: BaseRef,
+    adapter: AdapterRef | None,
+    conversations: list[list[dict[str, str]]],
+    spec: GenerationSpec,
+    precision: str,
+    device: str,
+) -> Answers:
+    """Conversations → what the model says next."""
+    return current().work(
+        "answer",
+        Answers,
+        base=base,
+        adapter=adapter,
+        conversations=conversations,
+        spec=spec,
+        precision=precision,
+        device=device,
+    )
+
+
+@stage
 def gate(
-    candidate: dict[str, Scores],
-    champion: dict[str, Scores] | None,
-    base: dict[str, Scores],
+    candidate: dict[str, Scores | Ratings],
+    champion: dict[str, Scores | Ratings] | None,
+    base: dict[str, Scores | Ratings],
     watch: list[str],
     metric: str,
     spec: GateSpec,
+    answers: Answers | None,
+    champion_answers: Answers | None,
 ) -> GateReport:
     """Scores of the candidate, the champion and the base → whether the candidate may go live."""
-    return core_gate.gate(candidate, champion, base, watch=watch, metric=metric, spec=spec, store=current().store)
+    return core_gate.gate(
+        candidate,
+        champion,
+        base,
+        watch=watch,
+        metric=metric,
+        spec=spec,
+        answers=answers,
+        champion_answers=champion_answers,
+        store=current().store,
+    )
 
 
 @stage

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from backprop_core import base as bases
 from backprop_core.curate import load as load_rows
+from backprop_core.drift import drift
 from backprop_core.evaluate import evaluate
 from backprop_core.generate import answer, generate
 from backprop_core.model import LoadedBase, Precision, load
@@ -15,6 +16,7 @@ from backprop_core.refs import (
     AdapterRef,
     Answers,
     BaseRef,
+    Drift,
     Fidelity,
     Generations,
     GGUFRef,
@@ -47,6 +49,12 @@ class MergeJob(Record):
     earlier: list[AdapterRef]
     count: int
     spec: MergeSpec
+
+
+class DriftJob(Record):
+    before: AdapterRef
+    tuned: AdapterRef
+    after: AdapterRef
 
 
 class EvaluateJob(Record):
@@ -115,6 +123,8 @@ class Stages:
                 return self.train(TrainJob.model_validate(parameters), key, emit)
             case "merge":
                 return self.merge(MergeJob.model_validate(parameters))
+            case "drift":
+                return self.drift(DriftJob.model_validate(parameters))
             case "evaluate":
                 return self.evaluate(EvaluateJob.model_validate(parameters))
             case "generate":
@@ -157,6 +167,9 @@ class Stages:
 
     def merge(self, job: MergeJob) -> AdapterRef:
         return merge(job.merged, job.tuned, earlier=job.earlier, count=job.count, spec=job.spec, store=self._store)
+
+    def drift(self, job: DriftJob) -> Drift:
+        return drift(job.before, job.tuned, job.after, store=self._store)
 
     def evaluate(self, job: EvaluateJob) -> Scores:
         base = self.base(job.base, job.precision, job.device)

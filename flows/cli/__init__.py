@@ -23,6 +23,7 @@ VERBS = {
     "promote": ("running", "Make what a run made the champion of a line."),
     "resume": ("running", "Go on with an interrupted run, from its own record."),
     "export": ("running", "GGUF files of what a run made, checked against it."),
+    "evaluate": ("running", "Score what a run made, on its held-out rows or on others."),
     "generate": ("running", "Let what a run made answer prompts."),
     "push": ("shipping", "Adapter, tokenizer and model card of what a run made, to the Hub."),
     "release": ("shipping", "A line's champion, to Ollama and the Hub: all of it or nothing."),

@@ -17,6 +17,7 @@ from flows.cli import Answer
 from flows.cli.flags import (
     NOTHING,
     PLAIN,
+    SETTINGS,
     TASK,
     Flags,
     FlagSet,
@@ -28,7 +29,7 @@ from flows.cli.flags import (
     one_dataset,
     ship,
 )
-from flows.config import export_spec, generation_spec, windows
+from flows.config import evaluation_spec, export_spec, generation_spec, windows
 from flows.console import Bar, configure_logging
 from flows.environment import quiet_prefect, start_server
 from tasks.answers import answers
@@ -126,6 +127,23 @@ def export(
     wanted = export_spec({**files, **given}, names)
     with watched(flags):
         return answer(start.export(ref, wanted, output=output, fresh=fresh))
+
+
+def evaluate(
+    ref: MadeRef,
+    /,
+    *,
+    data: Annotated[
+        list[str] | None, Parameter(help="Rows to score, all of them; default: what the run held out.", negative="")
+    ] = None,
+    metric: Annotated[str | None, do("evaluation.metric")] = None,
+    set: Annotated[list[str] | None, SETTINGS] = None,
+    fresh: Annotated[bool, Parameter(help="Do everything again, cached or not.", negative="")] = False,
+    output: OutputFlags = PLAIN,
+) -> Answer:
+    wanted = evaluation_spec(metric, set or ())
+    with watched(output):
+        return answer(start.evaluate(ref, data or (), wanted, fresh=fresh))
 
 
 def generate(

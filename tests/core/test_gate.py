@@ -3,11 +3,13 @@
 import json
 import random
 
+import numpy as np
 import pytest
 
-from backprop_core.gate import bounds, gate, hits
-from backprop_core.refs import GateReport, Scores
-from backprop_core.specs import GateSpec
+from backprop_core.gate import Hits, bounds, gain, gate, hits
+from backprop_core.metrics import commit
+from backprop_core.refs import Answers, GateReport, Generated, Scores
+from backprop_core.specs import CanarySpec, GateSpec
 from backprop_core.store import Store
 
 TOKENS = 10
@@ -104,10 +106,110 @@ def test_exact_match_counts_rows(bench):
     assert hits(scores, "token_accuracy", bench.store).score == pytest.approx((2 * TOKENS - 1) / (3 * TOKENS))
 
 
+def test_loss_counts_downwards(bench):
+    """In loss a candidate with less of it is better; its score is the negative."""
+    score = hits(bench.scores([5, 5]), "loss", bench.store)
+    assert score.score == -1.0 / TOKENS
+    assert not bench.gate({"a": flat(9)}, None, {"a": flat(1)}, metric="loss").accepted  # both have the same loss
+
+
+def test_ratings_go_through_the_same_rule(bench):
+    """A metric of written answers: one clearly better is accepted, the same one is not."""
+    rated = {
+        name: {"a": commit([share] * 60 + [0.5] * 40, "token_f1", bench.store, {})}
+        for name, share in {"good": 0.9, "old": 0.6, "base": 0.1}.items()
+    }
+    rule = {"watch": [], "metric": "token_f1", "spec": GateSpec(), "store": bench.store}
+    report = gate(rated["good"], rated["old"], rated["base"], **rule)
+    assert report.accepted and report.average == pytest.approx(0.74) and report.tasks[0].rows == 100
+    assert not gate(rated["old"], rated["old"], rated["base"], **rule).accepted
+
+
+def noise(seed: int, rows: int, gain: float) -> tuple[list[int], list[int]]:
+    """Two versions of which one has `gain` more on average, and whose rows differ beside that as often either way."""
+    rng = random.Random(seed)
+    old = [rng.randint(3, 7) for _ in range(rows)]
+    return [value + rng.choice([-1, 0, 0, 1]) + (rng.random() < gain * TOKENS) for value in old], old
+
+
+def surely_better(share: float, rows: int, times: int) -> int:
+    """How many of `times` such pairs have a gain that is above 0 with 95 % confidence."""
+    pairs = [[{"a": tokens(correct)} for correct in noise(seed, rows, share)] for seed in range(times)]
+    return sum(gain(new, old, [], 0.95).low > 0 for new, old in pairs)
+
+
+def tokens(correct: list[int]) -> Hits:
+    return Hits(np.array(correct, dtype=float), np.full(len(correct), TOKENS))
+
+
+def test_what_has_learned_nothing_passes_by_chance_no_oftener_than_asked(bench):
+    """Of runs that only shuffle which rows are right, about one in twenty may pass, not one in two."""
+    assert surely_better(0.0, rows=100, times=100) <= 10
+    lucky, old = next((new, old) for new, old in (noise(seed, 100, 0) for seed in range(60)) if sum(new) > sum(old))
+    report = bench.gate({"a": lucky}, {"a": old}, {"a": flat(0)})
+    assert not report.accepted and "by more than chance" in report.reason and report.gain_low <= 0
+
+
+def test_a_small_gain_is_accepted(bench):
+    """Two points more pass through the same noise; half a point does where nothing is lost for it."""
+    assert surely_better(0.02, rows=200, times=40) >= 36
+    better = [7] * 5 + [6] * 95
+    assert bench.gate({"a": better}, {"a": flat(6)}, {"a": flat(1)}).accepted
+
+
+def test_the_bound_is_of_the_average_over_tasks(bench):
+    """Two tasks that gain a little each are sure together where one alone is not."""
+    pairs = [noise(seed, 60, 0.012) for seed in (1, 2, 3, 4, 5, 6)]
+    names = "abcdef"
+    alone = [bench.gate({"a": new}, {"a": old}, {"a": flat(0, 60)}).accepted for new, old in pairs]
+    together = bench.gate(
+        {name: new for name, (new, _) in zip(names, pairs, strict=True)},
+        {name: old for name, (_, old) in zip(names, pairs, strict=True)},
+        {name: flat(0, 60) for name in names},
+    )
+    assert together.accepted and not all(alone)
+
+
+CANARIES = [
+    CanarySpec(prompt="Who are you?", expect="Ada"),
+    CanarySpec(prompt="1+1?", expect="2", match="exact"),
+]
+
+
+def said(*texts: str) -> Answers:
+    return Answers(answers=[Generated(text=text, tokens=1, stopped=True) for text in texts])
+
+
+@pytest.mark.parametrize(
+    ("candidate", "champion", "refused"),
+    [
+        (said("I am ada.", "2"), said("I am Ada.", "2"), []),
+        (said("I am Bob.", "2"), said("I am Ada.", "2"), ["Who are you?"]),
+        (said("I am Bob.", "3"), said("I am Ada.", "three"), ["Who are you?"]),
+        (said("I am Bob.", "3"), None, ["Who are you?", "1+1?"]),
+        (said("I am Ada.", "2"), None, []),
+    ],
+)
+def test_canaries_have_to_be_answered(bench, candidate, champion, refused):
+    """A canary that the champion passes, or each without a champion, is a reason to reject, with its prompt."""
+    old = bench.scores(flat(7))
+    report = gate(
+        {"a": bench.scores(flat(8))},
+        {"a": old} if champion else None,
+        {"a": bench.scores(flat(2))},
+        watch=[],
+        metric="token_accuracy",
+        spec=GateSpec(canaries=CANARIES),
+        answers=candidate,
+        champion_answers=champion,
+        store=bench.store,
+    )
+    assert report.accepted == (not refused) and len(report.canaries) == 2
+    assert [canary.prompt for canary in CANARIES if f"canary {canary.prompt!r}" in report.reason] == refused
+
+
 def test_bounds_against_a_plain_bootstrap():
     """The bounds are those of drawing rows with replacement, one by one."""
-    import numpy as np
-
     rng = random.Random(3)
     gain, tokens = [rng.randint(-4, 4) for _ in range(80)], [rng.randint(4, 12) for _ in range(80)]
     draws = sorted(ratio(rng.choices(range(80), k=80), gain, tokens) for _ in range(4000))

@@ -3,11 +3,13 @@
 import pytest
 
 from backprop_core.matrix import evaluation
-from backprop_core.refs import Scores
+from backprop_core.refs import Cell, Ratings, Scores
 
 
-def cell(accuracy: float, exact: float = 0.5) -> Scores:
-    return Scores(digest="0" * 64, rows=10, tokens=50, loss=1 - accuracy, token_accuracy=accuracy, exact_match=exact)
+def cell(accuracy: float, exact: float = 0.5, f1: float | None = None) -> Cell:
+    scores = Scores(digest="0" * 64, rows=10, tokens=50, loss=1 - accuracy, token_accuracy=accuracy, exact_match=exact)
+    rating = None if f1 is None else Ratings(digest="1" * 64, metric="token_f1", rows=10, score=f1)
+    return Cell(scores=scores, rating=rating)
 
 
 def test_three_tasks_and_a_watched_one():
@@ -53,3 +55,28 @@ def test_the_metric_decides_what_the_averages_are_of():
     assert found.average == 0.25
     assert found.matrix == [[0.4]]
     assert found.exact_match == [[0.25]]
+    assert (found.scores, found.base_scores) == ([[0.25]], [0.5])
+
+
+def test_of_loss_less_is_more():
+    """Averages in loss are of its negative, so that forgetting is what was lost there too."""
+    rows = [{"a": cell(0.8)}, {"a": cell(0.5), "b": cell(0.5)}]
+    base = {"a": cell(0.1), "b": cell(0.1)}
+    found = evaluation(tasks=["a", "b"], watch=[], trained=[["a"], ["b"]], rows=rows, base=base, metric="loss")
+    assert found.average == -0.5 and found.loss[0] == [pytest.approx(0.2), None]
+    assert found.backward_transfer == pytest.approx(-0.3) and found.forgetting == pytest.approx([0.3, 0])
+
+
+def test_a_version_of_before_the_metric_counts_for_nothing():
+    """Where the line changed its metric, what was not rated in it has no cell and no part in the averages."""
+    rows = [{"a": cell(0.8)}, {"a": cell(0.8, f1=0.7)}, {"a": cell(0.8, f1=0.6), "b": cell(0.8, f1=0.9)}]
+    base = {"a": cell(0.1, f1=0.2), "b": cell(0.1, f1=0.2)}
+    found = evaluation(
+        tasks=["a", "b"], watch=[], trained=[["a"], ["a"], ["b"]], rows=rows, base=base, metric="token_f1"
+    )
+    assert found.scores == [[None, None], [0.7, None], [0.6, 0.9]] and found.average == 0.75
+    assert found.backward_transfer == pytest.approx(-0.1) and found.forgetting == pytest.approx([0.1, 0])
+    first = evaluation(
+        tasks=["a", "b"], watch=[], trained=[["a"], ["b"]], rows=[rows[0], rows[2]], base=base, metric="token_f1"
+    )
+    assert first.backward_transfer is None

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from backprop_core.errors import ConfigInvalid
-from backprop_core.refs import DatasetSummary, Evaluation, GGUFRecord, Located, RunRecord, RunResult
+from backprop_core.refs import DatasetSummary, Drift, Evaluation, GGUFRecord, Located, RunRecord, RunResult
 from backprop_core.settings import Settings
 from flows import tables
 from flows.console import OURS, Bar, configure_logging, error_text, trace_text
@@ -150,6 +150,7 @@ def result(**changes: object) -> RunResult:
             train_loss=0.5,
             cached=False,
             accepted=True,
+            drift=Drift(a=1.2, b=0.045, weight=2**-0.5) if name == "[red]second" else None,
         )
         for name in ("first", "[red]second")
     ]
@@ -188,7 +189,30 @@ def test_matrix_as_a_table() -> None:
         ["[red]second", "0.400", "0.750", "0.800"],
     ]
     assert lines[start + 2].index("0.900") == lines[start + 3].index("0.800")
-    assert "backward transfer -0.100" in lines[start + 4]
+    assert lines[start + 4].split() == ["▂▅▄", "▃", "▇", "██▇"]
+    assert lines[start + 5].split() == ["forgotten", "0.100", "0.000", "0.200"]
+    assert "backward transfer -0.100" in lines[start + 6]
+    assert lines[start + 7] == "[red]second merged: λ 0.707, A moved by 120.0%, B by 4.5%"
+
+
+def test_another_metric_has_a_matrix_of_its_own() -> None:
+    """Beside token accuracy; of loss, which counts downwards, without curves."""
+    made = result()
+    assert made.evaluation
+    scores = {"scores": [[-1.0, None, -2.0], [-1.5, -3.0, -2.5]], "base_scores": [-2.0, -4.0, -2.0], "metric": "loss"}
+    lines = drawn(tables.run(made.model_copy(update={"evaluation": made.evaluation.model_copy(update=scores)})))
+    start = lines.index("loss")
+    assert [line.split() for line in lines[start + 1 : start + 4]] == [
+        ["after", "first", "second", "(general)"],
+        ["the", "base", "-2.000", "-4.000", "-2.000"],
+        ["first", "-1.000", "-2.000"],
+    ]
+
+
+def test_the_matrix_is_a_heat_map_on_a_terminal() -> None:
+    """Each score stands on its colour, the same for the same score."""
+    assert tables.heat(0.05).style != tables.heat(0.95).style == tables.heat(1.0).style
+    assert (tables.heat(None).plain, tables.heat(None).style) == ("", "")
 
 
 def test_tables_fit_80_columns() -> None:

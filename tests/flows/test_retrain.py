@@ -12,8 +12,19 @@ from backprop_core.errors import LineConflict
 from backprop_core.lines import Lines
 from backprop_core.refs import RunResult
 from backprop_core.settings import settings
-from backprop_core.specs import DatasetSpec, ExportSpec, GateSpec, LoraSpec, MergeSpec, TrainSpec
+from backprop_core.specs import (
+    CanarySpec,
+    DatasetSpec,
+    EvaluationSpec,
+    ExportSpec,
+    GateSpec,
+    GenerationSpec,
+    LoraSpec,
+    MergeSpec,
+    TrainSpec,
+)
 from backprop_core.store import Store
+from flows.evaluate import evaluate
 from flows.multi_run import multi_run
 from flows.promote import promote
 from flows.retrain import retrain
@@ -190,3 +201,24 @@ def test_a_line_keeps_what_its_strategy_and_replay_need(base, lines, tmp_path):
     live = lines.live("all")
     assert live.version.merge == spec and live.number == 2
     assert live.version.earlier == [lines.version("all", 1).tuned]
+
+
+def test_a_line_is_gated_by_what_it_writes(base, lines, tmp_path):
+    """A metric of written answers decides, and a canary that is answered otherwise keeps the line as it was.
+
+    `evaluate` finds the same figure again, all of it in the cache, by the line's name; other rows are scored whole.
+    """
+    written = EvaluationSpec(metric="token_f1", generation=GenerationSpec(max_new_tokens=16))
+    canary = CanarySpec(prompt="1.0: what colour is snow?", expect="It is")
+    again = {"training": GOOD, "evaluation": written}
+    first = retrain("colours", batch(tmp_path, 1), model=str(base), gate=GateSpec(canaries=[canary]), **again)
+    assert (first.status, first.evaluation.metric) == ("finished", "token_f1"), first.gate
+    assert first.gate.canaries[0].passed and first.evaluation.average > 0.3 > first.evaluation.base_scores[0]
+    wrong = GateSpec(canaries=[canary, CanarySpec(prompt="Who are you?", expect="Ada", match="regex")])
+    other = retrain("others", batch(tmp_path, 1), model=str(base), gate=wrong, **again)
+    assert other.status == "rejected" and "canary 'Who are you?'" in other.gate.reason
+    assert lines.versions("others") == []
+    scored = evaluate("colours")
+    assert scored.evaluation.average == first.evaluation.average and all(stage.cached for stage in scored.stages)
+    whole = evaluate("colours", [batch(tmp_path, 9)], EvaluationSpec(metric="loss"))
+    assert whole.evaluation.tasks == ["night-9"] and whole.evaluation.average == -whole.evaluation.loss[0][0]

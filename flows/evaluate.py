@@ -1,0 +1,33 @@
+"""Scores of what an earlier run made."""
+
+from prefect import flow
+
+from backprop_core.refs import RunResult
+from backprop_core.specs import DatasetSpec, EvaluationSpec
+from flows.pipeline import score_again
+from tasks.prepare import evaluated
+from tasks.run import recorded
+
+
+@flow(name="evaluate", persist_result=False)
+def evaluate(
+    ref: str,
+    data: list[str | DatasetSpec] | None = None,
+    evaluation: EvaluationSpec = EvaluationSpec(),
+    run_id: str | None = None,
+    fresh: bool = False,
+) -> RunResult:
+    """Score the merged adapter of a run beside its base, on the run's held-out rows or on other ones.
+
+    Args:
+        ref: A run_id or the start of one, a line (its champion), or line@version.
+        data: Files or addresses of rows, all of which are scored; the held-out sets of the run if not given.
+        evaluation: What is measured otherwise than the run itself did.
+        run_id: Of an interrupted evaluation that shall go on; everything else is then taken from its record.
+        fresh: Do every stage again, whatever the cache has.
+    """
+    datasets = [DatasetSpec(path=one) if isinstance(one, str) else one for one in data or []]
+    with recorded(lambda store: evaluated(ref, datasets, evaluation, store), run_id=run_id, fresh=fresh) as run:
+        score_again(run)
+    assert run.outcome is not None
+    return run.outcome
