@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -17,7 +18,16 @@ from pathlib import Path
 import pytest
 
 from backprop_core.errors import MLflowUnreachable, NameTaken, RefAmbiguous, RunUnknown
-from backprop_core.refs import DatasetSummary, ErrorRecord, Evaluation, Located, RunResult
+from backprop_core.refs import (
+    DatasetSummary,
+    Drift,
+    ErrorRecord,
+    Evaluation,
+    GateReport,
+    Located,
+    RunResult,
+    TaskVerdict,
+)
 from backprop_core.settings import Settings
 from tasks.journal import Journal, sent_file
 from tasks.tracking import Sender, list_runs, mlflow_run_id, run_link, show_run, sync, tracking_uri
@@ -26,6 +36,21 @@ from tasks.tracking.connection import connect, experiment_of
 ROOT, CHILD, OTHER = "a1" * 16, "b2" * 16, "a3" * 16
 DATASET = DatasetSummary(
     name="news", task="news", digest="1" * 64, train_rows=90, heldout_rows=10, dropped={"duplicate": 2}
+)
+GATE = GateReport(
+    accepted=False,
+    reason="news fell by 0.1",
+    against="champion",
+    metric="token_accuracy",
+    average=0.55,
+    rival_average=0.5,
+    base_average=0.15,
+    tasks=[
+        TaskVerdict(
+            **{"task": "news", "rows": 9, "candidate": 0.4, "rival": 0.5, "difference": -0.1},
+            **{"low": -0.2, "high": -0.05, "worse": True, "too_small": False},
+        )
+    ],
 )
 MATRIX = Evaluation(
     tasks=["news", "chat"],
@@ -92,6 +117,7 @@ def record(config: Settings, run_id: str = ROOT, *, steps: int = 30, line: str =
         spec={"line": line},
         evaluation=MATRIX,
         merged=Located(digest="2" * 64, path=str(adapter)),
+        gate=GATE,
     )
     with Journal(config.journal_path, run_id) as journal:
         journal.start(line=line, name="multi-run", params={"training.steps": str(steps)}, tags={"version": "0.1"})
@@ -104,6 +130,7 @@ def record(config: Settings, run_id: str = ROOT, *, steps: int = 30, line: str =
         child.end("finished")
         journal.inputs([DATASET])
         journal.evaluation(MATRIX)
+        journal.drift(2, Drift(a=1.2, b=0.04, weight=0.7))
         journal.result(result)
     return result
 
@@ -142,6 +169,10 @@ def test_a_run_is_recorded_whole(config: Settings) -> None:
     assert [(metric.step, metric.value) for metric in history] == [(step, 1 / (step + 1)) for step in range(30)]
     history = client.get_metric_history(parent.info.run_id, "token_accuracy.news")
     assert [(metric.step, metric.value) for metric in history] == [(0, 0.1), (1, 0.5), (2, 0.4)]
+    said = {name: parent.data.metrics[name] for name in ("forgetting.news", "gate.difference.news", "merge.weight")}
+    assert said == {"forgetting.news": 0.1, "gate.difference.news": -0.1, "merge.weight": 0.7}
+    assert parent.data.metrics["perplexity.news"] == pytest.approx(math.exp(parent.data.metrics["loss.news"]))
+    assert (parent.data.tags["backprop.gate"], parent.data.tags["backprop.gate.reason"]) == ("rejected", GATE.reason)
     (given,) = child.inputs.dataset_inputs
     assert given.dataset.name == "news" and given.dataset.digest == "1" * 36
     assert "1" * 64 in given.dataset.source
@@ -151,6 +182,7 @@ def test_a_run_is_recorded_whole(config: Settings) -> None:
     assert files == {
         "spec.json",
         "result.json",
+        "gate.json",
         "matrix.json",
         "forgetting.png",
         "merged/adapter_model.safetensors",
@@ -164,7 +196,7 @@ def test_sending_again_changes_nothing(config: Settings) -> None:
     record(config, steps=600)
     sync(config)
     before = counts(config)
-    assert before["metrics"] == 1200 + sum(len(row) for row in ([0] * 4, [0] * 3, [0] * 8))
+    assert before["metrics"] == 1200 + sum(len(row) for row in ([0] * 4, [0] * 4, [0] * 12, [0] * 4))
     sent = config.journal_path / "sent"
     (sent / f"{ROOT}.jsonl").rename(config.journal_path / f"{ROOT}.jsonl")
     sent_file(sent, ROOT).unlink()
