@@ -212,13 +212,12 @@ class GenerationSpec(Spec):
 
 
 class JudgeSpec(Spec):
-    """A language model that grades answers, behind any OpenAI-compatible address.
-
-    Its key, if it wants one, is the environment's BACKPROPAGATE_JUDGE_API_KEY.
-    """
+    """A language model that grades answers; its key, if it wants one, is BACKPROPAGATE_JUDGE_API_KEY."""
 
     address: str | None = Field(
-        None, pattern=r"^https?://[^@\s]+$", description="Like https://host/v1; what is graded is sent there."
+        None,
+        pattern=r"^https?://[^@\s]+$",
+        description="OpenAI-compatible, like https://host/v1; what is graded is sent there.",
     )
     model: str | None = Field(None, min_length=1, description="Its name at that address.")
     timeout: float = Field(60, gt=0, description="Seconds to wait for a grade.", json_schema_extra=NO_KEY)
