@@ -176,7 +176,7 @@ def seconds(shape: Shape, prepared: prepare.Prepared, lookup: Lookup) -> float |
         + scorings * duration.scoring_flops(shape.parameters, one, spec.training, heldout_rows(one, spec))
         for one in data
     ]
-    return round(duration.seconds(sum(flops) / len(flops), speed), 1)
+    return float(f"{duration.seconds(sum(flops) / len(flops), speed):.3g}")
 
 
 def heldout_rows(data: Data, spec: RunSpec) -> int:
