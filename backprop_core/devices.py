@@ -43,6 +43,15 @@ def has_driver() -> bool:
     return Path("/proc/driver/nvidia/version").is_file() or shutil.which("nvidia-smi") is not None
 
 
+def check_enough(device: Literal["cpu", "cuda"], processes: int) -> None:
+    """Raise GPUNotAvailable unless every process has a GPU of its own; a CPU has room for all."""
+    if device == "cuda" and (count := len(visible_gpus())) < processes:
+        raise GPUNotAvailable(
+            f"{processes} processes need a GPU each, and {count} can be seen",
+            hint=f"set training.processes={count}, or look at CUDA_VISIBLE_DEVICES",
+        )
+
+
 def visible_gpus() -> list[str]:
     """UUIDs of the GPUs that CUDA would use, in its order; NVML itself ignores CUDA_VISIBLE_DEVICES."""
     present = gpus()

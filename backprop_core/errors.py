@@ -169,6 +169,12 @@ class ExtraMissing(BackpropError):
     code = "DEP_EXTRA_MISSING"
 
 
+class UnslothNotAvailable(BackpropError):
+    """Unsloth was asked for and cannot be imported where it should be."""
+
+    code = "DEP_UNSLOTH_NOT_AVAILABLE"
+
+
 class MLflowUnreachable(BackpropError):
     """The history cannot be read because MLflow does not answer."""
 
@@ -242,6 +248,18 @@ class WorkerDied(BackpropError):
     """The worker process ended without a result."""
 
     code, exit_status, retryable = "RUNTIME_WORKER_DIED", 2, True
+
+
+class WorkerStalled(BackpropError):
+    """The worker process was alive and came no further; it was ended."""
+
+    code, exit_status, retryable = "RUNTIME_WORKER_STALLED", 2, True
+
+
+class GPUFault(BackpropError):
+    """The GPU or its driver failed; only a new process can go on."""
+
+    code, exit_status, retryable = "RUNTIME_GPU_FAULT", 2, True
 
 
 class GGUFExportFailed(BackpropError):

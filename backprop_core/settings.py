@@ -24,6 +24,12 @@ class Settings(BaseSettings):
     queue: str = Field("default", min_length=1, description="Queue of the work pool.")
     image: str | None = Field(None, description="Container image of the runs, where the pool starts containers.")
     worker_python: str | None = Field(None, description="Interpreter of the worker; default: this one.")
+    unsloth_python: Path | None = Field(
+        None, description="Interpreter of the environment that has Unsloth, for training.backend=unsloth."
+    )
+    stall_seconds: float = Field(
+        1800, ge=0, description="A worker that comes no further for so long is ended and its stage retried; 0: never."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
     log_json: bool = Field(False, description="Log lines as JSON.")
     log_file: Path | None = Field(None, description="Log to this file as well.")

@@ -76,6 +76,7 @@ class DatasetSpec(Spec):
 
 MOST_RANK = 1024
 STARTS = {"pissa", "loftq"}  # variants that are ways to start, and end as an ordinary adapter of twice the rank
+Backend = Literal["transformers", "unsloth"]
 
 
 class LoraSpec(Spec):
@@ -154,6 +155,14 @@ class TrainSpec(Spec):
         ge=0,
         le=0.1,
         description="Share of the rows of each earlier dataset of the run or line that later runs train again.",
+        json_schema_extra=KEY_IF_SET,
+    )
+    processes: int = Field(
+        1, ge=1, le=64, description="Processes that train together, one a GPU.", json_schema_extra=KEY_IF_SET
+    )
+    backend: Backend = Field(
+        "transformers",
+        description="What runs the model while it trains; unsloth: in the environment of BACKPROPAGATE_UNSLOTH_PYTHON.",
         json_schema_extra=KEY_IF_SET,
     )
     lora: LoraSpec = LoraSpec()

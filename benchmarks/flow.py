@@ -109,7 +109,7 @@ class Bare:
         from backprop_core.worker.handle import Worker
 
         self.prepared, self.spec, self.base, self.store = prepared, prepared.spec, prepared.base, store
-        self.worker = Worker(store, slot=store.root / "locks" / "cpu.lock")
+        self.worker = Worker(store, slots=[store.root / "locks" / "cpu.lock"])
         self.merged = 0
 
     def call(self, stage: "Task[..., Any]", **parameters: Any) -> Any:

@@ -20,7 +20,7 @@ def answers(ref: str, prompts: Sequence[str], *, system: str | None, spec: Gener
         device = devices.resolve("auto")
         first = [{"role": "system", "content": system}] if system else []
         report(Progress(stage="generate", done=0, total=0))
-        return worker.worker(config, device).call(
+        return worker.worker(config, TrainSpec(device=device)).call(
             "answer",
             Answers,
             key="",

@@ -46,6 +46,7 @@ def decide(
     if no_gpu and spec.training.device == "cuda":
         raise no_gpu
     device: Literal["cpu", "cuda"] = "cpu" if no_gpu or spec.training.device == "cpu" else "cuda"
+    devices.check_enough(device, spec.training.processes)
     training, choices = filled(shape, asked(spec), data, device, later=later)
     if no_gpu:
         size = shape.parameters if shape else about_parameters(directory)

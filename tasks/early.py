@@ -18,7 +18,7 @@ def start(flow: str, spec: RunSpec, *, fresh: bool) -> None:
     finally:
         store.close()
     if fresh or not prepare.is_warm(prepared, store):
-        worker.worker(config, prepared.spec.training.device)
+        worker.worker(config, prepared.spec.training)
     threading.Thread(target=import_mlflow, daemon=True).start()  # while Prefect's server starts
 
 
@@ -32,5 +32,5 @@ def restart(prefix: str, *, inexact: bool) -> tuple[str, prepare.Prepared]:
         prepared = prepare.allow_inexact(prepared)
         prepare.save(prepared, run_id, store)
     if not prepare.is_warm(prepared, store):
-        worker.worker(config, prepared.spec.training.device)
+        worker.worker(config, prepared.spec.training)
     return run_id, prepared

@@ -17,6 +17,7 @@ from backprop_core.gguf.support import check_supported
 from backprop_core.keys import digest_of, part
 from backprop_core.lines import Lines, LineVersion, Live
 from backprop_core.refs import AdapterRef, BaseRef, Choice, Located, Record, RunId, RunResult, SourceRef
+from backprop_core.settings import settings
 from backprop_core.specs import (
     DatasetSpec,
     EvaluationSpec,
@@ -31,6 +32,7 @@ from backprop_core.specs import (
 from backprop_core.store import Store, write_atomic
 from backprop_core.training import variants
 from tasks.defaults import decide
+from tasks.worker import interpreter
 
 if TYPE_CHECKING:
     from backprop_core.release import Release
@@ -73,9 +75,11 @@ class Prepared(Record):
 def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
     """Find the base and the data, refuse what cannot work, resolve what was left open.
 
-    Raises the coded errors of `base`, `formats`, `gguf`, `lines`, `variants`, `extras` and `tasks.defaults`.
+    Raises the coded errors of `base`, `formats`, `gguf`, `lines`, `variants`, `extras` and `tasks.defaults`, and
+    UnslothNotAvailable.
     """
     check_metric(spec.evaluation)
+    interpreter(settings(), spec.training.backend)
     live = Lines(store).live(spec.line) if flow == "retrain" else None
     if flow not in ("retrain", "promote") and spec.publish != PublishSpec():
         raise ConfigInvalid(f"{flow} publishes nothing", hint="promote its run to a line, or retrain a line")

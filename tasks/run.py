@@ -184,7 +184,7 @@ class Run:
         begin = time.monotonic()
         key = stage_key(stage.name, parameters)
         if stage.name in IN_THE_WORKER and not is_recorded(self.store, key):
-            self._worker().wait_for_slot()  # whoever has the device now may be doing this very stage
+            self._worker(stage.name).wait_for_slot()  # whoever has the device now may be doing this very stage
         if self._fresh and stage.name == "train":
             with self.store.lock(key):  # whoever trains the same now keeps its checkpoints until it is done
                 shutil.rmtree(self.store.checkpoints(key), ignore_errors=True)
@@ -207,10 +207,10 @@ class Run:
         """Run a stage in the worker process."""
         report(Progress(stage=stage, done=0, total=0))
         key = stage_key(stage, parameters)
-        return self._worker().call(stage, result, key=key, on_event=lambda e: self._event(stage, e), **parameters)
+        return self._worker(stage).call(stage, result, key=key, on_event=lambda e: self._event(stage, e), **parameters)
 
-    def _worker(self) -> Worker:
-        return worker.worker(self.settings, self.spec.training.device)
+    def _worker(self, stage: str) -> Worker:
+        return worker.worker(self.settings, self.spec.training, stage)
 
     def _event(self, stage: str, event: dict[str, Any]) -> None:
         if stage == "train":

@@ -1,28 +1,70 @@
 """The one worker of this process: started early or when a stage needs it, ended with the flow run."""
 
+import subprocess
 import tempfile
 import threading
+from functools import cache
 from pathlib import Path
 
 from backprop_core.devices import visible_gpus
+from backprop_core.errors import UnslothNotAvailable
 from backprop_core.settings import Settings
+from backprop_core.specs import Backend, TrainSpec
 from backprop_core.store import Store
 from backprop_core.worker.handle import Worker
 
+INSTALL = (
+    "make an environment for it (python -m venv unsloth; unsloth/bin/pip install unsloth), and set "
+    "BACKPROPAGATE_UNSLOTH_PYTHON=unsloth/bin/python; or train with training.backend=transformers"
+)
 _guard = threading.Lock()
 _running: tuple[Worker, Store] | None = None
 
 
-def worker(config: Settings, device: str) -> Worker:
-    """The running worker; started now if there is none, or if the last one has died."""
+def worker(config: Settings, training: TrainSpec, stage: str = "evaluate") -> Worker:
+    """The running worker; started now if there is none, or the last one has died or is not for this stage.
+
+    Unsloth changes transformers for the whole process, so what it trains in does nothing else. Raises
+    UnslothNotAvailable.
+    """
     global _running
+    backend = training.backend if stage == "train" else "transformers"
     with _guard:
-        if _running and not _running[0].alive:
+        if _running and not (_running[0].alive and _running[0].backend == backend):
             _end()
         if _running is None:
             store = Store(config.store_path)
-            _running = Worker(store, slot=slot_of(store, device), python=config.worker_python), store
+            handle = Worker(
+                store,
+                slots=slots_of(store, training.device, training.processes),
+                python=interpreter(config, backend),
+                backend=backend,
+                processes=training.processes,
+                stall_seconds=config.stall_seconds,
+            )
+            _running = handle, store
         return _running[0]
+
+
+def interpreter(config: Settings, backend: Backend) -> str | None:
+    """The Python of a worker; None: this one. Raises UnslothNotAvailable."""
+    if backend == "transformers":
+        return config.worker_python
+    if config.unsloth_python is None:
+        raise UnslothNotAvailable("training.backend=unsloth, and BACKPROPAGATE_UNSLOTH_PYTHON is not set", hint=INSTALL)
+    if problem := problem_with_unsloth(config.unsloth_python):
+        raise UnslothNotAvailable(f"{config.unsloth_python} cannot import unsloth: {problem}", hint=INSTALL)
+    return str(config.unsloth_python)
+
+
+@cache
+def problem_with_unsloth(python: Path) -> str:
+    """Why this interpreter cannot import it; empty if it can."""
+    try:
+        done = subprocess.run([python, "-c", "import unsloth"], capture_output=True, text=True)
+    except OSError as error:
+        return str(error)
+    return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
 
 
 def stop() -> None:
@@ -40,8 +82,8 @@ def _end() -> None:
         _running = None
 
 
-def slot_of(store: Store, device: str) -> Path:
-    """The lock file that lets one worker at a time use the device: the store's for a CPU, the machine's for a GPU."""
+def slots_of(store: Store, device: str, gpus: int) -> list[Path]:
+    """The lock files that let one worker at a time use a device: the store's for a CPU, the machine's for each GPU."""
     if device == "cpu":
-        return store.root / "locks" / "cpu.lock"
-    return Path(tempfile.gettempdir()) / f"backpropagate-{visible_gpus()[0]}.lock"
+        return [store.root / "locks" / "cpu.lock"]
+    return [Path(tempfile.gettempdir()) / f"backpropagate-{uuid}.lock" for uuid in visible_gpus()[:gpus]]

@@ -38,7 +38,7 @@ def save(checkpoint: Checkpoint, folder: Path, *, keep: int) -> None:
 
     Raises DiskFull, before a byte is written if it can be known; then the older ones are untouched.
     """
-    target = folder / f"step-{checkpoint.step:06d}"
+    target = place(folder, checkpoint.step)
     beside = target.with_suffix(".tmp")
     shutil.rmtree(beside, ignore_errors=True)
     try:
@@ -57,6 +57,11 @@ def save(checkpoint: Checkpoint, folder: Path, *, keep: int) -> None:
         raise
     for path in [*finished(folder)[:-keep], *folder.glob("*.tmp")]:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def place(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"step-{step:06d}"
 
 
 def no_space(folder: Path) -> DiskFull:

@@ -16,19 +16,20 @@ import torch
 
 from backprop_core import adapter as adapters
 from backprop_core import slao
-from backprop_core.adapter import Tensors
+from backprop_core.adapter import Adapter, Tensors
 from backprop_core.batch import Item, by_budget, collate, load
-from backprop_core.errors import GPUOutOfMemory, GPUTooHot, Interrupted, LossNotFinite
+from backprop_core.errors import BackpropError, GPUOutOfMemory, GPUTooHot, Interrupted, LossNotFinite
 from backprop_core.model import LoadedBase, injected, linear_names, put, taken
 from backprop_core.refs import AdapterRef, RowsRef, Start, TrainResult
 from backprop_core.specs import TrainSpec
 from backprop_core.store import Store
 from backprop_core.strategies import check_same_shape
-from backprop_core.training import checkpoint, ladder, plan, starts, variants
+from backprop_core.training import checkpoint, generators, ladder, plan, starts, unsloth, variants
 from backprop_core.training.checkpoint import Checkpoint
 from backprop_core.training.guard import Guard
 from backprop_core.training.ladder import Limits
 from backprop_core.training.loss import loss_sum
+from backprop_core.training.ranks import ALONE, Ranks
 
 OnMetrics = Callable[[int, int, dict[str, float]], None]
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ def train(
     should_stop: Callable[[], bool],
     guard: Guard | None = None,
     keep_checkpoints: bool = False,
+    ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Train one adapter and commit it. Where checkpoints lie under `key`, it goes on from the newest, to the same bits.
 
@@ -53,27 +55,27 @@ def train(
     (before clipping), tokens (of the step, without padding); token_budget and gradient_checkpointing where a step ran
     out of memory and changed them; inexact_resume, 1, in the step after one; what `guard` reads of the GPU.
     `should_stop()` is asked at each step boundary. With `keep_checkpoints` the caller removes them once it has noted
-    the result, so that nothing is trained again if it dies before that.
+    the result, so that nothing is trained again if it dies before that. `ranks`: this process among those
+    that train with it.
 
     Raises VariantUnsupported, NoRows, LossNotFinite, DiskFull, RankMismatch, AdapterMismatch, RankTooLarge,
-    GPUOutOfMemory, CheckpointInvalid, and, once it has saved a checkpoint, GPUTooHot and Interrupted.
+    GPUOutOfMemory, CheckpointInvalid, WorkerDied if one of those is gone, and, with a checkpoint saved, GPUTooHot and
+    Interrupted.
     """
     variants.check(spec.lora, precision=base.precision, continues=start is not None)
     with store.lock(key):
-        items = load(base, rows, max_length=spec.max_length, store=store)
-        config, tensors = starting_point(base, spec, start, store)
-        torch.manual_seed(spec.seed)  # before the adapter exists: its start is random
-        with injected(base, config, tensors) as model:
-            first = starts.begin(base, model, spec.lora) if start is None else {}
-            run = Run(base, model, first, items, spec, fingerprint(base, rows, spec), store.checkpoints(key), guard)
-            try:
-                run.train(on_metrics, should_stop)
-            except torch.OutOfMemoryError as error:
-                raise GPUOutOfMemory(
-                    f"step {run.step + 1} leaves no memory for the optimizer on {base.device}",
-                    hint="lower training.lora.rank, or use a smaller base or a GPU with more memory",
-                ) from error
-            adapter = starts.learned(config, taken(model), run.first)
+        run, adapter = fit(
+            base,
+            rows,
+            spec=spec,
+            start=start,
+            key=key,
+            store=store,
+            on_metrics=on_metrics,
+            should_stop=should_stop,
+            guard=guard,
+            ranks=ranks,
+        )
         record = {
             "stage": "train",
             "key": key,
@@ -90,6 +92,44 @@ def train(
         return run.result(ref)
 
 
+def fit(
+    base: LoadedBase,
+    rows: RowsRef,
+    *,
+    spec: TrainSpec,
+    start: Start | None,
+    key: str,
+    store: Store,
+    on_metrics: OnMetrics,
+    should_stop: Callable[[], bool],
+    guard: Guard | None,
+    ranks: Ranks,
+) -> tuple["Run", Adapter]:
+    """The training itself, from its start or its newest checkpoint, and the adapter that it made.
+
+    Processes that do not lead call this alone: all of them make the same adapter, only the leader saves anything.
+    """
+    items = load(base, rows, max_length=spec.max_length, store=store)
+    config, tensors = starting_point(base, spec, start, store)
+    torch.manual_seed(spec.seed)  # before the adapter exists: its start is random
+    with injected(base, config, tensors) as model:
+        first = starts.begin(base, model, spec.lora) if start is None else {}
+        if spec.backend == "unsloth":
+            unsloth.speed_up(model)
+        if not ranks.leads:
+            torch.manual_seed(spec.seed + ranks.rank)  # dropout of its own
+        identity = fingerprint(base, rows, spec, ranks)
+        run = Run(base, model, first, items, spec, identity, store.checkpoints(key), guard, ranks)
+        try:
+            run.train(on_metrics, should_stop)
+        except torch.OutOfMemoryError as error:
+            raise GPUOutOfMemory(
+                f"step {run.step + 1} leaves no memory for the optimizer on {base.device}",
+                hint="lower training.lora.rank, or use a smaller base or a GPU with more memory",
+            ) from error
+        return run, starts.learned(config, taken(model), run.first)
+
+
 def starting_point(
     base: LoadedBase, spec: TrainSpec, start: Start | None, store: Store
 ) -> tuple[dict[str, Any], Tensors | None]:
@@ -102,7 +142,7 @@ def starting_point(
     return config, slao.start_from(tuned.tensors, keep=start.keep) if start.orthonormal else tuned.tensors
 
 
-def fingerprint(base: LoadedBase, rows: RowsRef, spec: TrainSpec) -> dict[str, Any]:
+def fingerprint(base: LoadedBase, rows: RowsRef, spec: TrainSpec, ranks: Ranks) -> dict[str, Any]:
     """All that the last bits of a run depend on beside its start."""
     cuda = base.device.type == "cuda"
     return {
@@ -110,6 +150,7 @@ def fingerprint(base: LoadedBase, rows: RowsRef, spec: TrainSpec) -> dict[str, A
         "device": torch.cuda.get_device_name(base.device) if cuda else torch.backends.cpu.get_cpu_capability(),
         "cuda": torch.version.cuda if cuda else None,
         "threads": torch.get_num_threads(),
+        "processes": ranks.size,
         "precision": base.precision,
         "attention": base.model.config._attn_implementation,
         "gradient_checkpointing": spec.gradient_checkpointing,
@@ -131,9 +172,10 @@ class Run:
         fingerprint: dict[str, Any],
         folder: Path,
         guard: Guard | None,
+        ranks: Ranks,
     ) -> None:
         self.base, self.model, self.first, self.items, self.spec = base, model, first, items, spec
-        self.fingerprint, self.folder, self.guard = fingerprint, folder, guard
+        self.fingerprint, self.folder, self.guard, self.ranks = fingerprint, folder, guard, ranks
         self.lengths = [len(item) for item in items]
         self.total = plan.total_steps(len(items), spec)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -155,24 +197,33 @@ class Run:
             self.seconds = before + time.monotonic() - began
             on_metrics(self.step, self.total, {**metrics, **news, **(self.guard.readings() if self.guard else {})})
             news = {}
-            self.rest(should_stop)
-            stop = should_stop() and self.step < self.total
-            if stop or self.is_due(time.monotonic() - saved_at):
-                checkpoint.save(self.snapshot(), self.folder, keep=self.spec.checkpoints_kept)
+            ending = self.ending(should_stop)
+            stop, save = self.ranks.told([ending is not None, self.is_due(time.monotonic() - saved_at)])
+            if stop or save:
+                self.save()
                 saved_at = time.monotonic()
             if stop:
-                raise Interrupted(
-                    f"stopped after step {self.step} of {self.total}", hint="run it again; it goes on from there"
-                )
+                raise ending or self.interrupted()
 
-    def rest(self, should_stop: Callable[[], bool]) -> None:
-        """Let the GPU cool down if it is too hot. Raises GPUTooHot, with a checkpoint saved, if it does not."""
+    def ending(self, should_stop: Callable[[], bool]) -> BackpropError | None:
+        """Why the training ends before its last step, if it does: a GPU that stays too hot, or somebody's wish."""
         try:
             if self.guard:
                 self.guard.cool_down(should_stop)
-        except GPUTooHot:
-            checkpoint.save(self.snapshot(), self.folder, keep=self.spec.checkpoints_kept)
-            raise
+        except GPUTooHot as error:
+            return error
+        return self.interrupted() if should_stop() and self.step < self.total else None
+
+    def interrupted(self) -> Interrupted:
+        return Interrupted(
+            f"stopped after step {self.step} of {self.total}", hint="run it again; it goes on from there"
+        )
+
+    def save(self) -> None:
+        """Write a checkpoint, with the random generators of all processes."""
+        states = self.ranks.everyone({name: state.tolist() for name, state in generators.states().items()})
+        if self.ranks.leads:
+            checkpoint.save(self.snapshot(states), self.folder, keep=self.spec.checkpoints_kept)
 
     def is_due(self, seconds: float) -> bool:
         """Whether a checkpoint is due, `seconds` after the last one: by time, by steps, and when training is done."""
@@ -201,19 +252,34 @@ class Run:
 
     def gradients(self, batch: list[int], labels: int) -> torch.Tensor:
         """The step's loss, its gradients in place; where memory ran out again from the start, with less at once."""
-        generator_states = generators()
+        before = generators.states()
         while True:
-            loss, too_large = self.accumulate(batch, labels)
-            if not too_large:
+            loss, too_large = self.accumulate(self.ranks.share(batch, self.lengths), labels)
+            failed = [extent for extent in self.ranks.everyone(self.extent(too_large)) if extent]
+            if not failed:
+                self.add_up(loss)
                 return loss
             self.optimizer.zero_grad()
-            put_generators(generator_states)
+            generators.put(before)
             gc.collect()
             torch.cuda.empty_cache()
-            self.step_down(too_large)
+            self.step_down(*min(failed))
+
+    def add_up(self, loss: torch.Tensor) -> None:
+        """Make the loss and the gradients those of all processes."""
+        if self.ranks.size == 1:
+            return
+        for parameter in self.parameters:
+            if parameter.grad is None:  # this process had no example
+                parameter.grad = torch.zeros_like(parameter)
+        self.ranks.add_up([loss, *(parameter.grad for parameter in self.parameters if parameter.grad is not None)])
+
+    def extent(self, indices: list[int]) -> list[int]:
+        """Examples and tokens of the longest; nothing of nothing."""
+        return [len(indices), max(self.lengths[index] for index in indices)] if indices else []
 
     def accumulate(self, batch: list[int], labels: int) -> tuple[torch.Tensor, list[int]]:
-        """The step's loss, micro-batch by micro-batch, and the micro-batch that there was no memory for, if any."""
+        """The examples' part of the step's loss, and the micro-batch that there was no memory for, if any."""
         loss = torch.zeros((), device=self.base.device)
         for indices in by_budget(batch, self.lengths, self.limits.token_budget):
             try:
@@ -229,11 +295,10 @@ class Run:
         batch = collate([self.items[index] for index in indices], self.base.device)
         return loss_sum(self.base, self.base.states(batch.ids_bt, batch.lengths_b, batch.at_n), batch.labels_n)
 
-    def step_down(self, too_large: list[int]) -> None:
+    def step_down(self, examples: int, longest: int) -> None:
         """Take the next rung of the ladder, and say so. Raises GPUOutOfMemory if there is none."""
-        longest = max(self.lengths[index] for index in too_large)
         try:
-            self.adopt(ladder.below(self.limits, len(too_large), longest, self.spec))
+            self.adopt(ladder.below(self.limits, examples, longest, self.spec))
         except GPUOutOfMemory as error:
             where = f"step {self.step + 1} of {self.total} on {self.base.device}"
             raise GPUOutOfMemory(f"{where}: {error.message}", hint=error.hint) from None
@@ -251,7 +316,7 @@ class Run:
                     hint="lower training.learning_rate, or look at the rows of this step",
                 )
 
-    def snapshot(self) -> Checkpoint:
+    def snapshot(self, everyones: list[dict[str, list[int]]]) -> Checkpoint:
         state = {
             "fingerprint": self.fingerprint,
             "tokens": self.tokens,
@@ -265,22 +330,32 @@ class Run:
             for index, entry in self.optimizer.state_dict()["state"].items()
             for name, tensor in entry.items()
         }
-        tensors = {"adapter": taken(self.model), "optimizer": moments, "rng": generators()}
+        rng = {
+            generators.group(rank): {name: torch.tensor(values, dtype=torch.uint8) for name, values in states.items()}
+            for rank, states in enumerate(everyones)
+        }
+        tensors = {"adapter": taken(self.model), "optimizer": moments, **rng}
         return Checkpoint(self.step, state, tensors | ({"start": self.first} if self.first else {}))
 
     def resume(self) -> dict[str, float]:
         """Go on from the newest checkpoint, if there is one; the metrics that say so if it is not to the same bits."""
-        saved = checkpoint.newest(self.folder)
-        if saved is None:
+        newest = checkpoint.newest(self.folder) if self.ranks.leads else None
+        step = self.ranks.told(newest and newest.step)
+        if step is None:
             return {}
-        inexact = self.spec.inexact_resume
-        different = checkpoint.check_exact(saved.state["fingerprint"], self.fingerprint, inexact=inexact)
+        saved = newest or checkpoint.read(checkpoint.place(self.folder, step))
+        different = self.ranks.told(self.differences(saved) if self.ranks.leads else [])
         self.restore(saved)
         self.adopt(ladder.top(self.spec) if different else Limits(**saved.state["limits"]))
         self.inexact = saved.state["inexact"] + different
         if different:
             log.warning("going on inexactly after step %d: %s", self.step, "; ".join(different))
         return {"inexact_resume": 1.0} if different else {}
+
+    def differences(self, saved: Checkpoint) -> list[str]:
+        """The fields in which a checkpoint's fingerprint is another one. Raises CheckpointInvalid where none may be."""
+        inexact = self.spec.inexact_resume
+        return checkpoint.check_exact(saved.state["fingerprint"], self.fingerprint, inexact=inexact)
 
     def restore(self, saved: Checkpoint) -> None:
         self.step, self.tokens, self.seconds = saved.step, saved.state["tokens"], saved.state["seconds"]
@@ -293,7 +368,7 @@ class Run:
             index, _, name = key.partition(".")
             moments.setdefault(int(index), {})[name] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        put_generators(saved.tensors["rng"])
+        generators.put(saved.tensors.get(generators.group(self.ranks.rank), saved.tensors["rng"]))
 
     def result(self, adapter: AdapterRef) -> TrainResult:
         labels = sum(count for _, count in self.losses)
@@ -318,17 +393,3 @@ def parameter_groups(model: Any, spec: TrainSpec) -> list[dict[str, Any]]:
         if parameter.requires_grad:
             groups.setdefault((ratio, decay), []).append(parameter)
     return [{"params": group, "ratio": ratio, "weight_decay": decay} for (ratio, decay), group in groups.items()]
-
-
-def generators() -> Tensors:
-    """The states of torch's random generators, by device."""
-    cuda = {f"cuda:{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
-    return {"cpu": torch.get_rng_state(), **cuda}
-
-
-def put_generators(states: Tensors) -> None:
-    """Set the generators of the devices that are here."""
-    torch.set_rng_state(states["cpu"])
-    for index in range(torch.cuda.device_count()):
-        if (name := f"cuda:{index}") in states:
-            torch.cuda.set_rng_state(states[name], index)

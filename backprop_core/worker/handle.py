@@ -7,38 +7,72 @@ stdin says "next FOLDER" and "stop"; when it closes, the child ends.
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter
 
-from backprop_core.errors import WorkerDied, rebuild
+from backprop_core.errors import WorkerDied, WorkerStalled, rebuild
+from backprop_core.refs import Record
+from backprop_core.specs import Backend
 from backprop_core.store import Store, write_atomic
 
 log = logging.getLogger(__name__)
 POLL = 0.01  # seconds between two looks at a running job
+MAIN = "backprop_core.worker.main"
 Result = TypeVar("Result", bound=BaseModel)
 OnEvent = Callable[[dict[str, Any]], None]
 
 
-class Worker:
-    """A child process that runs stages one after another and holds the base between them."""
+class Orders(Record):
+    """What a worker is started with: its one argument, as JSON."""
 
-    def __init__(self, store: Store, *, slot: Path, python: str | None = None) -> None:
+    root: Path
+    ready: Path
+    slots: list[Path]
+    processes: int = 1
+    backend: Backend = "transformers"
+
+
+class Worker:
+    """A child process that runs stages one after another and holds the base between them.
+
+    It takes the locks `slots` before anything else. A job that says nothing for `stall_seconds` is stuck; 0: none is.
+    With several `processes` torchrun starts them; the first one is the worker, the others help it to train.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        slots: Sequence[Path],
+        python: str | None = None,
+        processes: int = 1,
+        backend: Backend = "transformers",
+        stall_seconds: float = 0,
+    ) -> None:
+        self.backend, self.stall_seconds = backend, stall_seconds
+        self._grace = 10.0 if processes == 1 else 40.0  # seconds to end by itself; torchrun waits 30 for the others
         self._store = store
         self._folder = store.scratch("worker")
         self._log = self._folder / "log"
         self._ready = self._folder / "ready"
-        places = [str(store.root), str(slot), str(self._ready)]
-        command = [python or sys.executable, "-m", "backprop_core.worker.main", *places]
+        orders = Orders(root=store.root, ready=self._ready, slots=list(slots), processes=processes, backend=backend)
+        command = [python or sys.executable, *torchrun(processes), "-m", MAIN, orders.model_dump_json()]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=child_environment()
+                command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=child_environment() | (importable(self._folder) if python else {}),
+                start_new_session=processes > 1,  # Ctrl-C is for us: torchrun would end the others
             )
         self._jobs = 0
 
@@ -51,7 +85,7 @@ class Worker:
         return self._process.poll() is None
 
     def call(self, stage: str, result: type[Result], *, key: str, on_event: OnEvent, **parameters: Any) -> Result:
-        """Run one stage and wait for it. Raises what the stage raised, or WorkerDied."""
+        """Run one stage and wait for it. Raises what the stage raised, WorkerDied, or WorkerStalled."""
         job = self._folder / f"{self._jobs:04d}-{stage}"
         self._jobs += 1
         job.mkdir()
@@ -70,16 +104,21 @@ class Worker:
         events = Tail(job / "events.jsonl")
         try:
             self.wait_for_slot()
+            waited = 0.0  # by us: a parent that is stopped with its child does not count that time
             while not (job / "result.json").is_file():
                 if self._process.poll() is not None and not (job / "result.json").is_file():
                     raise self._death(stage)
-                events.drain(on_event)
+                waited = 0.0 if events.drain(on_event) else waited + POLL
+                if 0 < self.stall_seconds < waited:
+                    raise self._stall(stage)
                 time.sleep(POLL)
         except BaseException:  # Ctrl-C, or what Prefect makes of SIGTERM
             self._interrupt(job)
             raise
         events.drain(on_event)
         outcome = json.loads((job / "result.json").read_text(encoding="utf-8"))
+        if outcome.get("spent"):
+            self.close()
         if error := outcome.get("error"):
             raise rebuild(error["code"], error["message"], error["hint"])
         return dict(outcome["ok"])
@@ -103,9 +142,22 @@ class Worker:
     def _death(self, stage: str) -> WorkerDied:
         status = self._process.returncode
         how = "was killed (out of memory?)" if status in (-9, 137) else f"ended with status {status}"
-        last = self._log.read_text(errors="replace").strip().splitlines()[-1:] or ["nothing in its log"]
+        lines = self._log.read_text(errors="replace").splitlines()
+        last = [line.strip() for line in lines if line.strip(" =-")][-1:] or ["nothing in its log"]
         return WorkerDied(
             f"the worker process {how} during {stage}: {last[0]}", hint="run it again; it goes on from there"
+        )
+
+    def _stall(self, stage: str) -> WorkerStalled:
+        """End the child, which does not answer."""
+        self._process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=self._grace)
+        self._process.kill()
+        self._process.wait()
+        return WorkerStalled(
+            f"the worker process did nothing for {self.stall_seconds:g} s during {stage} and was ended",
+            hint="run it again; it goes on from there; BACKPROPAGATE_STALL_SECONDS is how long is waited",
         )
 
     def close(self) -> None:
@@ -114,11 +166,24 @@ class Worker:
         with suppress(BrokenPipeError):
             self._process.stdin.close()
         try:
-            self._process.wait(timeout=10)
+            self._process.wait(timeout=self._grace)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
         self._store.sweep()  # what it was writing
+
+
+def importable(folder: Path) -> dict[str, str]:
+    """What lets another interpreter import this package, and nothing else that is installed beside it."""
+    package = Path(__file__).parents[1]
+    shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))}
+
+
+def torchrun(processes: int) -> list[str]:
+    """What starts several processes of a Python module on this machine."""
+    options = ["--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={processes}"]
+    return ["-m", "torch.distributed.run", *options] if processes > 1 else []
 
 
 class Tail:
@@ -128,9 +193,10 @@ class Tail:
         self._path = path
         self._offset = 0
 
-    def drain(self, on_event: OnEvent) -> None:
+    def drain(self, on_event: OnEvent) -> bool:
+        """Whether there was anything new."""
         if not self._path.is_file():
-            return
+            return False
         with self._path.open("rb") as file:
             file.seek(self._offset)
             data = file.read()
@@ -142,6 +208,7 @@ class Tail:
                 log.log(event["level"], event["log"])
             else:
                 on_event(event)
+        return end > 0
 
 
 def child_environment() -> dict[str, str]:

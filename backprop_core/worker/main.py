@@ -1,4 +1,4 @@
-"""The child: everything that touches a tensor. Started as `python -m backprop_core.worker.main STORE SLOT READY`."""
+"""The child: everything that touches a tensor. Started as `python -m backprop_core.worker.main ORDERS`."""
 
 import gc
 import importlib
@@ -6,46 +6,82 @@ import json
 import logging
 import os
 import queue
+import select
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from filelock import FileLock
 from pydantic import BaseModel
 
-from backprop_core.errors import BackpropError, Unexpected, blank_secrets
+from backprop_core.devices import visible_gpus
+from backprop_core.errors import BackpropError, GPUFault, Unexpected, blank_secrets
 from backprop_core.store import Store, disk_error, write_atomic
+from backprop_core.worker.handle import Orders
+
+if TYPE_CHECKING:
+    from backprop_core.worker.stages import Stages
 
 stopping = threading.Event()
 
 
-def main(root: str, slot: str, ready: str) -> None:
-    """Take the device's slot, import what is heavy, then run jobs until the pipe closes.
+def main(text: str) -> None:
+    """Take the devices' slots, import what is heavy, then run jobs until the pipe closes.
 
-    The file `ready` appears once the slot is taken.
+    The file `ready` of the orders appears once the slots are taken.
     """
+    orders = Orders.model_validate_json(text)
     os.dup2(2, 1)  # libraries print; nobody reads our stdout
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    rank = int(os.environ["RANK"]) if orders.processes > 1 else 0  # torchrun's
+    if len(orders.slots) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible_gpus()[rank]
+    if rank == 0:
+        lead(orders)
+    else:
+        follow(orders)
+
+
+def lead(orders: Orders) -> None:
+    """Do what the parent says, with the devices' slots."""
     jobs: queue.SimpleQueue[Path] = queue.SimpleQueue()
     threading.Thread(target=listen, args=(jobs,), daemon=True).start()
-    store = Store(Path(root))
-    Path(slot).parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(slot):
-        Path(ready).touch()
-        gc.disable()  # the imports make a million objects that stay
-        from backprop_core.worker.stages import Stages
-
-        preload()
-        gc.freeze()
-        gc.enable()
-        stages = Stages(store, should_stop=stopping.is_set)
+    with ExitStack() as slots:
+        for slot in orders.slots:
+            slot.parent.mkdir(parents=True, exist_ok=True)
+            slots.enter_context(FileLock(slot))
+        orders.ready.touch()
+        stages = prepare(orders)
         while True:
-            run(jobs.get(), stages.run)
+            run(jobs.get(), stages.run, alone=orders.processes == 1)
+
+
+def follow(orders: Orders) -> None:
+    """Take part in the trainings of the process that leads."""
+    threading.Thread(target=watch, daemon=True).start()
+    stages = prepare(orders)
+    while True:
+        stages.follow()
+
+
+def prepare(orders: Orders) -> "Stages":
+    """Import what is heavy, and find the other processes."""
+    if orders.backend == "unsloth":
+        importlib.import_module("unsloth")  # it wants to be the first
+    gc.disable()  # the imports make a million objects that stay
+    from backprop_core.training.ranks import join
+    from backprop_core.worker.stages import Stages
+
+    preload()
+    gc.freeze()
+    gc.enable()
+    return Stages(Store(orders.root), should_stop=stopping.is_set, ranks=join(orders.processes))
 
 
 def preload() -> None:
@@ -65,6 +101,14 @@ def listen(jobs: "queue.SimpleQueue[Path]") -> None:
             jobs.put(Path(folder))
         else:
             stopping.set()
+    os._exit(0)
+
+
+def watch() -> None:
+    """Die at once when the parent's pipe closes; what it says is for the leader."""
+    pipe = select.poll()
+    pipe.register(0, 0)  # nothing but the hang-up
+    pipe.poll()
     os._exit(0)
 
 
@@ -92,11 +136,17 @@ class Spoken(logging.Handler):
         logging.getLogger("backprop_core").removeHandler(self)
 
 
-def run(folder: Path, stage: Callable[[str, str, dict[str, Any], Emit], BaseModel]) -> None:
-    """One job: read it, run it, write its result last."""
+def run(folder: Path, stage: Callable[[str, str, dict[str, Any], Emit], BaseModel], *, alone: bool) -> None:
+    """One job: read it, run it, write its result last.
+
+    `spent`: this process can do no further job, and the parent ends it. So it is after a fault of the GPU, and after an
+    error where several train together: nobody knows where the others are.
+    """
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     with (folder / "events.jsonl").open("a", encoding="utf-8", buffering=1) as events, Spoken(events) as told:
         outcome = attempt(lambda: stage(job["stage"], job["key"], job["parameters"], told.event))
+    failed = outcome.get("error")
+    outcome["spent"] = failed is not None and (not alone or failed["code"] == GPUFault.code)
     write_atomic(folder / "result.json", json.dumps(outcome))
 
 
@@ -105,13 +155,22 @@ def attempt(work: Callable[[], BaseModel]) -> dict[str, Any]:
     try:
         return {"ok": work().model_dump(mode="json")}
     except BackpropError as error:
-        coded = error
+        coded = gpu_fault(error) or error
     except Exception as error:  # noqa: BLE001 - the worker's outermost frame
-        coded = disk_error(error) or unexpected(error)
+        coded = gpu_fault(error) or disk_error(error) or unexpected(error)
     return {"error": {"code": coded.code, "message": coded.message, "hint": coded.hint}}
 
 
-def unexpected(error: Exception) -> Unexpected:
+def gpu_fault(error: Exception) -> BackpropError | None:
+    """The coded error for a GPU that is done with this process, whatever was made of it; None for all else."""
+    origin = error.__cause__ or error
+    if isinstance(origin, RuntimeError) and "CUDA error" in str(origin):
+        reason = str(origin).partition("\n")[0]
+        return GPUFault(reason, hint="run it again; if it comes back, look for Xid in the kernel's log")
+    return None
+
+
+def unexpected(error: Exception) -> BackpropError:
     """What nobody thought of, with its traceback, which goes to the log too."""
     trace = blank_secrets("".join(traceback.format_exception(error)))
     print(trace, file=sys.stderr, flush=True)
@@ -119,4 +178,4 @@ def unexpected(error: Exception) -> Unexpected:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1])

@@ -1,6 +1,7 @@
 """The stages that the worker runs, each from its job alone: a fresh and a used worker give the same bits."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ from pydantic import BaseModel
 from backprop_core import base as bases
 from backprop_core.curate import load as load_rows
 from backprop_core.drift import drift
+from backprop_core.errors import Interrupted
 from backprop_core.evaluate import evaluate
 from backprop_core.generate import answer, generate
 from backprop_core.model import LoadedBase, Precision, load
@@ -30,8 +32,9 @@ from backprop_core.refs import (
 from backprop_core.specs import GenerationSpec, MergeSpec, Package, TrainSpec
 from backprop_core.store import Store
 from backprop_core.strategies import merge
-from backprop_core.training import guard
-from backprop_core.training.loop import train
+from backprop_core.training import guard, unsloth
+from backprop_core.training.loop import fit, train
+from backprop_core.training.ranks import ALONE, Ranks
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -112,9 +115,10 @@ class FidelityJob(Record):
 class Stages:
     """Runs jobs by name; keeps the base between them."""
 
-    def __init__(self, store: Store, *, should_stop: Callable[[], bool]) -> None:
+    def __init__(self, store: Store, *, should_stop: Callable[[], bool], ranks: Ranks = ALONE) -> None:
         self._store = store
         self._should_stop = should_stop
+        self._ranks = ranks
         self._loaded: tuple[object, LoadedBase] | None = None
 
     def run(self, stage: str, key: str, parameters: dict[str, Any], emit: Emit) -> BaseModel:
@@ -149,9 +153,17 @@ class Stages:
             self._loaded = wanted, load(bases.local(ref, self._store), precision=precision, device=device)
         return self._loaded[1]
 
-    def train(self, job: TrainJob, key: str, emit: Emit) -> TrainResult:
+    def base_to_train(self, job: TrainJob) -> LoadedBase:
+        """The base as the training's backend loads it; Unsloth's is good for one training."""
         assert job.spec.precision != "auto", "resolved before the key was made"
-        base = self.base(job.base, job.spec.precision, job.spec.device)
+        if job.spec.backend == "unsloth":
+            path = bases.local(job.base, self._store)
+            return unsloth.load(path, precision=job.spec.precision, max_length=job.spec.max_length)
+        return self.base(job.base, job.spec.precision, job.spec.device)
+
+    def train(self, job: TrainJob, key: str, emit: Emit) -> TrainResult:
+        self._ranks.told([key, job.model_dump(mode="json")])
+        base = self.base_to_train(job)
         return train(
             base,
             job.rows,
@@ -163,7 +175,27 @@ class Stages:
             should_stop=self._should_stop,
             guard=guard.of(base.device),
             keep_checkpoints=True,
+            ranks=self._ranks,
         )
+
+    def follow(self) -> None:
+        """Take part in the next training that the leader of these processes does."""
+        key, told = self._ranks.told(None)
+        job = TrainJob.model_validate(told)
+        base = self.base_to_train(job)
+        with suppress(Interrupted):
+            fit(
+                base,
+                job.rows,
+                spec=job.spec,
+                start=job.start,
+                key=key,
+                store=self._store,
+                on_metrics=lambda step, total, values: None,
+                should_stop=lambda: False,
+                guard=None,
+                ranks=self._ranks,
+            )
 
     def merge(self, job: MergeJob) -> AdapterRef:
         return merge(job.merged, job.tuned, earlier=job.earlier, count=job.count, spec=job.spec, store=self._store)

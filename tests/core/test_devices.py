@@ -2,7 +2,7 @@
 
 import pytest
 
-from backprop_core.devices import name_means, resolve
+from backprop_core.devices import check_enough, name_means, resolve
 from backprop_core.errors import GPUNotAvailable
 
 PRESENT = ["GPU-aaaa-1", "GPU-bbbb-2"]
@@ -22,3 +22,11 @@ def test_a_gpu_that_is_not_there_is_a_coded_error(monkeypatch):
     assert resolve("auto") == resolve("cpu") == "cpu"
     with pytest.raises(GPUNotAvailable):
         resolve("cuda")
+
+
+def test_every_process_needs_a_gpu_of_its_own(monkeypatch):
+    """More processes than GPUs are refused before anything starts; a CPU has room for all."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    check_enough("cpu", 4)
+    with pytest.raises(GPUNotAvailable, match="2 processes"):
+        check_enough("cuda", 2)

@@ -106,7 +106,7 @@ def test_an_evaluation_leaves_the_weights_as_they_are(path: Path, rows: RowsRef,
 def test_in_the_worker(path: Path, rows: RowsRef, store: Store) -> None:
     """The worker, which imports PEFT before it knows what it needs, trains and scores a 4-bit base, and a full one."""
     base = bases.resolve(ModelSpec(name=str(path)), store)
-    worker = Worker(store, slot=store.root / "locks" / "cpu.lock")
+    worker = Worker(store, slots=[store.root / "locks" / "cpu.lock"])
     job: Job = {"base": base, "on_event": lambda event: None}
     try:
         spec = SPEC.model_copy(update={"precision": "nf4", "device": "cpu"})

@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock, Timeout
 
 from backprop_core import base as bases
-from backprop_core.errors import NoLabelTokens, WorkerDied
+from backprop_core.errors import GPUFault, NoLabelTokens, WorkerDied, WorkerStalled
 from backprop_core.refs import Scores, Start, TrainResult
 from backprop_core.specs import LoraSpec, ModelSpec, TrainSpec
 from backprop_core.store import Store
@@ -36,8 +36,8 @@ def start(place):
     store, *_ = place
     workers: list[Worker] = []
 
-    def start() -> Worker:
-        workers.append(Worker(store, slot=store.root / "locks" / "cpu.lock"))
+    def start(**options) -> Worker:
+        workers.append(Worker(store, **{"slots": [store.root / "locks" / "cpu.lock"]} | options))
         return workers[-1]
 
     yield start
@@ -96,6 +96,79 @@ def test_a_killed_worker_is_a_retryable_error(start, place):
         pass
 
 
+def test_a_stuck_worker_is_ended(start, place):
+    """SIGSTOP in the middle of a training: alive, but no step comes; coded, retryable, and it goes on from there."""
+    worker, done = start(), []
+
+    def stop(event) -> None:
+        if event["done"] >= 3:
+            os.kill(worker.pid, signal.SIGSTOP)
+            worker.stall_seconds = 0.5
+
+    _, base, sets = place
+    spec = SPEC.model_copy(update={"steps": 60, "checkpoint_seconds": 0})
+    job = {"base": base, "rows": sets[0], "spec": spec, "start": None}
+    with pytest.raises(WorkerStalled, match=r"0\.5 s during train") as caught:
+        worker.call("train", TrainResult, key="9" * 64, on_event=stop, **job)
+    assert caught.value.retryable and not worker.alive
+    start().call("train", TrainResult, key="9" * 64, on_event=lambda event: done.append(event["done"]), **job)
+    assert done[0] >= 3 and done[-1] == 60
+
+
+FAULTY = r"""
+import sys, torch
+from backprop_core.worker import main
+def fail(module, arguments):
+    raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nand more")
+torch.nn.modules.module.register_module_forward_pre_hook(fail)
+main.main(sys.argv[-1])
+"""
+
+
+def test_a_fault_of_the_gpu_is_retryable_and_ends_the_worker(start, place, tmp_path):
+    """CUDA can do nothing more in that process: a retry has to get another one."""
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    python = interpreter(tmp_path, f"{sys.executable} {tmp_path / 'faulty.py'}")
+    worker = start(slots=[tmp_path / "lock"], python=python)
+    with pytest.raises(GPUFault, match=r"illegal memory access was encountered$") as caught:
+        train(worker, place, 0, "8")
+    assert caught.value.retryable and not worker.alive
+
+
+UNSLOTH = """
+import sys
+assert "transformers" not in sys.modules
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+class FastLanguageModel:
+    def from_pretrained(model_name, max_seq_length, dtype, load_in_4bit, **options):
+        assert (max_seq_length, dtype, load_in_4bit) == (2048, torch.float32, False)
+        return AutoModelForCausalLM.from_pretrained(model_name, dtype=dtype), AutoTokenizer.from_pretrained(model_name)
+    def patch_peft_model(model, use_gradient_checkpointing):
+        assert model.peft_config and not use_gradient_checkpointing
+"""
+
+
+def test_another_interpreter_trains_with_unsloth(start, place, tmp_path):
+    """Another Python serves the job; Unsloth, here a stand-in, is imported first, loads the base and has its say."""
+    (tmp_path / "unsloth.py").write_text(UNSLOTH)
+    python = interpreter(tmp_path, f"env PYTHONPATH={tmp_path}:$PYTHONPATH {sys.executable}")
+    _, base, sets = place
+    spec = SPEC.model_copy(update={"backend": "unsloth"})
+    worker, losses = start(slots=[tmp_path / "lock"], python=python, backend="unsloth"), []
+    job = {"base": base, "rows": sets[0], "spec": spec, "start": None}
+    worker.call("train", TrainResult, key="7" * 64, on_event=lambda e: losses.append(e["values"]["loss"]), **job)
+    assert len(losses) == 4
+
+
+def interpreter(folder: Path, command: str) -> str:
+    """A program that passes for another Python."""
+    script = folder / "python"
+    script.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+    script.chmod(0o755)
+    return str(script)
+
+
 def test_one_worker_at_a_time_has_the_device(start, place):
     """The slot is held from before the first job to the end of the worker."""
     store, *_ = place
@@ -113,7 +186,7 @@ import sys, time
 from pathlib import Path
 from backprop_core.store import Store
 from backprop_core.worker.handle import Worker
-worker = Worker(Store(Path(sys.argv[1])), slot=Path(sys.argv[1]) / "locks" / "other.lock")
+worker = Worker(Store(Path(sys.argv[1])), slots=[Path(sys.argv[1]) / "locks" / "other.lock"])
 print(worker.pid, flush=True)
 time.sleep(60)
 """

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import pytest
 
-from backprop_core.worker.handle import child_environment
+from backprop_core.worker.handle import Orders, child_environment
 from tests.faults.small_job import KEY, STEPS, SmallJob
 
 POINTS = 20
@@ -75,8 +75,9 @@ class Work:
     def __init__(self, job: SmallJob, name: str, start: Callable[[list[str]], Running]) -> None:
         self.folder = job.store.root.parent / name
         self.folder.mkdir(parents=True)
-        places = [job.store.root, job.store.root / "locks" / "cpu.lock", self.folder / "ready"]
-        self.worker = start([str(place) for place in places])
+        slot = job.store.root / "locks" / "cpu.lock"
+        orders = Orders(root=job.store.root, ready=self.folder / "ready", slots=[slot])
+        self.worker = start([orders.model_dump_json()])
         text = json.dumps({"stage": "train", "key": KEY, "parameters": job.parameters})
         (self.folder / "job.json").write_text(text)
         self.worker.pipe.write(f"next {self.folder}\n".encode())

@@ -1,7 +1,11 @@
 """The main job through all rooms: real Prefect, real MLflow, real model, real worker."""
 
 import json
+import os
 import shutil
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -50,6 +54,26 @@ def run(base: Path, data: list[str], **changes) -> RunResult:
 
 def digests(result: RunResult) -> list[str]:
     return [digest for one in result.runs for digest in (one.tuned.digest, one.merged.digest)]
+
+
+def test_a_killed_worker_is_replaced(base, data):
+    """SIGKILL of the worker in a training: the stage is retried in a new one, and the run finishes."""
+    training = TRAINING.model_copy(update={"steps": 40, "seed": 7, "checkpoint_seconds": 0})
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not any(settings().store_path.glob("checkpoints/*/step-*")):
+            time.sleep(0.01)
+        killed.append(worker.worker(settings(), training).pid)
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    result = run(base, data[:1], training=training, export=ExportSpec())
+    killer.join()
+    assert killed
+    assert result.status == "finished"
+    assert result.runs[0].steps == 40
 
 
 def test_everything_is_made_and_recorded(first):

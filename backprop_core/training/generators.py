@@ -1,0 +1,24 @@
+"""The states of torch's random generators, by device."""
+
+import torch
+
+from backprop_core.adapter import Tensors
+
+
+def states() -> Tensors:
+    """Those of the CPU and of every GPU."""
+    cuda = {f"cuda:{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
+    return {"cpu": torch.get_rng_state(), **cuda}
+
+
+def put(states: Tensors) -> None:
+    """Set the generators of the devices that are here."""
+    torch.set_rng_state(states["cpu"])
+    for index in range(torch.cuda.device_count()):
+        if (name := f"cuda:{index}") in states:
+            torch.cuda.set_rng_state(states[name], index)
+
+
+def group(rank: int) -> str:
+    """Name of a process's states in a checkpoint."""
+    return f"rng-{rank}" if rank else "rng"
