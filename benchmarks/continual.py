@@ -31,14 +31,15 @@ TASKS = HERE / "intents"
 
 
 def main() -> None:
-    """Measure every cell, print the table as it grows, keep it."""
+    """Measure every cell; what is done so far is kept after each."""
     asked = arguments(sys.argv[1:])
     plan = planned(asked)
-    results: list[Result] = []
+    base, results = base_scores(plan), list[Result]()
     for done, (cell, made) in enumerate(measured(plan, asked.processes), 1):
         results += made
+        if done % len(plan.rates) == 0:  # the table has them side by side
+            table.keep(plan, results, base, asked.tasks)
         print(f"{done} of {len(cells_of(plan))}: {cell}", file=sys.stderr, flush=True)
-    table.keep(plan, results, base_scores(plan), asked.tasks)
 
 
 def arguments(words: Sequence[str]) -> argparse.Namespace:

@@ -70,6 +70,6 @@ def test_figures(plan: Plan) -> None:
     slao = found["slao"]
     assert (slao["average"], slao["backward_transfer"], slao["learned"], slao["worst"]) == (45, -15, 52.5, 40)
     assert slao["over_sequential"] == {"mean": 5, "std": 21.21, "won": 1} and slao["by_order"] == [45]
-    assert "| slao | 0% | 45.0 ± 21.2 | -15.0 | 52.5 | 40.0 | +5.0 ± 21.2 |" in continual_table.table_of(
+    assert "| slao | 0% | 45.0 ± 21.2 | -15.0 | 52.5 | 40.0 | +5.0 ± 21.2 (1 of 2) |" in continual_table.table_of(
         rows, "mild", 1
     )
