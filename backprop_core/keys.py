@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,6 +39,11 @@ def canonical(value: Any) -> str:
 def digest_of(value: Any) -> str:
     """sha256 of the canonical JSON, as 64 hex digits."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def digests_in(text: str) -> set[str]:
+    """Everything in a text that looks like a digest."""
+    return set(re.findall(r"\b[0-9a-f]{64}\b", text))
 
 
 def dataset_digest(dataset: DatasetRef) -> str:

@@ -7,6 +7,7 @@ from backprop_core.specs import LineName
 from flows.pipeline import pipeline
 from tasks.line import version_of, working_on
 from tasks.prepare import promoted
+from tasks.pruning import retain
 from tasks.publishing import advance
 from tasks.run import recorded
 
@@ -25,5 +26,6 @@ def promote(ref: str, line: LineName, run_id: str | None = None) -> RunResult:
     with working_on(line), recorded(lambda store: promoted(ref, line, store), run_id=run_id, fresh=False) as run:
         made = pipeline(run)
         advance(run, version_of(run, *made), made.heldout[made.datasets[-1].task])
+    retain(run)
     assert run.outcome is not None
     return run.outcome

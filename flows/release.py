@@ -7,6 +7,7 @@ from backprop_core.specs import ExportSpec, LineName, PublishSpec
 from flows.pipeline import exports
 from tasks.line import working_on
 from tasks.prepare import to_release
+from tasks.pruning import retain
 from tasks.publishing import make_live, result_of
 from tasks.run import Start, recorded
 
@@ -39,5 +40,6 @@ def go_live(line: str, start: Start, run_id: str | None, fresh: bool) -> RunResu
         heldout = live.version.heldout[live.version.datasets[-1].task]
         exports(run, live.version.merged, heldout)
         make_live(run, live, result_of(of, run.store), heldout)
+    retain(run)
     assert run.outcome is not None
     return run.outcome

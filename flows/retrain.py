@@ -21,6 +21,7 @@ from backprop_core.specs import (
 from flows.pipeline import next_version
 from tasks.line import version_of, working_on
 from tasks.prepare import prepare
+from tasks.pruning import retain
 from tasks.publishing import advance
 from tasks.run import recorded
 
@@ -74,5 +75,6 @@ def retrain(
     with working_on(line), recorded(lambda store: prepare("retrain", spec, store), run_id=run_id, fresh=fresh) as run:
         if made := next_version(run):
             advance(run, version_of(run, *made), made.heldout[made.datasets[-1].task])
+    retain(run)
     assert run.outcome is not None
     return run.outcome

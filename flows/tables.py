@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console, Group, RenderableType
@@ -14,6 +15,7 @@ from backprop_core.refs import Answers, Choice, Drift, Evaluation, GateReport, R
 from flows.console import one_line
 
 if TYPE_CHECKING:
+    from backprop_core.prune import Pruned
     from tasks.estimate import Estimate
     from tasks.line import LineSummary
     from tasks.plan import Plan
@@ -124,18 +126,30 @@ def lines(summaries: Sequence["LineSummary"]) -> RenderableType:
     """Every line, and what is live of it."""
     if not summaries:
         return "no lines yet; `backprop retrain --line NAME --data FILE` begins one"
-    made = table("line", "champion", "versions", "runs", "run", "base", "tasks", right=("champion", "versions", "runs"))
+    figures = ("champion", "versions", "runs", "size")
+    made = table("line", *figures, "run", "live as", "base", "tasks", right=figures)
     for one in summaries:
         made.add_row(
             one["line"],
             str(one["champion"] or "none"),
             str(len(one["versions"])),
             str(one["runs"]),
+            size(one["bytes"]),
             one["run_id"][:12],
+            one_line(", ".join(one["live"])),
             one_line(one["base"]),
             ", ".join(one["tasks"]),
         )
     return made
+
+
+def pruned(done: "Pruned", *, dry_run: bool) -> RenderableType:
+    """What a prune removed, or would remove."""
+    versions = [f"{line} {', '.join(map(str, numbers))}" for line, numbers in done.versions.items()]
+    text = f"{'would remove' if dry_run else 'removed'} {done.artifacts} artifacts, {done.checkpoints} checkpoints: "
+    return Group(
+        Text(f"{text}{size(done.bytes)}, {size(done.left)} left"), *(Text(f"versions of {one}") for one in versions)
+    )
 
 
 def run(result: RunResult) -> RenderableType:
@@ -289,7 +303,7 @@ def files(result: RunResult) -> Iterator[Text]:
 def files_of(result: RunResult) -> Iterator[Text]:
     """The merged adapter and the GGUF files, with size and quality."""
     if result.merged:
-        yield whole_line(f"adapter  {result.merged.path}")
+        yield whole_line(f"adapter  {result.merged.path}  {size_on_disk(result.merged.path)}")
     for file in result.gguf:
         yield whole_line(f"{file.quantization:<8} {file.path}  {size(file.bytes)}{quality(file.fidelity)}")
     for package in result.packages:
@@ -298,6 +312,12 @@ def files_of(result: RunResult) -> Iterator[Text]:
         yield Text(f"hub      {result.hub['repo']}  commit {result.hub['commit'][:12]}")
     if result.ollama:
         yield Text(f"ollama   {result.ollama['model']}  answers: {one_line(result.ollama['answer'])[:60]}")
+
+
+def size_on_disk(path: str) -> str:
+    """The size of a directory of this machine."""
+    files = [file for file in Path(path).rglob("*") if file.is_file()]
+    return size(sum(file.stat().st_size for file in files)) if files else "not here any more"
 
 
 def quality(fidelity: Mapping[str, float | int | str | bool]) -> str:

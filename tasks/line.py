@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, TypedDict
 from filelock import Timeout
 
 from backprop_core.lines import Lines, LineVersion
+from backprop_core.prune import sizes
 from backprop_core.refs import AdapterRef, Cell, DatasetRef, RowsRef, TrainResult
+from backprop_core.release import released
 from backprop_core.settings import Settings, settings
 from backprop_core.store import Store
 from tasks.publishing import recover
@@ -30,6 +32,8 @@ class LineSummary(TypedDict):
     base: str
     run_id: str
     adapter: str
+    live: list[str]  # where the champion is used: models of Ollama's, repositories of the Hub
+    bytes: int  # of all that its versions name
 
 
 @contextmanager
@@ -83,11 +87,12 @@ def version_of(
 
 def summaries(config: Settings) -> list[LineSummary]:
     """Every line of the store, by name."""
-    lines = Lines(Store(config.store_path))
-    return [summary(lines, name) for name in lines.names()]
+    store = Store(config.store_path)
+    return [summary(store, name, taken) for name, taken in sizes(store)]
 
 
-def summary(lines: Lines, name: str) -> LineSummary:
+def summary(store: Store, name: str, taken: int) -> LineSummary:
+    lines = Lines(store)
     live, versions = lines.live(name), lines.versions(name)
     version = live.version if live else lines.version(name, versions[-1])
     return LineSummary(
@@ -99,4 +104,15 @@ def summary(lines: Lines, name: str) -> LineSummary:
         base=version.base.name,
         run_id=version.run_id,
         adapter=version.merged.digest,
+        live=places(store, name, live.number) if live else [],
+        bytes=taken,
     )
+
+
+def places(store: Store, line: str, number: int) -> list[str]:
+    """Where a version went when it went live."""
+    known = released(line, number, store)
+    if known is None:
+        return []
+    ollama = [f"ollama {known.publish.ollama}:v{number}"] if known.publish.ollama else []
+    return ollama + ([f"hub {known.publish.repo}@{(known.commit or '')[:12]}"] if known.publish.repo else [])

@@ -17,7 +17,8 @@ from prefect.exceptions import TerminationSignal
 from pydantic import BaseModel
 
 from backprop_core.errors import BackpropError, Interrupted, Unexpected, blank_secrets
-from backprop_core.keys import stage_key
+from backprop_core.keys import digests_in, stage_key
+from backprop_core.leases import Lease
 from backprop_core.lines import Lines, LineVersion
 from backprop_core.matrix import Row, evaluation
 from backprop_core.refs import (
@@ -163,6 +164,7 @@ class Run:
         return importlib.util.find_spec("llama_cpp") is not None
 
     def __enter__(self) -> Self:
+        self._lease = Lease(self.run_id, self.store)
         prepare.save(self.prepared, self.run_id, self.store)
         log.info("run_started run_id=%s", self.run_id)
         for choice in self.prepared.defaults:
@@ -176,6 +178,7 @@ class Run:
         if coded is None:
             prepare.mark_finished(self.prepared, self.store)
         self.outcome = self.record.finish(self.result(status, coded))
+        self._lease.end(finished=coded is None)
         if coded:
             raise coded from error
 
@@ -183,6 +186,7 @@ class Run:
         """Run a stage through Prefect, or take its result from the cache."""
         begin = time.monotonic()
         key = stage_key(stage.name, parameters)
+        self._lease.add(key)
         if stage.name in IN_THE_WORKER and not is_recorded(self.store, key):
             self._worker(stage.name).wait_for_slot()  # whoever has the device now may be doing this very stage
         if self._fresh and stage.name == "train":
@@ -191,6 +195,8 @@ class Run:
         task = stage.with_options(refresh_cache=self._fresh, result_storage=results(self.store))
         state = task(**parameters, return_state=True)
         result: R = state.result()
+        for name in digests_in(result.model_dump_json()):
+            self._lease.add(name)
         shutil.rmtree(self.store.checkpoints(key), ignore_errors=True)  # only now: Prefect has noted what it made
         self.stages.append(
             StageRecord(

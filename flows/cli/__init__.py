@@ -52,6 +52,9 @@ def build() -> App:
         app.command(f"flows.cli.{module}:{verb.replace('-', '_')}", name=verb, help=help_, sort_key=place)
     store = App(name="store", help="Look after the artifacts.", help_format="plaintext")
     store.command("flows.cli.house:store_check", name="check", help="Read every artifact and say what is damaged.")
+    store.command(
+        "flows.cli.house:store_prune", name="prune", help="Delete what no version and no unfinished run needs."
+    )
     app.command(store)
     return app
 

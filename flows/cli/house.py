@@ -4,6 +4,7 @@ import re
 from typing import Annotated, Any
 
 from cyclopts import Parameter
+from cyclopts.types import PositiveFloat, PositiveInt
 from rich.console import Group
 
 from backprop_core.errors import BackpropError, ConfigInvalid, all_errors
@@ -12,9 +13,10 @@ from flows import lines_file, tables
 from flows.cli import Answer
 from flows.cli.flags import PLAIN, SETTINGS, OutputFlags
 from flows.config import run_spec, variable_of
-from flows.console import one_line
+from flows.console import configure_logging, one_line
 from tasks.estimate import estimate
 from tasks.machine import facts
+from tasks.pruning import prune
 from tasks.store_check import check
 
 NO_DATA = "none"  # stands for the dataset of a spec that is only measured
@@ -106,6 +108,22 @@ def gib(text: str) -> float:
     if match is None or not float(match[1]):
         raise ConfigInvalid(f"--vram {text} is no amount of memory", hint="write --vram 16GB")
     return float(match[1])
+
+
+def store_prune(
+    *,
+    keep: Annotated[PositiveInt, Parameter(help="Versions of each line, the newest.")] = 3,
+    max_gb: Annotated[
+        PositiveFloat | None, Parameter(help="Keep fewer versions to come below this, the live one always.")
+    ] = None,
+    dry_run: Annotated[bool, Parameter(help="Only say what would go.", negative="", show_default=False)] = False,
+    output: OutputFlags = PLAIN,
+) -> Answer:
+    config = settings()
+    configure_logging(config, verbose=output.verbose)
+    most = None if max_gb is None else round(max_gb * 10**9)
+    done = prune(config, keep=keep, max_bytes=most, dry_run=dry_run)
+    return Answer(done.model_dump(mode="json"), tables.pruned(done, dry_run=dry_run))
 
 
 def store_check(*, output: OutputFlags = PLAIN) -> Answer:

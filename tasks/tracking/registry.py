@@ -86,12 +86,14 @@ def register(
 ) -> Mapping[int, str] | None:
     """Make a version: its number and MLflow's. None while its adapter is on its way.
 
-    A run that this MLflow never had is registered where the store has it; a server takes no such place, and none then.
+    A run that this MLflow never had is registered where the store has it; a server takes no such place, and the version
+    is left out, as is one that was pruned before MLflow had it.
     """
     run = run_of(client, settings, version.run_id)
     if run:
         if not client.list_artifacts(run.info.run_id, "merged"):
-            return None
+            on_its_way = Store(settings.store_path).artifact_path(version.merged.digest).is_dir()
+            return None if on_its_way else {}
         source = f"runs:/{run.info.run_id}/merged"
     elif tracking_uri(settings).startswith("http"):
         return {}

@@ -75,6 +75,7 @@ def test_mlflow_away_meanwhile(config: Settings, lines: Lines, monkeypatch: pyte
 
 def test_a_run_still_on_its_way_is_waited_for(config: Settings, lines: Lines) -> None:  # noqa: F811
     """No version points to files that are not there: it comes with the sync that finds them."""
+    Store(config.store_path).artifact_path(f"{1:064x}").mkdir(parents=True)
     with Journal(config.journal_path, f"{1:032x}") as journal:
         journal.start(line="support", name="retrain")
         lines.append("support", version(1), after=0)
