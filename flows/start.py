@@ -8,7 +8,7 @@ from backprop_core.refs import RunResult
 from backprop_core.specs import EvaluationSpec, ExportSpec, PublishSpec, Quantization, RunSpec
 from flows.environment import connected
 from tasks import early
-from tasks.prepare import Prepared
+from tasks.prepare import Prepared, check_repo
 
 if TYPE_CHECKING:
     from tasks.plan import Plan
@@ -110,6 +110,7 @@ def promote(ref: str, line: str) -> RunResult:
 
 def push(ref: str, where: PublishSpec, quantizations: list[Quantization]) -> RunResult:
     """What an earlier run made, to the Hub. Raises RunUnknown, RefAmbiguous, and what the Hub raises."""
+    check_repo(where.repo or "")
     with connected():
         from flows.publish import publish
 

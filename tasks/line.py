@@ -13,7 +13,6 @@ from backprop_core.refs import AdapterRef, Cell, DatasetRef, RowsRef, TrainResul
 from backprop_core.release import released
 from backprop_core.settings import Settings, settings
 from backprop_core.store import Store
-from tasks.publishing import recover
 
 if TYPE_CHECKING:
     from tasks.run import Run
@@ -42,6 +41,8 @@ def working_on(line: str) -> Iterator[None]:
 
     A release that was interrupted is finished or undone first.
     """
+    from tasks.publishing import recover
+
     lock = Store(settings().store_path).lock(f"line-{line}")
     try:
         lock.acquire(timeout=0)

@@ -137,9 +137,9 @@ def continued(spec: RunSpec, live: Live) -> RunSpec:
 
 def published(ref: str, publish: PublishSpec, export: ExportSpec, store: Store) -> Prepared:
     """What an earlier run made, for a flow that pushes it to the Hub."""
+    check_repo(publish.repo or "")
     earlier = again("publish", ref, export, store)
     spec = earlier.spec.model_copy(update={"publish": publish})
-    check_repo(publish.repo or "")
     return earlier.model_copy(update={"spec": spec})
 
 

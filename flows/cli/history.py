@@ -11,7 +11,6 @@ from flows.cli import Answer
 from flows.cli.flags import PLAIN, OutputFlags, RunRef
 from flows.console import configure_logging
 from tasks import tracking
-from tasks.line import summaries
 
 
 def list_runs(
@@ -36,6 +35,8 @@ def show_run(run_id: RunRef, /, *, output: OutputFlags = PLAIN) -> Answer:
 
 
 def lines(*, output: OutputFlags = PLAIN) -> Answer:
+    from tasks.line import summaries
+
     config = settings()
     configure_logging(config, verbose=output.verbose)
     found = summaries(config)

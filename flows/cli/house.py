@@ -16,7 +16,6 @@ from flows.config import run_spec, variable_of
 from flows.console import configure_logging, one_line
 from tasks.estimate import estimate
 from tasks.machine import facts
-from tasks.pruning import prune
 from tasks.store_check import check
 
 NO_DATA = "none"  # stands for the dataset of a spec that is only measured
@@ -119,6 +118,8 @@ def store_prune(
     dry_run: Annotated[bool, Parameter(help="Only say what would go.", negative="", show_default=False)] = False,
     output: OutputFlags = PLAIN,
 ) -> Answer:
+    from tasks.pruning import prune
+
     config = settings()
     configure_logging(config, verbose=output.verbose)
     most = None if max_gb is None else round(max_gb * 10**9)
