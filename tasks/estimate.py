@@ -77,7 +77,7 @@ def estimate(spec: RunSpec, dataset: DatasetSpec | None, vram_gib: float | None)
 def seconds(shape: Shape, data: Data, training: TrainSpec) -> float | None:
     """How long one training takes on the device that is here, about."""
     speed = speed_of("cuda" if devices.visible_gpus() else "cpu", Store(settings().store_path))
-    return speed and round(duration.seconds(duration.training_flops(shape.parameters, data, training), speed), 1)
+    return speed and duration.seconds(duration.training_flops(shape.parameters, data, training), speed)
 
 
 def way(shape: Shape, setting: Setting, tokens: int, free: int | None) -> Way:

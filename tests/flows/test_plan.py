@@ -60,7 +60,7 @@ def test_a_plan_is_what_happens(spec: RunSpec) -> None:
 def test_replay_changes_the_rows_of_later_runs_and_nothing_else(spec: RunSpec) -> None:
     """With replay each run but the first trains on mixed rows: its key is another, that of the first stays."""
     plain, mixed = (planned(spec, training=TRAINING.model_copy(update={"replay": share})) for share in (0, 0.05))
-    assert plain == planned(spec)
+    assert plain.stages == planned(spec).stages
     assert [stage.stage for stage in mixed.stages].count("replay") == len(spec.datasets) - 1
     keys = [[stage.key for stage in made.stages if stage.stage == "train"] for made in (plain, mixed)]
     assert keys[0][0] == keys[1][0] and keys[0][1] != keys[1][1]
