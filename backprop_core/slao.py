@@ -40,7 +40,7 @@ def start_from(tuned: dict[str, Tensor], *, keep: bool = False) -> dict[str, Ten
         if is_A(key) and tensor.shape[0] > tensor.shape[1]:
             raise RankTooLarge(
                 f"{key}: rank {tensor.shape[0]} is above the input width {tensor.shape[1]}",
-                hint="train with a smaller training.lora.rank, or use --strategy sequential",
+                hint="train with a smaller training.lora.rank, or a --strategy without QR, as average",
             )
     new = {key: orthonormal_rows(t) if is_A(key) else t.to(torch.float32, copy=True) for key, t in tuned.items()}
     if keep:
