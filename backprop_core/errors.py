@@ -18,6 +18,9 @@ class BackpropError(Exception):
         self.hint = hint
         self.run_id: str | None = None  # the run that it ended, if it had started
 
+    def __str__(self) -> str:
+        return f"[{self.code}] {self.message}"  # what Prefect shows of a failed flow run
+
     def __reduce__(self) -> tuple[object, ...]:
         return (rebuild, (self.code, self.message, self.hint))
 
@@ -61,6 +64,18 @@ class RunUnknown(BackpropError):
     code = "INPUT_REF_UNKNOWN"
 
 
+class PathForbidden(BackpropError):
+    """A run started by a deployment names a file outside of the allowed directories."""
+
+    code = "INPUT_PATH_FORBIDDEN"
+
+
+class OutputForbidden(BackpropError):
+    """A run started by a deployment would write outside of the allowed directories."""
+
+    code = "UI_OUTPUT_DIR_FORBIDDEN"
+
+
 class RefAmbiguous(BackpropError):
     """A name or prefix means more than one thing."""
 
@@ -68,7 +83,7 @@ class RefAmbiguous(BackpropError):
 
 
 class AuthRequired(BackpropError):
-    """A token is missing, or the service refuses the one that it was given."""
+    """A password or token is missing, or the service refuses the one that it was given."""
 
     code = "INPUT_AUTH_REQUIRED"
 
@@ -197,6 +212,12 @@ class OllamaRegistrationFailed(BackpropError):
     """Ollama is too old, out of disk, or did not make a model that answers; what it had before, it still has."""
 
     code, exit_status, retryable = "DEP_OLLAMA_REGISTRATION_FAILED", 2, True
+
+
+class ServerFailed(BackpropError):
+    """A server or worker that `serve` starts does not start."""
+
+    code, exit_status, retryable = "DEP_SERVER_FAILED", 2, True
 
 
 class DeploymentRefused(BackpropError):
@@ -335,6 +356,12 @@ class NameTaken(BackpropError):
     """The name is used by something that is not ours."""
 
     code = "STATE_NAME_TAKEN"
+
+
+class ServerActive(BackpropError):
+    """Another `serve` of this home is running."""
+
+    code = "STATE_SERVER_ACTIVE"
 
 
 class RunActive(BackpropError):

@@ -1,10 +1,11 @@
 """BACKPROPAGATE_* of the environment and of `.env` in the working directory."""
 
+import os
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from backprop_core.errors import StoreUnsupported
@@ -23,6 +24,15 @@ class Settings(BaseSettings):
     pool: str = Field("backprop", min_length=1, description="Prefect work pool of the deployments.")
     queue: str = Field("default", min_length=1, description="Queue of the work pool.")
     image: str | None = Field(None, description="Container image of the runs, where the pool starts containers.")
+    allowed_paths: str | None = Field(
+        None,
+        description="Directories of deployed runs' files, with : between; default: data/ in the home.",
+    )
+    allowed_hosts: str | None = Field(
+        None, description="Names by which `serve` may be reached, with commas, beside those of this machine."
+    )
+    auth_password: SecretStr | None = Field(None, description="Password of `serve --auth USER`.")
+    auth_password_file: Path | None = Field(None, description="A file with that password.")
     worker_python: str | None = Field(None, description="Interpreter of the worker; default: this one.")
     unsloth_python: Path | None = Field(
         None, description="Interpreter of the environment that has Unsloth, for training.backend=unsloth."
@@ -47,6 +57,12 @@ class Settings(BaseSettings):
         if scheme not in ("", "file"):
             raise StoreUnsupported(f"the store cannot lie at {scheme}:", hint="set BACKPROPAGATE_STORE to a directory")
         return Path(path).expanduser().absolute()
+
+    @property
+    def allowed_roots(self) -> list[Path]:
+        """What runs started by a deployment may read and write, symlinks resolved."""
+        named = self.allowed_paths.split(os.pathsep) if self.allowed_paths else [str(self.home_path / "data")]
+        return [Path(path).expanduser().resolve() for path in named]
 
     @property
     def journal_path(self) -> Path:

@@ -10,13 +10,12 @@ import gc
 import os
 import secrets
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from backprop_core.errors import PrefectUnreachable
+from flows.child import Child
 
 DEFAULTS = {
     "DO_NOT_TRACK": "1",  # the client's usage data
@@ -32,48 +31,27 @@ def quiet_prefect() -> None:
         os.environ.setdefault(name, value)
 
 
-class TemporaryServer:
+class TemporaryServer(Child):
     """A Prefect server in a child process, on a port of this machine that only we know the password of.
 
-    The socket listens from the start, so that nothing is missed; the child ends when its stdin closes, which the kernel
-    does if this process dies.
+    The socket listens from the start, so that nothing is missed.
     """
 
+    failure = PrefectUnreachable
+
     def __init__(self, log: Path) -> None:
-        log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.log, self._up = log, False
         self.password = f"backprop:{secrets.token_urlsafe(24)}"
-        with socket.create_server(("127.0.0.1", 0), backlog=128) as listening, log.open("wb") as file:
+        secret = {"PREFECT_SERVER_API_AUTH_STRING": self.password, "PREFECT_UI_ENABLED": "false"}
+        with socket.create_server(("127.0.0.1", 0), backlog=128) as listening:
             self.url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "flows.prefect_server", str(listening.fileno())],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=file,
-                pass_fds=[listening.fileno()],
-                env={**os.environ, "PREFECT_SERVER_API_AUTH_STRING": self.password, "PREFECT_UI_ENABLED": "false"},
+            super().__init__(
+                "Prefect's temporary server",
+                ["flows.server", "temporary-prefect", str(listening.fileno())],
+                log=log,
+                environment=os.environ | secret,
+                sockets=[listening.fileno()],
             )
         atexit.register(self.stop)  # before Prefect's own, which still send something: the last in is the first out
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def wait(self) -> None:
-        """Until it answers. Raises PrefectUnreachable if it has died."""
-        assert self._process.stdout is not None
-        self._up = self._up or bool(self._process.stdout.readline())
-        if not self._up:
-            last = self.log.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
-            raise PrefectUnreachable(f"Prefect's temporary server did not start: {last[0]}", hint=f"see {self.log}")
-
-    def stop(self) -> None:
-        """End it; what it still has to write is written first."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        with suppress(BrokenPipeError):
-            self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
 
 
 _server: TemporaryServer | None = None

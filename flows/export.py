@@ -1,13 +1,13 @@
 """Files of what an earlier run made."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from prefect import flow
 
 from backprop_core.refs import RunResult
 from backprop_core.specs import ExportSpec, LineName, Package, Quantization
 from flows.pipeline import curated, exports, held_out
+from tasks.confine import admitted_output
 from tasks.exports import hand_out
 from tasks.prepare import again
 from tasks.run import recorded
@@ -52,11 +52,12 @@ def export(
         system=system,
         license=license,
     )
+    place = admitted_output(output)
     with recorded(lambda store: again("export", ref, wanted, store), run_id=run_id, fresh=fresh) as run:
         datasets, watched = curated(run)
         heldout = held_out(run, [*datasets, *watched])
         exports(run, run.prepared.adapter, heldout[datasets[-1].task])
     assert run.outcome is not None
-    if output:
-        hand_out(run.outcome, Path(output))
+    if place:
+        hand_out(run.outcome, place)
     return run.outcome

@@ -17,6 +17,7 @@ from backprop_core.specs import (
     TrainSpec,
 )
 from flows.pipeline import pipeline
+from tasks.confine import admitted
 from tasks.prepare import prepare
 from tasks.run import recorded
 
@@ -60,7 +61,7 @@ def multi_run(
 
 def carry_out(name: str, spec: RunSpec, *, run_id: str | None, fresh: bool) -> RunResult:
     """The body of every flow that trains."""
-    with recorded(lambda store: prepare(name, spec, store), run_id=run_id, fresh=fresh) as run:
+    with recorded(lambda store: prepare(name, admitted(spec), store), run_id=run_id, fresh=fresh) as run:
         pipeline(run)
     assert run.outcome is not None
     return run.outcome

@@ -19,6 +19,7 @@ from backprop_core.specs import (
     TrainSpec,
 )
 from flows.pipeline import next_version
+from tasks.confine import admitted
 from tasks.line import version_of, working_on
 from tasks.prepare import prepare
 from tasks.pruning import retain
@@ -72,7 +73,10 @@ def retrain(
         min_new_rows=min_new_rows,
         publish=publish,
     )
-    with working_on(line), recorded(lambda store: prepare("retrain", spec, store), run_id=run_id, fresh=fresh) as run:
+    with (
+        working_on(line),
+        recorded(lambda store: prepare("retrain", admitted(spec), store), run_id=run_id, fresh=fresh) as run,
+    ):
         if made := next_version(run):
             advance(run, version_of(run, *made), made.heldout[made.datasets[-1].task])
     retain(run)

@@ -32,6 +32,8 @@ VERBS = {
     "show-run": ("history", "One run: how it ended, the forgetting matrix, its files."),
     "lines": ("history", "Every line: its champion, versions and tasks."),
     "sync": ("history", "Send MLflow what was recorded while it did not answer."),
+    "serve": ("serving", "Prefect and MLflow in a browser, every deployment, and a worker, until Ctrl-C."),
+    "ui": ("serving", "The same as serve."),
     "deploy": ("serving", "Deployments, schedules and automations on the Prefect server."),
     "init": ("house", "A line's job as a file with comments: lines/LINE.yaml."),
     "estimate-vram": ("house", "What a run would take of a GPU, and which settings fit it."),

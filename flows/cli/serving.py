@@ -1,23 +1,32 @@
 """Verbs for a Prefect server."""
 
+import json
+import logging
 import os
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
+from cyclopts.types import PositiveInt
 
 from backprop_core.errors import PrefectUnreachable
 from backprop_core.settings import settings
 from flows import lines_file, tables
-from flows.cli import Answer
+from flows.cli import Answer, printed
 from flows.cli.flags import PLAIN, OutputFlags
 from flows.console import configure_logging, one_line
 from flows.environment import connected, quiet_prefect
+from tasks.confine import forbidden
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from flows.deploy import Change
+    from flows.serve import Addresses
 
 
 def deploy(
@@ -50,3 +59,45 @@ def table(changes: Sequence["Change"], *, dry_run: bool) -> "Table":
         verdict = "made" if change.new else "changed" if change.details else "as it was"
         made.add_row(change.what, verdict, one_line("; ".join(change.details)))
     return made
+
+
+def serve(
+    *,
+    host: Annotated[str, Parameter(help="Address to listen on; others than this machine's own need --auth.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[
+        PositiveInt | None,
+        Parameter(help="Port of the start page; Prefect and MLflow get the next two. Default: as last time, or free."),
+    ] = None,
+    auth: Annotated[str | None, Parameter(help="User name; the password is in the environment, or asked.")] = None,
+    output: OutputFlags = PLAIN,
+) -> None:
+    from flows.serve import Service, alone, password
+
+    config = settings()
+    configure_logging(config, verbose=output.verbose)
+    quiet_prefect()
+    for name, file in lines_file.every(config).items():
+        for path in forbidden(file.job):
+            log.warning("line %s names %s, outside of BACKPROPAGATE_ALLOWED_PATHS: its runs will fail", name, path)
+    credentials = password(auth, host, config)
+    with alone(config) as place:
+        known = json.loads(place.read_text()) if place.is_file() else {}
+        with Service(config, host=host, port=port, auth=credentials, known=known) as service:
+            place.write_text(service.addresses.model_dump_json())
+            with suppress(KeyboardInterrupt):
+                service.start()
+                printed(Answer(service.addresses.model_dump(), where(service.addresses)), as_json=output.json)
+                while True:
+                    time.sleep(1)
+                    service.watch()
+
+
+ui = serve
+
+
+def where(addresses: "Addresses") -> str:
+    """The addresses as people read them."""
+    lines = {"start page": addresses.page, "Prefect": addresses.prefect, "MLflow": addresses.mlflow}
+    return "\n".join([*(f"{name:12}{url}" for name, url in lines.items()), "Ctrl-C ends everything"])

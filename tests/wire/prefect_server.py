@@ -1,9 +1,8 @@
-"""A real Prefect server and worker on this machine, used as another service would: JSON over HTTP."""
+"""A served home on this machine, used as a browser or another service would: over HTTP."""
 
 import base64
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parents[2]
 FOREIGN = ("PREFECT_", "BACKPROPAGATE_", "MLFLOW_")  # what the tests' own environment says is no part of this
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
@@ -30,7 +29,15 @@ class PrefectServer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        """Status and JSON of an answer, an error's too."""
+        """Status and JSON of an answer, an error's too; asked again while a busy database makes Prefect say 503."""
+        for _ in range(20):
+            status, answer = self.call_once(method, path, body)
+            if status != 503:
+                break
+            time.sleep(0.5)
+        return status, answer
+
+    def call_once(self, method: str, path: str, body: Any) -> tuple[int, Any]:
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json", **self.headers}
         request = urllib.request.Request(self.api + path, data, headers, method=method)
@@ -40,13 +47,6 @@ class PrefectServer:
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, json.load(error)
-
-    def is_ready(self) -> bool:
-        """Whether it answers."""
-        try:
-            return self.call("GET", "/health")[0] == 200
-        except OSError:
-            return False
 
     def with_token(self) -> "PrefectServer":
         """The same with a CSRF token, which the server asks for on everything but GET."""
@@ -83,72 +83,43 @@ class PrefectServer:
         return str(artifact["data"])
 
 
-@contextmanager
-def prefect_server(home: Path, *, auth: str, **environment: str) -> Iterator[PrefectServer]:
-    """A server of its own on a free port, its database in `home`; ended with the block.
+@dataclass(frozen=True)
+class Served:
+    """What `backprop serve` runs: its process, its addresses, its environment, and Prefect with the password."""
 
-    As in production, it wants `auth` (user:password) and CSRF tokens.
-    """
-    api = f"http://127.0.0.1:{free_port()}/api"
+    process: "subprocess.Popen[bytes]"
+    addresses: Mapping[str, Any]
+    environment: Mapping[str, str]
+    prefect: PrefectServer
+
+
+@contextmanager
+def served(home: Path, *, user: str, password: str, **environment: str) -> Iterator[Served]:
+    """`backprop serve` on free ports with everything of it in `home`; ended with the block."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
     own |= {
-        "PREFECT_HOME": str(home),
-        "PREFECT_API_URL": api,
-        "PREFECT_API_AUTH_STRING": auth,
-        "PREFECT_SERVER_API_AUTH_STRING": auth,
-        "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
-        "PREFECT_SERVER_UI_API_URL": "/api",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_CLI_PROMPT": "false",
+        "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_WORKER_QUERY_SECONDS": "1",
-        "DO_NOT_TRACK": "1",
+        "BACKPROPAGATE_HOME": str(home),
+        "BACKPROPAGATE_AUTH_PASSWORD": password,
+        "PYTHONPATH": str(ROOT),
     }
-    login = {"Authorization": "Basic " + base64.b64encode(auth.encode()).decode()}
-    server = PrefectServer(api, own | environment, login)
-    port = api.removesuffix("/api").rpartition(":")[2]
+    own |= environment
+    command = [sys.executable, "-m", "flows", "serve", "--auth", user, "--json"]
+    pipe, log = subprocess.PIPE, home / "serve.log"
     home.mkdir(parents=True, exist_ok=True)
-    with running(["server", "start", "--host", "127.0.0.1", "--port", port], server, home / "server.log"):
-        wait_until(server.is_ready, 120, "start of the Prefect server", home / "server.log")
-        yield server.with_token()
-
-
-@contextmanager
-def process_worker(server: PrefectServer, pool: str, log: Path) -> Iterator[None]:
-    """A worker of a process pool, which it makes if it is not there; ended with the block."""
-    with running(["worker", "start", "--pool", pool, "--type", "process"], server, log):
-        wait_until(lambda: server.call("GET", f"/work_pools/{pool}")[0] == 200, 60, f"work pool {pool}", log)
-        yield
-
-
-@contextmanager
-def running(arguments: list[str], server: PrefectServer, log: Path) -> Iterator[None]:
-    """`prefect ARGUMENTS` in a process group of its own, of which nothing is left after the block."""
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [BIN / "prefect", *arguments],
-            env=dict(server.environment),
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    with log.open("wb") as file, subprocess.Popen(command, env=own, cwd=home, stdout=pipe, stderr=file) as process:
         try:
-            yield
+            assert process.stdout
+            line = process.stdout.readline()
+            assert line, log.read_text()
+            addresses = json.loads(line)
+            login = {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
+            server = PrefectServer(f"{addresses['prefect']}/api", own, login)
+            yield Served(process, addresses, own, server.with_token())
         finally:
-            end_group(process)
-
-
-def end_group(process: "subprocess.Popen[bytes]", seconds: float = 10) -> None:
-    """SIGTERM to a process and its children; SIGKILL to what is then left."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-            process.wait(seconds)
-        except ProcessLookupError:
-            break
-        except subprocess.TimeoutExpired:
-            continue
-    process.wait(seconds)
+            process.terminate()
+            process.wait(100)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, what: str, log: Path | None = None) -> None:

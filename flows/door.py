@@ -1,0 +1,54 @@
+"""What stands before a server: who asks by a name that is not ours, from another site, or without the password."""
+
+import base64
+import hmac
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+HEALTH = {"/health", "/api/health", "/api/ready"}  # say no more than that the server lives
+
+
+class Door:
+    """Refuses a foreign Host (DNS rebinding), a foreign Origin (cross-site requests, websockets), a missing password.
+
+    `hosts` are names without port. `password` is `user:password`, asked for as HTTP's Basic; None asks for nothing.
+    """
+
+    def __init__(self, app: ASGIApp, *, hosts: Sequence[str], password: str | None) -> None:
+        self._app, self._hosts = app, frozenset(hosts)
+        encoded = base64.b64encode(password.encode()).decode() if password else ""
+        self._expected = f"Basic {encoded}".encode() if password else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = self.refusal(scope) if scope["type"] in ("http", "websocket") else None
+        if refusal is None:
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            await refusal(scope, receive, send)
+
+    def refusal(self, scope: Scope) -> Response | None:
+        """The answer to a request that does not come in; None if it does."""
+        headers = Headers(scope=scope)
+        host = headers.get("host", "")
+        if name_of(host) not in self._hosts:
+            return PlainTextResponse("this server has another name; see BACKPROPAGATE_ALLOWED_HOSTS", 403)
+        if "origin" in headers and urlsplit(headers["origin"]).netloc != host:
+            return PlainTextResponse("no requests from another site", 403)
+        given = headers.get("authorization", "").encode()
+        if self._expected is None or scope["path"] in HEALTH or hmac.compare_digest(given, self._expected):
+            return None
+        return PlainTextResponse("a password is asked for", 401, {"WWW-Authenticate": 'Basic realm="backprop"'})
+
+
+def name_of(host: str) -> str:
+    """The name in a Host header, without its port; empty if it has none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""

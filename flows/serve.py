@@ -1,0 +1,218 @@
+"""Prefect and MLflow with their user interfaces, every deployment and a worker, until Ctrl-C. No Prefect is imported.
+
+Only servers whose address is not set are started, each on a socket that is kept here: one that dies is started again on
+the same address.
+"""
+
+import getpass
+import json
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from backprop_core.errors import AuthRequired, InputNotFound, ServerActive, ServerFailed
+from backprop_core.refs import Record
+from backprop_core.settings import Settings
+from flows.child import Child
+from flows.serve_page import Page
+
+log = logging.getLogger(__name__)
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+QUICK = 20.0  # seconds: what dies sooner after its start will not live the next time either
+
+
+class Addresses(Record):
+    """Where everything is; kept in the home while `serve` runs."""
+
+    page: str
+    prefect: str
+    mlflow: str
+    pid: int
+
+
+def password(user: str | None, host: str, config: Settings) -> str | None:
+    """`user:password`, from the environment, a file or a prompt; None without a user.
+
+    Raises AuthRequired if other machines can reach `host` and no user is named, or if nobody can be asked.
+    """
+    if user is None:
+        if host in LOOPBACK:
+            return None
+        raise AuthRequired(f"other machines can reach {host}", hint="name a user: --auth USER")
+    return f"{user}:{secret_of(user, config)}"
+
+
+def secret_of(user: str, config: Settings) -> str:
+    if config.auth_password:
+        return config.auth_password.get_secret_value()
+    if config.auth_password_file:
+        try:
+            return config.auth_password_file.expanduser().read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise InputNotFound(
+                f"cannot read {config.auth_password_file}: {error.strerror}",
+                hint="correct BACKPROPAGATE_AUTH_PASSWORD_FILE",
+            ) from error
+    if not sys.stdin.isatty():
+        raise AuthRequired(
+            f"no password for {user}", hint="set BACKPROPAGATE_AUTH_PASSWORD or BACKPROPAGATE_AUTH_PASSWORD_FILE"
+        )
+    return getpass.getpass(f"Password for {user}: ", stream=sys.stderr)
+
+
+def allowed_hosts(host: str, config: Settings) -> list[str]:
+    """The names that requests may use: this machine's, and those of the settings."""
+    own = [*LOOPBACK, host]
+    if host not in LOOPBACK:
+        own += [socket.gethostname().lower(), socket.getfqdn().lower()]
+        own += [str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None)]
+    named = config.allowed_hosts.lower().split(",") if config.allowed_hosts else []
+    return list(dict.fromkeys([*own, *(name.strip() for name in named)]))
+
+
+@contextmanager
+def alone(config: Settings) -> Iterator[Path]:
+    """One `serve` a home; the file of its addresses. Raises ServerActive with those of the one that runs."""
+    place = config.home_path / "serve.json"
+    place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = FileLock(place.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        known = json.loads(place.read_text()) if place.is_file() else {"page": "an address that is not known yet"}
+        raise ServerActive(
+            f"this home is served already: {known['page']}", hint="use that one, or end it with Ctrl-C where it runs"
+        ) from error
+    with lock:
+        yield place
+
+
+class Service:
+    """Everything that `serve` runs. `start` it, `watch` it, and close it: then nothing of it is left."""
+
+    def __init__(self, config: Settings, *, host: str, port: int | None, auth: str | None, known: Mapping[str, Any]):
+        self._config, self._host, self._auth = config, host, auth
+        self._hosts = allowed_hosts(host, config)
+        self._cleanup = ExitStack()
+        self._wanted: list[tuple[str, list[str], socket.socket | None]] = []
+        self._children: dict[str, tuple[Child, float]] = {}
+        ports = [port + offset if port else 0 for offset in range(3)]
+        self._page = self._listen(ports[0], known.get("page"))
+        prefect, mlflow = os.environ.get("PREFECT_API_URL"), os.environ.get("MLFLOW_TRACKING_URI")
+        if prefect is None:
+            listening = self._listen(ports[1], known.get("prefect"))
+            prefect = f"{self._url(listening)}/api"
+            self._wanted.append(("prefect", ["flows.server", "prefect"], listening))
+        if mlflow is None:
+            listening = self._listen(ports[2], known.get("mlflow"))
+            mlflow = self._url(listening)
+            self._wanted.append(("mlflow", ["flows.server", "mlflow"], listening))
+        self._wanted.append(("worker", ["flows.serve_worker"], None))
+        self._api, self._tracking = prefect, mlflow
+
+    def _listen(self, port: int, before: str | None) -> socket.socket:
+        """A socket on this port; on that of the last time, or else any free one, if it is 0."""
+        candidates = [port] if port else [int(before.rpartition(":")[2]) if before else 0, 0]
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        for candidate in candidates:
+            try:
+                listening = socket.create_server((self._host, candidate), family=family, backlog=128)
+                return self._cleanup.enter_context(listening)
+            except OSError as error:
+                failed = error
+        raise ServerFailed(
+            f"cannot listen on {self._host}:{port}: {failed.strerror}", hint="another --port or --host"
+        ) from failed
+
+    def _url(self, listening: socket.socket) -> str:
+        name = "127.0.0.1" if self._host in ("0.0.0.0", "::") else self._host
+        return f"http://{f'[{name}]' if ':' in name else name}:{listening.getsockname()[1]}"
+
+    @property
+    def addresses(self) -> Addresses:
+        return Addresses(
+            page=self._url(self._page),
+            prefect=self._api.removesuffix("/api"),
+            mlflow=self._tracking,
+            pid=os.getpid(),
+        )
+
+    def __enter__(self) -> "Service":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in ("worker", "mlflow", "prefect"):  # what the runs still have to say is said first
+            if name in self._children:
+                self._children[name][0].stop()
+        self._cleanup.close()
+
+    def start(self) -> None:
+        """Start everything, the worker once the servers are up. Raises ServerFailed."""
+        *servers, worker = self._wanted
+        for wanted in servers:
+            self._start(*wanted)
+        for child, _since in list(self._children.values()):
+            child.wait()
+        self._start(*worker).wait()
+        page = Page(self._page, hosts=self._hosts, addresses=self.addresses.model_dump(), is_alive=self.is_alive)
+        self._cleanup.callback(page.close)
+
+    def _start(self, name: str, arguments: list[str], listening: socket.socket | None) -> Child:
+        sockets = [listening.fileno()] if listening else []
+        words = [*map(str, sockets), ",".join(self._hosts)] if listening else []
+        place = self._config.home_path / f"{name}.log"
+        child = Child(name, [*arguments, *words], log=place, environment=self._environment(name), sockets=sockets)
+        self._children[name] = child, time.monotonic()
+        return child
+
+    def _environment(self, name: str) -> dict[str, str]:
+        """What a child is told: where the servers are, who may use them, how Prefect shall serve."""
+        told = dict(os.environ)
+        if name == "mlflow":
+            told.pop("MLFLOW_TRACKING_URI", None)
+            told["MLFLOW_SERVER_ALLOWED_HOSTS"] = ",".join(f"{host}*" for host in self._hosts)
+            return told | ({"BACKPROPAGATE_AUTH_STRING": self._auth} if self._auth else {})
+        told |= {"PREFECT_API_URL": self._api, "MLFLOW_TRACKING_URI": self._tracking}
+        own = [server for server, *_ in self._wanted]
+        if self._auth and "prefect" in own:
+            told["PREFECT_API_AUTH_STRING"] = self._auth
+        if self._auth and "mlflow" in own:
+            told["MLFLOW_TRACKING_USERNAME"], _, told["MLFLOW_TRACKING_PASSWORD"] = self._auth.partition(":")
+        if name == "prefect":
+            told |= self._prefect_server()
+        return told
+
+    def _prefect_server(self) -> dict[str, str]:
+        return {
+            "PREFECT_SERVER_UI_API_URL": "/api",
+            "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(self._config.home_path / "prefect-ui"),
+            "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+            "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
+            "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": self._api.removesuffix("/api"),
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+            **({"PREFECT_SERVER_API_AUTH_STRING": self._auth} if self._auth else {}),
+        }
+
+    def is_alive(self) -> dict[str, bool]:
+        """Which of the processes live, by name."""
+        return {name: child.alive for name, (child, _) in self._children.items()}
+
+    def watch(self) -> None:
+        """Start again what has died. Raises ServerFailed for what dies at once."""
+        for name, arguments, listening in self._wanted:
+            child, since = self._children[name]
+            if child.alive:
+                continue
+            child.stop()
+            if time.monotonic() - since < QUICK:
+                raise ServerFailed(f"{name} has died twice in a row", hint=f"see {child.log}")
+            log.warning("%s has died and is started again; see %s", name, child.log)
+            self._start(name, arguments, listening)

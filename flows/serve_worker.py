@@ -1,0 +1,45 @@
+"""The worker of `serve`: `python -m flows.serve_worker` makes the deployments, says "up", and runs what is asked for.
+
+When stdin closes, its runs are interrupted, which they note in their records, and it ends with them.
+"""
+
+import asyncio
+import os
+import sys
+import threading
+from contextlib import suppress
+
+import psutil
+from prefect.workers.process import ProcessWorker
+
+from backprop_core.settings import settings
+from flows import lines_file
+from flows.deploy import deploy
+
+PATIENCE = 75.0  # seconds for a run to finish its step, save it, and note that it was interrupted
+
+
+def end_with_stdin() -> None:
+    """Wait until the parent has no more use for the worker, or is dead; then end its runs, and it."""
+    sys.stdin.buffer.read()
+    runs = psutil.Process().children()
+    for run in runs:
+        with suppress(psutil.NoSuchProcess):
+            run.terminate()
+    for left in psutil.wait_procs(runs, timeout=PATIENCE)[1]:
+        left.kill()
+    os._exit(0)
+
+
+def main() -> None:
+    """Deploy, then work until stdin closes."""
+    config = settings()
+    deploy(config, {name: file.job for name, file in lines_file.every(config).items()}, pool=config.pool, dry_run=False)
+    print("up", flush=True)
+    threading.Thread(target=end_with_stdin, daemon=True).start()
+    worker = ProcessWorker(work_pool_name=config.pool, create_pool_if_not_found=False)
+    asyncio.run(worker.start(printer=lambda _: None))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""A server of ours in a process of its own: `python -m flows.server NAME FD [HOSTS]` serves on the socket FD.
+
+It says "up" on stdout when it answers, and ends when its stdin closes. With HOSTS, a list with commas, it answers to
+those names only, to no page of another origin, and, with BACKPROPAGATE_AUTH_STRING, to nobody without that password.
+"""
+
+import gc
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import uvicorn
+
+PATIENCE = 5.0  # seconds for what is still to be written
+
+
+class Server(uvicorn.Server):
+    """Says "up" on stdout when it answers; ends when stdin closes."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        print("up", flush=True)
+
+    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]  # it is a generator there
+        """Ctrl-C is for the parent, which still has to report here."""
+        return nullcontext()
+
+
+def end_with_stdin(server: Server) -> None:
+    """Wait until the parent has no more use for the server, or is dead."""
+    sys.stdin.buffer.read()
+    if server.started:
+        server.should_exit = True
+        time.sleep(PATIENCE)
+    os._exit(0)
+
+
+def main() -> None:
+    """Serve one application."""
+    gc.disable()  # the imports make a million objects that stay; a sixth of the start would go into counting them
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    name, descriptor, *hosts = sys.argv[1:]
+    listening = socket.socket(fileno=int(descriptor))
+    server = Server(uvicorn.Config(app(name, hosts), factory=True, log_level="error"))
+    threading.Thread(target=end_with_stdin, args=[server], daemon=True).start()
+    server.run(sockets=[listening])
+    os._exit(0)  # everything is written; taking a million objects apart would take another second
+
+
+def app(name: str, hosts: list[str]) -> Callable[[], Any]:
+    """What makes the application: `temporary-prefect`, `prefect` or `mlflow`, behind a door where there are hosts."""
+
+    def make() -> Any:
+        made = APPLICATIONS[name]()
+        gc.enable()
+        if hosts:
+            from flows.door import Door
+
+            made = Door(made, hosts=hosts[0].split(","), password=os.environ.get("BACKPROPAGATE_AUTH_STRING"))
+        return made
+
+    return make
+
+
+def temporary_prefect() -> Any:
+    """Prefect's application, without its user interface."""
+    from prefect.server.api.server import create_app
+
+    return create_app(ephemeral=True, final=True)
+
+
+def prefect() -> Any:
+    """Prefect's application with its user interface and its services."""
+    from prefect.server.api.server import create_app
+
+    return create_app(final=True)
+
+
+def mlflow() -> Any:
+    """MLflow's application on the database of the home."""
+    from backprop_core.settings import settings
+    from tasks.tracking.server import application
+
+    return application(settings())
+
+
+APPLICATIONS = {"temporary-prefect": temporary_prefect, "prefect": prefect, "mlflow": mlflow}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""What a run that a deployment started may name: files of the allowed directories, and addresses elsewhere.
+
+Whoever may fill in a form could otherwise read any file of the worker's machine into a dataset, or write over one.
+A run that is called here, from the command line or from Python, is the user's own and may name what the user may.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from backprop_core.errors import OutputForbidden, PathForbidden
+from backprop_core.settings import settings
+from backprop_core.specs import RunSpec
+
+REMOTE = {"http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf"}  # protocols that read no file of ours
+HINT = "put it there, or name its directory in BACKPROPAGATE_ALLOWED_PATHS of the worker"
+
+
+def is_deployed() -> bool:
+    """Whether a deployment started the flow run that this is part of."""
+    from prefect.context import FlowRunContext
+
+    context = FlowRunContext.get()
+    return bool(context and context.flow_run and context.flow_run.deployment_id)
+
+
+def admitted(spec: RunSpec) -> RunSpec:
+    """The spec, if this run may read all that it names. Raises PathForbidden."""
+    if is_deployed() and (paths := forbidden(spec)):
+        raise PathForbidden(f"{paths[0]} is outside of the allowed directories", hint=HINT)
+    return spec
+
+
+def forbidden(spec: RunSpec) -> list[str]:
+    """What a spec names that a deployed run may not read."""
+    return [path for path in inputs(spec) if not may_read(path)]
+
+
+def admitted_output(path: str | None) -> Path | None:
+    """A directory to write to, if this run may. Raises OutputForbidden."""
+    if path and is_deployed() and not is_below_root(path):
+        raise OutputForbidden(f"{path} is outside of the allowed directories", hint=HINT)
+    return Path(path) if path else None
+
+
+def inputs(spec: RunSpec) -> Iterator[str]:
+    """Everything that a spec names to be read; a base model only if it is, or looks like, a directory."""
+    name = spec.model.name
+    if name.startswith((".", "/", "~")) or Path(name).is_dir():
+        yield name
+    for dataset in [*spec.datasets, *spec.evaluation.watch]:
+        yield dataset.path
+        if dataset.heldout:
+            yield dataset.heldout
+
+
+def may_read(path: str) -> bool:
+    """Whether a path is an address elsewhere, or a file of the allowed directories, wherever symlinks lead."""
+    if "://" in path:
+        return urlsplit(path).scheme in REMOTE and "::" not in path
+    return is_below_root(path)
+
+
+def is_below_root(path: str) -> bool:
+    if "\0" in path:
+        return False
+    real = Path(os.path.realpath(os.path.expanduser(path)))
+    return any(real.is_relative_to(root) for root in settings().allowed_roots)

@@ -1,0 +1,279 @@
+"""A served home as browsers, other services and strangers see it: nothing but HTTP."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from starlette.testclient import TestClient
+
+from backprop_core.errors import InputNotFound
+from backprop_core.settings import Settings
+from examples.service import app
+from flows.deploy import FLOWS
+from flows.serve import password
+from tests.wire.prefect_server import PrefectServer, Served, served, wait_until
+
+ROOT = Path(__file__).parents[2]
+JOB = """
+model: {{name: {base}}}
+datasets: [{{path: night.jsonl}}]
+training: {{steps: 2, lora: {{rank: 4}}}}
+evaluation: {{heldout_max: 5}}
+min_new_rows: 1
+schedule: {{cron: "0 3 * * *"}}
+"""
+UUID = "00000000-0000-0000-0000-000000000000"
+DEPLOYMENTS = {name: f"flows.{name.replace('-', '_')}:{name.replace('-', '_')}" for name in FLOWS}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
+    """A home with one line's file."""
+    home = tmp_path_factory.mktemp("served")
+    (home / "lines").mkdir()
+    (home / "lines" / "support.yaml").write_text(JOB.format(base=base))
+    return home
+
+
+@pytest.fixture(scope="module")
+def service(home: Path, base: Path, data: list[str]) -> Iterator[Served]:
+    """Everything that `backprop serve` starts, with a password."""
+    allowed = f"{base}:{Path(data[0]).parent}"
+    settings = {"BACKPROPAGATE_ALLOWED_PATHS": allowed, "OMP_NUM_THREADS": "1"}
+    with served(home, user="team", password="horse staple", **settings) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def server(service: Served) -> PrefectServer:
+    """Its Prefect server."""
+    return service.prefect
+
+
+@pytest.fixture(scope="module")
+def parameters(base: Path, data: list[str]) -> dict[str, Any]:
+    """The smallest job."""
+    return {
+        "datasets": [{"path": data[0]}],
+        "model": str(base),
+        "training": {"steps": 2, "lora": {"rank": 4}},
+        "evaluation": {"heldout_max": 5},
+    }
+
+
+def described(schema: dict[str, Any], definitions: dict[str, Any]) -> bool:
+    """Whether a form shows help on a field: its own text, or that of the part that it is."""
+    part = definitions.get(schema.get("$ref", "").rpartition("/")[2], {})
+    return bool(schema.get("description") or part.get("description"))
+
+
+@pytest.mark.parametrize("flow", DEPLOYMENTS)
+def test_forms_have_help_on_every_field(server: PrefectServer, flow: str) -> None:
+    """Every parameter of a deployment, and every field of its parts, says what it means."""
+    schema = server.deployment(f"{flow}/default")["parameter_openapi_schema"]
+    definitions = schema.get("definitions", {})
+    models = [schema, *(part for part in definitions.values() if "properties" in part)]
+    silent = [n for m in models for n, field in m["properties"].items() if not described(field, definitions)]
+    assert schema["properties"] and silent == []
+
+
+@pytest.mark.parametrize(("flow", "entrypoint"), DEPLOYMENTS.items())
+def test_flows_are_modules_of_the_worker(server: PrefectServer, flow: str, entrypoint: str) -> None:
+    """A deployment names a module and fetches nothing: no path of the machine that deployed it is in it."""
+    deployment = server.deployment(f"{flow}/default")
+    assert (deployment["entrypoint"], deployment["path"], deployment["pull_steps"]) == (entrypoint, None, [])
+    assert deployment["work_pool_name"] == "backprop"
+    limit = deployment["global_concurrency_limit"]
+    assert (limit and limit["limit"]) == (1 if flow in ("train", "multi-run", "retrain") else None)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"training": {"steps": 0}}, "training"),
+        ({"training": {"lora": {"rnak": 8}}}, "rnak"),
+        ({"datasets": [{"path": "a.jsonl", "rows": "many"}]}, "datasets[0].rows"),
+        ({"datasets": None}, "datasets"),
+    ],
+)
+def test_invalid_parameters_are_refused(
+    server: PrefectServer, parameters: dict[str, Any], change: dict[str, Any], named: str
+) -> None:
+    """A flow run that cannot work is refused when it is asked for, with the field's name."""
+    status, answer = server.create_run("multi-run/default", parameters | change)
+    assert status in (409, 422) and named in answer["detail"]
+
+
+def test_another_service_retrains_a_line(
+    service: Served, server: PrefectServer, data: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service without anything of ours asks once, whatever it sends twice, and reads the result back."""
+    text = (ROOT / "examples" / "service.py").read_text()
+    assert not re.search(r"^(from|import) (backprop_core|tasks|flows)", text, re.MULTILINE)
+    monkeypatch.setenv("PREFECT_API_URL", server.api)
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "team:horse staple")
+    client = TestClient(app)
+    asked = [
+        client.post("/retrain/support", params={"path": data[0]}, headers={"Idempotency-Key": key})
+        for key in ("night-1", "night-1")
+    ]
+    assert [answer.status_code for answer in asked] == [202, 202] and asked[0].json()["run"] == asked[1].json()["run"]
+    run = asked[0].json()["run"]
+    assert client.post("/retrain/none", params={"path": "a"}, headers={"Idempotency-Key": "1"}).status_code == 404
+    server.finished(run)
+    answer = client.get(f"/runs/{run}").json()
+    assert answer["state"] == "COMPLETED", answer
+    result = answer["result"]
+    assert (result["line"], result["error"]) == ("support", None) and result["status"] in ("finished", "rejected")
+    [lora_run] = result["runs"]
+    assert (lora_run["steps"], lora_run["dataset"]["task"]) == (2, "support")
+    assert result["spec"]["training"]["lora"]["rank"] == 4 and result["mlflow_run_id"]
+    check_artifact(**result["merged"])
+
+
+def test_paths_outside_of_the_allowed_directories_are_refused(
+    server: PrefectServer, parameters: dict[str, Any], home: Path
+) -> None:
+    """A run that a deployment started reads and writes only where it may: refused with a code, before any work."""
+    reading = server.create_run("multi-run/default", parameters | {"datasets": [{"path": "/etc/passwd"}]})[1]
+    writing = server.create_run("export/default", {"ref": "abc", "output": str(home / "elsewhere")})[1]
+    assert "[INPUT_PATH_FORBIDDEN] /etc/passwd" in server.finished(reading["id"])["state"]["message"]
+    assert "[UI_OUTPUT_DIR_FORBIDDEN]" in server.finished(writing["id"])["state"]["message"]
+    assert not (home / "elsewhere").exists()
+
+
+def test_a_line_of_the_home_is_deployed(server: PrefectServer) -> None:
+    """Its file makes the deployment `retrain/support`, with its schedule."""
+    deployment = server.deployment("retrain/support")
+    assert [schedule["schedule"]["cron"] for schedule in deployment["schedules"]] == ["0 3 * * *"]
+
+
+def answer(url: str, method: str = "GET", **headers: str) -> int:
+    """The status of a request."""
+    request = urllib.request.Request(url, b"{}" if method == "POST" else None, headers, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
+
+
+def test_strangers_are_refused(service: Served) -> None:
+    """Without the password nothing but health is answered: no route of Prefect's API, no page or route of MLflow's."""
+    prefect, mlflow, login = service.addresses["prefect"], service.addresses["mlflow"], service.prefect.headers
+    own = {"Authorization": login["Authorization"]}
+    with urllib.request.urlopen(urllib.request.Request(f"{prefect}/openapi.json", headers=own), timeout=30) as page:
+        routes = {path: set(methods) for path, methods in json.load(page)["paths"].items()}
+    assert len(routes) > 100
+    answered = {path for path in routes if any(replied(prefect, path, method) for method in routes[path])}
+    assert answered <= {"/health", "/ready"}
+    assert answer(f"{prefect}/api/csrf-token?client=stranger") == 401
+    pages = ["/", "/api/2.0/mlflow/experiments/search", "/ajax-api/2.0/mlflow/runs/search", "/get-artifact", "/graphql"]
+    assert {answer(mlflow + page) for page in pages} == {401} == {answer(mlflow + page, "POST") for page in pages}
+    assert answer(f"{mlflow}/", **own) == 200 == answer(f"{mlflow}/health") == answer(f"{prefect}/api/health")
+
+
+def replied(prefect: str, path: str, method: str) -> bool:
+    """Whether a route answers a stranger otherwise than that it does not know him, or misses a token."""
+    return answer(f"{prefect}/api{re.sub('{.*?}', UUID, path.removeprefix('/api'))}", method.upper()) not in (401, 403)
+
+
+def test_other_names_and_sites_are_refused(service: Served) -> None:
+    """A foreign Host (rebinding) or Origin is refused even with the password; so is a write without a token."""
+    own = {"Authorization": service.prefect.headers["Authorization"]}
+    for place in (service.addresses["prefect"], service.addresses["mlflow"]):
+        assert answer(f"{place}/", Host="evil.example", **own) == 403
+        assert answer(f"{place}/api/flows/filter", "POST", Origin="http://evil.example", **own) == 403
+        assert answer(f"{place}/", Origin=place, **own) == 200
+    assert answer(f"{service.addresses['prefect']}/api/flows/filter", "POST", **own) == 403  # no CSRF token
+    assert service.prefect.call("POST", "/deployments/filter", {})[0] == 200
+    assert answer(f"{service.addresses['page']}/", Host="evil.example") == 403
+
+
+def test_the_start_page(service: Served, home: Path) -> None:
+    """It links both interfaces; `/health` says that all lives; the addresses are kept in the home."""
+    with urllib.request.urlopen(service.addresses["page"], timeout=30) as page:
+        text = page.read().decode()
+    assert service.addresses["prefect"] in text and service.addresses["mlflow"] in text
+    with urllib.request.urlopen(f"{service.addresses['page']}/health", timeout=30) as health:
+        assert json.load(health) == {"status": "ok", "prefect": True, "mlflow": True, "worker": True}
+    assert json.loads((home / "serve.json").read_text()) == service.addresses
+
+
+def test_a_second_one_says_where_the_first_is(service: Served) -> None:
+    """One `serve` a home."""
+    command = [sys.executable, "-m", "flows", "serve", "--auth", "team"]
+    done = subprocess.run(command, env=dict(service.environment), capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("[STATE_SERVER_ACTIVE]") and service.addresses["page"] in done.stderr
+
+
+def test_nothing_is_left_of_a_killed_one(service: Served) -> None:
+    """What dies is started again on its address; and after SIGKILL of `serve` all of its processes end."""
+    server, mlflow, worker = (
+        child_of(service, name) for name in ("flows.server prefect", "flows.server mlflow", "serve_worker")
+    )
+    mlflow.kill()
+    wait_until(lambda: answers(f"{service.addresses['mlflow']}/health"), 60, "MLflow again")
+    again = child_of(service, "server mlflow")
+    assert again.pid != mlflow.pid
+    service.process.kill()
+    assert psutil.wait_procs([server, again, worker], timeout=30)[1] == []
+
+
+def child_of(service: Served, words: str) -> psutil.Process:
+    children = psutil.Process(service.process.pid).children()
+    [found] = [child for child in children if words in " ".join(child.cmdline())]
+    return found
+
+
+def answers(url: str) -> bool:
+    try:
+        return answer(url) == 200
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("words", [["--host", "0.0.0.0"], ["--auth", "team"], ["--host", "192.0.2.1"]])
+def test_without_a_password_it_does_not_start(words: list[str], tmp_path: Path) -> None:
+    """What other machines can reach needs a user, and a user a password: from the environment, a file or a prompt."""
+    command = [sys.executable, "-m", "flows", "serve", *words]
+    environment = os.environ | {"BACKPROPAGATE_HOME": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stdout) == (1, "") and done.stderr.startswith("[INPUT_AUTH_REQUIRED]")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_password_comes_from_a_file(tmp_path: Path) -> None:
+    """A file's one line, without its end; the environment wins; no file there is an error with a code."""
+    file = tmp_path / "password"
+    file.write_text("from file\n")
+    assert password("team", "127.0.0.1", Settings(auth_password_file=file)) == "team:from file"
+    assert password("team", "0.0.0.0", Settings(auth_password_file=file, auth_password="x")) == "team:x"
+    assert password(None, "localhost", Settings()) is None
+    with pytest.raises(InputNotFound):
+        password("team", "127.0.0.1", Settings(auth_password_file=tmp_path / "none"))
+
+
+def check_artifact(digest: str, path: str) -> None:
+    """The digest is that of the list of files, and the list's digests are those of the files."""
+    manifest = (Path(path) / "artifact.json").read_bytes()
+    assert hashlib.sha256(manifest).hexdigest() == digest
+    files = json.loads(manifest)["files"]
+    assert files == [[name, len(content := (Path(path) / name).read_bytes()), sha256(content)] for name, *_ in files]
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {name for name, *_ in files}
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,66 @@
+"""What a run that a deployment started may read."""
+
+from pathlib import Path
+
+import pytest
+
+from backprop_core.specs import DatasetSpec, EvaluationSpec, ModelSpec, RunSpec
+from tasks.confine import inputs, may_read
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The allowed directory; a symlink in it leads outside."""
+    root = tmp_path / "data"
+    root.mkdir()
+    (tmp_path / "secret.jsonl").touch()
+    (root / "link").symlink_to(tmp_path)
+    monkeypatch.setenv("BACKPROPAGATE_ALLOWED_PATHS", f"{root}:{tmp_path / 'second'}")
+    monkeypatch.chdir(root)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("path", "may"),
+    [
+        ("{root}/a.jsonl", True),
+        ("a.jsonl", True),
+        ("{root}/../second/a.jsonl", True),
+        ("{root}/../secret.jsonl", False),
+        ("../secret.jsonl", False),
+        ("{root}/link/secret.jsonl", False),
+        ("/etc/passwd", False),
+        ("/proc/self/environ", False),
+        ("~root/.ssh/id_rsa", False),
+        ("{root}-beside/a.jsonl", False),
+        ("a\0b", False),
+        ("https://example.org/a.jsonl", True),
+        ("s3://bucket/a.jsonl", True),
+        ("file:///etc/passwd", False),
+        ("file://{root}/a.jsonl", False),
+        ("local:///etc/passwd", False),
+        ("simplecache::file:///etc/passwd", False),
+        ("https://example.org/a.zip::file:///etc/passwd", False),
+    ],
+)
+def test_only_files_of_the_allowed_directories(root: Path, path: str, may: bool) -> None:
+    """Wherever `..`, symlinks, `~` or a protocol lead."""
+    assert may_read(path.format(root=root)) is may
+
+
+def test_the_home_has_a_directory_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default it is data/ in the home, and nothing else of the home."""
+    monkeypatch.setenv("BACKPROPAGATE_HOME", str(tmp_path))
+    assert may_read(str(tmp_path / "data" / "a")) and not may_read(str(tmp_path / "store" / "a"))
+
+
+def test_everything_that_a_spec_names_is_looked_at(root: Path) -> None:
+    """Data, held-out rows, watched sets, and the base where it is a directory."""
+    (root / "org").mkdir()
+    spec = RunSpec(
+        model=ModelSpec(name="org"),
+        datasets=[DatasetSpec(path="a", heldout="b"), DatasetSpec(path="c")],
+        evaluation=EvaluationSpec(watch=[DatasetSpec(path="d", heldout="e")]),
+    )
+    assert list(inputs(spec)) == ["org", "a", "b", "c", "d", "e"]
+    assert "Qwen/x" not in list(inputs(spec.model_copy(update={"model": ModelSpec(name="Qwen/x")})))
