@@ -34,6 +34,7 @@ FLOWS = {  # name of a flow: its module and whether it trains
     "multi-run": ("flows.multi_run", True),
     "retrain": ("flows.retrain", True),
     "promote": ("flows.promote", False),
+    "evaluate": ("flows.evaluate", False),
     "export": ("flows.export", False),
     "publish": ("flows.publish", False),
     "release": ("flows.release", False),

@@ -5,6 +5,7 @@ from prefect import flow
 from backprop_core.refs import RunResult
 from backprop_core.specs import DatasetSpec, EvaluationSpec
 from flows.pipeline import score_again
+from tasks.confine import admit
 from tasks.prepare import evaluated
 from tasks.run import recorded
 
@@ -27,6 +28,7 @@ def evaluate(
         fresh: Do every stage again, whatever the cache has.
     """
     datasets = [DatasetSpec(path=one) if isinstance(one, str) else one for one in data or []]
+    admit([*datasets, *evaluation.watch])
     with recorded(lambda store: evaluated(ref, datasets, evaluation, store), run_id=run_id, fresh=fresh) as run:
         score_again(run)
     assert run.outcome is not None

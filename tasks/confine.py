@@ -5,13 +5,13 @@ A run that is called here, from the command line or from Python, is the user's o
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from backprop_core.errors import OutputForbidden, PathForbidden
 from backprop_core.settings import settings
-from backprop_core.specs import RunSpec
+from backprop_core.specs import DatasetSpec, RunSpec
 
 REMOTE = {"http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf"}  # protocols that read no file of ours
 HINT = "put it there, or name its directory in BACKPROPAGATE_ALLOWED_PATHS of the worker"
@@ -27,9 +27,19 @@ def is_deployed() -> bool:
 
 def admitted(spec: RunSpec) -> RunSpec:
     """The spec, if this run may read all that it names. Raises PathForbidden."""
-    if is_deployed() and (paths := forbidden(spec)):
-        raise PathForbidden(f"{paths[0]} is outside of the allowed directories", hint=HINT)
+    refuse(inputs(spec))
     return spec
+
+
+def admit(datasets: Iterable[DatasetSpec]) -> None:
+    """Raise PathForbidden unless this run may read the datasets."""
+    refuse(files(datasets))
+
+
+def refuse(paths: Iterable[str]) -> None:
+    """Raise PathForbidden if this is a deployed run and may not read one of the paths."""
+    if is_deployed() and (outside := [path for path in paths if not may_read(path)]):
+        raise PathForbidden(f"{outside[0]} is outside of the allowed directories", hint=HINT)
 
 
 def forbidden(spec: RunSpec) -> list[str]:
@@ -49,7 +59,11 @@ def inputs(spec: RunSpec) -> Iterator[str]:
     name = spec.model.name
     if name.startswith((".", "/", "~")) or Path(name).is_dir():
         yield name
-    for dataset in [*spec.datasets, *spec.evaluation.watch]:
+    yield from files([*spec.datasets, *spec.evaluation.watch])
+
+
+def files(datasets: Iterable[DatasetSpec]) -> Iterator[str]:
+    for dataset in datasets:
         yield dataset.path
         if dataset.heldout:
             yield dataset.heldout
