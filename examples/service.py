@@ -13,10 +13,11 @@ were finished then come from the cache. PREFECT_API_AUTH_STRING (`user:password`
 import json
 import os
 import time
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import httpx
-from fastapi import FastAPI, Header, HTTPException, Query
+from fastapi import Depends, FastAPI, Header, HTTPException, Query
 
 RESULT = "backprop-result"  # the artifact's key; another BACKPROPAGATE_NAMESPACE begins it with another name
 CLIENT = "service"
@@ -26,13 +27,10 @@ app = FastAPI(title="A service that retrains")
 
 
 class Prefect:
-    """Prefect's API, with the password and the token that it asks for."""
+    """Prefect's API, with the token that it asks for."""
 
-    def __init__(self) -> None:
-        user, _, password = os.environ.get("PREFECT_API_AUTH_STRING", "").partition(":")
-        self._http = httpx.Client(
-            base_url=os.environ["PREFECT_API_URL"], auth=(user, password) if user else None, timeout=30
-        )
+    def __init__(self, http: httpx.Client) -> None:
+        self._http = http
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """The answer to a request; what Prefect refuses is refused here with the same status."""
@@ -52,14 +50,25 @@ class Prefect:
         return {"Prefect-Csrf-Client": CLIENT, "Prefect-Csrf-Token": answer.json()["token"]}
 
 
+def prefect() -> Iterator[Prefect]:
+    """For one request."""
+    user, _, password = os.environ.get("PREFECT_API_AUTH_STRING", "").partition(":")
+    login = (user, password) if user else None
+    with httpx.Client(base_url=os.environ["PREFECT_API_URL"], auth=login, timeout=30) as http:
+        yield Prefect(http)
+
+
+Connection = Annotated[Prefect, Depends(prefect)]
+
+
 @app.post("/retrain/{line}", status_code=202)
 def retrain(
     line: str,
     path: Annotated[str, Query(description="A file or an address that the worker can read.")],
     idempotency_key: Annotated[str, Header(description="The same key is the same run.")],
+    prefect: Connection,
 ) -> dict[str, str]:
     """Ask for the next run of a line on new rows."""
-    prefect = Prefect()
     deployment = prefect.ask("GET", f"/deployments/name/retrain/{line}")
     run = prefect.ask(
         "POST",
@@ -74,9 +83,8 @@ def retrain(
 
 
 @app.get("/runs/{run}")
-def result(run: str) -> dict[str, Any]:
+def result(run: str, prefect: Connection) -> dict[str, Any]:
     """How a run goes, and its result once there is one."""
-    prefect = Prefect()
     state = prefect.ask("GET", f"/flow_runs/{run}")["state"]
     wanted = {"artifacts": {"flow_run_id": {"any_": [run]}, "key": {"any_": [RESULT]}}}
     found = [json.loads(text_of(artifact["data"])) for artifact in prefect.ask("POST", "/artifacts/filter", wanted)]
