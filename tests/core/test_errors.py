@@ -7,7 +7,7 @@ import pytest
 
 from backprop_core.errors import BackpropError, RankMismatch, Unexpected, all_errors, blank_secrets, rebuild
 
-FAMILIES = ("INPUT_", "CONFIG_", "DEP_", "RUNTIME_", "STATE_")
+FAMILIES = ("INPUT_", "CONFIG_", "DEP_", "RUNTIME_", "STATE_", "UI_")
 
 
 @pytest.mark.parametrize("error", all_errors().values(), ids=lambda error: error.code)
