@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backprop_core.batch import Batch, Item, by_budget, collate, load
+from backprop_core.batch import Batch, Item, OnProgress, by_budget, collate, load
 from backprop_core.keys import canonical
 from backprop_core.model import LoadedBase, adapted
 from backprop_core.refs import AdapterRef, Record, RowsRef, Scores
@@ -30,7 +30,13 @@ class RowScore(Record):
 
 
 def evaluate(
-    base: LoadedBase, adapter: AdapterRef | None, heldout: RowsRef, *, max_length: int, store: Store
+    base: LoadedBase,
+    adapter: AdapterRef | None,
+    heldout: RowsRef,
+    *,
+    max_length: int,
+    store: Store,
+    on_progress: OnProgress | None = None,
 ) -> Scores:
     """Score the base with `adapter`, or bare, on every row, and commit the scores.
 
@@ -39,7 +45,7 @@ def evaluate(
     """
     items = load(base, heldout, max_length=max_length, store=store)
     with adapted(base, adapter, store):
-        scores = score(base, items)
+        scores = score(base, items, on_progress)
     tokens = sum(row.tokens for row in scores)
     record = {"stage": "evaluate", "adapter": adapter and adapter.digest, "heldout": heldout.digest}
     with store.begin("scores") as directory:
@@ -57,14 +63,19 @@ def evaluate(
 
 
 @torch.no_grad()
-def score(base: LoadedBase, items: list[Item]) -> list[RowScore]:
-    """One score per row, in the rows' order; a row of several examples is their sum."""
+def score(base: LoadedBase, items: list[Item], on_progress: OnProgress | None = None) -> list[RowScore]:
+    """One score per row, in the rows' order; a row of several examples is their sum.
+
+    `on_progress` gets the examples done and how many there are.
+    """
     lengths = [len(item) for item in items]
     sums: dict[int, tuple[float, int]] = {}
     for indices in by_budget(range(len(items)), lengths, TOKENS):
         batch = collate([items[index] for index in indices], base.device)
         for index, loss, correct in zip(indices, *sums_of(base, batch), strict=True):
             sums[index] = loss, correct
+        if on_progress:
+            on_progress(len(sums), len(items))
     return [
         RowScore(
             row=row,

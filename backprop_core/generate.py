@@ -10,7 +10,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from backprop_core import chat, curate
-from backprop_core.batch import by_budget
+from backprop_core.batch import OnProgress, by_budget
 from backprop_core.errors import InputValidationFailed, NoRows
 from backprop_core.formats import ChatRow
 from backprop_core.keys import canonical
@@ -33,16 +33,24 @@ class Exchange(Record):
 
 
 def generate(
-    base: LoadedBase, adapter: AdapterRef | None, heldout: RowsRef, *, spec: GenerationSpec, store: Store
+    base: LoadedBase,
+    adapter: AdapterRef | None,
+    heldout: RowsRef,
+    *,
+    spec: GenerationSpec,
+    store: Store,
+    on_progress: OnProgress | None = None,
 ) -> Generations:
     """Let the base with `adapter`, or bare, give each row's last answer itself, and commit what it writes.
 
+    `on_progress` gets the answers written and how many there will be.
     Raises NoRows, InputValidationFailed for raw text, AdapterMismatch.
     """
     if heldout.rows == 0:
         raise NoRows(f"the rows {heldout.digest[:12]} are empty", hint="give more rows")
     asked = [question(row, index) for index, row in enumerate(curate.load(store.local(heldout)))]
-    answers = answer(base, adapter, [messages[:-1] for messages in asked], spec=spec, store=store)
+    conversations = [messages[:-1] for messages in asked]
+    answers = answer(base, adapter, conversations, spec=spec, store=store, on_progress=on_progress)
     exchanges = [
         Exchange(
             row=row,
@@ -78,6 +86,7 @@ def answer(
     *,
     spec: GenerationSpec,
     store: Store,
+    on_progress: OnProgress | None = None,
 ) -> list[Generated]:
     """What the model says next in each conversation. The same again for the same conversations, spec and machine.
 
@@ -87,13 +96,15 @@ def answer(
     devices = [base.device] if base.device.type == "cuda" else []
     with adapted(base, adapter, store), torch.random.fork_rng(devices):
         torch.manual_seed(spec.seed)
-        written = continuations(base, prompts, spec)
+        written = continuations(base, prompts, spec, on_progress)
     stops = stop_ids(base)
     return [generated(base, ids, stops) for ids in written]
 
 
 @torch.no_grad()
-def continuations(base: LoadedBase, prompts: Sequence[list[int]], spec: GenerationSpec) -> list[list[int]]:
+def continuations(
+    base: LoadedBase, prompts: Sequence[list[int]], spec: GenerationSpec, on_progress: OnProgress | None
+) -> list[list[int]]:
     """The ids that follow each prompt, up to and with the stop token, in the prompts' order."""
     stops = stop_ids(base)
     found: dict[int, list[int]] = {}
@@ -106,6 +117,8 @@ def continuations(base: LoadedBase, prompts: Sequence[list[int]], spec: Generati
             out_bt = base.model.generate(ids_bt.to(base.device), attention_mask=mask_bt.to(base.device))
             new = out_bt[:, ids_bt.shape[1] :].tolist()
             found |= {index: until_stop(ids, stops) for index, ids in zip(indices, new, strict=True)}
+            if on_progress:
+                on_progress(len(found), len(prompts))
     return [found[index] for index in range(len(prompts))]
 
 

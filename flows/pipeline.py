@@ -20,6 +20,7 @@ from tasks import stages
 from tasks.run import Run
 
 FIDELITY_ROWS = 16  # held-out rows that a GGUF file has to answer as the model does
+OF_A_LINE = {"retrain", "evaluate", "export", "publish"}  # flows whose `live` is the version that a retrain continued
 
 
 class Made(NamedTuple):
@@ -181,7 +182,7 @@ def held_out(run: Run, datasets: list[DatasetRef]) -> dict[str, RowsRef]:
 def line_heldout(run: Run) -> dict[str, RowsRef]:
     """What the line holds out that a retrain continues, or has continued, by task."""
     live = run.prepared.live
-    return live.version.heldout if live and run.prepared.flow in ("retrain", "evaluate") else {}
+    return live.version.heldout if live and run.prepared.flow in OF_A_LINE else {}
 
 
 def score(run: Run, adapter: AdapterRef | None, rows: RowsRef) -> Cell:

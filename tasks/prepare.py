@@ -198,7 +198,8 @@ def again(flow: str, run_id: str, export: ExportSpec, store: Store) -> Prepared:
     earlier = made(run_id, store)
     spec = earlier.spec.model_copy(update={"export": export})
     check_export(earlier.base, spec, store)
-    return earlier.model_copy(update={"flow": flow, "spec": spec})
+    live = earlier.live if earlier.flow == "retrain" else None  # whose held-out rows it has
+    return earlier.model_copy(update={"flow": flow, "spec": spec, "live": live})
 
 
 def made(ref: str, store: Store) -> Prepared:

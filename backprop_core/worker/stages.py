@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from backprop_core import base as bases
+from backprop_core.batch import OnProgress
 from backprop_core.curate import load as load_rows
 from backprop_core.drift import drift
 from backprop_core.errors import Interrupted
@@ -122,6 +123,9 @@ class Stages:
         self._loaded: tuple[object, LoadedBase] | None = None
 
     def run(self, stage: str, key: str, parameters: dict[str, Any], emit: Emit) -> BaseModel:
+        def progress(done: int, total: int) -> None:
+            emit({"done": done, "total": total})
+
         match stage:
             case "train":
                 return self.train(TrainJob.model_validate(parameters), key, emit)
@@ -130,13 +134,13 @@ class Stages:
             case "drift":
                 return self.drift(DriftJob.model_validate(parameters))
             case "evaluate":
-                return self.evaluate(EvaluateJob.model_validate(parameters))
+                return self.evaluate(EvaluateJob.model_validate(parameters), progress)
             case "generate":
-                return self.generate(GenerateJob.model_validate(parameters))
+                return self.generate(GenerateJob.model_validate(parameters), progress)
             case "answer":
-                return self.answer(AnswerJob.model_validate(parameters))
+                return self.answer(AnswerJob.model_validate(parameters), progress)
             case "convert":
-                return self.convert(ConvertJob.model_validate(parameters), emit)
+                return self.convert(ConvertJob.model_validate(parameters), progress)
             case "quantize":
                 return self.quantize(QuantizeJob.model_validate(parameters))
             case "package":
@@ -203,19 +207,22 @@ class Stages:
     def drift(self, job: DriftJob) -> Drift:
         return drift(job.before, job.tuned, job.after, store=self._store)
 
-    def evaluate(self, job: EvaluateJob) -> Scores:
+    def evaluate(self, job: EvaluateJob, progress: OnProgress) -> Scores:
         base = self.base(job.base, job.precision, job.device)
-        return evaluate(base, job.adapter, job.heldout, max_length=job.max_length, store=self._store)
+        return evaluate(
+            base, job.adapter, job.heldout, max_length=job.max_length, store=self._store, on_progress=progress
+        )
 
-    def generate(self, job: GenerateJob) -> Generations:
+    def generate(self, job: GenerateJob, progress: OnProgress) -> Generations:
         base = self.base(job.base, job.precision, job.device)
-        return generate(base, job.adapter, job.heldout, spec=job.spec, store=self._store)
+        return generate(base, job.adapter, job.heldout, spec=job.spec, store=self._store, on_progress=progress)
 
-    def answer(self, job: AnswerJob) -> Answers:
+    def answer(self, job: AnswerJob, progress: OnProgress) -> Answers:
         base = self.base(job.base, job.precision, job.device)
-        return Answers(answers=answer(base, job.adapter, job.conversations, spec=job.spec, store=self._store))
+        made = answer(base, job.adapter, job.conversations, spec=job.spec, store=self._store, on_progress=progress)
+        return Answers(answers=made)
 
-    def convert(self, job: ConvertJob, emit: Emit) -> GGUFRef:
+    def convert(self, job: ConvertJob, progress: OnProgress) -> GGUFRef:
         from backprop_core.gguf import convert
 
         with self._store.begin("gguf") as directory:
@@ -225,7 +232,7 @@ class Stages:
                 self.adapter_directory(job.adapter),
                 file,
                 outtype=job.outtype,
-                on_progress=lambda done, total: emit({"done": done, "total": total}),
+                on_progress=progress,
             )
             return self.commit_gguf(directory, job.outtype, {"stage": "convert", "base": job.base.digest})
 
