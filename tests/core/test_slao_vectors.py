@@ -10,7 +10,7 @@ import torch
 
 from backprop_core import slao
 from backprop_core.matrix import evaluation
-from backprop_core.refs import Scores
+from backprop_core.refs import Cell, Scores
 
 A, B = (f"base_model.model.model.layers.0.mlp.up_proj.lora_{part}.weight" for part in "AB")
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parent / "slao_vectors.json").read_text())
@@ -66,9 +66,10 @@ def test_metrics() -> None:
     """Average, backward transfer and forgetting of the vectors' matrix, whose rows are tasks."""
     expected, names = VECTORS["V7_metrics"], ["a", "b", "c"]
 
-    def cell(percent: float) -> Scores:
+    def cell(percent: float) -> Cell:
         share = percent / 100
-        return Scores(digest="0" * 64, rows=1, tokens=1, loss=0, token_accuracy=share, exact_match=share)
+        scores = Scores(digest="0" * 64, rows=1, tokens=1, loss=0, token_accuracy=share, exact_match=share)
+        return Cell(scores=scores)
 
     rows = [
         {name: cell(scores[run]) for name, scores in zip(names, expected["a"], strict=True) if scores[run] is not None}

@@ -56,26 +56,6 @@ def digests(result: RunResult) -> list[str]:
     return [digest for one in result.runs for digest in (one.tuned.digest, one.merged.digest)]
 
 
-def test_a_killed_worker_is_replaced(base, data):
-    """SIGKILL of the worker in a training: the stage is retried in a new one, and the run finishes."""
-    training = TRAINING.model_copy(update={"steps": 40, "seed": 7, "checkpoint_seconds": 0})
-    killed: list[int] = []
-
-    def kill() -> None:
-        while not any(settings().store_path.glob("checkpoints/*/step-*")):
-            time.sleep(0.01)
-        killed.append(worker.worker(settings(), training).pid)
-        os.kill(killed[0], signal.SIGKILL)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    result = run(base, data[:1], training=training, export=ExportSpec())
-    killer.join()
-    assert killed
-    assert result.status == "finished"
-    assert result.runs[0].steps == 40
-
-
 def test_everything_is_made_and_recorded(first):
     """Three datasets → three runs, a matrix, a merged adapter, a GGUF file; the same in MLflow and on the flow run."""
     result = first
@@ -208,3 +188,23 @@ def test_what_cannot_work_is_refused_before_anything_is_written(base, data, monk
         run(base, ["/nowhere/at-all.jsonl"])
     assert list((tmp_path / "store").glob("runs/*")) == []
     assert tracking.list_runs(settings()) == []
+
+
+def test_a_killed_worker_is_replaced(base, data):
+    """SIGKILL of the worker in a training: the stage is retried in a new one, and the run finishes."""
+    training = TRAINING.model_copy(update={"steps": 40, "seed": 7, "checkpoint_seconds": 0})
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not any(settings().store_path.glob("checkpoints/*/step-*")):
+            time.sleep(0.01)
+        killed.append(worker.worker(settings(), training).pid)
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    result = run(base, data[:1], training=training, export=ExportSpec())
+    killer.join()
+    assert killed
+    assert result.status == "finished"
+    assert result.runs[0].steps == 40
