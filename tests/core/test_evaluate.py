@@ -1,7 +1,6 @@
 """Scores against plain transformers, row by row."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,40 +9,17 @@ import torch
 from backprop_core import chat
 from backprop_core.errors import NoRows
 from backprop_core.evaluate import evaluate
-from backprop_core.model import LoadedBase, adapted, load
+from backprop_core.model import LoadedBase, adapted
 from backprop_core.refs import AdapterRef, RowsRef, Scores
-from backprop_core.specs import LoraSpec, TrainSpec
 from backprop_core.store import Store
-from backprop_core.training.loop import train
 from tests.core import nano
 
 ROWS = nano.chats(40)
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    store = Store(tmp_path_factory.mktemp("store"))
-    yield store
-    store.close()
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> LoadedBase:
-    return load(nano.build(tmp_path_factory.mktemp("base")), precision="fp32", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def heldout(store: Store) -> RowsRef:
-    return nano.commit_rows(store, ROWS)
-
-
-@pytest.fixture(scope="module")
-def tuned(base: LoadedBase, store: Store, heldout: RowsRef) -> AdapterRef:
-    """An adapter that has learned part of the rows by heart."""
-    lora = LoraSpec(rank=16, alpha=32)
-    spec = TrainSpec(steps=80, batch_size=8, learning_rate=1e-2, max_length=128, precision="fp32", lora=lora)
-    quiet: dict[str, Any] = {"on_metrics": lambda *_: None, "should_stop": lambda: False}
-    return train(base, heldout, spec=spec, start=None, key="k", store=store, **quiet).adapter
+def store(shared: Store) -> Store:
+    return shared
 
 
 def lines(store: Store, scores: Scores) -> list[dict[str, Any]]:

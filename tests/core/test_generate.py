@@ -1,7 +1,6 @@
 """Answers in batches against transformers, one prompt at a time, and against the teacher-forced scores."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,11 +11,10 @@ from backprop_core import chat
 from backprop_core.errors import InputValidationFailed, NoRows
 from backprop_core.evaluate import evaluate
 from backprop_core.generate import answer, generate, stop_ids
-from backprop_core.model import LoadedBase, adapted, load
+from backprop_core.model import LoadedBase, adapted
 from backprop_core.refs import AdapterRef, ArtifactRef, RowsRef
-from backprop_core.specs import GenerationSpec, LoraSpec, TrainSpec
+from backprop_core.specs import GenerationSpec
 from backprop_core.store import Store
-from backprop_core.training.loop import train
 from tests.core import nano
 
 ROWS = nano.chats(40)
@@ -24,29 +22,8 @@ GREEDY = GenerationSpec(max_new_tokens=24)
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    store = Store(tmp_path_factory.mktemp("store"))
-    yield store
-    store.close()
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> LoadedBase:
-    return load(nano.build(tmp_path_factory.mktemp("base")), precision="fp32", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def heldout(store: Store) -> RowsRef:
-    return nano.commit_rows(store, ROWS)
-
-
-@pytest.fixture(scope="module")
-def tuned(base: LoadedBase, store: Store, heldout: RowsRef) -> AdapterRef:
-    """An adapter that has learned part of the rows by heart."""
-    lora = LoraSpec(rank=16, alpha=32)
-    spec = TrainSpec(steps=80, batch_size=8, learning_rate=1e-2, max_length=128, precision="fp32", lora=lora)
-    quiet: dict[str, Any] = {"on_metrics": lambda *_: None, "should_stop": lambda: False}
-    return train(base, heldout, spec=spec, start=None, key="k", store=store, **quiet).adapter
+def store(shared: Store) -> Store:
+    return shared
 
 
 def lines(store: Store, ref: ArtifactRef, name: str) -> list[dict[str, Any]]:

@@ -44,13 +44,6 @@ def base(tmp_path_factory):
     return directory
 
 
-@pytest.fixture
-def store(tmp_path):
-    store = Store(tmp_path / "store")
-    yield store
-    store.close()
-
-
 def test_versions():
     """These are the versions that the figures below were taken with."""
     assert {name: version for name, version in VERSIONS.items() if version != 1} == {"gate": 2, "merge": 2}

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +11,7 @@ from transformers import AutoTokenizer
 
 from backprop_core import batch, chat, tokens
 from backprop_core.batch import Item
-from backprop_core.model import LoadedBase, load
+from backprop_core.model import LoadedBase
 from backprop_core.refs import RowsRef
 from backprop_core.store import Store
 from tests.core import nano
@@ -20,18 +19,6 @@ from tests.core.test_store import rewrite
 
 ROWS = [*nano.chats(20), {"text": "a text of its own"}]
 LENGTH = 90  # some are cut
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> LoadedBase:
-    return load(nano.build(tmp_path_factory.mktemp("base")), precision="fp32", device="cpu")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path / "store")
-    yield store
-    store.close()
 
 
 @pytest.fixture

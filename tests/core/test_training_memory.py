@@ -26,18 +26,6 @@ ROWS = nano.chats(24)
 Metrics = list[dict[str, float]]
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> LoadedBase:
-    return load(nano.build(tmp_path_factory.mktemp("base")), precision="fp32", device="cpu")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path / "store")
-    yield store
-    store.close()
-
-
 @pytest.fixture
 def rows(store: Store) -> RowsRef:
     return nano.commit_rows(store, ROWS)

@@ -1,7 +1,6 @@
 """QLoRA: the base in 4 bits while it trains, the adapter in float32."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +24,8 @@ SPEC = TrainSpec(steps=8, batch_size=8, learning_rate=1e-2, max_length=128, lora
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nano.build(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
 def base(path: Path) -> LoadedBase:
     return load(path, precision="nf4", device="cpu")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path / "store")
-    yield store
-    store.close()
 
 
 @pytest.fixture

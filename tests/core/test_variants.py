@@ -1,6 +1,6 @@
 """Variants of LoRA on a real two-layer model: what is committed is what was trained, and a base is never altered."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +29,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nano.build(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def base(path: Path) -> LoadedBase:
-    return load(path, precision="fp32", device="cpu")
-
-
-@pytest.fixture(scope="module")
 def nf4(path: Path) -> LoadedBase:
     return load(path, precision="nf4", device="cpu")
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    store = Store(tmp_path_factory.mktemp("store"))
-    yield store
-    store.close()
+def store(shared: Store) -> Store:
+    return shared
 
 
 @pytest.fixture(scope="module")
