@@ -1,7 +1,7 @@
 """Examples as tensors, and right-padded batches of them."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,6 @@ from backprop_core.model import LoadedBase
 from backprop_core.refs import RowsRef
 from backprop_core.store import Store
 
-OnProgress = Callable[[int, int], None]  # how much is done, of how much
 OVERHEAD = 256  # a forward and backward pass costs as much as so many tokens, whatever is in it
 log = logging.getLogger(__name__)
 

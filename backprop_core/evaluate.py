@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backprop_core.batch import Batch, Item, OnProgress, by_budget, collate, load
+from backprop_core.batch import Batch, Item, by_budget, collate, load
 from backprop_core.keys import canonical
 from backprop_core.model import LoadedBase, adapted
+from backprop_core.progress import OnProgress
 from backprop_core.refs import AdapterRef, Record, RowsRef, Scores
 from backprop_core.store import Store
 

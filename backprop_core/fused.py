@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,11 +12,11 @@ from backprop_core.base import TEXT_FILES, weights
 from backprop_core.errors import AdapterMismatch
 from backprop_core.gguf.fuse import Fused
 from backprop_core.keys import canonical
+from backprop_core.progress import OnProgress
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 LENGTH = 8  # bytes of the header's length
 Header = dict[str, Any]
-OnProgress = Callable[[int, int], None]
 
 
 def fuse(base: Path, adapter: Path | None, output: Path, *, on_progress: OnProgress | None = None) -> None:

@@ -10,11 +10,12 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from backprop_core import chat, curate
-from backprop_core.batch import OnProgress, by_budget
+from backprop_core.batch import by_budget
 from backprop_core.errors import InputValidationFailed, NoRows
 from backprop_core.formats import ChatRow
 from backprop_core.keys import canonical
 from backprop_core.model import LoadedBase, adapted
+from backprop_core.progress import OnProgress
 from backprop_core.refs import AdapterRef, Generated, Generations, Record, RowsRef
 from backprop_core.specs import GenerationSpec
 from backprop_core.store import Store

@@ -5,7 +5,7 @@ API: docs/api.md of the Ollama repository; which fields matter was found by meas
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from backprop_core.errors import NameTaken, OllamaRegistrationFailed, OllamaUnreachable, blank_secrets
+from backprop_core.progress import OnProgress
 from backprop_core.refs import Record
 from backprop_core.store import Store, file_digest, write_atomic
 
@@ -22,7 +23,6 @@ PORT = 11434
 CHUNK = 2**20  # bytes
 LONGEST_ANSWER = 64  # tokens of a canary answer
 LARGEST_CONTEXT = 8192  # tokens; what Ollama keeps memory for where nobody asks for more
-OnProgress = Callable[[int, int], None]
 
 
 class Serving(Record):

@@ -19,6 +19,7 @@ from backprop_core import ollama
 from backprop_core.errors import BackpropError
 from backprop_core.hub import RECORD, File, Hub
 from backprop_core.lines import Lines
+from backprop_core.progress import OnProgress
 from backprop_core.refs import GGUFRef, Record
 from backprop_core.specs import ExportSpec, PublishSpec
 from backprop_core.store import Store, write_atomic
@@ -59,7 +60,7 @@ class Services(NamedTuple):
 
     ollama: Callable[[], ollama.Ollama]
     hub: Callable[[], Hub]
-    on_progress: ollama.OnProgress
+    on_progress: OnProgress
 
 
 class Step(NamedTuple):

@@ -1,11 +1,11 @@
 """A transformers model, and the adapter on it, as one GGUF file. Importing this loads no torch."""
 
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from backprop_core.gguf.support import check_supported
+from backprop_core.progress import OnProgress
 
 __all__ = ["check_supported", "convert"]
 
@@ -16,7 +16,7 @@ def convert(
     output: Path,
     *,
     outtype: Literal["f32", "f16", "bf16", "q8_0"],
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> None:
     """Write the model in `base`, with the LoRA in `adapter` fused into it, as one GGUF file.
 

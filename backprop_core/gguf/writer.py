@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from backprop_core.gguf.architecture import (
 from backprop_core.gguf.fuse import Fused
 from backprop_core.gguf.tokenizer import HINT
 from backprop_core.gguf.vocabulary import add_vocabulary
+from backprop_core.progress import OnProgress
 
 FILE_TYPES = {
     "f32": gguf.LlamaFileType.ALL_F32,
@@ -55,7 +56,7 @@ class Entry:
         return math.prod(self.shape) // int(block) * int(size)
 
 
-def write(base: Path, adapter: Path | None, path: Path, outtype: str, on_progress: Callable[[int, int], None]) -> None:
+def write(base: Path, adapter: Path | None, path: Path, outtype: str, on_progress: OnProgress) -> None:
     """Write the file at `path`; half of it is left there on failure."""
     config, tokenizer = AutoConfig.from_pretrained(base), AutoTokenizer.from_pretrained(base)
     fused = Fused(base, adapter)
@@ -125,9 +126,7 @@ def write_header(path: Path, config: Any, tokenizer: Any, entries: list[Entry], 
     writer.close()
 
 
-def write_tensors(
-    file: BinaryIO, config: Any, fused: Fused, entries: list[Entry], on_progress: Callable[[int, int], None]
-) -> None:
+def write_tensors(file: BinaryIO, config: Any, fused: Fused, entries: list[Entry], on_progress: OnProgress) -> None:
     """Tensor data in the order of the infos, each aligned. The disk writes while the next rows are fused."""
     done, total = 0, sum(entry.bytes for entry in entries)
     step, due = total // 100, 0  # what is reported: each hundredth

@@ -8,13 +8,13 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from backprop_core import base as bases
-from backprop_core.batch import OnProgress
 from backprop_core.curate import load as load_rows
 from backprop_core.drift import drift
 from backprop_core.errors import Interrupted
 from backprop_core.evaluate import evaluate
 from backprop_core.generate import answer, generate
 from backprop_core.model import LoadedBase, Precision, load
+from backprop_core.progress import OnProgress
 from backprop_core.refs import (
     AdapterRef,
     Answers,
