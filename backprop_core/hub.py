@@ -16,7 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import disable_progress_bars, httpx, validate_repo_id  # type: ignore[attr-defined]
 
-from backprop_core.base import TEXT_FILES
+from backprop_core.base import TOKENIZER_FILES
 from backprop_core.errors import (
     AuthRequired,
     BackpropError,
@@ -32,7 +32,6 @@ from backprop_core.refs import BaseRef, Record
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # of an adapter in PEFT's layout
 RECORD = "backprop.json"  # says that a repository is ours, and what is in it
-TOKENIZER = set(TEXT_FILES) - {"config.json", "generation_config.json", "model.safetensors.index.json"}
 CommitOperation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
 LATER = {408, 429, 500, 502, 503, 504}
 
@@ -63,7 +62,7 @@ def adapter_files(adapter: Path, base: BaseRef, base_directory: Path) -> dict[st
 
     A base that is a directory of some machine is not named: nobody else has it.
     """
-    found = {name: base_directory / name for name in sorted(TOKENIZER) if (base_directory / name).is_file()}
+    found = {name: base_directory / name for name in TOKENIZER_FILES if (base_directory / name).is_file()}
     if not {"tokenizer.json", "tokenizer.model", "vocab.json"} & found.keys():
         raise TokenizerUnsupported(f"{base.name} has no tokenizer", hint="put the base's tokenizer files back")
     config = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
@@ -164,7 +163,7 @@ def as_coded(repo: str, error: BaseException) -> BackpropError:
 def refusal(repo: str, status: int, said: str) -> BackpropError:
     if status in (401, 403):
         return AuthRequired(
-            f"the Hub lets this token not write to {repo} ({status})",
+            f"the Hub does not let this token write to {repo} ({status})",
             hint="give HF_TOKEN, or the Prefect Secret block hf-token, a token that may write there",
         )
     if status in LATER:

@@ -1,6 +1,6 @@
 """The main job: curate → train one LoRA run after another → merge → evaluate on every task so far → GGUF."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from backprop_core.refs import (
     AdapterRef,
@@ -187,33 +187,23 @@ def line_heldout(run: Run) -> dict[str, RowsRef]:
 
 def score(run: Run, adapter: AdapterRef | None, rows: RowsRef) -> Cell:
     """One cell of the matrix."""
-    training = run.spec.training
-    scores = run.call(
-        stages.evaluate,
-        base=run.base,
-        adapter=adapter,
-        heldout=rows,
-        max_length=training.max_length,
-        precision=training.precision,
-        device=training.device,
-    )
+    length = run.spec.training.max_length
+    scores = run.call(stages.evaluate, **model(run, adapter), heldout=rows, max_length=length)
     return Cell(scores=scores, rating=rating(run, adapter, rows))
+
+
+def model(run: Run, adapter: AdapterRef | None) -> dict[str, Any]:
+    """The base with an adapter, or bare, as it was trained."""
+    training = run.spec.training
+    return {"base": run.base, "adapter": adapter, "precision": training.precision, "device": training.device}
 
 
 def rating(run: Run, adapter: AdapterRef | None, rows: RowsRef) -> Ratings | None:
     """How good the answers are that the model writes, where the metric is of them."""
-    spec, training = run.spec.evaluation, run.spec.training
+    spec = run.spec.evaluation
     if spec.metric in TEACHER_FORCED:
         return None
-    written = run.call(
-        stages.generate,
-        base=run.base,
-        adapter=adapter,
-        heldout=rows,
-        spec=spec.generation,
-        precision=training.precision,
-        device=training.device,
-    )
+    written = run.call(stages.generate, **model(run, adapter), heldout=rows, spec=spec.generation)
     if spec.metric == "judge":
         return run.call(stages.judge, generations=written, spec=spec.judge)
     return run.call(
@@ -228,18 +218,10 @@ def rows_of(cells: dict[str, Cell]) -> dict[str, Scores | Ratings]:
 
 def canaries(run: Run, adapter: AdapterRef) -> Answers | None:
     """What the model says to the canary prompts; None if there are none."""
-    training, prompts = run.spec.training, [canary.prompt for canary in run.spec.gate.canaries]
-    if not prompts:
+    asked = [[{"role": "user", "content": canary.prompt}] for canary in run.spec.gate.canaries]
+    if not asked:
         return None
-    return run.call(
-        stages.answer,
-        base=run.base,
-        adapter=adapter,
-        conversations=[[{"role": "user", "content": prompt}] for prompt in prompts],
-        spec=run.spec.evaluation.generation,
-        precision=training.precision,
-        device=training.device,
-    )
+    return run.call(stages.answer, **model(run, adapter), conversations=asked, spec=run.spec.evaluation.generation)
 
 
 def exports(run: Run, merged: AdapterRef | None, heldout: RowsRef) -> None:
