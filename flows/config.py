@@ -130,6 +130,15 @@ def run_spec(
     return validated(LineSpec, draft).run() if job else validated(RunSpec, draft)
 
 
+def replayed(earlier: RunSpec, run_id: str, settings: Sequence[str]) -> RunSpec:
+    """The complete spec of an earlier run, with `--set` changes. Raises ConfigInvalid, QuantizationUnknown."""
+    tree = earlier.model_dump(mode="json")
+    draft = Draft(tree, {(name,): f"run {run_id}" for name in tree})
+    for setting in settings:
+        add_setting(draft, setting)
+    return validated(RunSpec, draft)
+
+
 def export_spec(flags: Mapping[str, Any], names: Mapping[str, str]) -> ExportSpec:
     """What was asked to be written, by the fields of `export`. Raises QuantizationUnknown or ConfigInvalid."""
     return part_spec(ExportSpec, "export", flags, names)

@@ -2,11 +2,14 @@
 
 import threading
 
+from backprop_core.errors import RunUnknown
 from backprop_core.settings import settings
 from backprop_core.specs import RunSpec
 from backprop_core.store import Store
 from tasks import prepare, worker
 from tasks.tracking.connection import prepare as import_mlflow
+
+TRAINING = ("train", "multi-run", "retrain")  # flows that train
 
 
 def start(flow: str, spec: RunSpec, *, fresh: bool) -> None:
@@ -20,6 +23,16 @@ def start(flow: str, spec: RunSpec, *, fresh: bool) -> None:
     if fresh or not prepare.is_warm(prepared, store):
         worker.worker(config, prepared.spec.training)
     threading.Thread(target=import_mlflow, daemon=True).start()  # while Prefect's server starts
+
+
+def asked(prefix: str) -> prepare.Prepared:
+    """What the run that `prefix` means was asked to do, complete. Raises RunUnknown or RefAmbiguous."""
+    store = Store(settings().store_path)
+    run_id = prepare.full_run_id(prefix, store)
+    prepared = prepare.load(run_id, store)
+    if prepared.flow not in TRAINING:
+        raise RunUnknown(f"run {run_id} is one of {prepared.flow}", hint=f"name a run of {', '.join(TRAINING)}")
+    return prepared
 
 
 def restart(prefix: str, *, inexact: bool) -> tuple[str, prepare.Prepared]:

@@ -81,7 +81,7 @@ def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
     check_metric(spec.evaluation)
     interpreter(settings(), spec.training.backend)
     live = Lines(store).live(spec.line) if flow == "retrain" else None
-    if flow not in ("retrain", "promote") and spec.publish != PublishSpec():
+    if flow != "retrain" and spec.publish != PublishSpec():
         raise ConfigInvalid(f"{flow} publishes nothing", hint="promote its run to a line, or retrain a line")
     if live:
         spec = continued(spec, live)

@@ -22,6 +22,7 @@ VERBS = {
     "retrain": ("running", "The next run of a line from its champion; live if the gate lets it."),
     "promote": ("running", "Make what a run made the champion of a line."),
     "resume": ("running", "Go on with an interrupted run, from its own record."),
+    "replay": ("running", "What an earlier run was asked, again: the same spec, or with a change."),
     "export": ("running", "GGUF and other files of what a run made, checked against it."),
     "evaluate": ("running", "Score what a run made, on its held-out rows or on others."),
     "generate": ("running", "Let what a run made answer prompts."),

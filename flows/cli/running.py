@@ -29,10 +29,11 @@ from flows.cli.flags import (
     one_dataset,
     ship,
 )
-from flows.config import evaluation_spec, export_spec, generation_spec, windows
+from flows.config import evaluation_spec, export_spec, generation_spec, replayed, windows
 from flows.console import Bar, configure_logging
 from flows.environment import quiet_prefect, start_server
 from tasks.answers import answers
+from tasks.early import asked
 from tasks.progress import listen
 
 INEXACT = "Go on although the machine or versions are others: same order of rows, not same bits."
@@ -75,6 +76,19 @@ def multi_run(
 def retrain(*, flags: FlagSet = NOTHING) -> Answer:
     job = lines_file.find(flags.line, settings()) if flags.line else None
     return carry_out("retrain", one_dataset(flags.spec(job), "retrain"), flags)
+
+
+def replay(
+    run_id: RunRef,
+    /,
+    *,
+    set: Annotated[list[str] | None, SETTINGS] = None,
+    fresh: Annotated[bool, Parameter(help="Do everything again, cached or not.", negative="")] = False,
+    output: OutputFlags = PLAIN,
+) -> Answer:
+    before = asked(run_id)
+    spec = replayed(before.spec, run_id, set or ())
+    return carry_out(before.flow, spec, Flags(fresh=fresh, json=output.json, verbose=output.verbose))
 
 
 def promote(

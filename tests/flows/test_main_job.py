@@ -14,14 +14,16 @@ from peft import PeftModel
 from prefect.client.orchestration import get_client
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from backprop_core.errors import ArtifactMissing, InputNotFound
+from backprop_core.errors import ArtifactMissing, ConfigInvalid, InputNotFound
 from backprop_core.refs import RunResult
 from backprop_core.settings import settings
 from backprop_core.specs import DatasetSpec, EvaluationSpec, ExportSpec, LoraSpec, MergeSpec, TrainSpec
+from backprop_core.store import Store
+from flows.config import replayed
 from flows.export import export
 from flows.multi_run import multi_run
 from flows.train import train
-from tasks import tracking, worker
+from tasks import early, prepare, tracking, worker
 
 TRAINING = TrainSpec(steps=3, batch_size=8, lora=LoraSpec(rank=4))
 pytestmark = pytest.mark.usefixtures("prefect", "home")
@@ -96,6 +98,18 @@ def test_again_is_free(first, base, data, monkeypatch):
     assert digests(second) == digests(first)
     assert second.gguf == first.gguf
     assert second.evaluation == first.evaluation
+
+
+def test_replay_asks_for_the_same_again(first):
+    """The spec of an earlier run decides the same results, and with a change others; a misspelt change is refused."""
+    before, store = early.asked(first.run_id[:10]), Store(settings().store_path)
+    again = replayed(before.spec, first.run_id, [])
+    assert prepare.prepare("multi-run", again, store).digest() == before.digest()
+    other = replayed(before.spec, first.run_id, ["training.seed=5"])
+    assert other == again.model_copy(update={"training": again.training.model_copy(update={"seed": 5})})
+    assert prepare.prepare("multi-run", other, store).digest() != before.digest()
+    with pytest.raises(ConfigInvalid, match=r"training\.sed"):
+        replayed(before.spec, first.run_id, ["training.sed=5"])
 
 
 def test_a_store_is_shared_between_homes(first, base, data, home, monkeypatch, tmp_path):
