@@ -70,6 +70,12 @@ class PathForbidden(BackpropError):
     code = "INPUT_PATH_FORBIDDEN"
 
 
+class AddressForbidden(BackpropError):
+    """An address leads, by itself or by a redirect, to a cloud's metadata service or a link-local address."""
+
+    code = "INPUT_ADDRESS_FORBIDDEN"
+
+
 class OutputForbidden(BackpropError):
     """A run started by a deployment would write outside of the allowed directories."""
 

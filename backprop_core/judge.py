@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import httpx
 
+from backprop_core.addresses import client
 from backprop_core.errors import JudgeFailed, JudgeUnreachable, blank_secrets
 from backprop_core.metrics import commit, read
 from backprop_core.progress import OnProgress
@@ -32,7 +33,10 @@ Reply with one line: Grade: N, N being a whole number from 0 to {BEST}."""
 
 
 def judge(generations: Generations, *, spec: JudgeSpec, store: Store, on_progress: OnProgress) -> Ratings:
-    """Grade every answer, and commit the grades as ratings from 0 to 1. Raises JudgeUnreachable, JudgeFailed."""
+    """Grade every answer, and commit the grades as ratings from 0 to 1.
+
+    Raises JudgeUnreachable, JudgeFailed, AddressForbidden.
+    """
     exchanges = list(read(generations, store))
     ratings = []
     with Judge(spec) as judge, ThreadPoolExecutor(PARALLEL) as pool:
@@ -53,7 +57,7 @@ class Judge:
         self._spec = spec
         key = os.environ.get(KEY)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.Client(headers=headers, timeout=httpx.Timeout(spec.timeout, connect=5))
+        self._http = client(headers=headers, timeout=httpx.Timeout(spec.timeout, connect=5))
 
     def __enter__(self) -> Self:
         return self

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from backprop_core.addresses import client
 from backprop_core.errors import NameTaken, OllamaRegistrationFailed, OllamaUnreachable, blank_secrets
 from backprop_core.progress import OnProgress
 from backprop_core.refs import Record
@@ -75,7 +76,7 @@ def address() -> str:
 
 
 class Ollama:
-    """An Ollama server. Every call raises OllamaUnreachable or OllamaRegistrationFailed.
+    """An Ollama server. Every call raises OllamaUnreachable, OllamaRegistrationFailed or AddressForbidden.
 
     `patience` is how many seconds it may be silent while it works.
     """
@@ -83,7 +84,7 @@ class Ollama:
     def __init__(self, url: str | None = None, *, patience: float = 600) -> None:
         self.url = url or address()
         timeout = httpx.Timeout(patience, connect=5)
-        self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=False)
+        self._http = client(base_url=self.url, timeout=timeout, trust_env=False)
 
     def __enter__(self) -> Self:
         return self

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import zlib
+from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,13 +13,15 @@ from backprop_core.refs import SourceRef
 from backprop_core.store import file_digest
 
 SUFFIXES = {".json", ".jsonl", ".ndjson", ".csv", ".txt", ".parquet", ".gz"}
+CHUNK = 1 << 20
+PATIENCE = 60  # seconds that a web server may be silent
 
 
 def snapshot(path: str, *, scratch: Path) -> SourceRef:
     """The source as it is now, named by the sha256 of its bytes. A URL is copied into `scratch` first.
 
-    Raises InputNotFound; InputValidationFailed for a directory or what cannot be read; ExtraMissing for a protocol
-    whose package is not installed.
+    Raises InputNotFound; InputValidationFailed for a directory or what cannot be read; AddressForbidden; ExtraMissing
+    for a protocol whose package is not installed.
     """
     local = fetch(path, scratch) if "://" in path else Path(path).expanduser().absolute()
     try:
@@ -48,21 +51,41 @@ def fetch(url: str, scratch: Path) -> Path:
 
 def copy(url: str, target: Path) -> None:
     """The bytes at `url` into `target`, a MiB at a time."""
-    import fsspec
-
-    failures: tuple[type[Exception], ...] = (OSError, ValueError, TypeError)  # TypeError: the protocol wants options
-    if url.startswith(("http://", "https://")):
-        import aiohttp
-
-        failures += (aiohttp.ClientError,)
+    read = web if url.lower().startswith(("http://", "https://")) else remote
     try:
-        with fsspec.open(url, "rb") as remote, target.open("wb") as file:
-            while chunk := remote.read(1 << 20):
+        with target.open("wb") as file:
+            for chunk in read(url):
                 file.write(chunk)
     except FileNotFoundError:
         raise
-    except failures as error:
+    except (OSError, ValueError, TypeError) as error:  # TypeError: the protocol wants options
         raise unreadable(url, error) from error
+
+
+def web(url: str) -> Iterator[bytes]:
+    """What a web server answers, redirects followed. Raises AddressForbidden; FileNotFoundError for any failure."""
+    import httpx
+
+    from backprop_core.addresses import client
+
+    try:
+        with (
+            client(follow_redirects=True, timeout=PATIENCE) as http,
+            http.stream("GET", url, headers={"Accept-Encoding": "identity"}) as answer,
+        ):
+            answer.raise_for_status()
+            yield from answer.iter_bytes(CHUNK)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise FileNotFoundError(url) from error
+
+
+def remote(url: str) -> Iterator[bytes]:
+    """What fsspec finds there."""
+    import fsspec
+
+    with fsspec.open(url, "rb") as file:
+        while chunk := file.read(CHUNK):
+            yield chunk
 
 
 def did_you_mean(missing: Path) -> str:
