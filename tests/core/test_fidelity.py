@@ -91,9 +91,7 @@ def test_another_chat_is_stopped(case: Case, tmp_path: Path, key: str, value: st
     model, tokenizer, root = case
     file = tmp_path / "model.gguf"
     file.write_bytes((root / "model.gguf").read_bytes())
-    field = GGUFReader(file, "r+").fields[key]
-    part = field.parts[field.data[0]]
-    part[:] = np.frombuffer(value.encode().ljust(len(part)), np.uint8) if isinstance(value, str) else value
+    tiny.spoil(file, key, value)
     with pytest.raises(ExportFidelity, match=key):
         measure(model, tokenizer, tiny.PROMPTS[:1], file, quantization="f32")
 

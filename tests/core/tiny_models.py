@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from gguf import GGUFReader
 from peft import LoraConfig, get_peft_model
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -111,3 +113,11 @@ def split_by(regex: str) -> Any:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
+
+
+def spoil(file: Path, key: str, value: str | int) -> Path:
+    """The GGUF file with another value in its metadata, as long as the old one: a string is filled up with spaces."""
+    field = GGUFReader(file, "r+").fields[key]
+    part = field.parts[field.data[0]]
+    part[:] = np.frombuffer(value.encode().ljust(len(part)), np.uint8) if isinstance(value, str) else value
+    return file
