@@ -25,6 +25,9 @@ UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 STYLES = {
     "finished": "green",
     "accepted": "green",
+    "ok": "green",
+    "missing": "yellow",
+    "wrong": "red",
     "failed": "red",
     "interrupted": "yellow",
     "rejected": "yellow",

@@ -38,6 +38,7 @@ VERBS = {
     "deploy": ("serving", "Deployments, schedules and automations on the Prefect server."),
     "init": ("house", "A line's job as a file with comments: lines/LINE.yaml."),
     "estimate-vram": ("house", "What a run would take of a GPU, and which settings fit it."),
+    "doctor": ("house", "Whether this machine can do the job, part by part, and what to do about what is not there."),
     "info": ("house", "Versions, devices, settings and places; or every error code."),
 }
 

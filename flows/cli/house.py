@@ -60,6 +60,20 @@ def machine() -> Answer:
     return Answer(known, table)
 
 
+def doctor(*, output: OutputFlags = PLAIN) -> Answer:
+    from flows.environment import quiet_prefect
+
+    quiet_prefect()
+    from tasks.doctor import examine
+
+    parts = examine(settings())
+    table = tables.table("", "", "found", "to do")
+    for part in parts:
+        table.add_row(part.name, tables.status_text(part.state), one_line(part.found), one_line(part.todo))
+    wrong = any(part.state == "wrong" for part in parts)
+    return Answer([part.model_dump() for part in parts], table, 2 if wrong else 0)
+
+
 def written(value: Any) -> str:
     """A fact as people read it."""
     if isinstance(value, list):

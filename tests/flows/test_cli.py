@@ -128,6 +128,19 @@ def test_info(capsys: Capture, home: Path) -> None:
     assert str(home) in said(["info"], capsys)[1]
 
 
+def test_doctor(capsys: Capture, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part that has to be put right makes exit 2 and is told with what to do; one that a run can do without, not."""
+    monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:1")
+    status, out, _ = said(["doctor", "--json"], capsys)
+    parts = {part["name"]: part for part in json.loads(out)}
+    assert (status, parts["home"]["found"], parts["home"]["state"]) == (0, str(home), "ok")
+    assert parts["Ollama"]["state"] == "missing" and "ollama serve" in parts["Ollama"]["todo"]
+    monkeypatch.setenv("BACKPROPAGATE_STORE", "/proc/nowhere")
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
+    status, out, _ = said(["doctor", "--json"], capsys)
+    assert (status, {part["name"] for part in json.loads(out) if part["state"] == "wrong"}) == (2, {"home", "Prefect"})
+
+
 def test_an_empty_home(capsys: Capture) -> None:
     """Where nothing was done yet, the history is empty, the store is sound, and there is nothing to send."""
     assert said(["list-runs", "--json"], capsys)[:2] == (0, "[]\n")
