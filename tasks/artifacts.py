@@ -19,12 +19,24 @@ def flow_run_id() -> str | None:
 
 def publish(result: RunResult, *, namespace: str, mlflow_link: str | None) -> None:
     """Put a run's result on its Prefect flow run, under keys that start with the namespace."""
+    prefix, said = key(namespace), sentence(result)
     if result.evaluation:
-        create_markdown_artifact(report(result, result.evaluation), key=f"{key(namespace)}-matrix")
+        create_markdown_artifact(report(result, result.evaluation), key=f"{prefix}-matrix", description=said)
     if mlflow_link:
-        create_link_artifact(mlflow_link, link_text="The run in MLflow", key=f"{key(namespace)}-mlflow")
+        words = "Curves, figures, files and where they come from"
+        create_link_artifact(mlflow_link, link_text="The run in MLflow", key=f"{prefix}-mlflow", description=words)
     data = json.dumps(result.model_dump(mode="json"), indent=1)
-    create_markdown_artifact(f"```json\n{data}\n```", key=f"{key(namespace)}-result")
+    create_markdown_artifact(f"```json\n{data}\n```", key=f"{prefix}-result", description=said)
+
+
+def sentence(result: RunResult) -> str:
+    """How it ended and why, as the list of artifacts shows it."""
+    if result.error:
+        return f"{result.status}: [{result.error.code}] {result.error.message}; {result.error.hint}"
+    if result.gate:
+        return f"{'accepted' if result.gate.accepted else 'rejected'}: {result.gate.reason}"
+    average = f", average {percent(result.evaluation.average)} %" if result.evaluation else ""
+    return f"{result.status}{f': {result.reason}' if result.reason else average}"
 
 
 def report(result: RunResult, evaluation: Evaluation) -> str:
