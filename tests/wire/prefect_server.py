@@ -94,18 +94,22 @@ class Served:
 
 
 @contextmanager
-def served(home: Path, *, user: str, password: str, **environment: str) -> Iterator[Served]:
-    """`backprop serve` on free ports with everything of it in `home`; ended with the block."""
+def served(home: Path, *, user: str = "", password: str = "", **environment: str) -> Iterator[Served]:
+    """`backprop serve` on free ports with everything of it in `home`, for a user or for all; ended with the block."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
     own |= {
         "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_WORKER_QUERY_SECONDS": "1",
         "BACKPROPAGATE_HOME": str(home),
-        "BACKPROPAGATE_AUTH_PASSWORD": password,
         "PYTHONPATH": str(ROOT),
     }
     own |= environment
-    command = [sys.executable, "-m", "flows", "serve", "--auth", user, "--json"]
+    command = [sys.executable, "-m", "flows", "serve", "--json"]
+    login = {}
+    if user:
+        own["BACKPROPAGATE_AUTH_PASSWORD"] = password
+        command += ["--auth", user]
+        login["Authorization"] = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
     pipe, log = subprocess.PIPE, home / "serve.log"
     home.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as file, subprocess.Popen(command, env=own, cwd=home, stdout=pipe, stderr=file) as process:
@@ -114,7 +118,6 @@ def served(home: Path, *, user: str, password: str, **environment: str) -> Itera
             line = process.stdout.readline()
             assert line, log.read_text()
             addresses = json.loads(line)
-            login = {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
             server = PrefectServer(f"{addresses['prefect']}/api", own, login)
             yield Served(process, addresses, own, server.with_token())
         finally:
