@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from backprop_core.adapter import Tensors, read
 from backprop_core.base import weights
 from backprop_core.errors import AdapterMismatch
+from backprop_core.gguf.stored import DTYPES, Stored, stored_in
 from backprop_core.model import FILE_PREFIX
 
 UNFUSABLE = (
@@ -51,27 +51,27 @@ class Fused:
     """
 
     def __init__(self, base: Path, adapter: Path | None) -> None:
-        self.files: dict[str, Path] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.stored: dict[str, Stored] = {}
         for path in weights(base):
-            self._look_into(path)
+            self.stored |= stored_in(path)
         self.scaling, self.lora = read_adapter(adapter) if adapter else (0.0, {})
         for name, update in self.lora.items():
             self._check(name, update)
 
-    def _look_into(self, path: Path) -> None:
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 - it is no dict
-                self.files[name], self.shapes[name] = path, tuple(file.get_slice(name).get_shape())
-
     def _check(self, name: str, update: Update) -> None:
-        if name not in self.files:
+        if name not in self.stored:
             raise AdapterMismatch(f"the adapter changes {name}, which the base does not have", hint=HINT)
-        if not update.fits(self.shapes[name]):
+        stored = self.stored[name]
+        if not update.fits(stored.shape):
             shapes = f"{tuple(update.B.shape)}·{tuple(update.A.shape)}"
             raise AdapterMismatch(
-                f"the adapter's {shapes} does not fit {name} {self.shapes[name]}",
+                f"the adapter's {shapes} does not fit {name} {stored.shape}",
                 hint="give the base that the adapter was trained on",
+            )
+        if stored.dtype not in DTYPES:
+            raise AdapterMismatch(
+                f"{name} is stored as {stored.dtype}; an adapter is not fused into that",
+                hint="use the full-precision model as the base",
             )
 
     def refuse_head(self) -> None:
@@ -88,31 +88,27 @@ class Fused:
 
     def names(self) -> list[str]:
         """Names of all tensors, sorted."""
-        return sorted(self.files)
+        return sorted(self.stored)
 
-    def weight(self, name: str) -> Tensor:
-        """A tensor as the base has it, mapped from its file, which is closed when the tensor goes."""
-        with safe_open(self.files[name], "pt") as file:
-            W: Tensor = file.get_tensor(name)
-        return W
+    def slices(self, name: str, *, of: int = 1) -> Iterator[slice]:
+        """A tensor's rows in slices of about BLOCK entries, each a multiple of `of` rows."""
+        count, *others = self.stored[name].shape
+        step = max(1, BLOCK // (math.prod(others) * of)) * of
+        return (slice(begin, min(begin + step, count)) for begin in range(0, count, step))
 
-    def blocks(self, name: str) -> Iterator[Tensor]:
-        """A tensor, some rows at a time: in the file's type where nothing is fused, else float32."""
-        W = self.weight(name)
-        update = self.lora.get(name)
-        step = max(1, BLOCK // max(1, math.prod(W.shape[1:])))
-        for begin in range(0, len(W), step):
-            rows = slice(begin, begin + step)
-            yield self.moved(W[rows], update, rows) if update else W[rows]
+    def rows(self, name: str, rows: slice) -> Tensor:
+        """Some rows of a tensor: in the file's type where nothing is fused, else float32."""
+        W, update = self.stored[name].rows(rows), self.lora.get(name)
+        return self.moved(W, update, rows) if update else W
 
     def moved(self, W_oi: Tensor, update: Update, rows: slice) -> Tensor:
         """W's rows and what is added to them, float32."""
-        sum_oi = W_oi.float() + (update.B[rows].float() @ update.A.float()).mul_(self.scaling)
+        sum_oi = (update.B[rows].float() @ update.A.float()).mul_(self.scaling).add_(W_oi.float())
         return sum_oi if update.m is None else (update.m[rows].float() / sum_oi.norm(dim=1))[:, None] * sum_oi
 
     def tensor(self, name: str) -> Tensor:
         """A whole tensor."""
-        return torch.cat(list(self.blocks(name)))
+        return torch.cat([self.rows(name, rows) for rows in self.slices(name)])
 
 
 def read_adapter(directory: Path) -> tuple[float, dict[str, Update]]:

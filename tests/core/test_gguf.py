@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from backprop_core.errors import (
     GGUFExportFailed,
     TokenizerUnsupported,
 )
-from backprop_core.gguf import check_supported, convert
+from backprop_core.gguf import check_supported, convert, fuse
 from backprop_core.gguf.fuse import Fused
 from backprop_core.gguf.lora import convert_lora
 from backprop_core.gguf.tokenizer import LLAMA3, QWEN2
@@ -208,6 +209,34 @@ def test_sharded_base_gives_the_same_bytes(bases: dict[str, Path], tmp_path: Pat
     for base, name in ((bases["llama"], "whole.gguf"), (sharded, "sharded.gguf")):
         convert(base, None, tmp_path / name, outtype="f16")
     assert (tmp_path / "whole.gguf").read_bytes() == (tmp_path / "sharded.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("outtype", ["f16", "q8_0"])
+def test_threads_do_not_change_the_bytes(outtype: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread or three, in slices of whole heads that come in any order: the same file; torch's threads stay."""
+    base = tiny.build(tmp_path / "base", "llama", vocab_size=3000)
+    adapter, before = tiny.add_adapter(base, tmp_path / "adapter"), torch.get_num_threads()
+    try:
+        for threads, block in ((1, fuse.BLOCK), (3, 2**10)):
+            torch.set_num_threads(threads)
+            monkeypatch.setattr(fuse, "BLOCK", block)
+            convert(base, adapter, tmp_path / f"{threads}.gguf", outtype=outtype)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert (tmp_path / "1.gguf").read_bytes() == (tmp_path / "3.gguf").read_bytes()
+
+
+def test_a_full_disk_leaves_nothing(bases: dict[str, Path], tmp_path: Path) -> None:
+    """A file that may not grow to its size is the system's error, and no part of it stays."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            convert(bases["llama"], None, tmp_path / "model.gguf", outtype="f32")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("lora", [{}, {"use_rslora": True, "r": 3}, {"use_dora": True}, {"use_dora": True, "r": 3}])

@@ -1,0 +1,140 @@
+"""The tensor data of a GGUF file: every slice of a tensor has its place, so threads read, fuse, encode and write."""
+
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import gguf
+import numpy.typing as npt
+import torch
+from gguf import GGMLQuantizationType as GGMLType
+from torch import Tensor
+
+from backprop_core.errors import GGUFExportFailed
+from backprop_core.gguf.fuse import Fused
+from backprop_core.progress import OnProgress
+
+DTYPES = {GGMLType.F16: torch.float16, GGMLType.BF16: torch.bfloat16}
+Array = npt.NDArray[Any]
+T = TypeVar("T", Tensor, Array)
+AHEAD = 64  # slices that wait for a thread or for those before them
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of the file. `offset` is added to it; heads of `head` rows have these paired, 0 for no heads."""
+
+    name: str
+    source: str
+    shape: tuple[int, ...]
+    type: GGMLType
+    offset: float
+    head: int
+
+    @property
+    def bytes(self) -> int:
+        block, size = gguf.GGML_QUANT_SIZES[self.type]
+        return math.prod(self.shape) // int(block) * int(size)
+
+
+def aligned(size: int) -> int:
+    """Where the next tensor may begin."""
+    return size + -size % int(gguf.GGUF_DEFAULT_ALIGNMENT)
+
+
+def write_tensors(file: int, start: int, fused: Fused, entries: list[Entry], on_progress: OnProgress) -> None:
+    """Write the tensors one after the other from `start` on, with as many threads as torch has here.
+
+    `on_progress` gets the bytes of tensor data written and their sum, each hundredth of them.
+    """
+    done, due, total = 0, 0, sum(entry.bytes for entry in entries)
+    os.truncate(file, start + sum(aligned(entry.bytes) for entry in entries))  # what is not written is zero
+    with threads() as pool:
+        for written in in_turn(pool, slices(file, start, fused, entries)):
+            done += written
+            if due <= done < total:
+                on_progress(done, total)
+                due = done + total // 100
+    on_progress(total, total)
+
+
+@contextmanager
+def threads() -> Iterator[ThreadPoolExecutor]:
+    """As many threads as torch has here; in each of them torch has one."""
+    count = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(count)  # the initializer's is also that of threads to come
+
+
+def in_turn(pool: ThreadPoolExecutor, calls: Iterable[Callable[[], int]]) -> Iterator[int]:
+    """What each call returned, in the order of the calls."""
+    pending: deque[Future[int]] = deque()
+    for call in calls:
+        pending.append(pool.submit(call))
+        if len(pending) > AHEAD:
+            yield pending.popleft().result()
+    for future in pending:
+        yield future.result()
+
+
+def slices(file: int, start: int, fused: Fused, entries: list[Entry]) -> Iterator[Callable[[], int]]:
+    """Calls that each write some rows of a tensor and return how many bytes that was."""
+    for entry in entries:
+        row = entry.bytes // entry.shape[0]
+        for rows in fused.slices(entry.source, of=entry.head or 1):
+            yield partial(write_rows, file, start + rows.start * row, fused, entry, rows)
+        start += aligned(entry.bytes)
+
+
+def write_rows(file: int, offset: int, fused: Fused, entry: Entry, rows: slice) -> int:
+    """Write some rows of a tensor at this offset of the file."""
+    data = encoded(fused.rows(entry.source, rows), entry).data.cast("B")
+    done = 0
+    while done < len(data):  # a full disk takes a part, then raises
+        done += os.pwrite(file, data[done:], offset + done)
+    return done
+
+
+def encoded(block: Tensor, entry: Entry) -> Array:
+    """Rows of a tensor as the file has them, as bytes: (rows, bytes of a row)."""
+    array = encode(block.float() + entry.offset if entry.offset else block, entry)
+    return pair_rows(array, len(array) // entry.head) if entry.head else array
+
+
+def encode(block: Tensor, entry: Entry) -> Array:
+    """Rows of a tensor in the file's type.
+
+    Raises GGUFExportFailed for NaN, infinity, or a value beyond the type's range.
+    """
+    stored = block.to(DTYPES.get(entry.type, torch.float32))
+    if not finite(stored):
+        hint = "export bf16 instead" if finite(block) else "the weights hold NaN or infinity: train again"
+        raise GGUFExportFailed(f"{entry.source} has a value that {entry.type.name} cannot hold", hint=hint)
+    if entry.type == GGMLType.Q8_0:
+        quantized: Array = gguf.quants.quantize(stored.numpy(), entry.type)
+        return quantized
+    return stored.view(torch.uint8).numpy().reshape(len(block), -1)
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity; both show in its extremes."""
+    low, high = torch.aminmax(tensor)
+    return math.isfinite(low) and math.isfinite(high)
+
+
+def pair_rows(tensor: T, heads: int) -> T:
+    """Rows of each head from (first half, second half) to neighbours (first, second), (first, second), …
+
+    transformers rotates row j of a head with row j + d/2, llama.cpp's `llama` row 2j with row 2j + 1.
+    """
+    halves = tensor.reshape(heads, 2, -1, *tensor.shape[1:])
+    return halves.swapaxes(1, 2).reshape(tensor.shape)
