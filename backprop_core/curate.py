@@ -24,6 +24,7 @@ from backprop_core.store import Store
 
 ROWS = "rows.jsonl"
 HELDOUT_SHARE = 10  # one in ten
+SEARCH_SHARE = 4  # of the held-out rows, one in four is to choose by
 HINT = "give more rows, or held-out rows of their own (--heldout FILE)"
 
 
@@ -41,6 +42,11 @@ class Known(NamedTuple):
     def order(self) -> bytes:
         """Where it comes in training: a second hash, which knows nothing of the side."""
         return hashlib.sha256(b"order:" + self.identity).digest()
+
+    @property
+    def to_choose_by(self) -> bool:
+        """Of a held-out row: whether something is chosen by it, so that it may not score what was chosen."""
+        return hashlib.sha256(b"search:" + self.identity).digest()[0] * SEARCH_SHARE < 1 << 8
 
 
 def curate(
@@ -158,6 +164,17 @@ def pool(heldouts: list[RowsRef], *, heldout_max: int, store: Store) -> RowsRef:
         return next(iter(distinct.values()))
     merged = unique(row for ref in distinct.values() for row in known_in(ref, store))
     return commit(merged[:heldout_max], store, {"stage": "pool", "heldout": sorted(distinct)})
+
+
+def apart(heldout: RowsRef, *, to_choose_by: bool, store: Store) -> RowsRef:
+    """One of the two parts of held-out rows: those to choose by, or those to score what was chosen.
+
+    The row's hash says which it is in, so it is in one of them for ever. Raises NoRows where a part has none.
+    """
+    rows = [row for row in known_in(heldout, store) if row.to_choose_by == to_choose_by]
+    if not rows:
+        raise NoRows(f"of {heldout.rows} held-out rows none is left, for a search or for the gate", hint=HINT)
+    return commit(rows, store, {"stage": "apart", "heldout": heldout.digest})
 
 
 def unseen(rows: RowsRef, *, learned: Sequence[RowsRef], store: Store) -> RowsRef:

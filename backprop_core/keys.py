@@ -18,6 +18,8 @@ VERSIONS = {
     "train": 1,
     "merge": 2,
     "drift": 1,
+    "apart": 1,
+    "search": 1,
     "evaluate": 1,
     "generate": 1,
     "rate": 1,

@@ -89,6 +89,13 @@ class Drift(Record):
     weight: float = Field(description="λ: how far B went towards the tuned one.")
 
 
+class Searched(Record):
+    """The λ that held-out rows like best."""
+
+    weight: float
+    tried: dict[str, float] = Field(description="λ -> mean over the tasks of the loss per label token, in nats.")
+
+
 class TrainResult(Record):
     """What one LoRA run made, and what it took."""
 

@@ -176,6 +176,7 @@ class TrainSpec(Spec):
 
 
 Strategy = Literal["slao", "slao-kept", "slao-plain", "average", "sequential", "delta", "svd", "ties", "dare"]
+WITHOUT_WEIGHT = {"sequential", "svd", "ties", "dare"}  # strategies in which λ is not what the last run counts for
 
 
 class MergeSpec(Spec):
@@ -189,12 +190,24 @@ class MergeSpec(Spec):
     merge_a: bool = Field(
         False, description="Average A as B is, where the strategy would replace it.", json_schema_extra=KEY_IF_SET
     )
-    weight: Literal["1/sqrt(i)", "1/i"] | Annotated[float, Field(gt=0, le=1)] | None = Field(
+    weight: Literal["1/sqrt(i)", "1/i", "search"] | Annotated[float, Field(gt=0, le=1)] | None = Field(
         None,
         alias="lambda",
-        description="What the i-th run counts for in the merged adapter; default: the strategy's own.",
+        description="What the i-th run counts for in the merged adapter; default: the strategy's own; search: what a "
+        "quarter of the held-out rows, kept from the gate, likes best.",
         json_schema_extra=KEY_IF_SET,
     )
+
+    @model_validator(mode="after")
+    def _something_to_search(self) -> Self:
+        if self.searches and self.strategy in WITHOUT_WEIGHT:
+            raise ValueError(f"{self.strategy} has no lambda to search for")
+        return self
+
+    @property
+    def searches(self) -> bool:
+        """Whether each merge looks for its λ."""
+        return self.weight == "search"
 
     @property
     def orthonormal_start(self) -> bool:

@@ -136,12 +136,7 @@ def merge(
     new = adapter.read(store.local(tuned))
     tensors = new.tensors
     if merged:
-        before = [adapter.read(store.local(ref)) for ref in (merged, *earlier)]
-        for old in before:
-            check_same_shape(old.config, new.config)
-            slao.check_same(old.tensors, new.tensors)
-        runs = Runs(before[0].tensors, [*(old.tensors for old in before[1:]), new.tensors], count)
-        tensors = STRATEGIES[spec.strategy](runs, spec)
+        tensors = STRATEGIES[spec.strategy](runs_of(merged, new, earlier=earlier, count=count, store=store), spec)
     record = {
         "stage": "merge",
         "spec": spec.model_dump(mode="json"),
@@ -153,6 +148,15 @@ def merge(
     with store.begin("adapter") as directory:
         adapter.write(Adapter(new.config, tensors), directory)
         return store.commit(directory, AdapterRef, kind="merged", record=record)
+
+
+def runs_of(merged: AdapterRef, new: Adapter, *, earlier: Sequence[AdapterRef] = (), count: int, store: Store) -> Runs:
+    """What the merge of run `count` sees. Raises RankMismatch or AdapterMismatch unless all adapters are alike."""
+    before = [adapter.read(store.local(ref)) for ref in (merged, *earlier)]
+    for old in before:
+        check_same_shape(old.config, new.config)
+        slao.check_same(old.tensors, new.tensors)
+    return Runs(before[0].tensors, [*(old.tensors for old in before[1:]), new.tensors], count)
 
 
 Pair = tuple[Tensor, Tensor]  # B (o, r) and A (r, i), float64

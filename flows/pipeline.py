@@ -38,17 +38,19 @@ def pipeline(run: Run) -> Made:
     """Everything that a run asked for, in order; what is in the cache is not done again."""
     datasets, watched = curated(run)
     heldout = held_out(run, [*datasets, *watched])
-    base_row = {task: score(run, None, rows) for task, rows in heldout.items()}
+    scored, to_choose_by = (part(run, heldout, to_choose_by=side) for side in (False, True))
+    base_row = {task: score(run, None, rows) for task, rows in scored.items()}
     history: list[AdapterRef] = []
     merged: AdapterRef | None = None
     for index, dataset in enumerate(datasets):
         with run.lora_run(index, dataset) as lora_run:
             before = [earlier.train for earlier in datasets[:index]]
             tuned = trained(run, dataset, before, history[-1] if history else None, heldout)
-            old, merged = merged, merge(run, merged, tuned, history, index + 1)
-            history.append(tuned.adapter)
             seen = {d.task for d in [*datasets[: index + 1], *watched]}
-            cells = {task: score(run, merged, rows) for task, rows in heldout.items() if task in seen}
+            likes = [rows for task, rows in to_choose_by.items() if task in seen]
+            old, merged = merged, merge(run, merged, tuned, history, index + 1, likes)
+            history.append(tuned.adapter)
+            cells = {task: score(run, merged, rows) for task, rows in scored.items() if task in seen}
             lora_run.done(tuned, merged, drift(run, old, tuned, merged), cells, base_row)
     assert merged, "a run has at least one dataset"
     exports(run, merged, heldout[datasets[-1].task])
@@ -65,15 +67,17 @@ def next_version(run: Run) -> Made | None:
     if run.waits(dataset.train):
         return None
     heldout = held_out(run, [dataset, *watched])
-    base_row = {task: score(run, None, rows) for task, rows in heldout.items()}
+    scored, to_choose_by = (part(run, heldout, to_choose_by=side) for side in (False, True))
+    base_row = {task: score(run, None, rows) for task, rows in scored.items()}
     with run.lora_run(0, dataset) as lora_run:
         known = [earlier.train for earlier in before.datasets] if before else []
         tuned = trained(run, dataset, known, before.tuned if before else None, heldout)
         history = [*before.earlier, before.tuned] if before else []
-        merged = merge(run, before.merged if before else None, tuned, history, before.count + 1 if before else 1)
-        cells = {task: score(run, merged, rows) for task, rows in heldout.items()}
-        lora_run.done(tuned, merged, drift(run, before.merged if before else None, tuned, merged), cells, base_row)
-    champion = {task: score(run, before.merged, rows) for task, rows in heldout.items()} if before else None
+        old, count = (before.merged, before.count + 1) if before else (None, 1)
+        merged = merge(run, old, tuned, history, count, list(to_choose_by.values()))
+        cells = {task: score(run, merged, rows) for task, rows in scored.items()}
+        lora_run.done(tuned, merged, drift(run, old, tuned, merged), cells, base_row)
+    champion = {task: score(run, before.merged, rows) for task, rows in scored.items()} if before else None
     report = run.call(
         stages.gate,
         candidate=rows_of(cells),
@@ -111,11 +115,37 @@ def trained(
     return run.call(stages.train, base=run.base, rows=rows, spec=alone, start=start)
 
 
-def merge(run: Run, merged: AdapterRef | None, tuned: TrainResult, history: list[AdapterRef], count: int) -> AdapterRef:
+def merge(
+    run: Run,
+    merged: AdapterRef | None,
+    tuned: TrainResult,
+    history: list[AdapterRef],
+    count: int,
+    to_choose_by: list[RowsRef],
+) -> AdapterRef:
     """The merged adapter so far and a tuned one made the next merged one; `history` are those tuned before."""
     spec = run.spec.merge
+    if merged and spec.searches:
+        found = run.call(
+            stages.search,
+            **base_model(run),
+            merged=merged,
+            tuned=tuned.adapter,
+            count=count,
+            spec=spec,
+            heldout=to_choose_by,
+            max_length=run.spec.training.max_length,
+        )
+        spec = spec.model_copy(update={"weight": found.weight})
     earlier = history if spec.takes_all else []
     return run.call(stages.merge, merged=merged, tuned=tuned.adapter, earlier=earlier, count=count, spec=spec)
+
+
+def part(run: Run, heldout: dict[str, RowsRef], *, to_choose_by: bool) -> dict[str, RowsRef]:
+    """The held-out rows that λ is chosen by, or those that score, by task; where nothing is chosen, all score."""
+    if not run.spec.merge.searches:
+        return {} if to_choose_by else heldout
+    return {task: run.call(stages.apart, heldout=rows, to_choose_by=to_choose_by) for task, rows in heldout.items()}
 
 
 def new_to(run: Run, learned: list[DatasetRef], dataset: DatasetRef) -> DatasetRef:
@@ -136,8 +166,9 @@ def score_again(run: Run) -> None:
     """The matrix of one adapter that is there, on the run's held-out sets."""
     datasets, watched = curated(run)
     heldout = held_out(run, [*datasets, *watched])
-    base_row = {task: score(run, None, rows) for task, rows in heldout.items()}
-    run.evaluated({task: score(run, run.prepared.adapter, rows) for task, rows in heldout.items()}, base_row)
+    scored = part(run, heldout, to_choose_by=False) if datasets else heldout
+    base_row = {task: score(run, None, rows) for task, rows in scored.items()}
+    run.evaluated({task: score(run, run.prepared.adapter, rows) for task, rows in scored.items()}, base_row)
 
 
 def curated(run: Run) -> tuple[list[DatasetRef], list[DatasetRef]]:
@@ -194,8 +225,13 @@ def score(run: Run, adapter: AdapterRef | None, rows: RowsRef) -> Cell:
 
 def model(run: Run, adapter: AdapterRef | None) -> dict[str, Any]:
     """The base with an adapter, or bare, as it was trained."""
+    return {**base_model(run), "adapter": adapter}
+
+
+def base_model(run: Run) -> dict[str, Any]:
+    """The base as it was trained."""
     training = run.spec.training
-    return {"base": run.base, "adapter": adapter, "precision": training.precision, "device": training.device}
+    return {"base": run.base, "precision": training.precision, "device": training.device}
 
 
 def rating(run: Run, adapter: AdapterRef | None, rows: RowsRef) -> Ratings | None:

@@ -21,6 +21,7 @@ from backprop_core.refs import (
     Generated,
     Record,
     RowsRef,
+    Searched,
     StageRecord,
     TrainResult,
 )
@@ -123,6 +124,8 @@ def stand_in(kind: type[R], key: str, parameters: dict[str, Any]) -> R:
         made = TrainResult(adapter=adapter, steps=0, tokens=0, train_loss=0, seconds=0)
     elif issubclass(kind, Drift):
         made = Drift(a=0, b=0, weight=0)
+    elif issubclass(kind, Searched):
+        made = Searched(weight=0, tried={})
     elif issubclass(kind, Answers):
         made = Answers(answers=[Generated(text=key, tokens=0, stopped=True)])
     else:

@@ -28,6 +28,7 @@ from backprop_core.refs import (
     Ratings,
     RowsRef,
     Scores,
+    Searched,
     TrainResult,
 )
 from backprop_core.settings import settings
@@ -41,7 +42,7 @@ RESULTS: dict[str, type[BaseModel]] = {
     f"{kind.__module__}.{kind.__qualname__}": kind
     for kind in (
         *(AdapterRef, Answers, DatasetRef, Drift, Fidelity, GateReport, Generations),
-        *(GGUFRef, PackageRef, Ratings, RowsRef, Scores, TrainResult),
+        *(GGUFRef, PackageRef, Ratings, RowsRef, Scores, Searched, TrainResult),
     )
 }
 

@@ -57,7 +57,7 @@ from tasks.serving import canary, register
 R = TypeVar("R", bound=BaseModel)
 log = logging.getLogger(__name__)
 IN_THE_WORKER = {
-    *("train", "merge", "drift", "evaluate", "generate", "answer"),
+    *("train", "search", "merge", "drift", "evaluate", "generate", "answer"),
     *("convert", "quantize", "fidelity", "package"),
 }
 Start = Callable[[Store], prepare.Prepared]

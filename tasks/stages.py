@@ -20,6 +20,7 @@ from backprop_core.refs import (
     Ratings,
     RowsRef,
     Scores,
+    Searched,
     SourceRef,
     Start,
     TrainResult,
@@ -65,6 +66,12 @@ def pool(heldouts: list[RowsRef], heldout_max: int) -> RowsRef:
 
 
 @stage
+def apart(heldout: RowsRef, to_choose_by: bool) -> RowsRef:
+    """Held-out rows → those to choose by, or those that score what was chosen."""
+    return core.apart(heldout, to_choose_by=to_choose_by, store=current().store)
+
+
+@stage
 def unseen(rows: RowsRef, learned: list[RowsRef]) -> RowsRef:
     """Training rows → those that a line has not learned."""
     return core.unseen(rows, learned=learned, store=current().store)
@@ -88,6 +95,34 @@ def merge(
 def replay(rows: RowsRef, earlier: list[RowsRef], heldout: list[RowsRef], share: float, seed: int) -> RowsRef:
     """New rows and a share of those of earlier datasets → what the next run trains on."""
     return core.replay(rows, earlier, heldout=heldout, share=share, seed=seed, store=current().store)
+
+
+@stage
+def search(
+    base: BaseRef,
+    merged: AdapterRef,
+    tuned: AdapterRef,
+    count: int,
+    spec: MergeSpec,
+    heldout: list[RowsRef],
+    max_length: int,
+    precision: str,
+    device: str,
+) -> Searched:
+    """The merged adapter so far, a tuned one and rows to choose by → what the tuned one is to count for."""
+    return current().work(
+        "search",
+        Searched,
+        base=base,
+        merged=merged,
+        tuned=tuned,
+        count=count,
+        spec=spec,
+        heldout=heldout,
+        max_length=max_length,
+        precision=precision,
+        device=device,
+    )
 
 
 @stage

@@ -27,9 +27,11 @@ from backprop_core.refs import (
     Record,
     RowsRef,
     Scores,
+    Searched,
     Start,
     TrainResult,
 )
+from backprop_core.search import search
 from backprop_core.specs import GenerationSpec, MergeSpec, Package, TrainSpec
 from backprop_core.store import Store
 from backprop_core.strategies import merge
@@ -59,6 +61,18 @@ class DriftJob(Record):
     before: AdapterRef
     tuned: AdapterRef
     after: AdapterRef
+
+
+class SearchJob(Record):
+    base: BaseRef
+    merged: AdapterRef
+    tuned: AdapterRef
+    count: int
+    spec: MergeSpec
+    heldout: list[RowsRef]
+    max_length: int
+    precision: Precision
+    device: str
 
 
 class EvaluateJob(Record):
@@ -133,6 +147,8 @@ class Stages:
                 return self.merge(MergeJob.model_validate(parameters))
             case "drift":
                 return self.drift(DriftJob.model_validate(parameters))
+            case "search":
+                return self.search(SearchJob.model_validate(parameters), progress)
             case "evaluate":
                 return self.evaluate(EvaluateJob.model_validate(parameters), progress)
             case "generate":
@@ -206,6 +222,19 @@ class Stages:
 
     def drift(self, job: DriftJob) -> Drift:
         return drift(job.before, job.tuned, job.after, store=self._store)
+
+    def search(self, job: SearchJob, progress: OnProgress) -> Searched:
+        return search(
+            self.base(job.base, job.precision, job.device),
+            job.merged,
+            job.tuned,
+            count=job.count,
+            spec=job.spec,
+            heldout=job.heldout,
+            max_length=job.max_length,
+            store=self._store,
+            on_progress=progress,
+        )
 
     def evaluate(self, job: EvaluateJob, progress: OnProgress) -> Scores:
         base = self.base(job.base, job.precision, job.device)

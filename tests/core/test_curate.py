@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from backprop_core.curate import curate, load, pool, replay
+from backprop_core.curate import apart, curate, load, pool, replay
 from backprop_core.errors import NoRows
 from backprop_core.formats import snapshot
 from backprop_core.keys import VERSIONS
@@ -309,6 +309,24 @@ def test_replay_is_drawn_anew_for_every_run(bench: Bench) -> None:
         for mixed in [replay(rows.train, [old.train], heldout=[], share=0.1, seed=seed, store=bench.store)]
     ]
     assert draws[0] == draws[1] and draws[0] != draws[2] and draws[0] != draws[3]
+
+
+def test_held_out_rows_are_to_choose_by_or_to_score(bench: Bench) -> None:
+    """About a quarter of the held-out rows is to choose by, no row is in both parts, and more rows move none."""
+    few, many = (bench.curate(numbered(count), watch=True).heldout for count in (200, 400))
+    parts = [
+        [
+            {json.dumps(row) for row in bench.rows(apart(ref, to_choose_by=side, store=bench.store))}
+            for ref in (few, many)
+        ]
+        for side in (True, False)
+    ]
+    (chosen, more_chosen), (scored, more_scored) = parts
+    assert len(chosen) + len(scored) == 200 and not more_chosen & more_scored
+    assert 35 < len(chosen) < 65 and chosen < more_chosen and scored < more_scored
+    with pytest.raises(NoRows, match="for a search or for the gate"):
+        one = bench.curate(numbered(1), watch=True).heldout
+        [apart(one, to_choose_by=side, store=bench.store) for side in (True, False)]
 
 
 def test_the_same_bytes_in_any_process(bench: Bench) -> None:

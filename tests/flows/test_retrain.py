@@ -203,6 +203,22 @@ def test_a_line_keeps_what_its_strategy_and_replay_need(base, lines, tmp_path):
     assert live.version.earlier == [lines.version("all", 1).tuned]
 
 
+def test_what_chooses_lambda_does_not_score(base, lines, tmp_path):
+    """A line that searches for λ finds one each night but the first, on held-out rows that no score counts."""
+    spec = MergeSpec(merge_a=True, weight="search")
+    nights = [
+        retrain("searched", batch(tmp_path, number), model=str(base), training=SHORT, merge=spec, gate=OPEN)
+        for number in (31, 32)
+    ]
+    assert [[stage.stage for stage in night.stages].count("search") for night in nights] == [0, 1]
+    tenths = 10 * nights[1].runs[0].drift.weight
+    assert tenths == pytest.approx(round(tenths), abs=1e-4)
+    live = lines.live("searched").version
+    assert live.merge == spec
+    [whole], [scored] = live.heldout.values(), live.scores.values()
+    assert 0 < scored.rows < whole.rows
+
+
 def test_a_line_is_gated_by_what_it_writes(base, lines, tmp_path):
     """A metric of written answers decides, and a canary that is answered otherwise keeps the line as it was.
 

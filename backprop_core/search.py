@@ -1,0 +1,52 @@
+"""λ searched: what the newest run is to count for, by the held-out rows' loss under each adapter that it would make."""
+
+from collections.abc import Sequence
+from statistics import mean
+
+from backprop_core import adapter
+from backprop_core.batch import Item, load
+from backprop_core.evaluate import score
+from backprop_core.model import LoadedBase, injected, put
+from backprop_core.progress import OnProgress
+from backprop_core.refs import AdapterRef, RowsRef, Searched
+from backprop_core.specs import MergeSpec
+from backprop_core.store import Store
+from backprop_core.strategies import STRATEGIES, runs_of
+
+WEIGHTS = [tenth / 10 for tenth in range(1, 11)]
+
+
+def search(
+    base: LoadedBase,
+    merged: AdapterRef,
+    tuned: AdapterRef,
+    *,
+    count: int,
+    spec: MergeSpec,
+    heldout: Sequence[RowsRef],
+    max_length: int,
+    store: Store,
+    on_progress: OnProgress | None = None,
+) -> Searched:
+    """Of ten λ the one with the least loss per label token, as a mean over the tasks, each with one set of rows.
+
+    `on_progress` gets the λ tried and how many there are. Raises NoRows, RankMismatch, AdapterMismatch.
+    """
+    tasks = [load(base, rows, max_length=max_length, store=store) for rows in heldout]
+    new = adapter.read(store.local(tuned))
+    runs = runs_of(merged, new, count=count, store=store)
+    tried: dict[float, float] = {}
+    with injected(base, new.config, new.tensors) as model:
+        for weight in WEIGHTS:
+            put(model, STRATEGIES[spec.strategy](runs, spec.model_copy(update={"weight": weight})))
+            tried[weight] = mean(loss(base, items) for items in tasks)
+            if on_progress:
+                on_progress(len(tried), len(WEIGHTS))
+    best = min(tried, key=tried.__getitem__)
+    return Searched(weight=best, tried={str(weight): value for weight, value in tried.items()})
+
+
+def loss(base: LoadedBase, items: list[Item]) -> float:
+    """Mean negative log-likelihood per label token, in nats."""
+    scores = score(base, items)
+    return sum(row.loss for row in scores) / sum(row.tokens for row in scores)
