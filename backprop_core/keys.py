@@ -28,6 +28,8 @@ VERSIONS = {
     "gate": 2,
     "convert": 1,
     "quantize": 1,
+    "importance": 1,
+    "quantize_weighted": 1,
     "fidelity": 1,
     "package": 1,
 }

@@ -1,9 +1,14 @@
 """Smaller GGUF files: K-quants, made by llama.cpp."""
 
+import ctypes
 import os
 import uuid
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import load_file
 
 from backprop_core.errors import GGUFExportFailed, QuantizationUnknown
 from backprop_core.llamacpp import last_error, library
@@ -23,8 +28,12 @@ FILE_TYPES = {
 }
 
 
-def quantize(source: Path, output: Path, quantization: str, *, threads: int) -> dict[str, int]:
+def quantize(
+    source: Path, output: Path, quantization: str, *, threads: int, importance: Path | None = None
+) -> dict[str, int]:
     """Write the f32, f16 or bf16 file `source` as `output` and return how many tensors of each type that holds.
+
+    With the file `importance`, what is given to a column of a matrix most counts most when its values are rounded.
 
     Rows that are no multiple of 256 cannot be K-quants: llama.cpp takes a larger type for them, which the counts show.
     On failure nothing is left at `output`. Raises QuantizationUnknown, ExtraMissing or GGUFExportFailed.
@@ -35,6 +44,8 @@ def quantize(source: Path, output: Path, quantization: str, *, threads: int) -> 
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_{FILE_TYPES[quantization]}")
     parameters.nthread = threads
+    columns = load_file(importance) if importance else {}
+    parameters.imatrix = imatrix(llama_cpp, columns) if columns else None
     beside = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
     try:
         if llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(beside), parameters) != 0:
@@ -47,6 +58,16 @@ def quantize(source: Path, output: Path, quantization: str, *, threads: int) -> 
         return counts
     finally:
         beside.unlink(missing_ok=True)
+
+
+def imatrix(llama_cpp: Any, columns: Mapping[str, Any]) -> Any:
+    """`columns`, float32 arrays by tensor, as llama.cpp wants them: a list with an empty name at its end.
+
+    It points into the arrays, which have to live as long.
+    """
+    entry, pointer = llama_cpp.llama_model_imatrix_data, ctypes.POINTER(ctypes.c_float)
+    entries = [entry(name.encode(), row.ctypes.data_as(pointer), row.size) for name, row in columns.items()]
+    return (entry * (len(entries) + 1))(*entries)
 
 
 def tensor_types(file: Path) -> dict[str, int]:

@@ -177,6 +177,13 @@ class GGUFRef(ArtifactRef):
     bytes: int
 
 
+class ImportanceRef(ArtifactRef):
+    """What counts in each matrix of a model, on held-out text: `importance.safetensors`."""
+
+    artifact: ClassVar[str] = "importance"
+    rows: int = Field(description="Read for it.")
+
+
 class PackageRef(ArtifactRef):
     """What was trained, in a form that other programs load: a directory, or `adapter.gguf`."""
 

@@ -329,6 +329,11 @@ class ExportSpec(Spec):
         "gguf-lora the adapter as a GGUF file.",
         json_schema_extra=KEY_IF_SET,
     )
+    imatrix: bool = Field(
+        False,
+        description="What counts in each matrix, on held-out rows, decides how llama.cpp rounds: for q2_k and q3_k_m.",
+        json_schema_extra=KEY_IF_SET,
+    )
     ollama: LineName | None = Field(
         None, description="Make the first of the files this model of Ollama's.", json_schema_extra=NO_KEY
     )

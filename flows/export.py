@@ -18,6 +18,7 @@ def export(
     ref: str,
     quantization: Quantization | list[Quantization] = "q4_k_m",
     packages: Sequence[Package] = (),
+    imatrix: bool = False,
     output: str | None = None,
     ollama: LineName | None = None,
     num_ctx: int | None = None,
@@ -36,6 +37,7 @@ def export(
         ref: A run_id or the start of one.
         quantization: Which GGUF files; an empty list for none.
         packages: Which other forms: the fused model, the adapter, the adapter as GGUF.
+        imatrix: Whether what counts in each matrix, on held-out rows, decides how small files are rounded.
         output: Directory to copy the files to, GGUF files with a Modelfile; they are kept in the store anyway.
         ollama: Name of the model.
         num_ctx: Tokens of context that Ollama keeps; the model's own, at most 8192, if not given.
@@ -47,6 +49,7 @@ def export(
     wanted = ExportSpec(
         quantizations=[quantization] if isinstance(quantization, str) else quantization,
         packages=list(packages),
+        imatrix=imatrix,
         ollama=ollama,
         num_ctx=num_ctx,
         system=system,

@@ -275,7 +275,7 @@ def export(run: Run, merged: AdapterRef | None, quantization: str, heldout: Rows
     if quantization in stages.WRITTEN_DIRECTLY:
         file = run.call(stages.convert, base=run.base, adapter=merged, outtype=quantization)
     else:
-        file = quantized(run, merged, quantization)
+        file = quantized(run, merged, quantization, heldout)
     fidelity = None
     if run.can_read_gguf:
         fidelity = run.call(
@@ -284,7 +284,11 @@ def export(run: Run, merged: AdapterRef | None, quantization: str, heldout: Rows
     run.exported(file, fidelity)
 
 
-def quantized(run: Run, merged: AdapterRef | None, quantization: str) -> GGUFRef:
-    """A file that llama.cpp makes from the f16 one."""
+def quantized(run: Run, merged: AdapterRef | None, quantization: str, heldout: RowsRef) -> GGUFRef:
+    """A file that llama.cpp makes from the f16 one, and from what held-out rows say if that is asked for."""
     source = run.call(stages.convert, base=run.base, adapter=merged, outtype="f16")
-    return run.call(stages.quantize, source=source, quantization=quantization)
+    if not run.spec.export.imatrix:
+        return run.call(stages.quantize, source=source, quantization=quantization)
+    length = run.spec.training.max_length
+    weights = run.call(stages.importance, **model(run, merged), heldout=heldout, skip=FIDELITY_ROWS, max_length=length)
+    return run.call(stages.quantize_weighted, source=source, quantization=quantization, importance=weights)

@@ -83,6 +83,7 @@ def export(ref: str, wanted: ExportSpec, *, output: Path | None, fresh: bool) ->
             ref,
             wanted.quantizations,
             packages=wanted.packages,
+            imatrix=wanted.imatrix,
             output=str(output) if output else None,
             ollama=wanted.ollama,
             num_ctx=wanted.num_ctx,

@@ -24,6 +24,7 @@ from backprop_core.refs import (
     GateReport,
     Generations,
     GGUFRef,
+    ImportanceRef,
     PackageRef,
     Ratings,
     RowsRef,
@@ -42,7 +43,7 @@ RESULTS: dict[str, type[BaseModel]] = {
     f"{kind.__module__}.{kind.__qualname__}": kind
     for kind in (
         *(AdapterRef, Answers, DatasetRef, Drift, Fidelity, GateReport, Generations),
-        *(GGUFRef, PackageRef, Ratings, RowsRef, Scores, Searched, TrainResult),
+        *(GGUFRef, ImportanceRef, PackageRef, Ratings, RowsRef, Scores, Searched, TrainResult),
     )
 }
 

@@ -299,6 +299,10 @@ def check_export(base: BaseRef, spec: RunSpec, store: Store) -> None:
     needed = sorted(set(spec.export.quantizations) - WITHOUT_LLAMA)
     if needed:
         require(["llama_cpp"], what=", ".join(needed), extra="export")
+    elif spec.export.imatrix:
+        raise ConfigInvalid(
+            "export.imatrix changes none of the files", hint="add a K-quant, like --quantization q3_k_m"
+        )
 
 
 def check_training(training: TrainSpec, *, continues: bool) -> None:

@@ -16,6 +16,7 @@ from backprop_core.refs import (
     GateReport,
     Generations,
     GGUFRef,
+    ImportanceRef,
     PackageRef,
     Ratings,
     RowsRef,
@@ -239,6 +240,36 @@ def convert(base: BaseRef, adapter: AdapterRef | None, outtype: Literal["f32", "
 def quantize(source: GGUFRef, quantization: str) -> GGUFRef:
     """A GGUF file → a smaller one."""
     return current().work("quantize", GGUFRef, source=source, quantization=quantization)
+
+
+@stage
+def importance(
+    base: BaseRef,
+    adapter: AdapterRef | None,
+    heldout: RowsRef,
+    skip: int,
+    max_length: int,
+    precision: str,
+    device: str,
+) -> ImportanceRef:
+    """Held-out rows → what counts in each matrix of the model."""
+    return current().work(
+        "importance",
+        ImportanceRef,
+        base=base,
+        adapter=adapter,
+        heldout=heldout,
+        skip=skip,
+        max_length=max_length,
+        precision=precision,
+        device=device,
+    )
+
+
+@stage
+def quantize_weighted(source: GGUFRef, quantization: str, importance: ImportanceRef) -> GGUFRef:
+    """A GGUF file and what counts in it → a smaller one."""
+    return current().work("quantize_weighted", GGUFRef, source=source, quantization=quantization, importance=importance)
 
 
 @stage

@@ -23,6 +23,7 @@ from backprop_core.refs import (
     Fidelity,
     Generations,
     GGUFRef,
+    ImportanceRef,
     PackageRef,
     Record,
     RowsRef,
@@ -111,6 +112,17 @@ class ConvertJob(Record):
 class QuantizeJob(Record):
     source: GGUFRef
     quantization: str
+    importance: ImportanceRef | None = None
+
+
+class ImportanceJob(Record):
+    base: BaseRef
+    adapter: AdapterRef | None
+    heldout: RowsRef
+    skip: int
+    max_length: int
+    precision: Precision
+    device: str
 
 
 class PackageJob(Record):
@@ -157,7 +169,9 @@ class Stages:
                 return self.answer(AnswerJob.model_validate(parameters), progress)
             case "convert":
                 return self.convert(ConvertJob.model_validate(parameters), progress)
-            case "quantize":
+            case "importance":
+                return self.importance(ImportanceJob.model_validate(parameters), progress)
+            case "quantize" | "quantize_weighted":
                 return self.quantize(QuantizeJob.model_validate(parameters))
             case "package":
                 return self.package(PackageJob.model_validate(parameters))
@@ -265,14 +279,34 @@ class Stages:
             )
             return self.commit_gguf(directory, job.outtype, {"stage": "convert", "base": job.base.digest})
 
+    def importance(self, job: ImportanceJob, progress: OnProgress) -> ImportanceRef:
+        from backprop_core.importance import importance
+
+        base = self.base(job.base, job.precision, job.device)
+        return importance(
+            base,
+            job.adapter,
+            job.heldout,
+            skip=job.skip,
+            max_length=job.max_length,
+            store=self._store,
+            on_progress=progress,
+        )
+
     def quantize(self, job: QuantizeJob) -> GGUFRef:
         import torch
 
+        from backprop_core.importance import FILE
         from backprop_core.quantize import quantize
 
         with self._store.begin("gguf") as directory:
-            source = self._store.local(job.source) / "model.gguf"
-            types = quantize(source, directory / "model.gguf", job.quantization, threads=torch.get_num_threads())
+            types = quantize(
+                self._store.local(job.source) / "model.gguf",
+                directory / "model.gguf",
+                job.quantization,
+                threads=torch.get_num_threads(),
+                importance=self._store.local(job.importance) / FILE if job.importance else None,
+            )
             record = {"stage": "quantize", "source": job.source.digest, "tensor_types": types}
             return self.commit_gguf(directory, job.quantization, record)
 

@@ -119,6 +119,7 @@ def export(
     *,
     quantization: Annotated[str, Parameter(help="GGUF files to write, with commas between.")] = "q4_k_m",
     format: Annotated[str, Parameter(help=FORMAT)] = GGUF,
+    imatrix: Annotated[bool, ship("export.imatrix"), Parameter(negative="")] = False,
     output: Annotated[Path | None, Parameter(help="Directory to copy the files to, each with a Modelfile.")] = None,
     ollama: Annotated[str | None, ship("export.ollama")] = None,
     num_ctx: Annotated[str | None, ship("export.num_ctx")] = None,
@@ -127,7 +128,7 @@ def export(
     fresh: Annotated[bool, Parameter(help="Do everything again, cached or not.", negative="")] = False,
     flags: OutputFlags = PLAIN,
 ) -> Answer:
-    given = {"ollama": ollama, "num_ctx": num_ctx, "system": system, "license": license}
+    given = {"imatrix": imatrix, "ollama": ollama, "num_ctx": num_ctx, "system": system, "license": license}
     names = {
         "quantizations": "--quantization",
         "packages": "--format",

@@ -61,6 +61,11 @@ CASES = {
     "a misspelt field in a file": ([*TRAIN, "--config", "typo.yaml"], "CONFIG_INVALID", "typo.yaml:3"),
     "a value out of range": ([*TRAIN, "--set", "training.lora.rank=0"], "CONFIG_INVALID", "rank"),
     "a name that Ollama refuses": ([*TRAIN, "--set", "export.ollama=Sup port"], "CONFIG_INVALID", "export.ollama"),
+    "weights for no file": (
+        [*TRAIN, "--export", "f16", "--set", "export.imatrix=true"],
+        "CONFIG_INVALID",
+        "export.imatrix",
+    ),
     "a model without a file": ([*TRAIN, "--set", "export.ollama=support"], "CONFIG_INVALID", "GGUF"),
     "a broken system prompt": ([*TRAIN, "--set", 'export.system=a """ b'], "CONFIG_INVALID", "export.system"),
     "a repository that is none": ([*RETRAIN, "--set", "publish.repo=a/b/c"], "CONFIG_INVALID", "a/b/c"),

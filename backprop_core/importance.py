@@ -1,0 +1,88 @@
+"""What counts in a matrix: the mean square of each input of each linear layer, over held-out text.
+
+llama.cpp weighs the error that it makes in a column by it when it quantizes. [llama.cpp, tools/imatrix]
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import gguf
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from backprop_core.batch import Item, load
+from backprop_core.gguf.architecture import architecture_of
+from backprop_core.model import LoadedBase, adapted
+from backprop_core.progress import OnProgress
+from backprop_core.refs import AdapterRef, ImportanceRef, RowsRef
+from backprop_core.store import Store
+
+FILE = "importance.safetensors"
+
+# i = inputs of a layer, t = tokens of a row
+Means = dict[str, Tensor]
+
+
+def importance(
+    base: LoadedBase,
+    adapter: AdapterRef | None,
+    heldout: RowsRef,
+    *,
+    skip: int,
+    max_length: int,
+    store: Store,
+    on_progress: OnProgress | None = None,
+) -> ImportanceRef:
+    """Let the base with `adapter`, or bare, read the rows after the first `skip`, and commit what its layers are given.
+
+    Float32 (i) under the name of the GGUF tensor. Where there are no more rows than `skip`, it reads those.
+    `on_progress` gets the rows read and how many there are. Raises NoRows, AdapterMismatch.
+    """
+    items = load(base, heldout, max_length=max_length, store=store)
+    items = items[skip:] or items
+    with adapted(base, adapter, store) as model:
+        means_i = mean_squares(model, tensor_names(model), items, on_progress)
+    record = {"stage": "importance", "adapter": adapter and adapter.digest, "heldout": heldout.digest}
+    with store.begin("importance") as directory:
+        (directory / FILE).write_bytes(save(means_i, metadata={"format": "pt"}))
+        return store.commit(directory, ImportanceRef, record=record, rows=len(items))
+
+
+def tensor_names(model: Any) -> dict[str, str]:
+    """The linear layers of the model's blocks, an adapter's own aside -> the GGUF tensors of their weights."""
+    config = model.config
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture_of(config).name.upper()], config.num_hidden_layers)
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    found = {name: names.get_name(f"{name.removesuffix('.base_layer')}.weight", (".weight",)) for name in linear}
+    return {name: tensor for name, tensor in found.items() if tensor and tensor.startswith("blk.")}
+
+
+@torch.inference_mode()
+def mean_squares(model: Any, names: dict[str, str], items: Sequence[Item], on_progress: OnProgress | None) -> Means:
+    """The mean over all tokens of the square of each input, by tensor."""
+    sums_i: Means = {}
+    with listening(model, names, sums_i):
+        for done, item in enumerate(items, 1):
+            model(input_ids=item.ids_t[None].long().to(model.device), use_cache=False)
+            if on_progress:
+                on_progress(done, len(items))
+    count = sum(map(len, items))
+    return {name: (sum_i / count).float().cpu() for name, sum_i in sums_i.items()}
+
+
+@contextmanager
+def listening(model: Any, names: dict[str, str], sums_i: Means) -> Iterator[None]:
+    """Meanwhile, what these layers are given is added to `sums_i`, squared, in float64."""
+
+    def add(tensor: str, _: Any, inputs: tuple[Tensor, ...]) -> None:
+        sum_i = inputs[0].double().square().flatten(0, -2).sum(0)
+        sums_i[tensor] = sums_i[tensor] + sum_i if tensor in sums_i else sum_i
+
+    with ExitStack() as hooks:
+        for name, tensor in names.items():
+            handle = model.get_submodule(name).register_forward_pre_hook(partial(add, tensor))
+            hooks.callback(handle.remove)
+        yield
