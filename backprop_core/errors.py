@@ -163,6 +163,12 @@ class ArchitectureUnsupported(BackpropError):
     code = "CONFIG_ARCHITECTURE_UNSUPPORTED"
 
 
+class ApprovalUnattended(BackpropError):
+    """A person shall be asked before the release, and nobody can be."""
+
+    code = "CONFIG_APPROVAL_UNATTENDED"
+
+
 class TokenizerUnsupported(BackpropError):
     """llama.cpp would read text otherwise than this tokenizer."""
 

@@ -311,6 +311,20 @@ class GateReport(Record):
     canaries: list[CanaryVerdict] = Field(default_factory=list)
 
 
+class Decision(Record):
+    """What was said of a version that waited to go live; by nobody if the time was over."""
+
+    approved: bool
+    reason: str = ""
+    by: Literal["person", "time"] = "person"
+
+    @property
+    def sentence(self) -> str:
+        """The same in words."""
+        said = f"{'approved' if self.approved else 'rejected'}{' by a person' if self.by == 'person' else ''}"
+        return f"{said}: {self.reason}" if self.reason else said
+
+
 class Choice(Record):
     """A field of the spec that was left open, what stands there, and why."""
 
@@ -353,7 +367,7 @@ class RunResult(Record):
     line: str
     version: int | None = None
     status: Status
-    reason: str | None = Field(None, description="Why nothing was done.")
+    reason: str | None = Field(None, description="Why nothing was done, or what was said of it before the release.")
     spec: dict[str, Any]
     defaults: list[Choice] = Field(default_factory=list, description="What of the spec was chosen, not given.")
     base: BaseRecord | None = None

@@ -357,6 +357,15 @@ class PublishSpec(Spec):
     keep: int | None = Field(None, ge=1, description="Versions whose files are kept after a release; default: all.")
 
 
+class ApprovalSpec(Spec):
+    """Whether a person is asked before a version goes live."""
+
+    required: bool = Field(False, description="Ask, in the Prefect UI or at the terminal, before anything is released.")
+    hours: float = Field(
+        24, gt=0, le=8760, description="How long the Prefect UI waits for the answer; then the version is rejected."
+    )
+
+
 class RunSpec(Spec):
     """Everything that a run asks for: one dataset a LoRA run, merged after each."""
 
@@ -369,6 +378,7 @@ class RunSpec(Spec):
     gate: GateSpec = GateSpec()
     export: ExportSpec = ExportSpec()
     publish: PublishSpec = Field(PublishSpec(), json_schema_extra=NO_KEY)
+    approval: ApprovalSpec = Field(ApprovalSpec(), json_schema_extra=NO_KEY)
     min_new_rows: int = Field(
         1,
         ge=1,

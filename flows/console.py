@@ -9,6 +9,7 @@ from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from backprop_core.errors import BackpropError, blank_secrets
+from tasks.progress import QUESTION
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -199,6 +200,9 @@ class Drawing:
         self._bars.start()
 
     def update(self, stage: Stage) -> None:
+        if stage.name == QUESTION:
+            return self._bars.stop()
+        self._bars.start()
         self._bars.update(
             self._task,
             description=stage.name,

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from prefect import Flow
     from prefect.client.schemas.responses import DeploymentResponse
 
-FLOWS = {  # name of a flow: its module and whether it trains
+FLOWS = {  # name of a flow: its module, and whether one run at a time is enough; of retrain it is one a line
     "train": ("flows.train", True),
     "multi-run": ("flows.multi_run", True),
-    "retrain": ("flows.retrain", True),
+    "retrain": ("flows.retrain", False),
     "promote": ("flows.promote", False),
     "evaluate": ("flows.evaluate", False),
     "export": ("flows.export", False),
@@ -91,9 +91,9 @@ def deploy(config: Settings, jobs: Mapping[str, LineSpec], *, pool: str, dry_run
 
 def deployments(config: Settings, jobs: Mapping[str, LineSpec], pool: str) -> Iterator[Deployment]:
     """`default` of every flow, and `retrain/NAME` of every line with a file."""
-    for name, (module, trains) in FLOWS.items():
+    for name, (module, alone) in FLOWS.items():
         flow = load(module)
-        yield Deployment(name, DEFAULT, fields_of(flow, module, config, pool, {}), 1 if trains else None, None)
+        yield Deployment(name, DEFAULT, fields_of(flow, module, config, pool, {}), 1 if alone else None, None)
     for line, job in jobs.items():
         module, _ = FLOWS["retrain"]
         fields = fields_of(load(module), module, config, pool, parameters_of(job))

@@ -64,6 +64,11 @@ def start_server(home: Path) -> None:
         _server = TemporaryServer(home / "prefect-server.log")
 
 
+def is_temporary() -> bool:
+    """Whether Prefect's server is the one of this command: without pages, and gone when it ends."""
+    return _server is not None and os.environ.get("PREFECT_API_URL") == _server.url
+
+
 @contextmanager
 def connected() -> Iterator[None]:
     """Prefect's server answers while the block runs. Raises PrefectUnreachable."""

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from backprop_core.refs import RunResult
 from backprop_core.specs import (
+    ApprovalSpec,
     DatasetSpec,
     EvaluationSpec,
     ExportSpec,
@@ -18,6 +19,7 @@ from backprop_core.specs import (
     RunSpec,
     TrainSpec,
 )
+from flows.approval import approved, check
 from flows.pipeline import next_version
 from tasks.confine import admitted
 from tasks.line import version_of, working_on
@@ -39,6 +41,7 @@ def retrain(
     export: ExportSpec = ExportSpec(),
     min_new_rows: Annotated[int, Field(ge=1)] = 1,
     publish: PublishSpec = PublishSpec(),
+    approval: ApprovalSpec = ApprovalSpec(),
     run_id: str | None = None,
     fresh: bool = False,
 ) -> RunResult:
@@ -58,6 +61,7 @@ def retrain(
         export: Which GGUF files are made of a version that goes live.
         min_new_rows: With fewer training rows that the line has not learned, the run waits for more: `unchanged`.
         publish: Where a version goes that goes live; as the champion before it, if nothing is named.
+        approval: Whether a person is asked before a version goes live; meanwhile the GPU is free for other lines.
         run_id: Of an interrupted run that shall go on; everything else is then taken from its record.
         fresh: Do every stage again, whatever the cache has.
     """
@@ -72,12 +76,14 @@ def retrain(
         export=export,
         min_new_rows=min_new_rows,
         publish=publish,
+        approval=approval,
     )
     with (
         working_on(line),
         recorded(lambda store: prepare("retrain", admitted(spec), store), run_id=run_id, fresh=fresh) as run,
     ):
-        if made := next_version(run):
+        check(run.spec.approval)
+        if (made := next_version(run)) and approved(run):
             advance(run, version_of(run, *made), made.heldout[made.datasets[-1].task])
     retain(run)
     assert run.outcome is not None

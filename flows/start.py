@@ -49,6 +49,7 @@ def call(flow: str, spec: RunSpec, *, fresh: bool) -> RunResult:
             export=spec.export,
             min_new_rows=spec.min_new_rows,
             publish=spec.publish,
+            approval=spec.approval,
             fresh=fresh,
         )
     from flows.multi_run import multi_run

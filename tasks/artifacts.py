@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.context import FlowRunContext
 
-from backprop_core.refs import Evaluation, GateReport, RunRecord, RunResult
+from backprop_core.refs import Evaluation, GateReport, GGUFRecord, RunRecord, RunResult
 from tasks.figures import forgetting_matrix
 
 
@@ -34,7 +34,8 @@ def sentence(result: RunResult) -> str:
     if result.error:
         return f"{result.status}: [{result.error.code}] {result.error.message}; {result.error.hint}"
     if result.gate:
-        return f"{'accepted' if result.gate.accepted else 'rejected'}: {result.gate.reason}"
+        gate = f"{'accepted' if result.gate.accepted else 'rejected'}: {result.gate.reason}"
+        return f"{result.reason} (the gate: {gate})" if result.reason else gate
     average = f", average {percent(result.evaluation.average)} %" if result.evaluation else ""
     return f"{result.status}{f': {result.reason}' if result.reason else average}"
 
@@ -44,14 +45,44 @@ def report(result: RunResult, evaluation: Evaluation) -> str:
 
     In Markdown.
     """
-    picture = base64.b64encode(forgetting_matrix(evaluation)).decode()
     parts = [
         matrix_table(evaluation),
         merges(result.runs),
         verdict(result.gate) if result.gate else "",
-        f"![The forgetting matrix, and a curve a task](data:image/png;base64,{picture})\n",
+        picture(evaluation),
     ]
     return "\n".join(filter(None, parts))
+
+
+def picture(evaluation: Evaluation) -> str:
+    """The matrix as a picture, in Markdown."""
+    data = base64.b64encode(forgetting_matrix(evaluation)).decode()
+    return f"![The forgetting matrix, and a curve a task](data:image/png;base64,{data})\n"
+
+
+def ask(result: RunResult, *, namespace: str) -> str:
+    """Put what a person has to know before a release on the Prefect flow run; the same without the picture, for a form.
+
+    In Markdown.
+    """
+    assert result.evaluation and result.gate
+    title = f"# May this go live in line {result.line}?\n"
+    words = [title, verdict(result.gate), matrix_table(result.evaluation), merges(result.runs), files(result.gguf)]
+    text = "\n".join(filter(None, words))
+    shown = f"{text}\n{picture(result.evaluation)}"
+    create_markdown_artifact(shown, key=f"{key(namespace)}-approval", description=sentence(result))
+    return text
+
+
+def files(made: Sequence[GGUFRecord]) -> str:
+    """The GGUF files and how far they answer as the model does; nothing without one. In Markdown."""
+    rows = [
+        f"| {file.quantization} | {file.bytes / 2**20:.1f} | {file.fidelity.get('top1', '')} "
+        f"| {file.fidelity.get('kl', '')} |"
+        for file in made
+    ]
+    head = ["| file | MiB | same most likely token | KL, nats |", "| --- | ---: | ---: | ---: |"]
+    return "\n".join([*head, *rows, ""]) if rows else ""
 
 
 def key(namespace: str) -> str:

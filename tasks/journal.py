@@ -314,6 +314,8 @@ class Journal:
         self.document("result.json", result.model_dump(mode="json"))
         if result.gate:
             self.gate(result.gate, len(result.evaluation.matrix) if result.evaluation else 0)
+        if result.reason:
+            self.tags({"backprop.reason": result.reason})
         named = {"base": result.base, "merged": result.merged}
         self.tags({f"backprop.{name}": ref.digest for name, ref in named.items() if ref})
         if result.merged:

@@ -19,6 +19,7 @@ from backprop_core.lines import Lines, LineVersion, Live
 from backprop_core.refs import AdapterRef, BaseRef, Choice, Located, Record, RunId, RunResult, SourceRef
 from backprop_core.settings import settings
 from backprop_core.specs import (
+    ApprovalSpec,
     DatasetSpec,
     EvaluationSpec,
     ExportSpec,
@@ -83,6 +84,8 @@ def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
     live = Lines(store).live(spec.line) if flow == "retrain" else None
     if flow != "retrain" and spec.publish != PublishSpec():
         raise ConfigInvalid(f"{flow} publishes nothing", hint="promote its run to a line, or retrain a line")
+    if flow != "retrain" and spec.approval != ApprovalSpec():
+        raise ConfigInvalid(f"{flow} releases nothing that could be approved", hint="leave approval out, or retrain")
     if live:
         spec = continued(spec, live)
         spec = still_published(spec, store)

@@ -7,6 +7,8 @@ from pydantic import Field
 
 from backprop_core.refs import Record
 
+QUESTION = "question"  # a stage in which somebody at the terminal is asked: nothing else is drawn there
+
 
 class Progress(Record):
     """`done` of `total` parts of a stage, with its latest figures. total 0: unknown."""

@@ -26,6 +26,7 @@ from backprop_core.refs import (
     BaseRecord,
     BaseRef,
     DatasetRef,
+    Decision,
     Drift,
     ErrorRecord,
     Evaluation,
@@ -45,7 +46,7 @@ from backprop_core.refs import (
 )
 from backprop_core.settings import Settings, settings
 from backprop_core.specs import RunSpec
-from backprop_core.store import Store, disk_error
+from backprop_core.store import Store, disk_error, write_atomic
 from backprop_core.worker.handle import Worker
 from tasks import prepare, worker
 from tasks.policy import is_recorded, results
@@ -267,6 +268,20 @@ class Run:
         if not report.accepted:
             self._verdict = "rejected"
         return report.accepted
+
+    def decision(self) -> Decision | None:
+        """What was said of what this run made, if it was asked; also in an earlier process."""
+        path = self.store.run(self.run_id) / "decision.json"
+        return Decision.model_validate_json(path.read_bytes()) if path.is_file() else None
+
+    def decided(self, decision: Decision) -> bool:
+        """Note what is said of the last LoRA run; whether its adapter may go live."""
+        write_atomic(self.store.run(self.run_id) / "decision.json", decision.model_dump_json())
+        self._reason = decision.sentence
+        if not decision.approved:
+            self._verdict = "rejected"
+            self.runs[-1] = self.runs[-1].model_copy(update={"accepted": False})
+        return decision.approved
 
     def exported(self, file: GGUFRef, fidelity: Fidelity | None) -> None:
         """Note a GGUF file."""

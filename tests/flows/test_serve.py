@@ -94,7 +94,7 @@ def test_flows_are_modules_of_the_worker(server: PrefectServer, flow: str, entry
     assert (deployment["entrypoint"], deployment["path"], deployment["pull_steps"]) == (entrypoint, None, [])
     assert deployment["work_pool_name"] == "backprop"
     limit = deployment["global_concurrency_limit"]
-    assert (limit and limit["limit"]) == (1 if flow in ("train", "multi-run", "retrain") else None)
+    assert (limit and limit["limit"]) == (1 if flow in ("train", "multi-run") else None)
 
 
 @pytest.mark.parametrize(

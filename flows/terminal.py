@@ -1,0 +1,30 @@
+"""A question to whoever sits at the terminal."""
+
+import sys
+
+from backprop_core.errors import Interrupted
+from backprop_core.refs import Decision, RunResult
+from flows import tables
+from flows.console import say, stderr_console
+from tasks.progress import QUESTION, Progress, report
+
+ANSWERS = {"yes": True, "y": True, "no": False, "n": False}
+
+
+def is_attended() -> bool:
+    """Whether somebody can be asked here."""
+    return sys.stdin.isatty()
+
+
+def ask(result: RunResult) -> Decision:
+    """Show what a run made, and read whether it may go live. Raises Interrupted where stdin ends."""
+    report(Progress(stage=QUESTION, done=0, total=0))
+    stderr_console().print(tables.run(result))
+    while True:
+        say(f"May this go live in line {result.line}? yes or no, and why:")
+        line = sys.stdin.readline()
+        if not line:
+            raise Interrupted("no answer was given", hint=f"go on with: backprop resume {result.run_id}")
+        word, _, reason = line.strip().partition(" ")
+        if word.lower() in ANSWERS:
+            return Decision(approved=ANSWERS[word.lower()], reason=reason.strip())
