@@ -296,7 +296,7 @@ def files(result: RunResult) -> Iterator[Text]:
         case "failed" | "interrupted":
             yield Text(f"go on with: backprop resume {result.run_id}")
         case "unchanged":
-            yield Text(f"line {result.line} knows this data already; nothing was done")
+            yield Text("nothing was done")
         case "finished" if not result.gguf and result.runs:
             yield Text(f"next: backprop export {result.run_id[:12]} --quantization q4_k_m")
         case "finished" | "running":
