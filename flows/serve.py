@@ -78,6 +78,11 @@ def allowed_hosts(host: str, config: Settings) -> list[str]:
     return list(dict.fromkeys([*own, *(name.strip() for name in named)]))
 
 
+def pattern(host: str) -> str:
+    """A name with any port as MLflow, which reads patterns of file names, is told it. The door compares exactly."""
+    return f"[[]{host}]*" if ":" in host else f"{host}*"
+
+
 @contextmanager
 def alone(config: Settings) -> Iterator[Path]:
     """One `serve` a home; the file of its addresses. Raises ServerActive with those of the one that runs."""
@@ -178,7 +183,10 @@ class Service:
         told = dict(os.environ)
         if name == "mlflow":
             told.pop("MLFLOW_TRACKING_URI", None)
-            told["MLFLOW_SERVER_ALLOWED_HOSTS"] = ",".join(f"{host}*" for host in self._hosts)
+            names = [pattern(host) for host in self._hosts]
+            told["MLFLOW_SERVER_ALLOWED_HOSTS"] = ",".join(names)
+            origins = (f"{scheme}://{name}" for scheme in ("http", "https") for name in names)
+            told["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] = ",".join(origins)
             return told | ({"BACKPROPAGATE_AUTH_STRING": self._auth} if self._auth else {})
         told |= {"PREFECT_API_URL": self._api, "MLFLOW_TRACKING_URI": self._tracking}
         own = [server for server, *_ in self._wanted]

@@ -49,7 +49,11 @@ def home(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
 def service(home: Path, base: Path, data: list[str]) -> Iterator[Served]:
     """Everything that `backprop serve` starts, with a password."""
     allowed = f"{base}:{Path(data[0]).parent}"
-    settings = {"BACKPROPAGATE_ALLOWED_PATHS": allowed, "OMP_NUM_THREADS": "1"}
+    settings = {
+        "BACKPROPAGATE_ALLOWED_PATHS": allowed,
+        "BACKPROPAGATE_ALLOWED_HOSTS": "runs.example",
+        "OMP_NUM_THREADS": "1",
+    }
     with served(home, user="team", password="horse staple", **settings) as service:
         yield service
 
@@ -199,6 +203,17 @@ def test_other_names_and_sites_are_refused(service: Served) -> None:
     assert answer(f"{service.addresses['prefect']}/api/flows/filter", "POST", **own) == 403  # no CSRF token
     assert service.prefect.call("POST", "/deployments/filter", {})[0] == 200
     assert answer(f"{service.addresses['page']}/", Host="evil.example") == 403
+
+
+def test_a_proxys_name_is_known(service: Served) -> None:
+    """Behind a proxy a browser reads and writes under its name, with TLS or a port: both servers take the origin."""
+    own = {**service.prefect.headers, "Content-Type": "application/json"}
+    create = f"{service.addresses['mlflow']}/ajax-api/2.0/mlflow/registered-models/create"
+    for host, origin in [("runs.example", "https://runs.example"), ("runs.example:81", "http://runs.example:81")]:
+        named = own | {"Host": host, "Origin": origin}
+        assert answer(create, "POST", **named) == 400  # it came in, and names no model
+        assert answer(f"{service.addresses['prefect']}/api/flows/filter", "POST", **named) == 200
+        assert answer(create, "POST", **named | {"Origin": "https://runs.example.evil"}) == 403
 
 
 def test_the_start_page(service: Served, home: Path) -> None:
