@@ -169,6 +169,12 @@ class ApprovalUnattended(BackpropError):
     code = "CONFIG_APPROVAL_UNATTENDED"
 
 
+class BlockUnknown(BackpropError):
+    """Prefect has no such notification block."""
+
+    code = "CONFIG_BLOCK_UNKNOWN"
+
+
 class TokenizerUnsupported(BackpropError):
     """llama.cpp would read text otherwise than this tokenizer."""
 

@@ -357,6 +357,9 @@ class PublishSpec(Spec):
     keep: int | None = Field(None, ge=1, description="Versions whose files are kept after a release; default: all.")
 
 
+BlockName = Annotated[str, Field(pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")]
+
+
 class ApprovalSpec(Spec):
     """Whether a person is asked before a version goes live."""
 
@@ -379,6 +382,12 @@ class RunSpec(Spec):
     export: ExportSpec = ExportSpec()
     publish: PublishSpec = Field(PublishSpec(), json_schema_extra=NO_KEY)
     approval: ApprovalSpec = Field(ApprovalSpec(), json_schema_extra=NO_KEY)
+    notify: list[BlockName] = Field(
+        [],
+        description="Notification blocks of Prefect, like slack-webhook/team, that are told how a retrain went, and "
+        "that it waits for approval.",
+        json_schema_extra=NO_KEY,
+    )
     min_new_rows: int = Field(
         1,
         ge=1,

@@ -90,9 +90,8 @@ def approval(line: str, run_id: str, hours: float) -> Decision:
     context = FlowRunContext.get()
     assert context and context.flow_run
     run, own = current(), context.flow_run.id
-    form = Approval.with_initial_data(
-        description=artifacts.ask(run.result("running", None), namespace=run.settings.namespace)
-    )
+    made = run.result("running", None)
+    form = Approval.with_initial_data(description=artifacts.ask(made, namespace=run.settings.namespace))
     paused: State[None] = Paused(timeout_seconds=int(hours * 3600) + MARGIN, pause_key=run_id)
     keys: Any = keyset_from_paused_state(paused)
     paused.state_details.run_input_keyset = keys
@@ -103,6 +102,8 @@ def approval(line: str, run_id: str, hours: float) -> Decision:
         note_question(line, str(own))
         client.set_flow_run_state(own, paused)
         log.warning("run %s of line %s waits %g h for approval: %s", run_id, line, hours, url_for("flow-run", own))
+        if run.audience:
+            run.audience.waits(made, own)
         in_time = wait(client, own, time.monotonic() + hours * 3600)
     said: Any = read_flow_run_input(keys["response"])  # typed as if it could be a coroutine here
     return Approval(**said).decision(by="person" if in_time else "time")

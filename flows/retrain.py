@@ -8,6 +8,7 @@ from pydantic import Field
 from backprop_core.refs import RunResult
 from backprop_core.specs import (
     ApprovalSpec,
+    BlockName,
     DatasetSpec,
     EvaluationSpec,
     ExportSpec,
@@ -23,6 +24,7 @@ from flows.approval import approved, check
 from flows.pipeline import next_version
 from tasks.confine import admitted
 from tasks.line import version_of, working_on
+from tasks.notifications import notifying
 from tasks.prepare import prepare
 from tasks.pruning import retain
 from tasks.publishing import advance
@@ -42,6 +44,7 @@ def retrain(
     min_new_rows: Annotated[int, Field(ge=1)] = 1,
     publish: PublishSpec = PublishSpec(),
     approval: ApprovalSpec = ApprovalSpec(),
+    notify: list[BlockName] | None = None,
     run_id: str | None = None,
     fresh: bool = False,
 ) -> RunResult:
@@ -62,6 +65,7 @@ def retrain(
         min_new_rows: With fewer training rows that the line has not learned, the run waits for more: `unchanged`.
         publish: Where a version goes that goes live; as the champion before it, if nothing is named.
         approval: Whether a person is asked before a version goes live; meanwhile the GPU is free for other lines.
+        notify: Notification blocks of Prefect, TYPE/NAME, that are told how it went and that it waits for approval.
         run_id: Of an interrupted run that shall go on; everything else is then taken from its record.
         fresh: Do every stage again, whatever the cache has.
     """
@@ -77,14 +81,19 @@ def retrain(
         min_new_rows=min_new_rows,
         publish=publish,
         approval=approval,
+        notify=notify or [],
     )
     with (
+        notifying(line, spec.notify) as audience,
         working_on(line),
         recorded(lambda store: prepare("retrain", admitted(spec), store), run_id=run_id, fresh=fresh) as run,
     ):
+        audience.invite(run.spec.notify)
+        run.audience = audience
         check(run.spec.approval)
         if (made := next_version(run)) and approved(run):
             advance(run, version_of(run, *made), made.heldout[made.datasets[-1].task])
     retain(run)
     assert run.outcome is not None
+    audience.ended(run.outcome)
     return run.outcome

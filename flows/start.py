@@ -50,6 +50,7 @@ def call(flow: str, spec: RunSpec, *, fresh: bool) -> RunResult:
             min_new_rows=spec.min_new_rows,
             publish=spec.publish,
             approval=spec.approval,
+            notify=spec.notify,
             fresh=fresh,
         )
     from flows.multi_run import multi_run

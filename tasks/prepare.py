@@ -84,8 +84,8 @@ def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
     live = Lines(store).live(spec.line) if flow == "retrain" else None
     if flow != "retrain" and spec.publish != PublishSpec():
         raise ConfigInvalid(f"{flow} publishes nothing", hint="promote its run to a line, or retrain a line")
-    if flow != "retrain" and spec.approval != ApprovalSpec():
-        raise ConfigInvalid(f"{flow} releases nothing that could be approved", hint="leave approval out, or retrain")
+    if flow != "retrain" and (spec.approval != ApprovalSpec() or spec.notify):
+        raise ConfigInvalid(f"{flow} releases nothing: nobody is asked or told", hint="leave approval and notify out")
     if live:
         spec = continued(spec, live)
         spec = still_published(spec, store)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from prefect import Task
 from prefect.exceptions import TerminationSignal
@@ -54,6 +54,9 @@ from tasks.progress import Progress, report
 from tasks.record import RunJournal
 from tasks.results import digest_in, gguf_record, located, package_record, run_record, was_cached
 from tasks.serving import canary, register
+
+if TYPE_CHECKING:
+    from tasks.notifications import Audience
 
 R = TypeVar("R", bound=BaseModel)
 log = logging.getLogger(__name__)
@@ -138,6 +141,7 @@ class Run:
         self.outcome: RunResult | None = None
         self.version: int | None = prepared.live.number if prepared.live else None
         self.gate: GateReport | None = None
+        self.audience: Audience | None = None
         self._verdict: Status = "finished"
         self._reason: str | None = None
         self._fresh = fresh
