@@ -19,7 +19,8 @@ class BackpropError(Exception):
         self.run_id: str | None = None  # the run that it ended, if it had started
 
     def __str__(self) -> str:
-        return f"[{self.code}] {self.message}"  # what Prefect shows of a failed flow run
+        todo, *_ = self.hint.splitlines()
+        return f"[{self.code}] {self.message}; {todo}"  # what Prefect shows of a failed flow run
 
     def __reduce__(self) -> tuple[object, ...]:
         return (rebuild, (self.code, self.message, self.hint))

@@ -130,7 +130,7 @@ def test_a_fault_of_the_gpu_is_retryable_and_ends_the_worker(start, place, tmp_p
     (tmp_path / "faulty.py").write_text(FAULTY)
     python = interpreter(tmp_path, f"{sys.executable} {tmp_path / 'faulty.py'}")
     worker = start(slots=[tmp_path / "lock"], python=python)
-    with pytest.raises(GPUFault, match=r"illegal memory access was encountered$") as caught:
+    with pytest.raises(GPUFault, match=r"illegal memory access was encountered; ") as caught:
         train(worker, place, 0, "8")
     assert caught.value.retryable and not worker.alive
 
