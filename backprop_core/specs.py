@@ -363,7 +363,7 @@ BlockName = Annotated[str, Field(pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")]
 class ApprovalSpec(Spec):
     """Whether a person is asked before a version goes live."""
 
-    required: bool = Field(False, description="Ask, in the Prefect UI or at the terminal, before anything is released.")
+    ask: bool = Field(False, description="Ask, in the Prefect UI or at the terminal, before anything is released.")
     hours: float = Field(
         24, gt=0, le=8760, description="How long the Prefect UI waits for the answer; then the version is rejected."
     )

@@ -53,18 +53,18 @@ class Approval(RunInput):
 
 def check(spec: ApprovalSpec) -> None:
     """Raise ApprovalUnattended if somebody shall be asked and nobody can be."""
-    if spec.required and is_temporary() and not terminal.is_attended():
+    if spec.ask and is_temporary() and not terminal.is_attended():
         raise ApprovalUnattended(
             "nobody can be asked: this is no terminal, and no Prefect server is named",
             hint="run it in a terminal, name the server of `backprop serve` in PREFECT_API_URL, "
-            "or --set approval.required=false",
+            "or --set approval.ask=false",
         )
 
 
 def approved(run: Run) -> bool:
     """Whether what a run made may go live. It is asked once, if at all: a run that goes on keeps its answer."""
     spec = run.spec.approval
-    if not spec.required:
+    if not spec.ask:
         return True
     return run.decided(run.decision() or answer(run, spec.hours))
 

@@ -45,7 +45,7 @@ JOB = {
     "gate": GateSpec(max_drop=1),
     "export": ExportSpec(quantizations=["f16"]),
 }
-ASKED = ApprovalSpec(required=True)
+ASKED = ApprovalSpec(ask=True)
 CHILD = """
 import sys
 from tests.flows.test_approval import ASKED, JOB, retrain
@@ -130,7 +130,7 @@ def test_a_rejected_version_does_not_go_live(client, base, data, home):
 
 def test_no_answer_is_a_no(base, data, home):
     """When the time is over the version is rejected, with nothing computed again; the run keeps that answer."""
-    hurry = ApprovalSpec(required=True, hours=1e-4)
+    hurry = ApprovalSpec(ask=True, hours=1e-4)
     result = retrain("support", data[0], model=str(base), approval=hurry, **JOB)
     assert (result.status, result.reason) == ("rejected", "rejected: nobody answered in time")
     assert stages(result)[False] == 0
@@ -171,7 +171,7 @@ def test_at_a_terminal(base, data, home, prefect_home):
     """Without a Prefect server the terminal is asked, and what is no answer is asked again."""
     command = [sys.executable, "-m", "flows", "retrain", "--line", "support", "--data", data[0], "--model", str(base)]
     command += ["--steps", "2", "--batch-size", "8", "--export", "f16", "--set", "training.learning_rate=0.01"]
-    command += ["--set", "training.lora.rank=4", "--set", "gate.max_drop=1", "--set", "approval.required=true"]
+    command += ["--set", "training.lora.rank=4", "--set", "gate.max_drop=1", "--set", "approval.ask=true"]
     own = {name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL", "PREFECT_API_KEY")}
     terminal, ours = pty.openpty()
     os.write(terminal, b"maybe\nno  too blue\n")

@@ -16,7 +16,13 @@ CONFIG = Settings(namespace="deploytest")
 POOL = "pool-of-deploytest"
 NIGHT, NOON = ScheduleSpec(cron="0 3 * * *", timezone="Europe/Berlin"), ScheduleSpec(cron="0 12 * * *")
 JOB = LineSpec.model_validate(
-    {"line": "support", "datasets": [{"path": "/data/night.jsonl"}], "training": {"epochs": 5}, "schedule": NIGHT}
+    {
+        "line": "support",
+        "datasets": [{"path": "/data/night.jsonl"}],
+        "training": {"epochs": 5},
+        "approval": {"ask": True},  # Prefect drops properties that are called as a word of JSON schema is: "required"
+        "schedule": NIGHT,
+    }
 )
 
 

@@ -118,6 +118,7 @@ def served(home: Path, *, user: str = "", password: str = "", **environment: str
             line = process.stdout.readline()
             assert line, log.read_text()
             addresses = json.loads(line)
+            assert "error" not in addresses, addresses
             server = PrefectServer(f"{addresses['prefect']}/api", own, login)
             yield Served(process, addresses, own, server.with_token())
         finally:
