@@ -74,6 +74,7 @@ def test_deploying_again_changes_nothing(client: SyncPrefectClient, line: Deploy
     assert line.parameters == {
         "line": "support",
         "data": {"path": "/data/night.jsonl"},
+        "approval": {"ask": True},
         "training": {"epochs": 5},
         "min_new_rows": 200,
     }
