@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from backprop_core.refs import ArtifactRef, BaseRef, DatasetRef, Record, SourceRef
+from backprop_core.refs import ArtifactRef, BaseRef, ConverterRef, DatasetRef, Record, SourceRef
 from backprop_core.specs import KEY_IF_SET, Spec
 
 # Raise a number when the stage's result would change; a golden test per stage fails otherwise.
@@ -27,6 +27,7 @@ VERSIONS = {
     "answer": 1,
     "gate": 2,
     "convert": 1,
+    "convert_outside": 1,
     "quantize": 1,
     "importance": 1,
     "quantize_weighted": 1,
@@ -58,7 +59,7 @@ def dataset_digest(dataset: DatasetRef) -> str:
 def part(value: Any) -> Any:
     """What one parameter contributes to a key: refs their digest, specs what can change a result."""
     match value:
-        case ArtifactRef() | BaseRef() | SourceRef():
+        case ArtifactRef() | BaseRef() | ConverterRef() | SourceRef():
             return value.digest
         case Spec():
             return part(value.semantic())

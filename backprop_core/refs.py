@@ -30,6 +30,14 @@ class SourceRef(Record):
     path: str
 
 
+class ConverterRef(Record):
+    """The converter of a llama.cpp checkout as it was when it was hashed; the digest alone names it."""
+
+    digest: Digest
+    path: str
+    python: str = Field(description="Interpreter that runs it.")
+
+
 class RowsRef(ArtifactRef):
     """Rows as `rows.jsonl`: canonical JSON, one `{"messages": [...]}` a line, or `{"text": ...}` for raw text."""
 

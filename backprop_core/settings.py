@@ -37,6 +37,14 @@ class Settings(BaseSettings):
     unsloth_python: Path | None = Field(
         None, description="Interpreter of the environment that has Unsloth, for training.backend=unsloth."
     )
+    llama_cpp_dir: Path | None = Field(
+        default_factory=lambda: Path(named) if (named := os.environ.get("LLAMA_CPP_DIR")) else None,
+        description="Checkout of llama.cpp whose converter writes GGUF files that have no writer here; "
+        "default: LLAMA_CPP_DIR.",
+    )
+    llama_cpp_python: str | None = Field(
+        None, description="Interpreter that has what this converter imports; default: the worker's."
+    )
     stall_seconds: float = Field(
         1800, ge=0, description="A worker that comes no further for so long is ended and its stage retried; 0: never."
     )

@@ -273,7 +273,7 @@ def exports(run: Run, merged: AdapterRef | None, heldout: RowsRef) -> None:
 def export(run: Run, merged: AdapterRef | None, quantization: str, heldout: RowsRef) -> None:
     """One GGUF file of the merged adapter, and how far it answers as the model does."""
     if quantization in stages.WRITTEN_DIRECTLY:
-        file = run.call(stages.convert, base=run.base, adapter=merged, outtype=quantization)
+        file = converted(run, merged, quantization)
     else:
         file = quantized(run, merged, quantization, heldout)
     fidelity = None
@@ -284,9 +284,17 @@ def export(run: Run, merged: AdapterRef | None, quantization: str, heldout: Rows
     run.exported(file, fidelity)
 
 
+def converted(run: Run, merged: AdapterRef | None, outtype: str) -> GGUFRef:
+    """A file in a type that needs no llama.cpp to be made; its converter is asked where we have none."""
+    wanted = {"base": run.base, "adapter": merged, "outtype": outtype}
+    if run.prepared.converter:
+        return run.call(stages.convert_outside, **wanted, converter=run.prepared.converter)
+    return run.call(stages.convert, **wanted)
+
+
 def quantized(run: Run, merged: AdapterRef | None, quantization: str, heldout: RowsRef) -> GGUFRef:
     """A file that llama.cpp makes from the f16 one, and from what held-out rows say if that is asked for."""
-    source = run.call(stages.convert, base=run.base, adapter=merged, outtype="f16")
+    source = converted(run, merged, "f16")
     if not run.spec.export.imatrix:
         return run.call(stages.quantize, source=source, quantization=quantization)
     length = run.spec.training.max_length

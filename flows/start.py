@@ -8,7 +8,8 @@ from backprop_core.refs import RunResult
 from backprop_core.specs import EvaluationSpec, ExportSpec, PublishSpec, Quantization, RunSpec
 from flows.environment import connected
 from tasks import early
-from tasks.prepare import Prepared, check_repo
+from tasks.checks import check_repo
+from tasks.prepare import Prepared
 
 if TYPE_CHECKING:
     from tasks.plan import Plan

@@ -71,7 +71,7 @@ class Lookup(Run):
         found: R | None = None if self._fresh else recorded(self.store, key)
         cached = found is not None or key in [stage.key for stage in self.stages]
         self.stages.append(StageRecord(stage=stage.name, key=key, cached=cached, seconds=0, digest=None))
-        if not cached and stage.name in ("convert", "quantize", "quantize_weighted"):
+        if not cached and stage.name in ("convert", "convert_outside", "quantize", "quantize_weighted"):
             self.files.append(parameters.get("quantization") or parameters["outtype"])
         if not cached and parameters.get("package") == "merged":
             self.files.append("f16")

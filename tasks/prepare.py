@@ -1,6 +1,5 @@
 """What a run starts from, found and hashed before anything is computed: the complete resolved spec. No Prefect here."""
 
-import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +9,11 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from backprop_core import base as bases
-from backprop_core.errors import ConfigInvalid, LineConflict, OllamaUnreachable, RefAmbiguous, RunUnknown
-from backprop_core.extras import QLORA, require
+from backprop_core.errors import ConfigInvalid, LineConflict, RefAmbiguous, RunUnknown
 from backprop_core.formats import snapshot
-from backprop_core.gguf.support import check_supported
 from backprop_core.keys import digest_of, part
 from backprop_core.lines import Lines, LineVersion, Live
-from backprop_core.refs import AdapterRef, BaseRef, Choice, Located, Record, RunId, RunResult, SourceRef
+from backprop_core.refs import AdapterRef, BaseRef, Choice, ConverterRef, Located, Record, RunId, RunResult, SourceRef
 from backprop_core.settings import settings
 from backprop_core.specs import (
     ApprovalSpec,
@@ -28,18 +25,14 @@ from backprop_core.specs import (
     ModelSpec,
     PublishSpec,
     RunSpec,
-    TrainSpec,
 )
 from backprop_core.store import Store, write_atomic
-from backprop_core.training import variants
+from tasks.checks import check_export, check_metric, check_repo, check_training
 from tasks.defaults import decide
 from tasks.worker import interpreter
 
 if TYPE_CHECKING:
     from backprop_core.release import Release
-
-log = logging.getLogger(__name__)
-WITHOUT_LLAMA = {"f32", "f16", "bf16", "q8_0"}  # GGUF types that need no llama.cpp
 
 
 class Source(Record):
@@ -64,13 +57,15 @@ class Prepared(Record):
     adapter: AdapterRef | None = Field(None, description="The merged adapter that an export writes.")
     of: RunId | None = Field(None, description="The earlier run whose adapter that is.")
     live: Live | None = Field(None, description="The champion that a retrain continues; None: the line's first run.")
+    converter: ConverterRef | None = Field(None, description="Writes the GGUF files, where we have no writer.")
 
     def digest(self) -> str:
         """Digest of everything that decides the run's results; whoever has the same has the same results."""
         inputs = [
             [source.data.digest, source.heldout and source.heldout.digest] for source in self.sources + self.watch
         ]
-        return digest_of([self.flow, part(self.spec), self.base.digest, inputs, part(self.adapter), part(self.live)])
+        parts = [self.flow, part(self.spec), self.base.digest, inputs, part(self.adapter), part(self.live)]
+        return digest_of([*parts, self.converter.digest] if self.converter else parts)
 
 
 def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
@@ -91,7 +86,7 @@ def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
         spec = still_published(spec, store)
     base = live.version.base if live and spec.model == ModelSpec() else bases.resolve(spec.model, store)
     Lines(store).check_base(spec.line, base)
-    check_export(base, spec, store)
+    converter = check_export(base, spec, store)
     sources = [source(dataset, store, task=spec.line if flow == "retrain" else None) for dataset in spec.datasets]
     spec, chosen = decide(spec, base, [source.data for source in sources], store, later=live is not None)
     check_training(spec.training, continues=live is not None or len(spec.datasets) > 1)
@@ -103,6 +98,7 @@ def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
         sources=sources,
         watch=[source(dataset, store) for dataset in spec.evaluation.watch],
         live=live,
+        converter=converter,
     )
 
 
@@ -167,9 +163,9 @@ def to_release(
     )
     if flow == "release" and not (spec.publish.ollama or spec.publish.repo):
         raise ConfigInvalid(f"line {line} has nowhere to go", hint="name a place: --ollama NAME or --repo OWNER/NAME")
-    check_export(live.version.base, spec, store)
+    changes = {"flow": flow, "spec": spec, "live": live, "converter": check_export(live.version.base, spec, store)}
     of, adapter = live.version.run_id, live.version.merged
-    return earlier.model_copy(update={"flow": flow, "spec": spec, "adapter": adapter, "of": of, "live": live})
+    return earlier.model_copy(update={**changes, "adapter": adapter, "of": of})
 
 
 def to_rollback(line: str, number: int | None, store: Store) -> Prepared:
@@ -200,9 +196,9 @@ def again(flow: str, run_id: str, export: ExportSpec, store: Store) -> Prepared:
     """What an earlier run started from and made, for a flow that exports it."""
     earlier = made(run_id, store)
     spec = earlier.spec.model_copy(update={"export": export})
-    check_export(earlier.base, spec, store)
+    converter = check_export(earlier.base, spec, store)
     live = earlier.live if earlier.flow == "retrain" else None  # whose held-out rows it has
-    return earlier.model_copy(update={"flow": flow, "spec": spec, "live": live})
+    return earlier.model_copy(update={"flow": flow, "spec": spec, "live": live, "converter": converter})
 
 
 def made(ref: str, store: Store) -> Prepared:
@@ -268,8 +264,8 @@ def promoted(ref: str, line: str, store: Store) -> Prepared:
         raise RunUnknown(f"{ref} is a run of {earlier.flow}", hint="promote what `train` or `multi-run` made")
     Lines(store).check_base(line, earlier.base)
     spec = still_published(earlier.spec.model_copy(update={"line": line}), store)
-    check_export(earlier.base, spec, store)
-    return earlier.model_copy(update={"flow": "promote", "spec": spec, "live": Lines(store).live(line)})
+    changes = {"flow": "promote", "spec": spec, "converter": check_export(earlier.base, spec, store)}
+    return earlier.model_copy(update={**changes, "live": Lines(store).live(line)})
 
 
 def merged_of(run_id: str, store: Store) -> Located:
@@ -279,63 +275,6 @@ def merged_of(run_id: str, store: Store) -> Located:
     if merged is None:
         raise RunUnknown(f"run {run_id} has made no adapter", hint=f"finish it first: backprop resume {run_id}")
     return merged
-
-
-def check_metric(evaluation: EvaluationSpec) -> None:
-    """Refuse a metric that lacks what it needs."""
-    if evaluation.metric == "regex" and evaluation.pattern is None:
-        raise ConfigInvalid("evaluation.metric=regex has no evaluation.pattern", hint="say what counts in an answer")
-    if evaluation.metric == "judge" and None in (evaluation.judge.address, evaluation.judge.model):
-        raise ConfigInvalid(
-            "evaluation.metric=judge has no judge", hint="give evaluation.judge.address and evaluation.judge.model"
-        )
-
-
-def check_export(base: BaseRef, spec: RunSpec, store: Store) -> None:
-    """Refuse an export that cannot work before hours of training, not after them."""
-    if spec.publish.repo:
-        check_repo(spec.publish.repo)
-    for name in filter(None, (spec.export.ollama, spec.publish.ollama)):
-        check_ollama(name, spec, store)
-    if spec.export.quantizations or "gguf-lora" in spec.export.packages:
-        check_supported(bases.local(base, store))
-    needed = sorted(set(spec.export.quantizations) - WITHOUT_LLAMA)
-    if needed:
-        require(["llama_cpp"], what=", ".join(needed), extra="export")
-    elif spec.export.imatrix:
-        raise ConfigInvalid(
-            "export.imatrix changes none of the files", hint="add a K-quant, like --quantization q3_k_m"
-        )
-
-
-def check_training(training: TrainSpec, *, continues: bool) -> None:
-    """Refuse a training that cannot work before it begins. Raises VariantUnsupported or ExtraMissing."""
-    variants.check(training.lora, precision=training.precision, continues=continues)
-    if training.precision == "nf4":
-        require(QLORA, what="nf4", extra="qlora")
-
-
-def check_repo(repo: str) -> None:
-    """Raise ConfigInvalid unless it is the id of a repository of the Hub."""
-    from backprop_core.hub import check_repo_id
-
-    check_repo_id(repo)
-
-
-def check_ollama(name: str, spec: RunSpec, store: Store) -> None:
-    """Refuse a model of Ollama's that cannot be made; an Ollama that does not answer now may do so later."""
-    from backprop_core.ollama import Ollama, claim
-
-    if not spec.export.quantizations:
-        raise ConfigInvalid(
-            f"Ollama cannot have {name} without a GGUF file", hint="add export.quantizations, like [q4_k_m]"
-        )
-    try:
-        with Ollama() as server:
-            server.check()
-            claim(name, server, store)
-    except OllamaUnreachable as error:
-        log.warning("%s", error.message)
 
 
 def source(dataset: DatasetSpec, store: Store, *, task: str | None = None) -> Source:

@@ -62,7 +62,7 @@ R = TypeVar("R", bound=BaseModel)
 log = logging.getLogger(__name__)
 IN_THE_WORKER = {
     *("train", "search", "merge", "drift", "evaluate", "generate", "answer"),
-    *("convert", "quantize", "importance", "quantize_weighted", "fidelity", "package"),
+    *("convert", "convert_outside", "quantize", "importance", "quantize_weighted", "fidelity", "package"),
 }
 Start = Callable[[Store], prepare.Prepared]
 _current: ContextVar["Run"] = ContextVar("run")

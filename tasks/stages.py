@@ -10,6 +10,7 @@ from backprop_core.refs import (
     AdapterRef,
     Answers,
     BaseRef,
+    ConverterRef,
     DatasetRef,
     Drift,
     Fidelity,
@@ -234,6 +235,17 @@ def gate(
 def convert(base: BaseRef, adapter: AdapterRef | None, outtype: Literal["f32", "f16", "bf16", "q8_0"]) -> GGUFRef:
     """Base and adapter → one GGUF file, fused while it is written."""
     return current().work("convert", GGUFRef, base=base, adapter=adapter, outtype=outtype)
+
+
+@stage
+def convert_outside(
+    base: BaseRef,
+    adapter: AdapterRef | None,
+    outtype: Literal["f32", "f16", "bf16", "q8_0"],
+    converter: ConverterRef,
+) -> GGUFRef:
+    """Base and adapter → one GGUF file, written by a llama.cpp that the user has."""
+    return current().work("convert_outside", GGUFRef, base=base, adapter=adapter, outtype=outtype, converter=converter)
 
 
 @stage

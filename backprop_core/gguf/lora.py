@@ -13,7 +13,7 @@ from backprop_core.gguf.architecture import architecture_of
 from backprop_core.gguf.data import pair_rows
 from backprop_core.gguf.fuse import Fused
 from backprop_core.gguf.support import check_supported
-from backprop_core.gguf.tokenizer import HINT
+from backprop_core.gguf.tokenizer import LEAVE
 from backprop_core.gguf.writer import rotary_heads
 
 
@@ -48,7 +48,7 @@ def write(path: Path, config: Any, fused: Fused) -> None:
         A, B, _ = fused.lora[source]
         name = names.get_name(source, (".weight",))
         if name is None:
-            raise ArchitectureUnsupported(f"llama.cpp's {architecture} has no tensor for {source}", hint=HINT)
+            raise ArchitectureUnsupported(f"llama.cpp's {architecture} has no tensor for {source}", hint=LEAVE)
         heads = rotary_heads(config, source)
         writer.add_tensor(f"{name}.lora_a", as_array(A))
         writer.add_tensor(f"{name}.lora_b", as_array(pair_rows(B, heads) if heads else B))

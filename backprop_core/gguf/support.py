@@ -42,15 +42,11 @@ def check_supported(base: Path) -> None:
 
     Raises ArchitectureUnsupported or TokenizerUnsupported.
     """
+    check_weights(base)
     config = read_json(base / "config.json")
     name = (config.get("architectures") or ["unnamed"])[0]
     if name not in ARCHITECTURES:
         raise ArchitectureUnsupported(f"no GGUF writer for {name}, only for {', '.join(ARCHITECTURES)}", hint=HINT)
-    if "quantization_config" in config:
-        raise ArchitectureUnsupported(
-            f"{base} holds quantized weights; an adapter is not fused into those",
-            hint="use the full-precision model as the base",
-        )
     architecture = ARCHITECTURES[name]
     if (activation := activation_of(config, architecture)) != architecture.activation:
         raise ArchitectureUnsupported(f"no GGUF writer for {name} with {activation}", hint=HINT)
@@ -58,6 +54,15 @@ def check_supported(base: Path) -> None:
     for rope in ropes(config):
         check_rope(architecture, rope)
     check_tokenizer(base / "tokenizer.json")
+
+
+def check_weights(base: Path) -> None:
+    """Raise ArchitectureUnsupported if an adapter cannot be fused into this base's weights."""
+    if "quantization_config" in read_json(base / "config.json"):
+        raise ArchitectureUnsupported(
+            f"{base} holds quantized weights; an adapter is not fused into those",
+            hint="use the full-precision model as the base",
+        )
 
 
 def activation_of(config: Mapping[str, Any], architecture: Architecture) -> Any:

@@ -6,7 +6,8 @@ from typing import Any, Literal, NamedTuple
 
 from backprop_core.errors import TokenizerUnsupported
 
-HINT = "leave --export away: training, merging and evaluation work with this base"
+LEAVE = "leave --export away: training, merging and evaluation work with this base"
+HINT = f"set LLAMA_CPP_DIR to a checkout of llama.cpp that converts it, or {LEAVE}"
 CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
 REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 QWEN2, LLAMA3 = CONTRACTION + REST, CONTRACTION + "{1,3}" + REST

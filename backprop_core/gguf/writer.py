@@ -14,7 +14,7 @@ from backprop_core.gguf.data import Entry, aligned, write_tensors
 from backprop_core.gguf.fuse import Fused
 from backprop_core.gguf.packing import Writer
 from backprop_core.gguf.stored import DTYPES
-from backprop_core.gguf.tokenizer import HINT
+from backprop_core.gguf.tokenizer import LEAVE
 from backprop_core.gguf.vocabulary import add_vocabulary
 from backprop_core.progress import OnProgress
 
@@ -52,10 +52,10 @@ def plan(config: Any, fused: Fused, kind: GGMLType) -> list[Entry]:
             continue
         name = names.get_name(source, (".weight", ".bias"))
         if name is None:
-            raise ArchitectureUnsupported(f"llama.cpp's {architecture.name} has no tensor for {source}", hint=HINT)
+            raise ArchitectureUnsupported(f"llama.cpp's {architecture.name} has no tensor for {source}", hint=LEAVE)
         stored = fused.stored[source]
         if stored.dtype not in DTYPES:
-            raise ArchitectureUnsupported(f"no GGUF writer for {source}, stored as {stored.dtype}", hint=HINT)
+            raise ArchitectureUnsupported(f"no GGUF writer for {source}, stored as {stored.dtype}", hint=LEAVE)
         offset = architecture.norm_offset if source.endswith("norm.weight") else 0
         count = rotary_heads(config, source)
         head = stored.shape[0] // count if count else 0

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from backprop_core import base as bases
+from backprop_core import checkout
 from backprop_core.curate import load as load_rows
 from backprop_core.drift import drift
 from backprop_core.errors import Interrupted
@@ -19,6 +20,7 @@ from backprop_core.refs import (
     AdapterRef,
     Answers,
     BaseRef,
+    ConverterRef,
     Drift,
     Fidelity,
     Generations,
@@ -109,6 +111,10 @@ class ConvertJob(Record):
     outtype: Literal["f32", "f16", "bf16", "q8_0"]
 
 
+class ConvertOutsideJob(ConvertJob):
+    converter: ConverterRef
+
+
 class QuantizeJob(Record):
     source: GGUFRef
     quantization: str
@@ -169,6 +175,8 @@ class Stages:
                 return self.answer(AnswerJob.model_validate(parameters), progress)
             case "convert":
                 return self.convert(ConvertJob.model_validate(parameters), progress)
+            case "convert_outside":
+                return self.convert_outside(ConvertOutsideJob.model_validate(parameters), progress)
             case "importance":
                 return self.importance(ImportanceJob.model_validate(parameters), progress)
             case "quantize" | "quantize_weighted":
@@ -278,6 +286,26 @@ class Stages:
                 on_progress=progress,
             )
             return self.commit_gguf(directory, job.outtype, {"stage": "convert", "base": job.base.digest})
+
+    def convert_outside(self, job: ConvertOutsideJob, progress: OnProgress) -> GGUFRef:
+        from backprop_core.fused import fuse
+
+        checkout.check(job.converter)
+        base, adapter = bases.local(job.base, self._store), self.adapter_directory(job.adapter)
+        with self._store.begin("gguf") as directory, self._store.begin("fused") as scratch:
+            (scratch / "model").mkdir()
+            fuse(base, adapter, scratch / "model", on_progress=progress)
+            checkout.convert(
+                scratch / "model",
+                directory / "model.gguf",
+                outtype=job.outtype,
+                converter=job.converter,
+                log=scratch / "log",
+                on_progress=progress,
+                should_stop=self._should_stop,
+            )
+            record = {"stage": "convert_outside", "base": job.base.digest, "converter": job.converter.digest}
+            return self.commit_gguf(directory, job.outtype, record)
 
     def importance(self, job: ImportanceJob, progress: OnProgress) -> ImportanceRef:
         from backprop_core.importance import importance

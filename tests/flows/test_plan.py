@@ -1,6 +1,7 @@
 """`--plan` against the run that follows: the same stages, the same keys, and nothing done."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from backprop_core.training.presets import PRESETS
 from flows import cli, start, tables
 from flows.multi_run import multi_run
 from tasks.plan import Plan, vram
+from tests.core import stand_in_converter
 
 TRAINING = TrainSpec(steps=2, batch_size=4, lora=LoraSpec(rank=4))
 
@@ -64,6 +66,18 @@ def test_replay_changes_the_rows_of_later_runs_and_nothing_else(spec: RunSpec) -
     assert [stage.stage for stage in mixed.stages].count("replay") == len(spec.datasets) - 1
     keys = [[stage.key for stage in made.stages if stage.stage == "train"] for made in (plain, mixed)]
     assert keys[0][0] == keys[1][0] and keys[0][1] != keys[1][1]
+
+
+@pytest.mark.usefixtures("home")
+def test_a_base_without_a_writer_goes_through_llama_cpp(
+    spec: RunSpec, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every GGUF file, those made of the f16 one too, is written by the user's converter, under a key of its own."""
+    odd = stand_in_converter.rename(shutil.copytree(base, tmp_path / "odd"))
+    monkeypatch.setenv("LLAMA_CPP_DIR", str(stand_in_converter.install(tmp_path / "llama.cpp")))
+    wanted = {"export": ExportSpec(quantizations=["q8_0", "q4_k_m"]), "model": ModelSpec(name=str(odd))}
+    stages = todo(planned(spec, **wanted))
+    assert (stages.count("convert_outside"), stages.count("quantize"), stages.count("convert")) == (2, 1, 0)
 
 
 def test_a_plan_does_nothing(spec: RunSpec, home: Path, data: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,16 +1,18 @@
 """What cannot work is refused before anything is done: no Prefect, no worker, nothing but notes on the data."""
 
+import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from backprop_core.errors import BackpropError, ExtraMissing, VariantUnsupported
+from backprop_core.errors import ArchitectureUnsupported, BackpropError, ExtraMissing, VariantUnsupported
 from backprop_core.specs import LoraSpec, RunSpec
 from backprop_core.store import Store
 from tasks import prepare
-from tests.core import nano
+from tests.core import nano, stand_in_converter
 
 
 @pytest.fixture(scope="module")
@@ -18,12 +20,15 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return nano.build(tmp_path_factory.mktemp("base"))
 
 
-def prepared(base: Path, place: Path, *, datasets: int = 1, **training: Any) -> prepare.Prepared:
+def prepared(
+    base: Path, place: Path, *, datasets: int = 1, export: dict[str, Any] | None = None, **training: Any
+) -> prepare.Prepared:
     (place / "a.jsonl").write_text('{"text": "one"}\n')
     spec = {
         "model": {"name": str(base)},
         "datasets": [{"path": str(place / "a.jsonl")}] * datasets,
         "training": {"device": "cpu", **training},
+        "export": export or {},
     }
     return prepare.prepare("multi-run", RunSpec.model_validate(spec), Store(place / "store"))
 
@@ -55,6 +60,37 @@ def test_what_nf4_needs_is_looked_for_first(
         prepared(base, tmp_path, precision="nf4")
     assert "[qlora]" in caught.value.hint
     prepared(base, tmp_path)
+
+
+def test_a_base_without_a_writer_needs_a_llama_cpp(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a base is refused by a hint that names the setting; with it, its converter is part of what is prepared."""
+    odd = stand_in_converter.rename(shutil.copytree(base, tmp_path / "odd"))
+    monkeypatch.delenv("LLAMA_CPP_DIR", raising=False)
+    assert prepared(odd, tmp_path).converter is None
+    with pytest.raises(ArchitectureUnsupported, match="OddForCausalLM") as caught:
+        prepared(odd, tmp_path, export={"quantizations": ["f16"]})
+    assert "LLAMA_CPP_DIR" in caught.value.hint
+    checkout = stand_in_converter.install(tmp_path / "llama.cpp")
+    monkeypatch.setenv("LLAMA_CPP_DIR", str(checkout))
+    found = prepared(odd, tmp_path, export={"quantizations": ["f16"]}).converter
+    assert found and (found.path, found.python) == (str(checkout), sys.executable)
+    with pytest.raises(ArchitectureUnsupported):
+        prepared(odd, tmp_path, export={"packages": ["gguf-lora"]})
+    config = json.loads((odd / "config.json").read_text())
+    (odd / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "bitsandbytes"}}))
+    with pytest.raises(ArchitectureUnsupported, match="quantized weights"):
+        prepared(odd, tmp_path, export={"quantizations": ["f16"]})
+
+
+def test_a_llama_cpp_changes_nothing_where_we_have_a_writer(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same work, by the same digest, whether the setting is there or not."""
+    export = {"quantizations": ["f16"]}
+    without = prepared(base, tmp_path, export=export)
+    monkeypatch.setenv("BACKPROPAGATE_LLAMA_CPP_DIR", "/no/such/llama.cpp")
+    with_it = prepared(base, tmp_path, export=export)
+    assert with_it.converter is None and with_it.digest() == without.digest()
 
 
 def test_nothing_is_written_for_what_is_refused(base: Path, tmp_path: Path) -> None:

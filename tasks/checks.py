@@ -1,0 +1,94 @@
+"""What cannot work is refused before hours of training, not after them."""
+
+import logging
+import sys
+
+from backprop_core import base as bases
+from backprop_core import checkout
+from backprop_core.errors import ArchitectureUnsupported, ConfigInvalid, OllamaUnreachable, TokenizerUnsupported
+from backprop_core.extras import QLORA, require
+from backprop_core.gguf.support import check_supported, check_weights
+from backprop_core.refs import BaseRef, ConverterRef
+from backprop_core.settings import settings
+from backprop_core.specs import EvaluationSpec, ExportSpec, RunSpec, TrainSpec
+from backprop_core.store import Store
+from backprop_core.training import variants
+
+log = logging.getLogger(__name__)
+WITHOUT_LLAMA = {"f32", "f16", "bf16", "q8_0"}  # GGUF types that need no llama.cpp
+
+
+def check_metric(evaluation: EvaluationSpec) -> None:
+    """Refuse a metric that lacks what it needs."""
+    if evaluation.metric == "regex" and evaluation.pattern is None:
+        raise ConfigInvalid("evaluation.metric=regex has no evaluation.pattern", hint="say what counts in an answer")
+    if evaluation.metric == "judge" and None in (evaluation.judge.address, evaluation.judge.model):
+        raise ConfigInvalid(
+            "evaluation.metric=judge has no judge", hint="give evaluation.judge.address and evaluation.judge.model"
+        )
+
+
+def check_export(base: BaseRef, spec: RunSpec, store: Store) -> ConverterRef | None:
+    """Refuse an export that cannot work; what writes its GGUF files, where we do not."""
+    if spec.publish.repo:
+        check_repo(spec.publish.repo)
+    for name in filter(None, (spec.export.ollama, spec.publish.ollama)):
+        check_ollama(name, spec, store)
+    converter = converter_of(base, spec.export, store)
+    needed = sorted(set(spec.export.quantizations) - WITHOUT_LLAMA)
+    if needed:
+        require(["llama_cpp"], what=", ".join(needed), extra="export")
+    elif spec.export.imatrix:
+        raise ConfigInvalid(
+            "export.imatrix changes none of the files", hint="add a K-quant, like --quantization q3_k_m"
+        )
+    return converter
+
+
+def converter_of(base: BaseRef, export: ExportSpec, store: Store) -> ConverterRef | None:
+    """The user's llama.cpp, where GGUF files are asked for of a base that has no writer here.
+
+    Raises ArchitectureUnsupported, TokenizerUnsupported or ConfigInvalid.
+    """
+    if not export.quantizations and "gguf-lora" not in export.packages:
+        return None
+    config, directory = settings(), bases.local(base, store)
+    check_weights(directory)
+    try:
+        check_supported(directory)
+    except (ArchitectureUnsupported, TokenizerUnsupported):
+        if config.llama_cpp_dir is None or "gguf-lora" in export.packages:
+            raise
+        python = config.llama_cpp_python or config.worker_python or sys.executable
+        return checkout.find(config.llama_cpp_dir.expanduser(), python, directory)
+    return None
+
+
+def check_training(training: TrainSpec, *, continues: bool) -> None:
+    """Refuse a training that cannot work before it begins. Raises VariantUnsupported or ExtraMissing."""
+    variants.check(training.lora, precision=training.precision, continues=continues)
+    if training.precision == "nf4":
+        require(QLORA, what="nf4", extra="qlora")
+
+
+def check_repo(repo: str) -> None:
+    """Raise ConfigInvalid unless it is the id of a repository of the Hub."""
+    from backprop_core.hub import check_repo_id
+
+    check_repo_id(repo)
+
+
+def check_ollama(name: str, spec: RunSpec, store: Store) -> None:
+    """Refuse a model of Ollama's that cannot be made; an Ollama that does not answer now may do so later."""
+    from backprop_core.ollama import Ollama, claim
+
+    if not spec.export.quantizations:
+        raise ConfigInvalid(
+            f"Ollama cannot have {name} without a GGUF file", hint="add export.quantizations, like [q4_k_m]"
+        )
+    try:
+        with Ollama() as server:
+            server.check()
+            claim(name, server, store)
+    except OllamaUnreachable as error:
+        log.warning("%s", error.message)
