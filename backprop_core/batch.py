@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from backprop_core import tokens
+from backprop_core import curate, tokens
 from backprop_core.errors import NoRows
 from backprop_core.model import LoadedBase
 from backprop_core.refs import RowsRef
@@ -57,6 +57,15 @@ def load(base: LoadedBase, rows: RowsRef, *, max_length: int, store: Store) -> l
             *(ref.cut, len(flat["row_e"]) + ref.left_out, max_length, ref.left_out),
         )
     return items(flat)
+
+
+def by_pass(items: Sequence[Item], rows: RowsRef, store: Store) -> list[list[int]]:
+    """The examples of each pass over the rows, by index; a single pass with all of them where the rows say nothing."""
+    named = [set(numbers) for numbers in curate.passes(store.local(rows))]
+    some = set().union(*named)
+    return [
+        [index for index, item in enumerate(items) if item.row in chosen or item.row not in some] for chosen in named
+    ]
 
 
 def items(flat: tokens.Tensors) -> list[Item]:

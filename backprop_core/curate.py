@@ -23,6 +23,7 @@ from backprop_core.specs import DatasetSpec
 from backprop_core.store import Store
 
 ROWS = "rows.jsonl"
+PASSES = "passes.json"
 HELDOUT_SHARE = 10  # one in ten
 SEARCH_SHARE = 4  # of the held-out rows, one in four is to choose by
 HINT = "give more rows, or held-out rows of their own (--heldout FILE)"
@@ -185,27 +186,35 @@ def unseen(rows: RowsRef, *, learned: Sequence[RowsRef], store: Store) -> RowsRe
 
 
 def replay(
-    rows: RowsRef, earlier: Sequence[RowsRef], *, heldout: Sequence[RowsRef], share: float, seed: int, store: Store
+    rows: RowsRef,
+    earlier: Sequence[RowsRef],
+    *,
+    heldout: Sequence[RowsRef],
+    share: float,
+    passes: int,
+    seed: int,
+    store: Store,
 ) -> RowsRef:
-    """New rows with `share` of the rows of each earlier dataset among them, at least one of each.
+    """New rows, and in each of so many passes over them `share` of the rows of each earlier dataset, at least one.
 
-    Which ones, a hash of seed, new rows and row decides: every run draws anew. No row of `heldout` is taken.
+    The passes of all runs go through an earlier dataset in turn, in an order drawn by `seed`: no row comes again before
+    every one has. `earlier` has the oldest first. No row of `heldout` is taken.
     """
-    out = [row for ref in heldout for row in known_in(ref, store)]
-    drawn = [
-        row
-        for ref in earlier
-        for row in sorted(without(known_in(ref, store), out), key=lambda row: lot(row, rows, seed))[
-            : math.ceil(share * ref.rows)
-        ]
-    ]
-    mixed = sorted(unique([*known_in(rows, store), *drawn]), key=lambda row: row.order)
-    return commit(mixed, store, {"stage": "replay", "rows": rows.digest, "earlier": [ref.digest for ref in earlier]})
+    new, out = known_in(rows, store), [row for ref in heldout for row in known_in(ref, store)]
+    draws: list[list[Known]] = [[] for _ in range(passes)]
+    for runs_since, ref in enumerate(reversed(earlier)):
+        order = sorted(without(known_in(ref, store), out), key=lambda row: lot(row, seed))
+        count = math.ceil(share * ref.rows) if order else 0
+        for number, draw in enumerate(draws, runs_since * passes):
+            draw += [order[place % len(order)] for place in range(number * count, (number + 1) * count)]
+    record = {"stage": "replay", "rows": rows.digest, "earlier": [ref.digest for ref in earlier]}
+    mixed = sorted(unique([*new, *(row for draw in draws for row in draw)]), key=lambda row: row.order)
+    return commit(mixed, store, record, passes=[without(draw, new) for draw in draws])
 
 
-def lot(row: Known, rows: RowsRef, seed: int) -> bytes:
-    """Where a row comes in the draw for these new rows."""
-    return hashlib.sha256(f"{seed}:{rows.digest}:".encode() + row.identity).digest()
+def lot(row: Known, seed: int) -> bytes:
+    """Where a row comes in the order in which its dataset is replayed."""
+    return hashlib.sha256(f"{seed}:".encode() + row.identity).digest()
 
 
 def known_in(ref: RowsRef, store: Store) -> list[Known]:
@@ -213,16 +222,30 @@ def known_in(ref: RowsRef, store: Store) -> list[Known]:
     return [Known(identity(row), canonical(row)) for row in load(store.local(ref))]
 
 
-def commit(rows: list[Known], store: Store, record: dict[str, Any]) -> RowsRef:
+def commit(
+    rows: list[Known], store: Store, record: dict[str, Any], *, passes: Sequence[Sequence[Known]] = ()
+) -> RowsRef:
+    """The rows as an artifact; with several `passes` over them, which rows are in one of them alone."""
     with store.begin("rows") as directory:
         text = "".join(row.line + "\n" for row in rows)
         (directory / ROWS).write_text(text, encoding="utf-8", newline="\n")
+        if len(passes) > 1:
+            place = {row.identity: index for index, row in enumerate(rows)}
+            numbers = [sorted({place[row.identity] for row in part}) for part in passes]
+            (directory / PASSES).write_text(canonical(numbers), encoding="utf-8")
         return store.commit(directory, RowsRef, record=record, rows=len(rows))
 
 
 def load(directory: Path) -> list[ChatRow]:
     """The rows of a RowsRef's directory, in its order."""
     return list(lines(directory / ROWS))
+
+
+def passes(directory: Path) -> list[list[int]]:
+    """Of a RowsRef's directory, the rows that only some passes have, pass by pass; the other rows are in every one."""
+    file = directory / PASSES
+    numbers: list[list[int]] = json.loads(file.read_bytes()) if file.is_file() else [[]]
+    return numbers
 
 
 def lines(path: Path) -> Iterator[ChatRow]:

@@ -39,7 +39,10 @@ class ConverterRef(Record):
 
 
 class RowsRef(ArtifactRef):
-    """Rows as `rows.jsonl`: canonical JSON, one `{"messages": [...]}` a line, or `{"text": ...}` for raw text."""
+    """Rows as `rows.jsonl`: canonical JSON, one `{"messages": [...]}` a line, or `{"text": ...}` for raw text.
+
+    `passes.json`, where it is there: for each pass over them the numbers of the rows that only some passes have.
+    """
 
     artifact: ClassVar[str] = "rows"
     rows: int = Field(ge=0)

@@ -154,7 +154,8 @@ class TrainSpec(Spec):
         0,
         ge=0,
         le=0.1,
-        description="Share of the rows of each earlier dataset of the run or line that later runs train again.",
+        description="Share of the rows of each earlier dataset of the run or line that each epoch of later runs trains "
+        "again, others in each.",
         json_schema_extra=KEY_IF_SET,
     )
     processes: int = Field(

@@ -5,6 +5,7 @@ alone, so methods that agree in these share a trajectory. Whatever is done is no
 was stopped goes on.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -156,11 +157,11 @@ class Bench:
 
         return self.noted("train", TrainResult, make, base=self.plan.base, rows=rows, spec=spec, start=start).adapter
 
-    def mixed(self, rows: RowsRef, earlier: list[RowsRef], share: float, seed: int) -> RowsRef:
+    def mixed(self, rows: RowsRef, earlier: list[RowsRef], share: float, passes: int, seed: int) -> RowsRef:
         def make(_: str) -> RowsRef:
-            return curate.replay(rows, earlier, heldout=[], share=share, seed=seed, store=self.store)
+            return curate.replay(rows, earlier, heldout=[], share=share, passes=passes, seed=seed, store=self.store)
 
-        return self.noted("replay", RowsRef, make, rows=rows, earlier=earlier, share=share, seed=seed)
+        return self.noted("replay", RowsRef, make, rows=rows, earlier=earlier, share=share, passes=passes, seed=seed)
 
     def merge(
         self, merged: AdapterRef | None, tuned: AdapterRef, earlier: list[AdapterRef], count: int, spec: MergeSpec
@@ -210,7 +211,7 @@ class Bench:
             rate = self.plan.rates[cell.rate] * (method.later if index else 1)
             spec = self.plan.training.model_copy(update={"learning_rate": rate, "seed": cell.seed})
             if cell.replay and index:
-                rows = self.mixed(rows, datasets[:index], cell.replay, cell.seed)
+                rows = self.mixed(rows, datasets[:index], cell.replay, math.ceil(spec.epochs), cell.seed)
             merge = method.merge
             start = (
                 Start(tuned=tuned[-1], orthonormal=merge.orthonormal_start, keep=merge.keeps_function)
@@ -223,7 +224,7 @@ class Bench:
     def at_once(self, cell: Cell) -> list[float]:
         """One run on the rows of all tasks."""
         first, *others = [self.plan.tasks[task].train for task in self.plan.orders[0]]
-        rows = self.mixed(first, others, 1.0, 0)
+        rows = self.mixed(first, others, 1.0, 1, 0)
         spec = self.plan.training.model_copy(update={"learning_rate": self.plan.rates[cell.rate], "seed": cell.seed})
         adapter = self.train(rows, spec=spec, start=None)
         return [self.score(adapter, task) for task in self.plan.orders[0]]

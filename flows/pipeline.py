@@ -1,5 +1,6 @@
 """The main job: curate → train one LoRA run after another → merge → evaluate on every task so far → GGUF."""
 
+import math
 from typing import Any, NamedTuple
 
 from backprop_core.refs import (
@@ -15,7 +16,7 @@ from backprop_core.refs import (
     Start,
     TrainResult,
 )
-from backprop_core.specs import TEACHER_FORCED
+from backprop_core.specs import TEACHER_FORCED, TrainSpec
 from tasks import stages
 from tasks.run import Run
 
@@ -107,12 +108,18 @@ def trained(
             earlier=before,
             heldout=list(heldout.values()),
             share=spec.replay,
+            passes=passes(spec, rows),
             seed=spec.seed,
         )
     merge = run.spec.merge
     start = Start(tuned=tuned, orthonormal=merge.orthonormal_start, keep=merge.keeps_function) if tuned else None
     alone = spec.model_copy(update={"replay": 0})  # it is in the rows
     return run.call(stages.train, base=run.base, rows=rows, spec=alone, start=start)
+
+
+def passes(spec: TrainSpec, rows: RowsRef) -> int:
+    """How many passes over new rows a training may begin."""
+    return math.ceil(spec.epochs if spec.steps is None else spec.steps * spec.batch_size / rows.rows)
 
 
 def merge(

@@ -94,9 +94,11 @@ def merge(
 
 
 @stage
-def replay(rows: RowsRef, earlier: list[RowsRef], heldout: list[RowsRef], share: float, seed: int) -> RowsRef:
+def replay(
+    rows: RowsRef, earlier: list[RowsRef], heldout: list[RowsRef], share: float, passes: int, seed: int
+) -> RowsRef:
     """New rows and a share of those of earlier datasets → what the next run trains on."""
-    return core.replay(rows, earlier, heldout=heldout, share=share, seed=seed, store=current().store)
+    return core.replay(rows, earlier, heldout=heldout, share=share, passes=passes, seed=seed, store=current().store)
 
 
 @stage

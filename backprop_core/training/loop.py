@@ -17,7 +17,7 @@ import torch
 from backprop_core import adapter as adapters
 from backprop_core import slao
 from backprop_core.adapter import Adapter, Tensors
-from backprop_core.batch import Item, by_budget, collate, load
+from backprop_core.batch import Item, by_budget, by_pass, collate, load
 from backprop_core.errors import BackpropError, GPUOutOfMemory, GPUTooHot, Interrupted, LossNotFinite
 from backprop_core.model import LoadedBase, injected, linear_names, put, taken
 from backprop_core.refs import AdapterRef, RowsRef, Start, TrainResult
@@ -119,7 +119,8 @@ def fit(
         if not ranks.leads:
             torch.manual_seed(spec.seed + ranks.rank)  # dropout of its own
         identity = fingerprint(base, rows, spec, ranks)
-        run = Run(base, model, first, items, spec, identity, store.checkpoints(key), guard, ranks)
+        passes = by_pass(items, rows, store)
+        run = Run(base, model, first, items, passes, spec, identity, store.checkpoints(key), guard, ranks)
         try:
             run.train(on_metrics, should_stop)
         except torch.OutOfMemoryError as error:
@@ -168,6 +169,7 @@ class Run:
         model: Any,
         first: Tensors,
         items: Sequence[Item],
+        passes: Sequence[Sequence[int]],
         spec: TrainSpec,
         fingerprint: dict[str, Any],
         folder: Path,
@@ -175,9 +177,10 @@ class Run:
         ranks: Ranks,
     ) -> None:
         self.base, self.model, self.first, self.items, self.spec = base, model, first, items, spec
+        self.passes = passes
         self.fingerprint, self.folder, self.guard, self.ranks = fingerprint, folder, guard, ranks
         self.lengths = [len(item) for item in items]
-        self.total = plan.total_steps(len(items), spec)
+        self.total = plan.total_steps(len(passes[0]), spec)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(parameter_groups(model, spec), lr=spec.learning_rate, fused=True)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
@@ -191,7 +194,7 @@ class Run:
         self.model.train()
         began = saved_at = time.monotonic()
         before = self.seconds
-        for batch in plan.batches_from(self.step, self.lengths, self.spec):
+        for batch in plan.batches_from(self.step, self.lengths, self.spec, self.passes):
             metrics = self.do_step(batch)
             self.step += 1
             self.seconds = before + time.monotonic() - began

@@ -36,15 +36,25 @@ def epoch_batches(lengths: Sequence[int], *, seed: int, epoch: int, batch_size: 
     return batches
 
 
-def batches_from(step: int, lengths: Sequence[int], spec: TrainSpec) -> Iterator[list[int]]:
-    """The batches of steps `step`, `step + 1`, … (counted from 0) up to the last one."""
-    epoch, skip = divmod(step, batches_per_epoch(len(lengths), spec.batch_size))
-    left = total_steps(len(lengths), spec) - step
-    while left > 0:
-        batches = epoch_batches(lengths, seed=spec.seed, epoch=epoch, batch_size=spec.batch_size)[skip:][:left]
-        yield from batches
+def batches_from(
+    step: int, lengths: Sequence[int], spec: TrainSpec, passes: Sequence[Sequence[int]]
+) -> Iterator[list[int]]:
+    """The batches of steps `step`, `step + 1`, … (counted from 0) up to the last one.
+
+    `passes` are the examples of each epoch, taken in turn.
+    """
+    left = total_steps(len(passes[0]), spec) - step
+    for epoch, examples in enumerate(itertools.cycle(passes)):
+        if left <= 0:
+            return
+        if step >= (count := batches_per_epoch(len(examples), spec.batch_size)):
+            step -= count
+            continue
+        own = [lengths[index] for index in examples]
+        batches = epoch_batches(own, seed=spec.seed, epoch=epoch, batch_size=spec.batch_size)[step:][:left]
+        yield from ([examples[index] for index in batch] for batch in batches)
         left -= len(batches)
-        epoch, skip = epoch + 1, 0
+        step = 0
 
 
 def learning_rate(step: int, total: int, spec: TrainSpec) -> float:

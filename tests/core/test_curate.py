@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backprop_core.curate import apart, curate, load, pool, replay
+from backprop_core.curate import passes as passes_of
 from backprop_core.errors import NoRows
 from backprop_core.formats import snapshot
 from backprop_core.keys import VERSIONS
@@ -24,6 +25,7 @@ from backprop_core.specs import DatasetSpec
 from backprop_core.store import Store
 
 Rows = list[dict[str, Any]]
+Parts = list[list[set[str]]]
 
 
 def pair(question: str, answer: str = "Yes.") -> dict[str, Any]:
@@ -285,30 +287,44 @@ print(dataset.model_dump_json())
 """
 
 
+def drawn(bench: Bench, new: RowsRef, earlier: list[RowsRef], share: float, *, passes: int = 1, **more: Any) -> Parts:
+    """Of each earlier dataset the rows in each pass; with no more than one, what is not new is in it."""
+    mixed = replay(new, earlier, **{"heldout": [], "seed": 0, **more}, share=share, passes=passes, store=bench.store)
+    rows, fresh = list(map(json.dumps, bench.rows(mixed))), set(map(json.dumps, bench.rows(new)))
+    some = [number for number, row in enumerate(rows) if row not in fresh]
+    assert len(rows) == len(set(rows)) == len(fresh) + len(some)
+    named = passes_of(bench.store.local(mixed)) if passes > 1 else [some]
+    return [
+        [{rows[n] for n in named_in} & set(map(json.dumps, bench.rows(ref))) for named_in in named] for ref in earlier
+    ]
+
+
 def test_replay_adds_a_share_of_every_earlier_dataset(bench: Bench) -> None:
-    """Five percent of each earlier dataset, rounded up, come to the new rows; none that is held out, none twice."""
-    new, one, two = (bench.curate(numbered(count, start)) for count, start in ((40, 0), (90, 100), (200, 300)))
-    earlier = [one.train, two.train]
-    mixed = bench.rows(replay(new.train, earlier, heldout=[], share=0.05, seed=0, store=bench.store))
-    added = [row for row in mixed if row not in bench.rows(new.train)]
-    assert len(mixed) == new.train.rows + len(added)
-    counts = [sum(row in bench.rows(ref) for row in added) for ref in earlier]
-    assert counts == [math.ceil(0.05 * ref.rows) for ref in earlier]
-    without = bench.rows(replay(new.train, earlier, heldout=[one.train], share=0.05, seed=0, store=bench.store))
-    assert [row for row in without if row not in bench.rows(new.train)] == [
-        row for row in added if row in bench.rows(two.train)
-    ]
+    """Five percent of each earlier dataset, rounded up, come to the new rows; none that is held out."""
+    new, one, two = (bench.curate(numbered(count, start)).train for count, start in ((40, 0), (90, 100), (200, 300)))
+    parts = drawn(bench, new, [one, two], 0.05)
+    assert [len(*part) for part in parts] == [math.ceil(0.05 * ref.rows) for ref in (one, two)]
+    assert drawn(bench, new, [one, two], 0.05, heldout=[one]) == [[set()], parts[1]]
+    assert drawn(bench, new, [one, two], 0.05, seed=1) != parts
 
 
-def test_replay_is_drawn_anew_for_every_run(bench: Bench) -> None:
-    """The same seed and rows draw the same; another seed, or other new rows, draw others."""
-    new, other, old = (bench.curate(numbered(count, start)) for count, start in ((40, 0), (40, 50), (200, 300)))
-    draws = [
-        {line for line in map(json.dumps, bench.rows(mixed)) if line in set(map(json.dumps, bench.rows(old.train)))}
-        for rows, seed in ((new, 0), (new, 0), (new, 1), (other, 0))
-        for mixed in [replay(rows.train, [old.train], heldout=[], share=0.1, seed=seed, store=bench.store)]
-    ]
-    assert draws[0] == draws[1] and draws[0] != draws[2] and draws[0] != draws[3]
+def test_no_row_is_replayed_again_before_all_were(bench: Bench) -> None:
+    """Each pass of each run takes the next rows of a dataset; the order begins again where it ends."""
+    new, old, other = (bench.curate(numbered(count, start)).train for count, start in ((40, 0), (200, 300), (20, 600)))
+    count = math.ceil(0.1 * old.rows)
+    first, second = (drawn(bench, new, earlier, 0.1, passes=4)[0] for earlier in ([old], [old, other]))
+    assert [len(part) for part in first + second] == 8 * [count]
+    assert len(set().union(*first)) == 4 * count and len(set().union(*second)) == 4 * count
+    assert len(set().union(*first, *second)) == min(8 * count, old.rows)
+    [again] = drawn(bench, new, [old], 0.1, passes=11)
+    assert set().union(*again) == {json.dumps(row) for row in bench.rows(old)}
+
+
+def test_a_new_row_that_was_there_before_is_in_every_pass(bench: Bench) -> None:
+    """What is new and old at once is no row of one pass, and there once."""
+    new = bench.curate(numbered(40)).train
+    mixed = replay(new, [new], heldout=[], share=0.1, passes=3, seed=0, store=bench.store)
+    assert bench.rows(mixed) == bench.rows(new) and passes_of(bench.store.local(mixed)) == [[], [], []]
 
 
 def test_held_out_rows_are_to_choose_by_or_to_score(bench: Bench) -> None:

@@ -29,9 +29,19 @@ def test_an_epoch_has_every_example_once(lengths: list[int], batch_size: int, se
 def test_a_later_start_sees_the_same_steps(lengths: list[int], first: int, steps: int, batch_size: int) -> None:
     """Going on at any step gives the rest of the whole plan: there is no other state."""
     spec = TrainSpec(steps=steps, batch_size=batch_size)
-    whole = list(plan.batches_from(0, lengths, spec))
-    assert len(whole) == steps
-    assert list(plan.batches_from(min(first, steps), lengths, spec)) == whole[min(first, steps) :]
+    halves = [range(0, len(lengths), 2), range(len(lengths) // 2, len(lengths))]
+    for passes in ([range(len(lengths))], halves):
+        whole = list(plan.batches_from(0, lengths, spec, passes))
+        assert len(whole) == steps
+        assert list(plan.batches_from(min(first, steps), lengths, spec, passes)) == whole[min(first, steps) :]
+
+
+def test_passes_are_taken_in_turn() -> None:
+    """Each epoch has the examples of its pass, each once; after the last pass comes the first again."""
+    lengths, passes = list(range(2, 32)), [range(0, 20), range(5, 25), range(10, 30)]
+    batches = list(plan.batches_from(0, lengths, TrainSpec(epochs=4, batch_size=5), passes))
+    epochs = [sorted(itertools.chain(*batches[start : start + 4])) for start in range(0, 16, 4)]
+    assert epochs == [list(examples) for examples in [*passes, passes[0]]]
 
 
 def test_seed_and_epoch_shuffle() -> None:

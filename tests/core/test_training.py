@@ -1,6 +1,7 @@
 """One LoRA run on a real two-layer model."""
 
 import itertools
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from backprop_core import adapter as adapters
 from backprop_core import chat, slao
 from backprop_core.batch import collate
 from backprop_core.batch import load as load_items
+from backprop_core.curate import replay
 from backprop_core.errors import (
     AdapterMismatch,
     BackpropError,
@@ -195,6 +197,27 @@ def test_stopped_and_run_again_is_the_same(base: LoadedBase, rows: RowsRef, stor
     assert again == straight[2:]
     assert resumed.model_copy(update={"seconds": whole.seconds}) == whole
     assert not store.checkpoints("key").exists()
+
+
+def test_each_epoch_replays_its_own_rows(base: LoadedBase, rows: RowsRef, store: Store) -> None:
+    """Of replayed rows each epoch trains its pass alone, beside all new rows; stopped in between, it is the same."""
+    turns = [("user", "Say lamp"), ("assistant", "lamp!")]
+    known = [{"messages": [{"role": role, "content": text * n} for role, text in turns]} for n in range(1, 13)]
+    old = nano.commit_rows(store, known)
+    mixed = replay(rows, [old], heldout=[], share=0.3, passes=3, seed=0, store=store)
+    metrics: Metrics = []
+    spec: dict[str, Any] = {"steps": None, "epochs": 3, "batch_size": 5}
+    whole = run(base, mixed, store, metrics=metrics, **spec)
+    lengths = [len(item) for item in load_items(base, mixed, max_length=128, store=store)]
+    named = json.loads((store.local(mixed) / "passes.json").read_text())
+    new = set(range(len(lengths))) - set(itertools.chain(*named))
+    steps = -(-(len(new) + 4) // 5)
+    for epoch, numbers in enumerate(named):
+        tokens = [values["tokens"] for _, values in metrics[epoch * steps : (epoch + 1) * steps]]
+        assert len(numbers) == 4 and sum(tokens) == sum(lengths[number] for number in new.union(numbers))
+    with pytest.raises(Interrupted):
+        run(base, mixed, store, stop_after=steps + 1, key="other", **spec)
+    assert run(base, mixed, store, key="other", **spec).adapter == whole.adapter
 
 
 def test_checkpoints_by_steps_and_at_the_end(base: LoadedBase, rows: RowsRef, store: Store) -> None:
