@@ -13,6 +13,7 @@ RECIPE = {  # fields of a spec that decide what was learned
     "training.lora": "variant rank alpha dropout target_modules",
     "merge": "strategy",
 }
+PRIVATE: Any = {"path": True, "fidelity": {"answers"}}  # of a GGUF file: it may have been asked held-out rows
 
 
 def record(result: RunResult, datasets: Sequence[DatasetSummary]) -> str:
@@ -27,7 +28,7 @@ def record(result: RunResult, datasets: Sequence[DatasetSummary]) -> str:
             "base": {"name": base_name(result.base), "revision": result.base.revision, "digest": result.base.digest},
             "merged": result.merged.digest,
             "datasets": [dataset.model_dump(mode="json") for dataset in datasets],
-            "gguf": [file.model_dump(mode="json", exclude={"path"}) for file in result.gguf],
+            "gguf": [file.model_dump(mode="json", exclude=PRIVATE) for file in result.gguf],
         }
     )
 
@@ -142,15 +143,16 @@ def fidelity(gguf: Sequence[GGUFRecord], files: Sequence[str]) -> Iterator[str]:
     if not gguf:
         return iter(())
     rows = [[name, *measured(file), file.digest[:12]] for name, file in zip(files, gguf, strict=True)]
-    return table(["file", "MiB", "same token ids", "same next token", "KL, nats", "digest"], rows)
+    return table(["file", "MiB", "same token ids", "same next token", "KL, nats", "same answers", "digest"], rows)
 
 
 def measured(file: GGUFRecord) -> list[str]:
     size = f"{file.bytes / 2**20:.1f}"
     if not file.fidelity:
-        return [size, "not measured", "", ""]
+        return [size, "not measured", "", "", ""]
     ids = "yes" if file.fidelity["ids_equal"] else "no"
-    return [size, ids, percent(float(file.fidelity["top1"])), f"{max(0.0, float(file.fidelity['kl'])):.2g}"]
+    kl = f"{max(0.0, float(file.fidelity['kl'])):.2g}"
+    return [size, ids, percent(float(file.fidelity["top1"])), kl, file.same_answers]
 
 
 def percent(share: float | None) -> str:

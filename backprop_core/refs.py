@@ -203,6 +203,20 @@ class PackageRef(ArtifactRef):
     bytes: int
 
 
+class FileAnswer(Record):
+    """What a GGUF file answers through llama.cpp and its own template, beside the fused model it came from."""
+
+    prompt: str = Field(description="What the user said last.")
+    answer: str
+    reference: str = Field(description="What the fused model answers.")
+    stopped: bool = Field(description="The file's answer ended by itself, not at the longest allowed length.")
+
+    @property
+    def same(self) -> bool:
+        """Word for word."""
+        return self.answer.strip() == self.reference.strip()
+
+
 class Fidelity(Record):
     """How far a GGUF file answers as the fused model it came from, over held-out rows."""
 
@@ -210,6 +224,9 @@ class Fidelity(Record):
     ids_equal: bool = Field(description="Every text gave the same token ids.")
     top1: float = Field(ge=0, le=1, description="Share of positions with the same most likely token.")
     kl: float = Field(description="Mean KL divergence from the fused model, in nats per token.")
+    answers: list[FileAnswer] = Field(
+        default_factory=list, description="The most likely ones, to the canaries, else to the first held-out rows."
+    )
 
 
 class ErrorRecord(Record):
@@ -359,7 +376,17 @@ class GGUFRecord(Record):
     digest: Digest
     path: str
     bytes: int
-    fidelity: dict[str, float | int | str | bool]
+    fidelity: dict[str, Any]
+
+    @property
+    def answers(self) -> list[FileAnswer]:
+        """What it was seen to answer."""
+        return [FileAnswer.model_validate(answer) for answer in self.fidelity.get("answers", [])]
+
+    @property
+    def same_answers(self) -> str:
+        """How many of them are the fused model's, like `2 of 2`; nothing if none was asked for."""
+        return f"{sum(answer.same for answer in self.answers)} of {len(self.answers)}" if self.answers else ""
 
 
 class PackageRecord(Located):

@@ -286,7 +286,13 @@ def export(run: Run, merged: AdapterRef | None, quantization: str, heldout: Rows
     fidelity = None
     if run.can_read_gguf:
         fidelity = run.call(
-            stages.fidelity, base=run.base, adapter=merged, gguf=file, heldout=heldout, rows=FIDELITY_ROWS
+            stages.fidelity,
+            base=run.base,
+            adapter=merged,
+            gguf=file,
+            heldout=heldout,
+            rows=FIDELITY_ROWS,
+            canaries=run.spec.gate.canaries,
         )
     run.exported(file, fidelity)
 

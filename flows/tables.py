@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from backprop_core.refs import Answers, Choice, Drift, Evaluation, GateReport, RunRecord, RunResult
+from backprop_core.refs import Answers, Choice, Drift, Evaluation, GateReport, GGUFRecord, RunRecord, RunResult
 from flows.console import one_line
 
 if TYPE_CHECKING:
@@ -308,7 +308,7 @@ def files_of(result: RunResult) -> Iterator[Text]:
     if result.merged:
         yield whole_line(f"adapter  {result.merged.path}  {size_on_disk(result.merged.path)}")
     for file in result.gguf:
-        yield whole_line(f"{file.quantization:<8} {file.path}  {size(file.bytes)}{quality(file.fidelity)}")
+        yield whole_line(f"{file.quantization:<8} {file.path}  {size(file.bytes)}{quality(file)}")
     for package in result.packages:
         yield whole_line(f"{package.package:<8} {package.path}  {size(package.bytes)}")
     if result.hub:
@@ -323,11 +323,13 @@ def size_on_disk(path: str) -> str:
     return size(sum(file.stat().st_size for file in files)) if files else "not here any more"
 
 
-def quality(fidelity: Mapping[str, float | int | str | bool]) -> str:
+def quality(file: GGUFRecord) -> str:
     """How a GGUF file answers beside the model it came from."""
-    if not fidelity:
+    if not file.fidelity:
         return ""
-    return f"  same next token {fidelity['top1']:.1%}, KL {max(0.0, float(fidelity['kl'])):.2g} nats"
+    answers = f", same answers {file.same_answers}" if file.answers else ""
+    top1, kl = file.fidelity["top1"], max(0.0, float(file.fidelity["kl"]))
+    return f"  same next token {top1:.1%}, KL {kl:.2g} nats{answers}"
 
 
 def vram(estimate: "Estimate") -> RenderableType:

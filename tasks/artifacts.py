@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.context import FlowRunContext
 
+from backprop_core.model_card import fidelity, table
 from backprop_core.refs import Evaluation, GateReport, GGUFRecord, RunRecord, RunResult
 from tasks.figures import forgetting_matrix
 
@@ -22,6 +23,8 @@ def publish(result: RunResult, *, namespace: str, mlflow_link: str | None) -> No
     prefix, said = key(namespace), sentence(result)
     if result.evaluation:
         create_markdown_artifact(report(result, result.evaluation), key=f"{prefix}-matrix", description=said)
+    if result.gguf:
+        create_markdown_artifact(files(result.gguf), key=f"{prefix}-files", description=said)
     if mlflow_link:
         words = "Curves, figures, files and where they come from"
         create_link_artifact(mlflow_link, link_text="The run in MLflow", key=f"{prefix}-mlflow", description=words)
@@ -74,15 +77,20 @@ def ask(result: RunResult, *, namespace: str) -> str:
     return text
 
 
-def files(made: Sequence[GGUFRecord]) -> str:
-    """The GGUF files and how far they answer as the model does; nothing without one. In Markdown."""
-    rows = [
-        f"| {file.quantization} | {file.bytes / 2**20:.1f} | {file.fidelity.get('top1', '')} "
-        f"| {file.fidelity.get('kl', '')} |"
-        for file in made
+def files(gguf: Sequence[GGUFRecord]) -> str:
+    """How far each GGUF file answers as the fused model does, and what it was seen to answer; nothing without one.
+
+    In Markdown.
+    """
+    if not gguf:
+        return ""
+    answers = [
+        [file.quantization, one.prompt, one.answer, "the same" if one.same else one.reference]
+        for file in gguf
+        for one in file.answers
     ]
-    head = ["| file | MiB | same most likely token | KL, nats |", "| --- | ---: | ---: | ---: |"]
-    return "\n".join([*head, *rows, ""]) if rows else ""
+    asked = table(["file", "asked", "it answers", "the model answers"], answers) if answers else ()
+    return "\n".join([*fidelity(gguf, [file.quantization for file in gguf]), "", *asked, ""])
 
 
 def key(namespace: str) -> str:

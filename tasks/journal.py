@@ -312,6 +312,8 @@ class Journal:
     def result(self, result: RunResult) -> None:
         """The run is over with this result: `result.json`, the merged adapter, tags for digests, and the end."""
         self.document("result.json", result.model_dump(mode="json"))
+        if result.gguf:
+            self.document("fidelity.json", {file.quantization: file.fidelity for file in result.gguf})
         if result.gate:
             self.gate(result.gate, len(result.evaluation.matrix) if result.evaluation else 0)
         if result.reason:

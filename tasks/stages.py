@@ -27,7 +27,7 @@ from backprop_core.refs import (
     Start,
     TrainResult,
 )
-from backprop_core.specs import DatasetSpec, GateSpec, GenerationSpec, JudgeSpec, MergeSpec, TrainSpec
+from backprop_core.specs import CanarySpec, DatasetSpec, GateSpec, GenerationSpec, JudgeSpec, MergeSpec, TrainSpec
 from tasks.policy import stage
 from tasks.progress import Progress, report
 from tasks.run import current
@@ -293,6 +293,22 @@ def package(base: BaseRef, adapter: AdapterRef, package: str) -> PackageRef:
 
 
 @stage
-def fidelity(base: BaseRef, adapter: AdapterRef | None, gguf: GGUFRef, heldout: RowsRef, rows: int) -> Fidelity:
+def fidelity(
+    base: BaseRef,
+    adapter: AdapterRef | None,
+    gguf: GGUFRef,
+    heldout: RowsRef,
+    rows: int,
+    canaries: list[CanarySpec],
+) -> Fidelity:
     """How far a GGUF file answers as the model it came from."""
-    return current().work("fidelity", Fidelity, base=base, adapter=adapter, gguf=gguf, heldout=heldout, rows=rows)
+    return current().work(
+        "fidelity",
+        Fidelity,
+        base=base,
+        adapter=adapter,
+        gguf=gguf,
+        heldout=heldout,
+        rows=rows,
+        canaries=canaries,
+    )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import starmap, zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +36,7 @@ from backprop_core.refs import (
     TrainResult,
 )
 from backprop_core.search import search
-from backprop_core.specs import GenerationSpec, MergeSpec, Package, TrainSpec
+from backprop_core.specs import CanarySpec, GenerationSpec, MergeSpec, Package, TrainSpec
 from backprop_core.store import Store
 from backprop_core.strategies import merge
 from backprop_core.training import guard, unsloth
@@ -143,6 +144,7 @@ class FidelityJob(Record):
     gguf: GGUFRef
     heldout: RowsRef
     rows: int
+    canaries: list[CanarySpec]
 
 
 class Stages:
@@ -354,15 +356,19 @@ class Stages:
 
     def fidelity(self, job: FidelityJob) -> Fidelity:
         from backprop_core.chat import render
-        from backprop_core.fidelity import measure
+        from backprop_core.fidelity import ANSWER, Asked, conversations, measure
         from backprop_core.model import adapted
 
         base = self.base(job.base, "fp32", "cpu")
         rows = load_rows(self._store.local(job.heldout))[: job.rows]
         texts = [render(base.tokenizer, row) for row in rows]
+        chats = conversations(base.tokenizer, job.canaries, rows)
+        spec = GenerationSpec(max_new_tokens=ANSWER)
+        answers = answer(base, job.adapter, chats, spec=spec, store=self._store) if chats else []
+        asked = list(starmap(Asked, zip_longest(chats, answers, job.canaries)))
         file = self._store.local(job.gguf) / "model.gguf"
         with adapted(base, job.adapter, self._store) as model:
-            return measure(model, base.tokenizer, texts, file, quantization=job.gguf.quantization)
+            return measure(model, base.tokenizer, texts, file, quantization=job.gguf.quantization, asked=asked)
 
     def adapter_directory(self, adapter: AdapterRef | None) -> Path | None:
         return self._store.local(adapter) if adapter else None

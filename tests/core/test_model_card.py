@@ -11,6 +11,8 @@ from backprop_core.specs import DatasetSpec, ModelSpec, RunSpec
 
 HOME = "/home/somebody/secret"
 FIDELITY = {"positions": 100, "ids_equal": True, "top1": 0.987, "kl": 0.00123}
+ANSWER = {"prompt": "a customer's secret", "answer": "Yes", "reference": "No", "stopped": True}
+MEASURED = {**FIDELITY, "answers": [ANSWER]}
 
 
 def result(revision: str | None) -> RunResult:
@@ -37,7 +39,7 @@ def result(revision: str | None) -> RunResult:
             forgetting=[0.05, 0.0],
         ),
         merged=Located(digest="d" * 64, path=f"{HOME}/store/d"),
-        gguf=[GGUFRecord(quantization="q8_0", digest="e" * 64, path=f"{HOME}/m.gguf", bytes=2**20, fidelity=FIDELITY)],
+        gguf=[GGUFRecord(quantization="q8_0", digest="e" * 64, path=f"{HOME}/m.gguf", bytes=2**20, fidelity=MEASURED)],
     )
 
 
@@ -62,7 +64,7 @@ def test_card(revision: str | None) -> None:
         "| run 1 | 50.0 |  |",
         "| run 2 | 45.0 | 75.0 |",
         "backward transfer -5.0",
-        "| support-q8_0.gguf | 1.0 | yes | 98.7 | 0.0012 | eeeeeeeeeeee |",
+        "| support-q8_0.gguf | 1.0 | yes | 98.7 | 0.0012 | 0 of 1 | eeeeeeeeeeee |",
         "backprop replay " + "ab" * 16,
         "d" * 64,
         "AutoPeftModelForCausalLM" if revision else "PeftModel.from_pretrained(base",
@@ -70,6 +72,7 @@ def test_card(revision: str | None) -> None:
         assert text in made, text
     assert HOME not in made and "<script>" not in made
     assert HOME not in record(result(revision), DATASETS)
+    assert ANSWER["prompt"] not in made + record(result(revision), DATASETS)  # it may be a held-out row's
 
 
 def test_record() -> None:

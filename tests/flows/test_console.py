@@ -134,6 +134,9 @@ def test_on_a_terminal_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "━" in text and "train 2/2 loss=0.25 (" in text and text.index("train 2/2") < text.index("merge (")
 
 
+ANSWERS = [{"prompt": "Hi", "answer": f" {said}", "reference": "Hello.", "stopped": True} for said in ("Hello.", "Ha")]
+
+
 def result(**changes: object) -> RunResult:
     """Two runs, the second task not yet known to the first."""
     runs = [
@@ -172,7 +175,7 @@ def result(**changes: object) -> RunResult:
         digest=DIGEST,
         path="/" + "long/" * 30 + "model.gguf",
         bytes=3 * 2**20,
-        fidelity={"top1": 0.97, "kl": 0.0123},
+        fidelity={"top1": 0.97, "kl": 0.0123, "answers": ANSWERS},
     )
     fields = {"run_id": "cd" * 16, "line": "support", "status": "finished", "spec": {}, "runs": runs}
     return RunResult(**(fields | {"evaluation": evaluation, "gguf": [file]} | changes))
@@ -220,7 +223,7 @@ def test_tables_fit_80_columns() -> None:
     lines = drawn(tables.run(result()))
     assert [line for line in lines if len(line) > 80 and "model.gguf" not in line] == []
     [path] = [line for line in lines if "model.gguf" in line]
-    assert path.endswith("model.gguf  3.0 MiB  same next token 97.0%, KL 0.012 nats")
+    assert path.endswith("model.gguf  3.0 MiB  same next token 97.0%, KL 0.012 nats, same answers 1 of 2")
 
 
 def test_what_to_do_next() -> None:

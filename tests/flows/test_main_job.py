@@ -75,7 +75,7 @@ def test_everything_is_made_and_recorded(first):
     assert result.runs[1].merged.digest != result.runs[1].tuned.digest
     [file] = result.gguf
     assert Path(file.path).stat().st_size == file.bytes
-    assert file.fidelity["ids_equal"]
+    assert file.fidelity["ids_equal"] and [one.prompt[:4] for one in file.answers] == ["Say "] * 2
     assert RunResult.model_validate_json(result.model_dump_json()) == result
     assert tracking.show_run(settings(), result.run_id[:8]) == result
     assert worker._running is None
@@ -85,9 +85,12 @@ def test_everything_is_made_and_recorded(first):
 def check_prefect(result: RunResult) -> None:
     """Another service reads the result back from the Prefect artifact."""
     with get_client(sync_client=True) as client:
-        [artifact] = [a for a in client.read_artifacts() if a.key == "backprop-result" and result.run_id in str(a.data)]
+        artifacts = client.read_artifacts()
+    [artifact] = [a for a in artifacts if a.key == "backprop-result" and result.run_id in str(a.data)]
     document = json.loads(str(artifact.data).removeprefix("```json\n").removesuffix("\n```"))
     assert document == result.model_dump(mode="json")
+    [files] = [a for a in artifacts if a.key == "backprop-files" and a.flow_run_id == artifact.flow_run_id]
+    assert f"| {result.gguf[0].quantization} |" in str(files.data) and "| it answers |" in str(files.data)
 
 
 def test_again_is_free(first, base, data, monkeypatch):
