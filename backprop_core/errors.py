@@ -338,6 +338,12 @@ class Interrupted(BackpropError):
     code, exit_status = "RUNTIME_INTERRUPTED", 130
 
 
+class TimeLimit(BackpropError):
+    """The run took longer than max_seconds; what it has done is kept, and it can be resumed."""
+
+    code, exit_status = "RUNTIME_TIME_LIMIT", 3
+
+
 class Unexpected(BackpropError):
     """A fault of ours that no other code describes."""
 

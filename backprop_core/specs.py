@@ -389,6 +389,13 @@ class RunSpec(Spec):
         "that it waits for approval.",
         json_schema_extra=NO_KEY,
     )
+    max_seconds: float | None = Field(
+        None,
+        gt=0,
+        description="Time for a run: then it stops, in training at a step with a checkpoint, and `resume` goes on for "
+        "as long again. The wait for approval does not count.",
+        json_schema_extra=NO_KEY,
+    )
     min_new_rows: int = Field(
         1,
         ge=1,

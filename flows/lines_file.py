@@ -37,6 +37,13 @@ min_new_rows: {rows}  # with fewer new ones the run waits for the next time
 export:
   quantizations: []  # GGUF files of a version that goes live, like [q4_k_m]
 
+# approval:
+#   required: true  # before a release a person is asked, in the Prefect UI or at the terminal
+
+# notify: [slack-webhook/team]  # notification blocks of Prefect that are told how it went
+
+# max_seconds: 21600  # then it stops, and `backprop resume` goes on
+
 # schedule:
 #   cron: "0 3 * * *"  # every night at 3
 #   timezone: UTC

@@ -31,6 +31,7 @@ def multi_run(
     merge: MergeSpec = MergeSpec(),
     evaluation: EvaluationSpec = EvaluationSpec(),
     export: ExportSpec = ExportSpec(),
+    max_seconds: Annotated[float, Field(gt=0)] | None = None,
     run_id: str | None = None,
     fresh: bool = False,
 ) -> RunResult:
@@ -44,6 +45,7 @@ def multi_run(
         merge: How a run's adapter goes into the merged one.
         evaluation: What is measured on the held-out rows.
         export: Which GGUF files are made.
+        max_seconds: Time for the run: then it stops, in training at a step with a checkpoint, and can be resumed.
         run_id: Of an interrupted run that shall go on; everything else is then taken from its record.
         fresh: Do every stage again, whatever the cache has.
     """
@@ -55,6 +57,7 @@ def multi_run(
         merge=merge,
         evaluation=evaluation,
         export=export,
+        max_seconds=max_seconds,
     )
     return carry_out("multi-run", spec, run_id=run_id, fresh=fresh)
 

@@ -45,6 +45,7 @@ def retrain(
     publish: PublishSpec = PublishSpec(),
     approval: ApprovalSpec = ApprovalSpec(),
     notify: list[BlockName] | None = None,
+    max_seconds: Annotated[float, Field(gt=0)] | None = None,
     run_id: str | None = None,
     fresh: bool = False,
 ) -> RunResult:
@@ -66,6 +67,7 @@ def retrain(
         publish: Where a version goes that goes live; as the champion before it, if nothing is named.
         approval: Whether a person is asked before a version goes live; meanwhile the GPU is free for other lines.
         notify: Notification blocks of Prefect, TYPE/NAME, that are told how it went and that it waits for approval.
+        max_seconds: Time for the run: then it stops, in training at a step with a checkpoint, and can be resumed.
         run_id: Of an interrupted run that shall go on; everything else is then taken from its record.
         fresh: Do every stage again, whatever the cache has.
     """
@@ -82,6 +84,7 @@ def retrain(
         publish=publish,
         approval=approval,
         notify=notify or [],
+        max_seconds=max_seconds,
     )
     with (
         notifying(line, spec.notify) as audience,

@@ -34,6 +34,7 @@ def call(flow: str, spec: RunSpec, *, fresh: bool) -> RunResult:
             training=spec.training,
             evaluation=spec.evaluation,
             export=spec.export,
+            max_seconds=spec.max_seconds,
             fresh=fresh,
         )
     if flow == "retrain":
@@ -52,6 +53,7 @@ def call(flow: str, spec: RunSpec, *, fresh: bool) -> RunResult:
             publish=spec.publish,
             approval=spec.approval,
             notify=spec.notify,
+            max_seconds=spec.max_seconds,
             fresh=fresh,
         )
     from flows.multi_run import multi_run
@@ -64,6 +66,7 @@ def call(flow: str, spec: RunSpec, *, fresh: bool) -> RunResult:
         merge=spec.merge,
         evaluation=spec.evaluation,
         export=spec.export,
+        max_seconds=spec.max_seconds,
         fresh=fresh,
     )
 

@@ -1,6 +1,9 @@
 """One LoRA run on one dataset."""
 
+from typing import Annotated
+
 from prefect import flow
+from pydantic import Field
 
 from backprop_core.refs import RunResult
 from backprop_core.specs import DatasetSpec, EvaluationSpec, ExportSpec, LineName, ModelSpec, RunSpec, TrainSpec
@@ -16,6 +19,7 @@ def train(
     training: TrainSpec = TrainSpec(),
     evaluation: EvaluationSpec = EvaluationSpec(),
     export: ExportSpec = ExportSpec(),
+    max_seconds: Annotated[float, Field(gt=0)] | None = None,
     run_id: str | None = None,
     fresh: bool = False,
 ) -> RunResult:
@@ -29,6 +33,7 @@ def train(
         training: How the LoRA run trains.
         evaluation: What is measured on the held-out rows.
         export: Which GGUF files are made.
+        max_seconds: Time for the run: then it stops, in training at a step with a checkpoint, and can be resumed.
         run_id: Of an interrupted run that shall go on; everything else is then taken from its record.
         fresh: Do every stage again, whatever the cache has.
     """
@@ -39,5 +44,6 @@ def train(
         training=training.model_copy(update={"steps": steps}) if steps else training,
         evaluation=evaluation,
         export=export,
+        max_seconds=max_seconds,
     )
     return carry_out("train", spec, run_id=run_id, fresh=fresh)

@@ -9,8 +9,6 @@ from backprop_core.store import Store
 from tasks import prepare, worker
 from tasks.tracking.connection import prepare as import_mlflow
 
-TRAINING = ("train", "multi-run", "retrain")  # flows that train
-
 
 def start(flow: str, spec: RunSpec, *, fresh: bool) -> None:
     """Refuse what cannot work; start the worker unless the caches have everything."""
@@ -30,8 +28,8 @@ def asked(prefix: str) -> prepare.Prepared:
     store = Store(settings().store_path)
     run_id = prepare.full_run_id(prefix, store)
     prepared = prepare.load(run_id, store)
-    if prepared.flow not in TRAINING:
-        raise RunUnknown(f"run {run_id} is one of {prepared.flow}", hint=f"name a run of {', '.join(TRAINING)}")
+    if prepared.flow not in prepare.TRAINING:
+        raise RunUnknown(f"run {run_id} is one of {prepared.flow}", hint=f"name a run of {', '.join(prepare.TRAINING)}")
     return prepared
 
 

@@ -15,7 +15,7 @@ from prefect.blocks.notifications import AppriseNotificationBlock, CustomWebhook
 from prefect.utilities.urls import url_for
 
 from backprop_core.addresses import refuse
-from backprop_core.errors import BackpropError, BlockUnknown, Interrupted, blank_secrets
+from backprop_core.errors import BackpropError, BlockUnknown, Interrupted, TimeLimit, blank_secrets
 from backprop_core.refs import RunResult
 from tasks.artifacts import flow_run_id, sentence
 
@@ -46,8 +46,13 @@ class Audience:
             self._tell(TOLD[result.status].format(version=result.version), sentence(result), result.run_id)
 
     def failed(self, error: BackpropError) -> None:
-        """The run, or what would have become one, has failed."""
-        self._tell("failed", f"[{error.code}] {error.message}; {error.hint}", error.run_id)
+        """The run, or what would have become one, has failed, or has had no time to end."""
+        what = "has not ended in time" if isinstance(error, TimeLimit) else "failed"
+        self._tell(
+            what,
+            f"[{error.code}] {error.message}; {error.hint}",
+            error.run_id,
+        )
 
     def _tell(self, what: str, said: str, run_id: str | None, flow_run: UUID | str | None = None) -> None:
         page = (flow_run := flow_run or flow_run_id()) and url_for("flow-run", flow_run)

@@ -34,6 +34,8 @@ from tasks.worker import interpreter
 if TYPE_CHECKING:
     from backprop_core.release import Release
 
+TRAINING = ("train", "multi-run", "retrain")  # flows that train
+
 
 class Source(Record):
     """A dataset's files by digest, with the names it goes by."""

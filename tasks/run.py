@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import logging
+import math
 import shutil
 import time
 import uuid
@@ -16,7 +17,7 @@ from prefect import Task
 from prefect.exceptions import TerminationSignal
 from pydantic import BaseModel
 
-from backprop_core.errors import BackpropError, Interrupted, Unexpected, blank_secrets
+from backprop_core.errors import BackpropError, Interrupted, TimeLimit, Unexpected, blank_secrets
 from backprop_core.keys import digests_in, stage_key
 from backprop_core.leases import Lease
 from backprop_core.lines import Lines, LineVersion
@@ -64,6 +65,7 @@ IN_THE_WORKER = {
     *("train", "search", "merge", "drift", "evaluate", "generate", "answer"),
     *("convert", "convert_outside", "quantize", "importance", "quantize_weighted", "fidelity", "package"),
 }
+STOPPED = (Interrupted, TimeLimit)  # ends that are no failures: `resume` goes on
 Start = Callable[[Store], prepare.Prepared]
 _current: ContextVar["Run"] = ContextVar("run")
 
@@ -145,6 +147,8 @@ class Run:
         self._verdict: Status = "finished"
         self._reason: str | None = None
         self._fresh = fresh
+        limit = prepared.spec.max_seconds if prepared.flow in prepare.TRAINING else None
+        self._deadline = time.monotonic() + limit if limit else math.inf
         earlier = Lines(store).ancestors(prepared.spec.line, self.version) if prepared.flow == "retrain" else []
         self._rows: list[Row] = [version.cells for version in earlier]
         self._trained = new_tasks(earlier)
@@ -179,7 +183,7 @@ class Run:
 
     def __exit__(self, _: object, error: BaseException | None, trace: object) -> None:
         coded = as_coded(error, self.run_id) if error else None
-        status = self._verdict if coded is None else "interrupted" if isinstance(coded, Interrupted) else "failed"
+        status = self._verdict if coded is None else "interrupted" if isinstance(coded, STOPPED) else "failed"
         if coded is None:
             prepare.mark_finished(self.prepared, self.store)
         self.outcome = self.record.finish(self.result(status, coded))
@@ -193,7 +197,10 @@ class Run:
         key = stage_key(stage.name, parameters)
         self._lease.add(key)
         if stage.name in IN_THE_WORKER and not is_recorded(self.store, key):
-            self._worker(stage.name).wait_for_slot()  # whoever has the device now may be doing this very stage
+            # whoever has the device now may be doing this very stage
+            self._worker(stage.name).wait_for_slot(self._deadline)
+        if time.monotonic() > self._deadline and (self._fresh or not is_recorded(self.store, key)):
+            raise self._late(f"stopped before {stage.name}")
         if self._fresh and stage.name == "train":
             with self.store.lock(key):  # whoever trains the same now keeps its checkpoints until it is done
                 shutil.rmtree(self.store.checkpoints(key), ignore_errors=True)
@@ -218,7 +225,24 @@ class Run:
         """Run a stage in the worker process."""
         report(Progress(stage=stage, done=0, total=0))
         key = stage_key(stage, parameters)
-        return self._worker(stage).call(stage, result, key=key, on_event=lambda e: self._event(stage, e), **parameters)
+        try:
+            return self._worker(stage).call(
+                stage,
+                result,
+                key=key,
+                on_event=lambda event: self._event(stage, event),
+                deadline=self._deadline,
+                **parameters,
+            )
+        except Interrupted as error:
+            if time.monotonic() > self._deadline:
+                raise self._late(error.message) from error
+            raise
+
+    def _late(self, where: str) -> TimeLimit:
+        return TimeLimit(
+            f"{self.spec.max_seconds:g} s were not enough: {where}", hint=f"go on with: backprop resume {self.run_id}"
+        )
 
     def _worker(self, stage: str) -> Worker:
         return worker.worker(self.settings, self.spec.training, stage)

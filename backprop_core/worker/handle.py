@@ -6,6 +6,7 @@ stdin says "next FOLDER" and "stop"; when it closes, the child ends.
 
 import json
 import logging
+import math
 import os
 import shutil
 import subprocess
@@ -84,15 +85,27 @@ class Worker:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def call(self, stage: str, result: type[Result], *, key: str, on_event: OnEvent, **parameters: Any) -> Result:
-        """Run one stage and wait for it. Raises what the stage raised, WorkerDied, or WorkerStalled."""
+    def call(
+        self,
+        stage: str,
+        result: type[Result],
+        *,
+        key: str,
+        on_event: OnEvent,
+        deadline: float = math.inf,
+        **parameters: Any,
+    ) -> Result:
+        """Run one stage and wait for it. At the `deadline`, of the monotonic clock, a training is asked to stop.
+
+        Raises what the stage raised, so Interrupted if it has stopped, WorkerDied, or WorkerStalled.
+        """
         job = self._folder / f"{self._jobs:04d}-{stage}"
         self._jobs += 1
         job.mkdir()
         plain = {name: TypeAdapter(type(value)).dump_python(value, mode="json") for name, value in parameters.items()}
         write_atomic(job / "job.json", json.dumps({"stage": stage, "key": key, "parameters": plain}))
         self._say(f"next {job}")
-        return result.model_validate(self._wait(job, stage, on_event))
+        return result.model_validate(self._wait(job, stage, on_event, deadline))
 
     def _say(self, line: str) -> None:
         assert self._process.stdin is not None
@@ -100,10 +113,10 @@ class Worker:
             self._process.stdin.write(line.encode() + b"\n")
             self._process.stdin.flush()
 
-    def _wait(self, job: Path, stage: str, on_event: OnEvent) -> Mapping[str, Any]:
+    def _wait(self, job: Path, stage: str, on_event: OnEvent, deadline: float) -> Mapping[str, Any]:
         events = Tail(job / "events.jsonl")
         try:
-            self.wait_for_slot()
+            self.wait_for_slot(deadline)
             waited = 0.0  # by us: a parent that is stopped with its child does not count that time
             while not (job / "result.json").is_file():
                 if self._process.poll() is not None and not (job / "result.json").is_file():
@@ -111,6 +124,9 @@ class Worker:
                 waited = 0.0 if events.drain(on_event) else waited + POLL
                 if 0 < self.stall_seconds < waited:
                     raise self._stall(stage)
+                if time.monotonic() > deadline:
+                    self._say("stop")
+                    deadline = math.inf
                 time.sleep(POLL)
         except BaseException:  # Ctrl-C, or what Prefect makes of SIGTERM
             self._interrupt(job)
@@ -123,10 +139,10 @@ class Worker:
             raise rebuild(error["code"], error["message"], error["hint"])
         return dict(outcome["ok"])
 
-    def wait_for_slot(self) -> None:
-        """Until the child has its device; says so when another run keeps it."""
+    def wait_for_slot(self, deadline: float = math.inf) -> None:
+        """Until the child has its device, or the deadline; says so when another run keeps it."""
         began, said = time.monotonic(), False
-        while not self._ready.is_file() and self.alive:
+        while not self._ready.is_file() and self.alive and time.monotonic() < deadline:
             if not said and time.monotonic() - began > 5:
                 log.warning("another run uses the device; waiting until it ends")
                 said = True

@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock, Timeout
 
 from backprop_core import base as bases
-from backprop_core.errors import GPUFault, NoLabelTokens, WorkerDied, WorkerStalled
+from backprop_core.errors import GPUFault, Interrupted, NoLabelTokens, WorkerDied, WorkerStalled
 from backprop_core.refs import Scores, Start, TrainResult
 from backprop_core.specs import LoraSpec, ModelSpec, TrainSpec
 from backprop_core.store import Store
@@ -51,6 +51,19 @@ def train(worker: Worker, place, rows: int, key: str, begin: Start | None = None
     return worker.call(
         "train", TrainResult, key=key * 64, on_event=on_event, base=base, rows=sets[rows], spec=SPEC, start=begin
     )
+
+
+def test_a_training_stops_at_its_deadline(start, place):
+    """What takes too long stops at a step with a checkpoint, and goes on from there to the bits of one that did not."""
+    store, base, sets = place
+    job = {"key": "8" * 64, "on_event": lambda event: None, "base": base, "rows": sets[0], "spec": SPEC, "start": None}
+    worker = start()
+    whole = train(worker, place, 0, "7")
+    with pytest.raises(Interrupted, match=r"step [1-3] of 4"):
+        worker.call("train", TrainResult, deadline=time.monotonic(), **job)
+    worker.close()
+    assert list(store.checkpoints("8" * 64).iterdir())
+    assert start().call("train", TrainResult, **job).adapter == whole.adapter
 
 
 def test_a_used_worker_gives_the_bits_of_a_fresh_one(start, place):

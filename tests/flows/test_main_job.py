@@ -14,7 +14,7 @@ from peft import PeftModel
 from prefect.client.orchestration import get_client
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from backprop_core.errors import ArtifactMissing, ConfigInvalid, InputNotFound
+from backprop_core.errors import ArtifactMissing, ConfigInvalid, InputNotFound, TimeLimit
 from backprop_core.refs import RunResult
 from backprop_core.settings import settings
 from backprop_core.specs import DatasetSpec, EvaluationSpec, ExportSpec, LoraSpec, MergeSpec, TrainSpec
@@ -101,6 +101,16 @@ def test_again_is_free(first, base, data, monkeypatch):
     assert digests(second) == digests(first)
     assert second.gguf == first.gguf
     assert second.evaluation == first.evaluation
+
+
+def test_a_run_ends_in_time(first, base, data):
+    """Beyond `max_seconds` nothing begins that is not in the cache: interrupted, with a code, and to be resumed."""
+    assert run(base, data, max_seconds=1e-3).status == "finished"
+    with pytest.raises(TimeLimit, match=r"0\.001 s were not enough: stopped before train") as stopped:
+        run(base, data, max_seconds=1e-3, training=TRAINING.model_copy(update={"seed": 7}))
+    result = tracking.show_run(settings(), stopped.value.run_id)
+    assert (result.status, result.error.code) == ("interrupted", "RUNTIME_TIME_LIMIT")
+    assert worker._running is None and stopped.value.exit_status == 3
 
 
 def test_replay_asks_for_the_same_again(first):
