@@ -38,7 +38,7 @@ export:
   quantizations: []  # GGUF files of a version that goes live, like [q4_k_m]
 
 # approval:
-#   required: true  # before a release a person is asked, in the Prefect UI or at the terminal
+#   ask: true  # before a release a person is asked, in the Prefect UI or at the terminal
 
 # notify: [slack-webhook/team]  # notification blocks of Prefect that are told how it went
 
