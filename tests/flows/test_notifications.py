@@ -57,7 +57,7 @@ def test_a_team_is_told(channel, base, data, home, caplog):
             **parameters,
         )
 
-    rejected = night(data[0], approval=ApprovalSpec(required=True, hours=1e-4))
+    rejected = night(data[0], approval=ApprovalSpec(ask=True, hours=1e-4))
     titles, texts = zip(*channel.posted, strict=True)
     assert titles[::2] == ("line support waits for approval", "line support rejected")
     assert all(title in text for title, text in zip(titles[::2], texts[1::2], strict=True))
