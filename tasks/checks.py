@@ -5,7 +5,13 @@ import sys
 
 from backprop_core import base as bases
 from backprop_core import checkout
-from backprop_core.errors import ArchitectureUnsupported, ConfigInvalid, OllamaUnreachable, TokenizerUnsupported
+from backprop_core.errors import (
+    AdapterMismatch,
+    ArchitectureUnsupported,
+    ConfigInvalid,
+    OllamaUnreachable,
+    TokenizerUnsupported,
+)
 from backprop_core.extras import QLORA, require
 from backprop_core.gguf.support import check_supported, check_weights
 from backprop_core.refs import BaseRef, ConverterRef
@@ -34,7 +40,13 @@ def check_export(base: BaseRef, spec: RunSpec, store: Store) -> ConverterRef | N
         check_repo(spec.publish.repo)
     for name in filter(None, (spec.export.ollama, spec.publish.ollama)):
         check_ollama(name, spec, store)
+    if "gguf-lora" in spec.export.packages and spec.training.lora.variant == "dora":
+        raise AdapterMismatch(
+            "a DoRA adapter is more than B·A, and llama.cpp knows no other", hint="export it fused: --format gguf"
+        )
     converter = converter_of(base, spec.export, store)
+    if converter and spec.export.imatrix:
+        raise ConfigInvalid("export.imatrix needs a base that is converted here", hint="leave export.imatrix away")
     needed = sorted(set(spec.export.quantizations) - WITHOUT_LLAMA)
     if needed:
         require(["llama_cpp"], what=", ".join(needed), extra="export")

@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from backprop_core.errors import ArchitectureUnsupported, BackpropError, ExtraMissing, VariantUnsupported
+from backprop_core.errors import (
+    AdapterMismatch,
+    ArchitectureUnsupported,
+    BackpropError,
+    ConfigInvalid,
+    ExtraMissing,
+    VariantUnsupported,
+)
 from backprop_core.specs import LoraSpec, RunSpec
 from backprop_core.store import Store
 from tasks import prepare
@@ -76,10 +83,20 @@ def test_a_base_without_a_writer_needs_a_llama_cpp(base: Path, tmp_path: Path, m
     assert found and (found.path, found.python) == (str(checkout), sys.executable)
     with pytest.raises(ArchitectureUnsupported):
         prepared(odd, tmp_path, export={"packages": ["gguf-lora"]})
+    with pytest.raises(ConfigInvalid, match="imatrix"):
+        prepared(odd, tmp_path, export={"quantizations": ["q2_k"], "imatrix": True})
     config = json.loads((odd / "config.json").read_text())
     (odd / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "bitsandbytes"}}))
     with pytest.raises(ArchitectureUnsupported, match="quantized weights"):
         prepared(odd, tmp_path, export={"quantizations": ["f16"]})
+
+
+def test_dora_is_no_gguf_adapter(base: Path, tmp_path: Path) -> None:
+    """It is refused before it is trained; fused, and without DoRA, the same export is none of our business."""
+    with pytest.raises(AdapterMismatch, match="DoRA"):
+        prepared(base, tmp_path, export={"packages": ["gguf-lora"]}, lora={"variant": "dora"})
+    assert prepared(base, tmp_path, export={"quantizations": ["f16"]}, lora={"variant": "dora"})
+    assert prepared(base, tmp_path, export={"packages": ["gguf-lora"]})
 
 
 def test_a_llama_cpp_changes_nothing_where_we_have_a_writer(

@@ -3,15 +3,22 @@
 from pathlib import Path
 
 import pytest
+import torch
+from peft import PeftModel
 
+from backprop_core import adapter as adapters
+from backprop_core import base as bases
 from backprop_core.lines import Lines
-from backprop_core.refs import Located
+from backprop_core.refs import AdapterRef, Located
 from backprop_core.settings import Settings
+from backprop_core.specs import ModelSpec
 from backprop_core.store import Store
 from tasks.journal import Journal
 from tasks.tracking import sync
 from tasks.tracking.connection import connect
 from tasks.tracking.registry import is_mirrored
+from tests.core import nano
+from tests.core import tiny_models as tiny
 from tests.core.test_lines import version
 from tests.tasks.test_tracking import config, first_use, new_database  # noqa: F401  # fixtures
 from tests.wire.prefect_server import free_port
@@ -93,3 +100,39 @@ def test_a_model_of_others_is_refused(config: Settings, lines: Lines) -> None:  
     connect(config).create_registered_model(NAME)
     lines.append("support", version(1), after=0)
     assert "not ours" in str(sync(config).error)
+
+
+def test_champion_is_a_model_for_transformers_and_peft(config: Settings, lines: Lines, tmp_path: Path) -> None:  # noqa: F811
+    """What its URI gives, PEFT loads onto the base, to the logits of the store's adapter; the tags name the base."""
+    store, path = Store(config.store_path), nano.build(tmp_path / "base")
+    base = bases.resolve(ModelSpec(name=str(path)), store)
+    trained = tiny.add_adapter(path, tmp_path / "adapter")
+    with store.begin("adapter") as directory:
+        adapters.write(adapters.read(trained), directory)
+        merged = store.commit(directory, AdapterRef, kind="merged", record={})
+    with Journal(config.journal_path, f"{1:032x}") as journal:
+        journal.start(line="support", name="retrain")
+        journal.directory("merged", Located(digest=merged.digest, path=str(store.local(merged))))
+        journal.end("finished")
+    lines.append("support", version(1).model_copy(update={"base": base, "merged": merged}), after=0)
+    lines.set_champion("support", 1)
+    assert sync(config).error is None
+    seen(config)
+    champion = connect(config).get_model_version_by_alias(NAME, "champion")
+    assert champion.tags["backprop.base.digest"] == base.digest
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.inference_mode():
+        bare, found, expected = (
+            logits(model, ids)
+            for model in (
+                tiny.load(path),
+                PeftModel.from_pretrained(tiny.load(champion.tags["backprop.base"]), config.home_path / "got"),
+                PeftModel.from_pretrained(tiny.load(path), store.local(merged)),
+            )
+        )
+    assert torch.equal(found, expected) and not torch.allclose(found, bare, atol=1e-2)
+
+
+def logits(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = model.eval()(ids).logits
+    return found
