@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import REPEATS, Contender, Row, contenders, medians, peak_memory, take_turns
+from benchmarks.measure import CORES, REPEATS, Contender, Row, contenders, medians, peak_memory, take_turns
 
 NAME = "convert throughput, against copy"
 MEMORY = "peak memory of convert, against 300 MB and twice the largest tensor"
@@ -27,12 +27,13 @@ BOUND = 300e6 + 2 * 2 * SHAPE["vocab_size"] * SHAPE["hidden_size"]  # bytes; the
 
 
 def against_copy() -> Row:
-    """bf16 with a LoRA adapter on every linear layer → f16, everything forced to disk on both sides."""
+    """bf16 with a LoRA adapter on every linear layer → f16, on all cores; on both sides everything is on the disk."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
         place = Path(name)
         base, adapter = make(place)
         output = place / "model.gguf"
-        with contenders(("benchmarks.convert", str(base), str(adapter), str(output))) as [converting]:
+        job = ("benchmarks.convert", str(base), str(adapter), str(output))
+        with contenders(job, OMP_NUM_THREADS=CORES) as [converting]:
             rates = medians({"convert": lambda: rate(converting), "copy": lambda: copied(output, place / "copy.gguf")})
     return Row(NAME, rates["convert"], rates["copy"], "a copy of the same file, fsynced", "bytes/s", "more")
 
@@ -47,7 +48,7 @@ def memory() -> Row:
 
 
 def peak_of(job: tuple[str, ...]) -> float:
-    with contenders(job) as [converting]:
+    with contenders(job, OMP_NUM_THREADS=CORES) as [converting]:
         return converting.turn()["peak"]
 
 
@@ -71,7 +72,7 @@ def force(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def make(place: Path) -> tuple[Path, Path]:
+def make(place: Path, **shape: Any) -> tuple[Path, Path]:
     """A random Llama and a random adapter on it."""
     import torch
     from safetensors import safe_open
@@ -80,7 +81,7 @@ def make(place: Path) -> tuple[Path, Path]:
     from backprop_core.specs import LoraSpec
     from tests.core import nano
 
-    base, directory = nano.build(place / "base", **SHAPE), place / "adapter"
+    base, directory = nano.build(place / "base", **SHAPE | shape), place / "adapter"
     directory.mkdir()
     lora, tensors = LoraSpec(), {}
     weights: Any = safe_open(base / "model.safetensors", "pt")

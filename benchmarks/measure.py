@@ -15,6 +15,7 @@ from typing import Any, Literal
 REPEATS = 5
 BIN = Path(sys.executable).parent
 FOREIGN = ("BACKPROPAGATE_", "MLFLOW_", "PREFECT_")  # what the user's environment says is no part of a measurement
+CORES = str(len(os.sched_getaffinity(0)))  # threads that torch takes where nothing is set
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks import checkpoints, convert, flow, history, processes, training
+from benchmarks import checkpoints, convert, flow, history, processes, quantize, training
 from benchmarks.measure import Row
 
 RESULTS = Path(__file__).parent / "results.json"
@@ -25,6 +25,7 @@ ROWS: dict[str, Callable[[], Row]] = {
     processes.HELP: processes.help_,
     convert.NAME: convert.against_copy,
     convert.MEMORY: convert.memory,
+    quantize.NAME: quantize.against_llama_cpp,
     history.NAME: history.against_query,
 }
 
