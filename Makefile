@@ -10,7 +10,7 @@ export CMAKE_ARGS ?= -DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF \
 	-DCMAKE_PROJECT_llama_cpp_INCLUDE=$(CURDIR)/deployments/llama_cpp.cmake
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format base data docs bench bench-continual gpu faults clean
+.PHONY: help demo test check format base data docs bench bench-continual gpu faults e2e clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -58,6 +58,10 @@ gpu: $(READY) ## on a machine with a GPU: speed, memory against the estimate, ex
 
 faults: $(READY) ## kill it everywhere: every failing disk operation, 200 kills of the whole job
 	BACKPROP_FAULTS=$${BACKPROP_FAULTS:-200} OMP_NUM_THREADS=1 $(BIN)/pytest tests/faults tests/core/test_checkpoint_faults.py
+
+e2e: $(READY) ## a new user's way in a browser (Debian: chromium); pictures in build/e2e
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[e2e]'
+	OMP_NUM_THREADS=1 $(BIN)/pytest --timeout 1800 tests/e2e
 
 clean: ## remove the environment and the caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

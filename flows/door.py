@@ -5,10 +5,11 @@ import hmac
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+ONLY_HERE = "connect-src 'self'"  # pages send nothing elsewhere; Prefect's would ask its makers' analytics
 HEALTH = {"/health", "/api/health", "/api/ready"}  # say no more than that the server lives
 
 
@@ -26,7 +27,7 @@ class Door:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = self.refusal(scope) if scope["type"] in ("http", "websocket") else None
         if refusal is None:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, confining(send))
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
@@ -44,6 +45,17 @@ class Door:
         if self._expected is None or scope["path"] in HEALTH or hmac.compare_digest(given, self._expected):
             return None
         return PlainTextResponse("a password is asked for", 401, {"WWW-Authenticate": 'Basic realm="backprop"'})
+
+
+def confining(send: Send) -> Send:
+    """Sends what `send` sends, with the header that keeps a page from talking to anybody else."""
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message).append("Content-Security-Policy", ONLY_HERE)
+        await send(message)
+
+    return sending
 
 
 def name_of(host: str) -> str:

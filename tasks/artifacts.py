@@ -26,7 +26,7 @@ def publish(result: RunResult, *, namespace: str, mlflow_link: str | None) -> No
     if result.gguf:
         create_markdown_artifact(files(result.gguf), key=f"{prefix}-files", description=said)
     if mlflow_link:
-        words = "Curves, figures, files and where they come from"
+        words = f"Curves, figures, files and where they come from: [the run in MLflow]({mlflow_link})"
         create_link_artifact(mlflow_link, link_text="The run in MLflow", key=f"{prefix}-mlflow", description=words)
     data = json.dumps(result.model_dump(mode="json"), indent=1)
     create_markdown_artifact(f"```json\n{data}\n```", key=f"{prefix}-result", description=said)

@@ -205,6 +205,16 @@ def test_other_names_and_sites_are_refused(service: Served) -> None:
     assert answer(f"{service.addresses['page']}/", Host="evil.example") == 403
 
 
+def test_pages_talk_to_nobody_else(service: Served) -> None:
+    """Both user interfaces are told to send nothing to any other server: Prefect's would send usage data."""
+    for place in (service.addresses["prefect"], service.addresses["mlflow"]):
+        request = urllib.request.Request(
+            f"{place}/", headers={"Authorization": service.prefect.headers["Authorization"]}
+        )
+        with urllib.request.urlopen(request, timeout=30) as page:
+            assert page.headers["Content-Security-Policy"] == "connect-src 'self'"
+
+
 def test_a_proxys_name_is_known(service: Served) -> None:
     """Behind a proxy a browser reads and writes under its name, with TLS or a port: both servers take the origin."""
     own = {**service.prefect.headers, "Content-Type": "application/json"}

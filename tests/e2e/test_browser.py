@@ -1,0 +1,121 @@
+"""A new user's way in the browser alone: from `backprop serve` to a version that a person let go live."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.core import nano
+from tests.e2e.conftest import OUTPUT
+from tests.flows.test_retrain import batch
+from tests.wire.ollama_server import OllamaServer
+from tests.wire.prefect_server import Served, served
+
+JOB = """
+model: {{name: {base}}}
+datasets: [{{path: {data}}}]
+training: {{steps: 12, batch_size: 8, learning_rate: 0.01, lora: {{rank: 8}}}}
+evaluation: {{heldout_max: 20}}
+gate: {{max_drop: 1}}
+export: {{quantizations: [f16]}}
+publish: {{ollama: support}}
+approval: {{ask: true}}
+min_new_rows: 1
+"""
+LONG = 600_000  # milliseconds: two slow cores
+
+
+@pytest.fixture
+def ollama() -> Iterator[OllamaServer]:
+    with OllamaServer().running() as server:
+        yield server
+
+
+@pytest.fixture
+def service(ollama: OllamaServer, tmp_path: Path) -> Iterator[Served]:
+    """A home with one line's file and its rows, served."""
+    home = tmp_path / "home"
+    for name in ("data", "lines"):
+        (home / name).mkdir(parents=True)
+    base, data = nano.build(home / "data" / "base"), batch(home / "data", 1)
+    (home / "lines" / "support.yaml").write_text(JOB.format(base=base, data=data))
+    with served(home, OMP_NUM_THREADS="1", OLLAMA_HOST=ollama.url) as service:
+        yield service
+
+
+def picture(page: Page, name: str) -> None:
+    """The page as it is now, on a wide and on a narrow screen."""
+    for label, width in (("", 1440), ("-narrow", 420)):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_timeout(1000)  # it is drawn anew
+        page.screenshot(path=OUTPUT / f"{name}{label}.png")
+    page.set_viewport_size({"width": 1440, "height": 900})
+
+
+def test_from_the_form_to_a_released_version(page: Page, service: Served, ollama: OllamaServer) -> None:
+    """Start a retrain from its form, follow it, approve what it made, see it in MLflow; nothing is sent elsewhere."""
+    strangers: list[str] = []
+    page.on("requestfinished", lambda request: strangers.append(request.url) if is_elsewhere(request.url) else None)
+    page.goto(service.addresses["page"])
+    picture(page, "1-page")
+    page.get_by_role("link", name="Prefect").click()
+    fill_the_form(page)
+    run = page.url
+    page.get_by_role("tab", name="Subflow Runs").click()
+    page.get_by_role("link", name="approval-support").first.click(timeout=LONG)
+    approve(page)
+    page.goto(run)
+    expect(page.get_by_text("Completed").first).to_be_visible(timeout=LONG)
+    page.get_by_role("tab", name="Artifacts").click()
+    picture(page, "6-done")
+    assert ollama.models.keys() == {"support:v1", "support:latest"}
+    page.get_by_role("link", name="backprop-matrix").click()
+    page.get_by_role("link", name=re.compile("^[0-9a-f]{8}$")).click()
+    expect(page.get_by_role("img", name="The forgetting matrix")).to_be_visible()
+    picture(page, "7-matrix")
+    page.goto(run)
+    page.get_by_role("tab", name="Artifacts").click()
+    page.get_by_role("link", name="backprop-mlflow").click()
+    page.get_by_role("link", name="the run in MLflow").click()
+    expect(page.get_by_text("train_loss").first).to_be_visible()
+    picture(page, "8-mlflow")
+    assert strangers == []
+
+
+def is_elsewhere(url: str) -> bool:
+    """Whether a request left this machine."""
+    return urlsplit(url).scheme in ("http", "https", "ws", "wss") and urlsplit(url).hostname != "127.0.0.1"
+
+
+def fill_the_form(page: Page) -> None:
+    """From Prefect's first page to the page of the flow run."""
+    page.get_by_role("link", name="Deployments").first.click()
+    expect(page.get_by_role("link", name="support").first).to_be_visible()
+    picture(page, "2-deployments")
+    page.get_by_role("link", name="support").first.click()
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Custom run").click()
+    expect(page.get_by_text("The line that goes on.")).to_be_visible()
+    picture(page, "3-form")
+    page.get_by_role("button", name="Submit").click()
+    page.get_by_role("button", name="View run").click()
+    expect(page).to_have_url(re.compile("/runs/flow-run/"))
+
+
+def approve(page: Page) -> None:
+    """Answer the question on its page, as a person does."""
+    expect(page.get_by_text("Paused").first).to_be_visible()
+    page.get_by_role("button", name="Open menu").first.click()
+    page.get_by_role("menuitem", name="Resume").click()
+    form = page.get_by_role("dialog")
+    expect(form.get_by_text("May this go live in line support?")).to_be_visible()
+    picture(page, "4-question")
+    form.get_by_role("button", name="Select Answer").click()
+    page.get_by_role("option", name="approve").click()
+    form.get_by_label("Reason (Optional)").fill("it reads well")
+    picture(page, "5-answer")
+    form.get_by_role("button", name="Resume").click()
+    expect(form).to_be_hidden()
