@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from backprop_core.errors import OutputForbidden, PathForbidden
+from backprop_core.formats.source import is_chain
 from backprop_core.settings import settings
 from backprop_core.specs import DatasetSpec, RunSpec
 
@@ -72,7 +73,7 @@ def files(datasets: Iterable[DatasetSpec]) -> Iterator[str]:
 def may_read(path: str) -> bool:
     """Whether a path is an address elsewhere, or a file of the allowed directories, wherever symlinks lead."""
     if "://" in path:
-        return urlsplit(path).scheme in REMOTE and "::" not in path
+        return urlsplit(path).scheme in REMOTE and not is_chain(path)
     return is_below_root(path)
 
 

@@ -2,6 +2,8 @@
 
 import gzip
 import hashlib
+import io
+import re
 import zlib
 from collections.abc import Iterator
 from difflib import get_close_matches
@@ -14,6 +16,9 @@ from backprop_core.store import file_digest
 
 SUFFIXES = {".json", ".jsonl", ".ndjson", ".csv", ".txt", ".parquet", ".gz"}
 CHUNK = 1 << 20
+HOST_V6 = re.compile(r"//\[[0-9a-fA-F:.]+\]")
+GIB = 1 << 30
+UNPACKED = 100  # times its size, at most: rows shrink to a tenth or a twentieth
 PATIENCE = 60  # seconds that a web server may be silent
 
 
@@ -36,7 +41,7 @@ def snapshot(path: str, *, scratch: Path) -> SourceRef:
 
 def fetch(url: str, scratch: Path) -> Path:
     """Copy what the URL names into `scratch`. Of its name only the suffixes are kept that say how to read it."""
-    if "::" in url:  # a chain lets the fetched bytes choose what is opened next
+    if is_chain(url):
         raise InputValidationFailed(f"{url} is a chain of addresses", hint="name one address, or copy the file")
     suffixes = [suffix for suffix in Path(urlsplit(url).path).suffixes if suffix in SUFFIXES]
     target = scratch / (hashlib.sha256(url.encode()).hexdigest()[:16] + "".join(suffixes))
@@ -47,6 +52,11 @@ def fetch(url: str, scratch: Path) -> Path:
     except ImportError as error:
         raise ExtraMissing(f"{url} cannot be read: {error}", hint="install that package, or copy the file") from error
     return target
+
+
+def is_chain(url: str) -> bool:
+    """Whether it is several addresses, so that fetched bytes choose what is opened next; `[::1]` is a host."""
+    return "::" in HOST_V6.sub("", url)
 
 
 def copy(url: str, target: Path) -> None:
@@ -115,8 +125,15 @@ def content(source: SourceRef, name: str) -> bytes:
     return gunzipped(data, name) if data.startswith(b"\x1f\x8b") else data
 
 
-def gunzipped(data: bytes, name: str) -> bytes:
+def gunzipped(data: bytes, name: str, *, least: int = GIB) -> bytes:
+    """The content of a gzip file; at most UNPACKED times its size, or `least` bytes if that is more."""
+    limit = max(UNPACKED * len(data), least)
     try:
-        return gzip.decompress(data)
+        with gzip.open(io.BytesIO(data)) as file:
+            unpacked = file.read(limit + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise InputValidationFailed(f"{name} is damaged gzip: {error}", hint="make or copy the file again") from error
+    if len(unpacked) > limit:
+        hint = "if you trust it, unpack it and name the file"
+        raise InputValidationFailed(f"{name} unpacks to more than {UNPACKED} times its size", hint=hint)
+    return unpacked

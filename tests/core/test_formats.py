@@ -24,6 +24,7 @@ from backprop_core.errors import (
     NoRows,
 )
 from backprop_core.formats import Parsed, read, snapshot
+from backprop_core.formats.source import gunzipped, is_chain
 from backprop_core.specs import DatasetSpec
 
 EXCHANGE = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]}
@@ -362,3 +363,20 @@ def test_a_url_that_fails(tmp_path: Path, served: tuple[str, Path], page: str, s
     """A page that is not there, and a server that fails, are a coded error that says what is known."""
     with pytest.raises(InputNotFound, match=said):
         snapshot(f"{served[0]}/{page}", scratch=tmp_path)
+
+
+def test_an_archive_bomb_is_refused() -> None:
+    """What unpacks to more than a hundred times its size is not unpacked further; small files may."""
+    bomb = gzip.compress(bytes(10**7))
+    with pytest.raises(InputValidationFailed, match="more than 100 times"):
+        gunzipped(bomb, "bomb.gz", least=1000)
+    assert len(gunzipped(bomb, "zeros.gz")) == 10**7
+
+
+@pytest.mark.parametrize(
+    ("url", "chained"),
+    [("http://[::1]:8000/a.jsonl", False), ("zip://a::http://h/b", True), ("http://[::1]/a::file:///etc/passwd", True)],
+)
+def test_a_chain_of_addresses_is_known(url: str, chained: bool) -> None:
+    """A host may have an IPv6 address; two addresses in one are none."""
+    assert is_chain(url) is chained
