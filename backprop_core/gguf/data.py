@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import gguf
@@ -48,7 +49,7 @@ def aligned(size: int) -> int:
     return size + -size % int(gguf.GGUF_DEFAULT_ALIGNMENT)
 
 
-def write_tensors(file: int, start: int, fused: Fused, entries: list[Entry], on_progress: OnProgress) -> None:
+def write_tensors(file: Path, start: int, fused: Fused, entries: list[Entry], on_progress: OnProgress) -> None:
     """Write the tensors one after the other from `start` on, with as many threads as torch has here.
 
     `on_progress` gets the bytes of tensor data written and their sum, each hundredth of them.
@@ -86,7 +87,7 @@ def in_turn(pool: ThreadPoolExecutor, calls: Iterable[Callable[[], int]]) -> Ite
         yield future.result()
 
 
-def slices(file: int, start: int, fused: Fused, entries: list[Entry]) -> Iterator[Callable[[], int]]:
+def slices(file: Path, start: int, fused: Fused, entries: list[Entry]) -> Iterator[Callable[[], int]]:
     """Calls that each write some rows of a tensor and return how many bytes that was."""
     for entry in entries:
         row = entry.bytes // entry.shape[0]
@@ -95,13 +96,15 @@ def slices(file: int, start: int, fused: Fused, entries: list[Entry]) -> Iterato
         start += aligned(entry.bytes)
 
 
-def write_rows(file: int, offset: int, fused: Fused, entry: Entry, rows: slice) -> int:
+def write_rows(file: Path, offset: int, fused: Fused, entry: Entry, rows: slice) -> int:
     """Write some rows of a tensor at this offset of the file."""
-    data = encoded(fused.rows(entry.source, rows), entry).data.cast("B")
-    done = 0
-    while done < len(data):  # a full disk takes a part, then raises
-        done += os.pwrite(file, data[done:], offset + done)
-    return done
+    data = encoded(fused.rows(entry.source, rows), entry).data
+    with file.open("r+b", buffering=0) as place:
+        place.seek(offset)
+        written = 0
+        while written < data.nbytes:  # a full disk takes a part, then raises
+            written += place.write(data.cast("B")[written:])
+    return data.nbytes
 
 
 def encoded(block: Tensor, entry: Entry) -> Array:

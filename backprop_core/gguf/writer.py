@@ -36,8 +36,7 @@ def write(base: Path, adapter: Path | None, path: Path, outtype: str, on_progres
         for factors in rope_tensors(config).values():
             file.write(bytes(aligned(file.tell()) - file.tell()))
             file.write(factors.data)
-    with path.open("r+b") as file:
-        write_tensors(file.fileno(), aligned(path.stat().st_size), fused, entries, on_progress)
+    write_tensors(path, aligned(path.stat().st_size), fused, entries, on_progress)
 
 
 def plan(config: Any, fused: Fused, kind: GGMLType) -> list[Entry]:
