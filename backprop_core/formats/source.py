@@ -56,7 +56,7 @@ def fetch(url: str, scratch: Path) -> Path:
 
 def is_chain(url: str) -> bool:
     """Whether it is several addresses, so that fetched bytes choose what is opened next; `[::1]` is a host."""
-    return "::" in HOST_V6.sub("", url)
+    return "::" in HOST_V6.sub("//host", url)
 
 
 def copy(url: str, target: Path) -> None:

@@ -25,6 +25,7 @@ publish: {{ollama: support}}
 approval: {{ask: true}}
 min_new_rows: 1
 """
+RUN = "by-a-person"
 LONG = 600_000  # milliseconds: two slow cores
 
 
@@ -99,9 +100,12 @@ def fill_the_form(page: Page) -> None:
     page.get_by_role("button", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Custom run").click()
     expect(page.get_by_text("The line that goes on.")).to_be_visible()
+    page.get_by_label("Run Name").fill(RUN)
     picture(page, "3-form")
     page.get_by_role("button", name="Submit").click()
-    page.get_by_role("button", name="View run").click()
+    expect(page).not_to_have_url(re.compile(r"/run\b"))
+    page.get_by_role("link", name="Runs", exact=True).click()
+    page.get_by_role("link", name=RUN).first.click()
     expect(page).to_have_url(re.compile("/runs/flow-run/"))
 
 
