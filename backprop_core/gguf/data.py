@@ -52,16 +52,21 @@ def aligned(size: int) -> int:
 def write_tensors(file: Path, start: int, fused: Fused, entries: list[Entry], on_progress: OnProgress) -> None:
     """Write the tensors one after the other from `start` on, with as many threads as torch has here.
 
-    `on_progress` gets the bytes of tensor data written and their sum, each hundredth of them.
+    `on_progress` gets the bytes of tensor data written and their sum, each hundredth of them. What is written is sent
+    to the disk meanwhile, so that whoever waits for that at the end does not wait long.
     """
     done, due, total = 0, 0, sum(entry.bytes for entry in entries)
     os.truncate(file, start + sum(aligned(entry.bytes) for entry in entries))  # what is not written is zero
-    with threads() as pool:
+    with ThreadPoolExecutor(1) as disk, threads() as pool:
+        flushed = disk.submit(os.fsync, file)
         for written in in_turn(pool, slices(file, start, fused, entries)):
             done += written
             if due <= done < total:
                 on_progress(done, total)
                 due = done + total // 100
+                if flushed.done():
+                    flushed.result()
+                    flushed = disk.submit(os.fsync, file)
     on_progress(total, total)
 
 
