@@ -1,13 +1,11 @@
 """One cell of the benchmark: one learning rate, share of replay, order of the tasks and seed, every method.
 
-A method is a merge and a learning rate of later runs. What it trains depends on where its runs start and on that rate
-alone, so methods that agree in these share a trajectory. Whatever is done is noted under its stage's key, so a run that
-was stopped goes on.
+A method is a merge. What it trains depends on where its runs start alone, so methods that agree in that share a
+trajectory. Whatever is done is noted under its stage's key, so a run that was stopped goes on.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,23 +29,15 @@ from backprop_core.training.loop import train
 R = TypeVar("R", bound=BaseModel)
 
 
-@dataclass(frozen=True)
-class Method:
-    """How the runs are merged, and by what the learning rate of all runs but the first is multiplied."""
-
-    merge: MergeSpec
-    later: float = 1.0
-
-
 METHODS = {
-    "sequential": Method(MergeSpec(strategy="sequential")),
-    "slao": Method(MergeSpec(strategy="slao")),
-    "slao without QR": Method(MergeSpec(strategy="slao-plain")),
-    "slao, A merged": Method(MergeSpec(strategy="slao", merge_a=True)),
-    "slao, 1/i": Method(MergeSpec(strategy="slao", weight="1/i")),
-    "slao, A merged, 1/i": Method(MergeSpec(strategy="slao", merge_a=True, weight="1/i")),
-    "average of A and B": Method(MergeSpec(strategy="average")),
-    "mean of ΔW": Method(MergeSpec(strategy="delta")),
+    "sequential": MergeSpec(strategy="sequential"),
+    "slao": MergeSpec(strategy="slao"),
+    "slao without QR": MergeSpec(strategy="slao-plain"),
+    "slao, A merged": MergeSpec(strategy="slao", merge_a=True),
+    "slao, 1/i": MergeSpec(strategy="slao", weight="1/i"),
+    "slao, A merged, 1/i": MergeSpec(strategy="slao", merge_a=True, weight="1/i"),
+    "average of A and B": MergeSpec(strategy="average"),
+    "mean of ΔW": MergeSpec(strategy="delta"),
 }
 
 
@@ -186,16 +176,16 @@ class Bench:
 
         return self.noted("evaluate", Score, make, base=self.plan.base, adapter=adapter, heldout=heldout).exact_match
 
-    def result(self, cell: Cell, name: str, method: Method) -> Result:
+    def result(self, cell: Cell, name: str, spec: MergeSpec) -> Result:
         """One method: train the tasks in their order, merge after each, score."""
         assert cell.order is not None
         order = self.plan.orders[cell.order]
-        tuned = self.trajectory(cell, order, method)
+        tuned = self.trajectory(cell, order, spec)
         merged: list[AdapterRef] = []
         for index, adapter in enumerate(tuned):
-            earlier = tuned[:index] if method.merge.takes_all else []
+            earlier = tuned[:index] if spec.takes_all else []
             before = merged[-1] if merged else None
-            merged.append(self.merge(before, adapter, earlier, index + 1, method.merge))
+            merged.append(self.merge(before, adapter, earlier, index + 1, spec))
         return Result(
             method=name,
             cell=cell,
@@ -203,16 +193,14 @@ class Bench:
             last=[self.score(merged[-1], task) for task in order],
         )
 
-    def trajectory(self, cell: Cell, order: Sequence[str], method: Method) -> list[AdapterRef]:
+    def trajectory(self, cell: Cell, order: Sequence[str], merge: MergeSpec) -> list[AdapterRef]:
         """The tuned adapter of each run."""
         tuned: list[AdapterRef] = []
+        spec = self.plan.training.model_copy(update={"learning_rate": self.plan.rates[cell.rate], "seed": cell.seed})
         datasets = [self.plan.tasks[task].train for task in order]
         for index, rows in enumerate(datasets):
-            rate = self.plan.rates[cell.rate] * (method.later if index else 1)
-            spec = self.plan.training.model_copy(update={"learning_rate": rate, "seed": cell.seed})
             if cell.replay and index:
                 rows = self.mixed(rows, datasets[:index], cell.replay, math.ceil(spec.epochs), cell.seed)
-            merge = method.merge
             start = (
                 Start(tuned=tuned[-1], orthonormal=merge.orthonormal_start, keep=merge.keeps_function)
                 if tuned

@@ -10,7 +10,7 @@ from benchmarks.continual_cell import Plan, Result
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "continual.md"
-RECOMMENDED = "slao, A merged, 1/i"
+RECOMMENDED = "slao, A merged"
 Rows = list[dict[str, Any]]
 
 
