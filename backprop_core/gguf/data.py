@@ -20,6 +20,7 @@ from torch import Tensor
 from backprop_core.errors import GGUFExportFailed
 from backprop_core.gguf.fuse import Fused
 from backprop_core.progress import OnProgress
+from backprop_core.store import fsync
 
 DTYPES = {GGMLType.F16: torch.float16, GGMLType.BF16: torch.bfloat16}
 Array = npt.NDArray[Any]
@@ -58,7 +59,7 @@ def write_tensors(file: Path, start: int, fused: Fused, entries: list[Entry], on
     done, due, total = 0, 0, sum(entry.bytes for entry in entries)
     os.truncate(file, start + sum(aligned(entry.bytes) for entry in entries))  # what is not written is zero
     with ThreadPoolExecutor(1) as disk, threads() as pool:
-        flushed = disk.submit(os.fsync, file)
+        flushed = disk.submit(fsync, file)
         for written in in_turn(pool, slices(file, start, fused, entries)):
             done += written
             if due <= done < total:
@@ -66,7 +67,7 @@ def write_tensors(file: Path, start: int, fused: Fused, entries: list[Entry], on
                 due = done + total // 100
                 if flushed.done():
                     flushed.result()
-                    flushed = disk.submit(os.fsync, file)
+                    flushed = disk.submit(fsync, file)
     on_progress(total, total)
 
 
