@@ -1,7 +1,5 @@
 """Every error a user can meet: one class, one stable code, one hint what to do."""
 
-import os
-import re
 from typing import ClassVar
 
 
@@ -19,8 +17,8 @@ class BackpropError(Exception):
         self.run_id: str | None = None  # the run that it ended, if it had started
 
     def __str__(self) -> str:
-        todo, *_ = self.hint.splitlines()
-        return f"[{self.code}] {self.message}; {todo}"  # what Prefect shows of a failed flow run
+        first, _, _ = self.hint.partition("\n")
+        return f"[{self.code}] {self.message}; {first}"  # what Prefect shows of a failed flow run
 
     def __reduce__(self) -> tuple[object, ...]:
         return (rebuild, (self.code, self.message, self.hint))
@@ -403,15 +401,3 @@ def all_errors() -> dict[str, type[BackpropError]]:
 def rebuild(code: str, message: str, hint: str) -> BackpropError:
     """The error that another process reported."""
     return all_errors().get(code, Unexpected)(message, hint=hint)
-
-
-SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|ACCESS_KEY|AUTH_STRING|CREDENTIAL", re.IGNORECASE)
-SECRET_SHAPE = re.compile(r"hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|(?<=://)[^/\s@:]*:[^/\s@]+(?=@)")
-
-
-def blank_secrets(text: str) -> str:
-    """`text` with the values of secret environment variables, tokens and URL passwords replaced by `***`."""
-    values = {value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= 6}
-    for value in sorted(values, key=len, reverse=True):
-        text = text.replace(value, "***")
-    return SECRET_SHAPE.sub("***", text)

@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backprop_core.batch import Batch, Item, by_budget, collate, load
+from backprop_core.frozen import Record
 from backprop_core.keys import canonical
 from backprop_core.model import LoadedBase, adapted
 from backprop_core.progress import OnProgress
-from backprop_core.refs import AdapterRef, Record, RowsRef, Scores
+from backprop_core.refs import AdapterRef, RowsRef, Scores
 from backprop_core.store import Store
 
 TOKENS = 8192  # padded tokens of a batch

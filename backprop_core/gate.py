@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backprop_core.metrics import as_expected
-from backprop_core.refs import Answers, CanaryVerdict, GateReport, Ratings, Scores, TaskVerdict
+from backprop_core.refs import Answers, Ratings, Scores
 from backprop_core.specs import GateSpec
 from backprop_core.store import Store
+from backprop_core.verdicts import CanaryVerdict, GateReport, TaskVerdict
 
 SAMPLES = 2000
 SEED = 0

@@ -13,10 +13,11 @@ from backprop_core import chat, curate
 from backprop_core.batch import by_budget
 from backprop_core.errors import InputValidationFailed, NoRows
 from backprop_core.formats import ChatRow
+from backprop_core.frozen import Record
 from backprop_core.keys import canonical
 from backprop_core.model import LoadedBase, adapted
 from backprop_core.progress import OnProgress
-from backprop_core.refs import AdapterRef, Generated, Generations, Record, RowsRef
+from backprop_core.refs import AdapterRef, Generated, Generations, RowsRef
 from backprop_core.specs import GenerationSpec
 from backprop_core.store import Store
 

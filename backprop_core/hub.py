@@ -17,6 +17,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import disable_progress_bars, httpx, validate_repo_id  # type: ignore[attr-defined]
 
 from backprop_core.base import TOKENIZER_FILES
+from backprop_core.blanking import blank_secrets
 from backprop_core.errors import (
     AuthRequired,
     BackpropError,
@@ -25,10 +26,10 @@ from backprop_core.errors import (
     HubUploadFailed,
     NameTaken,
     TokenizerUnsupported,
-    blank_secrets,
 )
+from backprop_core.frozen import Record
 from backprop_core.keys import canonical
-from backprop_core.refs import BaseRef, Record
+from backprop_core.refs import BaseRef
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # of an adapter in PEFT's layout
 RECORD = "backprop.json"  # says that a repository is ours, and what is in it

@@ -14,7 +14,8 @@ from typing import Any, Self
 import httpx
 
 from backprop_core.addresses import client
-from backprop_core.errors import JudgeFailed, JudgeUnreachable, blank_secrets
+from backprop_core.blanking import blank_secrets
+from backprop_core.errors import JudgeFailed, JudgeUnreachable
 from backprop_core.metrics import commit, read
 from backprop_core.progress import OnProgress
 from backprop_core.refs import Generations, Ratings

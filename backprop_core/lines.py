@@ -8,7 +8,8 @@ from typing import Literal
 from pydantic import Field
 
 from backprop_core.errors import LineConflict, RunUnknown
-from backprop_core.refs import AdapterRef, BaseRef, Cell, DatasetRef, Ratings, Record, RowsRef, RunId, Scores
+from backprop_core.frozen import Record
+from backprop_core.refs import AdapterRef, BaseRef, Cell, DatasetRef, Ratings, RowsRef, RunId, Scores
 from backprop_core.specs import LoraSpec, MergeSpec
 from backprop_core.store import Store, write_atomic
 

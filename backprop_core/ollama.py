@@ -14,9 +14,10 @@ from urllib.parse import urlsplit
 import httpx
 
 from backprop_core.addresses import client
-from backprop_core.errors import NameTaken, OllamaRegistrationFailed, OllamaUnreachable, blank_secrets
+from backprop_core.blanking import blank_secrets
+from backprop_core.errors import NameTaken, OllamaRegistrationFailed, OllamaUnreachable
+from backprop_core.frozen import Record
 from backprop_core.progress import OnProgress
-from backprop_core.refs import Record
 from backprop_core.store import Store, file_digest, write_atomic
 
 OLDEST = (0, 17, 1)  # before it, a file could make `create` read beyond its memory

@@ -14,10 +14,10 @@ from pathlib import Path
 from pydantic import Field
 
 from backprop_core.errors import BackpropError, RunActive
+from backprop_core.frozen import Record
 from backprop_core.keys import digests_in
 from backprop_core.leases import leased, living
 from backprop_core.lines import Lines
-from backprop_core.refs import Record
 from backprop_core.release import record_of, released
 from backprop_core.store import Store
 

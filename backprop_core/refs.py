@@ -2,17 +2,14 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from backprop_core.frozen import Record
+from backprop_core.verdicts import GateReport
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Status = Literal["finished", "unchanged", "rejected", "failed", "interrupted", "running"]
-
-
-class Record(BaseModel):
-    """Frozen, no unknown fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ArtifactRef(Record):
@@ -298,59 +295,6 @@ class Evaluation(Record):
     average: float
     backward_transfer: float | None
     forgetting: list[float]
-
-
-class TaskVerdict(Record):
-    """One task in the gate: the candidate beside its rival, and the bounds of the difference."""
-
-    task: str
-    rows: int = Field(description="Held-out rows.")
-    candidate: float
-    rival: float
-    difference: float
-    low: float = Field(description="The difference is above this with the asked confidence.")
-    high: float = Field(description="And below this.")
-    worse: bool = Field(description="Clearly worse than allowed: a reason to reject.")
-    too_small: bool = Field(description="Too few rows to notice a drop as large as the allowed one.")
-
-
-class CanaryVerdict(Record):
-    """What the candidate says to one canary prompt."""
-
-    prompt: str
-    expect: str
-    answer: str
-    passed: bool
-    rival_passed: bool | None = Field(description="Whether the champion passes it; null without one.")
-
-
-class GateReport(Record):
-    """Whether a candidate may go live, and why."""
-
-    accepted: bool
-    reason: str
-    against: Literal["champion", "base"] = Field(description="The rival.")
-    metric: str
-    average: float = Field(description="Mean over the trained tasks, of the candidate.")
-    rival_average: float
-    base_average: float
-    gain_low: float | None = Field(None, description="The average gained more than this, with the asked confidence.")
-    tasks: list[TaskVerdict]
-    canaries: list[CanaryVerdict] = Field(default_factory=list)
-
-
-class Decision(Record):
-    """What was said of a version that waited to go live; by nobody if the time was over."""
-
-    approved: bool
-    reason: str = ""
-    by: Literal["person", "time"] = "person"
-
-    @property
-    def sentence(self) -> str:
-        """The same in words."""
-        said = f"{'approved' if self.approved else 'rejected'}{' by a person' if self.by == 'person' else ''}"
-        return f"{said}: {self.reason}" if self.reason else said
 
 
 class Choice(Record):

@@ -17,10 +17,11 @@ from pydantic import Field
 
 from backprop_core import ollama
 from backprop_core.errors import BackpropError
+from backprop_core.frozen import Record
 from backprop_core.hub import RECORD, File, Hub
 from backprop_core.lines import Lines
 from backprop_core.progress import OnProgress
-from backprop_core.refs import GGUFRef, Record
+from backprop_core.refs import GGUFRef
 from backprop_core.specs import ExportSpec, PublishSpec
 from backprop_core.store import Store, write_atomic
 

@@ -9,8 +9,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from backprop_core.errors import StoreUnsupported
-
-NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+from backprop_core.texts import NAME
 
 
 class Settings(BaseSettings):

@@ -1,49 +1,11 @@
 """What may be asked: every field typed, ranged, with its unit and one line of help."""
 
-import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
-from pydantic.config import JsonDict
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
-NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
-LineName = Annotated[str, Field(pattern=NAME)]
-NO_KEY: JsonDict = {"key": False}  # the field cannot change a result, so it is no part of a cache key
-KEY_IF_SET: JsonDict = {"key": "if set"}  # a field that came later: part of a key where it is not at its default
-
-
-def compiles(pattern: str | None) -> str | None:
-    """The pattern, or ValueError if it is no regular expression."""
-    try:
-        re.compile(pattern or "")
-    except re.error as error:
-        raise ValueError(f"no regular expression: {error}") from error
-    return pattern
-
-
-class Spec(BaseModel):
-    """Frozen, no unknown fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
-
-    def semantic(self) -> dict[str, Any]:
-        """The fields that can change a result."""
-        every = {name: (getattr(self, name), field) for name, field in type(self).model_fields.items()}
-        return {
-            name: value
-            for name, (value, field) in every.items()
-            if field.json_schema_extra != NO_KEY and (field.json_schema_extra != KEY_IF_SET or value != field.default)
-        }
-
-    def over(self, known: Self) -> Self:
-        """`known`, with the fields of this one that are not at their defaults."""
-        return known.model_copy(
-            update={
-                name: getattr(self, name)
-                for name, field in type(self).model_fields.items()
-                if getattr(self, name) != field.get_default(call_default_factory=True)
-            }
-        )
+from backprop_core.frozen import KEY_IF_SET, NO_KEY, Spec
+from backprop_core.texts import NAME, LineName, Prose, compiles
 
 
 class ModelSpec(Spec):
@@ -305,16 +267,6 @@ class GateSpec(Spec):
 
 
 Quantization = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_0", "q4_k_m", "q4_0", "q3_k_m", "q2_k"]
-
-
-def quotable(text: str) -> str:
-    """A Modelfile has no way to write three quotation marks."""
-    if '"""' in text or "\0" in text:
-        raise ValueError("three quotation marks in a row, or NUL")
-    return text
-
-
-Prose = Annotated[str, Field(min_length=1, max_length=100_000), AfterValidator(quotable)]
 
 
 Package = Literal["merged", "lora", "gguf-lora"]

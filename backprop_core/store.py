@@ -29,9 +29,11 @@ from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from backprop_core.errors import ArtifactDamaged, ArtifactMissing, BackpropError, DiskFull, StorageFailed, blank_secrets
+from backprop_core.blanking import blank_secrets
+from backprop_core.errors import ArtifactDamaged, ArtifactMissing, BackpropError, DiskFull, StorageFailed
+from backprop_core.frozen import Record
 from backprop_core.keys import canonical, digest_of
-from backprop_core.refs import ArtifactRef, Record
+from backprop_core.refs import ArtifactRef
 
 MANIFEST = "artifact.json"
 LARGE = 64 * 2**20  # bytes

@@ -17,10 +17,11 @@ from backprop_core import base as bases
 from backprop_core import curate
 from backprop_core.batch import Item, load
 from backprop_core.evaluate import score
+from backprop_core.frozen import Record
 from backprop_core.keys import stage_key
 from backprop_core.model import LoadedBase, adapted
 from backprop_core.model import load as load_base
-from backprop_core.refs import AdapterRef, BaseRef, DatasetRef, Record, RowsRef, Start, TrainResult
+from backprop_core.refs import AdapterRef, BaseRef, DatasetRef, RowsRef, Start, TrainResult
 from backprop_core.specs import MergeSpec, TrainSpec
 from backprop_core.store import Store, write_atomic
 from backprop_core.strategies import merge

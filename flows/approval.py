@@ -24,8 +24,8 @@ from prefect.utilities.urls import url_for
 from pydantic import Field
 
 from backprop_core.errors import ApprovalUnattended, Interrupted
-from backprop_core.refs import Decision
 from backprop_core.specs import ApprovalSpec
+from backprop_core.verdicts import Decision
 from flows import terminal
 from flows.environment import is_temporary
 from tasks import artifacts, worker

@@ -14,16 +14,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from backprop_core.errors import BackpropError, ConfigInvalid, InputNotFound, InputValidationFailed, QuantizationUnknown
-from backprop_core.specs import (
-    DatasetSpec,
-    EvaluationSpec,
-    ExportSpec,
-    GenerationSpec,
-    LineSpec,
-    PublishSpec,
-    RunSpec,
-    Spec,
-)
+from backprop_core.frozen import Spec
+from backprop_core.specs import DatasetSpec, EvaluationSpec, ExportSpec, GenerationSpec, LineSpec, PublishSpec, RunSpec
 from flows.fields import ENTRY, children_of, pattern_of, spec_fields
 from flows.values import Path as Place
 from flows.values import parse

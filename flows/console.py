@@ -8,7 +8,8 @@ import traceback
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from backprop_core.errors import BackpropError, blank_secrets
+from backprop_core.blanking import blank_secrets
+from backprop_core.errors import BackpropError
 from tasks.progress import QUESTION
 
 if TYPE_CHECKING:

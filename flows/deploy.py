@@ -20,7 +20,7 @@ from prefect.utilities.callables import parameter_schema
 from pydantic import ValidationError
 
 from backprop_core.errors import ConfigInvalid, DeploymentRefused
-from backprop_core.refs import Record
+from backprop_core.frozen import Record
 from backprop_core.settings import Settings
 from backprop_core.specs import LineSpec, ScheduleSpec
 from flows.automations import automations

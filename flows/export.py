@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from prefect import flow
 
 from backprop_core.refs import RunResult
-from backprop_core.specs import ExportSpec, LineName, Package, Quantization
+from backprop_core.specs import ExportSpec, Package, Quantization
+from backprop_core.texts import LineName
 from flows.pipeline import curated, exports, held_out
 from tasks.confine import admitted_output
 from tasks.exports import hand_out

@@ -6,16 +6,8 @@ from prefect import flow
 from pydantic import Field
 
 from backprop_core.refs import RunResult
-from backprop_core.specs import (
-    DatasetSpec,
-    EvaluationSpec,
-    ExportSpec,
-    LineName,
-    MergeSpec,
-    ModelSpec,
-    RunSpec,
-    TrainSpec,
-)
+from backprop_core.specs import DatasetSpec, EvaluationSpec, ExportSpec, MergeSpec, ModelSpec, RunSpec, TrainSpec
+from backprop_core.texts import LineName
 from flows.pipeline import pipeline
 from tasks.confine import admitted
 from tasks.prepare import prepare

@@ -3,7 +3,7 @@
 from prefect import flow
 
 from backprop_core.refs import RunResult
-from backprop_core.specs import LineName
+from backprop_core.texts import LineName
 from flows.pipeline import pipeline
 from tasks.line import version_of, working_on
 from tasks.prepare import promoted

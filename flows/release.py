@@ -3,7 +3,8 @@
 from prefect import flow
 
 from backprop_core.refs import RunResult
-from backprop_core.specs import ExportSpec, LineName, PublishSpec
+from backprop_core.specs import ExportSpec, PublishSpec
+from backprop_core.texts import LineName
 from flows.pipeline import exports
 from tasks.line import working_on
 from tasks.prepare import to_release

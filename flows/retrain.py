@@ -13,13 +13,13 @@ from backprop_core.specs import (
     EvaluationSpec,
     ExportSpec,
     GateSpec,
-    LineName,
     MergeSpec,
     ModelSpec,
     PublishSpec,
     RunSpec,
     TrainSpec,
 )
+from backprop_core.texts import LineName
 from flows.approval import approved, check
 from flows.pipeline import next_version
 from tasks.confine import admitted

@@ -3,7 +3,7 @@
 from prefect import flow
 
 from backprop_core.refs import RunResult
-from backprop_core.specs import LineName
+from backprop_core.texts import LineName
 from flows.release import go_live
 from tasks.prepare import to_rollback
 

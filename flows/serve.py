@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from backprop_core.errors import AuthRequired, InputNotFound, ServerActive, ServerFailed
-from backprop_core.refs import Record
+from backprop_core.frozen import Record
 from backprop_core.settings import Settings
 from flows.child import Child
 from flows.serve_page import Page

@@ -11,7 +11,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from backprop_core.refs import Answers, Choice, Drift, Evaluation, GateReport, GGUFRecord, RunRecord, RunResult
+from backprop_core.refs import Answers, Choice, Drift, Evaluation, GGUFRecord, RunRecord, RunResult
+from backprop_core.verdicts import GateReport
 from flows.console import one_line
 
 if TYPE_CHECKING:

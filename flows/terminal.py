@@ -3,7 +3,8 @@
 import sys
 
 from backprop_core.errors import Interrupted
-from backprop_core.refs import Decision, RunResult
+from backprop_core.refs import RunResult
+from backprop_core.verdicts import Decision
 from flows import tables
 from flows.console import say, stderr_console
 from tasks.progress import QUESTION, Progress, report

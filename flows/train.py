@@ -6,7 +6,8 @@ from prefect import flow
 from pydantic import Field
 
 from backprop_core.refs import RunResult
-from backprop_core.specs import DatasetSpec, EvaluationSpec, ExportSpec, LineName, ModelSpec, RunSpec, TrainSpec
+from backprop_core.specs import DatasetSpec, EvaluationSpec, ExportSpec, ModelSpec, RunSpec, TrainSpec
+from backprop_core.texts import LineName
 from flows.multi_run import carry_out
 
 

@@ -8,7 +8,8 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.context import FlowRunContext
 
 from backprop_core.model_card import fidelity, table
-from backprop_core.refs import Evaluation, GateReport, GGUFRecord, RunRecord, RunResult
+from backprop_core.refs import Evaluation, GGUFRecord, RunRecord, RunResult
+from backprop_core.verdicts import GateReport
 from tasks.figures import forgetting_matrix
 
 

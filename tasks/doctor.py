@@ -10,9 +10,10 @@ from typing import Literal
 import httpx
 
 from backprop_core import devices, extras, ollama
-from backprop_core.errors import BackpropError, ExtraMissing, blank_secrets
+from backprop_core.blanking import blank_secrets
+from backprop_core.errors import BackpropError, ExtraMissing
+from backprop_core.frozen import Record
 from backprop_core.prune import size_of
-from backprop_core.refs import Record
 from backprop_core.settings import Settings
 from tasks.publishing import SECRET_BLOCK
 from tasks.tracking import tracking_uri

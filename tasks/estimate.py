@@ -8,7 +8,8 @@ from pydantic import Field
 
 from backprop_core import devices
 from backprop_core.formats import read, snapshot
-from backprop_core.refs import Choice, Record
+from backprop_core.frozen import Record
+from backprop_core.refs import Choice
 from backprop_core.settings import settings
 from backprop_core.specs import DatasetSpec, RunSpec, TrainSpec
 from backprop_core.store import Store

@@ -19,20 +19,12 @@ from typing import Annotated, Any, Literal, Self
 from filelock import FileLock, Timeout
 from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
-from backprop_core.errors import RunActive, blank_secrets
-from backprop_core.refs import (
-    DatasetSummary,
-    Drift,
-    ErrorRecord,
-    Evaluation,
-    GateReport,
-    Located,
-    Record,
-    RunId,
-    RunResult,
-    Status,
-)
+from backprop_core.blanking import blank_secrets
+from backprop_core.errors import RunActive
+from backprop_core.frozen import Record
+from backprop_core.refs import DatasetSummary, Drift, ErrorRecord, Evaluation, Located, RunId, RunResult, Status
 from backprop_core.specs import TEACHER_FORCED
+from backprop_core.verdicts import GateReport
 
 LONGEST_PARAMETER = 500  # characters; the complete spec stands in spec.json
 LONGEST_TAG = 5000

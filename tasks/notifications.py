@@ -15,7 +15,8 @@ from prefect.blocks.notifications import AppriseNotificationBlock, CustomWebhook
 from prefect.utilities.urls import url_for
 
 from backprop_core.addresses import refuse
-from backprop_core.errors import BackpropError, BlockUnknown, Interrupted, TimeLimit, blank_secrets
+from backprop_core.blanking import blank_secrets
+from backprop_core.errors import BackpropError, BlockUnknown, Interrupted, TimeLimit
 from backprop_core.refs import RunResult
 from tasks.artifacts import flow_run_id, sentence
 

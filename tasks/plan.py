@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 
 from backprop_core import devices
 from backprop_core.errors import ArchitectureUnsupported
+from backprop_core.frozen import Record
 from backprop_core.keys import stage_key
 from backprop_core.refs import (
     AdapterRef,
@@ -19,7 +20,6 @@ from backprop_core.refs import (
     DatasetRef,
     Drift,
     Generated,
-    Record,
     RowsRef,
     Searched,
     StageRecord,

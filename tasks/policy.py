@@ -21,7 +21,6 @@ from backprop_core.refs import (
     DatasetRef,
     Drift,
     Fidelity,
-    GateReport,
     Generations,
     GGUFRef,
     ImportanceRef,
@@ -34,6 +33,7 @@ from backprop_core.refs import (
 )
 from backprop_core.settings import settings
 from backprop_core.store import Store, write_atomic
+from backprop_core.verdicts import GateReport
 
 P = ParamSpec("P")
 R = TypeVar("R")

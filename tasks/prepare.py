@@ -11,9 +11,10 @@ from pydantic import Field
 from backprop_core import base as bases
 from backprop_core.errors import ConfigInvalid, LineConflict, RefAmbiguous, RunUnknown
 from backprop_core.formats import snapshot
+from backprop_core.frozen import Record
 from backprop_core.keys import digest_of, part
 from backprop_core.lines import Lines, LineVersion, Live
-from backprop_core.refs import AdapterRef, BaseRef, Choice, ConverterRef, Located, Record, RunId, RunResult, SourceRef
+from backprop_core.refs import AdapterRef, BaseRef, Choice, ConverterRef, Located, RunId, RunResult, SourceRef
 from backprop_core.settings import settings
 from backprop_core.specs import (
     ApprovalSpec,

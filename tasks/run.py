@@ -17,7 +17,8 @@ from prefect import Task
 from prefect.exceptions import TerminationSignal
 from pydantic import BaseModel
 
-from backprop_core.errors import BackpropError, Interrupted, TimeLimit, Unexpected, blank_secrets
+from backprop_core.blanking import blank_secrets
+from backprop_core.errors import BackpropError, Interrupted, TimeLimit, Unexpected
 from backprop_core.keys import digests_in, stage_key
 from backprop_core.leases import Lease
 from backprop_core.lines import Lines, LineVersion
@@ -27,12 +28,10 @@ from backprop_core.refs import (
     BaseRecord,
     BaseRef,
     DatasetRef,
-    Decision,
     Drift,
     ErrorRecord,
     Evaluation,
     Fidelity,
-    GateReport,
     GGUFRecord,
     GGUFRef,
     Located,
@@ -48,6 +47,7 @@ from backprop_core.refs import (
 from backprop_core.settings import Settings, settings
 from backprop_core.specs import RunSpec
 from backprop_core.store import Store, disk_error, write_atomic
+from backprop_core.verdicts import Decision, GateReport
 from backprop_core.worker.handle import Worker
 from tasks import prepare, worker
 from tasks.policy import is_recorded, results

@@ -6,8 +6,8 @@ import sys
 from pydantic import Field
 
 from backprop_core.devices import visible_gpus
+from backprop_core.frozen import Record
 from backprop_core.keys import digest_of
-from backprop_core.refs import Record
 from backprop_core.settings import settings
 from backprop_core.store import Store, write_atomic
 from backprop_core.training.duration import cpu_speed

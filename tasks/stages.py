@@ -14,7 +14,6 @@ from backprop_core.refs import (
     DatasetRef,
     Drift,
     Fidelity,
-    GateReport,
     Generations,
     GGUFRef,
     ImportanceRef,
@@ -28,6 +27,7 @@ from backprop_core.refs import (
     TrainResult,
 )
 from backprop_core.specs import CanarySpec, DatasetSpec, GateSpec, GenerationSpec, JudgeSpec, MergeSpec, TrainSpec
+from backprop_core.verdicts import GateReport
 from tasks.policy import stage
 from tasks.progress import Progress, report
 from tasks.run import current

@@ -12,7 +12,8 @@ from pydantic import Field
 
 from backprop_core.errors import NoRows
 from backprop_core.formats import ChatRow
-from backprop_core.refs import Choice, Record
+from backprop_core.frozen import Record
+from backprop_core.refs import Choice
 from backprop_core.specs import DatasetSpec, LoraSpec, TrainSpec
 from backprop_core.training.memory import GIB, Precision, Setting, Shape, longest, memory
 from backprop_core.training.plan import total_steps

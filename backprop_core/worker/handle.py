@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, TypeAdapter
 
 from backprop_core.errors import WorkerDied, WorkerStalled, rebuild
-from backprop_core.refs import Record
+from backprop_core.frozen import Record
 from backprop_core.specs import Backend
 from backprop_core.store import Store, write_atomic
 

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 from filelock import FileLock
 from pydantic import BaseModel
 
+from backprop_core.blanking import blank_secrets
 from backprop_core.devices import visible_gpus
-from backprop_core.errors import BackpropError, GPUFault, Unexpected, blank_secrets
+from backprop_core.errors import BackpropError, GPUFault, Unexpected
 from backprop_core.store import Store, disk_error, write_atomic
 from backprop_core.worker.handle import Orders
 

@@ -14,6 +14,7 @@ from backprop_core.curate import load as load_rows
 from backprop_core.drift import drift
 from backprop_core.errors import Interrupted
 from backprop_core.evaluate import evaluate
+from backprop_core.frozen import Record
 from backprop_core.generate import answer, generate
 from backprop_core.model import LoadedBase, Precision, load
 from backprop_core.progress import OnProgress
@@ -28,7 +29,6 @@ from backprop_core.refs import (
     GGUFRef,
     ImportanceRef,
     PackageRef,
-    Record,
     RowsRef,
     Scores,
     Searched,

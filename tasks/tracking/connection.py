@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from backprop_core.errors import MLflowUnreachable, NameTaken, blank_secrets
+from backprop_core.blanking import blank_secrets
+from backprop_core.errors import MLflowUnreachable, NameTaken
 from backprop_core.settings import Settings
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from backprop_core.errors import NameTaken, blank_secrets
+from backprop_core.blanking import blank_secrets
+from backprop_core.errors import NameTaken
 from backprop_core.lines import Lines, LineVersion
 from backprop_core.settings import Settings
 from backprop_core.store import Store, write_atomic

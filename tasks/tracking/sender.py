@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 from pydantic import Field
 
-from backprop_core.errors import blank_secrets
-from backprop_core.refs import Record
+from backprop_core.blanking import blank_secrets
+from backprop_core.frozen import Record
 from backprop_core.settings import Settings
 from backprop_core.store import write_atomic
 from tasks.journal import AnyLine, Ended, Started, journal_file, read, retire, sent_file, writer_lock

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from backprop_core.errors import BackpropError, RankMismatch, Unexpected, all_errors, blank_secrets, rebuild
+from backprop_core.blanking import blank_secrets
+from backprop_core.errors import BackpropError, RankMismatch, Unexpected, all_errors, rebuild
 
 FAMILIES = ("INPUT_", "CONFIG_", "DEP_", "RUNTIME_", "STATE_", "UI_")
 

@@ -8,9 +8,10 @@ import pytest
 
 from backprop_core.gate import Hits, bounds, gain, gate, hits
 from backprop_core.metrics import commit
-from backprop_core.refs import Answers, GateReport, Generated, Scores
+from backprop_core.refs import Answers, Generated, Scores
 from backprop_core.specs import CanarySpec, GateSpec
 from backprop_core.store import Store
+from backprop_core.verdicts import GateReport
 
 TOKENS = 10
 

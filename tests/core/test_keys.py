@@ -5,9 +5,10 @@ import sys
 
 from pydantic import Field
 
+from backprop_core.frozen import KEY_IF_SET, Spec
 from backprop_core.keys import VERSIONS, canonical, stage_key, stage_parts
 from backprop_core.refs import AdapterRef, BaseRef, DatasetRef, RowsRef, SourceRef, Start
-from backprop_core.specs import KEY_IF_SET, DatasetSpec, EvaluationSpec, Spec, TrainSpec
+from backprop_core.specs import DatasetSpec, EvaluationSpec, TrainSpec
 
 A, B = "a" * 64, "b" * 64
 

@@ -18,17 +18,9 @@ from pathlib import Path
 import pytest
 
 from backprop_core.errors import MLflowUnreachable, NameTaken, RefAmbiguous, RunUnknown
-from backprop_core.refs import (
-    DatasetSummary,
-    Drift,
-    ErrorRecord,
-    Evaluation,
-    GateReport,
-    Located,
-    RunResult,
-    TaskVerdict,
-)
+from backprop_core.refs import DatasetSummary, Drift, ErrorRecord, Evaluation, Located, RunResult
 from backprop_core.settings import Settings
+from backprop_core.verdicts import GateReport, TaskVerdict
 from tasks.journal import Journal, sent_file
 from tasks.tracking import Sender, list_runs, mlflow_run_id, run_link, show_run, sync, tracking_uri
 from tasks.tracking.connection import connect, experiment_of
