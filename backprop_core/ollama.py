@@ -85,7 +85,8 @@ class Ollama:
     def __init__(self, url: str | None = None, *, patience: float = 600) -> None:
         self.url = url or address()
         timeout = httpx.Timeout(patience, connect=5)
-        self._http = client(base_url=self.url, timeout=timeout, trust_env=False)
+        no_reuse = httpx.Limits(max_keepalive_connections=0)  # it may close one that was idle during a long upload
+        self._http = client(base_url=self.url, timeout=timeout, limits=no_reuse, trust_env=False)
 
     def __enter__(self) -> Self:
         return self

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from backprop_core.blanking import blank_secrets
 from backprop_core.errors import BackpropError
-from tasks.progress import QUESTION
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -201,6 +200,8 @@ class Drawing:
         self._bars.start()
 
     def update(self, stage: Stage) -> None:
+        from tasks.progress import QUESTION
+
         if stage.name == QUESTION:
             return self._bars.stop()
         self._bars.start()

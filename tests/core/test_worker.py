@@ -56,13 +56,13 @@ def train(worker: Worker, place, rows: int, key: str, begin: Start | None = None
 def test_a_training_stops_at_its_deadline(start, place):
     """What takes too long stops at a step with a checkpoint, and goes on from there to the bits of one that did not."""
     store, base, sets = place
-    job = {"key": "8" * 64, "on_event": lambda event: None, "base": base, "rows": sets[0], "spec": SPEC, "start": None}
+    job = {"key": "5" * 64, "on_event": lambda event: None, "base": base, "rows": sets[0], "spec": SPEC, "start": None}
     worker = start()
-    whole = train(worker, place, 0, "7")
+    whole = train(worker, place, 0, "6")
     with pytest.raises(Interrupted, match=r"step [1-3] of 4"):
         worker.call("train", TrainResult, deadline=time.monotonic(), **job)
     worker.close()
-    assert list(store.checkpoints("8" * 64).iterdir())
+    assert list(store.checkpoints("5" * 64).iterdir())
     assert start().call("train", TrainResult, **job).adapter == whole.adapter
 
 
