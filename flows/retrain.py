@@ -86,9 +86,14 @@ def retrain(
         notify=notify or [],
         max_seconds=max_seconds,
     )
+    return carry_out(spec, run_id=run_id, fresh=fresh)
+
+
+def carry_out(spec: RunSpec, *, run_id: str | None, fresh: bool) -> RunResult:
+    """Make the next version of a line; it goes live if gate and people let it. With a `run_id`, go on with that run."""
     with (
-        notifying(line, spec.notify) as audience,
-        working_on(line),
+        notifying(spec.line, spec.notify) as audience,
+        working_on(spec.line),
         recorded(lambda store: prepare("retrain", admitted(spec), store), run_id=run_id, fresh=fresh) as run,
     ):
         audience.invite(run.spec.notify)

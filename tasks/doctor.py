@@ -8,6 +8,7 @@ from tempfile import TemporaryFile
 from typing import Literal
 
 import httpx
+from prefect.settings import Settings as PrefectSettings
 
 from backprop_core import devices, extras, ollama
 from backprop_core.blanking import blank_secrets
@@ -35,7 +36,7 @@ class Part(Record):
 
 
 def examine(config: Settings) -> list[Part]:
-    """Every part, in the order in which a run needs it. Nothing is changed, nothing is downloaded."""
+    """Every part, in the order in which a run needs it. A home that is not there is made, with MLflow's database."""
     parts = [home(config), disk(config), device(), *packages(), prefect(), mlflow(config), journal(config)]
     return [*parts, ollama_server(), hub()]
 
@@ -111,8 +112,8 @@ def packages() -> Iterator[Part]:
 
 
 def prefect() -> Part:
-    """The server of the user's choice; without one each command brings its own."""
-    url = os.environ.get("PREFECT_API_URL")
+    """The server of the user's choice, from the environment or a profile; without one each command brings its own."""
+    url = PrefectSettings().api.url
     if not url:
         return Part(name="Prefect", state="ok", found="a server of its own for each command")
     try:

@@ -49,11 +49,7 @@ class Audience:
     def failed(self, error: BackpropError) -> None:
         """The run, or what would have become one, has failed, or has had no time to end."""
         what = "has not ended in time" if isinstance(error, TimeLimit) else "failed"
-        self._tell(
-            what,
-            f"[{error.code}] {error.message}; {error.hint}",
-            error.run_id,
-        )
+        self._tell(what, f"[{error.code}] {error.message}; {error.hint}", error.run_id)
 
     def _tell(self, what: str, said: str, run_id: str | None, flow_run: UUID | str | None = None) -> None:
         page = (flow_run := flow_run or flow_run_id()) and url_for("flow-run", flow_run)
