@@ -1,6 +1,7 @@
 """A stand-in for a service: a real HTTP server on this machine that keeps what it was sent and fails on command."""
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -111,9 +112,15 @@ class Request(BaseHTTPRequestHandler):
         self.connection.close()
 
     def refuse(self, status: int) -> None:
-        """Do not even read what is sent."""
-        self.close_connection = True
-        self.reply(status, {"error": f"refused with {status}"})
+        """Answer before what is sent was read, say that the connection ends, and read the rest for nobody.
+
+        A close over unread bytes resets the connection, and the answer can be lost with it.
+        """
+        self.reply(status, {"error": f"refused with {status}"}, Connection="close")
+        self.wfile.flush()
+        self.connection.shutdown(socket.SHUT_WR)
+        while self.connection.recv(1 << 16):
+            pass
 
     def reply(self, status: int, value: Any = None, **headers: str) -> None:
         """A JSON answer, or raw bytes."""
