@@ -20,11 +20,22 @@ class ArtifactRef(Record):
     digest: Digest
 
 
+class SourceFile(Record):
+    """One of the files of a source, by its name there."""
+
+    name: str
+    digest: Digest
+
+
 class SourceRef(Record):
-    """A file of rows as it was when it was hashed. `path` is where to read it; the digest alone names it."""
+    """A file of rows as it was when it was hashed. `path` is where to read it; the digest alone names it.
+
+    Of a directory it has the files that were in it then, in the order of their names: what comes later is not in it.
+    """
 
     digest: Digest
     path: str
+    files: list[SourceFile] = Field(default_factory=list)
 
 
 class ConverterRef(Record):

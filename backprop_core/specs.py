@@ -24,7 +24,9 @@ RowFormat = Literal["auto", "sharegpt", "messages", "alpaca", "prompt-completion
 class DatasetSpec(Spec):
     """One batch of rows."""
 
-    path: str = Field(min_length=1, description="A file, or any fsspec URL.", json_schema_extra=NO_KEY)
+    path: str = Field(
+        min_length=1, description="A file, a directory of files, or any fsspec URL.", json_schema_extra=NO_KEY
+    )
     task: str | None = Field(None, pattern=NAME, description="What its held-out score is kept for; default: file stem.")
     format: RowFormat = Field("auto", description="Row format; detected from the first rows by default.")
     columns: dict[str, str] = Field(default_factory=dict, description="Field of the format -> column of the file.")

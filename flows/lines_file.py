@@ -21,7 +21,7 @@ model:
   name: {model}
 
 datasets:
-  - path: {data}  # where the new rows are: a file or a URL; rows that the line has learned are left out
+  - path: {data}  # where the new rows are: a file, a directory, a URL; rows that the line has learned are left out
     # heldout: FILE  # default: a tenth of the rows, by hash
 
 min_new_rows: {rows}  # with fewer new ones the run waits for the next time

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from backprop_core.errors import OutputForbidden, PathForbidden
-from backprop_core.formats.source import is_chain
+from backprop_core.formats.source import is_chain, members
 from backprop_core.settings import settings
 from backprop_core.specs import DatasetSpec, RunSpec
 
@@ -64,10 +64,11 @@ def inputs(spec: RunSpec) -> Iterator[str]:
 
 
 def files(datasets: Iterable[DatasetSpec]) -> Iterator[str]:
+    """What datasets name to be read; of a directory each file too, which may be a symlink."""
     for dataset in datasets:
-        yield dataset.path
-        if dataset.heldout:
-            yield dataset.heldout
+        for path in filter(None, (dataset.path, dataset.heldout)):
+            yield path
+            yield from map(str, members(path))
 
 
 def may_read(path: str) -> bool:

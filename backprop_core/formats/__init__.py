@@ -1,5 +1,7 @@
 """Rows in any known format → chat rows: a source is hashed, read in its shape, and each row converted."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from backprop_core.errors import ConfigInvalid, FormatUnknown, InputValidationFailed, NoRows
@@ -15,7 +17,7 @@ DETECTED_FROM = 100  # rows
 
 
 class Bad(NamedTuple):
-    """A row that was dropped: where ("line 3" or "row 3"), the reason it is counted by, what is wrong in words."""
+    """A row that was dropped: where ("line 3", "a.csv, row 3"), the reason it is counted by, what is wrong in words."""
 
     place: str
     reason: str
@@ -36,7 +38,7 @@ def read(source: SourceRef, spec: DatasetSpec) -> Parsed:
     malformed rows; NoRows if it is empty; FormatUnknown if no row format fits; ConfigInvalid if `spec.columns` names a
     field that no format has, or a column that the file does not have.
     """
-    items = list(parse(content(source, spec.path), source.path, spec.path))
+    items = list(items_of(source, spec.path))
     if not items:
         raise NoRows(f"{spec.path} is empty", hint="give a file with rows in it")
     first = [mapped(item.value, spec.columns) for item in items[:DETECTED_FROM] if isinstance(item.value, dict)]
@@ -50,6 +52,16 @@ def read(source: SourceRef, spec: DatasetSpec) -> Parsed:
     if len(parsed.bad) > spec.max_bad_rows * len(items):
         raise too_many_bad(parsed.bad, items, spec)
     return parsed
+
+
+def items_of(source: SourceRef, name: str) -> Iterator[Item]:
+    """All rows as the source has them; of several files one after the other, each place with its file."""
+    if not source.files:
+        yield from parse(content(Path(source.path), source.digest, name), source.path, name)
+    for file in source.files:
+        whole = f"{name.rstrip('/')}/{file.name}"
+        for item in parse(content(Path(source.path, file.name), file.digest, whole), file.name, whole):
+            yield Item(f"{file.name}, {item.place}", item.value)
 
 
 def row_of(value: Value, columns: dict[str, str]) -> Row:

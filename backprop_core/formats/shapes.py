@@ -6,6 +6,7 @@ CSV and `.txt` go by their name, everything else by its bytes.
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -42,7 +43,7 @@ def parse(data: bytes, path: str, name: str) -> Iterator[Item]:
     if data.startswith(b"PAR1"):
         return parquet(data, name)
     data = data.removeprefix(b"\xef\xbb\xbf")
-    suffix = Path(path.removesuffix(".gz")).suffix.lower()
+    suffix = Path(re.sub(r"\.(gz|zst)$", "", path.lower())).suffix
     if suffix == ".csv":
         return comma_separated(decoded(data, name))
     if suffix == ".txt":

@@ -1,50 +1,82 @@
 """A source as it was at one moment: its bytes, and the sha256 that names them."""
 
-import gzip
 import hashlib
-import io
+import os
 import re
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from backprop_core.errors import ExtraMissing, InputNotFound, InputValidationFailed
-from backprop_core.refs import SourceRef
+from backprop_core.errors import ExtraMissing, InputNotFound, InputValidationFailed, NoRows
+from backprop_core.formats.unpacking import CHUNK, unpacked
+from backprop_core.keys import digest_of
+from backprop_core.refs import SourceFile, SourceRef
 from backprop_core.store import file_digest
 
-SUFFIXES = {".json", ".jsonl", ".ndjson", ".csv", ".txt", ".parquet", ".gz"}
-CHUNK = 1 << 20
+ROWS = re.compile(r"\.(json|jsonl|ndjson|csv|txt|parquet)(\.gz|\.zst)?$", re.IGNORECASE)  # how a file of rows ends
 HOST_V6 = re.compile(r"//\[[0-9a-fA-F:.]+\]")
-GIB = 1 << 30
-UNPACKED = 100  # times its size, at most: rows shrink to a tenth or a twentieth
 PATIENCE = 60  # seconds that a web server may be silent
 
 
 def snapshot(path: str, *, scratch: Path) -> SourceRef:
     """The source as it is now, named by the sha256 of its bytes. A URL is copied into `scratch` first.
 
-    Raises InputNotFound; InputValidationFailed for a directory or what cannot be read; AddressForbidden; ExtraMissing
+    A directory is the files of rows in it, named by the list of their names and sha256. Raises InputNotFound; NoRows
+    for a directory without such files; InputValidationFailed for what cannot be read; AddressForbidden; ExtraMissing
     for a protocol whose package is not installed.
     """
     local = fetch(path, scratch) if "://" in path else Path(path).expanduser().absolute()
     try:
+        if local.is_dir():
+            return listed(str(local), {file.name: file_digest(file) for file in members(path)}, path)
         if not local.exists():
             raise InputNotFound(f"no such file: {path!r}", hint=did_you_mean(local))
         if not local.is_file():
-            raise InputValidationFailed(f"{path} is not a file", hint="name one file of rows")
+            raise InputValidationFailed(f"{path} is not a file", hint="name a file of rows, or a directory of them")
         return SourceRef(digest=file_digest(local), path=str(local))
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def listed(place: str, digests: Mapping[str, str], name: str) -> SourceRef:
+    """A source of several files, in the order of their names; errors call it `name`. Raises NoRows if there is none."""
+    if not digests:
+        raise NoRows(
+            f"{name} has no file of rows", hint="names of such files end in .jsonl, .json, .csv, .parquet, .txt"
+        )
+    files = [SourceFile(name=file, digest=digest) for file, digest in sorted(digests.items())]
+    return SourceRef(digest=digest_of([[file.name, file.digest] for file in files]), path=place, files=files)
+
+
+def members(path: str) -> list[Path]:
+    """The files of rows in a directory, hidden ones left out; of what is no directory none.
+
+    A file that is still being written has another ending, or a dot before its name. Raises InputValidationFailed.
+    """
+    directory = os.path.expanduser(path)
+    if not os.path.isdir(directory):
+        return []
+    try:
+        with os.scandir(directory) as entries:
+            return sorted(
+                Path(entry.path).absolute() for entry in entries if holds_rows(entry.name) and entry.is_file()
+            )
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def holds_rows(name: str) -> bool:
+    """Whether a file of this name is one of rows."""
+    return not name.startswith(".") and bool(ROWS.search(name))
 
 
 def fetch(url: str, scratch: Path) -> Path:
     """Copy what the URL names into `scratch`. Of its name only the suffixes are kept that say how to read it."""
     if is_chain(url):
         raise InputValidationFailed(f"{url} is a chain of addresses", hint="name one address, or copy the file")
-    suffixes = [suffix for suffix in Path(urlsplit(url).path).suffixes if suffix in SUFFIXES]
-    target = scratch / (hashlib.sha256(url.encode()).hexdigest()[:16] + "".join(suffixes))
+    suffix = ROWS.search(urlsplit(url).path)
+    target = scratch / (hashlib.sha256(url.encode()).hexdigest()[:16] + (suffix[0] if suffix else ""))
     try:
         copy(url, target)
     except FileNotFoundError as error:
@@ -109,31 +141,17 @@ def unreadable(name: str, error: Exception) -> InputValidationFailed:
     return InputValidationFailed(f"{name} cannot be read: {error}", hint="check the name and who may read it")
 
 
-def content(source: SourceRef, name: str) -> bytes:
-    """The source's bytes, read once, compared with its digest, gunzipped if they are gzip.
+def content(path: Path, digest: str, name: str) -> bytes:
+    """A file's bytes, read once, compared with its digest, unpacked if they are compressed.
 
     Raises InputNotFound if it is gone, InputValidationFailed if it has changed or cannot be read.
     """
     try:
-        data = Path(source.path).read_bytes()
+        data = path.read_bytes()
     except FileNotFoundError as error:
         raise InputNotFound(f"{name} is gone", hint="it was there when the run began; put it back") from error
     except OSError as error:
         raise unreadable(name, error) from error
-    if hashlib.sha256(data).hexdigest() != source.digest:
+    if hashlib.sha256(data).hexdigest() != digest:
         raise InputValidationFailed(f"{name} has changed since the run began", hint="start a new run on what it is now")
-    return gunzipped(data, name) if data.startswith(b"\x1f\x8b") else data
-
-
-def gunzipped(data: bytes, name: str, *, least: int = GIB) -> bytes:
-    """The content of a gzip file; at most UNPACKED times its size, or `least` bytes if that is more."""
-    limit = max(UNPACKED * len(data), least)
-    try:
-        with gzip.open(io.BytesIO(data)) as file:
-            unpacked = file.read(limit + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputValidationFailed(f"{name} is damaged gzip: {error}", hint="make or copy the file again") from error
-    if len(unpacked) > limit:
-        hint = "if you trust it, unpack it and name the file"
-        raise InputValidationFailed(f"{name} unpacks to more than {UNPACKED} times its size", hint=hint)
-    return unpacked
+    return unpacked(data, name)

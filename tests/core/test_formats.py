@@ -7,7 +7,7 @@ import io
 import json
 import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from backprop_core.errors import (
     NoRows,
 )
 from backprop_core.formats import Parsed, read, snapshot
-from backprop_core.formats.source import gunzipped, is_chain
+from backprop_core.formats.source import is_chain
+from backprop_core.formats.unpacking import unpacked
 from backprop_core.specs import DatasetSpec
 
 EXCHANGE = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]}
@@ -135,6 +136,14 @@ def as_parquet(rows: list[dict[str, Any]]) -> bytes:
     return file.getvalue()
 
 
+def zstd(data: bytes) -> bytes:
+    packed = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(packed, "zstd") as stream:
+        stream.write(data)
+    return bytes(packed.getvalue().to_pybytes())
+
+
+PACKED: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstd}
 PAIRS = [{"question": "Why, or\nhow?", "answer": 'So "it" is.'}, {"question": "é", "answer": "日本"}]
 SHAPES = [
     ("array.json", json.dumps(PAIRS, indent=1).encode()),
@@ -153,11 +162,11 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("name, data", SHAPES)
-@pytest.mark.parametrize("zipped", [False, True])
-def test_every_shape_gives_the_same_rows(tmp_path: Path, name: str, data: bytes, zipped: bool) -> None:
-    """The same rows are read from every shape of file, with a byte order mark or CRLF or gzip around them."""
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_every_shape_gives_the_same_rows(tmp_path: Path, name: str, data: bytes, suffix: str) -> None:
+    """The same rows are read from every shape of file, with a byte order mark or CRLF, and compressed."""
     expected = [[turn["question"], turn["answer"]] for turn in PAIRS]
-    path = write(tmp_path, name + ".gz" * zipped, gzip.compress(data) if zipped else data)
+    path = write(tmp_path, name + suffix, PACKED[suffix](data))
     assert [[turn["content"] for turn in row["messages"]] for row in parsed(path).rows] == expected
 
 
@@ -263,6 +272,8 @@ def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
         ("a.json", b'[{"text": "x"},\n{"text": "\xe9"}]', r"a\.json, line 2: not UTF-8"),
         ("a.csv", b"text\nx\n\xff\n", r"a\.csv, line 3: not UTF-8"),
         ("a.json.gz", gzip.compress(b"[]" * 999, mtime=0)[:30], "damaged gzip"),
+        ("a.json.zst", zstd(b"[]" * 999)[:-3], "damaged zstd"),
+        ("a.json.zst", zstd(b"")[:4] + b"\xff" * 30, "damaged zstd"),
         ("a.parquet", b"PAR1" + b"\0" * 90, "damaged Parquet"),
         ("a.jsonl", "plain\nwords\n".encode("utf-16"), "malformed: line 1: not UTF-8"),
     ],
@@ -295,8 +306,8 @@ def test_missing_file_with_a_hint(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "a\0b", "x" * 300, "../" * 400 + "x", "/dev/zero", "memory://nothing"])
 def test_names_that_are_no_files(tmp_path: Path, name: str) -> None:
-    """A directory, a device, a NUL, a name that is too long: each a coded error."""
-    with pytest.raises((InputNotFound, InputValidationFailed)):
+    """A directory without files of rows, a device, a NUL, a name that is too long: each a coded error."""
+    with pytest.raises((InputNotFound, InputValidationFailed, NoRows)):
         snapshot(name or str(tmp_path), scratch=tmp_path)
 
 
@@ -365,12 +376,13 @@ def test_a_url_that_fails(tmp_path: Path, served: tuple[str, Path], page: str, s
         snapshot(f"{served[0]}/{page}", scratch=tmp_path)
 
 
-def test_an_archive_bomb_is_refused() -> None:
+@pytest.mark.parametrize("pack", [gzip.compress, zstd])
+def test_an_archive_bomb_is_refused(pack: Callable[[bytes], bytes]) -> None:
     """What unpacks to more than a hundred times its size is not unpacked further; small files may."""
-    bomb = gzip.compress(bytes(10**7))
+    bomb = pack(bytes(10**7))
     with pytest.raises(InputValidationFailed, match="more than 100 times"):
-        gunzipped(bomb, "bomb.gz", least=1000)
-    assert len(gunzipped(bomb, "zeros.gz")) == 10**7
+        unpacked(bomb, "bomb", least=1000)
+    assert len(unpacked(bomb, "zeros")) == 10**7
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from backprop_core.specs import DatasetSpec, EvaluationSpec, ModelSpec, RunSpec
-from tasks.confine import inputs, may_read
+from tasks.confine import forbidden, inputs, may_read
 
 
 @pytest.fixture
@@ -46,6 +46,18 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_only_files_of_the_allowed_directories(root: Path, path: str, may: bool) -> None:
     """Wherever `..`, symlinks, `~` or a protocol lead."""
     assert may_read(path.format(root=root)) is may
+
+
+def test_a_directory_is_read_file_by_file(root: Path) -> None:
+    """A symlink in an allowed directory that leads out of it is refused, by its own name; a file beside it is not."""
+    drops = root / "drops"
+    drops.mkdir()
+    (drops / "a.jsonl").touch()
+    spec = RunSpec(datasets=[DatasetSpec(path="drops")])
+    assert forbidden(spec) == []
+    (drops / "b.jsonl").symlink_to(root.parent / "secret.jsonl")
+    assert forbidden(spec) == [str(drops / "b.jsonl")]
+    assert forbidden(RunSpec(datasets=[DatasetSpec(path="a", heldout=str(drops))])) == [str(drops / "b.jsonl")]
 
 
 def test_the_home_has_a_directory_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
