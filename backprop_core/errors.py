@@ -238,9 +238,15 @@ class ServerFailed(BackpropError):
 
 
 class DeploymentRefused(BackpropError):
-    """The Prefect server does not take a deployment as it shall be."""
+    """The Prefect server does not take a deployment, or a run of one, as it shall be."""
 
     code, exit_status = "DEP_PREFECT_REFUSED", 2
+
+
+class DeploymentMissing(BackpropError):
+    """The Prefect server has no deployment of the flow that is asked for."""
+
+    code, exit_status = "DEP_DEPLOYMENT_MISSING", 2
 
 
 class HubUnreachable(BackpropError):

@@ -15,15 +15,17 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolCreate
 from prefect.client.schemas.objects import DeploymentSchedule
 from prefect.client.schemas.schedules import CronSchedule
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.exceptions import ObjectNotFound
 from prefect.utilities.callables import parameter_schema
 from pydantic import ValidationError
 
-from backprop_core.errors import ConfigInvalid, DeploymentRefused
+from backprop_core.errors import ConfigInvalid
 from backprop_core.frozen import Record
 from backprop_core.settings import Settings
 from backprop_core.specs import LineSpec, ScheduleSpec
 from flows.automations import automations
+from flows.environment import refusals
+from flows.parameters import differing, parameters
 
 if TYPE_CHECKING:
     from prefect import Flow
@@ -74,18 +76,12 @@ def deploy(config: Settings, jobs: Mapping[str, LineSpec], *, pool: str, dry_run
     Raises ConfigInvalid for a schedule that Prefect cannot read, DeploymentRefused for what the server refuses.
     """
     every = list(deployments(config, jobs, pool))
-    with get_client(sync_client=True) as client:
-        try:
-            changes = [
-                work_pool(client, pool, dry_run=dry_run),
-                *(reconcile(client, wanted, dry_run=dry_run) for wanted in every),
-                *automations(client, config.namespace, silence=3 * HEARTBEAT, dry_run=dry_run),
-            ]
-        except PrefectHTTPStatusError as error:
-            raise DeploymentRefused(
-                f"the Prefect server refuses it: {error.response.status_code} {error.response.text[:300]}",
-                hint="check PREFECT_API_AUTH_STRING and the work pool's variables",
-            ) from error
+    with get_client(sync_client=True) as client, refusals("check the work pool's variables"):
+        changes = [
+            work_pool(client, pool, dry_run=dry_run),
+            *(reconcile(client, wanted, dry_run=dry_run) for wanted in every),
+            *automations(client, config.namespace, silence=3 * HEARTBEAT, dry_run=dry_run),
+        ]
     return [Change(what=what, new=new, details=details) for what, new, details in changes]
 
 
@@ -127,9 +123,7 @@ def fields_of(
 
 def parameters_of(job: LineSpec) -> dict[str, Any]:
     """A line's job as parameters of `retrain`; what is at its default is left to the flow."""
-    given = job.run().model_dump(mode="json", exclude_defaults=True)
-    [data] = given.pop("datasets")
-    return {"line": job.line, "data": data, **given}
+    return differing(parameters("retrain", job.run(), fresh=False), {})
 
 
 def scheduled(schedule: ScheduleSpec, line: str) -> DeploymentScheduleCreate:

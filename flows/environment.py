@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from backprop_core.errors import PrefectUnreachable
+from backprop_core.errors import DeploymentRefused, PrefectUnreachable
 from flows.child import Child
 
 DEFAULTS = {
@@ -102,3 +102,17 @@ def check_answers(url: str) -> None:
         raise PrefectUnreachable(
             f"no Prefect server answers at {url}: {problem}", hint="start it, or unset PREFECT_API_URL to do without"
         )
+
+
+@contextmanager
+def refusals(hint: str) -> Iterator[None]:
+    """What the Prefect server refuses while the block runs, as a coded error. Raises DeploymentRefused."""
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    try:
+        yield
+    except PrefectHTTPStatusError as error:
+        raise DeploymentRefused(
+            f"the Prefect server refuses it: {error.response.status_code} {error.response.text[:300]}",
+            hint=f"check PREFECT_API_AUTH_STRING; {hint}",
+        ) from error

@@ -2,13 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import TypeVar
 
 from backprop_core.errors import ConfigInvalid
 from backprop_core.settings import Settings
-from backprop_core.specs import DatasetSpec, LineSpec
+from backprop_core.specs import DatasetSpec, LineSpec, RunSpec
 from flows.config import Draft, LineFile, add_file, validated
 from flows.fields import spec_fields
 
+R = TypeVar("R", bound=RunSpec)
 FOLDER = "lines"
 SCHEMA = "line.schema.json"
 TEMPLATE = """\
@@ -116,7 +118,7 @@ def schema() -> dict[str, object]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **LineSpec.model_json_schema()}
 
 
-def anchored(job: LineSpec, root: Path) -> LineSpec:
+def anchored(job: R, root: Path) -> R:
     """The job with its relative paths below `root`; a base model only if it is a directory there."""
     model = job.model
     if (root / model.name).is_dir():

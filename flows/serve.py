@@ -34,8 +34,10 @@ class Addresses(Record):
 
     page: str
     prefect: str
+    api: str
     mlflow: str
     pid: int
+    allowed: list[str]  # directories that runs may read
 
 
 def password(user: str | None, host: str, config: Settings) -> str | None:
@@ -100,6 +102,18 @@ def alone(config: Settings) -> Iterator[Path]:
         yield place
 
 
+def running(config: Settings) -> Addresses | None:
+    """Where everything of this home's `serve` is; None if none runs."""
+    place = config.home_path / "serve.json"
+    if not place.is_file():
+        return None
+    try:
+        with FileLock(place.with_suffix(".lock"), timeout=0):
+            return None
+    except Timeout:
+        return Addresses.model_validate_json(place.read_text())
+
+
 class Service:
     """Everything that `serve` runs. `start` it, `watch` it, and close it: then nothing of it is left."""
 
@@ -146,8 +160,10 @@ class Service:
         return Addresses(
             page=self._url(self._page),
             prefect=self._api.removesuffix("/api"),
+            api=self._api,
             mlflow=self._tracking,
             pid=os.getpid(),
+            allowed=[str(root) for root in self._config.allowed_roots],
         )
 
     def __enter__(self) -> "Service":

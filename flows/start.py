@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from backprop_core.refs import RunResult
 from backprop_core.specs import EvaluationSpec, ExportSpec, PublishSpec, Quantization, RunSpec
 from flows.environment import connected
+from flows.parameters import parameters
 from tasks import early
 from tasks.checks import check_repo
 from tasks.prepare import Prepared
@@ -24,51 +25,21 @@ def run(flow: str, spec: RunSpec, *, fresh: bool = False) -> RunResult:
 
 def call(flow: str, spec: RunSpec, *, fresh: bool) -> RunResult:
     """The flow itself, with the parts of the spec as its parameters."""
+    given = parameters(flow, spec, fresh=fresh)
+    result: RunResult
     if flow == "train":
         from flows.train import train
 
-        return train(
-            spec.datasets[0],
-            model=spec.model,
-            line=spec.line,
-            training=spec.training,
-            evaluation=spec.evaluation,
-            export=spec.export,
-            max_seconds=spec.max_seconds,
-            fresh=fresh,
-        )
-    if flow == "retrain":
+        result = train(**given)
+    elif flow == "retrain":
         from flows.retrain import retrain
 
-        return retrain(
-            spec.line,
-            spec.datasets[0],
-            model=spec.model,
-            training=spec.training,
-            merge=spec.merge,
-            evaluation=spec.evaluation,
-            gate=spec.gate,
-            export=spec.export,
-            min_new_rows=spec.min_new_rows,
-            publish=spec.publish,
-            approval=spec.approval,
-            notify=spec.notify,
-            max_seconds=spec.max_seconds,
-            fresh=fresh,
-        )
-    from flows.multi_run import multi_run
+        result = retrain(**given)
+    else:
+        from flows.multi_run import multi_run
 
-    return multi_run(
-        spec.datasets,
-        line=spec.line,
-        model=spec.model,
-        training=spec.training,
-        merge=spec.merge,
-        evaluation=spec.evaluation,
-        export=spec.export,
-        max_seconds=spec.max_seconds,
-        fresh=fresh,
-    )
+        result = multi_run(**given)
+    return result
 
 
 def plan(flow: str, spec: RunSpec, *, fresh: bool) -> "Plan":

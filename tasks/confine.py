@@ -5,7 +5,7 @@ A run that is called here, from the command line or from Python, is the user's o
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -43,9 +43,9 @@ def refuse(paths: Iterable[str]) -> None:
         raise PathForbidden(f"{outside[0]} is outside of the allowed directories", hint=HINT)
 
 
-def forbidden(spec: RunSpec) -> list[str]:
-    """What a spec names that a deployed run may not read."""
-    return [path for path in inputs(spec) if not may_read(path)]
+def forbidden(spec: RunSpec, roots: Sequence[Path] | None = None) -> list[str]:
+    """What a spec names that a deployed run may not read, below these directories or those of the settings."""
+    return [path for path in inputs(spec) if not may_read(path, roots)]
 
 
 def admitted_output(path: str | None) -> Path | None:
@@ -71,15 +71,15 @@ def files(datasets: Iterable[DatasetSpec]) -> Iterator[str]:
             yield from map(str, members(path))
 
 
-def may_read(path: str) -> bool:
+def may_read(path: str, roots: Sequence[Path] | None = None) -> bool:
     """Whether a path is an address elsewhere, or a file of the allowed directories, wherever symlinks lead."""
     if "://" in path:
         return urlsplit(path).scheme in REMOTE and not is_chain(path)
-    return is_below_root(path)
+    return is_below_root(path, roots)
 
 
-def is_below_root(path: str) -> bool:
+def is_below_root(path: str, roots: Sequence[Path] | None = None) -> bool:
     if "\0" in path:
         return False
     real = Path(os.path.realpath(os.path.expanduser(path)))
-    return any(real.is_relative_to(root) for root in settings().allowed_roots)
+    return any(real.is_relative_to(root) for root in roots or settings().allowed_roots)

@@ -87,6 +87,15 @@ class Flags(Output):
             group=TASK,
         ),
     ] = False
+    submit: Annotated[
+        bool,
+        Parameter(
+            help="Send it to the deployment on the Prefect server instead of running it here; do not wait.",
+            negative="",
+            show_default=False,
+            group=TASK,
+        ),
+    ] = False
     preset: Annotated[
         str | None,
         Parameter(help="A usual model and what suits it, like llama-3.2-1b; the file and flags win.", group=SPEC),

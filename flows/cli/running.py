@@ -32,6 +32,7 @@ from flows.cli.flags import (
 from flows.config import evaluation_spec, export_spec, generation_spec, replayed, windows
 from flows.console import Bar, configure_logging
 from flows.environment import quiet_prefect, start_server
+from flows.submit import submit
 from tasks.answers import answers
 from tasks.early import asked
 from tasks.progress import listen
@@ -179,7 +180,9 @@ def generate(
 
 
 def carry_out(flow: str, spec: RunSpec, flags: Flags) -> Answer:
-    """Run a flow here, or say what it would do."""
+    """Run a flow here, say what it would do, or send it to its deployment."""
+    if flags.submit:
+        return handed_over(flow, spec, flags)
     if flags.plan:
         configure_logging(settings(), verbose=flags.verbose)
         quiet_prefect()
@@ -187,6 +190,16 @@ def carry_out(flow: str, spec: RunSpec, flags: Flags) -> Answer:
         return Answer(made.model_dump(mode="json"), tables.plan(made))
     with watched(flags):
         return answer(start.run(flow, spec, fresh=flags.fresh))
+
+
+def handed_over(flow: str, spec: RunSpec, flags: Flags) -> Answer:
+    """A run for the worker of a Prefect server."""
+    if flags.plan:
+        raise ConfigInvalid("--plan and --submit cannot go together", hint="--plan says what would run here")
+    configure_logging(settings(), verbose=flags.verbose)
+    quiet_prefect()
+    made = submit(flow, spec, fresh=flags.fresh)
+    return Answer(made.model_dump(), f"{made.deployment} runs as {made.flow_run_id}\n{made.url}")
 
 
 @contextmanager

@@ -1,0 +1,79 @@
+"""A run for somebody else to carry out: a flow run of a deployment on a Prefect server, instead of one here."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backprop_core.errors import DeploymentMissing, PathForbidden, PrefectUnreachable
+from backprop_core.frozen import Record
+from backprop_core.settings import settings
+from backprop_core.specs import RunSpec
+from flows import lines_file
+from flows.environment import connected, refusals
+from flows.parameters import differing, parameters
+from flows.serve import Addresses, running
+from tasks.confine import HINT, forbidden
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.responses import DeploymentResponse
+
+NO_SERVER = "set PREFECT_API_URL, or start one: backprop serve"
+
+
+class Submitted(Record):
+    """A flow run that waits for a worker."""
+
+    flow_run_id: str
+    url: str
+    deployment: str
+
+
+def submit(flow: str, spec: RunSpec, *, fresh: bool) -> Submitted:
+    """Ask for a run of the flow's deployment with this spec, its relative paths counted from here.
+
+    The server is the one that PREFECT_API_URL names, else that of this home's `serve`. Raises PrefectUnreachable,
+    DeploymentMissing, DeploymentRefused, and PathForbidden where it is known what the worker may read.
+    """
+    spec = lines_file.anchored(spec, Path.cwd())
+    named, here = os.environ.get("PREFECT_API_URL"), running(settings())
+    if here and named in (None, here.api):
+        refuse_paths(spec, here)
+        named = here.api
+    return ask(named, flow, spec, fresh=fresh)
+
+
+def refuse_paths(spec: RunSpec, here: Addresses) -> None:
+    """Raise PathForbidden for what the worker of `serve` would refuse."""
+    if outside := forbidden(spec, [Path(root) for root in here.allowed]):
+        raise PathForbidden(f"{outside[0]} is outside of the allowed directories of {here.page}", hint=HINT)
+
+
+def ask(api: str | None, flow: str, spec: RunSpec, *, fresh: bool) -> Submitted:
+    """The same on the server with this address; None: the one that Prefect's own settings name."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+    from prefect.utilities.urls import url_for
+
+    api = api or get_current_settings().api.url  # that one may be of a profile or a file that only Prefect finds
+    if not api:
+        raise PrefectUnreachable("no Prefect server is named, and no `serve` runs in this home", hint=NO_SERVER)
+    with temporary_settings({PREFECT_API_URL: api}), connected():
+        with get_client(sync_client=True) as client, refusals("backprop deploy brings its deployments up to date"):
+            deployment = find(client, flow, spec.line)
+            said = differing(parameters(flow, spec, fresh=fresh), deployment.parameters)
+            run = client.create_flow_run_from_deployment(deployment.id, parameters=said)
+        page = url_for("flow-run", run.id) or ""
+    return Submitted(flow_run_id=str(run.id), url=page, deployment=f"{flow}/{deployment.name}")
+
+
+def find(client: "SyncPrefectClient", flow: str, line: str) -> "DeploymentResponse":
+    """The deployment of a line's file, if there is one; else the flow's own. Raises DeploymentMissing."""
+    from prefect.exceptions import ObjectNotFound
+
+    for name in [line, "default"] if flow == "retrain" else ["default"]:
+        try:
+            return client.read_deployment_by_name(f"{flow}/{name}")
+        except ObjectNotFound:
+            continue
+    raise DeploymentMissing(f"the Prefect server has no deployment {flow}/default", hint="make it: backprop deploy")
