@@ -28,7 +28,7 @@ class BackpropError(Exception):
 
 
 class InputNotFound(BackpropError):
-    """A file or directory that was named does not exist."""
+    """A file, a directory or a dataset of the Hub that was named does not exist."""
 
     code = "INPUT_NOT_FOUND"
 

@@ -1,11 +1,12 @@
 """What may be asked: every field typed, ranged, with its unit and one line of help."""
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from backprop_core.frozen import KEY_IF_SET, NO_KEY, Spec
-from backprop_core.texts import NAME, LineName, Prose, compiles
+from backprop_core.texts import HUB_ID, NAME, ROWS_FILE, LineName, Prose, compiles
 
 
 class ModelSpec(Spec):
@@ -25,8 +26,17 @@ class DatasetSpec(Spec):
     """One batch of rows."""
 
     path: str = Field(
-        min_length=1, description="A file, a directory of files, or any fsspec URL.", json_schema_extra=NO_KEY
+        min_length=1,
+        description="A file, a directory of files, any fsspec URL, or OWNER/NAME of a dataset on the Hub.",
+        json_schema_extra=NO_KEY,
     )
+    revision: str | None = Field(
+        None, description="Of a dataset on the Hub; the commit is recorded.", json_schema_extra=NO_KEY
+    )
+    config: str | None = Field(
+        None, description="Of a dataset on the Hub; default: its card's default.", json_schema_extra=NO_KEY
+    )
+    split: str | None = Field(None, description="Of a dataset on the Hub; default: train.", json_schema_extra=NO_KEY)
     task: str | None = Field(None, pattern=NAME, description="What its held-out score is kept for; default: file stem.")
     format: RowFormat = Field("auto", description="Row format; detected from the first rows by default.")
     columns: dict[str, str] = Field(default_factory=dict, description="Field of the format -> column of the file.")
@@ -36,6 +46,11 @@ class DatasetSpec(Spec):
     rows: int | None = Field(None, ge=1, description="Train on the first N rows by hash; the held-out set stays whole.")
     skip: int = Field(0, ge=0, description="Leave out the first N training rows by hash (windows of one dataset).")
     max_bad_rows: float = Field(0.01, ge=0, le=1, description="Share of malformed rows above which it is an error.")
+
+    def on_hub(self, below: Path = Path()) -> bool:
+        """Whether it is a dataset of the Hub: OWNER/NAME, no name of a file of rows, and nothing that is here."""
+        looks_so = HUB_ID.fullmatch(self.path) and not ROWS_FILE.search(self.path)
+        return bool(looks_so) and not (below / self.path).exists()
 
 
 MOST_RANK = 1024

@@ -22,8 +22,8 @@ TEMPLATE = """\
 model:
   name: {model}
 
-datasets:
-  - path: {data}  # where the new rows are: a file, a directory, a URL; rows that the line has learned are left out
+datasets:  # where the new rows are; those that the line has learned are left out
+  - path: {data}  # a file, a directory, a URL, or OWNER/NAME of a dataset on the Hub
     # heldout: FILE  # default: a tenth of the rows, by hash
 
 min_new_rows: {rows}  # with fewer new ones the run waits for the next time
@@ -134,5 +134,6 @@ def anchored(job: R, root: Path) -> R:
 
 
 def anchored_dataset(dataset: DatasetSpec, root: Path) -> DatasetSpec:
-    paths = {name: value for name in ("path", "heldout") if (value := getattr(dataset, name)) and "://" not in value}
+    own = ("heldout",) if dataset.on_hub(root) else ("path", "heldout")
+    paths = {name: value for name in own if (value := getattr(dataset, name)) and "://" not in value}
     return dataset.model_copy(update={name: str(root / Path(value).expanduser()) for name, value in paths.items()})

@@ -64,9 +64,9 @@ def inputs(spec: RunSpec) -> Iterator[str]:
 
 
 def files(datasets: Iterable[DatasetSpec]) -> Iterator[str]:
-    """What datasets name to be read; of a directory each file too, which may be a symlink."""
+    """What datasets name to be read here or at an address; of a directory each file too, which may be a symlink."""
     for dataset in datasets:
-        for path in filter(None, (dataset.path, dataset.heldout)):
+        for path in filter(None, (None if dataset.on_hub() else dataset.path, dataset.heldout)):
             yield path
             yield from map(str, members(path))
 

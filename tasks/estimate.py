@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from backprop_core import devices
-from backprop_core.formats import read, snapshot
+from backprop_core.formats import find, read
 from backprop_core.frozen import Record
 from backprop_core.refs import Choice
 from backprop_core.settings import settings
@@ -107,4 +107,4 @@ def preset_fields(name: str) -> dict[str, Any]:
 def data_in(dataset: DatasetSpec) -> Data:
     """What a run on a dataset trains on, by reading it."""
     with TemporaryDirectory() as scratch:
-        return trained_on(data_of(read(snapshot(dataset.path, scratch=Path(scratch)), dataset).rows), dataset)
+        return trained_on(data_of(read(find(dataset, scratch=Path(scratch)), dataset).rows), dataset)

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from backprop_core import base as bases
 from backprop_core.errors import ConfigInvalid, LineConflict, RefAmbiguous, RunUnknown
-from backprop_core.formats import snapshot
+from backprop_core.formats import find, snapshot
 from backprop_core.frozen import Record
 from backprop_core.keys import digest_of, part
 from backprop_core.lines import Lines, LineVersion, Live
@@ -287,7 +287,7 @@ def source(dataset: DatasetSpec, store: Store, *, task: str | None = None) -> So
     return Source(
         name=name,
         task=dataset.task or task or task_name(name),
-        data=snapshot(dataset.path, scratch=scratch),
+        data=find(dataset, scratch=scratch),
         heldout=snapshot(dataset.heldout, scratch=scratch) if dataset.heldout else None,
     )
 

@@ -7,11 +7,11 @@ from typing import NamedTuple
 from backprop_core.errors import ConfigInvalid, FormatUnknown, InputValidationFailed, NoRows
 from backprop_core.formats.rows import FORMATS, ChatRow, Format, Row
 from backprop_core.formats.shapes import Item, Malformed, Value, parse
-from backprop_core.formats.source import content, snapshot
-from backprop_core.refs import SourceRef
+from backprop_core.formats.source import ON_HUB, content, snapshot
+from backprop_core.refs import SourceFile, SourceRef
 from backprop_core.specs import DatasetSpec
 
-__all__ = ["Bad", "ChatRow", "Parsed", "read", "snapshot"]
+__all__ = ["Bad", "ChatRow", "Parsed", "find", "read", "snapshot"]
 
 DETECTED_FROM = 100  # rows
 
@@ -29,6 +29,21 @@ class Parsed(NamedTuple):
 
     rows: list[ChatRow]
     bad: list[Bad]
+
+
+def find(dataset: DatasetSpec, *, scratch: Path) -> SourceRef:
+    """What a dataset names, as it is now. A file that is here comes before a dataset of the Hub of the same name.
+
+    Raises what `snapshot` and `hub.snapshot` raise, and ConfigInvalid for fields that only a dataset of the Hub has.
+    """
+    if dataset.on_hub():
+        from backprop_core.formats import hub
+
+        return hub.snapshot(dataset)
+    of_hub = [name for name in ("revision", "config", "split") if getattr(dataset, name)]
+    if of_hub:
+        raise ConfigInvalid(f"{dataset.path} is no dataset of the Hub: it has no {of_hub[0]}", hint="leave it out")
+    return snapshot(dataset.path, scratch=scratch)
 
 
 def read(source: SourceRef, spec: DatasetSpec) -> Parsed:
@@ -60,8 +75,17 @@ def items_of(source: SourceRef, name: str) -> Iterator[Item]:
         yield from parse(content(Path(source.path), source.digest, name), source.path, name)
     for file in source.files:
         whole = f"{name.rstrip('/')}/{file.name}"
-        for item in parse(content(Path(source.path, file.name), file.digest, whole), file.name, whole):
+        for item in parse(content(place(source, file), file.digest, whole), file.name, whole):
             yield Item(f"{file.name}, {item.place}", item.value)
+
+
+def place(source: SourceRef, file: SourceFile) -> Path:
+    """Where one of a source's files is on this machine."""
+    if not source.path.startswith(ON_HUB):
+        return Path(source.path, file.name)
+    from backprop_core.formats import hub
+
+    return hub.local(source.path, file.name)
 
 
 def row_of(value: Value, columns: dict[str, str]) -> Row:

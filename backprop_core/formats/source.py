@@ -13,8 +13,9 @@ from backprop_core.formats.unpacking import CHUNK, unpacked
 from backprop_core.keys import digest_of
 from backprop_core.refs import SourceFile, SourceRef
 from backprop_core.store import file_digest
+from backprop_core.texts import ROWS_FILE
 
-ROWS = re.compile(r"\.(json|jsonl|ndjson|csv|txt|parquet)(\.gz|\.zst)?$", re.IGNORECASE)  # how a file of rows ends
+ON_HUB = "hf://datasets/"  # how the path of a source begins that is a dataset of the Hub
 HOST_V6 = re.compile(r"//\[[0-9a-fA-F:.]+\]")
 PATIENCE = 60  # seconds that a web server may be silent
 
@@ -68,14 +69,14 @@ def members(path: str) -> list[Path]:
 
 def holds_rows(name: str) -> bool:
     """Whether a file of this name is one of rows."""
-    return not name.startswith(".") and bool(ROWS.search(name))
+    return not name.startswith(".") and bool(ROWS_FILE.search(name))
 
 
 def fetch(url: str, scratch: Path) -> Path:
     """Copy what the URL names into `scratch`. Of its name only the suffixes are kept that say how to read it."""
     if is_chain(url):
         raise InputValidationFailed(f"{url} is a chain of addresses", hint="name one address, or copy the file")
-    suffix = ROWS.search(urlsplit(url).path)
+    suffix = ROWS_FILE.search(urlsplit(url).path)
     target = scratch / (hashlib.sha256(url.encode()).hexdigest()[:16] + (suffix[0] if suffix else ""))
     try:
         copy(url, target)

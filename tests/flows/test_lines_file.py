@@ -82,6 +82,14 @@ def test_the_working_directory_comes_first(config: Settings) -> None:
     assert lines_file.find("none", config) is None
 
 
+def test_a_dataset_of_the_hub_stays_one(config: Settings) -> None:
+    """OWNER/NAME is a path below the file's place only where there is one."""
+    put("datasets: [{path: team/tickets}]", "other", config.home_path)
+    assert lines_file.every(config)["other"].job.datasets[0].path == "team/tickets"
+    (config.home_path / "team" / "tickets").mkdir(parents=True)
+    assert lines_file.every(config)["other"].job.datasets[0].path == str(config.home_path / "team" / "tickets")
+
+
 @pytest.mark.parametrize(
     ("text", "parts"),
     [

@@ -60,6 +60,14 @@ def test_a_directory_is_read_file_by_file(root: Path) -> None:
     assert forbidden(RunSpec(datasets=[DatasetSpec(path="a", heldout=str(drops))])) == [str(drops / "b.jsonl")]
 
 
+def test_a_dataset_of_the_hub_is_elsewhere(root: Path) -> None:
+    """A hub id may be read, as hf:// may; what is here under that name is a path like others."""
+    assert forbidden(RunSpec(datasets=[DatasetSpec(path="team/tickets")])) == []
+    (root / "team").symlink_to(root.parent)
+    (root.parent / "tickets").touch()
+    assert forbidden(RunSpec(datasets=[DatasetSpec(path="team/tickets")])) == ["team/tickets"]
+
+
 def test_the_home_has_a_directory_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By default it is data/ in the home, and nothing else of the home."""
     monkeypatch.setenv("BACKPROPAGATE_HOME", str(tmp_path))

@@ -1,4 +1,4 @@
-"""A stand-in for the Hub: repositories as lists of commits, large files by digest. No Xet storage."""
+"""A stand-in for the Hub: repositories of models and datasets as lists of commits, large files by digest. No Xet."""
 
 import base64
 import hashlib
@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import yaml
 
 from tests.wire.stand_in import Request, Service
 
@@ -33,6 +35,9 @@ class Repo:
     def at(self, revision: str) -> dict[str, bytes]:
         return self.files if revision == "main" else dict(self.commits)[revision]
 
+    def knows(self, revision: str) -> bool:
+        return revision == "main" or revision in dict(self.commits)
+
     def add(self, files: dict[str, bytes]) -> str:
         name = hashlib.sha1(repr((len(self.commits), sorted(files.items()))).encode()).hexdigest()
         self.commits.append((name, files))
@@ -46,6 +51,7 @@ class HubServer(Service):
         super().__init__()
         self.repos: dict[str, Repo] = {}
         self.large: dict[str, bytes] = {}
+        self.datasets: dict[str, Repo] = {}
 
     def read(self, repo: str, name: str) -> bytes:
         """A file's content as a reader of main gets it."""
@@ -69,6 +75,10 @@ class HubServer(Service):
             request.reply(200, {"objects": [self.action(one) for one in request.json()["objects"]]})
         elif match := re.fullmatch(rf"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", path):
             request.reply(200, self.repos[match["repo"]].at(match["revision"])[match["name"]])
+        elif match := re.fullmatch(rf"/datasets/{REPO}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", path):
+            self.file(request, self.datasets[match["repo"]], match["revision"], match["name"])
+        elif match := re.fullmatch(rf"/api/datasets/{REPO}(?:/revision/(?P<revision>[^/]+))?", path):
+            self.dataset(request, match["repo"], match["revision"] or "main")
         elif match := re.fullmatch(rf"/api/models/{REPO}(?:/(?P<verb>[\w-]+)/(?P<revision>[^/]+))?", path):
             self.model(request, match)
         else:
@@ -101,6 +111,25 @@ class HubServer(Service):
                 request.reply(200, [info(name, files[name]) for name in wanted if name in files])
             case "commit":
                 self.commit(request, match["repo"], [json.loads(line) for line in request.body().splitlines()])
+
+    def dataset(self, request: Request, name: str, revision: str) -> None:
+        """What is known of a dataset at a revision: its commit, its files, and the head of its card."""
+        repo = self.datasets.get(name)
+        if repo is None or not repo.knows(revision):
+            code = "RevisionNotFound" if repo else "RepoNotFound"
+            request.reply(404, {"error": "not found"}, X_Error_Code=code)
+            return
+        files = repo.at(revision)
+        names = [{"rfilename": file} for file in files]
+        card = yaml.safe_load(files.get("README.md", b"---\n{}\n---\n").decode().split("---")[1])
+        sha = repo.head if revision == "main" else revision
+        request.reply(200, {"id": name, "sha": sha, "siblings": names, "cardData": card, "private": repo.private})
+
+    def file(self, request: Request, repo: Repo, revision: str, name: str) -> None:
+        """A file as it is downloaded: what it is first, by HEAD, then its bytes."""
+        data = repo.at(revision)[name]
+        headers = {"X_Repo_Commit": revision, "ETag": f'"{oid(data)}"', "Content_Length": str(len(data))}
+        request.reply(200, data, **(headers if request.command == "HEAD" else {}))
 
     def paths(self, request: Request) -> list[str]:
         body = request.body().decode()

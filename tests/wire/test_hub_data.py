@@ -1,0 +1,157 @@
+"""Datasets of the Hub: which files are a split's, at which commit, through the Hub's own client over real HTTP."""
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from huggingface_hub import constants
+
+from backprop_core.errors import AuthRequired, ConfigInvalid, HubUnreachable, InputNotFound, InputValidationFailed
+from backprop_core.formats import find, read
+from backprop_core.refs import SourceRef
+from backprop_core.specs import DatasetSpec
+from tests.wire.hub_server import TOKEN, HubServer, Repo
+
+NAME = "team/tickets"
+CARD = """---
+configs:
+- config_name: main
+  default: true
+  data_files:
+  - split: train
+    path: main/train-*
+  - split: test
+    path: [main/test-*]
+- config_name: socratic
+  data_files: "socratic/**"
+---
+# Tickets
+"""
+
+
+def parquet(text: str) -> bytes:
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"text": text}]), file)
+    return file.getvalue()
+
+
+def lines(text: str) -> bytes:
+    return json.dumps({"text": text}).encode()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    """A Hub to be reached, with one dataset; its cache and the working directory are empty."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.chdir(tmp_path)
+    with HubServer().running() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        yield server
+
+
+def put(server: HubServer, files: dict[str, bytes]) -> str:
+    """One more commit of the dataset, with these files and nothing else."""
+    return server.datasets.setdefault(NAME, Repo(private=True)).add(files)
+
+
+def with_card(server: HubServer) -> str:
+    names = ["main/train-0.parquet", "main/train-1.parquet", "main/test-0.parquet", "socratic/deep/a.parquet"]
+    return put(server, {"README.md": CARD.encode(), **{name: parquet(name) for name in names}})
+
+
+def found(**fields: str) -> SourceRef:
+    return find(DatasetSpec(path=NAME, **fields), scratch=Path())
+
+
+def rows(source: SourceRef) -> list[str]:
+    return [row["text"] for row in read(source, DatasetSpec(path=NAME)).rows]
+
+
+def test_the_card_says_which_files_a_split_has(server: HubServer) -> None:
+    """By default the card's default config, and `train`, which is what patterns without a split are for."""
+    with_card(server)
+    assert rows(found()) == ["main/train-0.parquet", "main/train-1.parquet"]
+    assert rows(found(split="test")) == ["main/test-0.parquet"]
+    assert rows(found(config="socratic")) == ["socratic/deep/a.parquet"]
+    with pytest.raises(ConfigInvalid, match="no config plain") as caught:
+        found(config="plain")
+    assert caught.value.hint.endswith("main, socratic")
+    with pytest.raises(ConfigInvalid, match="no rows of a split validation"):
+        found(split="validation")
+
+
+def test_without_a_card_the_names_say_it(server: HubServer) -> None:
+    """A split's name is a word of the path; where no file says `train`, files that say no other split are it."""
+    names = ["README.md", "LICENSE.txt", "dataset_infos.json", ".hidden.jsonl"]
+    data = ["data/train-0.jsonl", "data/test.jsonl", "other/Train.jsonl", "strain.jsonl"]
+    put(server, {name: lines(name) for name in [*names[1:], *data]})
+    assert rows(found()) == ["data/train-0.jsonl", "other/Train.jsonl"]
+    assert rows(found(config="other")) == ["other/Train.jsonl"]
+    assert rows(found(split="test")) == ["data/test.jsonl"]
+    put(server, {name: lines(name) for name in [*names[1:], "data/test.jsonl", "strain.jsonl", "rows.jsonl"]})
+    assert rows(found()) == ["rows.jsonl", "strain.jsonl"]
+    with pytest.raises(ConfigInvalid, match="no rows of a split train"):
+        found(split="train")
+
+
+def test_the_commit_is_recorded_and_read(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source names commit, files and their digests; what is pushed later is not read, even by another machine."""
+    first = put(server, {"train.jsonl": lines("first")})
+    source = found()
+    assert source.path == f"hf://datasets/{NAME}@{first}" and [file.name for file in source.files] == ["train.jsonl"]
+    second = put(server, {"train.jsonl": lines("second")})
+    assert rows(source) == ["first"]
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(Path.cwd() / "cache of another machine"))
+    assert rows(source) == ["first"] and rows(found()) == ["second"]
+    assert found(revision=first) == source != found(revision=second) == found()
+
+
+def test_what_is_here_is_not_downloaded_again(server: HubServer) -> None:
+    """A second look at the same commit asks what the commit is, and nothing else."""
+    with_card(server)
+    source = found()
+    asked = len(server.requests)
+    assert found() == source and rows(source)
+    assert server.requests[asked:] == [f"GET /api/datasets/{NAME}"]
+
+
+def test_what_is_here_comes_first(server: HubServer) -> None:
+    """A file or directory of that name is what is meant; a name of a file of rows is never the Hub's."""
+    Path(NAME).mkdir(parents=True)
+    Path(NAME, "a.jsonl").write_bytes(lines("here"))
+    assert rows(found()) == ["here"]
+    with pytest.raises(ConfigInvalid, match="no dataset of the Hub: it has no split"):
+        found(split="train")
+    with pytest.raises(InputNotFound, match="no such file"):
+        find(DatasetSpec(path="team/b.jsonl"), scratch=Path())
+    assert server.requests == []
+
+
+def test_what_the_hub_does_not_give(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No dataset, no revision, no right, no answer, no network, a strange card: each with its code."""
+    with pytest.raises(InputNotFound, match="no such file, and the Hub has no such dataset"):
+        found()
+    with_card(server)
+    with pytest.raises(InputNotFound, match="no such revision"):
+        found(revision="v9")
+    for how, code in [("403", AuthRequired), ("500", HubUnreachable), ("drop", HubUnreachable)]:
+        server.fail(f"GET /api/datasets/{NAME}", how, times=9)
+        with pytest.raises(code):
+            found()
+        server.faults.clear()
+    put(server, {"README.md": b"---\nconfigs: [1]\n---\n"})
+    with pytest.raises(InputValidationFailed, match="card of team/tickets"):
+        found()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubUnreachable, match="OfflineModeIsEnabled"):
+        found()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(AuthRequired, match="401"):
+        found()
