@@ -80,7 +80,7 @@ def deploy(config: Settings, jobs: Mapping[str, LineSpec], *, pool: str, dry_run
         changes = [
             work_pool(client, pool, dry_run=dry_run),
             *(reconcile(client, wanted, dry_run=dry_run) for wanted in every),
-            *automations(client, config.namespace, silence=3 * HEARTBEAT, dry_run=dry_run),
+            *automations(client, config, jobs.keys(), silence=3 * HEARTBEAT, dry_run=dry_run),
         ]
     return [Change(what=what, new=new, details=details) for what, new, details in changes]
 

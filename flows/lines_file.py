@@ -59,8 +59,19 @@ def folders(config: Settings) -> list[Path]:
 
 def find(name: str, config: Settings) -> LineFile | None:
     """The job of one line, if there is a file of it. Raises what `read` raises."""
-    paths = (folder / f"{name}.yaml" for folder in folders(config))
-    return next((read(path) for path in paths if path.is_file()), None)
+    path = place(name, config)
+    return read(path) if path.is_file() else None
+
+
+def places(name: str, config: Settings) -> list[Path]:
+    """Where the file of one line may be: the first that is there counts."""
+    return [folder / f"{name}.yaml" for folder in folders(config)]
+
+
+def place(name: str, config: Settings) -> Path:
+    """The file of one line; the last place where it may be, if there is none."""
+    here = places(name, config)
+    return next((path for path in here if path.is_file()), here[-1])
 
 
 def every(config: Settings) -> dict[str, LineFile]:

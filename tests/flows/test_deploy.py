@@ -1,9 +1,14 @@
 """Deployments, schedules and automations: made once, kept as they shall be, and nobody's own work undone."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID, uuid4
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId
+from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
 
@@ -11,6 +16,7 @@ from backprop_core.errors import ConfigInvalid
 from backprop_core.settings import Settings
 from backprop_core.specs import LineSpec, ScheduleSpec
 from flows.deploy import FLOWS, Change, deploy
+from tests.wire.prefect_server import wait_until
 
 CONFIG = Settings(namespace="deploytest")
 POOL = "pool-of-deploytest"
@@ -65,11 +71,11 @@ def job(**changes: object) -> LineSpec:
 
 
 def test_deploying_again_changes_nothing(client: SyncPrefectClient, line: DeploymentResponse) -> None:
-    """One deployment a flow, one a line, one automation; a second time all is as it was."""
+    """One deployment a flow, one a line, one automation, and one a line; a second time all is as it was."""
     names = [change.what for change in put(JOB)]
     flows = [f"deployment {flow}/default" for flow in FLOWS]
-    automation = "automation deploytest: runs whose process has died"
-    assert names == [f"work pool {POOL}", *flows, "deployment retrain/support", automation]
+    own = ["automation deploytest: runs whose process has died", "automation deploytest: new data of line support"]
+    assert names == [f"work pool {POOL}", *flows, "deployment retrain/support", *own]
     assert changed(JOB) == []
     assert line.parameters == {
         "line": "support",
@@ -88,9 +94,10 @@ def test_a_dry_run_only_says(client: SyncPrefectClient, line: DeploymentResponse
     expected = [
         ("deployment retrain/support", False, ["parameters.training.epochs: 5.0 → 2.0"]),
         ("deployment retrain/other", True, []),
+        ("automation deploytest: new data of line other", True, []),
     ]
-    [(what, new, [first, *schedule]), made] = changed(half, other, dry_run=True)
-    assert [(what, new, [first]), made] == expected
+    [(what, new, [first, *schedule]), *made] = changed(half, other, dry_run=True)
+    assert [(what, new, [first]), *made] == expected
     assert "0 3" in schedule[0] and schedule[0].endswith("removed") and "0 12" in schedule[1]
     assert read(client) == line
 
@@ -127,13 +134,62 @@ def test_what_was_changed_by_hand_in_a_deployment_is_put_right(
     assert (read(client).parameters, read(client).entrypoint) == (line.parameters, "flows.retrain:retrain")
 
 
-def test_an_automation_that_was_switched_off_stays_off(client: SyncPrefectClient, line: DeploymentResponse) -> None:
+@pytest.mark.parametrize("name", ["runs whose process has died", "new data of line support"])
+def test_an_automation_that_was_switched_off_stays_off(
+    client: SyncPrefectClient, line: DeploymentResponse, name: str
+) -> None:
     """Deploying again neither makes a second one nor switches it on."""
-    [automation] = client.read_automations_by_name("deploytest: runs whose process has died")
+    [automation] = client.read_automations_by_name(f"deploytest: {name}")
     client.pause_automation(automation.id)
     put(JOB)
     [again] = client.read_automations_by_name(automation.name)
     assert (again.id, again.enabled) == (automation.id, False)
+    client.resume_automation(automation.id)
+
+
+def test_an_event_starts_a_retrain(client: SyncPrefectClient, line: DeploymentResponse) -> None:
+    """One POST of new data makes one run of the line with its file's parameters; the same event again makes none."""
+    put(JOB, LineSpec(line="later", datasets=JOB.datasets))
+    wait_until(lambda: heard(client, "later"), 180, "run of the line that the server learns of last")
+    first, second = uuid4(), uuid4()
+    for event in (first, first, second):
+        tell(client, "support", event)
+    wait_until(lambda: len(runs_of(client, "support")) >= 2, 180, "flow runs")
+    runs = runs_of(client, "support")  # events are taken in their order: all of them have been
+    assert len(runs) == 2 and all(run.parameters == line.parameters for run in runs)
+    assert all(run.state and run.state.is_scheduled() for run in runs)
+    client.delete_deployment(client.read_deployment_by_name("retrain/later").id)
+
+
+def heard(client: SyncPrefectClient, line: str) -> bool:
+    """Whether the server, told again, has begun to start the line's runs: it learns of an automation in a while."""
+    tell(client, line, uuid4())
+    return bool(runs_of(client, line))
+
+
+def runs_of(client: SyncPrefectClient, line: str) -> list[FlowRun]:
+    deployment = client.read_deployment_by_name(f"retrain/{line}").id
+    ours = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[deployment]))
+    return client.read_flow_runs(flow_run_filter=ours)
+
+
+def tell(client: SyncPrefectClient, line: str, event: UUID) -> None:
+    """Another service has new data for a line."""
+    resource = {"prefect.resource.id": f"deploytest.line.{line}"}
+    now = datetime.now(UTC).isoformat()
+    told = {"id": str(event), "event": "deploytest.new-data", "occurred": now, "resource": resource}
+    assert client._client.post("/events", json=[told]).status_code == 204
+
+
+def test_a_lines_automation_goes_with_its_file(
+    client: SyncPrefectClient, line: DeploymentResponse, tmp_path: Path
+) -> None:
+    """Removed once the file is gone from where it was; whoever has other places leaves it alone."""
+    elsewhere = CONFIG.model_copy(update={"home": tmp_path})
+    assert [change.details for change in deploy(elsewhere, {}, pool=POOL, dry_run=False) if change.details] == []
+    name = "automation deploytest: new data of line support"
+    gone = [(name, False, ["removed: the line's file is gone"])]
+    assert (changed(dry_run=True), changed(), changed()) == (gone, gone, [])
 
 
 def test_a_schedule_that_cannot_be_is_named(prefect: None) -> None:
