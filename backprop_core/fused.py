@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from backprop_core.base import TEXT_FILES, weights
 from backprop_core.gguf.fuse import Fused
@@ -39,12 +38,8 @@ def write_shard(source: Path, fused: Fused, target: Path) -> None:
         for name, entry in in_order(header):
             if name in fused.lora:
                 for rows in fused.slices(name):
-                    new.write(raw(fused.rows(name, rows).to(DTYPES[entry["dtype"]])))
+                    new.write(fused.rows(name, rows, DTYPES[entry["dtype"]]).view(torch.uint8).numpy().data)
             else:
                 begin, end = entry["data_offsets"]
                 old.seek(start + begin)
                 new.write(old.read(end - begin))
-
-
-def raw(tensor: Tensor) -> bytes:
-    return tensor.contiguous().view(torch.uint8).numpy().tobytes()

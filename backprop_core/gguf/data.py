@@ -104,7 +104,7 @@ def slices(file: Path, start: int, fused: Fused, entries: list[Entry]) -> Iterat
 
 def write_rows(file: Path, offset: int, fused: Fused, entry: Entry, rows: slice) -> int:
     """Write some rows of a tensor at this offset of the file."""
-    data = encoded(fused.rows(entry.source, rows), entry).data
+    data = encoded(fused, entry, rows).data
     with file.open("r+b", buffering=0) as place:
         place.seek(offset)
         written = 0
@@ -113,25 +113,28 @@ def write_rows(file: Path, offset: int, fused: Fused, entry: Entry, rows: slice)
     return data.nbytes
 
 
-def encoded(block: Tensor, entry: Entry) -> Array:
-    """Rows of a tensor as the file has them, as bytes: (rows, bytes of a row)."""
-    array = encode(block.float() + entry.offset if entry.offset else block, entry)
-    return pair_rows(array, len(array) // entry.head) if entry.head else array
-
-
-def encode(block: Tensor, entry: Entry) -> Array:
-    """Rows of a tensor in the file's type.
+def encoded(fused: Fused, entry: Entry, rows: slice) -> Array:
+    """Rows of a tensor as the file has them, as bytes: (rows, bytes of a row).
 
     Raises GGUFExportFailed for NaN, infinity, or a value beyond the type's range.
     """
-    stored = block.to(DTYPES.get(entry.type, torch.float32))
-    if not finite(stored):
-        hint = "export bf16 instead" if finite(block) else "the weights hold NaN or infinity: train again"
+    block = fused.rows(entry.source, rows, DTYPES.get(entry.type, torch.float32))
+    if not finite(block):
+        wide = fused.rows(entry.source, rows, torch.float32)
+        hint = "export bf16 instead" if finite(wide) else "the weights hold NaN or infinity: train again"
         raise GGUFExportFailed(f"{entry.source} has a value that {entry.type.name} cannot hold", hint=hint)
-    if entry.type == GGMLType.Q8_0:
-        quantized: Array = gguf.quants.quantize(stored.numpy(), entry.type)
+    if entry.offset:
+        block = block + entry.offset
+    array = encode(block, entry.type)
+    return pair_rows(array, len(array) // entry.head) if entry.head else array
+
+
+def encode(block: Tensor, kind: GGMLType) -> Array:
+    """Rows of a tensor in the file's type, as bytes."""
+    if kind == GGMLType.Q8_0:
+        quantized: Array = gguf.quants.quantize(block.numpy(), kind)
         return quantized
-    return stored.view(torch.uint8).numpy().reshape(len(block), -1)
+    return block.view(torch.uint8).numpy().reshape(len(block), -1)
 
 
 def finite(tensor: Tensor) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from backprop_core.adapter import Tensors, read
 from backprop_core.base import weights
 from backprop_core.errors import AdapterMismatch
-from backprop_core.gguf.stored import DTYPES, Stored, stored_in
+from backprop_core.gguf.stored import DTYPES, Scratch, Stored, stored_in
 from backprop_core.model import FILE_PREFIX
 
 UNFUSABLE = (
@@ -25,7 +25,8 @@ UNFUSABLE = (
     "trainable_token_indices",
     "alora_invocation_tokens",
 )
-BLOCK = 2**18  # entries that are fused at once: they stay in the processor's cache
+BLOCK = 2**20  # entries that are read at once
+PART = 2**17  # entries that are fused at once: they stay in the processor's cache
 HINT = "export an adapter that this tool trained, or train with plain LoRA"
 PARTS = {"lora_A.weight": "A", "lora_B.weight": "B", "lora_magnitude_vector": "m"}
 
@@ -54,6 +55,7 @@ class Fused:
         self.stored: dict[str, Stored] = {}
         for path in weights(base):
             self.stored |= stored_in(path)
+        self.scratch = Scratch()
         self.scaling, self.lora = read_adapter(adapter) if adapter else (0.0, {})
         for name, update in self.lora.items():
             self._check(name, update)
@@ -96,19 +98,31 @@ class Fused:
         step = max(1, BLOCK // (math.prod(others) * of)) * of
         return (slice(begin, min(begin + step, count)) for begin in range(0, count, step))
 
-    def rows(self, name: str, rows: slice) -> Tensor:
-        """Some rows of a tensor: in the file's type where nothing is fused, else float32."""
-        W, update = self.stored[name].rows(rows), self.lora.get(name)
-        return self.moved(W, update, rows) if update else W
+    def rows(self, name: str, rows: slice, dtype: torch.dtype) -> Tensor:
+        """Some rows of a tensor, fused in float32 and rounded to `dtype`; they last until this thread's next call."""
+        W, update = self.stored[name].rows(rows, self.scratch), self.lora.get(name)
+        if W.dtype == dtype and not update:
+            return W
+        rounded, step = self.scratch.empty("rounded", tuple(W.shape), dtype), max(1, PART // math.prod(W.shape[1:]))
+        own = update and Update(update.A, update.B[rows], None if update.m is None else update.m[rows])
+        for begin in range(0, len(W), step):
+            part = slice(begin, begin + step)
+            rounded[part] = self.moved(W[part], own, part)
+        return rounded
 
-    def moved(self, W_oi: Tensor, update: Update, rows: slice) -> Tensor:
-        """W's rows and what is added to them, float32."""
-        sum_oi = (update.B[rows].float() @ update.A.float()).mul_(self.scaling).add_(W_oi.float())
-        return sum_oi if update.m is None else (update.m[rows].float() / sum_oi.norm(dim=1))[:, None] * sum_oi
+    def moved(self, W_oi: Tensor, update: Update | None, rows: slice) -> Tensor:
+        """W and what these rows of the update add to it, float32."""
+        wide_oi = self.scratch.empty("wide", tuple(W_oi.shape), torch.float32).copy_(W_oi)
+        if update is None:
+            return wide_oi
+        sum_oi = self.scratch.empty("sum", tuple(W_oi.shape), torch.float32)
+        torch.mm(update.B[rows], update.A, out=sum_oi)
+        sum_oi.mul_(self.scaling).add_(wide_oi)
+        return sum_oi if update.m is None else (update.m[rows] / sum_oi.norm(dim=1))[:, None] * sum_oi
 
     def tensor(self, name: str) -> Tensor:
-        """A whole tensor."""
-        return torch.cat([self.rows(name, rows) for rows in self.slices(name)])
+        """A whole tensor, float32."""
+        return torch.cat([self.rows(name, rows, torch.float32).clone() for rows in self.slices(name)])
 
 
 def read_adapter(directory: Path) -> tuple[float, dict[str, Update]]:
@@ -133,7 +147,7 @@ def updates_of(tensors: Tensors, parts: set[str]) -> dict[str, Update]:
     if odd := [name for name, its in found.items() if its.keys() != parts]:
         has = " and ".join(found[odd[0]])
         raise AdapterMismatch(f"the adapter has {has} for {odd[0]}, not {' and '.join(sorted(parts))}", hint=HINT)
-    return {name: Update(**its) for name, its in found.items()}
+    return {name: Update(**{part: its[part].float() for part in its}) for name, its in found.items()}
 
 
 def split(key: str) -> tuple[str, str]:

@@ -2,10 +2,10 @@
 
 import json
 import math
+import threading
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +16,20 @@ LENGTH = 8  # bytes of the header's length
 Header = dict[str, Any]
 
 
+class Scratch(threading.local):
+    """Memory that a thread takes again and again: fresh pages for each slice would cost as much as the work on it."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, Tensor] = {}
+
+    def empty(self, use: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor with anything in it, until this thread asks for the same use again."""
+        size = math.prod(shape) * dtype.itemsize
+        if use not in self.held or self.held[use].nbytes < size:
+            self.held[use] = torch.empty(size, dtype=torch.uint8)
+        return self.held[use][:size].view(dtype).view(shape)
+
+
 class Stored(NamedTuple):
     """Where a tensor's bytes begin in its file; `dtype` is the file's word for its type."""
 
@@ -24,13 +38,15 @@ class Stored(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
 
-    def rows(self, rows: slice) -> Tensor:
-        """These rows (begin and end given), in the file's type, which is one of DTYPES."""
-        dtype, width = DTYPES[self.dtype], math.prod(self.shape[1:])
-        size = width * dtype.itemsize
-        count, begin = (rows.stop - rows.start) * size, self.begin + rows.start * size
-        raw = np.fromfile(self.file, np.uint8, count, offset=begin)
-        return torch.from_numpy(raw).view(dtype).view(-1, *self.shape[1:])
+    def rows(self, rows: slice, scratch: Scratch) -> Tensor:
+        """These rows (begin and end given), in the file's type, which is one of DTYPES. Raises ModelLoadFailed."""
+        dtype = DTYPES[self.dtype]
+        block = scratch.empty("stored", (rows.stop - rows.start, *self.shape[1:]), dtype)
+        with self.file.open("rb") as file:
+            file.seek(self.begin + rows.start * math.prod(self.shape[1:]) * dtype.itemsize)
+            if file.readinto(block.view(torch.uint8).numpy().data) < block.nbytes:
+                raise cut_short(self.file)
+        return block
 
 
 def stored_in(path: Path) -> dict[str, Stored]:
@@ -39,11 +55,15 @@ def stored_in(path: Path) -> dict[str, Stored]:
         header, start = read_header(file)
     entries = in_order(header)
     if entries and path.stat().st_size < start + entries[-1][1]["data_offsets"][1]:
-        raise ModelLoadFailed(f"{path} is cut short", hint="get the model's files again")
+        raise cut_short(path)
     return {
         name: Stored(path, start + entry["data_offsets"][0], entry["dtype"], tuple(entry["shape"]))
         for name, entry in entries
     }
+
+
+def cut_short(path: Path) -> ModelLoadFailed:
+    return ModelLoadFailed(f"{path} is cut short", hint="get the model's files again")
 
 
 def read_header(file: BinaryIO) -> tuple[Header, int]:

@@ -27,11 +27,13 @@ from backprop_core.errors import (
     ChatTemplateMissing,
     ChatTemplateUnusable,
     GGUFExportFailed,
+    ModelLoadFailed,
     TokenizerUnsupported,
 )
 from backprop_core.gguf import check_supported, convert, fuse
 from backprop_core.gguf.fuse import Fused
 from backprop_core.gguf.lora import convert_lora
+from backprop_core.gguf.stored import Scratch, stored_in
 from backprop_core.gguf.tokenizer import LLAMA3, QWEN2
 from tests.core import nano
 from tests.core import tiny_models as tiny
@@ -217,9 +219,10 @@ def test_threads_do_not_change_the_bytes(outtype: Any, tmp_path: Path, monkeypat
     base = tiny.build(tmp_path / "base", "llama", vocab_size=3000)
     adapter, before = tiny.add_adapter(base, tmp_path / "adapter"), torch.get_num_threads()
     try:
-        for threads, block in ((1, fuse.BLOCK), (3, 2**10)):
+        for threads, block, part in ((1, fuse.BLOCK, fuse.PART), (3, 2**12, 2**9)):
             torch.set_num_threads(threads)
             monkeypatch.setattr(fuse, "BLOCK", block)
+            monkeypatch.setattr(fuse, "PART", part)
             convert(base, adapter, tmp_path / f"{threads}.gguf", outtype=outtype)
             assert torch.get_num_threads() == threads
     finally:
@@ -250,6 +253,16 @@ def test_fusing_is_pefts_merge_bit_for_bit(lora: dict[str, object], bases: dict[
         assert torch.equal(fused.tensor(name).float(), expected[name])
         changed += name in fused.lora
     assert changed == 14
+
+
+def test_weights_that_are_cut_while_they_are_read_are_refused(tmp_path: Path) -> None:
+    """Rows that a file no longer has are an error, not what the memory held before."""
+    file = tmp_path / "model.safetensors"
+    save_file({"w": torch.ones(8, 4)}, file)
+    stored = stored_in(file)["w"]
+    os.truncate(file, file.stat().st_size - 1)
+    with pytest.raises(ModelLoadFailed, match="cut short"):
+        stored.rows(slice(4, 8), Scratch())
 
 
 def test_bf16_weights_are_copied_bit_for_bit(bases: dict[str, Path], tmp_path: Path) -> None:
