@@ -6,6 +6,7 @@ leases/<run_id>.lock    held while the process lives
 
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 
@@ -46,9 +47,21 @@ def leased(store: Store) -> dict[str, set[str]]:
 
 def living(store: Store) -> Iterator[str]:
     """Runs whose process lives."""
-    for path in (store.root / "leases").glob("*.lock"):
-        try:
-            with FileLock(path, timeout=0):
-                pass
-        except Timeout:
-            yield path.stem
+    return (path.stem for path in locks(store) if is_held(path))
+
+
+def killed(store: Store) -> Iterator[str]:
+    """Runs whose process has died before it could end them."""
+    return (path.stem for path in locks(store) if not is_held(path))
+
+
+def locks(store: Store) -> Iterator[Path]:
+    return (store.root / "leases").glob("*.lock")
+
+
+def is_held(path: Path) -> bool:
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True

@@ -8,6 +8,7 @@ cache/                  Prefect's records of finished stages
 notes/<kind>/<key>.json what was found out once and can be found out again
 checkpoints/<key>/      of interrupted trainings, under their stage's key
 runs/<run_id>/          spec.json, result.json
+flow-runs/<id>          the run_id that a flow run of a deployment has begun
 lines/<name>/           versions and champion
 locks/                  freed by the kernel when their holder dies
 tmp/<session>/          what is being written; swept once its process is gone

@@ -49,7 +49,7 @@ from backprop_core.specs import RunSpec
 from backprop_core.store import Store, disk_error, write_atomic
 from backprop_core.verdicts import Decision, GateReport
 from backprop_core.worker.handle import Worker
-from tasks import prepare, worker
+from tasks import prepare, tries, worker
 from tasks.policy import is_recorded, results
 from tasks.progress import Progress, report
 from tasks.record import RunJournal
@@ -90,16 +90,18 @@ def recorded(start: Start, *, run_id: str | None, fresh: bool) -> Iterator["Run"
     """A run from its first log line to its result, which is kept whatever happens.
 
     `start` finds out what a new run starts from. With the run_id of an earlier run that one goes on instead, from what
-    it committed.
+    it committed; so does, without one, what an earlier try of the same flow run has left over.
     """
     config = settings()
     store = Store(config.store_path)
     with ExitStack() as cleanup:
         cleanup.callback(store.close)
         cleanup.callback(worker.stop)
-        full_id = prepare.full_run_id(run_id, store) if run_id else new_run_id()
-        prepared = prepare.load(full_id, store) if run_id else start(store)
-        with Run(full_id, prepared, config, store, fresh) as run:
+        earlier = prepare.full_run_id(run_id, store) if run_id else tries.left_over(store)
+        full_id = earlier or new_run_id()
+        prepared = prepare.load(full_id, store) if earlier else start(store)
+        with Run(full_id, prepared, config, store, fresh and not earlier) as run:
+            tries.note(full_id, store)
             token = _current.set(run)
             cleanup.callback(_current.reset, token)
             yield run

@@ -1,0 +1,48 @@
+"""Which run a deployed flow run has begun: tried again, it goes on with that one.
+
+flow-runs/<id of Prefect's>   the run_id, in the store, so that the next try may be another machine's
+"""
+
+from pathlib import Path
+
+from backprop_core.leases import killed
+from backprop_core.refs import RunResult
+from backprop_core.settings import Settings
+from backprop_core.store import Store, write_atomic
+from tasks.artifacts import flow_run_id
+from tasks.confine import is_deployed
+
+
+def note(run_id: str, store: Store) -> None:
+    """Keep the run_id for the next try of this flow run, if a deployment started it."""
+    if is_deployed():
+        write_atomic(place(flow_run_id() or "", store), run_id)
+
+
+def left_over(store: Store) -> str | None:
+    """The run that an earlier try of this flow run has begun, if it was killed or stopped, or failed for a while.
+
+    None for one that has finished, and for one whose failure calls for other parameters or files: that one begins anew.
+    """
+    run_id = begun(flow_run_id() or "", store) if is_deployed() else None
+    if run_id is None:
+        return None
+    path = store.run(run_id) / "result.json"
+    result = RunResult.model_validate_json(path.read_bytes()) if path.is_file() else None
+    can_go_on = result is None or result.status == "interrupted" or bool(result.error and result.error.retryable)
+    return run_id if can_go_on else None
+
+
+def has_died(flow_run: str, config: Settings) -> bool:
+    """Whether the process of a flow run was killed while it worked; False where nothing is known of it."""
+    store = Store(config.store_path)
+    return begun(flow_run, store) in set(killed(store))
+
+
+def begun(flow_run: str, store: Store) -> str | None:
+    path = place(flow_run, store)
+    return path.read_text() if path.is_file() else None
+
+
+def place(flow_run: str, store: Store) -> Path:
+    return store.root / "flow-runs" / flow_run
