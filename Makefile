@@ -10,7 +10,7 @@ export CMAKE_ARGS ?= -DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF \
 	-DCMAKE_PROJECT_llama_cpp_INCLUDE=$(CURDIR)/deployments/llama_cpp.cmake
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format base data docs bench bench-continual gpu faults e2e clean
+.PHONY: help demo test check format base data docs bench bench-continual gpu faults e2e services clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -62,6 +62,10 @@ faults: $(READY) ## kill it everywhere: every failing disk operation, 200 kills 
 e2e: $(READY) ## a new user's way in a browser (Debian: chromium); pictures in build/e2e
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[e2e]'
 	OMP_NUM_THREADS=1 $(BIN)/pytest --timeout 1800 tests/e2e
+
+services: $(READY) ## what docker-compose.yml starts, without containers (Debian: postgresql redis-server)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[services]'
+	SERVICES=1 OMP_NUM_THREADS=1 $(BIN)/pytest tests/services
 
 clean: ## remove the environment and the caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

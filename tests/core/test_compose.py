@@ -29,8 +29,17 @@ def literal_secrets(environment: dict[str, str]) -> list[str]:
 
 
 def test_services() -> None:
-    """Database, Prefect, MLflow, Ollama, the deployments and a worker."""
-    assert set(SERVICES) == {"postgres", "prefect", "mlflow", "ollama", "deploy", "worker"}
+    """Database, broker, Prefect with its services, MLflow, Ollama, the deployments and a worker."""
+    servers = {"postgres", "redis", "prefect", "services", "mlflow", "ollama"}
+    assert servers | {"deploy", "worker"} == SERVICES.keys()
+
+
+def test_only_servers_reach_the_databases() -> None:
+    """PostgreSQL and Redis, which has no password, are in a network of their own, without a port outside."""
+    [*inside] = (name for name in SERVICES if "data" in SERVICES[name].get("networks", []))
+    assert inside == ["postgres", "redis", "prefect", "services", "mlflow"]
+    for name in ("postgres", "redis"):
+        assert SERVICES[name]["networks"] == ["data"] and "ports" not in SERVICES[name]
 
 
 @every_service
@@ -68,9 +77,10 @@ def test_health_is_watched(name: str) -> None:
 
 def test_nothing_is_reported_to_anyone() -> None:
     """Telemetry is off wherever there is some, and MLflow runs no jobs and knows its hosts."""
-    for name in ("prefect", "mlflow", "deploy", "worker"):
+    for name in ("prefect", "services", "mlflow", "deploy", "worker"):
         assert SERVICES[name]["environment"]["DO_NOT_TRACK"] == "1"
-    assert SERVICES["prefect"]["environment"]["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+    for name in ("prefect", "services"):
+        assert SERVICES[name]["environment"]["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
     assert SERVICES["mlflow"]["environment"]["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
     assert {"--workers=1"} < set(SERVICES["mlflow"]["command"])
     assert any(part.startswith("--allowed-hosts=") and "*" not in part for part in SERVICES["mlflow"]["command"])
