@@ -22,8 +22,6 @@ from flows.deploy import deploy
 from tasks.tries import has_died
 
 PATIENCE = 75.0  # seconds for a run to finish its step, save it, and note that it was interrupted
-
-
 RUNNING = {"state": {"type": {"any_": ["RUNNING"]}}}
 
 

@@ -6,10 +6,11 @@ Only places are others: a service's name becomes 127.0.0.1, its port a free one,
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ class Composed:
                 cwd=self.volume(name),
                 stdout=log,
                 stderr=log,
+                start_new_session=True,
             )
         self._cleanup.callback(end, process)
         return process
@@ -145,12 +147,13 @@ def composed(place: Path, secrets: Mapping[str, str]) -> Iterator[Composed]:
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
+    """End it with all that it has started."""
     process.terminate()
-    try:
-        process.wait(30)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(60)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def program(name: str) -> str:
