@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from backprop_core import templates
 from backprop_core.errors import ChatTemplateMissing, InputNotFound, ModelLoadFailed, UnsafeModel
 from backprop_core.keys import digest_of
 from backprop_core.refs import BaseRef
@@ -32,7 +33,7 @@ PICKLED = re.compile(r"\.(bin|pt|pth|ckpt|pkl|pickle)$")
 def resolve(spec: ModelSpec, store: Store) -> BaseRef:
     """Find the base and check it, before anything is computed.
 
-    Raises InputNotFound, ModelLoadFailed, UnsafeModel or ChatTemplateMissing.
+    Raises InputNotFound, ModelLoadFailed, UnsafeModel, ChatTemplateMissing or ChatTemplateUnusable.
     """
     directory, revision = locate(spec.name, spec.revision)
     check(directory)
@@ -88,18 +89,20 @@ def download(name: str, revision: str | None, files: Sequence[str]) -> Path:
 
 
 def check(directory: Path) -> None:
-    """Config, weights, tokenizer and template are there, and none of them runs code."""
+    """Config, weights, tokenizer and template are there, none of them runs code, and the template renders."""
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
-        refuse_code(directory / name, read_json(directory / name) if (directory / name).is_file() else {})
+        refuse_code(directory / name, optional_json(directory / name))
     check_config(directory)
     weights(directory)
     if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise ModelLoadFailed(f"{directory} has no tokenizer", hint="copy the model's tokenizer files into it")
-    if not has_template(directory):
+    template = template_of(directory)
+    if template is None:
         raise ChatTemplateMissing(
             f"the tokenizer of {directory} has no chat template",
             hint="put a `chat_template.jinja` beside its tokenizer.json, for example that of the model's chat version",
         )
+    templates.check(template, optional_json(directory / "tokenizer_config.json"))
 
 
 def check_config(directory: Path) -> None:
@@ -130,12 +133,27 @@ def refuse_code(path: Path, value: Any) -> None:
             refuse_code(path, item)
 
 
-def has_template(directory: Path) -> bool:
-    """Whether the tokenizer brings a chat template, in any of the places where transformers looks."""
-    if any((directory / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
-        return True
-    config = directory / "tokenizer_config.json"
-    return config.is_file() and bool(read_json(config).get("chat_template"))
+def template_of(directory: Path) -> str | None:
+    """The tokenizer's chat template, from the first of the places where transformers looks that has one."""
+    if (directory / "chat_template.jinja").is_file():
+        return (directory / "chat_template.jinja").read_text(encoding="utf-8")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        if found := optional_json(directory / name).get("chat_template"):
+            return default_of(found)
+    return None
+
+
+def default_of(named: str | list[dict[str, str]]) -> str:
+    """The template that is used where none is named, among several that have names."""
+    if isinstance(named, str):
+        return named
+    by_name = {each["name"]: each["template"] for each in named}
+    return by_name.get("default", named[0]["template"])
+
+
+def optional_json(path: Path) -> Any:
+    """A JSON file of the model's, which it need not have."""
+    return read_json(path) if path.is_file() else {}
 
 
 def weights(directory: Path) -> list[Path]:

@@ -8,20 +8,17 @@ from the template alone: where its name stands in a row, it is set between fence
 between fences is tokenized as plain text.
 """
 
-import ctypes
 import re
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import accumulate
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-from jinja2 import TemplateError
 from numpy.typing import NDArray
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
+from backprop_core import templates
 from backprop_core.errors import ChatTemplateMissing, ChatTemplateUnusable, NoLabelTokens
 from backprop_core.formats import ChatRow
 
@@ -29,11 +26,7 @@ Message: TypeAlias = dict[str, str]
 
 BATCH = 1024  # texts tokenized at once
 LIMITED = 64  # rows rendered in
-TEMPLATE_SECONDS = 60.0  # at most; a thousandth is usual
 FENCE = "\ufdd0"  # a code point that Unicode keeps for uses like this one
-TODAY = "26 Jul 2024"  # what Llama's templates write where no date is given: a run must not depend on its day
-FAULTS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-TEMPLATE_HINT = "put a working chat_template.jinja beside the model's tokenizer.json"
 
 
 class Example(NamedTuple):
@@ -142,51 +135,11 @@ class Controls:
 # Rendering
 
 
-class TookTooLong(Exception):
-    """A block ran out of its time."""
-
-
-@contextmanager
-def limited(seconds: float) -> Iterator[None]:
-    """Raises TookTooLong in this thread, between two steps of its Python code, when the block takes longer.
-
-    A second thread sets the exception: that works in any thread and on any platform, where a signal does not.
-    """
-    thread, guard, over = ctypes.c_ulong(threading.get_ident()), threading.Lock(), False
-
-    def stop() -> None:
-        with guard:
-            if not over:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(TookTooLong))
-
-    timer = threading.Timer(seconds, stop)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        with guard:
-            over = True
-        timer.cancel()
-
-
-@contextmanager
-def template_limit() -> Iterator[None]:
-    """Raises ChatTemplateUnusable where a template loops."""
-    try:
-        with limited(TEMPLATE_SECONDS):
-            yield
-    except TookTooLong as error:
-        raise ChatTemplateUnusable(
-            f"the chat template was still running after {TEMPLATE_SECONDS} s", hint=TEMPLATE_HINT
-        ) from error
-
-
 def write_all(tokenizer: PreTrainedTokenizerBase, rows: Sequence[ChatRow]) -> Iterator[Written]:
     """All rows as the texts to learn from."""
     controls = Controls(tokenizer)
     for begin in range(0, len(rows), LIMITED):
-        with template_limit():
+        with templates.limit():
             indices = range(begin, min(begin + LIMITED, len(rows)))
             texts = [text for index in indices for text in write(tokenizer, controls, rows[index], index)]
         yield from texts
@@ -232,18 +185,18 @@ def answer(tokenizer: PreTrainedTokenizerBase, controls: Controls, messages: lis
     text = apply(tokenizer, messages, add_generation_prompt=False)
     if not text.startswith(prompt):
         raise ChatTemplateUnusable(
-            "the chat template's assistant turn does not begin as its generation prompt does", hint=TEMPLATE_HINT
+            "the chat template's assistant turn does not begin as its generation prompt does", hint=templates.HINT
         )
     end = controls.stop(text, len(prompt))
     if end is None:
-        raise ChatTemplateUnusable("the chat template ends an assistant turn without a stop token", hint=TEMPLATE_HINT)
+        raise ChatTemplateUnusable("the chat template ends an assistant turn without a stop token", hint=templates.HINT)
     return Answer(text, len(prompt), end)
 
 
 def stop_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that the chat template ends an answer with. Raises ChatTemplateMissing, ChatTemplateUnusable."""
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    with template_limit():
+    with templates.limit():
         written = answer(tokenizer, Controls(tokenizer), messages)
     [tokens] = encodings(tokenizer, [written.text[: written.end]], plain=False)
     return int(tokens.ids[-1])
@@ -251,7 +204,7 @@ def stop_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> str:
     """The conversation so far, and the beginning of the assistant's next turn."""
-    with template_limit():
+    with templates.limit():
         return apply(tokenizer, messages, add_generation_prompt=True)
 
 
@@ -261,7 +214,7 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[l
     Raises ChatTemplateMissing, ChatTemplateUnusable.
     """
     controls = Controls(tokenizer)
-    with template_limit():
+    with templates.limit():
         written = [write_prompt(tokenizer, controls, messages) for messages in conversations]
     return [tokens.ids for tokens in tokenize(tokenizer, written)]
 
@@ -276,22 +229,20 @@ def render(tokenizer: PreTrainedTokenizerBase, row: ChatRow) -> str:
     """A whole row as text: its conversation, or its raw text."""
     if "text" in row:
         return str(row["text"])
-    with template_limit():
+    with templates.limit():
         return apply(tokenizer, row["messages"], add_generation_prompt=False)
 
 
 def apply(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, add_generation_prompt: bool) -> str:
     """The messages as the tokenizer's chat template writes them, in the sandbox."""
     if not tokenizer.chat_template:
-        raise ChatTemplateMissing("the tokenizer has no chat template", hint=TEMPLATE_HINT)
-    try:
+        raise ChatTemplateMissing("the tokenizer has no chat template", hint=templates.HINT)
+    with templates.coded():
         return str(
             tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt, date_string=TODAY
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt, date_string=templates.TODAY
             )
         )
-    except FAULTS as error:
-        raise ChatTemplateUnusable(f"the chat template fails: {error}", hint=TEMPLATE_HINT) from error
 
 
 # Tokenizing

@@ -11,7 +11,8 @@ from tokenizers.normalizers import NFC
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
-from backprop_core.chat import TODAY, Message, answered, render_prompt, stop_id
+from backprop_core import templates
+from backprop_core.chat import Message, answered, render_prompt, stop_id
 from backprop_core.errors import ExportFidelity, GGUFExportFailed
 from backprop_core.formats import ChatRow
 from backprop_core.llamacpp import last_error, library
@@ -100,7 +101,7 @@ class Reader:
         tokens = {name: self.llama.detokenize([id_], special=True).decode() for name, id_ in names.items() if id_ >= 0}
         template = self.llama.metadata["tokenizer.chat_template"]
         write = Jinja2ChatFormatter(template, **{"eos_token": "", "bos_token": "", **tokens})
-        return str(write(messages=messages, date_string=TODAY).prompt)
+        return str(write(messages=messages, date_string=templates.TODAY).prompt)
 
     def answer(self, prompt: str) -> tuple[str, bool]:
         """The most likely continuation, at most ANSWER tokens, and whether it ended by itself."""

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from backprop_core import chat
-from backprop_core.chat import FENCE, Examples, TookTooLong, encode, limited, render, render_prompt
+from backprop_core import templates
+from backprop_core.chat import FENCE, Examples, encode, render, render_prompt
 from backprop_core.errors import ChatTemplateMissing, ChatTemplateUnusable, NoLabelTokens
 from tests.core.nano import CHATML, SPECIAL, chats, tokenizer
 
@@ -240,23 +240,13 @@ LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% end
 
 def test_a_template_that_loops_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     """A template that would run for hours is stopped after its time, as a coded error."""
-    monkeypatch.setattr(chat, "TEMPLATE_SECONDS", 0.2)
+    monkeypatch.setattr(templates, "SECONDS", 0.2)
     fast = with_template(LOOP)
     for call in (lambda: encode(fast, [row("a", "b")], max_length=99), lambda: render(fast, row("a", "b"))):
         begin = time.monotonic()
         with pytest.raises(ChatTemplateUnusable, match=r"still running after 0\.2 s"):
             call()
         assert time.monotonic() - begin < 10
-
-
-def test_a_limit_that_is_kept_leaves_no_trace() -> None:
-    """A block that ends in time is not interrupted afterwards."""
-    with limited(0.05):
-        pass
-    time.sleep(0.1)
-    with pytest.raises(TookTooLong), limited(0.05):
-        while True:
-            time.sleep(0.01)
 
 
 @pytest.mark.parametrize(

@@ -28,10 +28,11 @@ def world(tmp_path, home, base, monkeypatch) -> Path:
     }
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    for name in ("base", "bare", "mute", "pickled", "code"):
+    for name in ("base", "bare", "mute", "deaf", "pickled", "code"):
         shutil.copytree(base, tmp_path / name)
     (tmp_path / "bare" / "model.safetensors").unlink()
     (tmp_path / "mute" / "chat_template.jinja").unlink()
+    (tmp_path / "deaf" / "chat_template.jinja").write_text("{{ raise_exception('not today') }}")
     (tmp_path / "pickled" / "model.safetensors").rename(tmp_path / "pickled" / "pytorch_model.bin")
     config = tmp_path / "code" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"auto_map": {"AutoModel": "evil.Model"}}))
@@ -52,6 +53,11 @@ CASES = {
         ["train", "--model", "mute", "--data", "good.jsonl"],
         "CONFIG_CHAT_TEMPLATE_MISSING",
         ".jinja",
+    ),
+    "a template that does not render": (
+        ["train", "--model", "deaf", "--data", "good.jsonl"],
+        "CONFIG_CHAT_TEMPLATE_UNUSABLE",
+        "not today",
     ),
     "pickled weights": (["train", "--model", "pickled", "--data", "good.jsonl"], "CONFIG_UNSAFE_MODEL", "pickled"),
     "code in the config": (["train", "--model", "code", "--data", "good.jsonl"], "CONFIG_UNSAFE_MODEL", "auto_map"),
