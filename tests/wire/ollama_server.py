@@ -38,7 +38,7 @@ class OllamaServer(Service):
                     self.models[names["destination"]] = known
                 request.reply(200 if known else 404)
             case "DELETE", "/api/delete":
-                request.reply(200 if self.models.pop(request.json()["model"], None) else 404)
+                request.reply(200 if self.remove(request.json()["model"]) else 404)
             case "POST", "/api/chat":
                 asked = request.json()
                 known = self.models.get(asked["model"])
@@ -55,6 +55,15 @@ class OllamaServer(Service):
             return
         self.blobs[name] = data
         request.reply(201)
+
+    def remove(self, name: str) -> bool:
+        """A model, and its blobs that no other has; whether it was there."""
+        model = self.models.pop(name, None)
+        if model:
+            used = {blob for other in self.models.values() for blob in other["files"].values()}
+            for blob in set(model["files"].values()) - used:
+                self.blobs.pop(blob, None)
+        return model is not None
 
     def create(self, request: Request, asked: dict[str, Any]) -> None:
         """Make a model of blobs that are here; progress, then `success`."""
