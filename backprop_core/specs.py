@@ -389,6 +389,12 @@ class LineSpec(RunSpec):
         200, ge=1, description="A retrain waits until so many training rows are new to the line; 1 without a file."
     )
     schedule: ScheduleSpec | None = Field(None, description="When it runs by itself; only in a line's file.")
+    poll_seconds: float | None = Field(
+        None,
+        ge=1,
+        description="Seconds between looks of `serve` and `watch` for new data, which starts a run when it stays from "
+        "one look to the next; only in a line's file.",
+    )
 
     def run(self) -> RunSpec:
         """What one run of the job asks for."""

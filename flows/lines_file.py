@@ -49,6 +49,8 @@ export:
 # schedule:
 #   cron: "0 3 * * *"  # every night at 3
 #   timezone: UTC
+
+# poll_seconds: 60  # or whenever there is new data: `backprop serve` and `backprop watch` look so often
 """
 
 

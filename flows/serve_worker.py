@@ -1,7 +1,7 @@
 """The worker of `serve`: `python -m flows.serve_worker` makes the deployments, says "up", and runs what is asked for.
 
-Runs that were killed with an earlier worker are said to be, so that they can be tried again. When stdin closes, its own
-runs are interrupted, which they note in their records, and it ends with them.
+It looks for the lines' new data, too. Runs that were killed with an earlier worker are said to be, so that they can be
+tried again. When stdin closes, its own runs are interrupted, which they note in their records, and it ends with them.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from prefect.states import Crashed
 from prefect.workers.process import ProcessWorker
 
 from backprop_core.settings import Settings, settings
-from flows import lines_file
+from flows import lines_file, watch
 from flows.deploy import deploy
 from tasks.tries import has_died
 
@@ -49,9 +49,11 @@ def end_with_stdin() -> None:
 def main() -> None:
     """Deploy, then work until stdin closes."""
     config = settings()
-    deploy(config, {name: file.job for name, file in lines_file.every(config).items()}, pool=config.pool, dry_run=False)
+    jobs = {name: file.job for name, file in lines_file.every(config).items()}
+    deploy(config, jobs, pool=config.pool, dry_run=False)
     give_up_the_dead(config)
     print("up", flush=True)
+    watch.start(jobs.values())
     threading.Thread(target=end_with_stdin, daemon=True).start()
     worker = ProcessWorker(work_pool_name=config.pool, create_pool_if_not_found=False)
     asyncio.run(worker.start(printer=lambda _: None))

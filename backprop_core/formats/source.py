@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -78,31 +79,32 @@ def fetch(url: str, scratch: Path) -> Path:
         raise InputValidationFailed(f"{url} is a chain of addresses", hint="name one address, or copy the file")
     suffix = ROWS_FILE.search(urlsplit(url).path)
     target = scratch / (hashlib.sha256(url.encode()).hexdigest()[:16] + (suffix[0] if suffix else ""))
+    with coded(url), target.open("wb") as file:
+        for chunk in web(url) if is_web(url) else remote(url):
+            file.write(chunk)
+    return target
+
+
+@contextmanager
+def coded(url: str) -> Iterator[None]:
+    """Whatever reading an address raises, with its code."""
     try:
-        copy(url, target)
+        yield
     except FileNotFoundError as error:
         raise InputNotFound(f"nothing at {url}: {error.__cause__ or error}", hint="check the address") from error
     except ImportError as error:
         raise ExtraMissing(f"{url} cannot be read: {error}", hint="install that package, or copy the file") from error
-    return target
+    except (OSError, ValueError, TypeError) as error:  # TypeError: the protocol wants options
+        raise unreadable(url, error) from error
+
+
+def is_web(url: str) -> bool:
+    return url.lower().startswith(("http://", "https://"))
 
 
 def is_chain(url: str) -> bool:
     """Whether it is several addresses, so that fetched bytes choose what is opened next; `[::1]` is a host."""
     return "::" in HOST_V6.sub("//host", url)
-
-
-def copy(url: str, target: Path) -> None:
-    """The bytes at `url` into `target`, a MiB at a time."""
-    read = web if url.lower().startswith(("http://", "https://")) else remote
-    try:
-        with target.open("wb") as file:
-            for chunk in read(url):
-                file.write(chunk)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, TypeError) as error:  # TypeError: the protocol wants options
-        raise unreadable(url, error) from error
 
 
 def web(url: str) -> Iterator[bytes]:

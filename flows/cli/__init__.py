@@ -36,6 +36,7 @@ VERBS = {
     "serve": ("serving", "Prefect and MLflow in a browser, every deployment, and a worker, until Ctrl-C."),
     "ui": ("serving", "The same as serve."),
     "deploy": ("serving", "Deployments, schedules and automations on the Prefect server."),
+    "watch": ("serving", "Start a line's retrain when there is new data, on a Prefect server, until Ctrl-C."),
     "init": ("house", "A line's job as a file with comments: lines/LINE.yaml."),
     "estimate-vram": ("house", "What a run would take of a GPU, and which settings fit it."),
     "doctor": ("house", "Whether this machine can do the job, part by part, and what to do about what is not there."),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
-from backprop_core.errors import PrefectUnreachable
+from backprop_core.errors import ConfigInvalid, PrefectUnreachable
 from backprop_core.settings import settings
 from flows import lines_file, tables
 from flows.cli import Answer, printed
@@ -41,15 +41,18 @@ def deploy(
     configure_logging(config, verbose=output.verbose)
     jobs = {name: file.job for name, file in lines_file.every(config).items()}
     quiet_prefect()
-    if "PREFECT_API_URL" not in os.environ:
-        raise PrefectUnreachable(
-            "no Prefect server is named", hint="set PREFECT_API_URL, or start one: backprop serve deploys by itself"
-        )
+    check_named("backprop serve deploys by itself")
     with connected():
         from flows.deploy import deploy
 
         changes = deploy(config, jobs, pool=pool or config.pool, dry_run=dry_run)
     return Answer([change.model_dump() for change in changes], table(changes, dry_run=dry_run))
+
+
+def check_named(otherwise: str) -> None:
+    """Raise PrefectUnreachable unless a Prefect server is named."""
+    if "PREFECT_API_URL" not in os.environ:
+        raise PrefectUnreachable("no Prefect server is named", hint=f"set PREFECT_API_URL, or start one: {otherwise}")
 
 
 def table(changes: Sequence["Change"], *, dry_run: bool) -> "Table":
@@ -95,6 +98,25 @@ def serve(
 
 
 ui = serve
+
+
+def watch(*, output: OutputFlags = PLAIN) -> None:
+    config = settings()
+    configure_logging(config, verbose=output.verbose)
+    jobs = [file.job for file in lines_file.every(config).values() if file.job.poll_seconds]
+    if not jobs:
+        raise ConfigInvalid("no line's file says how often to look", hint="add poll_seconds: 60 to lines/LINE.yaml")
+    quiet_prefect()
+    check_named("backprop serve looks by itself")
+    with connected(), suppress(KeyboardInterrupt):
+        from flows.watch import start
+
+        threads = start(jobs)
+        sources = {job.line: job.datasets[0].path for job in jobs}
+        text = "\n".join([*(f"{line:12}{path}" for line, path in sources.items()), "Ctrl-C ends it"])
+        printed(Answer(sources, text), as_json=output.json)
+        for thread in threads:
+            thread.join()
 
 
 def where(addresses: "Addresses") -> str:

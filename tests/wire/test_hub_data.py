@@ -14,6 +14,7 @@ from backprop_core.errors import AuthRequired, ConfigInvalid, HubUnreachable, In
 from backprop_core.formats import find, read
 from backprop_core.refs import SourceRef
 from backprop_core.specs import DatasetSpec
+from tasks.fingerprint import fingerprint
 from tests.wire.hub_server import TOKEN, HubServer, Repo
 
 NAME = "team/tickets"
@@ -131,6 +132,16 @@ def test_what_is_here_comes_first(server: HubServer) -> None:
     with pytest.raises(InputNotFound, match="no such file"):
         find(DatasetSpec(path="team/b.jsonl"), scratch=Path())
     assert server.requests == []
+
+
+def test_a_push_is_noticed(server: HubServer) -> None:
+    """Each push makes another fingerprint, but of a revision that is a commit; nothing is downloaded."""
+    first = put(server, {"train.jsonl": lines("first")})
+    named, before = DatasetSpec(path=NAME, revision=first), fingerprint(DatasetSpec(path=NAME))
+    assert fingerprint(DatasetSpec(path=NAME)) == before == fingerprint(named)
+    put(server, {"train.jsonl": lines("second")})
+    assert fingerprint(DatasetSpec(path=NAME)) != before == fingerprint(named)
+    assert server.count("GET /datasets") == 0
 
 
 def test_what_the_hub_does_not_give(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:

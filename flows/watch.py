@@ -1,0 +1,86 @@
+"""New data starts a line's retrain: its source is looked at every `poll_seconds`, and a state that stays is handed on.
+
+A run is asked for under a key that is made of line and state, so the Prefect server knows which states it has had. Who
+looks needs no memory: looking from two places, or again after a restart, starts nothing twice.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
+
+from backprop_core.errors import BackpropError, DeploymentMissing, PrefectUnreachable
+from backprop_core.specs import LineSpec
+from flows.environment import refusals
+from tasks.fingerprint import fingerprint
+
+log = logging.getLogger(__name__)
+TAG = "new-data"  # of the runs that are asked for here
+
+
+@dataclass
+class Watch:
+    """One line's source: what the last look saw, what was handed on, what was complained of."""
+
+    job: LineSpec
+    seen: str = ""
+    handed: str = ""
+    complaint: str = ""
+
+    def settled(self, state: str) -> bool:
+        """Whether a look that sees `state` is the second in a row to do so, and it was not handed on yet."""
+        same, self.seen = state == self.seen, state
+        return same and state != self.handed
+
+    def look(self) -> None:
+        """Look once. What goes wrong is said once, and tried again at the next look."""
+        try:
+            state = fingerprint(self.job.datasets[0])
+            if self.settled(state):
+                run = ask(self.job.line, state)
+                self.handed = state
+                log.info("line %s: flow run %s is for the data that is there now", self.job.line, run)
+            self.complaint = ""
+        except BackpropError as error:
+            if error.message != self.complaint:
+                log.warning("line %s waits for new data: %s", self.job.line, error)
+            self.complaint = error.message
+
+    def go_on(self) -> None:
+        """Look for ever."""
+        assert self.job.poll_seconds
+        while True:
+            self.look()
+            time.sleep(self.job.poll_seconds)
+
+
+def ask(line: str, state: str) -> str:
+    """The name of the run of retrain/LINE that is for this state of its source; it is made if there is none yet.
+
+    Raises DeploymentMissing, DeploymentRefused, PrefectUnreachable.
+    """
+    try:
+        with get_client(sync_client=True) as client, refusals("backprop deploy brings its deployments up to date"):
+            deployment = client.read_deployment_by_name(f"retrain/{line}")
+            key = f"{TAG}:{line}:{state}"
+            return client.create_flow_run_from_deployment(deployment.id, idempotency_key=key, tags=[TAG]).name
+    except ObjectNotFound as error:
+        raise DeploymentMissing(
+            f"the Prefect server has no deployment retrain/{line}", hint="make it: backprop deploy"
+        ) from error
+    except httpx.HTTPError as error:
+        raise PrefectUnreachable(f"the Prefect server does not answer: {error}", hint="start it again") from error
+
+
+def start(jobs: Iterable[LineSpec]) -> list[threading.Thread]:
+    """Look at the sources of all lines that say how often, each in a thread that ends with the process."""
+    watched = [job for job in jobs if job.poll_seconds]
+    threads = [threading.Thread(target=Watch(job).go_on, name=f"watch {job.line}", daemon=True) for job in watched]
+    for thread in threads:
+        thread.start()
+    return threads

@@ -1,0 +1,74 @@
+"""What tells one state of a dataset's source from another without reading it. No Prefect here."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+
+from backprop_core.addresses import client
+from backprop_core.errors import InputNotFound, InputValidationFailed, NoRows
+from backprop_core.formats.source import PATIENCE, coded, is_web, members, unreadable
+from backprop_core.keys import digest_of
+from backprop_core.specs import DatasetSpec
+
+SAYING = ("ETag", "Last-Modified", "Content-Length")  # headers of a web server that change with what it serves
+
+
+def fingerprint(dataset: DatasetSpec) -> str:
+    """Another one, of 64 hex digits, when the source is another.
+
+    It is of names, sizes and times of local files, of the Hub's commit, of what a web server says of a page, or of what
+    fsspec knows of a file. Raises InputNotFound, NoRows for a directory without files of rows, InputValidationFailed
+    for what cannot be told apart, and what reading an address raises.
+    """
+    return digest_of(state(dataset))
+
+
+def state(dataset: DatasetSpec) -> Sequence[object]:
+    path = dataset.path
+    if dataset.on_hub():
+        from backprop_core.formats import hub
+
+        return [hub.state(dataset).commit]
+    if is_web(path):
+        return page(path)
+    return remote(path) if "://" in path else local(path)
+
+
+def local(path: str) -> list[object]:
+    """Name, size and time of a file, or of each file of rows in a directory."""
+    place = Path(path).expanduser()
+    files = members(path) if place.is_dir() else [place]
+    if not files:
+        raise NoRows(f"{path} has no file of rows yet", hint="put one there")
+    try:
+        known = [(file.name, file.stat()) for file in files]
+    except FileNotFoundError as error:
+        raise InputNotFound(f"no such file: {path!r}", hint="put it there, or correct the line's file") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in known]
+
+
+def page(url: str) -> list[object]:
+    """What a web server says of a page when it is not asked for the page itself."""
+    try:
+        with client(follow_redirects=True, timeout=PATIENCE) as http:
+            answer = http.head(url, headers={"Accept-Encoding": "identity"}).raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise InputNotFound(f"nothing is said of {url}: {error}", hint="check the address") from error
+    said: list[object] = [answer.headers.get(name) for name in SAYING]
+    if not any(said):
+        raise InputValidationFailed(
+            f"{url} does not say when it changes", hint=f"its server has to send {', '.join(SAYING[:2])}"
+        )
+    return said
+
+
+def remote(url: str) -> list[object]:
+    """What fsspec knows of a file, asked anew."""
+    import fsspec
+
+    with coded(url):
+        system, path = fsspec.url_to_fs(url, skip_instance_cache=True)
+        return [system.ukey(path)]

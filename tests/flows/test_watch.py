@@ -1,0 +1,126 @@
+"""New data starts a line's retrain: once a state, whoever looks, and only when nothing is being written."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
+from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from backprop_core.errors import DeploymentMissing
+from backprop_core.settings import Settings
+from backprop_core.specs import LineSpec
+from flows import cli, deploy
+from flows.watch import Watch, ask
+from tests.flows.test_cli import same_signals
+
+LINE = "watched"
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def drops(tmp_path: Path) -> Path:
+    (tmp_path / "drops").mkdir()
+    return tmp_path / "drops"
+
+
+@pytest.fixture
+def job(drops: Path) -> LineSpec:
+    return LineSpec.model_validate({"line": LINE, "datasets": [{"path": str(drops)}], "poll_seconds": 1})
+
+
+@pytest.fixture
+def client(prefect: None, job: LineSpec) -> Iterator[SyncPrefectClient]:
+    """A server with the line's deployment."""
+    deploy.deploy(Settings(namespace="watchtest"), {LINE: job}, pool="pool-of-watchtest", dry_run=False)
+    with get_client(sync_client=True) as client:
+        yield client
+        client.delete_deployment(client.read_deployment_by_name(f"retrain/{LINE}").id)
+
+
+def runs(client: SyncPrefectClient) -> list[FlowRun]:
+    """What was asked for of the line's deployment."""
+    return client.read_flow_runs(deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[LINE])))
+
+
+@pytest.mark.parametrize(
+    ("seen", "handed"),
+    [
+        ("a", ""),
+        ("aa", "a"),
+        ("aaaa", "a"),
+        ("aab", "a"),
+        ("abcabc", ""),  # still being written
+        ("aabb", "ab"),
+        ("aabbaa", "aba"),
+        ("aabaa", "a"),
+    ],
+)
+def test_a_state_is_handed_on_when_it_stays(job: LineSpec, seen: str, handed: str) -> None:
+    """Two looks in a row have to see the same, and another than what was handed on last."""
+    watch, taken = Watch(job), ""
+    for state in seen:
+        if watch.settled(state):
+            watch.handed = state
+            taken += state
+    assert taken == handed
+
+
+def test_a_file_in_the_directory_makes_one_run(client: SyncPrefectClient, job: LineSpec, drops: Path) -> None:
+    """One run of the line's deployment, as its file says it; another watcher, or the same one again, makes none."""
+    watch = Watch(job)
+    watch.look()
+    assert runs(client) == []
+    (drops / "a.jsonl").write_text('{"text": "a"}')
+    for each in (watch, watch, watch, other := Watch(job), other, other):
+        each.look()
+    [run] = runs(client)
+    assert run.state and run.state.is_scheduled() and {"new-data", "watchtest"} <= set(run.tags)
+    assert run.parameters["line"] == LINE and run.parameters["data"]["path"] == str(drops)
+    (drops / "b.jsonl").write_text('{"text": "b"}')
+    for each in (watch, other, watch, other):
+        each.look()
+    assert len(runs(client)) == 2
+
+
+def test_what_cannot_be_read_is_said_once(
+    client: SyncPrefectClient, job: LineSpec, drops: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One warning for as long as it is the same; then it goes on, and says the next one."""
+    watch = Watch(job)
+    with caplog.at_level(logging.WARNING, "flows.watch"):
+        for _ in range(3):
+            watch.look()
+        assert [record.getMessage() for record in caplog.records] == [
+            f"line {LINE} waits for new data: [INPUT_NO_ROWS] {drops} has no file of rows yet; put one there"
+        ]
+        (drops / "a.jsonl").write_text('{"text": "a"}')
+        with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}):
+            for _ in range(3):
+                watch.look()
+    assert len(caplog.records) == 2 and "[DEP_PREFECT_UNREACHABLE]" in caplog.records[1].getMessage()
+    assert runs(client) == []
+    watch.look()
+    assert len(runs(client)) == 1
+
+
+def test_a_line_without_a_deployment(prefect: None) -> None:
+    """It has to be deployed first, and that is said."""
+    with pytest.raises(DeploymentMissing, match="retrain/nowhere"):
+        ask("nowhere", "a")
+
+
+@pytest.mark.usefixtures(same_signals.__name__)
+def test_what_watch_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    """A file that says how often to look, and a server."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    (tmp_path / "lines").mkdir()
+    file = tmp_path / "lines" / "a.yaml"
+    file.write_text("datasets: [{path: a}]")
+    assert cli.main(["watch"]) == 1 and "[CONFIG_INVALID] no line's file says" in capsys.readouterr().err
+    file.write_text("datasets: [{path: a}]\npoll_seconds: 5")
+    assert cli.main(["watch"]) == 2 and "[DEP_PREFECT_UNREACHABLE]" in capsys.readouterr().err
