@@ -335,7 +335,7 @@ def quality(file: GGUFRecord) -> str:
 
 def vram(estimate: "Estimate") -> RenderableType:
     """What each way to train takes, in GiB, whether it fits, and what we would choose."""
-    parts = list(estimate.ways[0].parts)
+    parts = [name for name in estimate.ways[0].parts if any(way.parts[name] for way in estimate.ways)]
     figures = [*parts, "total", "longest"]
     made = table("base", "checkpointing", *figures, "fits", right=figures)
     for way in estimate.ways:

@@ -25,6 +25,9 @@ LINEAR = {"fp32": 4.0, "bf16": 2.0, "nf4": 0.516}  # a parameter of a linear lay
 OTHER = {"fp32": 4, "bf16": 2, "nf4": 2}  # a parameter of embeddings and head
 KEPT = {"fp32": 14.3, "bf16": 11.1, "nf4": 11.1}  # a token and layer, of (h + i), with a float32 adapter
 DROPOUT = 3.9  # more with dropout
+SCALED = {"fp32": 8, "bf16": 6, "nf4": 6}  # DoRA: a token and output of an adapted layer, what is to be scaled, kept
+NORMED = 12  # DoRA: a parameter of the matrix whose rows' norms are taken: B·A, scaled, added to it, in float32
+FROZEN = 4  # PiSSA: a parameter of the start that is taken off
 
 
 class Architecture(NamedTuple):
@@ -91,12 +94,21 @@ class Shape(BaseModel):
     def parameters(self) -> int:
         return self.linear_parameters + self.other_parameters
 
-    def lora_parameters(self, lora: LoraSpec) -> int:
-        """n = L · Σ r (features in + features out). Raises AdapterMismatch for a layer that the model does not have."""
+    def adapted(self, lora: LoraSpec) -> list[tuple[int, int]]:
+        """The layers of one block that have an adapter. Raises AdapterMismatch for one that the model does not have."""
         names = list(self.linear) if lora.target_modules == "all-linear" else lora.target_modules
         if unknown := sorted(set(names) - set(self.linear)):
             raise AdapterMismatch(f"the model has no layer {unknown[0]}", hint=f"it has {', '.join(self.linear)}")
-        return self.num_hidden_layers * lora.rank * sum(sum(self.linear[name]) for name in set(names))
+        return [self.linear[name] for name in set(names)]
+
+    def lora_parameters(self, lora: LoraSpec) -> int:
+        """n = L · Σ r (features in + features out); DoRA has a magnitude an output too. Raises AdapterMismatch."""
+        factors = sum(lora.rank * (into + out) for into, out in self.adapted(lora))
+        return self.num_hidden_layers * (factors + self.magnitudes(lora))
+
+    def magnitudes(self, lora: LoraSpec) -> int:
+        """DoRA's, of one block."""
+        return sum(out for _, out in self.adapted(lora)) if lora.variant == "dora" else 0
 
 
 def shape_of(name: str, config: dict[str, Any]) -> Shape:
@@ -126,10 +138,11 @@ class Memory(Record):
     """The parts of a run's memory."""
 
     weights: int = Field(description="The base.")
-    adapter: int = Field(description="LoRA parameters, their gradients and AdamW's moments, float32.")
+    adapter: int = Field(description="LoRA parameters, their gradients and AdamW's moments, float32; PiSSA's start.")
     activations: int = Field(description="What the backward pass needs.")
     logits: int = Field(description="And their gradients.")
-    dequantization: int = Field(description="The largest matrix in bf16, twice.")
+    dequantization: int = Field(description="NF4: the largest matrix in bf16, twice.")
+    norms: int = Field(description="DoRA: the largest matrix in float32, three times.")
     context: int = Field(description="CUDA's own.")
     fragments: int = Field(description="What the allocator cannot use.")
 
@@ -140,13 +153,14 @@ class Memory(Record):
 
 def memory(shape: Shape, setting: Setting, tokens: int) -> Memory:
     """Bytes at the peak of a step, for micro-batches of `tokens` padded tokens."""
-    logits = shape.vocab_size * tokens
+    logits, dora = shape.vocab_size * tokens, setting.lora.variant == "dora"
     parts = {
         "weights": weights(shape, setting.precision),
-        "adapter": ADAMW * shape.lora_parameters(setting.lora),
+        "adapter": (ADAMW + (FROZEN if setting.lora.variant == "pissa" else 0)) * shape.lora_parameters(setting.lora),
         "activations": activations(shape, setting, tokens),
         "logits": LOGIT * (min(CHUNK, logits) if shape.architecture.plain_head else logits),
         "dequantization": 4 * shape.hidden_size * shape.intermediate_size if setting.precision == "nf4" else 0,
+        "norms": NORMED * max(into * out for into, out in shape.adapted(setting.lora)) if dora else 0,
         "context": CONTEXT,
     }
     return Memory(**parts, fragments=round(FRAGMENTS * sum(parts.values())))
@@ -160,6 +174,7 @@ def activations(shape: Shape, setting: Setting, tokens: int) -> int:
     """All layers' activations, or with checkpointing each layer's input and one and a half layers' activations."""
     h, i, layers = shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers
     layer = (KEPT[setting.precision] + (DROPOUT if setting.lora.dropout else 0)) * (h + i)
+    layer += SCALED[setting.precision] * shape.magnitudes(setting.lora)
     if setting.checkpointing:
         return round((2 * h * (layers + 2) + 1.5 * layer) * tokens)
     return round(layer * layers * tokens)

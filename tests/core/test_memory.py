@@ -1,5 +1,8 @@
 """What a run takes: the formula against figures from elsewhere, sizes against transformers and PEFT themselves."""
 
+from typing import Any
+from weakref import WeakSet
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -15,6 +18,7 @@ from backprop_core.training.memory import (
     GIB,
     Setting,
     Shape,
+    activations,
     longest,
     memory,
     micro_batch,
@@ -82,8 +86,43 @@ def test_published_lora_sizes() -> None:
     assert QWEN.lora_parameters(LoraSpec()) == 40_370_176
 
 
-@pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_sizes_are_those_of_the_real_model(kind: str) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_dora_keeps(precision: str) -> None:
+    """What autograd itself keeps a token for DoRA, above LoRA, is what the formula adds for it."""
+    sizes = {**nano.SHAPE, "vocab_size": 300, "pad_token_id": 0, "hidden_size": 256, "intermediate_size": 512}
+    shape = shape_of("nano", {**sizes, "model_type": "llama"})
+
+    def formula(variant: str, tokens: int) -> int:
+        setting = Setting.model_validate({"precision": precision, "checkpointing": False, "lora": {"variant": variant}})
+        return activations(shape, setting, tokens)
+
+    def real(variant: str, tokens: int) -> int:
+        return kept(AutoConfig.for_model("llama", **sizes), precision, tokens, use_dora=variant == "dora")
+
+    more = [of("dora", 384) - of("dora", 128) - of("lora", 384) + of("lora", 128) for of in (formula, real)]
+    assert more[0] == pytest.approx(more[1], rel=0.05) and more[1] > 0
+
+
+def kept(config: Any, precision: str, tokens: int, **lora: bool) -> int:
+    """Bytes that the backward pass of a model's blocks waits for: of every storage that is not a parameter's."""
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32 if precision == "fp32" else torch.bfloat16)
+    model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", **lora))
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    saved: WeakSet[torch.UntypedStorage] = WeakSet()
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        saved.add(tensor.untyped_storage())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        output = model.model.model(torch.zeros(1, tokens, dtype=torch.long))
+    sizes = {storage.data_ptr(): storage.nbytes() for storage in saved}
+    del output
+    return sum(size for pointer, size in sizes.items() if pointer not in own)
+
+
+@pytest.mark.parametrize(("kind", "variant"), [*((kind, "lora") for kind in ARCHITECTURES), ("llama", "dora")])
+def test_sizes_are_those_of_the_real_model(kind: str, variant: str) -> None:
     """Transformers' own layers and PEFT's own adapter have as many parameters as the formula says."""
     sizes = {**nano.SHAPE, "vocab_size": 300, "pad_token_id": 0}
     del sizes["tie_word_embeddings"]  # each architecture's own default
@@ -92,9 +131,9 @@ def test_sizes_are_those_of_the_real_model(kind: str) -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
         matrices = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim == 2)
-        adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
+        adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", use_dora=variant == "dora"))
     assert shape.parameters == matrices
-    assert shape.lora_parameters(LoraSpec(rank=4)) == adapted.get_nb_trainable_parameters()[0]
+    assert shape.lora_parameters(LoraSpec(rank=4, variant=variant)) == adapted.get_nb_trainable_parameters()[0]
 
 
 def test_what_the_formula_shares_with_the_engine() -> None:
@@ -104,7 +143,7 @@ def test_what_the_formula_shares_with_the_engine() -> None:
 
 
 def test_what_saves_memory_saves_memory() -> None:
-    """Checkpointing, NF4, fewer tokens and fewer targets take less; dropout and a higher rank take more."""
+    """Checkpointing, NF4, fewer tokens and fewer targets take less; dropout, rank, DoRA and PiSSA take more."""
 
     def total(tokens: int = 4096, precision: str = "bf16", checkpointing: bool = False, **lora: object) -> int:
         setting = Setting.model_validate({"precision": precision, "checkpointing": checkpointing, "lora": lora})
@@ -112,6 +151,7 @@ def test_what_saves_memory_saves_memory() -> None:
 
     less = [total(checkpointing=True), total(precision="nf4"), total(2048), total(target_modules=["q_proj"])]
     more = [total(dropout=0.1), total(rank=64), total(precision="fp32"), total(8192)]
+    more += [total(variant="dora"), total(variant="pissa")]
     assert max(less) < total() < min(more)
 
 

@@ -1,6 +1,9 @@
 """A run that runs out of memory: the same steps, with less of them at a time."""
 
+import json
 import logging
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -84,6 +87,18 @@ def test_less_at_a_time_is_the_same_result(
         "token_budget": budgets[-1],
         "gradient_checkpointing": False,
     }
+
+
+def test_what_is_too_much_for_one_process_is_halved_for_both(base: LoadedBase, rows: RowsRef, store: Store) -> None:
+    """Where one of two runs out of memory, both take the step again: the losses of one process that has enough."""
+    _, expected = run(base, rows, store)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    job = ["-m", "tests.core.two_short_of_memory", base.model.name_or_path, str(store.root / "two")]
+    done = subprocess.run([*launcher, *job], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [values["loss"] for values in found] == pytest.approx([values["loss"] for values in expected], rel=1e-5)
+    assert min(values.get("token_budget", SPEC.token_budget) for values in found) < SPEC.token_budget
 
 
 def test_then_activations_are_not_kept(base: LoadedBase, rows: RowsRef, store: Store) -> None:

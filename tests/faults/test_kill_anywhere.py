@@ -1,6 +1,6 @@
-"""SIGKILL of the whole process group at random moments of a multi-run with export, then `resume`: the same bits.
+"""SIGKILL of the whole process group at random moments of a multi-run with export and of its resumes: the same bits.
 
-`BACKPROP_FAULTS` is the number of moments: none if it is not set, 200 in `make faults`.
+`BACKPROP_FAULTS` is the number of kills, ten to a chain: none if it is not set, 200 in `make faults`.
 """
 
 import json
@@ -16,7 +16,8 @@ import pytest
 
 from tests.faults.test_kill import BACKPROP, assert_nothing_left, environment
 
-POINTS = int(os.environ.get("BACKPROP_FAULTS", "0"))
+EACH = 10  # kills of a chain
+CHAINS = int(os.environ.get("BACKPROP_FAULTS", "0")) // EACH
 
 
 def command(root: Path) -> list[str]:
@@ -45,24 +46,52 @@ def uninterrupted(world) -> tuple[list[str], float]:
     return digests(result), time.monotonic() - began
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("point", range(POINTS))
-def test_killed_anywhere_and_resumed(world, uninterrupted, point):
-    """One moment drawn from each part of the job's time; what had no run_id yet is simply run again."""
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("chain", range(CHAINS))
+def test_killed_again_and_again(world, uninterrupted, chain):
+    """Every resume is killed too, at moments from the job's whole time; what had no run_id yet is simply run again.
+
+    A job that ends before its moment is looked at, and another begun.
+    """
     expected, seconds = uninterrupted
-    home = f"anywhere-{point}"
-    env, store = environment(world, home), world / home / "store"
-    moment = (point + random.Random(point).random()) / POINTS * seconds
-    with subprocess.Popen(
-        command(world), env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as job:
-        time.sleep(moment)
-        os.killpg(job.pid, signal.SIGKILL)
+    drawn = random.Random(chain)
+    env, store = environment(world, f"anywhere-{chain}"), world / f"anywhere-{chain}" / "store"
+    kills = 0
+    while kills < EACH:
+        if killed(next_command(world, store), env, drawn.uniform(0, seconds)):
+            kills += 1
+        else:
+            check(world, env, store, expected)
+    check(world, env, store, expected)
+
+
+def next_command(root: Path, store: Path) -> list[str]:
+    """What a user would type: the job, or to resume it."""
     runs = [path.name for path in store.glob("runs/*")]
-    again = [*BACKPROP, "resume", runs[0], "--json"] if runs else command(world)
+    assert len(runs) <= 1
+    return [*BACKPROP, "resume", runs[0], "--json"] if runs else command(root)
+
+
+def killed(arguments: list[str], env: dict[str, str], seconds: float) -> bool:
+    """Whether it was still at work then."""
+    with subprocess.Popen(
+        arguments, env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as job:
+        try:
+            job.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(job.pid, signal.SIGKILL)
+            return True
+    assert job.returncode == 0, arguments
+    return False
+
+
+def check(root: Path, env: dict[str, str], store: Path, expected: list[str]) -> None:
+    """Let the job end, look at what it made, and make place for the next."""
+    again = next_command(root, store)
     result = result_of(again, env)
     assert result["status"] == "finished"
     assert digests(result) == expected
-    assert runs in ([], [result["run_id"]])
+    assert "resume" not in again or result["run_id"] in again
     assert_nothing_left(store)
-    shutil.rmtree(world / home)
+    shutil.rmtree(store.parent)

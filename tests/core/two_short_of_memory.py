@@ -1,0 +1,45 @@
+"""One of two processes that train one run together; the second runs out of memory for all but small inputs.
+
+Started twice by torchrun: python -m tests.core.two_short_of_memory BASE STORE. The leader prints the metrics of its steps.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from backprop_core.model import load
+from backprop_core.store import Store
+from backprop_core.training.loop import fit
+from backprop_core.training.ranks import join
+from tests.core import nano
+from tests.core.test_training_memory import SPEC, memory
+
+LARGEST = 120  # padded tokens at a time, in the second process
+
+
+def main(base: Path, root: Path) -> None:
+    torch.set_num_threads(1)
+    ranks, loaded, found = join(2), load(base, precision="fp32", device="cpu"), list[dict[str, float]]()
+    store = Store(root / str(ranks.rank))
+    with memory(loaded, lambda ids: ranks.leads or ids.numel() <= LARGEST) as failed:
+        fit(
+            loaded,
+            nano.commit_rows(store, nano.chats(24)),
+            spec=SPEC,
+            start=None,
+            key="key",
+            store=store,
+            on_metrics=lambda step, total, values: found.append(values),
+            should_stop=lambda: False,
+            guard=None,
+            ranks=ranks,
+        )
+    assert bool(failed) is not ranks.leads
+    if ranks.leads:
+        print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
