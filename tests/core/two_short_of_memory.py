@@ -1,6 +1,6 @@
 """One of two processes that train one run together; the second runs out of memory for all but small inputs.
 
-Started twice by torchrun: python -m tests.core.two_short_of_memory BASE STORE. The leader prints the metrics of its steps.
+Started twice by torchrun as `tests.core.two_short_of_memory BASE STORE`. The leader prints the metrics of its steps.
 """
 
 import json
