@@ -267,6 +267,12 @@ class JudgeFailed(BackpropError):
     code, exit_status = "DEP_JUDGE_FAILED", 2
 
 
+class HarnessFailed(BackpropError):
+    """lm-evaluation-harness cannot have a task's data, or cannot score it."""
+
+    code, exit_status, retryable = "DEP_HARNESS_FAILED", 2, True
+
+
 # RUNTIME_: it was asked rightly and failed
 
 

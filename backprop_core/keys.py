@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from backprop_core.frozen import KEY_IF_SET, Record, Spec
-from backprop_core.refs import ArtifactRef, BaseRef, ConverterRef, DatasetRef, SourceRef
+from backprop_core.refs import ArtifactRef, BaseRef, ConverterRef, DatasetRef, OwnTasks, SourceRef
 
 # Raise a number when the stage's result would change; a golden test per stage fails otherwise.
 VERSIONS = {
@@ -21,6 +21,7 @@ VERSIONS = {
     "apart": 1,
     "search": 1,
     "evaluate": 1,
+    "harness": 1,
     "generate": 1,
     "rate": 1,
     "judge": 1,
@@ -59,7 +60,7 @@ def dataset_digest(dataset: DatasetRef) -> str:
 def part(value: Any) -> Any:
     """What one parameter contributes to a key: refs their digest, specs what can change a result."""
     match value:
-        case ArtifactRef() | BaseRef() | ConverterRef() | SourceRef():
+        case ArtifactRef() | BaseRef() | ConverterRef() | OwnTasks() | SourceRef():
             return value.digest
         case Spec():
             return part(value.semantic())

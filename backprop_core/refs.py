@@ -46,6 +46,13 @@ class ConverterRef(Record):
     python: str = Field(description="Interpreter that runs it.")
 
 
+class OwnTasks(Record):
+    """A directory of lm-evaluation-harness tasks as it was when it was hashed; the digest alone names it."""
+
+    digest: Digest
+    path: str
+
+
 class RowsRef(ArtifactRef):
     """Rows as `rows.jsonl`: canonical JSON, one `{"messages": [...]}` a line, or `{"text": ...}` for raw text.
 
@@ -113,6 +120,12 @@ class Searched(Record):
 
     weight: float
     tried: dict[str, float] = Field(description="λ -> mean over the tasks of the loss per label token, in nats.")
+
+
+class Harnessed(Record):
+    """What lm-evaluation-harness measured of one adapter, or of the base."""
+
+    scores: dict[str, dict[str, float]] = Field(description="Task or group -> metric -> score.")
 
 
 class TrainResult(Record):
@@ -308,6 +321,15 @@ class Evaluation(Record):
     forgetting: list[float]
 
 
+class HarnessRecord(Record):
+    """A figure of lm-evaluation-harness as it stands in a result."""
+
+    task: str
+    metric: str
+    base: float = Field(description="Of the untouched base.")
+    score: float = Field(description="Of the merged adapter.")
+
+
 class Choice(Record):
     """A field of the spec that was left open, what stands there, and why."""
 
@@ -366,6 +388,7 @@ class RunResult(Record):
     base: BaseRecord | None = None
     runs: list[RunRecord] = Field(default_factory=list)
     evaluation: Evaluation | None = None
+    harness: list[HarnessRecord] = Field(default_factory=list)
     gate: GateReport | None = None
     merged: Located | None = None
     gguf: list[GGUFRecord] = Field(default_factory=list)

@@ -44,6 +44,9 @@ class Settings(BaseSettings):
     llama_cpp_python: str | None = Field(
         None, description="Interpreter that has what this converter imports; default: the worker's."
     )
+    harness_tasks: Path | None = Field(
+        None, description="Directory of own tasks for evaluation.harness; what they say is run as code."
+    )
     stall_seconds: float = Field(
         1800, ge=0, description="A worker that comes no further for so long is ended and its stage retried; 0: never."
     )

@@ -229,6 +229,14 @@ Metric = Literal["token_accuracy", "exact_match", "loss", "token_f1", "label_acc
 TEACHER_FORCED = {"token_accuracy", "exact_match", "loss"}  # the other metrics are of answers that the model writes
 
 
+class HarnessSpec(Spec):
+    """Tasks of lm-evaluation-harness; they are recorded beside the base's, and decide nothing."""
+
+    tasks: list[str] = Field(default_factory=list, description="Tasks and groups by its names, like [arc_easy].")
+    limit: int | None = Field(None, ge=1, description="Examples of each task, the first ones; default: all.")
+    shots: int | None = Field(None, ge=0, description="Examples shown before each question; default: the task's own.")
+
+
 class EvaluationSpec(Spec):
     """What is measured on the held-out rows."""
 
@@ -248,6 +256,7 @@ class EvaluationSpec(Spec):
         default_factory=list, description="Held-out sets that no run trains: skills that must not be lost."
     )
     generation: GenerationSpec = Field(GenerationSpec(), json_schema_extra=KEY_IF_SET)
+    harness: HarnessSpec = Field(HarnessSpec(), json_schema_extra=KEY_IF_SET)
 
 
 class CanarySpec(Spec):

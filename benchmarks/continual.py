@@ -113,12 +113,13 @@ def orders(asked: argparse.Namespace, tasks: list[str]) -> list[list[str]]:
 
 
 def cells_of(plan: Plan) -> list[Cell]:
-    """Every cell, seed by seed, so that a part of the work is a smaller table."""
-    places = [(replay, order) for replay in plan.replays for order in range(len(plan.orders))]
+    """Every cell, without replay first and seed by seed, so that a part of the work is a smaller table."""
+    orders = range(len(plan.orders))
     return [
         Cell(rate=rate, replay=replay, order=order, seed=seed)
+        for replay in plan.replays
         for seed in range(plan.seeds)
-        for replay, order in [*places, (0, None)]
+        for order in ([*orders] if replay else [*orders, None])
         for rate in plan.rates
     ]
 

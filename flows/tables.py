@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from backprop_core.refs import Answers, Choice, Drift, Evaluation, GGUFRecord, RunRecord, RunResult
+from backprop_core.refs import Answers, Choice, Drift, Evaluation, GGUFRecord, HarnessRecord, RunRecord, RunResult
 from backprop_core.verdicts import GateReport
 from flows.console import one_line
 
@@ -165,10 +165,20 @@ def run(result: RunResult) -> RenderableType:
         parts += ["", lora_runs(result)]
     if result.evaluation:
         parts += ["", *matrix(result.evaluation, result.runs)]
+    if result.harness:
+        parts += ["", harness(result.harness)]
     if result.gate:
         parts += ["", *gate(result.gate)]
     parts += ["", *files(result)]
     return Group(*parts)
+
+
+def harness(records: Sequence[HarnessRecord]) -> Table:
+    """What lm-evaluation-harness says, beside what it says of the base."""
+    made = table("lm-evaluation-harness", "metric", "the base", "merged", right=("the base", "merged"))
+    for record in records:
+        made.add_row(one_line(record.task), record.metric, number(record.base), number(record.score))
+    return made
 
 
 def heading(result: RunResult) -> Text:

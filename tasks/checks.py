@@ -4,7 +4,7 @@ import logging
 import sys
 
 from backprop_core import base as bases
-from backprop_core import checkout
+from backprop_core import checkout, own_tasks
 from backprop_core.errors import (
     AdapterMismatch,
     ArchitectureUnsupported,
@@ -14,7 +14,7 @@ from backprop_core.errors import (
 )
 from backprop_core.extras import QLORA, require
 from backprop_core.gguf.support import check_supported, check_weights
-from backprop_core.refs import BaseRef, ConverterRef
+from backprop_core.refs import BaseRef, ConverterRef, OwnTasks
 from backprop_core.settings import settings
 from backprop_core.specs import EvaluationSpec, ExportSpec, RunSpec, TrainSpec
 from backprop_core.store import Store
@@ -32,6 +32,15 @@ def check_metric(evaluation: EvaluationSpec) -> None:
         raise ConfigInvalid(
             "evaluation.metric=judge has no judge", hint="give evaluation.judge.address and evaluation.judge.model"
         )
+
+
+def harness_tasks(evaluation: EvaluationSpec) -> OwnTasks | None:
+    """The user's own tasks, where the harness is to measure. Raises ExtraMissing, or ConfigInvalid."""
+    if not evaluation.harness.tasks:
+        return None
+    require(["lm_eval"], what="evaluation.harness", extra="harness")
+    directory = settings().harness_tasks
+    return own_tasks.find(directory.expanduser()) if directory else None
 
 
 def check_export(base: BaseRef, spec: RunSpec, store: Store) -> ConverterRef | None:

@@ -306,6 +306,9 @@ class Journal:
         self.document("result.json", result.model_dump(mode="json"))
         if result.gguf:
             self.document("fidelity.json", {file.quantization: file.fidelity for file in result.gguf})
+        for record in result.harness:
+            for step, score in (0, record.base), (len(result.runs), record.score):
+                self.metrics(step, {f"harness.{record.task}.{record.metric}": score})
         if result.gate:
             self.gate(result.gate, len(result.evaluation.matrix) if result.evaluation else 0)
         if result.reason:

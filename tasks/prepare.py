@@ -14,7 +14,7 @@ from backprop_core.formats import find, snapshot
 from backprop_core.frozen import Record
 from backprop_core.keys import digest_of, part
 from backprop_core.lines import Lines, LineVersion, Live
-from backprop_core.refs import AdapterRef, BaseRef, Choice, ConverterRef, Located, RunId, RunResult, SourceRef
+from backprop_core.refs import AdapterRef, BaseRef, Choice, ConverterRef, Located, OwnTasks, RunId, RunResult, SourceRef
 from backprop_core.settings import settings
 from backprop_core.specs import (
     ApprovalSpec,
@@ -28,7 +28,7 @@ from backprop_core.specs import (
     RunSpec,
 )
 from backprop_core.store import Store, write_atomic
-from tasks.checks import check_export, check_metric, check_repo, check_training
+from tasks.checks import check_export, check_metric, check_repo, check_training, harness_tasks
 from tasks.defaults import decide
 from tasks.worker import interpreter
 
@@ -61,6 +61,7 @@ class Prepared(Record):
     of: RunId | None = Field(None, description="The earlier run whose adapter that is.")
     live: Live | None = Field(None, description="The champion that a retrain continues; None: the line's first run.")
     converter: ConverterRef | None = Field(None, description="Writes the GGUF files, where we have no writer.")
+    tasks: OwnTasks | None = Field(None, description="Own tasks of lm-evaluation-harness.")
 
     def digest(self) -> str:
         """Digest of everything that decides the run's results; whoever has the same has the same results."""
@@ -68,7 +69,7 @@ class Prepared(Record):
             [source.data.digest, source.heldout and source.heldout.digest] for source in self.sources + self.watch
         ]
         parts = [self.flow, part(self.spec), self.base.digest, inputs, part(self.adapter), part(self.live)]
-        return digest_of([*parts, self.converter.digest] if self.converter else parts)
+        return digest_of([*parts, *(each.digest for each in (self.converter, self.tasks) if each)])
 
 
 def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
@@ -102,6 +103,7 @@ def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
         watch=[source(dataset, store) for dataset in spec.evaluation.watch],
         live=live,
         converter=converter,
+        tasks=harness_tasks(spec.evaluation),
     )
 
 

@@ -14,6 +14,8 @@ from backprop_core.refs import (
     Fidelity,
     GGUFRecord,
     GGUFRef,
+    Harnessed,
+    HarnessRecord,
     Located,
     PackageRecord,
     PackageRef,
@@ -75,6 +77,15 @@ def run_record(
         accepted=True,
         drift=drift,
     )
+
+
+def harness_records(base: Harnessed, made: Harnessed) -> list[HarnessRecord]:
+    """Every figure of an adapter beside the base's."""
+    return [
+        HarnessRecord(task=task, metric=metric, base=base.scores[task][metric], score=score)
+        for task, scores in made.scores.items()
+        for metric, score in scores.items()
+    ]
 
 
 def gguf_record(file: GGUFRef, fidelity: Fidelity | None, store: Store) -> GGUFRecord:

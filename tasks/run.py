@@ -34,6 +34,8 @@ from backprop_core.refs import (
     Fidelity,
     GGUFRecord,
     GGUFRef,
+    Harnessed,
+    HarnessRecord,
     Located,
     PackageRecord,
     PackageRef,
@@ -53,7 +55,7 @@ from tasks import prepare, tries, worker
 from tasks.policy import is_recorded, results
 from tasks.progress import Progress, report
 from tasks.record import RunJournal
-from tasks.results import digest_in, gguf_record, located, package_record, run_record, was_cached
+from tasks.results import digest_in, gguf_record, harness_records, located, package_record, run_record, was_cached
 from tasks.serving import canary, register
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound=BaseModel)
 log = logging.getLogger(__name__)
 IN_THE_WORKER = {
-    *("train", "search", "merge", "drift", "evaluate", "generate", "answer"),
+    *("train", "search", "merge", "drift", "evaluate", "harness", "generate", "answer"),
     *("convert", "convert_outside", "quantize", "importance", "quantize_weighted", "fidelity", "package"),
 }
 STOPPED = (Interrupted, TimeLimit)  # ends that are no failures: `resume` goes on
@@ -140,6 +142,7 @@ class Run:
         self.ollama: dict[str, str] | None = None
         self.hub: dict[str, str] | None = None
         self.evaluation: Evaluation | None = None
+        self.harness: list[HarnessRecord] = []
         self.record = RunJournal(run_id, prepared, config, store)
         self.merged: Located | None = located(prepared.adapter, store) if prepared.adapter else None
         self.outcome: RunResult | None = None
@@ -280,6 +283,10 @@ class Run:
         self.evaluation = evaluation(tasks=tasks, watch=[], trained=[tasks], rows=[cells], base=base, metric=metric)
         self.record.evaluated(self.evaluation)
 
+    def harnessed(self, base: Harnessed, made: Harnessed) -> None:
+        """Note what lm-evaluation-harness says of an adapter and of the base."""
+        self.harness = harness_records(base, made)
+
     def waits(self, rows: RowsRef) -> bool:
         """Whether too few of the rows are new to the line; noted, and then there is nothing to do."""
         if rows.rows >= self.spec.min_new_rows:
@@ -340,6 +347,7 @@ class Run:
             base=BaseRecord(**self.base.model_dump()),
             runs=self.runs,
             evaluation=self.evaluation,
+            harness=self.harness,
             gate=self.gate,
             merged=self.merged,
             gguf=self.gguf,

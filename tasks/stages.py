@@ -16,7 +16,9 @@ from backprop_core.refs import (
     Fidelity,
     Generations,
     GGUFRef,
+    Harnessed,
     ImportanceRef,
+    OwnTasks,
     PackageRef,
     Ratings,
     RowsRef,
@@ -26,7 +28,16 @@ from backprop_core.refs import (
     Start,
     TrainResult,
 )
-from backprop_core.specs import CanarySpec, DatasetSpec, GateSpec, GenerationSpec, JudgeSpec, MergeSpec, TrainSpec
+from backprop_core.specs import (
+    CanarySpec,
+    DatasetSpec,
+    GateSpec,
+    GenerationSpec,
+    HarnessSpec,
+    JudgeSpec,
+    MergeSpec,
+    TrainSpec,
+)
 from backprop_core.verdicts import GateReport
 from tasks.policy import stage
 from tasks.progress import Progress, report
@@ -149,6 +160,16 @@ def evaluate(
         max_length=max_length,
         precision=precision,
         device=device,
+    )
+
+
+@stage
+def harness(
+    base: BaseRef, adapter: AdapterRef | None, spec: HarnessSpec, own: OwnTasks | None, precision: str, device: str
+) -> Harnessed:
+    """A model on tasks of lm-evaluation-harness."""
+    return current().work(
+        "harness", Harnessed, base=base, adapter=adapter, spec=spec, own=own, precision=precision, device=device
     )
 
 

@@ -27,7 +27,9 @@ from backprop_core.refs import (
     Fidelity,
     Generations,
     GGUFRef,
+    Harnessed,
     ImportanceRef,
+    OwnTasks,
     PackageRef,
     RowsRef,
     Scores,
@@ -36,7 +38,7 @@ from backprop_core.refs import (
     TrainResult,
 )
 from backprop_core.search import search
-from backprop_core.specs import CanarySpec, GenerationSpec, MergeSpec, Package, TrainSpec
+from backprop_core.specs import CanarySpec, GenerationSpec, HarnessSpec, MergeSpec, Package, TrainSpec
 from backprop_core.store import Store
 from backprop_core.strategies import merge
 from backprop_core.training import guard, unsloth
@@ -138,6 +140,15 @@ class PackageJob(Record):
     package: Package
 
 
+class HarnessJob(Record):
+    base: BaseRef
+    adapter: AdapterRef | None
+    spec: HarnessSpec
+    own: OwnTasks | None
+    precision: Precision
+    device: str
+
+
 class FidelityJob(Record):
     base: BaseRef
     adapter: AdapterRef | None
@@ -169,6 +180,8 @@ class Stages:
                 return self.drift(DriftJob.model_validate(parameters))
             case "search":
                 return self.search(SearchJob.model_validate(parameters), progress)
+            case "harness":
+                return self.harness(HarnessJob.model_validate(parameters))
             case "evaluate":
                 return self.evaluate(EvaluateJob.model_validate(parameters), progress)
             case "generate":
@@ -259,6 +272,12 @@ class Stages:
             store=self._store,
             on_progress=progress,
         )
+
+    def harness(self, job: HarnessJob) -> Harnessed:
+        from backprop_core.harness import harness
+
+        base = self.base(job.base, job.precision, job.device)
+        return harness(base, job.adapter, spec=job.spec, own=job.own, store=self._store)
 
     def evaluate(self, job: EvaluateJob, progress: OnProgress) -> Scores:
         base = self.base(job.base, job.precision, job.device)
