@@ -23,6 +23,7 @@ from backprop_core.refs import (
     Fidelity,
     Generations,
     GGUFRef,
+    Harnessed,
     ImportanceRef,
     PackageRef,
     Ratings,
@@ -42,7 +43,7 @@ log = logging.getLogger(__name__)
 RESULTS: dict[str, type[BaseModel]] = {
     f"{kind.__module__}.{kind.__qualname__}": kind
     for kind in (
-        *(AdapterRef, Answers, DatasetRef, Drift, Fidelity, GateReport, Generations),
+        *(AdapterRef, Answers, DatasetRef, Drift, Fidelity, GateReport, Generations, Harnessed),
         *(GGUFRef, ImportanceRef, PackageRef, Ratings, RowsRef, Scores, Searched, TrainResult),
     )
 }

@@ -4,12 +4,16 @@ import base64
 import json
 import pickle
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
+from prefect import Task
 
+from backprop_core.keys import VERSIONS
 from backprop_core.refs import RowsRef, TrainResult
 from backprop_core.store import Store
-from tasks.policy import Records, UnfitRecord, artifacts, is_retryable, read_result, results
+from tasks import stages
+from tasks.policy import RESULTS, Records, UnfitRecord, artifacts, is_retryable, read_result, results
 
 KEY = "c" * 64
 SERIALIZER = {
@@ -162,3 +166,12 @@ def test_only_what_can_pass_is_tried_again():
     assert retried(WorkerDied("x", hint="y"))
     assert not retried(FormatUnknown("x", hint="y"))
     assert not retried(RuntimeError("x"))
+
+
+def test_what_every_stage_gives_can_be_read_back():
+    """A result of a type that the cache does not know would be a miss for ever."""
+    given = {
+        name: get_type_hints(stage.fn)["return"] for name, stage in vars(stages).items() if isinstance(stage, Task)
+    }
+    assert given.keys() == VERSIONS.keys()
+    assert set(given.values()) == set(RESULTS.values())
