@@ -10,6 +10,7 @@ from backprop_core.refs import (
     DatasetRef,
     Drift,
     GGUFRef,
+    Harnessed,
     Ratings,
     RowsRef,
     Scores,
@@ -41,7 +42,7 @@ def pipeline(run: Run) -> Made:
     heldout = held_out(run, [*datasets, *watched])
     scored, to_choose_by = (part(run, heldout, to_choose_by=side) for side in (False, True))
     base_row = {task: score(run, None, rows) for task, rows in scored.items()}
-    harness(run, None)
+    untouched = harness(run, None)
     history: list[AdapterRef] = []
     merged: AdapterRef | None = None
     for index, dataset in enumerate(datasets):
@@ -55,7 +56,7 @@ def pipeline(run: Run) -> Made:
             cells = {task: score(run, merged, rows) for task, rows in scored.items() if task in seen}
             lora_run.done(tuned, merged, drift(run, old, tuned, merged), cells, base_row)
     assert merged, "a run has at least one dataset"
-    harness(run, merged)
+    run.harnessed(untouched, harness(run, merged))
     exports(run, merged, heldout[datasets[-1].task])
     return Made(datasets, heldout, tuned, history[:-1], merged, cells)
 
@@ -72,7 +73,7 @@ def next_version(run: Run) -> Made | None:
     heldout = held_out(run, [dataset, *watched])
     scored, to_choose_by = (part(run, heldout, to_choose_by=side) for side in (False, True))
     base_row = {task: score(run, None, rows) for task, rows in scored.items()}
-    harness(run, None)
+    untouched = harness(run, None)
     with run.lora_run(0, dataset) as lora_run:
         known = [earlier.train for earlier in before.datasets] if before else []
         tuned = trained(run, dataset, known, before.tuned if before else None, heldout)
@@ -81,7 +82,7 @@ def next_version(run: Run) -> Made | None:
         merged = merge(run, old, tuned, history, count, list(to_choose_by.values()))
         cells = {task: score(run, merged, rows) for task, rows in scored.items()}
         lora_run.done(tuned, merged, drift(run, old, tuned, merged), cells, base_row)
-    harness(run, merged)
+    run.harnessed(untouched, harness(run, merged))
     champion = {task: score(run, before.merged, rows) for task, rows in scored.items()} if before else None
     report = run.call(
         stages.gate,
@@ -179,7 +180,7 @@ def score_again(run: Run) -> None:
     heldout = held_out(run, [*datasets, *watched])
     scored = part(run, heldout, to_choose_by=False) if datasets else heldout
     base_row = {task: score(run, None, rows) for task, rows in scored.items()}
-    harness(run, run.prepared.adapter)
+    run.harnessed(harness(run, None), harness(run, run.prepared.adapter))
     run.evaluated({task: score(run, run.prepared.adapter, rows) for task, rows in scored.items()}, base_row)
 
 
@@ -235,14 +236,10 @@ def score(run: Run, adapter: AdapterRef | None, rows: RowsRef) -> Cell:
     return Cell(scores=scores, rating=rating(run, adapter, rows))
 
 
-def harness(run: Run, adapter: AdapterRef | None) -> None:
-    """What lm-evaluation-harness says of an adapter beside the base; of the base alone what could go wrong, early."""
-    if not run.spec.evaluation.harness.tasks:
-        return
-    asked = {**base_model(run), "spec": run.spec.evaluation.harness, "own": run.prepared.tasks}
-    base, made = (run.call(stages.harness, adapter=each, **asked) for each in (None, adapter))
-    if adapter:
-        run.harnessed(base, made)
+def harness(run: Run, adapter: AdapterRef | None) -> Harnessed | None:
+    """What lm-evaluation-harness says of an adapter, or of the base; None if it is not asked."""
+    spec = run.spec.evaluation.harness
+    return run.call(stages.harness, **model(run, adapter), spec=spec, own=run.prepared.tasks) if spec.tasks else None
 
 
 def model(run: Run, adapter: AdapterRef | None) -> dict[str, Any]:

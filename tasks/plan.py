@@ -20,6 +20,7 @@ from backprop_core.refs import (
     DatasetRef,
     Drift,
     Generated,
+    Harnessed,
     RowsRef,
     Searched,
     StageRecord,
@@ -88,6 +89,9 @@ class Lookup(Run):
     def exported(self, *_: Any) -> None:
         pass
 
+    def harnessed(self, *_: Any) -> None:
+        pass
+
     def packaged(self, _: Any) -> None:
         pass
 
@@ -126,6 +130,8 @@ def stand_in(kind: type[R], key: str, parameters: dict[str, Any]) -> R:
         made = Drift(a=0, b=0, weight=0)
     elif issubclass(kind, Searched):
         made = Searched(weight=0, tried={})
+    elif issubclass(kind, Harnessed):
+        made = Harnessed(scores={})
     elif issubclass(kind, Answers):
         made = Answers(answers=[Generated(text=key, tokens=0, stopped=True)])
     else:

@@ -283,9 +283,9 @@ class Run:
         self.evaluation = evaluation(tasks=tasks, watch=[], trained=[tasks], rows=[cells], base=base, metric=metric)
         self.record.evaluated(self.evaluation)
 
-    def harnessed(self, base: Harnessed, made: Harnessed) -> None:
-        """Note what lm-evaluation-harness says of an adapter and of the base."""
-        self.harness = harness_records(base, made)
+    def harnessed(self, base: Harnessed | None, made: Harnessed | None) -> None:
+        """Note what lm-evaluation-harness says of the base and of an adapter, if it was asked."""
+        self.harness = harness_records(base, made) if base and made else []
 
     def waits(self, rows: RowsRef) -> bool:
         """Whether too few of the rows are new to the line; noted, and then there is nothing to do."""

@@ -7,13 +7,24 @@ from pathlib import Path
 import pytest
 
 from backprop_core.refs import RunResult
-from backprop_core.specs import DatasetSpec, ExportSpec, LoraSpec, MergeSpec, ModelSpec, RunSpec, TrainSpec
+from backprop_core.specs import (
+    DatasetSpec,
+    EvaluationSpec,
+    ExportSpec,
+    HarnessSpec,
+    LoraSpec,
+    MergeSpec,
+    ModelSpec,
+    RunSpec,
+    TrainSpec,
+)
 from backprop_core.training.memory import GIB
 from backprop_core.training.presets import PRESETS
 from flows import cli, start, tables
 from flows.multi_run import multi_run
 from tasks.plan import Plan, vram
 from tests.core import stand_in_converter
+from tests.core.test_harness import write_task
 
 TRAINING = TrainSpec(steps=2, batch_size=4, lora=LoraSpec(rank=4))
 
@@ -37,15 +48,21 @@ def todo(plan: Plan) -> list[str]:
 
 
 def carried_out(spec: RunSpec) -> RunResult:
-    result: RunResult = multi_run(spec.datasets, model=spec.model, training=spec.training, export=spec.export)
+    given = {name: getattr(spec, name) for name in ("model", "training", "evaluation", "export")}
+    result: RunResult = multi_run(spec.datasets, **given)
     return result
 
 
 @pytest.mark.usefixtures("prefect", "home")
-def test_a_plan_is_what_happens(spec: RunSpec) -> None:
+def test_a_plan_is_what_happens(spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stages in their order; once they are done, the same keys, all of them cached, and only a change is work."""
+    monkeypatch.setenv("BACKPROPAGATE_HARNESS_TASKS", str(write_task(tmp_path / "tasks", tmp_path / "rows.jsonl")))
+    harness = HarnessSpec(tasks=["appliances"], limit=4)
+    spec = spec.model_copy(update={"evaluation": EvaluationSpec(harness=harness)})
     before = planned(spec)
     result = carried_out(spec)
+    [figure] = result.harness
+    assert (figure.task, figure.metric) == ("appliances", "perplexity") and figure.score < figure.base
     after = planned(spec)
     assert [stage.stage for stage in before.stages] == [stage.stage for stage in result.stages]
     assert not any(stage.cached for stage in before.stages) and before.disk and before.seconds
