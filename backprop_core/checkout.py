@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from backprop_core.errors import ArchitectureUnsupported, ConfigInvalid, GGUFExp
 from backprop_core.keys import digest_of
 from backprop_core.progress import OnProgress
 from backprop_core.refs import ConverterRef
+from backprop_core.settings import Settings
 from backprop_core.store import file_digest
 
 SCRIPT = "convert_hf_to_gguf.py"
@@ -31,6 +33,15 @@ def find(directory: Path, python: str, base: Path) -> ConverterRef:
 
     Raises ConfigInvalid if there is none that starts, or ArchitectureUnsupported.
     """
+    known = supported(directory, python)
+    name = read_json(base / "config.json")["architectures"][0]
+    if not re.search(rf"\b{re.escape(name)}\b", known):
+        raise ArchitectureUnsupported(f"the llama.cpp in {directory} does not know {name}", hint="update it")
+    return ConverterRef(path=str(directory.absolute()), digest=identity(directory), python=python)
+
+
+def supported(directory: Path, python: str) -> str:
+    """What the converter of a checkout says that it knows. Raises ConfigInvalid if there is none that starts."""
     if not (directory / SCRIPT).is_file():
         raise ConfigInvalid(f"{directory} has no {SCRIPT}", hint="set LLAMA_CPP_DIR to a checkout of llama.cpp")
     command = [python, str(directory.absolute() / SCRIPT), "--print-supported-models"]
@@ -40,10 +51,12 @@ def find(directory: Path, python: str, base: Path) -> ConverterRef:
         raise ConfigInvalid(f"{python} does not start: {error}", hint="set BACKPROPAGATE_LLAMA_CPP_PYTHON") from error
     if asked.returncode:
         raise ConfigInvalid(f"{directory / SCRIPT} does not start: {last_lines(asked.stderr)}", hint=HINT)
-    name = read_json(base / "config.json")["architectures"][0]
-    if not re.search(rf"\b{re.escape(name)}\b", asked.stdout + asked.stderr):
-        raise ArchitectureUnsupported(f"the llama.cpp in {directory} does not know {name}", hint="update it")
-    return ConverterRef(path=str(directory.absolute()), digest=identity(directory), python=python)
+    return asked.stdout + asked.stderr
+
+
+def interpreter(config: Settings) -> str:
+    """The Python that the converter runs under: its own, else the worker's, else this one."""
+    return config.llama_cpp_python or config.worker_python or sys.executable
 
 
 def identity(directory: Path) -> str:

@@ -31,6 +31,7 @@ def importance(
     adapter: AdapterRef | None,
     heldout: RowsRef,
     *,
+    base_digest: str,
     skip: int,
     max_length: int,
     store: Store,
@@ -39,16 +40,17 @@ def importance(
     """Let the base with `adapter`, or bare, read the rows after the first `skip`, and commit what its layers are given.
 
     Float32 (i) under the name of the GGUF tensor. Where there are no more rows than `skip`, it reads those.
-    `on_progress` gets the rows read and how many there are. Raises NoRows, AdapterMismatch.
+    `base_digest` goes into the record, not into the artifact. `on_progress` gets the rows read and how many there are.
+    Raises NoRows, AdapterMismatch.
     """
     items = load(base, heldout, max_length=max_length, store=store)
     items = items[skip:] or items
     with adapted(base, adapter, store) as model:
         means_i = mean_squares(model, tensor_names(model), items, on_progress)
-    record = {"stage": "importance", "adapter": adapter and adapter.digest, "heldout": heldout.digest}
+    origin = {"base": base_digest, "adapter": adapter and adapter.digest, "heldout": heldout.digest}
     with store.begin("importance") as directory:
         (directory / FILE).write_bytes(save(means_i, metadata={"format": "pt"}))
-        return store.commit(directory, ImportanceRef, record=record, rows=len(items))
+        return store.commit(directory, ImportanceRef, record={"stage": "importance", **origin}, rows=len(items))
 
 
 def tensor_names(model: Any) -> dict[str, str]:

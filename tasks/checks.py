@@ -1,7 +1,6 @@
 """What cannot work is refused before hours of training, not after them."""
 
 import logging
-import sys
 
 from backprop_core import base as bases
 from backprop_core import checkout, own_tasks
@@ -80,8 +79,7 @@ def converter_of(base: BaseRef, export: ExportSpec, store: Store) -> ConverterRe
     except (ArchitectureUnsupported, TokenizerUnsupported):
         if config.llama_cpp_dir is None or "gguf-lora" in export.packages:
             raise
-        python = config.llama_cpp_python or config.worker_python or sys.executable
-        return checkout.find(config.llama_cpp_dir.expanduser(), python, directory)
+        return checkout.find(config.llama_cpp_dir.expanduser(), checkout.interpreter(config), directory)
     return None
 
 

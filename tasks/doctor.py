@@ -10,7 +10,7 @@ from typing import Literal
 import httpx
 from prefect.settings import Settings as PrefectSettings
 
-from backprop_core import devices, extras, ollama
+from backprop_core import checkout, devices, extras, ollama
 from backprop_core.blanking import blank_secrets
 from backprop_core.errors import BackpropError, ExtraMissing
 from backprop_core.frozen import Record
@@ -37,7 +37,8 @@ class Part(Record):
 
 def examine(config: Settings) -> list[Part]:
     """Every part, in the order in which a run needs it. A home that is not there is made, with MLflow's database."""
-    parts = [home(config), disk(config), device(), *packages(), prefect(), mlflow(config), journal(config)]
+    parts = [home(config), disk(config), device(), *packages(), *converter(config)]
+    parts += [prefect(), mlflow(config), journal(config)]
     return [*parts, ollama_server(), hub()]
 
 
@@ -109,6 +110,13 @@ def packages() -> Iterator[Part]:
             yield Part(name=name, state="missing", found=error.message, todo=error.hint)
         else:
             yield Part(name=name, state="ok", found="installed")
+
+
+def converter(config: Settings) -> Iterator[Part]:
+    """The user's llama.cpp, where one is named: bases that have no GGUF writer here go through it."""
+    if config.llama_cpp_dir:
+        directory, python = config.llama_cpp_dir.expanduser(), checkout.interpreter(config)
+        yield attempt("LLAMA_CPP_DIR", str(directory), lambda: checkout.supported(directory, python), otherwise="wrong")
 
 
 def prefect() -> Part:

@@ -336,6 +336,7 @@ class Stages:
             base,
             job.adapter,
             job.heldout,
+            base_digest=job.base.digest,
             skip=job.skip,
             max_length=job.max_length,
             store=self._store,

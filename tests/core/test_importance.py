@@ -26,7 +26,7 @@ from tests.core import nano
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MEASURED = 16  # rows that the KL is measured on, and that are not read before
-LENGTH = {"max_length": 128, "skip": MEASURED}
+LENGTH = {"max_length": 128, "skip": MEASURED, "base_digest": "b" * 64}
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -40,6 +40,8 @@ def test_squares_are_those_of_the_fused_model(
     found = importance(base, tuned, heldout, **LENGTH, store=shared)
     means = load_file(shared.local(found) / FILE)
     assert len(means) == 2 * 7 and found.rows == heldout.rows - MEASURED
+    record = json.loads((shared.root / "records" / f"{found.digest}.json").read_text())
+    assert (record["base"], record["adapter"]) == (LENGTH["base_digest"], tuned.digest)
     rows = read(shared.local(heldout) / "rows.jsonl")[MEASURED:]
     texts = [base.tokenizer.apply_chat_template(row["messages"], tokenize=False) for row in rows]
     ids = [base.tokenizer(text).input_ids for text in texts]

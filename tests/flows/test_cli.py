@@ -15,7 +15,10 @@ import pytest
 
 from backprop_core.errors import all_errors
 from backprop_core.refs import RunResult
+from backprop_core.settings import settings
 from flows import cli
+from tasks.doctor import converter
+from tests.core import stand_in_converter
 
 Capture = pytest.CaptureFixture[str]
 EXPECTED = r"run_started run_id=|training runs on the CPU|^\w+.* \([\d.]+ s\)$"  # on stderr, when all is well
@@ -137,8 +140,20 @@ def test_doctor(capsys: Capture, home: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert parts["Ollama"]["state"] == "missing" and "ollama serve" in parts["Ollama"]["todo"]
     monkeypatch.setenv("BACKPROPAGATE_STORE", "/proc/nowhere")
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
+    monkeypatch.setenv("LLAMA_CPP_DIR", str(home / "nowhere"))
     status, out, _ = said(["doctor", "--json"], capsys)
-    assert (status, {part["name"] for part in json.loads(out) if part["state"] == "wrong"}) == (2, {"home", "Prefect"})
+    wrong = {part["name"] for part in json.loads(out) if part["state"] == "wrong"}
+    assert (status, wrong) == (2, {"home", "Prefect", "LLAMA_CPP_DIR"})
+
+
+def test_doctor_asks_the_converter(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkout of llama.cpp is ok if its converter starts; where none is named there is nothing to say."""
+    assert list(converter(settings())) == []
+    monkeypatch.setenv("LLAMA_CPP_DIR", str(stand_in_converter.install(tmp_path / "llama.cpp")))
+    assert [part.state for part in converter(settings())] == ["ok"]
+    (tmp_path / "llama.cpp" / "convert_hf_to_gguf.py").write_text("import nothing.of.the.kind")
+    [part] = converter(settings())
+    assert part.state == "wrong" and "does not start" in part.found and part.todo
 
 
 def test_an_empty_home(capsys: Capture) -> None:
