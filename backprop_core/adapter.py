@@ -1,6 +1,5 @@
 """PEFT files ↔ tensors. The same content is the same bytes in any process."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,14 +8,10 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from backprop_core.errors import AdapterMismatch, InputNotFound, InputValidationFailed
 from backprop_core.keys import canonical
+from backprop_core.peft_files import CONFIG, WEIGHTS, portable, read_config, unreadable
 from backprop_core.specs import LoraSpec
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-FILES = (CONFIG, WEIGHTS)
-LEFT_OUT = {"peft_version", "revision", "runtime_config"}  # of the machine that wrote it, not of the adapter
 Tensors = dict[str, torch.Tensor]
 
 
@@ -50,16 +45,11 @@ def read(directory: Path) -> Adapter:
     Raises InputNotFound if a file is missing, InputValidationFailed if it cannot be read, AdapterMismatch if it holds
     no LoRA adapter. Pickled weights are never opened.
     """
-    for name in (CONFIG, WEIGHTS):
-        if not (directory / name).is_file():
-            raise InputNotFound(f"{directory} has no {name}", hint="give a PEFT adapter saved as safetensors")
+    config = read_config(directory)
     try:
-        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
         tensors = safetensors.torch.load_file(directory / WEIGHTS)
     except (ValueError, SafetensorError) as error:
-        raise InputValidationFailed(f"{directory} cannot be read: {error}", hint="save the adapter again") from error
-    if config.get("peft_type") != "LORA":
-        raise AdapterMismatch(f"{directory} holds a {config.get('peft_type')} adapter", hint="give a LoRA adapter")
+        raise unreadable(directory, error) from error
     return Adapter(portable(config), tensors)
 
 
@@ -68,15 +58,3 @@ def write(adapter: Adapter, directory: Path) -> None:
     (directory / CONFIG).write_text(canonical(portable(adapter.config)) + "\n", encoding="utf-8", newline="\n")
     tensors = {key: tensor.detach().to("cpu", torch.float32).contiguous() for key, tensor in adapter.tensors.items()}
     (directory / WEIGHTS).write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
-
-
-def portable(config: dict[str, Any]) -> dict[str, Any]:
-    """A PEFT config without what differs from machine to machine, its target modules sorted."""
-    targets = config.get("target_modules")
-    kept = {key: value for key, value in config.items() if key not in LEFT_OUT}
-    return {
-        **kept,
-        "base_model_name_or_path": "",
-        "inference_mode": True,
-        "target_modules": targets if targets is None or isinstance(targets, str) else sorted(targets),
-    }

@@ -7,7 +7,8 @@ import torch
 
 from backprop_core.base import TEXT_FILES, weights
 from backprop_core.gguf.fuse import Fused
-from backprop_core.gguf.stored import DTYPES, LENGTH, in_order, read_header
+from backprop_core.gguf.stored import DTYPES
+from backprop_core.headers import LENGTH, in_order, read_header
 from backprop_core.keys import canonical
 from backprop_core.progress import OnProgress
 

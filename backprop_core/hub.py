@@ -29,9 +29,9 @@ from backprop_core.errors import (
 )
 from backprop_core.frozen import Record
 from backprop_core.keys import canonical
+from backprop_core.peft_files import CONFIG, WEIGHTS
 from backprop_core.refs import BaseRef
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # of an adapter in PEFT's layout
 RECORD = "backprop.json"  # says that a repository is ours, and what is in it
 CommitOperation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
 LATER = {408, 429, 500, 502, 503, 504}

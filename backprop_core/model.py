@@ -23,7 +23,6 @@ from backprop_core.store import Store
 
 # Architectures whose logits are lm_head of the last hidden state, with nothing in between.
 PLAIN_HEAD = {"llama", "mistral", "qwen2", "qwen3"}
-FILE_PREFIX = "base_model.model."  # of the base's names in an adapter's file
 Precision = Literal["fp32", "bf16", "nf4"]
 
 

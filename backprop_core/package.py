@@ -3,8 +3,8 @@
 import shutil
 from pathlib import Path
 
-from backprop_core.adapter import FILES
 from backprop_core.base import TOKENIZER_FILES
+from backprop_core.peft_files import FILES
 from backprop_core.specs import Package
 
 GGUF_LORA = "adapter.gguf"

@@ -25,6 +25,7 @@ def export(
     num_ctx: int | None = None,
     system: str | None = None,
     license: str | None = None,
+    model: str | None = None,
     run_id: str | None = None,
     fresh: bool = False,
 ) -> RunResult:
@@ -35,7 +36,7 @@ def export(
     With `ollama` the first of them becomes that model of the Ollama at OLLAMA_HOST, once it has answered a prompt.
 
     Args:
-        ref: A run_id or the start of one.
+        ref: A run_id or the start of one, a line (its champion), line@version, or a directory with a PEFT adapter.
         quantization: Which GGUF files; an empty list for none.
         packages: Which other forms: the fused model, the adapter, the adapter as GGUF.
         imatrix: Whether what counts in each matrix, on held-out rows, decides how small files are rounded.
@@ -44,6 +45,7 @@ def export(
         num_ctx: Tokens of context that Ollama keeps; the model's own, at most 8192, if not given.
         system: System prompt of the served model.
         license: Licence of the served model.
+        model: Base of the adapter in a directory, if its config does not name it.
         run_id: Of an interrupted export that shall go on.
         fresh: Do every stage again, whatever the cache has.
     """
@@ -57,10 +59,10 @@ def export(
         license=license,
     )
     place = admitted_output(output)
-    with recorded(lambda store: again("export", ref, wanted, store), run_id=run_id, fresh=fresh) as run:
+    with recorded(lambda store: again("export", ref, wanted, store, model=model), run_id=run_id, fresh=fresh) as run:
         datasets, watched = curated(run)
         heldout = held_out(run, [*datasets, *watched])
-        exports(run, run.prepared.adapter, heldout[datasets[-1].task])
+        exports(run, run.prepared.adapter, heldout[(datasets or watched)[-1].task])
     assert run.outcome is not None
     if place:
         hand_out(run.outcome, place)

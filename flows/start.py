@@ -51,8 +51,8 @@ def plan(flow: str, spec: RunSpec, *, fresh: bool) -> "Plan":
     return plan(flow, spec, body, fresh=fresh)
 
 
-def export(ref: str, wanted: ExportSpec, *, output: Path | None, fresh: bool) -> RunResult:
-    """GGUF files of what an earlier run made. Raises RunUnknown or RefAmbiguous."""
+def export(ref: str, wanted: ExportSpec, *, output: Path | None, model: str | None, fresh: bool) -> RunResult:
+    """GGUF files of what an earlier run made, or of a directory's adapter. Raises RunUnknown, RefAmbiguous, …"""
     with connected():
         from flows.export import export
 
@@ -66,16 +66,17 @@ def export(ref: str, wanted: ExportSpec, *, output: Path | None, fresh: bool) ->
             num_ctx=wanted.num_ctx,
             system=wanted.system,
             license=wanted.license,
+            model=model,
             fresh=fresh,
         )
 
 
-def evaluate(ref: str, data: Sequence[str], evaluation: EvaluationSpec, *, fresh: bool) -> RunResult:
+def evaluate(ref: str, data: Sequence[str], evaluation: EvaluationSpec, *, model: str | None, fresh: bool) -> RunResult:
     """Scores of what an earlier run made. Raises RunUnknown, RefAmbiguous or ConfigInvalid."""
     with connected():
         from flows.evaluate import evaluate
 
-        return evaluate(ref, list(data), evaluation=evaluation, fresh=fresh)
+        return evaluate(ref, list(data), evaluation=evaluation, model=model, fresh=fresh)
 
 
 def promote(ref: str, line: str) -> RunResult:

@@ -11,12 +11,14 @@ from tasks import prepare, worker
 from tasks.progress import Progress, report
 
 
-def answers(ref: str, prompts: Sequence[str], *, system: str | None, spec: GenerationSpec) -> Answers:
-    """The answer to each prompt, as a conversation of its own. Raises RunUnknown, RefAmbiguous."""
+def answers(
+    ref: str, prompts: Sequence[str], *, system: str | None, spec: GenerationSpec, model: str | None = None
+) -> Answers:
+    """The answer to each prompt, as a conversation of its own. Raises what `prepare.made` raises."""
     config = settings()
     store = Store(config.store_path)
     try:
-        made = prepare.made(ref, store)
+        made = prepare.made(ref, store, model=model)
         device = devices.resolve("auto")
         first = [{"role": "system", "content": system}] if system else []
         report(Progress(stage="generate", done=0, total=0))

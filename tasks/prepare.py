@@ -30,6 +30,7 @@ from backprop_core.specs import (
 from backprop_core.store import Store, write_atomic
 from tasks.checks import check_export, check_metric, check_repo, check_training, harness_tasks
 from tasks.defaults import decide
+from tasks.directory import adapter_in, holds_adapter, is_path
 from tasks.worker import interpreter
 
 if TYPE_CHECKING:
@@ -143,6 +144,8 @@ def published(ref: str, publish: PublishSpec, export: ExportSpec, store: Store) 
     """What an earlier run made, for a flow that pushes it to the Hub."""
     check_repo(publish.repo or "")
     earlier = again("publish", ref, export, store)
+    if earlier.of is None:
+        raise RunUnknown(f"{ref} has no record to fill a model card from", hint="push what a run here has made")
     spec = earlier.spec.model_copy(update={"publish": publish})
     return earlier.model_copy(update={"spec": spec})
 
@@ -197,22 +200,28 @@ def like(own: LoraSpec, asked: LoraSpec) -> LoraSpec:
     return asked.model_copy(update={name: getattr(own, name) for name in open_})
 
 
-def again(flow: str, run_id: str, export: ExportSpec, store: Store) -> Prepared:
+def again(flow: str, ref: str, export: ExportSpec, store: Store, *, model: str | None = None) -> Prepared:
     """What an earlier run started from and made, for a flow that exports it."""
-    earlier = made(run_id, store)
+    earlier = made(ref, store, model=model)
     spec = earlier.spec.model_copy(update={"export": export})
     converter = check_export(earlier.base, spec, store)
     live = earlier.live if earlier.flow == "retrain" else None  # whose held-out rows it has
     return earlier.model_copy(update={"flow": flow, "spec": spec, "live": live, "converter": converter})
 
 
-def made(ref: str, store: Store) -> Prepared:
+def made(ref: str, store: Store, *, model: str | None = None) -> Prepared:
     """What a run started from, with the merged adapter that it made: a run_id or its start, a line (its champion), or
-    `line@version`.
+    `line@version`. Or a directory with a PEFT adapter, on the base `model`, or on the one that its config names.
 
-    Raises RunUnknown, or RefAmbiguous for a name that could be two things.
+    Raises RunUnknown, RefAmbiguous for a name that could be two things, ConfigInvalid, and what `adapter_in` raises.
     """
     line, _, version = ref.partition("@")
+    if is_path(ref) or (holds_adapter(ref) and not is_known(line, store)):
+        return of_directory(ref, model, store)
+    if holds_adapter(ref):
+        raise RefAmbiguous(f"{ref} is a directory with an adapter, and a line or a run", hint=f"write ./{ref}")
+    if model:
+        raise ConfigInvalid(f"{ref} has a base of its own", hint="leave --model out")
     if line not in Lines(store).names():
         run_id = full_run_id(ref, store)
         return by(run_id, AdapterRef(digest=merged_of(run_id, store).digest, kind="merged"), store)
@@ -220,6 +229,18 @@ def made(ref: str, store: Store) -> Prepared:
         raise RefAmbiguous(f"{ref} is a line and the start of a run_id", hint="give more digits, or line@version")
     found = version_of(line, version, store)
     return by(found.run_id, found.merged, store)
+
+
+def is_known(name: str, store: Store) -> bool:
+    """Whether a line has this name, or a run_id starts with it."""
+    return name in Lines(store).names() or any((store.root / "runs").glob(f"{name}*/spec.json"))
+
+
+def of_directory(ref: str, model: str | None, store: Store) -> Prepared:
+    """An adapter that no run here made, with rows of everyday chat to ask its files."""
+    spec, base, adapter = adapter_in(ref, model, store)
+    watch = [source(dataset, store) for dataset in spec.evaluation.watch]
+    return Prepared(flow="export", spec=spec, base=base, sources=[], watch=watch, adapter=adapter)
 
 
 def by(run_id: str, adapter: AdapterRef, store: Store) -> Prepared:
@@ -242,12 +263,16 @@ def version_of(line: str, version: str, store: Store) -> LineVersion:
     return live.version
 
 
-def evaluated(ref: str, data: Sequence[DatasetSpec], changes: EvaluationSpec, store: Store) -> Prepared:
+def evaluated(
+    ref: str, data: Sequence[DatasetSpec], changes: EvaluationSpec, store: Store, *, model: str | None = None
+) -> Prepared:
     """What an earlier run made, to be scored on its own held-out sets, or on all rows of `data`.
 
     `changes` are to how the run itself was evaluated. Raises ConfigInvalid and what `made` and `source` raise.
     """
-    earlier = made(ref, store)
+    earlier = made(ref, store, model=model)
+    if earlier.of is None and not data:
+        raise ConfigInvalid(f"{ref} has no held-out rows of its own", hint="give rows to score: --data FILE")
     evaluation = EvaluationSpec.model_validate(
         earlier.spec.evaluation.model_dump() | changes.model_dump(exclude_unset=True)
     )

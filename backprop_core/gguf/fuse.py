@@ -12,22 +12,10 @@ from backprop_core.adapter import Tensors, read
 from backprop_core.base import weights
 from backprop_core.errors import AdapterMismatch
 from backprop_core.gguf.stored import DTYPES, Scratch, Stored, stored_in
-from backprop_core.model import FILE_PREFIX
+from backprop_core.peft_files import FILE_PREFIX, HINT, check_fusable
 
-UNFUSABLE = (
-    "modules_to_save",
-    "rank_pattern",
-    "alpha_pattern",
-    "fan_in_fan_out",
-    "lora_bias",
-    "layer_replication",
-    "target_parameters",
-    "trainable_token_indices",
-    "alora_invocation_tokens",
-)
 BLOCK = 2**20  # entries that are read at once
 PART = 2**17  # entries that are fused at once: they stay in the processor's cache
-HINT = "export an adapter that this tool trained, or train with plain LoRA"
 PARTS = {"lora_A.weight": "A", "lora_B.weight": "B", "lora_magnitude_vector": "m"}
 
 
@@ -129,10 +117,7 @@ def read_adapter(directory: Path) -> tuple[float, dict[str, Update]]:
     """The scale s, and what is done to each of the base's tensors that change, by name."""
     adapter = read(directory)
     config = adapter.config
-    if found := [key for key in UNFUSABLE if config.get(key)]:
-        raise AdapterMismatch(f"an adapter with {found[0]} cannot be fused", hint=HINT)
-    if config.get("bias", "none") != "none":
-        raise AdapterMismatch("an adapter with biases cannot be fused", hint=HINT)
+    check_fusable(config)
     updates = updates_of(adapter.tensors, {"A", "B", "m"} if config.get("use_dora") else {"A", "B"})
     rank, alpha = config["r"], config["lora_alpha"]
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), updates

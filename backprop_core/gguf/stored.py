@@ -1,19 +1,17 @@
 """Tensors of safetensors files, read some rows at a time. Nothing is mapped: only those rows are in memory."""
 
-import json
 import math
 import threading
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from backprop_core.errors import ModelLoadFailed
+from backprop_core.headers import in_order, read_header
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-LENGTH = 8  # bytes of the header's length
-Header = dict[str, Any]
 
 
 class Scratch(threading.local):
@@ -64,15 +62,3 @@ def stored_in(path: Path) -> dict[str, Stored]:
 
 def cut_short(path: Path) -> ModelLoadFailed:
     return ModelLoadFailed(f"{path} is cut short", hint="get the model's files again")
-
-
-def read_header(file: BinaryIO) -> tuple[Header, int]:
-    """The header of a safetensors file, and where its data begins."""
-    length = int.from_bytes(file.read(LENGTH), "little")
-    return json.loads(file.read(length)), LENGTH + length
-
-
-def in_order(header: Header) -> list[tuple[str, Any]]:
-    """Tensors by where their bytes are."""
-    entries = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
-    return sorted(entries, key=lambda pair: pair[1]["data_offsets"])

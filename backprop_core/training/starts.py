@@ -21,7 +21,8 @@ from torch import Tensor
 
 from backprop_core.adapter import Adapter, Tensors
 from backprop_core.errors import AdapterMismatch, RankTooLarge
-from backprop_core.model import FILE_PREFIX, LoadedBase, put, taken, tensor_files
+from backprop_core.model import LoadedBase, put, taken, tensor_files
+from backprop_core.peft_files import FILE_PREFIX
 from backprop_core.specs import LoraSpec
 
 ITERATIONS = 16  # of the randomized SVD, as PiSSA takes them

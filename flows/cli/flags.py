@@ -135,5 +135,14 @@ def one_dataset(spec: RunSpec, verb: str) -> RunSpec:
 OutputFlags = Annotated[Output, Parameter(name="*")]
 RunRef = Annotated[str, Parameter(help="A run_id, or the start of one.")]
 MadeRef = Annotated[str, Parameter(help="A run_id or the start of one, a line (its champion), or line@version.")]
+AdapterName = Annotated[
+    str,
+    Parameter(
+        help="A run_id or the start of one, a line (its champion), line@version, or a directory with a PEFT adapter."
+    ),
+]
+BaseName = Annotated[
+    str | None, Parameter(help="Base of the adapter in a directory; default: the one that its config names.")
+]
 FlagSet = Annotated[Flags, Parameter(name="*")]
 PLAIN, NOTHING = Output(), Flags()

@@ -19,9 +19,10 @@ from flows.cli.flags import (
     PLAIN,
     SETTINGS,
     TASK,
+    AdapterName,
+    BaseName,
     Flags,
     FlagSet,
-    MadeRef,
     Output,
     OutputFlags,
     RunRef,
@@ -115,7 +116,7 @@ def resume(
 
 
 def export(
-    ref: MadeRef,
+    ref: AdapterName,
     /,
     *,
     quantization: Annotated[str, Parameter(help="GGUF files to write, with commas between.")] = "q4_k_m",
@@ -126,6 +127,7 @@ def export(
     num_ctx: Annotated[str | None, ship("export.num_ctx")] = None,
     system: Annotated[str | None, ship("export.system")] = None,
     license: Annotated[str | None, ship("export.license")] = None,
+    model: BaseName = None,
     fresh: Annotated[bool, Parameter(help="Do everything again, cached or not.", negative="")] = False,
     flags: OutputFlags = PLAIN,
 ) -> Answer:
@@ -142,11 +144,11 @@ def export(
     }
     wanted = export_spec({**files, **given}, names)
     with watched(flags):
-        return answer(start.export(ref, wanted, output=output, fresh=fresh))
+        return answer(start.export(ref, wanted, output=output, model=model, fresh=fresh))
 
 
 def evaluate(
-    ref: MadeRef,
+    ref: AdapterName,
     /,
     *,
     data: Annotated[
@@ -154,16 +156,17 @@ def evaluate(
     ] = None,
     metric: Annotated[str | None, do("evaluation.metric")] = None,
     set: Annotated[list[str] | None, SETTINGS] = None,
+    model: BaseName = None,
     fresh: Annotated[bool, Parameter(help="Do everything again, cached or not.", negative="")] = False,
     output: OutputFlags = PLAIN,
 ) -> Answer:
     wanted = evaluation_spec(metric, set or ())
     with watched(output):
-        return answer(start.evaluate(ref, data or (), wanted, fresh=fresh))
+        return answer(start.evaluate(ref, data or (), wanted, model=model, fresh=fresh))
 
 
 def generate(
-    ref: MadeRef,
+    ref: AdapterName,
     /,
     *,
     prompt: Annotated[list[str], Parameter(help="What the user says; several are answered at once.", negative="")],
@@ -171,11 +174,12 @@ def generate(
     max_new_tokens: Annotated[str | None, do("evaluation.generation.max_new_tokens")] = None,
     temperature: Annotated[str | None, do("evaluation.generation.temperature")] = None,
     seed: Annotated[str | None, do("evaluation.generation.seed")] = None,
+    model: BaseName = None,
     output: OutputFlags = PLAIN,
 ) -> Answer:
     spec = generation_spec({"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed})
     with shown(output):
-        said = answers(ref, prompt, system=system, spec=spec)
+        said = answers(ref, prompt, system=system, spec=spec, model=model)
     return Answer(said.model_dump(mode="json"), tables.answers(said))
 
 

@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 
 from backprop_core import adapter as adapters
+from backprop_core import peft_files
 from backprop_core.adapter import Adapter
 from backprop_core.errors import AdapterMismatch, BackpropError, InputNotFound, InputValidationFailed
 from backprop_core.model import injected, linear_names, load, taken
@@ -40,7 +41,7 @@ def test_read_gives_what_was_written(tmp_path: Path) -> None:
     """Writing and reading returns the same tensors bit for bit, and a config that changes no more."""
     adapters.write(some(), tmp_path)
     found = adapters.read(tmp_path)
-    assert found.config == adapters.portable(CONFIG)
+    assert found.config == peft_files.portable(CONFIG)
     assert all(torch.equal(found.tensors[key], some().tensors[key]) for key in KEYS)
 
 
@@ -53,7 +54,7 @@ def test_same_content_same_bytes_in_any_process(tmp_path: Path) -> None:
     tensors = {f"layer.{name}.weight": torch.full((2, 3), float(ord(name[-1]))) for name in reversed(NAMES)}
     adapters.write(Adapter(config, tensors), here)
     subprocess.run([sys.executable, "-c", SCRIPT, str(there)], check=True, env={**os.environ, "PYTHONHASHSEED": "1"})
-    for name in (adapters.CONFIG, adapters.WEIGHTS):
+    for name in (peft_files.CONFIG, peft_files.WEIGHTS):
         assert (here / name).read_bytes() == (there / name).read_bytes()
         assert str(tmp_path).encode() not in (here / name).read_bytes()
 
@@ -86,7 +87,7 @@ def test_peft_answers_as_we_do(tmp_path: Path) -> None:
 
 
 def spoil(directory: Path, how: str) -> None:
-    config, weights = directory / adapters.CONFIG, directory / adapters.WEIGHTS
+    config, weights = directory / peft_files.CONFIG, directory / peft_files.WEIGHTS
     match how:
         case "no config":
             config.unlink()

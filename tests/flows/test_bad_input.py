@@ -4,7 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from backprop_core.lines import Lines
 from backprop_core.store import Store
@@ -34,6 +36,11 @@ def world(tmp_path, home, base, monkeypatch) -> Path:
     (tmp_path / "mute" / "chat_template.jinja").unlink()
     (tmp_path / "deaf" / "chat_template.jinja").write_text("{{ raise_exception('not today') }}")
     (tmp_path / "pickled" / "model.safetensors").rename(tmp_path / "pickled" / "pytorch_model.bin")
+    other = tmp_path / "other-adapter"
+    other.mkdir()
+    (other / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 1, "lora_alpha": 1}')
+    layer = "base_model.model.model.layers.0.self_attn.q_proj"
+    save_file({f"{layer}.lora_A.weight": np.ones((1, 7), np.float32)}, other / "adapter_model.safetensors")
     config = tmp_path / "code" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"auto_map": {"AutoModel": "evil.Model"}}))
     return tmp_path
@@ -59,6 +66,14 @@ CASES = {
         "CONFIG_CHAT_TEMPLATE_UNUSABLE",
         "not today",
     ),
+    "an adapter of another base": (
+        ["export", "./other-adapter", "--model", "base"],
+        "CONFIG_ADAPTER_MISMATCH",
+        "q_proj",
+    ),
+    "an adapter without a base": (["generate", "other-adapter", "--prompt", "x"], "CONFIG_INVALID", "--model"),
+    "a directory without an adapter": (["export", "./base"], "INPUT_NOT_FOUND", "adapter_config.json"),
+    "a base for a run": (["export", "taken@1", "--model", "base"], "CONFIG_INVALID", "--model"),
     "pickled weights": (["train", "--model", "pickled", "--data", "good.jsonl"], "CONFIG_UNSAFE_MODEL", "pickled"),
     "code in the config": (["train", "--model", "code", "--data", "good.jsonl"], "CONFIG_UNSAFE_MODEL", "auto_map"),
     "another base's line": ([*TRAIN, "--line", "taken"], "STATE_LINE_CONFLICT", "taken"),

@@ -1,6 +1,7 @@
 """What a run made goes out: to Ollama and to the Hub, through the flows, to servers over real HTTP."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from backprop_core.specs import EvaluationSpec, ExportSpec, LoraSpec, PublishSpec, TrainSpec
+from flows.evaluate import evaluate
 from flows.export import export
 from flows.publish import publish
 from flows.release import release
@@ -54,6 +56,17 @@ def test_a_run_ends_in_ollama(ollama: OllamaServer, base: Path, data: list[str],
     assert ollama.models["other:latest"]["parameters"]["num_ctx"] == 64
     text = (tmp_path / "default-q8_0.Modelfile").read_text()
     assert text == 'FROM ./default-q8_0.gguf\nPARAMETER num_ctx 64\nPARAMETER stop "<|im_end|>"\n'
+
+
+def test_a_directory_goes_out_too(base: Path, data: list[str], tmp_path: Path) -> None:
+    """An adapter that no run here made, to a checked GGUF file, and scored on rows that are given."""
+    made = train(data[0], model=str(base), training=TRAINING, evaluation=EvaluationSpec(heldout_max=5))
+    assert made.merged
+    elsewhere = shutil.copytree(made.merged.path, tmp_path / "elsewhere", ignore=lambda *_: ["artifact.json"])
+    again, own = (export(ref, "f16", model=model) for ref, model in ((str(elsewhere), str(base)), (made.run_id, None)))
+    assert again.merged == made.merged and again.gguf[0].digest == own.gguf[0].digest and again.gguf[0].fidelity
+    scored = evaluate(str(elsewhere), [data[1]], model=str(base))
+    assert scored.evaluation and len(scored.evaluation.tasks) == 1
 
 
 @pytest.fixture

@@ -1,0 +1,72 @@
+"""An adapter that no run here made: a directory in PEFT's layout, checked against its base before it is loaded."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from backprop_core import base as bases
+from backprop_core import devices, peft_files
+from backprop_core.errors import ConfigInvalid
+from backprop_core.keys import canonical
+from backprop_core.refs import AdapterRef, BaseRef
+from backprop_core.specs import DatasetSpec, EvaluationSpec, LoraSpec, ModelSpec, RunSpec, TrainSpec
+from backprop_core.store import Store
+from tasks.confine import refuse
+
+GENERAL = Path(__file__).parent.parent / "examples" / "data" / "heldout" / "general.jsonl"  # what its files are asked
+LIKE_PATHS = (os.sep, "/", ".", "~")
+
+
+def is_path(ref: str) -> bool:
+    """Whether a name can only be that of a directory: no run, line or version is written so."""
+    return ref.startswith(LIKE_PATHS) or os.sep in ref
+
+
+def holds_adapter(ref: str) -> bool:
+    return (Path(ref).expanduser() / peft_files.CONFIG).is_file()
+
+
+def adapter_in(ref: str, model: str | None, store: Store) -> tuple[RunSpec, BaseRef, AdapterRef]:
+    """The adapter of a directory as an artifact, its base (`model`, or the one that its config names), and a spec.
+
+    Raises PathForbidden, ConfigInvalid if nothing names the base, AdapterMismatch if it cannot be fused into it, and
+    what `peft_files` and `base` raise.
+    """
+    directory = Path(ref).expanduser()
+    refuse([ref])
+    config = peft_files.read_config(directory)
+    peft_files.check_fusable(config)
+    base_model = named(directory, config, model)
+    refuse([base_model.name] if is_path(base_model.name) else [])
+    base = bases.resolve(base_model, store)
+    peft_files.check_fits(directory, bases.local(base, store))
+    return spec_of(base_model, config), base, committed(directory, config, store)
+
+
+def named(directory: Path, config: dict[str, Any], model: str | None) -> ModelSpec:
+    """The base that is asked for, else the one that the adapter's config names."""
+    if model:
+        return ModelSpec(name=model)
+    if not config.get("base_model_name_or_path"):
+        raise ConfigInvalid(f"{directory} does not say what its base is", hint="name it: --model DIRECTORY or OWNER/ID")
+    return ModelSpec(name=config["base_model_name_or_path"], revision=config.get("revision"))
+
+
+def spec_of(model: ModelSpec, config: dict[str, Any]) -> RunSpec:
+    """What a run would have asked for that made such an adapter; its rows are some of everyday chat."""
+    device = devices.resolve("auto")
+    variant = "dora" if config.get("use_dora") else "rslora" if config.get("use_rslora") else "lora"
+    lora = LoraSpec(rank=config["r"], alpha=config["lora_alpha"], variant=variant)
+    training = TrainSpec(device=device, precision="fp32" if device == "cpu" else "bf16", lora=lora)
+    rows = [DatasetSpec(path=str(GENERAL), task="general")]
+    return RunSpec(model=model, datasets=rows, training=training, evaluation=EvaluationSpec(watch=rows))
+
+
+def committed(directory: Path, config: dict[str, Any], store: Store) -> AdapterRef:
+    """The adapter in the store: its weights byte for byte, its config without what differs between machines."""
+    with store.begin("adapter") as target:
+        shutil.copyfile(directory / peft_files.WEIGHTS, target / peft_files.WEIGHTS)
+        text = canonical(peft_files.portable(config)) + "\n"
+        (target / peft_files.CONFIG).write_text(text, encoding="utf-8", newline="\n")
+        return store.commit(target, AdapterRef, kind="merged", record={"stage": "import"})
