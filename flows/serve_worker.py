@@ -17,8 +17,9 @@ from prefect.states import Crashed
 from prefect.workers.process import ProcessWorker
 
 from backprop_core.settings import Settings, settings
-from flows import lines_file, watch
+from flows import lines_file
 from flows.deploy import deploy
+from flows.watch import watching
 from tasks.tries import has_died
 
 PATIENCE = 75.0  # seconds for a run to finish its step, save it, and note that it was interrupted
@@ -53,10 +54,10 @@ def main() -> None:
     deploy(config, jobs, pool=config.pool, dry_run=False)
     give_up_the_dead(config)
     print("up", flush=True)
-    watch.start(jobs.values())
     threading.Thread(target=end_with_stdin, daemon=True).start()
     worker = ProcessWorker(work_pool_name=config.pool, create_pool_if_not_found=False)
-    asyncio.run(worker.start(printer=lambda _: None))
+    with watching(jobs.values()):
+        asyncio.run(worker.start(printer=lambda _: None))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ looks needs no memory: looking from two places, or again after a restart, starts
 
 import logging
 import threading
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import httpx
@@ -20,6 +20,7 @@ from flows.environment import refusals
 from tasks.fingerprint import fingerprint
 
 log = logging.getLogger(__name__)
+PATIENCE = 5.0  # seconds for a look to end
 TAG = "new-data"  # of the runs that are asked for here
 
 
@@ -51,12 +52,11 @@ class Watch:
                 log.warning("line %s waits for new data: %s", self.job.line, error)
             self.complaint = error.message
 
-    def go_on(self) -> None:
-        """Look for ever."""
-        assert self.job.poll_seconds
-        while True:
+    def go_on(self, stop: threading.Event) -> None:
+        """Look now, and again every `poll_seconds` until it is stopped."""
+        self.look()
+        while not stop.wait(self.job.poll_seconds):
             self.look()
-            time.sleep(self.job.poll_seconds)
 
 
 def ask(line: str, state: str) -> str:
@@ -77,10 +77,17 @@ def ask(line: str, state: str) -> str:
         raise PrefectUnreachable(f"the Prefect server does not answer: {error}", hint="start it again") from error
 
 
-def start(jobs: Iterable[LineSpec]) -> list[threading.Thread]:
-    """Look at the sources of all lines that say how often, each in a thread that ends with the process."""
-    watched = [job for job in jobs if job.poll_seconds]
-    threads = [threading.Thread(target=Watch(job).go_on, name=f"watch {job.line}", daemon=True) for job in watched]
+@contextmanager
+def watching(jobs: Iterable[LineSpec]) -> Iterator[list[threading.Thread]]:
+    """Look at the sources of all lines that say how often, each in a thread, while the block runs."""
+    stop = threading.Event()
+    watches = [Watch(job) for job in jobs if job.poll_seconds]
+    threads = [threading.Thread(target=watch.go_on, args=[stop], daemon=True) for watch in watches]
     for thread in threads:
         thread.start()
-    return threads
+    try:
+        yield threads
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(PATIENCE)

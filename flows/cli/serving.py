@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
-from backprop_core.errors import ConfigInvalid, PrefectUnreachable
+from backprop_core.errors import ConfigInvalid, PrefectUnreachable, Unexpected
 from backprop_core.settings import settings
 from flows import lines_file, tables
 from flows.cli import Answer, printed
@@ -108,15 +108,16 @@ def watch(*, output: OutputFlags = PLAIN) -> None:
         raise ConfigInvalid("no line's file says how often to look", hint="add poll_seconds: 60 to lines/LINE.yaml")
     quiet_prefect()
     check_named("backprop serve looks by itself")
-    with connected(), suppress(KeyboardInterrupt):
-        from flows.watch import start
+    with connected():
+        from flows.watch import watching
 
-        threads = start(jobs)
         sources = {job.line: job.datasets[0].path for job in jobs}
         text = "\n".join([*(f"{line:12}{path}" for line, path in sources.items()), "Ctrl-C ends it"])
-        printed(Answer(sources, text), as_json=output.json)
-        for thread in threads:
-            thread.join()
+        with suppress(KeyboardInterrupt), watching(jobs) as threads:
+            printed(Answer(sources, text), as_json=output.json)
+            while all(thread.is_alive() for thread in threads):
+                time.sleep(1)
+            raise Unexpected("a watch has ended by itself", hint="this is our fault; its traceback stands above")
 
 
 def where(addresses: "Addresses") -> str:

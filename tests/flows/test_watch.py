@@ -1,6 +1,10 @@
 """New data starts a line's retrain: once a state, whoever looks, and only when nothing is being written."""
 
+import json
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +12,7 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
 from prefect.client.schemas.objects import FlowRun
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
 from backprop_core.errors import DeploymentMissing
 from backprop_core.settings import Settings
@@ -16,6 +20,7 @@ from backprop_core.specs import LineSpec
 from flows import cli, deploy
 from flows.watch import Watch, ask
 from tests.flows.test_cli import same_signals
+from tests.wire.prefect_server import ROOT, wait_until
 
 LINE = "watched"
 Capture = pytest.CaptureFixture[str]
@@ -84,6 +89,28 @@ def test_a_file_in_the_directory_makes_one_run(client: SyncPrefectClient, job: L
     for each in (watch, other, watch, other):
         each.look()
     assert len(runs(client)) == 2
+
+
+def test_the_verb_watches_until_it_is_stopped(
+    client: SyncPrefectClient, job: LineSpec, drops: Path, tmp_path: Path
+) -> None:
+    """`backprop watch` says what it looks at, asks the named server for the run, and ends well with a signal."""
+    (tmp_path / "lines").mkdir()
+    (tmp_path / "lines" / f"{LINE}.yaml").write_text("datasets: [{path: drops}]\npoll_seconds: 1\n")
+    told = {
+        "PREFECT_API_URL": str(get_current_settings().api.url),
+        "PYTHONPATH": str(ROOT),
+        "BACKPROPAGATE_HOME": str(tmp_path),
+    }
+    command = [sys.executable, "-m", "flows", "watch", "--json"]
+    with subprocess.Popen(command, cwd=tmp_path, env=os.environ | told, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout and json.loads(process.stdout.readline()) == {LINE: str(drops)}
+            (drops / "a.jsonl").write_text('{"text": "a"}')
+            wait_until(lambda: len(runs(client)) == 1, 120, "run")
+        finally:
+            process.terminate()
+    assert process.returncode == 0
 
 
 def test_what_cannot_be_read_is_said_once(
