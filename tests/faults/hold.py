@@ -39,7 +39,7 @@ class Hold:
 
     def reached(self, lives: Callable[[], bool]) -> None:
         """Come back once a training is held; fail if what shall come to it ends before."""
-        wait_until(lambda: self._held.exists() or not lives(), 280, "training that is held")
+        wait_until(lambda: self._held.exists() or not lives(), 1500, "training that is held")
         assert self._held.exists()
 
     def let_go(self) -> None:

@@ -67,7 +67,7 @@ def state(client: SyncPrefectClient, flow_run: UUID) -> State:
     return found
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_killed_try_is_gone_on_with(client, home, base, data, tmp_path, monkeypatch):
     """Killed in a training: said to be so by the worker that comes next, and tried again it stays one run.
 
