@@ -14,6 +14,7 @@ VERSIONS = {
     "curate": 1,
     "pool": 1,
     "unseen": 1,
+    "first": 1,
     "replay": 2,
     "train": 1,
     "merge": 2,

@@ -389,6 +389,14 @@ class ScheduleSpec(Spec):
     timezone: str = Field("UTC", min_length=1, description="Name of the time zone, like Europe/Berlin.")
 
 
+class StalenessSpec(ScheduleSpec):
+    """How often the champion is tried on rows that it has not learned, and when a retrain is asked for."""
+
+    max_loss_ratio: float = Field(
+        1.3, gt=1, description="Its loss on them over that on the held-out rows: above this it no longer fits."
+    )
+
+
 class LineSpec(RunSpec):
     """A line's job, `lines/NAME.yaml`: what its next run does, and when."""
 
@@ -403,6 +411,9 @@ class LineSpec(RunSpec):
         ge=1,
         description="Seconds between looks of `serve` and `watch` for new data, which starts a run when it stays from "
         "one look to the next; only in a line's file.",
+    )
+    drift: StalenessSpec | None = Field(
+        None, description="When the champion is tried on fresh rows by itself; only in a line's file."
     )
 
     def run(self) -> RunSpec:

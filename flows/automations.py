@@ -5,18 +5,20 @@ import platform
 from collections.abc import Collection, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
-from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState, RunDeployment
 from prefect.events.filters import AutomationFilter, AutomationFilterTags
 from prefect.events.schemas.automations import Automation, AutomationCore, EventTrigger, Posture
-from prefect.events.schemas.events import ResourceSpecification
+from prefect.events.schemas.events import Event, Resource, ResourceSpecification
 from prefect.exceptions import ObjectNotFound
 
 from backprop_core.settings import Settings
 from flows import lines_file
+from flows.environment import refusals
 
 NEW_DATA = "new-data"
 ALIVE = "prefect.flow-run.heartbeat"
@@ -53,6 +55,17 @@ def automations(
         if not dry_run:
             client.delete_automation(known.id)
         yield f"automation {known.name}", False, ["removed: the line's file is gone"]
+
+
+def announce(namespace: str, line: str, payload: dict[str, Any]) -> None:
+    """Tell the Prefect server that a line has new data. Raises DeploymentRefused."""
+    event = Event(
+        event=new_data_event(namespace),
+        resource=Resource({"prefect.resource.id": line_resource(namespace, line)}),
+        payload=payload,
+    )
+    with get_client(sync_client=True) as client, refusals("see /events of its API"):
+        client.request("POST", "/events", json=[event.model_dump(mode="json")])
 
 
 def put(client: SyncPrefectClient, wanted: AutomationCore, *, dry_run: bool) -> Changed:

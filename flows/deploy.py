@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from backprop_core.errors import ConfigInvalid
 from backprop_core.frozen import Record
 from backprop_core.settings import Settings
-from backprop_core.specs import LineSpec, ScheduleSpec
+from backprop_core.specs import LineSpec, ScheduleSpec, StalenessSpec
 from flows.automations import automations
 from flows.environment import refusals
 from flows.parameters import differing, parameters
@@ -35,6 +35,7 @@ FLOWS = {  # name of a flow: its module, and whether one run at a time is enough
     "train": ("flows.train", True),
     "multi-run": ("flows.multi_run", True),
     "retrain": ("flows.retrain", False),
+    "drift": ("flows.drift", False),
     "promote": ("flows.promote", False),
     "evaluate": ("flows.evaluate", False),
     "export": ("flows.export", False),
@@ -80,21 +81,30 @@ def deploy(config: Settings, jobs: Mapping[str, LineSpec], *, pool: str, dry_run
         changes = [
             work_pool(client, pool, dry_run=dry_run),
             *(reconcile(client, wanted, dry_run=dry_run) for wanted in every),
+            *(gone for line, job in jobs.items() if not job.drift for gone in remove(client, f"drift/{line}", dry_run)),
             *automations(client, config, jobs.keys(), silence=3 * HEARTBEAT, dry_run=dry_run),
         ]
     return [Change(what=what, new=new, details=details) for what, new, details in changes]
 
 
 def deployments(config: Settings, jobs: Mapping[str, LineSpec], pool: str) -> Iterator[Deployment]:
-    """`default` of every flow, and `retrain/NAME` of every line with a file."""
+    """`default` of every flow, and of every line with a file `retrain/NAME` and, if it asks for it, `drift/NAME`."""
     for name, (module, alone) in FLOWS.items():
         flow = load(module)
         yield Deployment(name, DEFAULT, fields_of(flow, module, config, pool, {}), 1 if alone else None, None)
-    for line, job in jobs.items():
-        module, _ = FLOWS["retrain"]
-        fields = fields_of(load(module), module, config, pool, parameters_of(job))
-        schedule = scheduled(job.schedule, line) if job.schedule else None
-        yield Deployment("retrain", line, fields, 1, schedule)
+    for job in jobs.values():
+        yield of_line("retrain", job, parameters_of(job), job.schedule, config, pool)
+        if job.drift:
+            yield of_line("drift", job, fresh_rows(job, job.drift), job.drift, config, pool)
+
+
+def of_line(
+    name: str, job: LineSpec, given: Mapping[str, Any], schedule: ScheduleSpec | None, config: Settings, pool: str
+) -> Deployment:
+    """One deployment of a line's file."""
+    module, _ = FLOWS[name]
+    fields = fields_of(load(module), module, config, pool, given)
+    return Deployment(name, job.line, fields, 1, scheduled(schedule, job.line) if schedule else None)
 
 
 def load(module: str) -> "Flow[..., Any]":
@@ -124,6 +134,11 @@ def fields_of(
 def parameters_of(job: LineSpec) -> dict[str, Any]:
     """A line's job as parameters of `retrain`; what is at its default is left to the flow."""
     return differing(parameters("retrain", job.run(), fresh=False), {})
+
+
+def fresh_rows(job: LineSpec, spec: StalenessSpec) -> dict[str, Any]:
+    """A line's job as parameters of `drift`."""
+    return differing({"line": job.line, "data": job.datasets[0], "max_loss_ratio": spec.max_loss_ratio}, {})
 
 
 def scheduled(schedule: ScheduleSpec, line: str) -> DeploymentScheduleCreate:
@@ -165,6 +180,17 @@ def reconcile(client: SyncPrefectClient, wanted: Deployment, *, dry_run: bool) -
     if not dry_run and differing:
         client.update_deployment(known.id, DeploymentUpdate(**differing))
     return what, False, [*details, *reconcile_schedule(client, known, wanted.schedule, dry_run=dry_run)]
+
+
+def remove(client: SyncPrefectClient, path: str, dry_run: bool) -> Iterator[tuple[str, bool, list[str]]]:
+    """Delete a deployment that a line's file no longer asks for, if there is one."""
+    try:
+        known = client.read_deployment_by_name(path)
+    except ObjectNotFound:
+        return
+    if not dry_run:
+        client.delete_deployment(known.id)
+    yield f"deployment {path}", False, ["removed: the line's file does not ask for it"]
 
 
 def create(client: SyncPrefectClient, wanted: Deployment) -> None:

@@ -51,6 +51,10 @@ export:
 #   timezone: UTC
 
 # poll_seconds: 60  # or whenever there is new data: `backprop serve` and `backprop watch` look so often
+
+# drift:  # tries the champion on new rows, and asks for a retrain where it no longer fits them
+#   cron: "0 * * * *"
+#   max_loss_ratio: {ratio}  # its loss on them, over that on the held-out rows
 """
 
 
@@ -121,6 +125,7 @@ def template(name: str, data: Path) -> str:
         "learning_rate": "training.learning_rate",
         "rank": "training.lora.rank",
         "drop": "gate.max_drop",
+        "ratio": "drift.max_loss_ratio",
     }
     defaults = {short: spec_fields()[path].default for short, path in fields.items()}
     return TEMPLATE.format(schema=SCHEMA, name=name, data=json.dumps(str(data)), **defaults)

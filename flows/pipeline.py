@@ -22,7 +22,13 @@ from tasks import stages
 from tasks.run import Run
 
 FIDELITY_ROWS = 16  # held-out rows that a GGUF file has to answer as the model does
-OF_A_LINE = {"retrain", "evaluate", "export", "publish"}  # flows whose `live` is the version that a retrain continued
+OF_A_LINE = {
+    "retrain",
+    "drift",
+    "evaluate",
+    "export",
+    "publish",
+}  # whose `live` is the version that a retrain continued
 
 
 class Made(NamedTuple):
@@ -231,9 +237,13 @@ def line_heldout(run: Run) -> dict[str, RowsRef]:
 
 def score(run: Run, adapter: AdapterRef | None, rows: RowsRef) -> Cell:
     """One cell of the matrix."""
+    return Cell(scores=scores(run, adapter, rows), rating=rating(run, adapter, rows))
+
+
+def scores(run: Run, adapter: AdapterRef | None, rows: RowsRef) -> Scores:
+    """How likely an adapter finds the answers of some rows."""
     length = run.spec.training.max_length
-    scores = run.call(stages.evaluate, **model(run, adapter), heldout=rows, max_length=length)
-    return Cell(scores=scores, rating=rating(run, adapter, rows))
+    return run.call(stages.evaluate, **model(run, adapter), heldout=rows, max_length=length)
 
 
 def harness(run: Run, adapter: AdapterRef | None) -> Harnessed | None:

@@ -39,6 +39,8 @@ def restart(prefix: str, *, inexact: bool) -> tuple[str, prepare.Prepared]:
     store = Store(config.store_path)
     run_id = prepare.full_run_id(prefix, store)
     prepared = prepare.load(run_id, store)
+    if prepared.flow == "drift":
+        raise RunUnknown(f"run {run_id} only tried a line on fresh rows", hint="start it again")
     if inexact:
         prepared = prepare.allow_inexact(prepared)
         prepare.save(prepared, run_id, store)

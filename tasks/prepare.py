@@ -246,7 +246,7 @@ def of_directory(ref: str, model: str | None, store: Store) -> Prepared:
 def by(run_id: str, adapter: AdapterRef, store: Store) -> Prepared:
     """What the run that made an adapter started from. Raises RunUnknown if it has only scored it."""
     earlier = load(run_id, store)
-    if earlier.flow == "evaluate":
+    if earlier.flow in ("evaluate", "drift"):
         raise RunUnknown(f"run {run_id} made nothing, it only scored", hint="name the run that it scored")
     return earlier.model_copy(update={"adapter": adapter, "of": earlier.of or run_id})
 
@@ -282,6 +282,21 @@ def evaluated(
     watch = list(data) or evaluation.watch
     spec = earlier.spec.model_copy(update={"evaluation": evaluation.model_copy(update={"watch": watch})})
     return earlier.model_copy(update={"flow": "evaluate", "spec": spec, "live": live, **own})
+
+
+def to_compare(line: str, dataset: DatasetSpec, store: Store) -> Prepared:
+    """The champion of a line, to be scored on rows of `dataset` that it has not learned.
+
+    Raises RunUnknown if the line has none, and what `source` raises.
+    """
+    live = Lines(store).live(line)
+    if live is None:
+        raise RunUnknown(f"line {line} has no champion", hint="retrain it once; `backprop lines` lists what there is")
+    earlier = by(live.version.run_id, live.version.merged, store)
+    evaluation = earlier.spec.evaluation.model_copy(update={"watch": []})
+    spec = earlier.spec.model_copy(update={"line": line, "datasets": [dataset], "evaluation": evaluation})
+    own = {"sources": [source(dataset, store, task=line)], "watch": []}
+    return earlier.model_copy(update={"flow": "drift", "spec": spec, "live": live, **own})
 
 
 def promoted(ref: str, line: str, store: Store) -> Prepared:

@@ -291,9 +291,14 @@ class Run:
         """Whether too few of the rows are new to the line; noted, and then there is nothing to do."""
         if rows.rows >= self.spec.min_new_rows:
             return False
-        self._verdict = "unchanged"
-        self._reason = f"{rows.rows} rows are new to line {self.spec.line}; it waits for {self.spec.min_new_rows}"
+        self.concludes(
+            f"{rows.rows} rows are new to line {self.spec.line}; it waits for {self.spec.min_new_rows}", "unchanged"
+        )
         return True
+
+    def concludes(self, reason: str, verdict: Status) -> None:
+        """Note in a sentence what came out, where that is no version."""
+        self._verdict, self._reason = verdict, reason
 
     def gated(self, report: GateReport) -> bool:
         """Note what the gate says of the last LoRA run; whether its adapter may go live."""

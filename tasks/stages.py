@@ -91,6 +91,12 @@ def unseen(rows: RowsRef, learned: list[RowsRef]) -> RowsRef:
 
 
 @stage
+def first(rows: RowsRef, most: int) -> RowsRef:
+    """Rows → as many of them as are to be scored."""
+    return core.first(rows, most=most, store=current().store)
+
+
+@stage
 def train(base: BaseRef, rows: RowsRef, spec: TrainSpec, start: Start | None) -> TrainResult:
     """Rows → a tuned adapter."""
     return current().work("train", TrainResult, base=base, rows=rows, spec=spec, start=start)

@@ -14,7 +14,7 @@ from prefect.client.schemas.schedules import CronSchedule
 
 from backprop_core.errors import ConfigInvalid
 from backprop_core.settings import Settings
-from backprop_core.specs import LineSpec, ScheduleSpec
+from backprop_core.specs import LineSpec, ScheduleSpec, StalenessSpec
 from flows.deploy import FLOWS, Change, deploy
 from tests.wire.prefect_server import wait_until
 
@@ -190,6 +190,18 @@ def test_a_lines_automation_goes_with_its_file(
     name = "automation deploytest: new data of line support"
     gone = [(name, False, ["removed: the line's file is gone"])]
     assert (changed(dry_run=True), changed(), changed()) == (gone, gone, [])
+
+
+def test_a_line_asks_for_looks_at_fresh_rows(client: SyncPrefectClient, line: DeploymentResponse) -> None:
+    """`drift:` in its file makes `drift/support` on that schedule, with the line's data; without it that is removed."""
+    looks = job(drift=StalenessSpec(cron="0 * * * *", max_loss_ratio=2), schedule=None)
+    put(looks)
+    made = client.read_deployment_by_name("drift/support")
+    assert [schedule.schedule.cron for schedule in made.schedules] == ["0 * * * *"]
+    assert made.parameters == {"line": "support", "data": {"path": "/data/night.jsonl"}, "max_loss_ratio": 2}
+    assert changed(looks) == []
+    removed = ("deployment drift/support", False, ["removed: the line's file does not ask for it"])
+    assert removed in changed(JOB, dry_run=True) and removed in changed(JOB) and changed(JOB) == []
 
 
 def test_a_schedule_that_cannot_be_is_named(prefect: None) -> None:

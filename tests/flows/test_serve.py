@@ -118,21 +118,20 @@ def test_invalid_parameters_are_refused(
     assert status in (409, 422) and named in answer["detail"]
 
 
-def test_another_service_retrains_a_line(
-    service: Served, server: PrefectServer, data: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def client(server: PrefectServer, monkeypatch: pytest.MonkeyPatch) -> TestClient:
+    """A service without anything of ours."""
+    monkeypatch.setenv("PREFECT_API_URL", server.api)
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "team:horse staple")
+    return TestClient(app)
+
+
+def test_another_service_retrains_a_line(client: TestClient, server: PrefectServer, data: list[str]) -> None:
     """A service without anything of ours asks once, whatever it sends twice, and reads the result back."""
     text = (ROOT / "examples" / "service.py").read_text()
     assert not re.search(r"^(from|import) (backprop_core|tasks|flows)", text, re.MULTILINE)
-    monkeypatch.setenv("PREFECT_API_URL", server.api)
-    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "team:horse staple")
-    client = TestClient(app)
-    asked = [
-        client.post("/retrain/support", params={"path": data[0]}, headers={"Idempotency-Key": key})
-        for key in ("night-1", "night-1")
-    ]
-    assert [answer.status_code for answer in asked] == [202, 202] and asked[0].json()["run"] == asked[1].json()["run"]
-    run = asked[0].json()["run"]
+    run, again = (ask(client, data[0], key)["run"] for key in ("night-1", "night-1"))
+    assert run == again
     assert client.post("/retrain/none", params={"path": "a"}, headers={"Idempotency-Key": "1"}).status_code == 404
     server.finished(run)
     answer = client.get(f"/runs/{run}").json()
@@ -143,6 +142,22 @@ def test_another_service_retrains_a_line(
     assert (lora_run["steps"], lora_run["dataset"]["task"]) == (2, "support")
     assert result["spec"]["training"]["lora"]["rank"] == 4 and result["mlflow_run_id"]
     check_artifact(**result["merged"])
+
+
+def ask(client: TestClient, path: str, key: str) -> dict[str, Any]:
+    """A flow run, as the service tells of it."""
+    answer = client.post("/retrain/support", params={"path": path}, headers={"Idempotency-Key": key})
+    assert answer.status_code == 202, answer.text
+    return dict(answer.json())
+
+
+def test_a_key_whose_run_has_failed_is_spent(client: TestClient, server: PrefectServer) -> None:
+    """The same key is the failed run and starts nothing; another one tries again."""
+    run = ask(client, "/etc/shadow", "night-2")["run"]
+    assert server.finished(run)["state_type"] == "FAILED"
+    assert ask(client, "/etc/shadow", "night-2") == {"run": run, "state": "FAILED"}
+    other = ask(client, "/etc/shadow", "night-2-again")
+    assert other["run"] != run and server.finished(other["run"])["state_type"] == "FAILED"
 
 
 def test_paths_outside_of_the_allowed_directories_are_refused(

@@ -1,0 +1,89 @@
+"""Whether a line's champion still fits the rows that come in. What merges do to adapters is `backprop_core.drift`."""
+
+from typing import Annotated
+
+from prefect import flow
+from pydantic import Field
+
+from backprop_core.frozen import Record
+from backprop_core.refs import RunResult
+from backprop_core.specs import DatasetSpec
+from backprop_core.texts import LineName
+from flows.automations import announce
+from flows.pipeline import curated, new_to, scores
+from tasks import stages
+from tasks.confine import admit
+from tasks.prepare import to_compare
+from tasks.run import Run, recorded
+
+FEWEST = 50  # fresh rows that a mean loss is worth something of
+
+
+class Staleness(Record):
+    """The champion's mean loss per label token, on rows that it has not learned and on held-out ones."""
+
+    fresh: float
+    heldout: float
+    rows: int
+    max_loss_ratio: float
+
+    @property
+    def is_stale(self) -> bool:
+        return self.fresh > self.max_loss_ratio * self.heldout
+
+    @property
+    def sentence(self) -> str:
+        """What was measured, and what comes of it."""
+        verdict = "above" if self.is_stale else "not above"
+        told = ": new data is told, so that the line is retrained" if self.is_stale else ""
+        return (
+            f"loss {self.fresh:.4f} on {self.rows} fresh rows and {self.heldout:.4f} on the held-out ones, "
+            f"{verdict} {self.max_loss_ratio:g} times as much{told}"
+        )
+
+
+@flow(name="drift", persist_result=False)
+def drift(
+    line: LineName,
+    data: str | DatasetSpec,
+    max_loss_ratio: Annotated[float, Field(gt=1)] = 1.3,
+    fresh: bool = False,
+) -> RunResult:
+    """Try a line's champion on rows that it has not learned; where it no longer fits them, tell of new data.
+
+    That event starts the line's retrain where its file is deployed. With fewer than 50 fresh rows it cannot be told:
+    `unchanged`.
+
+    Args:
+        line: The line whose champion is tried.
+        data: A file or an address of rows, or a dataset with all its fields. Its task is the line's name by default.
+        max_loss_ratio: The loss on fresh rows over that on the held-out ones, above which the champion no longer fits.
+        fresh: Do every stage again, whatever the cache has.
+    """
+    dataset = DatasetSpec(path=data) if isinstance(data, str) else data
+    admit([dataset])
+    with recorded(lambda store: to_compare(line, dataset, store), run_id=None, fresh=fresh) as run:
+        found = compared(run, max_loss_ratio)
+    if found and found.is_stale:
+        announce(run.settings.namespace, line, {**found.model_dump(), "run_id": run.run_id})
+    assert run.outcome is not None
+    return run.outcome
+
+
+def compared(run: Run, max_loss_ratio: float) -> Staleness | None:
+    """The two losses, noted; None, noted too, where they would tell nothing."""
+    assert run.prepared.live
+    champion = run.prepared.live.version
+    [dataset], _ = curated(run)
+    rows, heldout = new_to(run, champion.datasets, dataset).train, champion.scores.get(dataset.task)
+    if heldout is None:
+        run.concludes(f"cannot tell: line {run.spec.line} holds out no rows of {dataset.task}", "unchanged")
+        return None
+    if rows.rows < FEWEST:
+        run.concludes(f"cannot tell: {rows.rows} rows are new to line {run.spec.line}, not {FEWEST}", "unchanged")
+        return None
+    sample = run.call(stages.first, rows=rows, most=run.spec.evaluation.heldout_max)
+    loss = scores(run, champion.merged, sample).loss
+    found = Staleness(fresh=loss, heldout=heldout.loss, rows=sample.rows, max_loss_ratio=max_loss_ratio)
+    run.concludes(found.sentence, "finished")
+    return found
