@@ -14,7 +14,7 @@ from backprop_core.specs import DatasetSpec, EvaluationSpec, LoraSpec, ModelSpec
 from backprop_core.store import Store
 from tasks.confine import refuse
 
-GENERAL = Path(__file__).parent.parent / "examples" / "data" / "heldout" / "general.jsonl"  # what its files are asked
+GENERAL = Path(__file__).with_name("general.jsonl")  # what its files are asked
 LIKE_PATHS = (os.sep, "/", ".", "~")
 
 
