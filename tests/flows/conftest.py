@@ -15,7 +15,7 @@ from tests.core import nano
 @pytest.fixture(scope="session")
 def prefect():
     """Prefect's own temporary server and database."""
-    with prefect_test_harness(server_startup_timeout=120):
+    with prefect_test_harness(server_startup_timeout=600):
         yield
 
 

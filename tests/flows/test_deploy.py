@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID, uuid4
+from zoneinfo import ZoneInfo
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -11,12 +12,13 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymen
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
+from prefect.settings import get_current_settings
 
 from backprop_core.errors import ConfigInvalid
 from backprop_core.settings import Settings
 from backprop_core.specs import LineSpec, ScheduleSpec, StalenessSpec
 from flows.deploy import FLOWS, Change, deploy
-from tests.wire.prefect_server import wait_until
+from tests.wire.prefect_server import PrefectServer, wait_until
 
 CONFIG = Settings(namespace="deploytest")
 POOL = "pool-of-deploytest"
@@ -202,6 +204,19 @@ def test_a_line_asks_for_looks_at_fresh_rows(client: SyncPrefectClient, line: De
     assert changed(looks) == []
     removed = ("deployment drift/support", False, ["removed: the line's file does not ask for it"])
     assert removed in changed(JOB, dry_run=True) and removed in changed(JOB) and changed(JOB) == []
+
+
+def test_a_schedule_makes_the_runs_to_come(client: SyncPrefectClient, line: DeploymentResponse) -> None:
+    """What the server's scheduler does by itself it does when it is asked: the next nights are in its database."""
+    address = get_current_settings().api.url
+    assert address
+    status, said = PrefectServer(address, {}).call("POST", f"/deployments/{line.id}/schedule", {"min_runs": 2})
+    assert status == 200, said
+    of_line = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[line.id]))
+    runs = client.read_flow_runs(flow_run_filter=of_line)
+    times = {run.expected_start_time.astimezone(ZoneInfo("Europe/Berlin")).hour for run in runs}
+    assert len(runs) >= 2 and times == {3}
+    assert all(run.auto_scheduled and run.state and run.state.is_scheduled() for run in runs)
 
 
 def test_a_schedule_that_cannot_be_is_named(prefect: None) -> None:

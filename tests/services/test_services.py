@@ -78,6 +78,12 @@ def test_a_run_goes_through_all_of_it(running: Composed, server: PrefectServer) 
 
 
 def test_what_happens_goes_through_redis(running: Composed, server: PrefectServer) -> None:
-    """A run's events come to the database by way of Redis and the services' process."""
+    """A run's events come to the database by way of Redis and the services' process; so do schedules."""
     body = {"filter": {"event": {"name": ["prefect.flow-run.Completed"]}}, "limit": 5}
     wait_until(lambda: bool(server.call("POST", "/events/filter", body)[1]["events"]), 300, "event in the database")
+    deployment = server.deployment("train/default")
+    schedule = [{"schedule": {"interval": 86400.0}, "active": True}]
+    assert server.call("POST", f"/deployments/{deployment['id']}/schedules", schedule)[0] == 201
+    scheduled = {"state": {"type": {"any_": ["SCHEDULED"]}}}
+    wanted = {"deployments": {"id": {"any_": [deployment["id"]]}}, "flow_runs": scheduled}
+    wait_until(lambda: bool(server.call("POST", "/flow_runs/filter", wanted)[1]), 300, "run of the schedule")
