@@ -1,0 +1,61 @@
+"""What may be asked: every field typed, ranged, with its unit and one line of help."""
+
+from backprop_core.specs.jobs import (
+    ApprovalSpec,
+    BlockName,
+    ExportSpec,
+    LineSpec,
+    Package,
+    PublishSpec,
+    Quantization,
+    RunSpec,
+    ScheduleSpec,
+    StalenessSpec,
+)
+from backprop_core.specs.measures import (
+    TEACHER_FORCED,
+    CanarySpec,
+    EvaluationSpec,
+    GateSpec,
+    GenerationSpec,
+    HarnessSpec,
+    JudgeSpec,
+)
+from backprop_core.specs.training import (
+    STARTS,
+    Backend,
+    DatasetSpec,
+    LoraSpec,
+    MergeSpec,
+    ModelSpec,
+    Strategy,
+    TrainSpec,
+)
+
+__all__ = [
+    "STARTS",
+    "TEACHER_FORCED",
+    "ApprovalSpec",
+    "Backend",
+    "BlockName",
+    "CanarySpec",
+    "DatasetSpec",
+    "EvaluationSpec",
+    "ExportSpec",
+    "GateSpec",
+    "GenerationSpec",
+    "HarnessSpec",
+    "JudgeSpec",
+    "LineSpec",
+    "LoraSpec",
+    "MergeSpec",
+    "ModelSpec",
+    "Package",
+    "PublishSpec",
+    "Quantization",
+    "RunSpec",
+    "ScheduleSpec",
+    "StalenessSpec",
+    "Strategy",
+    "TrainSpec",
+]
