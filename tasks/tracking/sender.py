@@ -122,8 +122,15 @@ def send(client: "MlflowClient", settings: Settings, run_id: str) -> None:
         write_atomic(sent_file(directory, run_id), sent.model_dump_json())
     if not is_written(directory, run_id):
         for run, last in unfinished(path).items():
-            close(client, sent.runs[run], "interrupted", last)
+            if not ended_since(client, sent.runs[run], last):
+                close(client, sent.runs[run], "interrupted", last)
         retire(directory, run_id, sent.offset)
+
+
+def ended_since(client: "MlflowClient", run: str, last: int) -> bool:
+    """Whether another machine went on with the run after our last word, and ended it."""
+    info = client.get_run(run).info
+    return info.status != "RUNNING" and (info.end_time or 0) > last
 
 
 @contextmanager

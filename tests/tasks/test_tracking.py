@@ -276,6 +276,24 @@ def test_a_killed_run_is_interrupted_until_it_goes_on(config: Settings) -> None:
     assert show_run(config, ROOT).error == error
 
 
+def test_what_another_machine_has_finished_stays_so(
+    config: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run killed here and finished elsewhere, on one MLflow, is not interrupted by what is sent from here later."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{config.home_path / 'mlflow.db'}")
+    other = Settings(home=tmp_path / "other")
+    other.home_path.mkdir()
+    with Journal(config.journal_path, ROOT) as journal:
+        journal.start(line="support", name="multi-run")
+        assert sync(config).error is None
+        time.sleep(0.01)  # the times of a record are in milliseconds
+        record(other)
+        assert sync(other).error is None
+    assert sync(config).sent == 1
+    with database(config) as rows:
+        assert {state for (state,) in rows.execute("SELECT status FROM runs")} == {"FINISHED"}
+
+
 def test_history_lists_parents_newest_first(config: Settings) -> None:
     """Parents of every line of our namespace, their children when asked, the summary as journaled."""
     record(config, ROOT)
