@@ -27,6 +27,7 @@ from flows.serve_page import Page
 log = logging.getLogger(__name__)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 QUICK = 20.0  # seconds: what dies sooner after its start will not live the next time either
+LOOKS = "3"  # seconds from one question of the worker for runs to the next: with Prefect's own 10 a click seems lost
 
 
 class Addresses(Record):
@@ -212,6 +213,7 @@ class Service:
             told["MLFLOW_TRACKING_USERNAME"], _, told["MLFLOW_TRACKING_PASSWORD"] = self._auth.partition(":")
         if name == "prefect":
             told |= self._prefect_server()
+        told.setdefault("PREFECT_WORKER_QUERY_SECONDS", LOOKS)
         return told
 
     def _prefect_server(self) -> dict[str, str]:
