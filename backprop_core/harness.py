@@ -1,17 +1,28 @@
 """Tasks of lm-evaluation-harness, on a base with an adapter. The package is imported late."""
 
 import copy
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from huggingface_hub import constants
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+
 from backprop_core import own_tasks
-from backprop_core.errors import ConfigInvalid, HarnessFailed
+from backprop_core.errors import ConfigInvalid, GPUOutOfMemory, HarnessFailed
 from backprop_core.model import LoadedBase, adapted
 from backprop_core.refs import AdapterRef, Harnessed, OwnTasks
 from backprop_core.specs import HarnessSpec
 from backprop_core.store import Store
+from backprop_core.worker.handle import USER_OFFLINE
 
 BATCH = 8  # requests at a time
+BROKEN = (OSError, ValueError, RuntimeError, ArithmeticError, ImportError)  # a task's data, or its metrics
+YES = {"1", "ON", "YES", "TRUE"}  # as huggingface_hub reads its variables
 
 
 def harness(
@@ -19,7 +30,7 @@ def harness(
 ) -> Harnessed:
     """Every metric of the named tasks and groups, by the package's own rules; its standard errors are left out.
 
-    Raises ConfigInvalid for a task that is not known, HarnessFailed where its data cannot be had.
+    Raises ConfigInvalid for a task that is not known, HarnessFailed where it cannot be done, GPUOutOfMemory.
     """
     from lm_eval import simple_evaluate  # type: ignore[import-untyped]
     from lm_eval.models.huggingface import HFLM  # type: ignore[import-untyped]
@@ -28,7 +39,7 @@ def harness(
         raise HarnessFailed(f"{own.path} is not as it was when the run began", hint="start another run")
     tasks = known(spec, own)
     try:
-        with adapted(base, adapter, store) as model:
+        with adapted(base, adapter, store) as model, online():
             made = simple_evaluate(
                 HFLM(pretrained=model, tokenizer=copy.deepcopy(base.tokenizer), batch_size=BATCH),
                 tasks=list(spec.tasks),
@@ -38,12 +49,29 @@ def harness(
                 bootstrap_iters=0,
                 log_samples=False,
             )
-    except (OSError, ValueError, RuntimeError) as error:  # of datasets, of the Hub, of the task's own metric
+    except torch.OutOfMemoryError as error:
+        raise GPUOutOfMemory(
+            f"evaluation.harness: {BATCH} requests at a time do not fit", hint="leave evaluation.harness out"
+        ) from error
+    except (*BROKEN, httpx.TransportError) as error:
         raise HarnessFailed(
             f"evaluation.harness: {type(error).__name__}: {str(error)[:300]}",
-            hint="its data come from the Hub: run it again where that is reached, or without evaluation.harness",
+            hint="where its data come from the Hub, look at the network; else at the task",
         ) from error
     return Harnessed(scores={task: figures(found) for task, found in sorted(made["results"].items())})
+
+
+@contextmanager
+def online() -> Iterator[None]:
+    """The Hub, if the user's own environment allows it: tasks fetch their data; nothing else in a worker does."""
+    import datasets  # type: ignore[import-untyped]
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = os.environ.get(USER_OFFLINE, "").upper() in YES
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
 def known(spec: HarnessSpec, own: OwnTasks | None) -> Any:
@@ -63,9 +91,12 @@ def known(spec: HarnessSpec, own: OwnTasks | None) -> Any:
 
 
 def figures(found: dict[str, object]) -> dict[str, float]:
-    """`{"acc,none": 0.5, "acc_stderr,none": "N/A", …}` → `{"acc": 0.5}`; a filter other than none stays in the name."""
+    """`{"acc,none": 0.5, "acc_stderr,none": "N/A", …}` → `{"acc": 0.5}`; a filter other than none stays in the name.
+
+    What is no number, as a correlation with answers that are all the same, is left out.
+    """
     return {
         name.removesuffix(",none"): float(value)
         for name, value in sorted(found.items())
-        if "," in name and "_stderr," not in name and isinstance(value, int | float)
+        if "," in name and "_stderr," not in name and isinstance(value, int | float) and math.isfinite(value)
     }

@@ -9,9 +9,17 @@ from backprop_core.store import file_digest
 
 
 def find(directory: Path) -> OwnTasks:
-    """A directory of task files, by name and content. Raises ConfigInvalid if it has none."""
-    files = sorted(path for path in directory.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    """A directory of task files and their data, by name and content. Raises ConfigInvalid if it has none.
+
+    Hidden files and what Python compiles do not count.
+    """
+    names = {path: path.relative_to(directory) for path in sorted(directory.rglob("*")) if path.is_file()}
+    files = [path for path, name in names.items() if not any(map(is_left_out, name.parts))]
     if not any(path.suffix == ".yaml" for path in files):
         raise ConfigInvalid(f"{directory} has no task files", hint="set BACKPROPAGATE_HARNESS_TASKS to their directory")
-    digest = digest_of([[path.relative_to(directory).as_posix(), file_digest(path)] for path in files])
+    digest = digest_of([[names[path].as_posix(), file_digest(path)] for path in files])
     return OwnTasks(digest=digest, path=str(directory.absolute()))
+
+
+def is_left_out(name: str) -> bool:
+    return name.startswith(".") or name == "__pycache__"

@@ -45,7 +45,8 @@ class Settings(BaseSettings):
         None, description="Interpreter that has what this converter imports; default: the worker's."
     )
     harness_tasks: Path | None = Field(
-        None, description="Directory of own tasks for evaluation.harness; what they say is run as code."
+        None,
+        description="Own tasks for evaluation.harness and their data, a directory; what they say is run as code.",
     )
     stall_seconds: float = Field(
         1800, ge=0, description="A worker that comes no further for so long is ended and its stage retried; 0: never."

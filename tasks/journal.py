@@ -306,11 +306,12 @@ class Journal:
         self.document("result.json", result.model_dump(mode="json"))
         if result.gguf:
             self.document("fidelity.json", {file.quantization: file.fidelity for file in result.gguf})
+        rows = len(result.evaluation.matrix) if result.evaluation else 0
         for record in result.harness:
-            for step, score in (0, record.base), (len(result.runs), record.score):
+            for step, score in (0, record.base), (rows, record.score):
                 self.metrics(step, {f"harness.{record.task}.{record.metric}": score})
         if result.gate:
-            self.gate(result.gate, len(result.evaluation.matrix) if result.evaluation else 0)
+            self.gate(result.gate, rows)
         if result.reason:
             self.tags({"backprop.reason": result.reason})
         named = {"base": result.base, "merged": result.merged}

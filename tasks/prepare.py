@@ -281,7 +281,8 @@ def evaluated(
     own = {"sources": [], "watch": [source(dataset, store) for dataset in data]} if data else {}
     watch = list(data) or evaluation.watch
     spec = earlier.spec.model_copy(update={"evaluation": evaluation.model_copy(update={"watch": watch})})
-    return earlier.model_copy(update={"flow": "evaluate", "spec": spec, "live": live, **own})
+    asked = {"flow": "evaluate", "spec": spec, "live": live, "tasks": harness_tasks(evaluation)}
+    return earlier.model_copy(update=asked | own)
 
 
 def to_compare(line: str, dataset: DatasetSpec, store: Store) -> Prepared:

@@ -80,11 +80,12 @@ def run_record(
 
 
 def harness_records(base: Harnessed, made: Harnessed) -> list[HarnessRecord]:
-    """Every figure of an adapter beside the base's."""
+    """Every figure of an adapter that the base has too, beside it."""
     return [
         HarnessRecord(task=task, metric=metric, base=base.scores[task][metric], score=score)
         for task, scores in made.scores.items()
         for metric, score in scores.items()
+        if metric in base.scores[task]
     ]
 
 

@@ -27,6 +27,7 @@ from backprop_core.store import Store, write_atomic
 log = logging.getLogger(__name__)
 POLL = 0.01  # seconds between two looks at a running job
 MAIN = "backprop_core.worker.main"
+USER_OFFLINE = "BACKPROPAGATE_USER_OFFLINE"  # HF_HUB_OFFLINE as the user has set it: a worker has it set always
 Result = TypeVar("Result", bound=BaseModel)
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -238,4 +239,5 @@ def child_environment() -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_WAIT_POLICY": "passive",
     }
-    return {**defaults, **os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    fixed = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    return {**defaults, **os.environ, **fixed, USER_OFFLINE: os.environ.get("HF_HUB_OFFLINE", "")}

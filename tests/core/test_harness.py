@@ -11,7 +11,7 @@ import yaml
 
 from backprop_core import own_tasks
 from backprop_core.errors import ConfigInvalid, HarnessFailed
-from backprop_core.harness import harness
+from backprop_core.harness import figures, harness
 from backprop_core.model import LoadedBase, adapted
 from backprop_core.refs import AdapterRef
 from backprop_core.specs import HarnessSpec
@@ -23,13 +23,15 @@ PAIRS = [(f"<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n", answe
 SPEC = HarnessSpec(tasks=["appliances"], limit=20)
 
 
-def write_task(directory: Path, data: Path) -> Path:
+def write_task(directory: Path) -> Path:
     """A task of forty answers, each as likely as the model finds it."""
+    directory.mkdir()
+    data = directory / "rows.jsonl"
     data.write_text("".join(json.dumps({"asked": asked, "answer": answer}) + "\n" for asked, answer in PAIRS))
     task = {
         "task": "appliances",
         "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(data)}, "cache_dir": str(data.parent / "cache")},
+        "dataset_kwargs": {"data_files": {"test": str(data)}, "cache_dir": str(directory.with_name("cache"))},
         "test_split": "test",
         "output_type": "loglikelihood",
         "doc_to_text": "{{asked}}",
@@ -37,7 +39,6 @@ def write_task(directory: Path, data: Path) -> Path:
         "target_delimiter": "",
         "metric_list": [{"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}],
     }
-    directory.mkdir(exist_ok=True)
     (directory / "appliances.yaml").write_text(yaml.safe_dump(task))
     return directory
 
@@ -57,7 +58,7 @@ def perplexity(base: LoadedBase, adapter: AdapterRef | None, store: Store) -> fl
 
 def test_the_harness_sees_the_adapter(base: LoadedBase, shared: Store, tuned: AdapterRef, tmp_path: Path) -> None:
     """Its figures of base and adapter are those by transformers' logits; the tokenizer stays as it was."""
-    own = own_tasks.find(write_task(tmp_path / "tasks", tmp_path / "rows.jsonl"))
+    own = own_tasks.find(write_task(tmp_path / "tasks"))
     before = repr(base.tokenizer)
     found = {}
     for adapter in (None, tuned):
@@ -69,15 +70,28 @@ def test_the_harness_sees_the_adapter(base: LoadedBase, shared: Store, tuned: Ad
 
 
 def test_tasks_are_as_they_were_when_the_run_began(base: LoadedBase, shared: Store, tmp_path: Path) -> None:
-    """What changed meanwhile, and data that are not there, are coded; a directory without tasks is refused at once."""
-    directory, data = tmp_path / "tasks", tmp_path / "rows.jsonl"
-    own = own_tasks.find(write_task(directory, data))
-    data.unlink()
-    with pytest.raises(HarnessFailed, match="FileNotFoundError") as caught:
-        harness(base, None, spec=SPEC, own=own, store=shared)
-    assert caught.value.retryable
-    (directory / "appliances.yaml").write_text("task: other")
+    """What changed meanwhile is coded, be it a task or its data; a directory without tasks is refused at once."""
+    directory = write_task(tmp_path / "tasks")
+    own = own_tasks.find(directory)
+    (directory / ".swp").write_text("an editor's")
+    assert own_tasks.find(directory) == own
+    (directory / "rows.jsonl").write_text(json.dumps({"asked": "?", "answer": "!"}))
     with pytest.raises(HarnessFailed, match="not as it was"):
         harness(base, None, spec=SPEC, own=own, store=shared)
     with pytest.raises(ConfigInvalid, match="no task files"):
         own_tasks.find(tmp_path / "nothing")
+
+
+def test_data_that_are_not_there(base: LoadedBase, shared: Store, tmp_path: Path) -> None:
+    """The task names a file that is gone: coded, and what went wrong is said."""
+    directory = write_task(tmp_path / "tasks")
+    (directory / "rows.jsonl").unlink()
+    with pytest.raises(HarnessFailed, match="FileNotFoundError") as caught:
+        harness(base, None, spec=SPEC, own=own_tasks.find(directory), store=shared)
+    assert caught.value.retryable
+
+
+def test_what_is_no_number_is_left_out() -> None:
+    """NaN has no JSON; a standard error is no score; a filter's name stays."""
+    found = {"acc,none": 0.5, "f1,strict": 1, "r,none": math.nan, "acc_stderr,none": 0.1, "alias": "x", "p,none": "N/A"}
+    assert figures(found) == {"acc": 0.5, "f1,strict": 1.0}

@@ -77,6 +77,10 @@ class HubServer(Service):
             request.reply(200, self.repos[match["repo"]].at(match["revision"])[match["name"]])
         elif match := re.fullmatch(rf"/datasets/{REPO}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", path):
             self.file(request, self.datasets[match["repo"]], match["revision"], match["name"])
+        elif re.fullmatch(rf"/api/datasets/{REPO}/tree/[^/]+/.+", path):  # repositories here have no folders
+            request.reply(404, {"error": "not found"}, X_Error_Code="EntryNotFound")
+        elif match := re.fullmatch(rf"/api/datasets/{REPO}/(?P<verb>tree|paths-info)/(?P<revision>[^/]+)", path):
+            self.entries(request, self.datasets[match["repo"]].at(match["revision"]), match["verb"])
         elif match := re.fullmatch(rf"/api/datasets/{REPO}(?:/revision/(?P<revision>[^/]+))?", path):
             self.dataset(request, match["repo"], match["revision"] or "main")
         elif match := re.fullmatch(rf"/api/models/{REPO}(?:/(?P<verb>[\w-]+)/(?P<revision>[^/]+))?", path):
@@ -104,13 +108,15 @@ class HubServer(Service):
             case "preupload":
                 files = [self.mode(repo, file["path"]) for file in request.json()["files"]]
                 request.reply(200, {"files": files})
-            case "tree":
-                request.reply(200, [info(name, data) for name, data in repo.at(match["revision"]).items()])
-            case "paths-info":
-                files, wanted = repo.at(match["revision"]), self.paths(request)
-                request.reply(200, [info(name, files[name]) for name in wanted if name in files])
+            case "tree" | "paths-info":
+                self.entries(request, repo.at(match["revision"]), match["verb"])
             case "commit":
                 self.commit(request, match["repo"], [json.loads(line) for line in request.body().splitlines()])
+
+    def entries(self, request: Request, files: dict[str, bytes], verb: str) -> None:
+        """What is known of all files, or of those that are asked for."""
+        wanted = list(files) if verb == "tree" else self.paths(request)
+        request.reply(200, [info(name, files[name]) for name in wanted if name in files])
 
     def dataset(self, request: Request, name: str, revision: str) -> None:
         """What is known of a dataset at a revision: its commit, its files, and the head of its card."""
@@ -127,7 +133,10 @@ class HubServer(Service):
 
     def file(self, request: Request, repo: Repo, revision: str, name: str) -> None:
         """A file as it is downloaded: what it is first, by HEAD, then its bytes."""
-        data = repo.at(revision)[name]
+        data = repo.at(revision).get(name)
+        if data is None:
+            request.reply(404, {"error": "not found"}, X_Error_Code="EntryNotFound", X_Repo_Commit=repo.head)
+            return
         headers = {"X_Repo_Commit": revision, "ETag": f'"{oid(data)}"', "Content_Length": str(len(data))}
         request.reply(200, data, **(headers if request.command == "HEAD" else {}))
 
