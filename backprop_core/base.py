@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from backprop_core import templates
-from backprop_core.errors import ChatTemplateMissing, InputNotFound, ModelLoadFailed, UnsafeModel
+from backprop_core.errors import ChatTemplateMissing, ChatTemplateUnusable, InputNotFound, ModelLoadFailed, UnsafeModel
 from backprop_core.keys import digest_of
 from backprop_core.refs import BaseRef
 from backprop_core.specs import ModelSpec
@@ -102,7 +102,8 @@ def check(directory: Path) -> None:
             f"the tokenizer of {directory} has no chat template",
             hint="put a `chat_template.jinja` beside its tokenizer.json, for example that of the model's chat version",
         )
-    templates.check(template, optional_json(directory / "tokenizer_config.json"))
+    special = optional_json(directory / "special_tokens_map.json") | optional_json(directory / "tokenizer_config.json")
+    templates.check(template, special)
 
 
 def check_config(directory: Path) -> None:
@@ -116,6 +117,10 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelLoadFailed(f"{path} is not JSON: {error}", hint="get the model's files again") from error
+
+
+def unreadable(path: Path, error: Exception) -> ModelLoadFailed:
+    return ModelLoadFailed(f"{path} cannot be read: {error}", hint="get the model's files again")
 
 
 def refuse_code(path: Path, value: Any) -> None:
@@ -144,11 +149,16 @@ def template_of(directory: Path) -> str | None:
 
 
 def default_of(named: str | list[dict[str, str]]) -> str:
-    """The template that is used where none is named, among several that have names."""
+    """The template that is used where none is named. Raises ChatTemplateUnusable if none of several is the default."""
     if isinstance(named, str):
         return named
     by_name = {each["name"]: each["template"] for each in named}
-    return by_name.get("default", named[0]["template"])
+    if "default" not in by_name:
+        raise ChatTemplateUnusable(
+            f"none of the chat templates is the default: {', '.join(by_name)}",
+            hint="put the one to use beside the model's tokenizer.json, as chat_template.jinja",
+        )
+    return by_name["default"]
 
 
 def optional_json(path: Path) -> Any:

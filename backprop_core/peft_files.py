@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from backprop_core.base import weights
+from backprop_core import base as bases
 from backprop_core.errors import AdapterMismatch, InputNotFound, InputValidationFailed
 from backprop_core.headers import shapes
 
@@ -77,10 +77,11 @@ def check_fusable(config: dict[str, Any]) -> None:
 
 
 def check_fits(directory: Path, base: Path) -> None:
-    """Raise AdapterMismatch unless the base has each layer that an adapter changes, in its shape. Reads headers."""
-    known: dict[str, tuple[int, ...]] = {}
-    for file in weights(base):
-        known |= shapes(file)
+    """Raise AdapterMismatch unless the base has each layer that an adapter changes, in its shape. Reads headers.
+
+    Raises InputValidationFailed or ModelLoadFailed where those of the adapter or of the base cannot be read.
+    """
+    known = shapes_of(base)
     try:
         found = shapes(directory / WEIGHTS)
     except ValueError as error:
@@ -92,3 +93,14 @@ def check_fits(directory: Path, base: Path) -> None:
             raise AdapterMismatch(f"the adapter changes {module}, which {base} does not have", hint=OTHER_BASE)
         if (shape[1:] != outer[1:]) if part == "A.weight" else (shape[:1] != outer[:1]):
             raise AdapterMismatch(f"the adapter's {key} {shape} does not fit {module} {outer}", hint=OTHER_BASE)
+
+
+def shapes_of(base: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of a base. Raises ModelLoadFailed."""
+    known: dict[str, tuple[int, ...]] = {}
+    for file in bases.weights(base):
+        try:
+            known |= shapes(file)
+        except ValueError as error:
+            raise bases.unreadable(file, error) from error
+    return known

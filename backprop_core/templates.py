@@ -24,12 +24,14 @@ ANSWERED = {"role": "assistant", "content": "b"}
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
-def check(template: str, tokenizer_config: dict[str, Any]) -> None:
+def check(template: str, special: dict[str, Any]) -> None:
     """Render a question, and one with its answer, in a sandbox that has what transformers gives to a template.
 
-    Raises ChatTemplateUnusable if that fails or takes longer than SECONDS.
+    `special` has the tokens that the tokenizer's files name. Its class may have the others, which are made up here:
+    whether it has is seen when the tokenizer is loaded. Raises ChatTemplateUnusable if rendering fails or takes longer
+    than SECONDS.
     """
-    tokens = {name: text_of(token) for name in SPECIAL if (token := tokenizer_config.get(name))}
+    tokens = {name: text_of(special.get(name) or f"<{name}>") for name in SPECIAL}
     given = {"tools": None, "documents": None, "date_string": TODAY, **tokens}
     with limit(), coded():
         compiled = sandbox().from_string(template)
@@ -38,7 +40,7 @@ def check(template: str, tokenizer_config: dict[str, Any]) -> None:
 
 
 def text_of(token: Any) -> str:
-    """A special token as `tokenizer_config.json` has it: its text, or what is saved of an AddedToken."""
+    """A special token as a tokenizer's files have it: its text, or what is saved of an AddedToken."""
     return str(token["content"] if isinstance(token, dict) else token)
 
 

@@ -56,11 +56,20 @@ def admitted_output(path: str | None) -> Path | None:
 
 
 def inputs(spec: RunSpec) -> Iterator[str]:
-    """Everything that a spec names to be read; a base model only if it is, or looks like, a directory."""
-    name = spec.model.name
-    if name.startswith((".", "/", "~")) or Path(name).is_dir():
-        yield name
+    """Everything that a spec names to be read."""
+    yield from model(spec.model.name)
     yield from files([*spec.datasets, *spec.evaluation.watch])
+
+
+def model(name: str) -> Iterator[str]:
+    """What a base model's name lets be read here: nothing unless it is, or looks like, a directory."""
+    return directory(name) if name.startswith((".", "/", "~")) or Path(name).is_dir() else iter(())
+
+
+def directory(path: str) -> Iterator[str]:
+    """A directory, and each of its files, which may be a symlink."""
+    yield path
+    yield from sorted(str(file) for file in Path(os.path.expanduser(path)).glob("*") if file.is_file())
 
 
 def files(datasets: Iterable[DatasetSpec]) -> Iterator[str]:

@@ -5,14 +5,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from backprop_core import base as bases
 from backprop_core import devices, peft_files
-from backprop_core.errors import ConfigInvalid
+from backprop_core.errors import ConfigInvalid, InputValidationFailed
 from backprop_core.keys import canonical
 from backprop_core.refs import AdapterRef, BaseRef
 from backprop_core.specs import DatasetSpec, EvaluationSpec, LoraSpec, ModelSpec, RunSpec, TrainSpec
 from backprop_core.store import Store
-from tasks.confine import refuse
+from tasks import confine
 
 GENERAL = Path(__file__).with_name("general.jsonl")  # what its files are asked
 LIKE_PATHS = (os.sep, "/", ".", "~")
@@ -34,14 +36,14 @@ def adapter_in(ref: str, model: str | None, store: Store) -> tuple[RunSpec, Base
     what `peft_files` and `base` raise.
     """
     directory = Path(ref).expanduser()
-    refuse([ref])
+    confine.refuse(confine.directory(ref))
     config = peft_files.read_config(directory)
     peft_files.check_fusable(config)
     base_model = named(directory, config, model)
-    refuse([base_model.name] if is_path(base_model.name) else [])
+    confine.refuse(confine.model(base_model.name))
     base = bases.resolve(base_model, store)
     peft_files.check_fits(directory, bases.local(base, store))
-    return spec_of(base_model, config), base, committed(directory, config, store)
+    return spec_of(directory, base_model, config), base, committed(directory, config, store)
 
 
 def named(directory: Path, config: dict[str, Any], model: str | None) -> ModelSpec:
@@ -53,11 +55,15 @@ def named(directory: Path, config: dict[str, Any], model: str | None) -> ModelSp
     return ModelSpec(name=config["base_model_name_or_path"], revision=config.get("revision"))
 
 
-def spec_of(model: ModelSpec, config: dict[str, Any]) -> RunSpec:
+def spec_of(directory: Path, model: ModelSpec, config: dict[str, Any]) -> RunSpec:
     """What a run would have asked for that made such an adapter; its rows are some of everyday chat."""
     device = devices.resolve("auto")
     variant = "dora" if config.get("use_dora") else "rslora" if config.get("use_rslora") else "lora"
-    lora = LoraSpec(rank=config["r"], alpha=config["lora_alpha"], variant=variant)
+    try:
+        lora = LoraSpec(rank=config["r"], alpha=config["lora_alpha"], variant=variant)
+    except (KeyError, ValidationError) as error:
+        said = f"{directory} has rank {config.get('r')} and alpha {config.get('lora_alpha')}, which no LoRA has"
+        raise InputValidationFailed(said, hint="save the adapter again") from error
     training = TrainSpec(device=device, precision="fp32" if device == "cpu" else "bf16", lora=lora)
     rows = [DatasetSpec(path=str(GENERAL), task="general")]
     return RunSpec(model=model, datasets=rows, training=training, evaluation=EvaluationSpec(watch=rows))

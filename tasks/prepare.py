@@ -60,6 +60,7 @@ class Prepared(Record):
     watch: list[Source]
     adapter: AdapterRef | None = Field(None, description="The merged adapter that an export writes.")
     of: RunId | None = Field(None, description="The earlier run whose adapter that is.")
+    imported: bool = Field(False, description="Whether no run here made that adapter: it came in a directory.")
     live: Live | None = Field(None, description="The champion that a retrain continues; None: the line's first run.")
     converter: ConverterRef | None = Field(None, description="Writes the GGUF files, where we have no writer.")
     tasks: OwnTasks | None = Field(None, description="Own tasks of lm-evaluation-harness.")
@@ -144,7 +145,7 @@ def published(ref: str, publish: PublishSpec, export: ExportSpec, store: Store) 
     """What an earlier run made, for a flow that pushes it to the Hub."""
     check_repo(publish.repo or "")
     earlier = again("publish", ref, export, store)
-    if earlier.of is None:
+    if earlier.imported:
         raise RunUnknown(f"{ref} has no record to fill a model card from", hint="push what a run here has made")
     spec = earlier.spec.model_copy(update={"publish": publish})
     return earlier.model_copy(update={"spec": spec})
@@ -240,7 +241,7 @@ def of_directory(ref: str, model: str | None, store: Store) -> Prepared:
     """An adapter that no run here made, with rows of everyday chat to ask its files."""
     spec, base, adapter = adapter_in(ref, model, store)
     watch = [source(dataset, store) for dataset in spec.evaluation.watch]
-    return Prepared(flow="export", spec=spec, base=base, sources=[], watch=watch, adapter=adapter)
+    return Prepared(flow="export", spec=spec, base=base, sources=[], watch=watch, adapter=adapter, imported=True)
 
 
 def by(run_id: str, adapter: AdapterRef, store: Store) -> Prepared:
@@ -271,7 +272,7 @@ def evaluated(
     `changes` are to how the run itself was evaluated. Raises ConfigInvalid and what `made` and `source` raise.
     """
     earlier = made(ref, store, model=model)
-    if earlier.of is None and not data:
+    if earlier.imported and not data:
         raise ConfigInvalid(f"{ref} has no held-out rows of its own", hint="give rows to score: --data FILE")
     evaluation = EvaluationSpec.model_validate(
         earlier.spec.evaluation.model_dump() | changes.model_dump(exclude_unset=True)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from backprop_core.base import unreadable
 from backprop_core.errors import ModelLoadFailed
 from backprop_core.headers import in_order, read_header
 
@@ -48,9 +49,12 @@ class Stored(NamedTuple):
 
 
 def stored_in(path: Path) -> dict[str, Stored]:
-    """The tensors of a file, by name. Raises ModelLoadFailed for one that is cut short."""
-    with path.open("rb") as file:
-        header, start = read_header(file)
+    """The tensors of a file, by name. Raises ModelLoadFailed for one that is cut short, or no safetensors file."""
+    try:
+        with path.open("rb") as file:
+            header, start = read_header(file)
+    except ValueError as error:
+        raise unreadable(path, error) from error
     entries = in_order(header)
     if entries and path.stat().st_size < start + entries[-1][1]["data_offsets"][1]:
         raise cut_short(path)

@@ -4,9 +4,10 @@ import json
 import shutil
 
 import pytest
+from transformers import AutoTokenizer
 
 from backprop_core import base as bases
-from backprop_core.errors import ChatTemplateMissing, InputNotFound, ModelLoadFailed, UnsafeModel
+from backprop_core.errors import ChatTemplateMissing, ChatTemplateUnusable, InputNotFound, ModelLoadFailed, UnsafeModel
 from backprop_core.specs import ModelSpec
 from backprop_core.store import Store
 from tests.core import nano
@@ -89,6 +90,31 @@ def test_what_is_missing_is_named(base, resolve, missing, error):
     with pytest.raises(error) as caught:
         resolve(base)
     assert caught.value.hint
+
+
+def test_special_tokens_have_a_file_of_their_own(base, resolve):
+    """A template may ask for what only `special_tokens_map.json` names, by that text, as transformers renders it."""
+    template = "{% if bos_token != '<begin>' %}{{ raise_exception(bos_token) }}{% endif %}{{ bos_token + 'a' }}"
+    (base / "chat_template.jinja").write_text(template)
+    with pytest.raises(ChatTemplateUnusable):
+        resolve(base)
+    (base / "special_tokens_map.json").write_text(json.dumps({"bos_token": {"content": "<begin>"}}))
+    assert resolve(base)
+    ours = AutoTokenizer.from_pretrained(base)
+    assert ours.apply_chat_template([{"role": "user", "content": "b"}], tokenize=False) == "<begin>a"
+
+
+def test_none_of_several_templates_is_the_default(base, resolve):
+    """transformers would not choose, nor do we; one that is called `default` is taken wherever it stands."""
+    (base / "chat_template.jinja").unlink()
+    named = [{"name": "rag", "template": "{{ 1 / 0 }}"}, {"name": "tool_use", "template": "a"}]
+    edit(base / "tokenizer_config.json", chat_template=named)
+    with pytest.raises(ChatTemplateUnusable, match="rag, tool_use"):
+        resolve(base)
+    with pytest.raises(ValueError, match="no default"):
+        AutoTokenizer.from_pretrained(base).get_chat_template()
+    edit(base / "tokenizer_config.json", chat_template=[*named, {"name": "default", "template": "a"}])
+    assert resolve(base)
 
 
 def test_no_such_directory(tmp_path, resolve):

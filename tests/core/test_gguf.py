@@ -265,6 +265,14 @@ def test_weights_that_are_cut_while_they_are_read_are_refused(tmp_path: Path) ->
         stored.rows(slice(4, 8), Scratch())
 
 
+@pytest.mark.parametrize("content", [b"version https://git-lfs", b"\xff" * 16, b"\x09" + bytes(15), b"", b"\0"])
+def test_what_is_no_safetensors_file_is_refused(content: bytes, tmp_path: Path) -> None:
+    """However long a header its first bytes promise: no more is read than the file has."""
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelLoadFailed, match="cannot be read"):
+        stored_in(tmp_path / "model.safetensors")
+
+
 def test_bf16_weights_are_copied_bit_for_bit(bases: dict[str, Path], tmp_path: Path) -> None:
     """A bfloat16 base without an adapter loses nothing in a bf16 file."""
     base = tmp_path / "base"

@@ -31,12 +31,18 @@ def test_what_transformers_renders_passes(template: str) -> None:
 
 @pytest.mark.parametrize(
     "template",
-    ["{% if %}", "{{ 1 / 0 }}", "{{ ''.__class__.mro() }}", "{{ messages.append(1) }}", "{{ sep_token + 'a' }}"],
+    ["{% if %}", "{{ 1 / 0 }}", "{{ ''.__class__.mro() }}", "{{ messages.append(1) }}", "{{ no_token + 'a' }}"],
 )
 def test_what_fails_is_refused(template: str) -> None:
-    """Wrong syntax, a way out of the sandbox, a change of its input, a token that the tokenizer does not have."""
+    """Wrong syntax, a way out of the sandbox, a change of its input, a token that no tokenizer has."""
     with pytest.raises(ChatTemplateUnusable, match="the chat template fails"):
         templates.check(template, TOKENS)
+
+
+def test_a_token_that_no_file_names_is_made_up() -> None:
+    """It may be its class's own; an empty text in its place could make a template fail that works."""
+    templates.check("{{ bos_token + eos_token }}", {"bos_token": None})
+    templates.check("{{ raise_exception('empty') if not sep_token }}", {})
 
 
 def test_what_loops_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,3 +84,20 @@ def test_everything_that_a_spec_names_is_looked_at(root: Path) -> None:
     )
     assert list(inputs(spec)) == ["org", "a", "b", "c", "d", "e"]
     assert "Qwen/x" not in list(inputs(spec.model_copy(update={"model": ModelSpec(name="Qwen/x")})))
+
+
+@pytest.mark.parametrize("name", ["org", "./org", "../data/org", "{root}/org"])
+def test_a_base_is_read_file_by_file(root: Path, name: str) -> None:
+    """A directory of the allowed ones, however it is written, may be a base; not where one of its files leads out."""
+    (root / "org").mkdir()
+    (root / "org" / "config.json").touch()
+    spec = RunSpec(model=ModelSpec(name=name.format(root=root)), datasets=[DatasetSpec(path="a")])
+    assert forbidden(spec) == []
+    (root / "org" / "model.safetensors").symlink_to(root.parent / "secret.jsonl")
+    assert [Path(path).name for path in forbidden(spec)] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["./a\0b", "~root/nowhere", "../nowhere"])
+def test_what_looks_like_a_base_and_is_none_is_refused(root: Path, name: str) -> None:
+    """By the same rule, whatever the file system says of such a name."""
+    assert forbidden(RunSpec(model=ModelSpec(name=name), datasets=[DatasetSpec(path="a")])) == [name]

@@ -1,20 +1,36 @@
 """A directory with a PEFT adapter is a REF: on the base that fits it, or refused before anything is loaded."""
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from prefect.client.schemas.objects import FlowRun
+from prefect.context import FlowRunContext
 from safetensors.torch import load_file, save_file
 
-from backprop_core.errors import AdapterMismatch, BackpropError, ConfigInvalid, InputValidationFailed, RefAmbiguous
+from backprop_core.errors import (
+    AdapterMismatch,
+    BackpropError,
+    ConfigInvalid,
+    InputValidationFailed,
+    ModelLoadFailed,
+    PathForbidden,
+    RefAmbiguous,
+    RunUnknown,
+)
 from backprop_core.gguf.fuse import Fused
+from backprop_core.refs import Located, RunResult
 from backprop_core.specs import EvaluationSpec, ExportSpec, PublishSpec
-from backprop_core.store import Store
-from tasks.prepare import evaluated, made, published
+from backprop_core.store import Store, write_atomic
+from tasks.prepare import again, evaluated, made, published, save
 from tests.core import tiny_models as tiny
 from tests.tasks.test_made import add_version
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 1234\n"
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
@@ -67,6 +83,15 @@ def elsewhere(adapter: Path) -> None:
     save_file({name.replace("layers.1", "layers.9"): tensor for name, tensor in load_file(path).items()}, path)
 
 
+def write_weights(adapter: Path, content: bytes) -> None:
+    (adapter / "adapter_model.safetensors").write_bytes(content)
+
+
+def without_rank(adapter: Path) -> None:
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "r"}))
+
+
 @pytest.mark.parametrize(
     ("spoil", "error", "said"),
     [
@@ -77,10 +102,15 @@ def elsewhere(adapter: Path) -> None:
         (lambda adapter: change(adapter, peft_type="LOHA"), AdapterMismatch, "LOHA"),
         (lambda adapter: (adapter / "adapter_config.json").write_text("{"), InputValidationFailed, "cannot be read"),
         (
-            lambda adapter: (adapter / "adapter_model.safetensors").write_bytes(b"\2" + bytes(7) + b"\x80\x02"),
+            lambda adapter: write_weights(adapter, b"\2" + bytes(7) + b"\x80\x02"),
             InputValidationFailed,
             "cannot be read",
         ),
+        (lambda adapter: write_weights(adapter, POINTER), InputValidationFailed, "cannot be read"),
+        (lambda adapter: write_weights(adapter, b"<!DOCTYPE html>"), InputValidationFailed, "cannot be read"),
+        (lambda adapter: change(adapter, r=0), InputValidationFailed, "rank 0 and alpha"),
+        (lambda adapter: change(adapter, lora_alpha=None), InputValidationFailed, "alpha None"),
+        (without_rank, InputValidationFailed, "rank None"),
     ],
 )
 def test_what_a_merge_cannot_mean_is_refused(
@@ -91,6 +121,13 @@ def test_what_a_merge_cannot_mean_is_refused(
     with pytest.raises(error, match=said):
         made(str(adapter), store)
     assert list(store.root.glob("artifacts/*")) == []
+
+
+def test_a_base_that_is_only_pointers_is_refused(adapter: Path, base: Path, store: Store, tmp_path: Path) -> None:
+    """Weights that Git LFS has not fetched are the base's fault, by the name of their file."""
+    (copy := Path(shutil.copytree(base, tmp_path / "copy")) / "model.safetensors").write_bytes(POINTER)
+    with pytest.raises(ModelLoadFailed, match=r"copy/model\.safetensors cannot be read"):
+        made(str(adapter), store, model=str(copy.parent))
 
 
 def test_a_name_that_is_a_directory_and_a_line(adapter: Path, base: Path, store: Store) -> None:
@@ -109,3 +146,65 @@ def test_what_a_directory_does_not_have(adapter: Path, store: Store) -> None:
         evaluated(str(adapter), [], EvaluationSpec(), store)
     with pytest.raises(BackpropError, match="no record"):
         published(str(adapter), PublishSpec(repo="a/b"), ExportSpec(), store)
+
+
+def test_a_run_of_what_a_directory_has_no_more_than_it(adapter: Path, store: Store) -> None:
+    """What exported an adapter that came in a directory has not trained it: no held-out rows, no record, for ever."""
+    exported = again("export", "./adapter", ExportSpec(), store)
+    assert exported.adapter
+    save(exported, "ef" * 16, store)
+    merged = Located(digest=exported.adapter.digest, path="")
+    result = RunResult(run_id="ef" * 16, line="x", status="finished", spec={}, merged=merged)
+    write_atomic(store.run("ef" * 16) / "result.json", result.model_dump_json())
+    with pytest.raises(ConfigInvalid, match="no held-out rows"):
+        evaluated("efef", [], EvaluationSpec(), store)
+    for files in (ExportSpec(), ExportSpec(quantizations=["q8_0"])):
+        with pytest.raises(RunUnknown, match="no record"):
+            published("efef", PublishSpec(repo="a/b"), files, store)
+    trained = exported.model_copy(update={"flow": "train", "imported": False})
+    assert trained.digest() == exported.model_copy(update={"flow": "train"}).digest()
+    save(trained, "ef" * 16, store)
+    assert published("efef", PublishSpec(repo="a/b"), ExportSpec(), store).of == "ef" * 16
+
+
+@pytest.fixture
+def deployed(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A run that a deployment started, which may read the adapter's directory and nothing beside it."""
+    monkeypatch.setenv("BACKPROPAGATE_ALLOWED_PATHS", str(adapter))
+    run = FlowRun(flow_id=uuid4(), deployment_id=uuid4())
+    with FlowRunContext.model_construct(flow_run=run):
+        yield
+
+
+@pytest.mark.usefixtures("deployed")
+def test_a_deployed_run_takes_a_base_of_the_hub(adapter: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OWNER/NAME that is no directory here is looked for on the Hub, which nobody can reach here."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    change(adapter, base_model_name_or_path="nobody-of-this-name/nothing")
+    with pytest.raises(ModelLoadFailed, match="from the hub"):
+        made("./adapter", store)
+
+
+@pytest.mark.usefixtures("deployed")
+@pytest.mark.parametrize("name", ["base", "models/base", "./base", "~/base"])
+def test_a_deployed_run_takes_no_base_from_elsewhere(
+    name: str, base: Path, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory below the worker's own is read only if it is an allowed one; by whoever sits there, always."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "models").symlink_to(tmp_path)
+    (tmp_path / "base").symlink_to(base)
+    with pytest.raises(PathForbidden, match=f"{name} is outside"):
+        made("./adapter", store, model=name)
+    monkeypatch.setenv("BACKPROPAGATE_ALLOWED_PATHS", f"{tmp_path}:{base}")
+    assert made("./adapter", store, model=name).base.name
+
+
+@pytest.mark.usefixtures("deployed")
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_deployed_run_reads_no_file_that_leads_out(name: str, adapter: Path, tmp_path: Path, store: Store) -> None:
+    """A symlink in an allowed directory is refused by its own name, before it is opened."""
+    (adapter / name).rename(tmp_path / "outside")
+    (adapter / name).symlink_to(tmp_path / "outside")
+    with pytest.raises(PathForbidden, match=name):
+        made("./adapter", store)
