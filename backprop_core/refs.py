@@ -379,6 +379,7 @@ class RunResult(Record):
     format: Literal[1] = 1
     run_id: RunId
     mlflow_run_id: str | None = None
+    flow: str | None = Field(None, description="None in records that are older than this field.")
     line: str
     version: int | None = None
     status: Status

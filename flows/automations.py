@@ -51,20 +51,20 @@ def automations(
         else:
             wanted = new_data(config.namespace, line, deployment, mark(lines_file.place(line, config)))
             yield put(client, wanted, dry_run=dry_run)
-    for known in left_over(client, config, lines):
+    for _, known in left_over(client, config, lines):
         if not dry_run:
             client.delete_automation(known.id)
         yield f"automation {known.name}", False, ["removed: the line's file is gone"]
 
 
 def announce(namespace: str, line: str, payload: dict[str, Any]) -> None:
-    """Tell the Prefect server that a line has new data. Raises DeploymentRefused."""
+    """Tell the Prefect server that a line has new data. Raises DeploymentRefused, PrefectUnreachable."""
     event = Event(
         event=new_data_event(namespace),
         resource=Resource({"prefect.resource.id": line_resource(namespace, line)}),
         payload=payload,
     )
-    with get_client(sync_client=True) as client, refusals("see /events of its API"):
+    with refusals("see /events of its API"), get_client(sync_client=True) as client:
         client.request("POST", "/events", json=[event.model_dump(mode="json")])
 
 
@@ -83,13 +83,13 @@ def put(client: SyncPrefectClient, wanted: AutomationCore, *, dry_run: bool) -> 
     return what, False, ["changed"]
 
 
-def left_over(client: SyncPrefectClient, config: Settings, lines: Collection[str]) -> Iterator[Automation]:
-    """Automations of lines whose file was where we look for files, and is gone."""
+def left_over(client: SyncPrefectClient, config: Settings, lines: Collection[str]) -> Iterator[tuple[str, Automation]]:
+    """Lines, and their automations, whose file was where we look for files, and is gone."""
     ours = AutomationFilter(tags=AutomationFilterTags(all_=[config.namespace, NEW_DATA]))
     for known in client.read_automations(automations=ours):
         line = known.name.removeprefix(title(config.namespace, ""))
         if line not in lines and {mark(place) for place in lines_file.places(line, config)} & set(known.tags):
-            yield known
+            yield line, known
 
 
 def deployment_of(client: SyncPrefectClient, line: str) -> UUID | None:

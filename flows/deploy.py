@@ -8,6 +8,7 @@ then is left alone, and so is every schedule without such a slug.
 import hashlib
 import importlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from backprop_core.errors import ConfigInvalid
 from backprop_core.frozen import Record
 from backprop_core.settings import Settings
 from backprop_core.specs import LineSpec, ScheduleSpec, StalenessSpec
-from flows.automations import automations
+from flows.automations import automations, left_over
 from flows.environment import refusals
 from flows.parameters import differing, parameters
 
@@ -82,6 +83,7 @@ def deploy(config: Settings, jobs: Mapping[str, LineSpec], *, pool: str, dry_run
             work_pool(client, pool, dry_run=dry_run),
             *(reconcile(client, wanted, dry_run=dry_run) for wanted in every),
             *(gone for line, job in jobs.items() if not job.drift for gone in remove(client, f"drift/{line}", dry_run)),
+            *(gone for line, _ in left_over(client, config, jobs) for gone in forget(client, line, dry_run)),
             *automations(client, config, jobs.keys(), silence=3 * HEARTBEAT, dry_run=dry_run),
         ]
     return [Change(what=what, new=new, details=details) for what, new, details in changes]
@@ -191,6 +193,15 @@ def remove(client: SyncPrefectClient, path: str, dry_run: bool) -> Iterator[tupl
     if not dry_run:
         client.delete_deployment(known.id)
     yield f"deployment {path}", False, ["removed: the line's file does not ask for it"]
+
+
+def forget(client: SyncPrefectClient, line: str, dry_run: bool) -> Iterator[tuple[str, bool, list[str]]]:
+    """Remove what starts runs of a line whose file is gone; `retrain/LINE` itself, and its runs, stay."""
+    yield from remove(client, f"drift/{line}", dry_run)
+    with suppress(ObjectNotFound):
+        known = client.read_deployment_by_name(f"retrain/{line}")
+        if details := list(reconcile_schedule(client, known, None, dry_run=dry_run)):
+            yield f"deployment retrain/{line}", False, details
 
 
 def create(client: SyncPrefectClient, wanted: Deployment) -> None:

@@ -64,8 +64,8 @@ def drift(
     admit([dataset])
     with recorded(lambda store: to_compare(line, dataset, store), run_id=None, fresh=fresh) as run:
         found = compared(run, max_loss_ratio)
-    if found and found.is_stale:
-        announce(run.settings.namespace, line, {**found.model_dump(), "run_id": run.run_id})
+        if found and found.is_stale:
+            announce(run.settings.namespace, line, {**found.model_dump(), "run_id": run.run_id})
     assert run.outcome is not None
     return run.outcome
 
@@ -82,7 +82,7 @@ def compared(run: Run, max_loss_ratio: float) -> Staleness | None:
     if rows.rows < FEWEST:
         run.concludes(f"cannot tell: {rows.rows} rows are new to line {run.spec.line}, not {FEWEST}", "unchanged")
         return None
-    sample = run.call(stages.first, rows=rows, most=run.spec.evaluation.heldout_max)
+    sample = run.call(stages.first, rows=rows, most=max(FEWEST, run.spec.evaluation.heldout_max))
     loss = scores(run, champion.merged, sample).loss
     found = Staleness(fresh=loss, heldout=heldout.loss, rows=sample.rows, max_loss_ratio=max_loss_ratio)
     run.concludes(found.sentence, "finished")

@@ -106,7 +106,11 @@ def check_answers(url: str) -> None:
 
 @contextmanager
 def refusals(hint: str) -> Iterator[None]:
-    """What the Prefect server refuses while the block runs, as a coded error. Raises DeploymentRefused."""
+    """What the Prefect server refuses while the block runs, as a coded error; so is that it does not answer.
+
+    Raises DeploymentRefused, PrefectUnreachable.
+    """
+    import httpx
     from prefect.exceptions import PrefectHTTPStatusError
 
     try:
@@ -116,3 +120,5 @@ def refusals(hint: str) -> Iterator[None]:
             f"the Prefect server refuses it: {error.response.status_code} {error.response.text[:300]}",
             hint=f"check PREFECT_API_AUTH_STRING; {hint}",
         ) from error
+    except httpx.HTTPError as error:
+        raise PrefectUnreachable(f"the Prefect server does not answer: {error}", hint="start it again") from error

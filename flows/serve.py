@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from flows.serve_page import Page
 
 log = logging.getLogger(__name__)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+ASKED = 1.0  # seconds: who only asks whether one runs holds the lock for a moment
 QUICK = 20.0  # seconds: what dies sooner after its start will not live the next time either
 LOOKS = "3"  # seconds from one question of the worker for runs to the next: with Prefect's own 10 a click seems lost
 
@@ -87,24 +88,44 @@ def pattern(host: str) -> str:
 
 
 @contextmanager
-def alone(config: Settings) -> Iterator[Path]:
-    """One `serve` a home; the file of its addresses. Raises ServerActive with those of the one that runs."""
+def alone(config: Settings) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """One `serve` a home: the file for its addresses, which is not there yet, and the addresses of the last time.
+
+    Raises ServerActive with those of the one that runs.
+    """
     place = config.home_path / "serve.json"
     place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = FileLock(place.with_suffix(".lock"))
+    before = place.with_stem("serve-before")
     try:
-        lock.acquire(timeout=0)
+        held = FileLock(place.with_suffix(".lock")).acquire(timeout=ASKED)
     except Timeout as error:
-        known = json.loads(place.read_text()) if place.is_file() else {"page": "an address that is not known yet"}
+        page = read(place).get("page", "an address that is not known yet")
         raise ServerActive(
-            f"this home is served already: {known['page']}", hint="use that one, or end it with Ctrl-C where it runs"
+            f"this home is served already: {page}", hint="use that one, or end it with Ctrl-C where it runs"
         ) from error
-    with lock:
-        yield place
+    with held:
+        with suppress(FileNotFoundError):
+            place.replace(before)
+        yield place, read(before)
+
+
+def write(place: Path, addresses: Addresses) -> None:
+    """The file of addresses, whole from its first moment."""
+    beside = place.with_suffix(".new")
+    beside.write_text(addresses.model_dump_json())
+    beside.replace(place)
+
+
+def read(place: Path) -> dict[str, Any]:
+    """The addresses in a file, if there is one."""
+    try:
+        return dict(json.loads(place.read_text()))
+    except FileNotFoundError:
+        return {}
 
 
 def running(config: Settings) -> Addresses | None:
-    """Where everything of this home's `serve` is; None if none runs."""
+    """Where everything of this home's `serve` is; None if none runs, or is about to."""
     place = config.home_path / "serve.json"
     if not place.is_file():
         return None
@@ -112,7 +133,8 @@ def running(config: Settings) -> Addresses | None:
         with FileLock(place.with_suffix(".lock"), timeout=0):
             return None
     except Timeout:
-        return Addresses.model_validate_json(place.read_text())
+        known = read(place)
+        return Addresses.model_validate(known) if known else None
 
 
 class Service:

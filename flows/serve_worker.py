@@ -18,6 +18,7 @@ from prefect.workers.process import ProcessWorker
 
 from backprop_core.settings import Settings, settings
 from flows import lines_file
+from flows.console import configure_logging
 from flows.deploy import deploy
 from flows.watch import watching
 from tasks.tries import has_died
@@ -50,6 +51,7 @@ def end_with_stdin() -> None:
 def main() -> None:
     """Deploy, then work until stdin closes."""
     config = settings()
+    configure_logging(config, verbose=False)
     jobs = {name: file.job for name, file in lines_file.every(config).items()}
     deploy(config, jobs, pool=config.pool, dry_run=False)
     give_up_the_dead(config)

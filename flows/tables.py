@@ -304,6 +304,8 @@ def files(result: RunResult) -> Iterator[Text]:
     """What was made, and what can be done with it."""
     yield from files_of(result)
     match result.status:
+        case "failed" | "interrupted" if result.flow == "drift":
+            yield Text("start it again")
         case "failed" | "interrupted":
             yield Text(f"go on with: backprop resume {result.run_id}")
         case "unchanged":

@@ -10,17 +10,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import httpx
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 
-from backprop_core.errors import BackpropError, DeploymentMissing, PrefectUnreachable
+from backprop_core.errors import BackpropError, DeploymentMissing
 from backprop_core.specs import LineSpec
 from flows.environment import refusals
 from tasks.fingerprint import fingerprint
 
 log = logging.getLogger(__name__)
 PATIENCE = 5.0  # seconds for a look to end
+AGAIN = 60.0  # seconds after which a watch goes on that something unknown has ended
 TAG = "new-data"  # of the runs that are asked for here
 
 
@@ -58,6 +58,14 @@ class Watch:
         while not stop.wait(self.job.poll_seconds):
             self.look()
 
+    def keep_on(self, stop: threading.Event) -> None:
+        """Go on until it is stopped, whatever ends a look: a protocol's package raises what it likes."""
+        while not stop.is_set():
+            thread = threading.Thread(target=self.go_on, args=[stop], name=self.job.line, daemon=True)
+            thread.start()
+            thread.join()
+            stop.wait(AGAIN)
+
 
 def ask(line: str, state: str) -> str:
     """The name of the run of retrain/LINE that is for this state of its source; it is made if there is none yet.
@@ -65,7 +73,7 @@ def ask(line: str, state: str) -> str:
     Raises DeploymentMissing, DeploymentRefused, PrefectUnreachable.
     """
     try:
-        with get_client(sync_client=True) as client, refusals("backprop deploy brings its deployments up to date"):
+        with refusals("backprop deploy brings its deployments up to date"), get_client(sync_client=True) as client:
             deployment = client.read_deployment_by_name(f"retrain/{line}")
             key = f"{TAG}:{line}:{state}"
             return client.create_flow_run_from_deployment(deployment.id, idempotency_key=key, tags=[TAG]).name
@@ -73,21 +81,34 @@ def ask(line: str, state: str) -> str:
         raise DeploymentMissing(
             f"the Prefect server has no deployment retrain/{line}", hint="make it: backprop deploy"
         ) from error
-    except httpx.HTTPError as error:
-        raise PrefectUnreachable(f"the Prefect server does not answer: {error}", hint="start it again") from error
+
+
+def say_what_ended(args: threading.ExceptHookArgs) -> None:
+    """Log what has ended a watch."""
+    log.error(
+        "line %s: its watch has ended by itself and goes on in %g s",
+        getattr(args.thread, "name", None),
+        AGAIN,
+        exc_info=args.exc_value,
+    )
 
 
 @contextmanager
-def watching(jobs: Iterable[LineSpec]) -> Iterator[list[threading.Thread]]:
-    """Look at the sources of all lines that say how often, each in a thread, while the block runs."""
-    stop = threading.Event()
+def watching(jobs: Iterable[LineSpec]) -> Iterator[None]:
+    """Look at the sources of all lines that say how often, each in a thread, while the block runs.
+
+    What ends a thread, of ours or not, is logged meanwhile.
+    """
+    stop, before = threading.Event(), threading.excepthook
+    threading.excepthook = say_what_ended
     watches = [Watch(job) for job in jobs if job.poll_seconds]
-    threads = [threading.Thread(target=watch.go_on, args=[stop], daemon=True) for watch in watches]
+    threads = [threading.Thread(target=watch.keep_on, args=[stop], daemon=True) for watch in watches]
     for thread in threads:
         thread.start()
     try:
-        yield threads
+        yield
     finally:
         stop.set()
         for thread in threads:
             thread.join(PATIENCE)
+        threading.excepthook = before

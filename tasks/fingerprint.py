@@ -1,5 +1,6 @@
 """What tells one state of a dataset's source from another without reading it. No Prefect here."""
 
+import os.path
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def state(dataset: DatasetSpec) -> Sequence[object]:
 def local(path: str) -> list[object]:
     """Name, size and time of a file, or of each file of rows in a directory."""
     place = Path(path).expanduser()
-    files = members(path) if place.is_dir() else [place]
+    files = members(path) if os.path.isdir(place) else [place]
     if not files:
         raise NoRows(f"{path} has no file of rows yet", hint="put one there")
     try:

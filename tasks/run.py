@@ -187,7 +187,7 @@ class Run:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, trace: object) -> None:
-        coded = as_coded(error, self.run_id) if error else None
+        coded = as_coded(error, self.run_id, self.prepared.flow) if error else None
         status = self._verdict if coded is None else "interrupted" if isinstance(coded, STOPPED) else "failed"
         if coded is None:
             prepare.mark_finished(self.prepared, self.store)
@@ -343,6 +343,7 @@ class Run:
         """What this run did, as far as it came."""
         return RunResult(
             run_id=self.run_id,
+            flow=self.prepared.flow,
             line=self.spec.line,
             version=self.version,
             status=status,
@@ -376,13 +377,14 @@ def new_tasks(versions: Sequence[LineVersion]) -> list[list[str]]:
     return found
 
 
-def as_coded(error: BaseException, run_id: str) -> BackpropError:
-    """Any end of a run as a coded error that names it."""
+def as_coded(error: BaseException, run_id: str, flow: str) -> BackpropError:
+    """Any end of a run of a flow as a coded error that names it."""
     match error:
         case BackpropError():
             coded = error
         case KeyboardInterrupt() | SystemExit() | TerminationSignal():
-            coded = Interrupted(f"run {run_id} was stopped", hint=f"go on with: backprop resume {run_id}")
+            hint = "start it again" if flow == "drift" else f"go on with: backprop resume {run_id}"
+            coded = Interrupted(f"run {run_id} was stopped", hint=hint)
         case _:
             message = blank_secrets(f"{type(error).__name__}: {error}")
             hint = "run it again with --verbose and report what it says"

@@ -1,5 +1,6 @@
 """What a run trains on and how: base, rows, LoRA, merge."""
 
+import os.path
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -50,7 +51,7 @@ class DatasetSpec(Spec):
     def on_hub(self, below: Path = Path()) -> bool:
         """Whether it is a dataset of the Hub: OWNER/NAME, no name of a file of rows, and nothing that is here."""
         looks_so = HUB_ID.fullmatch(self.path) and not ROWS_FILE.search(self.path)
-        return bool(looks_so) and not (below / self.path).exists()
+        return bool(looks_so) and not os.path.exists(below / self.path)
 
 
 MOST_RANK = 1024

@@ -1,6 +1,5 @@
 """Verbs for a Prefect server."""
 
-import json
 import logging
 import os
 import time
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
-from backprop_core.errors import ConfigInvalid, PrefectUnreachable, Unexpected
+from backprop_core.blanking import blank_secrets
+from backprop_core.errors import ConfigInvalid, PrefectUnreachable
 from backprop_core.settings import settings
 from flows import lines_file, tables
 from flows.cli import Answer, printed
@@ -76,7 +76,7 @@ def serve(
     auth: Annotated[str | None, Parameter(help="User name; the password is in the environment, or asked.")] = None,
     output: OutputFlags = PLAIN,
 ) -> None:
-    from flows.serve import Service, alone, password
+    from flows.serve import Service, alone, password, write
 
     config = settings()
     configure_logging(config, verbose=output.verbose)
@@ -85,16 +85,17 @@ def serve(
         for path in forbidden(file.job):
             log.warning("line %s names %s, outside of BACKPROPAGATE_ALLOWED_PATHS: its runs will fail", name, path)
     credentials = password(auth, host, config)
-    with alone(config) as place:
-        known = json.loads(place.read_text()) if place.is_file() else {}
-        with Service(config, host=host, port=port, auth=credentials, known=known) as service:
-            place.write_text(service.addresses.model_dump_json())
-            with suppress(KeyboardInterrupt):
-                service.start()
-                printed(Answer(service.addresses.model_dump(), where(service.addresses)), as_json=output.json)
-                while True:
-                    time.sleep(1)
-                    service.watch()
+    with (
+        alone(config) as (place, known),
+        Service(config, host=host, port=port, auth=credentials, known=known) as service,
+    ):
+        write(place, service.addresses)
+        with suppress(KeyboardInterrupt):
+            service.start()
+            printed(Answer(service.addresses.model_dump(), where(service.addresses)), as_json=output.json)
+            while True:
+                time.sleep(1)
+                service.watch()
 
 
 ui = serve
@@ -111,13 +112,12 @@ def watch(*, output: OutputFlags = PLAIN) -> None:
     with connected():
         from flows.watch import watching
 
-        sources = {job.line: job.datasets[0].path for job in jobs}
+        sources = {job.line: blank_secrets(job.datasets[0].path) for job in jobs}
         text = "\n".join([*(f"{line:12}{path}" for line, path in sources.items()), "Ctrl-C ends it"])
-        with suppress(KeyboardInterrupt), watching(jobs) as threads:
+        with suppress(KeyboardInterrupt), watching(jobs):
             printed(Answer(sources, text), as_json=output.json)
-            while all(thread.is_alive() for thread in threads):
+            while True:
                 time.sleep(1)
-            raise Unexpected("a watch has ended by itself", hint="this is our fault; its traceback stands above")
 
 
 def where(addresses: "Addresses") -> str:

@@ -17,6 +17,7 @@ from backprop_core.settings import Settings
 from flows import tables
 from flows.console import OURS, Bar, configure_logging, error_text, trace_text
 from tasks.progress import Progress
+from tasks.run import as_coded
 from tasks.tracking import RunSummary
 
 SECRET = "hf_" + "a1B2c3D4" * 4
@@ -233,6 +234,14 @@ def test_what_to_do_next() -> None:
         for status in ("finished", "failed", "interrupted")
     }
     assert "backprop resume" in last["failed"] and "backprop resume" in last["interrupted"]
+
+
+@pytest.mark.parametrize(("flow", "said"), [("drift", "start it again"), ("train", "backprop resume abc")])
+def test_a_look_at_fresh_rows_is_not_resumed(flow: str, said: str) -> None:
+    """`backprop resume` refuses a run of drift, so nobody is sent there."""
+    assert said in as_coded(KeyboardInterrupt(), "abc", flow).hint
+    last = drawn(tables.run(result(status="interrupted", flow=flow, gguf=[])))[-1]
+    assert ("backprop resume" in last) == (flow == "train")
 
 
 def test_history_as_a_table() -> None:

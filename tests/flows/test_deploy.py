@@ -12,6 +12,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymen
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
+from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 
 from backprop_core.errors import ConfigInvalid
@@ -186,12 +187,22 @@ def tell(client: SyncPrefectClient, line: str, event: UUID) -> None:
 def test_a_lines_automation_goes_with_its_file(
     client: SyncPrefectClient, line: DeploymentResponse, tmp_path: Path
 ) -> None:
-    """Removed once the file is gone from where it was; whoever has other places leaves it alone."""
+    """With what its file had started by the clock, once the file is gone from where it was; elsewhere nothing goes."""
     elsewhere = CONFIG.model_copy(update={"home": tmp_path})
     assert [change.details for change in deploy(elsewhere, {}, pool=POOL, dry_run=False) if change.details] == []
-    name = "automation deploytest: new data of line support"
-    gone = [(name, False, ["removed: the line's file is gone"])]
-    assert (changed(dry_run=True), changed(), changed()) == (gone, gone, [])
+    put(job(drift=StalenessSpec(cron="0 * * * *")))
+    client.create_deployment_schedules(line.id, [(CronSchedule(cron="5 5 * * *"), True)])
+    gone = changed(dry_run=True)
+    assert [what for what, *_ in gone] == [
+        "deployment drift/support",
+        "deployment retrain/support",
+        "automation deploytest: new data of line support",
+    ]
+    assert all(details[0].startswith("removed") or details[0].endswith("removed") for *_, details in gone)
+    assert (changed(), changed()) == (gone, [])
+    assert crons(client) == [("5 5 * * *", True)]
+    with pytest.raises(ObjectNotFound):
+        client.read_deployment_by_name("drift/support")
 
 
 def test_a_line_asks_for_looks_at_fresh_rows(client: SyncPrefectClient, line: DeploymentResponse) -> None:

@@ -38,10 +38,11 @@ DEPLOYMENTS = {name: f"flows.{name.replace('-', '_')}:{name.replace('-', '_')}" 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
-    """A home with one line's file."""
+    """A home with a line's file, and with that of a line whose data is looked at."""
     home = tmp_path_factory.mktemp("served")
     (home / "lines").mkdir()
     (home / "lines" / "support.yaml").write_text(JOB.format(base=base))
+    (home / "lines" / "watched.yaml").write_text("datasets: [{path: drops.jsonl}]\npoll_seconds: 1\n")
     return home
 
 
@@ -175,6 +176,18 @@ def test_a_line_of_the_home_is_deployed(server: PrefectServer) -> None:
     """Its file makes the deployment `retrain/support`, with its schedule."""
     deployment = server.deployment("retrain/support")
     assert [schedule["schedule"]["cron"] for schedule in deployment["schedules"]] == ["0 3 * * *"]
+
+
+def test_it_looks_for_new_data(server: PrefectServer, home: Path) -> None:
+    """A file that comes where a line's file says it, and says how often to look, starts one run of the line."""
+    (home / "drops.jsonl").write_text('{"text": "a"}\n')
+    wanted = {"flow_runs": {"tags": {"all_": ["new-data"]}}}
+    wait_until(lambda: bool(server.call("POST", "/flow_runs/filter", wanted)[1]), 300, "run", home / "worker.log")
+    [run] = server.call("POST", "/flow_runs/filter", wanted)[1]
+    assert run["deployment_id"] == server.deployment("retrain/watched")["id"]
+    server.finished(run["id"])  # refused: the home is not below the allowed directories
+    assert "line watched waits for new data: [INPUT_NOT_FOUND]" in (home / "worker.log").read_text()
+    assert f"flow run {run['name']} is for the data" in (home / "worker.log").read_text()
 
 
 def answer(url: str, method: str = "GET", **headers: str) -> int:

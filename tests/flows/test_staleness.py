@@ -6,20 +6,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 
-from backprop_core.errors import RunUnknown
+from backprop_core.errors import PrefectUnreachable, RunUnknown
 from backprop_core.refs import RunResult
-from backprop_core.specs import LoraSpec, TrainSpec
+from backprop_core.settings import settings
+from backprop_core.specs import EvaluationSpec, LoraSpec, TrainSpec
 from flows import start
 from flows.drift import FEWEST, drift
 from flows.retrain import retrain
+from tasks.tracking import show_run
 from tests.core import nano
 from tests.wire.prefect_server import wait_until
 
 COLOURS = {"sky": "blue", "grass": "green", "snow": "white", "coal": "black"}
 TRAINING = TrainSpec(steps=24, batch_size=8, learning_rate=1e-2, lora=LoraSpec(rank=8))
+FEW = EvaluationSpec(heldout_max=12)  # fewer than drift measures
 TOLD = "backprop.new-data"
 pytestmark = pytest.mark.usefixtures("prefect", "line")
 
@@ -35,7 +39,7 @@ def line(prefect: None, folder: Path) -> Iterator[RunResult]:
     base = nano.build(folder / "base", initializer_range=0.3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BACKPROPAGATE_HOME", str(folder / "home"))
-        made = retrain("colours", night(folder, 1), model=str(base), training=TRAINING)
+        made = retrain("colours", night(folder, 1), model=str(base), training=TRAINING, evaluation=FEW)
         assert made.status == "finished", made.gate
         yield made
 
@@ -69,11 +73,28 @@ def test_only_other_rows_ask_for_a_retrain(folder: Path) -> None:
     assert ", above 1.3 times" in (other.reason or ""), other.reason
     wait_until(lambda: bool(told(other)), 180, "event")
     [payload] = told(other)
-    assert payload["fresh"] > 1.3 * payload["heldout"] > 0 and payload["rows"] > FEWEST
+    assert payload["fresh"] > 1.3 * payload["heldout"] > 0 and payload["rows"] == FEWEST
     assert all(f"{payload[name]:.4f}" in (other.reason or "") for name in ("fresh", "heldout"))
     assert told(same) == []
     with pytest.raises(RunUnknown, match="only tried"):
         start.resume(other.run_id)
+
+
+def test_what_came_of_it_is_in_the_record(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose event nobody takes has failed, says how to go on, and was not told of as a success."""
+    send = SyncPrefectClient.request
+
+    def refuse(client: SyncPrefectClient, method: Any, path: Any, **rest: Any) -> httpx.Response:
+        if path == "/events":
+            raise httpx.ConnectError("away")
+        return send(client, method, path, **rest)
+
+    monkeypatch.setattr(SyncPrefectClient, "request", refuse)
+    with pytest.raises(PrefectUnreachable, match="away") as refused:
+        drift("colours", night(folder, 4, shuffled=True))
+    assert refused.value.run_id
+    run = show_run(settings(), refused.value.run_id)
+    assert (run.status, run.flow, run.error and run.error.code) == ("failed", "drift", PrefectUnreachable.code)
 
 
 def test_where_it_cannot_be_told(folder: Path, line: RunResult) -> None:

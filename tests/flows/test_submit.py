@@ -2,19 +2,21 @@
 
 import inspect
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
+from filelock import FileLock
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from backprop_core.errors import PathForbidden
+from backprop_core.errors import PathForbidden, ServerActive
 from backprop_core.settings import Settings
 from backprop_core.specs import DatasetSpec, LineSpec, RunSpec
-from flows import cli, deploy, submit
+from flows import cli, deploy, serve, submit
 from flows.cli.flags import Flags
 from flows.parameters import differing, parameters
 from flows.serve import Addresses, alone, running
@@ -138,10 +140,29 @@ def test_the_homes_own_server_is_known(tmp_path: Path) -> None:
         page="http://page", prefect="http://p", api="http://p/api", mlflow="http://m", pid=1, allowed=[str(tmp_path)]
     )
     assert running(config) is None
-    with alone(config) as place:
-        place.write_text(addresses.model_dump_json())
+    with alone(config) as (place, known):
+        assert (running(config), known) == (None, {})
+        serve.write(place, addresses)
         assert running(config) == addresses
+        with pytest.raises(ServerActive, match="http://page"), alone(config):
+            pass
     assert running(config) is None
+    for _ in range(2):  # one that never came up forgets nothing
+        with alone(config) as (_, known):
+            assert running(config) is None and Addresses.model_validate(known) == addresses
     submit.refuse_paths(RunSpec(datasets=[DatasetSpec(path=str(tmp_path / "a"))]), addresses)
     with pytest.raises(PathForbidden, match=r"/etc/passwd .* http://page"):
         submit.refuse_paths(RunSpec(datasets=[DatasetSpec(path="/etc/passwd")]), addresses)
+
+
+def test_who_only_asks_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`serve` starts although somebody who asks whether one runs holds the lock for a moment."""
+    assert serve.ASKED > 0
+    monkeypatch.setattr(serve, "ASKED", 100)  # a busy machine's moment
+    tmp_path.joinpath("serve.json").write_text("{}")
+    lock = FileLock(tmp_path / "serve.lock", thread_local=False)
+    lock.acquire()
+    asking = threading.Timer(0.2, lock.release)
+    asking.start()
+    with alone(Settings(home=tmp_path)):
+        asking.join()

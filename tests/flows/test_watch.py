@@ -5,19 +5,23 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
+from fsspec import AbstractFileSystem
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
-from backprop_core.errors import DeploymentMissing
+from backprop_core.errors import DeploymentMissing, PrefectUnreachable
 from backprop_core.settings import Settings
-from backprop_core.specs import LineSpec
-from flows import cli, deploy
+from backprop_core.specs import DatasetSpec, LineSpec
+from flows import cli, deploy, watch
+from flows.automations import announce
 from flows.watch import Watch, ask
 from tests.flows.test_cli import same_signals
 from tests.wire.prefect_server import ROOT, wait_until
@@ -138,6 +142,42 @@ def test_a_line_without_a_deployment(prefect: None) -> None:
     """It has to be deployed first, and that is said."""
     with pytest.raises(DeploymentMissing, match="retrain/nowhere"):
         ask("nowhere", "a")
+
+
+class Foreign(Exception):
+    """What some package of a protocol raises."""
+
+
+class Flaky(AbstractFileSystem):  # type: ignore[misc]  # it has no types
+    """A remote file system whose errors are its own."""
+
+    protocol = "flaky"
+    looks = 0
+
+    def ukey(self, path: str) -> str:
+        Flaky.looks += 1
+        raise Foreign("no login: horse staple")
+
+
+def test_what_nobody_knows_ends_no_watch(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, job: LineSpec
+) -> None:
+    """An exception that only a protocol's package has is logged, and it is looked again."""
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+    monkeypatch.setattr(watch, "AGAIN", 0.01)
+    before = threading.excepthook
+    with watch.watching([job.model_copy(update={"datasets": [DatasetSpec(path="flaky://bucket/a.jsonl")]})]):
+        wait_until(lambda: Flaky.looks > 2, 120, "look after the first")
+    assert threading.excepthook is before
+    first = caplog.records[0]
+    assert f"line {LINE}: its watch has ended" in first.getMessage() and first.exc_info
+    assert first.exc_info[0] is Foreign
+
+
+def test_a_server_that_does_not_answer_has_a_code() -> None:
+    """Whoever talks to Prefect's server hears of one that is away by our code, not by its client's errors."""
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}), pytest.raises(PrefectUnreachable):
+        announce("watchtest", LINE, {})
 
 
 @pytest.mark.usefixtures(same_signals.__name__)

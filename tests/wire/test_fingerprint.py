@@ -51,6 +51,14 @@ def test_a_file_by_size_and_time(tmp_path: Path) -> None:
     assert len({first, second, of(file)}) == 3
 
 
+def test_what_the_disk_refuses_has_a_code(tmp_path: Path) -> None:
+    """An error of the file system, here of a name that is too long, is none of Python's."""
+    with pytest.raises(InputValidationFailed, match="too long"):
+        of(tmp_path / ("a" * 300))
+    assert not DatasetSpec(path="data/rows.jsonl").on_hub(tmp_path / ("a" * 300))
+    assert DatasetSpec(path="owner/name").on_hub(tmp_path / ("a" * 300))
+
+
 def test_a_directory_by_its_files(tmp_path: Path) -> None:
     """A file more, less or renamed makes it another; what is hidden, unfinished or no file of rows does not."""
     with pytest.raises(NoRows):
