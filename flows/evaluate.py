@@ -25,7 +25,7 @@ def evaluate(
         ref: A run_id or the start of one, a line (its champion), line@version, or a directory with a PEFT adapter.
         data: Files or addresses of rows, all of which are scored; the held-out sets of the run if not given.
         evaluation: What is measured otherwise than the run itself did.
-        model: Base of the adapter in a directory, if its config does not name it.
+        model: Base of the adapter in a directory, whatever its config names; that one if not given.
         run_id: Of an interrupted evaluation that shall go on; everything else is then taken from its record.
         fresh: Do every stage again, whatever the cache has.
     """

@@ -45,7 +45,7 @@ def export(
         num_ctx: Tokens of context that Ollama keeps; the model's own, at most 8192, if not given.
         system: System prompt of the served model.
         license: Licence of the served model.
-        model: Base of the adapter in a directory, if its config does not name it.
+        model: Base of the adapter in a directory, whatever its config names; that one if not given.
         run_id: Of an interrupted export that shall go on.
         fresh: Do every stage again, whatever the cache has.
     """

@@ -180,14 +180,16 @@ def test_a_line_of_the_home_is_deployed(server: PrefectServer) -> None:
 
 def test_it_looks_for_new_data(server: PrefectServer, home: Path) -> None:
     """A file that comes where a line's file says it, and says how often to look, starts one run of the line."""
+    log = home / "worker.log"
+    waits = "line watched waits for new data: [INPUT_NOT_FOUND]"
+    wait_until(lambda: waits in log.read_text(), 300, "first look", log)
     (home / "drops.jsonl").write_text('{"text": "a"}\n')
     wanted = {"flow_runs": {"tags": {"all_": ["new-data"]}}}
-    wait_until(lambda: bool(server.call("POST", "/flow_runs/filter", wanted)[1]), 300, "run", home / "worker.log")
+    wait_until(lambda: bool(server.call("POST", "/flow_runs/filter", wanted)[1]), 300, "run", log)
     [run] = server.call("POST", "/flow_runs/filter", wanted)[1]
     assert run["deployment_id"] == server.deployment("retrain/watched")["id"]
     server.finished(run["id"])  # refused: the home is not below the allowed directories
-    assert "line watched waits for new data: [INPUT_NOT_FOUND]" in (home / "worker.log").read_text()
-    assert f"flow run {run['name']} is for the data" in (home / "worker.log").read_text()
+    wait_until(lambda: f"flow run {run['name']} is for the data" in log.read_text(), 60, "line in the log", log)
 
 
 def answer(url: str, method: str = "GET", **headers: str) -> int:
