@@ -24,7 +24,7 @@ from backprop_core.store import Store
 log = logging.getLogger(__name__)
 UNFINISHED = {"failed", "interrupted", "running"}
 KEEP = 3  # versions of a line
-OF_A_LINE = {"retrain", "promote", "release", "rollback"}  # flows whose runs belong to a line
+OF_A_LINE = {"retrain", "promote", "release", "rollback", "drift"}  # flows whose runs belong to a line
 RemoveTag = Callable[[str, int], bool]  # line and version -> whether its tag is gone, if it had one
 
 
@@ -96,6 +96,9 @@ class Plan:
         for path in self._checkpoints:
             shutil.rmtree(path, ignore_errors=True)
         self._forget(set(self._artifacts))
+        for note in self._store.root.glob("flow-runs/*"):
+            if not is_unfinished(self._store.run(note.read_text(encoding="utf-8"))):
+                note.unlink()
         for line, numbers in self._dropped.items():
             for number in numbers:
                 if remove_tag(line, number):
@@ -126,13 +129,14 @@ class Plan:
         return found
 
     def _held_by_runs(self) -> set[str]:
-        """What unfinished runs start from and hold."""
-        found = set[str]().union(*leased(self._store).values())
+        """What unfinished runs start from and hold; none lives now, and of drift none is gone on with."""
+        held, found = leased(self._store), set[str]()
         for spec in self._store.root.glob("runs/*/spec.json"):
-            result = spec.with_name("result.json")
-            if not result.is_file() or json.loads(result.read_bytes())["status"] in UNFINISHED:
-                found |= digests_of(spec) | digests_of(result)
-        return found
+            if json.loads(spec.read_bytes())["flow"] == "drift":
+                held.pop(spec.parent.name, None)
+            elif is_unfinished(spec.parent):
+                found |= digests_of(spec) | digests_of(spec.with_name("result.json"))
+        return found.union(*held.values())
 
     def _left_behind(self, line: str) -> set[str]:
         """What the line's finished runs and dropped versions name, and no run that is not the line's."""
@@ -148,6 +152,13 @@ class Plan:
             own |= digests_in(self._lines.version(line, number).model_dump_json())
             own |= digests_of(record_of(line, number, self._store))
         return own - others
+
+
+def is_unfinished(run: Path) -> bool:
+    """Whether there is such a run, and it has not come to its end."""
+    result = run / "result.json"
+    ended = result.is_file() and json.loads(result.read_bytes())["status"] not in UNFINISHED
+    return (run / "spec.json").is_file() and not ended
 
 
 def digests_of(path: Path) -> set[str]:

@@ -25,6 +25,19 @@ LINE, SIZE = "support", 20_000
 NOBODY = Services(None, None, None)  # type: ignore[arg-type]  # a line that is published nowhere asks nobody
 
 
+def looked_at(store: Store, run_id: str, made: LineVersion, status: str | None) -> None:
+    """A drift run over a version, its lease left over unless it has finished."""
+    folder = store.run(run_id)
+    folder.mkdir(parents=True)
+    asked = {"flow": "drift", "spec": {"line": LINE}, "live": {"version": made.model_dump(mode="json")}}
+    (folder / "spec.json").write_text(json.dumps(asked))
+    if status:
+        (folder / "result.json").write_text(json.dumps({"status": status}))
+    lease = Lease(run_id, store)
+    lease.add(made.merged.digest)
+    lease.end(finished=status == "unchanged")
+
+
 def artifact(store: Store, text: str, ref: type[Any] = AdapterRef, **fields: Any) -> Any:
     with store.begin("test") as directory:
         (directory / "file").write_text(text.ljust(SIZE))
@@ -160,6 +173,34 @@ def test_after_a_release_only_the_line_is_tidied(world: World) -> None:
     assert world.candidate in world.there()
     assert world.there() >= kept and not world.there() & set(world.versions[1][:2])
     assert not [path for path in world.store.root.glob("artifacts/*/file") if path.read_text().startswith("f16")]
+
+
+@pytest.mark.parametrize(
+    ("line", "status"), [(LINE, "unchanged"), (LINE, "failed"), (None, "interrupted"), (None, None)]
+)
+def test_what_drift_looked_at_can_go(world: World, line: str | None, status: str | None) -> None:
+    """However a drift run has ended, the champion that it tried is not kept for it, nor is anything for its lease."""
+    looked_at(world.store, "b" * 32, Lines(world.store).version(LINE, 1), status)
+    world.prune(line=line, keep=2)
+    assert not world.there() & set(world.versions[1][:2])
+    assert world.there() >= {*world.versions[5], *world.versions[6], *world.unfinished}
+
+
+def test_notes_of_tries_go_with_the_end_of_their_runs(world: World) -> None:
+    """A flow run's note stays while its run may be gone on with, or be found dead; not when that is over."""
+    notes = world.store.root / "flow-runs"
+    notes.mkdir()
+    states = {"finished": "1", "unchanged": "2", "failed": "3", "interrupted": "4"}
+    for status, digit in states.items():
+        ended(world.store, digit * 32, flow="drift", stages=[], status=status)
+        (notes / status).write_text(digit * 32)
+    (world.store.run("4" * 32) / "result.json").unlink()
+    (notes / "interrupted").rename(notes / "killed")
+    (notes / "gone").write_text("9" * 32)
+    world.prune(dry_run=True)
+    assert len(list(notes.iterdir())) == 5
+    world.prune()
+    assert {path.name for path in notes.iterdir()} == {"failed", "killed"}
 
 
 def test_a_tag_that_cannot_go_is_tried_again(world: World) -> None:
