@@ -64,6 +64,7 @@ class Prepared(Record):
     live: Live | None = Field(None, description="The champion that a retrain continues; None: the line's first run.")
     converter: ConverterRef | None = Field(None, description="Writes the GGUF files, where we have no writer.")
     tasks: OwnTasks | None = Field(None, description="Own tasks of lm-evaluation-harness.")
+    fresh: bool = Field(False, description="Every stage is done again, whatever the cache has; no part of the digest.")
 
     def digest(self) -> str:
         """Digest of everything that decides the run's results; whoever has the same has the same results."""

@@ -52,6 +52,7 @@ from backprop_core.store import Store, disk_error, write_atomic
 from backprop_core.verdicts import Decision, GateReport
 from backprop_core.worker.handle import Worker
 from tasks import prepare, tries, worker
+from tasks.afresh import Afresh
 from tasks.policy import is_recorded, results
 from tasks.progress import Progress, report
 from tasks.record import RunJournal
@@ -92,7 +93,8 @@ def recorded(start: Start, *, run_id: str | None, fresh: bool) -> Iterator["Run"
     """A run from its first log line to its result, which is kept whatever happens.
 
     `start` finds out what a new run starts from. With the run_id of an earlier run that one goes on instead, from what
-    it committed; so does, without one, what an earlier try of the same flow run has left over.
+    it committed; so does, without one, what an earlier try of the same flow run has left over. Either is `fresh` if it
+    began so.
     """
     config = settings()
     store = Store(config.store_path)
@@ -101,8 +103,8 @@ def recorded(start: Start, *, run_id: str | None, fresh: bool) -> Iterator["Run"
         cleanup.callback(worker.stop)
         earlier = prepare.full_run_id(run_id, store) if run_id else tries.left_over(store)
         full_id = earlier or new_run_id()
-        prepared = prepare.load(full_id, store) if earlier else start(store)
-        with Run(full_id, prepared, config, store, fresh and not earlier) as run:
+        prepared = prepare.load(full_id, store) if earlier else start(store).model_copy(update={"fresh": fresh})
+        with Run(full_id, prepared, config, store) as run:
             tries.note(full_id, store)
             token = _current.set(run)
             cleanup.callback(_current.reset, token)
@@ -130,7 +132,7 @@ class LoraRun:
 class Run:
     """What the flow's body and the tasks see of it. Made by `recorded`."""
 
-    def __init__(self, run_id: str, prepared: prepare.Prepared, config: Settings, store: Store, fresh: bool) -> None:
+    def __init__(self, run_id: str, prepared: prepare.Prepared, config: Settings, store: Store) -> None:
         self.run_id = run_id
         self.prepared = prepared
         self.settings = config
@@ -151,7 +153,7 @@ class Run:
         self.audience: Audience | None = None
         self._verdict: Status = "finished"
         self._reason: str | None = None
-        self._fresh = fresh
+        self._afresh = Afresh(store.run(run_id), asked=prepared.fresh)
         limit = prepared.spec.max_seconds if prepared.flow in prepare.TRAINING else None
         self._deadline = time.monotonic() + limit if limit else math.inf
         earlier = Lines(store).ancestors(prepared.spec.line, self.version) if prepared.flow == "retrain" else []
@@ -200,18 +202,21 @@ class Run:
         """Run a stage through Prefect, or take its result from the cache."""
         begin = time.monotonic()
         key = stage_key(stage.name, parameters)
+        again = self._afresh.is_due(key)
         self._lease.add(key)
         if stage.name in IN_THE_WORKER and not is_recorded(self.store, key):
             # whoever has the device now may be doing this very stage
             self._worker(stage.name).wait_for_slot(self._deadline)
-        if time.monotonic() > self._deadline and (self._fresh or not is_recorded(self.store, key)):
+        if time.monotonic() > self._deadline and (again or not is_recorded(self.store, key)):
             raise self._late(f"stopped before {stage.name}")
-        if self._fresh and stage.name == "train":
+        if stage.name == "train" and again and not self._afresh.has_begun(key):
             with self.store.lock(key):  # whoever trains the same now keeps its checkpoints until it is done
                 shutil.rmtree(self.store.checkpoints(key), ignore_errors=True)
-        task = stage.with_options(refresh_cache=self._fresh, result_storage=results(self.store))
+        self._afresh.begin(key)
+        task = stage.with_options(refresh_cache=again, result_storage=results(self.store))
         state = task(**parameters, return_state=True)
         result: R = state.result()
+        self._afresh.end(key)
         for name in digests_in(result.model_dump_json()):
             self._lease.add(name)
         shutil.rmtree(self.store.checkpoints(key), ignore_errors=True)  # only now: Prefect has noted what it made

@@ -1,6 +1,7 @@
 """Which run a deployed flow run has begun: tried again, it goes on with that one.
 
-flow-runs/<id of Prefect's>   the run_id, in the store, so that the next try may be another machine's
+flow-runs/<id of Prefect's>   the run_id, in the store, so that the next try may be another machine's;
+                              pruned when that run is finished
 """
 
 from pathlib import Path
@@ -9,6 +10,7 @@ from backprop_core.leases import killed
 from backprop_core.refs import RunResult
 from backprop_core.settings import Settings
 from backprop_core.store import Store, write_atomic
+from tasks import prepare
 from tasks.artifacts import flow_run_id
 from tasks.confine import is_deployed
 
@@ -20,17 +22,22 @@ def note(run_id: str, store: Store) -> None:
 
 
 def left_over(store: Store) -> str | None:
-    """The run that an earlier try of this flow run has begun, if it was killed or stopped, or failed for a while.
-
-    None for one that has finished, and for one whose failure calls for other parameters or files: that one begins anew.
-    """
+    """The run that an earlier try of this flow run has begun, if it can be gone on with; else this one begins anew."""
     run_id = begun(flow_run_id() or "", store) if is_deployed() else None
-    if run_id is None:
-        return None
+    return run_id if run_id and can_go_on(run_id, store) else None
+
+
+def can_go_on(run_id: str, store: Store) -> bool:
+    """Whether a run was killed or stopped, or failed for a while.
+
+    Not one that has finished, nor one whose failure calls for other parameters or files, nor drift, for which prune
+    keeps nothing.
+    """
+    if prepare.load(run_id, store).flow == "drift":
+        return False
     path = store.run(run_id) / "result.json"
     result = RunResult.model_validate_json(path.read_bytes()) if path.is_file() else None
-    can_go_on = result is None or result.status == "interrupted" or bool(result.error and result.error.retryable)
-    return run_id if can_go_on else None
+    return result is None or result.status == "interrupted" or bool(result.error and result.error.retryable)
 
 
 def has_died(flow_run: str, config: Settings) -> bool:

@@ -8,23 +8,34 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+from prefect import Task, flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.flow_engine import run_flow
 from prefect.settings import get_current_settings
 from prefect.states import AwaitingRetry
 
-from backprop_core.errors import BackpropError
-from backprop_core.refs import RunResult
+from backprop_core.errors import BackpropError, Interrupted
+from backprop_core.refs import BaseRef, Drift, RunResult
 from backprop_core.settings import settings
-from backprop_core.specs import LoraSpec, TrainSpec
+from backprop_core.specs import DatasetSpec, LoraSpec, RunSpec, TrainSpec
 from flows.serve_worker import give_up_the_dead
 from flows.train import train
+from tasks.policy import stage
+from tasks.prepare import Prepared
+from tasks.run import recorded
 from tests.faults.hold import Hold
 from tests.faults.test_outage import steps_by_run
 
 STEPS = 5
 SPEC = TrainSpec(steps=STEPS, batch_size=8, checkpoint_seconds=0, device="cpu", lora=LoraSpec(rank=4))
+START = Prepared(
+    flow="train",
+    spec=RunSpec(datasets=[DatasetSpec(path="a")]),
+    base=BaseRef(name="base", digest="b" * 64),
+    sources=[],
+    watch=[],
+)
 pytestmark = pytest.mark.usefixtures("prefect", "home")
 
 
@@ -71,10 +82,10 @@ def state(client: SyncPrefectClient, flow_run: UUID) -> State:
 def test_a_killed_try_is_gone_on_with(client, home, base, data, tmp_path, monkeypatch):
     """Killed in a training: said to be so by the worker that comes next, and tried again it stays one run.
 
-    The steps that were done are not done again: MLflow has each once.
+    Its `fresh` is about what others have done. The steps that it has done are not done again: MLflow has each once.
     """
     monkeypatch.setenv("BACKPROPAGATE_ALLOWED_PATHS", f"{base}:{Path(data[0]).parent}")
-    flow_run = asked(client, data=data[0], model=str(base), training=SPEC.model_dump(mode="json")).id
+    flow_run = asked(client, data=data[0], model=str(base), training=SPEC.model_dump(mode="json"), fresh=True).id
     hold = Hold(tmp_path / "hold", training=1)
     with started(flow_run, **hold.environment) as process:
         hold.reached(lambda: process.poll() is None)
@@ -89,8 +100,42 @@ def test_a_killed_try_is_gone_on_with(client, home, base, data, tmp_path, monkey
     assert started(flow_run).wait() == 0
     [(again, finished)] = made(home).items()
     assert again == run_id and finished and finished.status == "finished"
+    assert [stage.cached for stage in finished.stages if stage.stage in ("curate", "train")] == [True, False]
     [lora_run] = finished.runs
     assert steps_by_run(home) == {lora_run.run_id: dict.fromkeys(range(1, STEPS + 1), 1)}
+
+
+def test_a_fresh_run_that_goes_on_is_fresh(home):
+    """What it has not done itself, it does again, whatever others did meanwhile; and what it has done, it takes."""
+    done: list[str] = []
+
+    def does(name: str) -> Task[..., Drift]:
+        def of(word: str) -> Drift:
+            done.append(name)
+            return Drift(a=0, b=0, weight=0)
+
+        of.__name__ = name
+        return stage(of)
+
+    before, after = does("pool"), does("first")
+
+    @flow(persist_result=False)
+    def job(run_id: str | None, fresh: bool, stops: bool) -> list[bool]:
+        with recorded(lambda _: START, run_id=run_id, fresh=fresh) as run:
+            run.call(before, word="x")
+            if stops:
+                raise Interrupted(run.run_id, hint="")
+            run.call(after, word="x")
+        return [each.cached for each in run.stages]
+
+    assert job(None, fresh=False, stops=False) == [False, False]
+    with pytest.raises(Interrupted) as stopped:
+        job(None, fresh=True, stops=True)
+    assert job(None, fresh=False, stops=False) == [True, True]
+    assert done == ["pool", "first", "pool"]
+    for cached in (False, True):
+        assert job(stopped.value.run_id, fresh=False, stops=False) == [True, cached]
+    assert done == ["pool", "first", "pool", "first"]
 
 
 def test_a_try_with_wrong_input_begins_anew(client, home, base, tmp_path, monkeypatch):
