@@ -10,22 +10,27 @@ from tests.wire.prefect_server import ROOT, wait_until
 SITE = """
 import os, sys, time
 wanted, held, times = os.environ["HOLD"] + "/wanted", os.environ["HOLD"] + "/held", int(os.environ["HOLD_AT"])
+seconds = float(os.environ["HOLD_SECONDS"])
 def audit(event, arguments):
     global times
     if event == "os.rename" and str(arguments[1]).endswith("step-000003"):
         times -= 1
         if times == 0 and os.path.exists(wanted):
             os.rename(wanted, held)
-            while os.path.exists(held):
+            until = time.monotonic() + seconds
+            while os.path.exists(held) and time.monotonic() < until:
                 time.sleep(0.02)
 sys.addaudithook(audit)
 """
 
 
 class Hold:
-    """The first process that comes to step 3 of its `training`-th training is held there, the others are not."""
+    """The first process that comes to step 3 of its `training`-th training is held there, the others are not.
 
-    def __init__(self, place: Path, *, training: int) -> None:
+    It goes on by itself after `seconds`, longer than any test waits: none stays that a failing test has left.
+    """
+
+    def __init__(self, place: Path, *, training: int, seconds: float = 1800) -> None:
         place.mkdir()
         (place / "sitecustomize.py").write_text(SITE)
         (place / "wanted").touch()
@@ -34,6 +39,7 @@ class Hold:
             "PYTHONPATH": f"{place}{os.pathsep}{ROOT}",
             "HOLD": str(place),
             "HOLD_AT": str(training),
+            "HOLD_SECONDS": str(seconds),
             "OMP_NUM_THREADS": "1",
         }
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +42,28 @@ def done(command: list[str], env: dict[str, str]) -> dict[str, Any]:
     return dict(json.loads(finished.stdout))
 
 
+def started(cleanup: ExitStack, command: list[str], **options: Any) -> "subprocess.Popen[str]":
+    """A job in a process group of its own; if it still runs when the stack closes, the group is killed."""
+    job: subprocess.Popen[str] = cleanup.enter_context(
+        subprocess.Popen(command, start_new_session=True, text=True, **options)
+    )
+    cleanup.callback(kill, job)
+    return job
+
+
+def kill(job: "subprocess.Popen[str]") -> None:
+    if job.poll() is None:
+        os.killpg(job.pid, signal.SIGKILL)
+
+
 def test_a_run_of_one_machine_is_resumed_on_the_other(world, tmp_path):
     """Killed on the first, it ends on the second with the unbroken run's bits; the first then has it from the cache."""
     hold = Hold(tmp_path / "hold", training=1)
     first, second = told(world, "first", "shared"), told(world, "second", "shared")
-    with subprocess.Popen(
-        command(world),
-        env=first | hold.environment,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as job:
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with ExitStack() as killing:
+        job = started(killing, command(world), env=first | hold.environment, **quiet)
         hold.reached(lambda: job.poll() is None)
-        os.killpg(job.pid, signal.SIGKILL)
     [run] = [path.name for path in (world / "shared" / "runs").iterdir()]
     resumed = done([*BACKPROP, "resume", run, "--json"], second)
     assert (resumed["run_id"], resumed["status"]) == (run, "finished")
@@ -69,14 +79,15 @@ def test_two_machines_retrain_one_line(world, tmp_path):
     options = ["--model", str(world / "base"), "--steps", "6", "--set", "training.learning_rate=0.01", *QUICK]
     options += ["--set", "training.lora.rank=8", "--line", "shared"]
     hold = Hold(tmp_path / "hold", training=1)
-    first = retrain(world, tmp_path, "fourth", 1, options, hold.environment)
-    hold.reached(lambda: first.poll() is None)
-    second = retrain(world, tmp_path, "fifth", 2, options)
-    said = tmp_path / "fifth.err"
-    wait_until(lambda: "working on line shared" in said.read_text(), 1500, "second machine that waits", said)
-    assert second.poll() is None
-    hold.let_go()
-    results = [json.loads(job.communicate()[0]) for job in (first, second)]
+    with ExitStack() as cleanup:
+        first = retrain(cleanup, world, tmp_path, "fourth", 1, options, hold.environment)
+        hold.reached(lambda: first.poll() is None)
+        second = retrain(cleanup, world, tmp_path, "fifth", 2, options)
+        said = tmp_path / "fifth.err"
+        wait_until(lambda: "working on line shared" in said.read_text(), 1500, "second machine that waits", said)
+        assert second.poll() is None
+        hold.let_go()
+        results = [json.loads(job.communicate()[0]) for job in (first, second)]
     assert [job.returncode for job in (first, second)] in ([0, 0], [0, 3])
     assert (results[0]["status"], results[0]["version"]) == ("finished", 1)
     lines = Lines(Store(world / "line"))
@@ -86,14 +97,16 @@ def test_two_machines_retrain_one_line(world, tmp_path):
 
 
 def retrain(
-    world: Path, place: Path, name: str, night: int, options: list[str], environment: Mapping[str, str] | None = None
+    cleanup: ExitStack,
+    world: Path,
+    place: Path,
+    name: str,
+    night: int,
+    options: list[str],
+    environment: Mapping[str, str] | None = None,
 ) -> "subprocess.Popen[str]":
     """A machine at work on the line; what it says to people is in a file."""
+    command = [*BACKPROP, "retrain", "--data", batch(place, night), *options]
+    env = told(world, name, "line") | (environment or {})
     with (place / f"{name}.err").open("w") as errors:
-        return subprocess.Popen(
-            [*BACKPROP, "retrain", "--data", batch(place, night), *options],
-            env=told(world, name, "line") | (environment or {}),
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        )
+        return started(cleanup, command, env=env, stdout=subprocess.PIPE, stderr=errors)
