@@ -170,7 +170,10 @@ def weights(directory: Path) -> list[Path]:
     """The safetensors files of the model, those that its index names if it has one."""
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        files = [directory / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        names = sorted(set(read_json(index)["weight_map"].values()))
+        if outside := [name for name in names if Path(name).name != name]:
+            raise ModelLoadFailed(f"{index.name} names {outside[0]}, which is no file beside it", hint="get it again")
+        files = [directory / name for name in names]
     else:
         files = [directory / "model.safetensors"]
     if missing := [file.name for file in files if not file.is_file()]:

@@ -43,6 +43,14 @@ def test_the_digest_is_of_the_content(base, resolve, tmp_path):
     assert resolve(moved).digest != first.digest
 
 
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/hosts", "a/b.safetensors"])
+def test_an_index_names_files_beside_it(base, resolve, name):
+    """A list of weights that leads out of the model's directory is refused before any of them is read."""
+    (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(ModelLoadFailed, match="no file beside it"):
+        resolve(base)
+
+
 def test_a_base_that_changed_under_a_run_is_refused(base, resolve, tmp_path):
     """A run goes on with the base it started from, or not at all."""
     ref = resolve(base)

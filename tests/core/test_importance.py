@@ -26,7 +26,8 @@ from tests.core import nano
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MEASURED = 16  # rows that the KL is measured on, and that are not read before
-LENGTH = {"max_length": 128, "skip": MEASURED, "base_digest": "b" * 64}
+LENGTH = {"max_length": 128, "skip": MEASURED}
+MADE_OF = {"base_digest": "b" * 64}
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -37,11 +38,11 @@ def test_squares_are_those_of_the_fused_model(
     base: LoadedBase, path: Path, tuned: AdapterRef, heldout: RowsRef, shared: Store
 ) -> None:
     """The first layer's as numpy computes them, and of every layer those that PEFT's merged model is given."""
-    found = importance(base, tuned, heldout, **LENGTH, store=shared)
+    found = importance(base, tuned, heldout, **LENGTH, **MADE_OF, store=shared)
     means = load_file(shared.local(found) / FILE)
     assert len(means) == 2 * 7 and found.rows == heldout.rows - MEASURED
     record = json.loads((shared.root / "records" / f"{found.digest}.json").read_text())
-    assert (record["base"], record["adapter"]) == (LENGTH["base_digest"], tuned.digest)
+    assert (record["base"], record["adapter"]) == (MADE_OF["base_digest"], tuned.digest)
     rows = read(shared.local(heldout) / "rows.jsonl")[MEASURED:]
     texts = [base.tokenizer.apply_chat_template(row["messages"], tokenize=False) for row in rows]
     ids = [base.tokenizer(text).input_ids for text in texts]
@@ -51,8 +52,8 @@ def test_squares_are_those_of_the_fused_model(
     assert means["blk.0.attn_q.weight"] == pytest.approx((scaled**2).mean(0), rel=1e-5)
     merged = PeftModel.from_pretrained(load(path, precision="fp32", device="cpu").model, shared.local(tuned))
     alone = LoadedBase(merged.merge_and_unload(), base.tokenizer, "fp32", base.device)
-    expected = load_file(shared.local(importance(alone, None, heldout, **LENGTH, store=shared)) / FILE)
-    bare = load_file(shared.local(importance(base, None, heldout, **LENGTH, store=shared)) / FILE)
+    expected = load_file(shared.local(importance(alone, None, heldout, **LENGTH, **MADE_OF, store=shared)) / FILE)
+    bare = load_file(shared.local(importance(base, None, heldout, **LENGTH, **MADE_OF, store=shared)) / FILE)
     for name, mean in means.items():
         assert mean == pytest.approx(expected[name], rel=1e-3), name
     assert means["blk.1.ffn_down.weight"] != pytest.approx(bare["blk.1.ffn_down.weight"], rel=1e-2)
@@ -70,7 +71,7 @@ def test_small_files_lose_less(shared: Store, tmp_path: Path) -> None:
     """On rows that were not read, q2_k and q3_k_m are nearer to the model than without, or upside down."""
     base = load(EXAMPLES / "base", precision="fp32", device="cpu")
     rows = read(EXAMPLES / "data" / "heldout" / "route.jsonl")[:60]
-    found = importance(base, None, nano.commit_rows(shared, rows), **LENGTH, store=shared)
+    found = importance(base, None, nano.commit_rows(shared, rows), **LENGTH, **MADE_OF, store=shared)
     means = load_file(shared.local(found) / FILE)
     save_file({name: 1 / (mean + 1e-6) for name, mean in means.items()}, tmp_path / "upside-down")
     convert(EXAMPLES / "base", None, tmp_path / "f16", outtype="f16")

@@ -9,7 +9,15 @@ import pytest
 from prefect.settings import get_current_settings
 from prefect.testing.utilities import prefect_test_harness
 
+from flows import environment
 from tests.core import nano
+
+
+@pytest.fixture(autouse=True)
+def no_server_of_an_earlier_test(monkeypatch) -> None:
+    """A temporary server that a command started in this process is nothing to the tests after it."""
+    monkeypatch.setattr(environment, "_server", None)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
 
 
 @pytest.fixture(scope="session")
