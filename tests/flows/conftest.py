@@ -9,14 +9,12 @@ import pytest
 from prefect.settings import get_current_settings
 from prefect.testing.utilities import prefect_test_harness
 
-from flows import environment
 from tests.core import nano
 
 
 @pytest.fixture(autouse=True)
-def no_server_of_an_earlier_test(monkeypatch) -> None:
-    """A temporary server that a command started in this process is nothing to the tests after it."""
-    monkeypatch.setattr(environment, "_server", None)
+def no_address_of_an_earlier_test(monkeypatch) -> None:
+    """A command that was called in this process has named its temporary server, for itself alone."""
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
 
 
