@@ -227,12 +227,13 @@ class Store:
                 shutil.rmtree(session, ignore_errors=True)
 
     def close(self) -> None:
-        """Remove this process's temporary directory."""
+        """Remove this process's temporary directory, and those of processes that are gone: it may have had none."""
         with self._guard:
             if self._session is not None:
                 shutil.rmtree(self._session, ignore_errors=True)
                 self._session_lock.release()
                 self._session = None
+        self.sweep()
 
     # Reading
 
