@@ -30,13 +30,14 @@ def harness(
 ) -> Harnessed:
     """Every metric of the named tasks and groups, by the package's own rules; its standard errors are left out.
 
-    Raises ConfigInvalid for a task that is not known, HarnessFailed where it cannot be done, GPUOutOfMemory.
+    Raises ConfigInvalid for tasks that are not known, or have changed since the run began; HarnessFailed where it
+    cannot be done; GPUOutOfMemory.
     """
     from lm_eval import simple_evaluate  # type: ignore[import-untyped]
     from lm_eval.models.huggingface import HFLM  # type: ignore[import-untyped]
 
     if own and own_tasks.find(Path(own.path)) != own:
-        raise HarnessFailed(f"{own.path} is not as it was when the run began", hint="start another run")
+        raise ConfigInvalid(f"{own.path} is not as it was when the run began", hint="start another run")
     tasks = known(spec, own)
     try:
         with adapted(base, adapter, store) as model, online():

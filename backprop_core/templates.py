@@ -1,4 +1,4 @@
-"""Chat templates before anything is loaded: where they are, that they render, and that they end. No torch."""
+"""Chat templates before anything is loaded: that they render, and that they come to an end. No torch."""
 
 import ctypes
 import json

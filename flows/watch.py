@@ -6,7 +6,7 @@ looks needs no memory: looking from two places, or again after a restart, starts
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 PATIENCE = 5.0  # seconds for a look to end
 AGAIN = 60.0  # seconds after which a watch goes on that something unknown has ended
 TAG = "new-data"  # of the runs that are asked for here
+WATCH = "watch "  # how the names of threads that look begin
+Hook = Callable[[threading.ExceptHookArgs], object]
 
 
 @dataclass
@@ -61,7 +63,7 @@ class Watch:
     def keep_on(self, stop: threading.Event) -> None:
         """Go on until it is stopped, whatever ends a look: a protocol's package raises what it likes."""
         while not stop.is_set():
-            thread = threading.Thread(target=self.go_on, args=[stop], name=self.job.line, daemon=True)
+            thread = threading.Thread(target=self.go_on, args=[stop], name=WATCH + self.job.line, daemon=True)
             thread.start()
             thread.join()
             stop.wait(AGAIN)
@@ -83,24 +85,28 @@ def ask(line: str, state: str) -> str:
         ) from error
 
 
-def say_what_ended(args: threading.ExceptHookArgs) -> None:
-    """Log what has ended a watch."""
-    log.error(
-        "line %s: its watch has ended by itself and goes on in %g s",
-        getattr(args.thread, "name", None),
-        AGAIN,
-        exc_info=args.exc_value,
-    )
+def saying(before: Hook) -> Hook:
+    """Log what has ended a watch; what has ended another thread is left to the hook `before`."""
+
+    def say(args: threading.ExceptHookArgs) -> None:
+        name = args.thread.name if args.thread else ""
+        if not name.startswith(WATCH):
+            before(args)
+            return
+        what = "line %s: its watch has ended by itself and goes on in %g s"
+        log.error(what, name.removeprefix(WATCH), AGAIN, exc_info=args.exc_value)
+
+    return say
 
 
 @contextmanager
 def watching(jobs: Iterable[LineSpec]) -> Iterator[None]:
     """Look at the sources of all lines that say how often, each in a thread, while the block runs.
 
-    What ends a thread, of ours or not, is logged meanwhile.
+    What ends such a thread is logged.
     """
     stop, before = threading.Event(), threading.excepthook
-    threading.excepthook = say_what_ended
+    threading.excepthook = saying(before)
     watches = [Watch(job) for job in jobs if job.poll_seconds]
     threads = [threading.Thread(target=watch.keep_on, args=[stop], daemon=True) for watch in watches]
     for thread in threads:

@@ -239,5 +239,5 @@ def child_environment() -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_WAIT_POLICY": "passive",
     }
-    fixed = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    fixed = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
     return {**defaults, **os.environ, **fixed, USER_OFFLINE: os.environ.get("HF_HUB_OFFLINE", "")}

@@ -162,13 +162,18 @@ class Flaky(AbstractFileSystem):  # type: ignore[misc]  # it has no types
 def test_what_nobody_knows_ends_no_watch(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, job: LineSpec
 ) -> None:
-    """An exception that only a protocol's package has is logged, and it is looked again."""
+    """An exception that only a protocol's package has is logged, and it is looked again; another thread's is not."""
     fsspec.register_implementation("flaky", Flaky, clobber=True)
     monkeypatch.setattr(watch, "AGAIN", 0.01)
-    before = threading.excepthook
+    others: list[threading.ExceptHookArgs] = []
+    before = others.append
+    monkeypatch.setattr(threading, "excepthook", before)
     with watch.watching([job.model_copy(update={"datasets": [DatasetSpec(path="flaky://bucket/a.jsonl")]})]):
         wait_until(lambda: Flaky.looks > 2, 120, "look after the first")
-    assert threading.excepthook is before
+        stranger = threading.Thread(target=lambda: 1 // 0)
+        stranger.start()
+        stranger.join()
+    assert threading.excepthook == before and [args.thread for args in others] == [stranger]
     first = caplog.records[0]
     assert f"line {LINE}: its watch has ended" in first.getMessage() and first.exc_info
     assert first.exc_info[0] is Foreign

@@ -13,7 +13,7 @@ from backprop_core.errors import HarnessFailed
 from backprop_core.refs import Harnessed
 from backprop_core.specs import HarnessSpec, ModelSpec
 from backprop_core.store import Store
-from backprop_core.worker.handle import Worker
+from backprop_core.worker.handle import Worker, child_environment
 from tests.core import nano
 from tests.wire.hub_server import TOKEN, HubServer, Repo
 
@@ -51,6 +51,7 @@ def test_data_of_the_hub(server: HubServer, tmp_path: Path, monkeypatch: pytest.
     asked = {"base": base, "adapter": None, "precision": "fp32", "device": "cpu"}
     spec, own = HarnessSpec(tasks=["questions"]), own_tasks.find(tmp_path / "tasks")
     worker = Worker(store, slots=[tmp_path / "cpu.lock"])
+    assert child_environment()["HF_UPDATE_DOWNLOAD_COUNTS"] == "0"  # nobody is told what was asked for
     try:
         if offline:
             with pytest.raises(HarnessFailed, match="Offline"):
