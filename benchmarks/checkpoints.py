@@ -1,22 +1,24 @@
-"""A run with a checkpoint every 30 s, against none but the last.
+"""A run with a checkpoint every 30 s, against none but the last. `python -m benchmarks.checkpoints BASE ROWS`.
 
-python -m benchmarks.checkpoints BASE ROWS SECONDS STEPS
+Both in one process, in turns: two processes with the same work differ by more than what is measured.
 """
 
 import json
 import math
+import statistics
 import sys
 import tempfile
 from pathlib import Path
 
 from benchmarks import material
-from benchmarks.measure import Contender, Row, contenders, medians, take_turns
+from benchmarks.measure import REPEATS, Row, contenders, take_turns
 
 NAME = "a run with a checkpoint every 30 s, against none"
 EVERY, NEVER = 30, 10**9  # seconds
-LENGTH = 36  # seconds of a run, about
+LENGTH = 45  # seconds of a run, about
 TRIED = 12  # steps that tell how many make such a run
 ROWS = 96
+KEY = "0" * 64
 
 
 def against_none() -> Row:
@@ -24,23 +26,14 @@ def against_none() -> Row:
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
         base = material.tiny_llama(Path(name) / "base")
         data = material.write_rows(material.chats(ROWS), Path(name) / "chats.jsonl")
-        job = ("benchmarks.checkpoints", str(base), str(data))
-        with contenders((*job, str(NEVER), str(TRIED))) as [trial]:
-            steps = str(math.ceil(LENGTH / trial.turn()["seconds"] * TRIED))
-        with contenders((*job, str(EVERY), steps), (*job, str(NEVER), steps)) as [saving, none]:
-            seconds = medians({"saving": lambda: run(saving, least=2), "none": lambda: run(none, least=1)})
-    return Row(NAME, seconds["saving"], seconds["none"], "a checkpoint at the end alone", "s", "less")
+        with contenders(("benchmarks.checkpoints", str(base), str(data))) as [process]:
+            rounds = [process.turn() for _ in range(REPEATS)]
+    saving, none = (statistics.median(turn[side] for turn in rounds) for side in ("saving", "none"))
+    return Row(NAME, saving, none, "a checkpoint at the end alone", "s", "less")
 
 
-def run(process: Contender, *, least: int) -> float:
-    """Seconds of a turn; raises AssertionError unless it saved that often."""
-    done = process.turn()
-    assert done["checkpoints"] >= least, done
-    return done["seconds"]
-
-
-def main(base: Path, data: Path, every: float, steps: int) -> None:
-    """The contender: one training a turn."""
+def main(base: Path, data: Path) -> None:
+    """The contender: both runs a turn."""
     from backprop_core import model
     from backprop_core.store import Store
     from backprop_core.training.loop import train
@@ -49,28 +42,32 @@ def main(base: Path, data: Path, every: float, steps: int) -> None:
 
     rows = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
     loaded = model.load(base, precision="fp32", device="cpu")
-    spec = SPEC.model_copy(update={"steps": steps, "checkpoint_seconds": every, "checkpoints_kept": 1000})
 
-    def turn() -> dict[str, float]:
+    def run(every: float, steps: int, *, least: int) -> float:
+        """Seconds of a training that saved at least that often."""
+        spec = SPEC.model_copy(update={"steps": steps, "checkpoint_seconds": every, "checkpoints_kept": 1000})
         with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
-            store, key = Store(Path(directory)), "0" * 64
+            store = Store(Path(directory))
             result = train(
                 loaded,
                 nano.commit_rows(store, rows),
                 spec=spec,
                 start=None,
-                key=key,
+                key=KEY,
                 store=store,
                 on_metrics=lambda *_: None,
                 should_stop=lambda: False,
                 keep_checkpoints=True,
             )
-            saved = len(list(store.checkpoints(key).iterdir()))
+            saved = len(list(store.checkpoints(KEY).iterdir()))
             store.close()
-        return {"seconds": result.seconds, "checkpoints": saved}
+        assert saved >= least, saved
+        return result.seconds
 
-    take_turns(turn)
+    run(NEVER, TRIED, least=1)  # the first one warms up
+    steps = math.ceil(LENGTH / run(NEVER, TRIED, least=1) * TRIED)
+    take_turns(lambda: {"saving": run(EVERY, steps, least=2), "none": run(NEVER, steps, least=1)})
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -81,9 +81,9 @@ def as_flow() -> None:
     """As a deployment calls it."""
     from benchmarks import jobs
     from flows.multi_run import multi_run
+    from flows.parameters import parameters
 
-    spec = jobs.spec()
-    result = multi_run(**{name: getattr(spec, name) for name in type(spec).model_fields if name != "gate"}, fresh=True)
+    result = multi_run(**parameters("multi-run", jobs.spec(), fresh=True))
     assert result.status == "finished" and result.mlflow_run_id, result
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks import checkpoints, convert, flow, history, processes, quantize, training
+from benchmarks import checkpoints, convert, flow, history, processes, quantize, serving, training
 from benchmarks.measure import Row
 
 RESULTS = Path(__file__).parent / "results.json"
@@ -27,6 +27,10 @@ ROWS: dict[str, Callable[[], Row]] = {
     convert.MEMORY: convert.memory,
     quantize.NAME: quantize.against_llama_cpp,
     history.NAME: history.against_query,
+    serving.UP: serving.until_up,
+    serving.IDLE: serving.memory,
+    serving.JOB: serving.through_serve,
+    serving.FIRST: serving.to_first_task,
 }
 
 

@@ -1,0 +1,106 @@
+"""A schedule that fires during a run, and two lines on one device. Only where BACKPROP_FAULTS is set: `make faults`."""
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backprop_core.lines import Lines
+from backprop_core.store import Store
+from tests.faults.hold import Hold
+from tests.faults.test_kill import BACKPROP, assert_nothing_left, environment
+from tests.faults.test_kill import digests as digests_of
+from tests.flows.test_retrain import batch
+from tests.wire.prefect_server import Served, served, wait_until
+
+JOB = """
+model: {{name: {base}}}
+datasets: [{{path: {data}}}]
+training: {{steps: 6, batch_size: 8, learning_rate: 0.01, checkpoint_seconds: 0, lora: {{rank: 8}}}}
+evaluation: {{heldout_max: 20}}
+gate: {{max_drop: 1}}
+min_new_rows: 1
+"""
+MINUTES = 900  # seconds
+pytestmark = [
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif("BACKPROP_FAULTS" not in os.environ, reason="takes minutes: make faults"),
+]
+
+
+def write_line(home: Path, name: str, base: Path, night: int, more: str = "") -> None:
+    """A line's file in a home, with a night's rows."""
+    for folder in ("data", "lines"):
+        (home / folder).mkdir(parents=True, exist_ok=True)
+    data = batch(home / "data", night)
+    (home / "lines" / f"{name}.yaml").write_text(JOB.format(base=base, data=data) + more)
+
+
+def runs(service: Served, line: str, state: str) -> list[dict[str, Any]]:
+    """Flow runs of a line's deployment in the state of this name, the oldest first."""
+    deployment = service.prefect.deployment(f"retrain/{line}")["id"]
+    wanted = {"deployment_id": {"any_": [deployment]}, "state": {"name": {"any_": [state]}}}
+    body = {"flow_runs": wanted, "sort": "EXPECTED_START_TIME_ASC"}
+    found: list[dict[str, Any]] = service.prefect.call("POST", "/flow_runs/filter", body)[1]
+    return found
+
+
+def result(service: Served, flow_run: Mapping[str, Any]) -> dict[str, Any]:
+    """The RunResult on a flow run."""
+    text = service.prefect.artifact(flow_run["id"], "backprop-result")
+    return dict(json.loads(text.removeprefix("```json").removesuffix("```")))
+
+
+def told(world: Path, hold: Hold) -> dict[str, str]:
+    return {"BACKPROPAGATE_ALLOWED_PATHS": str(world.parent), **hold.environment}
+
+
+def test_a_schedule_fires_while_the_last_run_goes_on(world, tmp_path):
+    """Its run waits until the line is free, then finds nothing new: one version."""
+    hold, home = Hold(tmp_path / "hold", training=1), tmp_path / "home"
+    write_line(home, "support", world / "base", 1, "schedule: {cron: '* * * * *'}\n")
+    with served(home, **told(world, hold)) as service:
+        hold.reached(lambda: service.process.poll() is None)
+        wait_until(lambda: bool(runs(service, "support", "AwaitingConcurrencySlot")), MINUTES, "run that waits")
+        assert len(runs(service, "support", "Running")) == 1
+        hold.let_go()
+        wait_until(lambda: len(runs(service, "support", "Completed")) >= 2, MINUTES, "second end")
+        first, second, *_ = (result(service, run) for run in runs(service, "support", "Completed"))
+    assert (first["status"], first["version"]) == ("finished", 1)
+    assert (second["status"], second["version"]) == ("unchanged", None)
+    assert Lines(Store(home / "store")).versions("support") == [1]
+
+
+def test_two_lines_share_one_device(world, tmp_path):
+    """One waits while the other trains, and each ends with what it has when it is alone."""
+    hold, home, lines = Hold(tmp_path / "hold", training=1), tmp_path / "home", {"first": 1, "second": 2}
+    for name, night in lines.items():
+        write_line(home, name, world / "base", night)
+    with served(home, **told(world, hold)) as service:
+        assert service.prefect.create_run("retrain/first", {})[0] == 201
+        hold.reached(lambda: service.process.poll() is None)
+        assert service.prefect.create_run("retrain/second", {})[0] == 201
+        log = home / "worker.log"
+        wait_until(lambda: "another run uses the device" in log.read_text(), MINUTES, "line that waits", log)
+        assert not runs(service, "first", "Completed") and not runs(service, "second", "Completed")
+        hold.let_go()
+        for name in lines:
+            wait_until(lambda: bool(runs(service, name, "Completed")), MINUTES, f"end of {name}", log)  # noqa: B023
+        together = {name: digests_of(result(service, runs(service, name, "Completed")[0])) for name in lines}
+    assert together == {name: alone(tmp_path, name, world / "base", night) for name, night in lines.items()}
+    assert_nothing_left(home / "store")
+
+
+def alone(place: Path, name: str, base: Path, night: int) -> list[str]:
+    """The digests of a line's first night with nobody else on the machine."""
+    home = place / f"{name}-alone"
+    write_line(home, name, base, night)
+    command = [*BACKPROP, "retrain", "--line", name, "--json"]
+    done = subprocess.run(command, env=environment(place, home.name), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found: list[str] = digests_of(json.loads(done.stdout))
+    return found
