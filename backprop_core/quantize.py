@@ -3,7 +3,6 @@
 import ctypes
 import os
 import uuid
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from safetensors.numpy import load_file
 
 from backprop_core.errors import GGUFExportFailed, QuantizationUnknown
 from backprop_core.llamacpp import last_error, library
+from backprop_core.tensor_types import tensor_types
 
 FILE_TYPES = {
     "f32": "ALL_F32",
@@ -68,10 +68,3 @@ def imatrix(llama_cpp: Any, columns: Mapping[str, Any]) -> Any:
     entry, pointer = llama_cpp.llama_model_imatrix_data, ctypes.POINTER(ctypes.c_float)
     entries = [entry(name.encode(), row.ctypes.data_as(pointer), row.size) for name, row in columns.items()]
     return (entry * (len(entries) + 1))(*entries)
-
-
-def tensor_types(file: Path) -> dict[str, int]:
-    """How many tensors of a GGUF file have each type, by its name in GGML (`Q4_K`, `F32`)."""
-    from gguf import GGUFReader
-
-    return dict(sorted(Counter(tensor.tensor_type.name for tensor in GGUFReader(file).tensors).items()))
