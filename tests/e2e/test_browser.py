@@ -65,10 +65,8 @@ def test_from_the_form_to_a_released_version(page: Page, service: Served, ollama
     page.get_by_role("tab", name="Subflow Runs").click()
     page.get_by_role("link", name="approval-support").first.click(timeout=LONG)
     approve(page)
-    page.goto(run)
-    expect(page.get_by_text("Completed").first).to_be_visible(timeout=LONG)
-    page.get_by_role("tab", name="Artifacts").click()
-    picture(page, "6-done")
+    follow_to_its_end(page, run)
+    look_at_mlflow(page)
     assert ollama.models.keys() == {"support:v1", "support:latest"}
 
 
@@ -104,3 +102,28 @@ def approve(page: Page) -> None:
     picture(page, "5-answer")
     form.get_by_role("button", name="Resume").click()
     expect(form).to_be_hidden()
+
+
+def follow_to_its_end(page: Page, run: str) -> None:
+    """The page of the flow run, until it says that it is over."""
+    page.goto(run)
+    expect(page.get_by_text(RUN).first).to_be_visible()
+    expect(page.get_by_text("Running", exact=True)).to_have_count(0, timeout=LONG)
+    expect(page.get_by_text("Completed", exact=True).first).to_be_visible(timeout=LONG)
+    picture(page, "6-done")
+
+
+def look_at_mlflow(page: Page) -> None:
+    """From the flow run's artifacts: what was learned, then the run in MLflow and its version."""
+    page.get_by_role("tab", name="Artifacts").click()
+    page.get_by_role("link", name="backprop-matrix").click()
+    expect(page.get_by_role("img", name="The forgetting matrix")).to_be_visible()
+    picture(page, "7-matrix")
+    page.go_back()
+    page.get_by_role("tab", name="Artifacts").click()
+    page.get_by_role("link", name="backprop-mlflow").click()
+    with page.expect_popup() as popup:
+        page.get_by_role("link", name="the run in MLflow").click()
+    mlflow = popup.value
+    expect(mlflow.get_by_text("support v1")).to_be_visible()
+    picture(mlflow, "8-mlflow")
