@@ -53,6 +53,7 @@ def picture(page: Page, name: str) -> None:
         page.wait_for_timeout(1000)  # it is drawn anew
         page.screenshot(path=OUTPUT / f"{name}{label}.png")
     page.set_viewport_size({"width": 1440, "height": 900})
+    page.wait_for_timeout(1000)
 
 
 def test_from_the_form_to_a_released_version(page: Page, service: Served, ollama: OllamaServer) -> None:
@@ -66,13 +67,14 @@ def test_from_the_form_to_a_released_version(page: Page, service: Served, ollama
     page.get_by_role("link", name="approval-support").first.click(timeout=LONG)
     approve(page)
     follow_to_its_end(page, run)
-    look_at_mlflow(page)
+    look_at_mlflow(page, run)
     assert ollama.models.keys() == {"support:v1", "support:latest"}
 
 
 def fill_the_form(page: Page) -> None:
     """From Prefect's first page to the page of the flow run."""
     page.get_by_role("link", name="Deployments").first.click()
+    page.get_by_placeholder("Search deployments").fill("support")
     expect(page.get_by_role("link", name="support").first).to_be_visible()
     picture(page, "2-deployments")
     page.get_by_role("link", name="support").first.click()
@@ -113,17 +115,21 @@ def follow_to_its_end(page: Page, run: str) -> None:
     picture(page, "6-done")
 
 
-def look_at_mlflow(page: Page) -> None:
+def look_at_mlflow(page: Page, run: str) -> None:
     """From the flow run's artifacts: what was learned, then the run in MLflow and its version."""
-    page.get_by_role("tab", name="Artifacts").click()
-    page.get_by_role("link", name="backprop-matrix").click()
+    artifact(page, run, "backprop-matrix")
     expect(page.get_by_role("img", name="The forgetting matrix")).to_be_visible()
     picture(page, "7-matrix")
-    page.go_back()
+    artifact(page, run, "backprop-mlflow")
+    page.get_by_role("link", name="the run in MLflow").first.click()
+    expect(page.get_by_text("Finished", exact=True)).to_be_visible()
+    expect(page.get_by_role("link", name="backprop.support").last).to_be_visible()
+    picture(page, "8-mlflow")
+
+
+def artifact(page: Page, run: str, key: str) -> None:
+    """The newest artifact with this key, from the page of the flow run."""
+    page.goto(run)
     page.get_by_role("tab", name="Artifacts").click()
-    page.get_by_role("link", name="backprop-mlflow").click()
-    with page.expect_popup() as popup:
-        page.get_by_role("link", name="the run in MLflow").click()
-    mlflow = popup.value
-    expect(mlflow.get_by_text("support v1")).to_be_visible()
-    picture(mlflow, "8-mlflow")
+    page.get_by_role("link", name=key).click()
+    page.locator("a[href*='/artifacts/artifact/']").first.click()
