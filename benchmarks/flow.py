@@ -131,6 +131,9 @@ class Bare:
     def done(self, *_: object) -> None:
         self.merged += 1
 
+    def harnessed(self, *_: object) -> None:
+        """No task of the harness is asked for."""
+
     def close(self) -> None:
         self.worker.close()
         self.store.close()
