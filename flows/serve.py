@@ -7,6 +7,7 @@ the same address.
 import getpass
 import json
 import logging
+import math
 import os
 import socket
 import sys
@@ -27,7 +28,7 @@ from flows.serve_page import Page
 log = logging.getLogger(__name__)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 ASKED = 1.0  # seconds: who only asks whether one runs holds the lock for a moment
-QUICK = 20.0  # seconds: what dies sooner after its start will not live the next time either
+QUICK = 20.0  # seconds: what was started again and dies sooner will not live the next time either
 LOOKS = "3"  # seconds from one question of the worker for runs to the next: with Prefect's own 10 a click seems lost
 
 
@@ -203,18 +204,21 @@ class Service:
         *servers, worker = self._wanted
         for wanted in servers:
             self._start(*wanted)
-        for child, _since in list(self._children.values()):
+        for child, _ in list(self._children.values()):
             child.wait()
         self._start(*worker).wait()
         page = Page(self._page, hosts=self._hosts, addresses=self.addresses.model_dump(), is_alive=self.is_alive)
         self._cleanup.callback(page.close)
 
-    def _start(self, name: str, arguments: list[str], listening: socket.socket | None) -> Child:
+    def _start(
+        self, name: str, arguments: list[str], listening: socket.socket | None, again: float = -math.inf
+    ) -> Child:
+        """`again`: when it was started again, if it was."""
         sockets = [listening.fileno()] if listening else []
         words = [*map(str, sockets), ",".join(self._hosts)] if listening else []
         place = self._config.home_path / f"{name}.log"
         child = Child(name, [*arguments, *words], log=place, environment=self._environment(name), sockets=sockets)
-        self._children[name] = child, time.monotonic()
+        self._children[name] = child, again
         return child
 
     def _environment(self, name: str) -> dict[str, str]:
@@ -256,11 +260,11 @@ class Service:
     def watch(self) -> None:
         """Start again what has died. Raises ServerFailed for what dies at once."""
         for name, arguments, listening in self._wanted:
-            child, since = self._children[name]
+            child, again = self._children[name]
             if child.alive:
                 continue
             child.stop()
-            if time.monotonic() - since < QUICK:
+            if time.monotonic() - again < QUICK:
                 raise ServerFailed(f"{name} has died twice in a row", hint=f"see {child.log}")
             log.warning("%s has died and is started again; see %s", name, child.log)
-            self._start(name, arguments, listening)
+            self._start(name, arguments, listening, time.monotonic())
