@@ -15,6 +15,7 @@ from benchmarks import by_hand, jobs
 from benchmarks.flow import SIDES
 from benchmarks.measure import CORES, Row, contenders, medians
 from flows.parameters import differing, parameters
+from flows.serve import LOOKS
 from tests.wire.prefect_server import PrefectServer, served, wait_until
 
 UP = "serve until it is up, against the same servers by hand"
@@ -23,14 +24,15 @@ JOB = "a flow through serve, against the same core calls"
 FIRST = "from schedule to first task, against an empty flow in the same pool"
 LOADED = "the same stages in a process that has everything loaded, no Prefect, no MLflow"
 SETTLED = 20.0  # seconds from the start until memory is read
-POLL = "3"  # seconds, as `serve` sets it where nobody else does
+OURS = ("multi-run/default", differing(parameters("multi-run", jobs.spec(), fresh=True), {}))
+EMPTY = "empty/empty"
 Side = Callable[[Path], AbstractContextManager[list[int]]]
 
 
 @contextmanager
 def ours(home: Path) -> Iterator[list[int]]:
     """`serve` with nothing set."""
-    with served(home, OMP_NUM_THREADS=CORES, PREFECT_WORKER_QUERY_SECONDS=POLL) as service:
+    with served(home, OMP_NUM_THREADS=CORES, PREFECT_WORKER_QUERY_SECONDS=LOOKS) as service:
         yield [service.process.pid]
 
 
@@ -91,13 +93,9 @@ def to_first_task() -> Row:
 @contextmanager
 def one_thread(place: Path) -> Iterator[PrefectServer]:
     """The server of a `serve` that may read the examples, its runs with one thread as the other side has."""
-    settings = {"BACKPROPAGATE_ALLOWED_PATHS": str(jobs.EXAMPLES), "PREFECT_WORKER_QUERY_SECONDS": POLL}
+    settings = {"BACKPROPAGATE_ALLOWED_PATHS": str(jobs.EXAMPLES), "PREFECT_WORKER_QUERY_SECONDS": LOOKS}
     with served(place / "served", OMP_NUM_THREADS="1", **settings) as service:
         yield service.prefect
-
-
-OURS = ("multi-run/default", differing(parameters("multi-run", jobs.spec(), fresh=True), {}))
-EMPTY = "empty/empty"
 
 
 def deploy_empty(server: PrefectServer) -> None:
