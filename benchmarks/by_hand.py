@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from benchmarks.flow import LONGEST_START, wait_for
-from benchmarks.measure import BIN, CORES, environment
+from benchmarks.measure import BIN, CORES, environment, threads
 from tests.wire.prefect_server import PrefectServer, free_port, wait_until
 
 NAME = "prefect server, mlflow server and prefect worker"
@@ -21,7 +21,7 @@ def by_hand(home: Path) -> Iterator[list[int]]:
     home.mkdir(exist_ok=True)
     prefect, mlflow = free_port(), free_port()
     api, tracking = f"http://127.0.0.1:{prefect}/api", f"http://127.0.0.1:{mlflow}"
-    own = environment(PREFECT_HOME=str(home), PREFECT_API_URL=api, OMP_NUM_THREADS=CORES)
+    own = environment(PREFECT_HOME=str(home), PREFECT_API_URL=api, **threads(CORES))
     database = f"sqlite:///{home}/mlflow.db"
     server = PrefectServer(api, own)
     with ExitStack() as running:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import CORES, REPEATS, Contender, Row, contenders, medians, peak_memory, take_turns
+from benchmarks.measure import CORES, REPEATS, Contender, Row, contenders, medians, peak_memory, take_turns, threads
 
 NAME = "convert throughput, against copy"
 MEMORY = "peak memory of convert, against 300 MB and twice the largest tensor"
@@ -31,9 +31,10 @@ def against_copy() -> Row:
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
         place = Path(name)
         base, adapter = make(place)
+        os.sync()  # the base, too: nothing but what is measured is written meanwhile
         output = place / "model.gguf"
         job = ("benchmarks.convert", str(base), str(adapter), str(output))
-        with contenders(job, OMP_NUM_THREADS=CORES) as [converting]:
+        with contenders(job, **threads(CORES)) as [converting]:
             rates = medians({"convert": lambda: rate(converting), "copy": lambda: copied(output, place / "copy.gguf")})
     return Row(NAME, rates["convert"], rates["copy"], "a copy of the same file, fsynced", "bytes/s", "more")
 
@@ -48,7 +49,7 @@ def memory() -> Row:
 
 
 def peak_of(job: tuple[str, ...]) -> float:
-    with contenders(job, OMP_NUM_THREADS=CORES) as [converting]:
+    with contenders(job, **threads(CORES)) as [converting]:
         return converting.turn()["peak"]
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 REPEATS = 5
 BIN = Path(sys.executable).parent
 FOREIGN = ("BACKPROPAGATE_", "MLFLOW_", "PREFECT_")  # what the user's environment says is no part of a measurement
-CORES = str(len(os.sched_getaffinity(0)))  # threads that torch takes where nothing is set
+CORES = len(os.sched_getaffinity(0))  # threads that torch takes where nothing is set
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -62,6 +62,11 @@ def environment(**settings: str) -> dict[str, str]:
     """For a process that is measured: one thread, nothing of the user's own settings."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
     return own | ONE_THREAD | settings
+
+
+def threads(count: int) -> dict[str, str]:
+    """Settings of a process in which torch shall have this many: it takes the smaller of the two."""
+    return {"OMP_NUM_THREADS": str(count), "MKL_NUM_THREADS": str(count)}
 
 
 class Contender:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.convert import make
-from benchmarks.measure import CORES, Row, contenders, medians, take_turns
+from benchmarks.measure import CORES, Row, contenders, medians, take_turns, threads
 
 NAME = "seconds of quantizing, against llama.cpp's own"
 KIND = "q4_k_m"
@@ -25,7 +25,7 @@ def against_llama_cpp() -> Row:
         base, adapter = make(place, **SHAPE)
         convert(base, adapter, place / "model.gguf", outtype="f16")
         jobs = [("benchmarks.quantize", str(place / "model.gguf"), str(place / who), who) for who in ("ours", "bare")]
-        with contenders(*jobs, OMP_NUM_THREADS=CORES) as [ours, bare]:
+        with contenders(*jobs, **threads(CORES)) as [ours, bare]:
             seconds = medians({"ours": lambda: ours.turn()["seconds"], "bare": lambda: bare.turn()["seconds"]})
     return Row(NAME, seconds["ours"], seconds["bare"], "llama_model_quantize", "s", "less")
 

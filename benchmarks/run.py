@@ -16,8 +16,8 @@ RESULTS = Path(__file__).parent / "results.json"
 ROWS: dict[str, Callable[[], Row]] = {
     training.BEST: training.against_best,
     training.DEFAULTS: training.against_defaults,
-    training.BEST + training.TWO_THREADS: partial(training.against_best, threads=2),
-    training.DEFAULTS + training.TWO_THREADS: partial(training.against_defaults, threads=2),
+    training.BEST + training.TWO_THREADS: partial(training.against_best, count=2),
+    training.DEFAULTS + training.TWO_THREADS: partial(training.against_defaults, count=2),
     training.MEMORY: training.peak_memory,
     checkpoints.NAME: checkpoints.against_none,
     flow.NAME: flow.against_core,

@@ -13,7 +13,7 @@ import psutil
 
 from benchmarks import by_hand, jobs
 from benchmarks.flow import SIDES
-from benchmarks.measure import CORES, Row, contenders, medians
+from benchmarks.measure import CORES, Row, contenders, medians, threads
 from flows.parameters import differing, parameters
 from flows.serve import LOOKS
 from tests.wire.prefect_server import PrefectServer, served, wait_until
@@ -32,7 +32,7 @@ Side = Callable[[Path], AbstractContextManager[list[int]]]
 @contextmanager
 def ours(home: Path) -> Iterator[list[int]]:
     """`serve` with nothing set."""
-    with served(home, OMP_NUM_THREADS=CORES, PREFECT_WORKER_QUERY_SECONDS=LOOKS) as service:
+    with served(home, **threads(CORES), PREFECT_WORKER_QUERY_SECONDS=LOOKS) as service:
         yield [service.process.pid]
 
 

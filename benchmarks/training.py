@@ -6,7 +6,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from benchmarks import material
-from benchmarks.measure import REPEATS, Contender, Row, contenders, medians
+from benchmarks.measure import REPEATS, Contender, Row, contenders, medians, threads
 
 BEST = "training tokens per second, against the best of Trainer and TRL"
 DEFAULTS = "training tokens per second, against their defaults"
@@ -18,17 +18,17 @@ TOLERANCE = 0.05  # between any two losses, as a share of what training took off
 UNIT = "tokens/s"
 
 
-def against_best(threads: int = 1) -> Row:
+def against_best(count: int = 1) -> Row:
     """The better of the two libraries, each with its fastest settings."""
-    speed = speeds(threads)
+    speed = speeds(count)
     other = max((TRAINER, TRL), key=speed.__getitem__)
-    return Row(BEST + TWO_THREADS * (threads == 2), speed[OURS], speed[other], other, UNIT, "more")
+    return Row(BEST + TWO_THREADS * (count == 2), speed[OURS], speed[other], other, UNIT, "more")
 
 
-def against_defaults(threads: int = 1) -> Row:
+def against_defaults(count: int = 1) -> Row:
     """Random batches of eight, each padded to its longest row."""
-    speed = speeds(threads)
-    return Row(DEFAULTS + TWO_THREADS * (threads == 2), speed[OURS], speed[PLAIN], PLAIN, UNIT, "more")
+    speed = speeds(count)
+    return Row(DEFAULTS + TWO_THREADS * (count == 2), speed[OURS], speed[PLAIN], PLAIN, UNIT, "more")
 
 
 def peak_memory() -> Row:
@@ -54,12 +54,11 @@ def specs(place: Path) -> dict[str, tuple[str, ...]]:
 
 
 @cache
-def speeds(threads: int) -> dict[str, float]:
+def speeds(count: int) -> dict[str, float]:
     """Real tokens a second, of training alone: padding, imports, loading and tokenizing are not counted."""
-    count = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
         known = specs(Path(name))
-        with contenders(*known.values(), **count) as processes:
+        with contenders(*known.values(), **threads(count)) as processes:
             losses: dict[str, float] = {}
             pairs = zip(known, processes, strict=True)
             return medians({engine: partial(speed_of, engine, process, losses) for engine, process in pairs})

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,11 @@ class Update(NamedTuple):
         """Whether W may have this shape."""
         outer = (self.B.shape[0], self.A.shape[1])
         return outer == shape and self.A.shape[0] == self.B.shape[1] and (self.m is None or self.m.shape == shape[:1])
+
+    def split(self, rows: slice, step: int) -> Iterator["Update"]:
+        """What it does to these rows of W, `step` of them at a time."""
+        m_parts = repeat(None) if self.m is None else torch.split(self.m[rows], step)
+        return (Update(self.A, B, m) for B, m in zip(torch.split(self.B[rows], step), m_parts, strict=False))
 
 
 class Fused:
@@ -92,21 +98,17 @@ class Fused:
         if W.dtype == dtype and not update:
             return W
         rounded, step = self.scratch.empty("rounded", tuple(W.shape), dtype), max(1, PART // math.prod(W.shape[1:]))
-        own = update and Update(update.A, update.B[rows], None if update.m is None else update.m[rows])
-        for begin in range(0, len(W), step):
-            part = slice(begin, begin + step)
-            rounded[part] = self.moved(W[part], own, part)
+        wide = self.scratch.empty("wide", (min(step, len(W)), *W.shape[1:]), torch.float32)
+        updates = update.split(rows, step) if update else repeat(None)
+        for W_oi, out_oi, part in zip(torch.split(W, step), torch.split(rounded, step), updates, strict=False):
+            wide_oi = wide[: len(W_oi)].copy_(W_oi)
+            out_oi.copy_(self.moved(wide_oi, part) if part else wide_oi)
         return rounded
 
-    def moved(self, W_oi: Tensor, update: Update | None, rows: slice) -> Tensor:
-        """W and what these rows of the update add to it, float32."""
-        wide_oi = self.scratch.empty("wide", tuple(W_oi.shape), torch.float32).copy_(W_oi)
-        if update is None:
-            return wide_oi
-        sum_oi = self.scratch.empty("sum", tuple(W_oi.shape), torch.float32)
-        torch.mm(update.B[rows], update.A, out=sum_oi)
-        sum_oi.mul_(self.scaling).add_(wide_oi)
-        return sum_oi if update.m is None else (update.m[rows] / sum_oi.norm(dim=1))[:, None] * sum_oi
+    def moved(self, W_oi: Tensor, update: Update) -> Tensor:
+        """W with the update, float32; it may be in the place of W."""
+        W_oi.addmm_(update.B, update.A, alpha=self.scaling)
+        return W_oi if update.m is None else (update.m / W_oi.norm(dim=1))[:, None] * W_oi
 
     def tensor(self, name: str) -> Tensor:
         """A whole tensor, float32."""
