@@ -287,6 +287,22 @@ def test_nothing_is_left_of_a_killed_one(service: Served) -> None:
     assert psutil.wait_procs([server, again, worker], timeout=30)[1] == []
 
 
+def test_one_early_death_is_mended_a_second_ends_it(tmp_path: Path) -> None:
+    """A worker that dies soon after the start is started again; if that dies at once, too, `serve` ends and says so."""
+    with served(tmp_path / "home") as service:
+        kill_and_wait(child_of(service, "serve_worker"))
+        wait_until(lambda: len(psutil.Process(service.process.pid).children()) == 3, 60, "next worker")
+        kill_and_wait(child_of(service, "serve_worker"))
+        assert service.process.wait(120) == 2
+    assert "[DEP_SERVER_FAILED] worker has died twice in a row" in (tmp_path / "home" / "serve.log").read_text()
+
+
+def kill_and_wait(process: psutil.Process) -> None:
+    """Until `serve` has noticed, too."""
+    process.kill()
+    assert psutil.wait_procs([process], timeout=60)[1] == []
+
+
 def child_of(service: Served, words: str) -> psutil.Process:
     children = psutil.Process(service.process.pid).children()
     [found] = [child for child in children if words in " ".join(child.cmdline())]
