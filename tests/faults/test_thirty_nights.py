@@ -42,8 +42,11 @@ from itertools import count
 from backprop_core.settings import settings
 from tasks.pruning import prune
 seen, moment = count(1), int(sys.argv[1])
-def audit(event, _):
-    if event in ("os.rename", "os.remove", "os.rmdir") and next(seen) == moment:
+def audit(event, args):
+    if event not in ("os.rename", "os.remove", "os.rmdir"):
+        return
+    missing = event == "os.remove" and args[1] == -1 and not os.path.lexists(args[0])  # such as a record that has gone
+    if not missing and next(seen) == moment:
         os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(audit)
 prune(settings(), keep=1, dry_run=False)

@@ -29,9 +29,17 @@ class PrefectServer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        """Status and JSON of an answer, an error's too; asked again while a busy database makes Prefect say 503."""
+        """Status and JSON of an answer, an error's too; asked again while a busy database makes Prefect say 503.
+
+        What only reads is asked again, too, when no answer came in time.
+        """
+        status, answer = 503, None
         for _ in range(20):
-            status, answer = self.call_once(method, path, body)
+            try:
+                status, answer = self.call_once(method, path, body)
+            except TimeoutError:
+                if method != "GET":
+                    raise
             if status != 503:
                 break
             time.sleep(0.5)
