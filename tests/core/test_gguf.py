@@ -1,6 +1,7 @@
 """GGUF files answer as the models they were made from; transformers, PEFT and llama.cpp are the oracles."""
 
 import json
+import math
 import os
 import resource
 import shutil
@@ -31,6 +32,7 @@ from backprop_core.errors import (
     TokenizerUnsupported,
 )
 from backprop_core.gguf import check_supported, convert, fuse
+from backprop_core.gguf.data import finite
 from backprop_core.gguf.fuse import Fused
 from backprop_core.gguf.lora import convert_lora
 from backprop_core.gguf.stored import Scratch, stored_in
@@ -501,6 +503,16 @@ def test_nothing_is_left_of_a_failed_write(bases: dict[str, Path], tmp_path: Pat
     assert (tmp_path / "model.gguf").read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 2
     convert(base, None, tmp_path / "model.gguf", outtype="bf16")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_what_is_finite(dtype: torch.dtype) -> None:
+    """Values whose sum overflows are; one NaN or infinity among them, or two that cancel, is found."""
+    block = torch.full((64, 64), torch.finfo(dtype).max, dtype=dtype)
+    assert finite(block)
+    for odd in ([math.nan], [math.inf], [-math.inf], [math.inf, -math.inf]):
+        block[7, : len(odd)] = torch.tensor(odd)
+        assert not finite(block)
 
 
 @pytest.mark.parametrize(
