@@ -55,6 +55,12 @@ def result(service: Served, flow_run: Mapping[str, Any]) -> dict[str, Any]:
     return dict(json.loads(text.removeprefix("```json").removesuffix("```")))
 
 
+def ended(service: Served, line: str) -> dict[str, Any]:
+    """What the first run of a line has come to, once it is there."""
+    wait_until(lambda: bool(runs(service, line, "Completed")), MINUTES, f"end of {line}")
+    return result(service, runs(service, line, "Completed")[0])
+
+
 def told(world: Path, hold: Hold) -> dict[str, str]:
     return {"BACKPROPAGATE_ALLOWED_PATHS": str(world.parent), **hold.environment}
 
@@ -88,9 +94,7 @@ def test_two_lines_share_one_device(world, tmp_path):
         wait_until(lambda: "another run uses the device" in log.read_text(), MINUTES, "line that waits", log)
         assert not runs(service, "first", "Completed") and not runs(service, "second", "Completed")
         hold.let_go()
-        for name in lines:
-            wait_until(lambda: bool(runs(service, name, "Completed")), MINUTES, f"end of {name}", log)  # noqa: B023
-        together = {name: digests_of(result(service, runs(service, name, "Completed")[0])) for name in lines}
+        together = {name: digests_of(ended(service, name)) for name in lines}
     assert together == {name: alone(tmp_path, name, world / "base", night) for name, night in lines.items()}
     assert_nothing_left(home / "store")
 
