@@ -1,11 +1,12 @@
 """A process of ours that ends with us: it says "up" on stdout, and ends when its stdin closes, as it does if we die."""
 
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from subprocess import PIPE
 
+from backprop_core import children
 from backprop_core.errors import BackpropError, ServerFailed
 
 
@@ -26,10 +27,10 @@ class Child:
         log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.name, self.log, self._up = name, log, False
         with log.open("wb") as file:
-            self._process = subprocess.Popen(
+            self._process = children.start(
                 [sys.executable, "-m", *arguments],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                stdin=PIPE,
+                stdout=PIPE,
                 stderr=file,
                 pass_fds=sockets,
                 env=environment,
@@ -42,7 +43,7 @@ class Child:
 
     @property
     def alive(self) -> bool:
-        return self._process.poll() is None
+        return self._process.returncode is None
 
     def wait(self) -> None:
         """Until it is up. Raises `failure` if it has died."""
@@ -62,5 +63,5 @@ class Child:
         """End it, and wait until it has ended."""
         assert self._process.stdout is not None
         self.close()
-        self._process.wait()
+        children.ends(self._process)
         self._process.stdout.close()

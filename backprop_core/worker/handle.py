@@ -9,23 +9,24 @@ import logging
 import math
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter
 
+from backprop_core import children
+from backprop_core.children import POLL
 from backprop_core.errors import WorkerDied, WorkerStalled, rebuild
 from backprop_core.frozen import Record
 from backprop_core.specs import Backend
 from backprop_core.store import Store, write_atomic
 
 log = logging.getLogger(__name__)
-POLL = 0.01  # seconds between two looks at a running job
 MAIN = "backprop_core.worker.main"
 USER_OFFLINE = "BACKPROPAGATE_USER_OFFLINE"  # HF_HUB_OFFLINE as the user has set it: a worker has it set always
 Result = TypeVar("Result", bound=BaseModel)
@@ -68,9 +69,9 @@ class Worker:
         orders = Orders(root=store.root, ready=self._ready, slots=list(slots), processes=processes, backend=backend)
         command = [python or sys.executable, *torchrun(processes), "-m", MAIN, orders.model_dump_json()]
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
+            self._process = children.start(
                 command,
-                stdin=subprocess.PIPE,
+                stdin=PIPE,
                 stdout=log,
                 stderr=log,
                 env=child_environment() | (importable(self._folder) if python else {}),
@@ -84,7 +85,7 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        return self._process.poll() is None
+        return self._process.returncode is None
 
     def call(
         self,
@@ -120,7 +121,7 @@ class Worker:
             self.wait_for_slot(deadline)
             waited = 0.0  # by us: a parent that is stopped with its child does not count that time
             while not (job / "result.json").is_file():
-                if self._process.poll() is not None and not (job / "result.json").is_file():
+                if not self.alive and not (job / "result.json").is_file():
                     raise self._death(stage)
                 waited = 0.0 if events.drain(on_event) else waited + POLL
                 if 0 < self.stall_seconds < waited:
@@ -153,7 +154,7 @@ class Worker:
         """Ask the child to stop at its next step boundary and wait until it has saved."""
         self._say("stop")
         deadline = time.monotonic() + patience
-        while not (job / "result.json").is_file() and self._process.poll() is None and time.monotonic() < deadline:
+        while not (job / "result.json").is_file() and self.alive and time.monotonic() < deadline:
             time.sleep(POLL)
 
     def _death(self, stage: str) -> WorkerDied:
@@ -168,10 +169,7 @@ class Worker:
     def _stall(self, stage: str) -> WorkerStalled:
         """End the child, which does not answer."""
         self._process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=self._grace)
-        self._process.kill()
-        self._process.wait()
+        self._end()
         return WorkerStalled(
             f"the worker process did nothing for {self.stall_seconds:g} s during {stage} and was ended",
             hint="run it again; it goes on from there; BACKPROPAGATE_STALL_SECONDS is how long is waited",
@@ -182,12 +180,14 @@ class Worker:
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()
-        try:
-            self._process.wait(timeout=self._grace)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._end()
         self._store.sweep()  # what it was writing
+
+    def _end(self) -> None:
+        """Wait for its end, and bring it about if it takes too long."""
+        if not children.ends(self._process, within=self._grace):
+            self._process.kill()
+            children.ends(self._process)
 
 
 def importable(folder: Path) -> dict[str, str]:

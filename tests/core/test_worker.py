@@ -6,15 +6,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from filelock import FileLock, Timeout
 
 from backprop_core import base as bases
+from backprop_core import children
 from backprop_core.errors import GPUFault, Interrupted, NoLabelTokens, WorkerDied, WorkerStalled
 from backprop_core.refs import Scores, Start, TrainResult
 from backprop_core.specs import LoraSpec, ModelSpec, TrainSpec
 from backprop_core.store import Store
+from backprop_core.worker import handle
 from backprop_core.worker.handle import Worker
 from tests.core import nano
 
@@ -94,6 +97,49 @@ def test_an_error_keeps_its_code(start, place, caplog):
     short = score | {"max_length": 64}
     assert worker.call("evaluate", Scores, key="a" * 64, on_event=print, heldout=rows, **short).rows > 0
     assert "longer than 64 tokens" in caplog.text
+
+
+class Interrupter:
+    """Raises KeyboardInterrupt at each line of what waits for a worker: at one more with every call."""
+
+    FILES = (handle.__file__, children.__file__, subprocess.__file__)
+
+    def __init__(self) -> None:
+        self.seen: set[tuple[str, int]] = set()
+
+    def __call__(self, frame: FrameType, *_: object) -> "Interrupter | None":
+        if frame.f_code.co_filename not in self.FILES:
+            return None
+        place = frame.f_code.co_name, frame.f_lineno
+        if place not in self.seen:
+            self.seen.add(place)
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return self
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # files that the interrupts left open
+def test_an_interrupt_at_any_moment_leaves_a_worker_that_can_be_ended(start, place):
+    """Ctrl-C at every line of the wait for a job; then the worker does one more, and ends by itself when told."""
+    _, base, sets = place
+    worker, interrupter = start(), Interrupter()
+    score = {"adapter": None, "max_length": 512, "precision": "fp32", "device": "cpu", "base": base, "heldout": sets[0]}
+
+    def interrupted() -> bool:
+        try:
+            sys.settrace(interrupter)
+            worker.call("evaluate", Scores, key="3" * 64, on_event=lambda event: None, **score)
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(None)
+        return False
+
+    while interrupted():
+        pass
+    assert {"call", "_wait", "wait_for_slot", "drain"} <= {function for function, _ in interrupter.seen}
+    worker.close()
+    assert worker._process.returncode == 0, "it was killed"
 
 
 def test_a_killed_worker_is_a_retryable_error(start, place):

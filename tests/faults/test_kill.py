@@ -23,6 +23,7 @@ def environment(root: Path, home: str) -> dict[str, str]:
         "BACKPROPAGATE_HOME": str(root / home),
         "PREFECT_HOME": str(root / "prefect"),
         "OMP_NUM_THREADS": "1",
+        "PYTHONFAULTHANDLER": "1",
     }
 
 
@@ -77,6 +78,15 @@ def kill(command: list[str], env: dict[str, str], moment: Callable[[], bool]) ->
         os.killpg(job.pid, signal.SIGKILL)
 
 
+def said(job: "subprocess.Popen[str]") -> tuple[str, str]:
+    """What a job says until it ends. One that does not end is aborted, and says where it stands."""
+    try:
+        return job.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        job.send_signal(signal.SIGABRT)
+        return job.communicate()
+
+
 def trained(store: Path) -> int:
     """How many LoRA runs are in the cache."""
     recorded = [store / "cache" / "results" / path.name for path in store.glob("cache/keys/*")]
@@ -112,7 +122,7 @@ def test_the_first_interrupt_saves_and_says_how_to_go_on(world, uninterrupted):
             assert time.monotonic() < deadline and job.poll() is None, job.stderr.read()
             time.sleep(0.02)
         os.killpg(job.pid, signal.SIGINT)
-        out, err = job.communicate(timeout=120)
+        out, err = said(job)
     assert job.returncode == 130, err
     [run] = [path.name for path in (store / "runs").iterdir()]
     assert f"backprop resume {run}" in err
