@@ -1,6 +1,7 @@
 """A base's tensors with an adapter fused into them, one at a time and some rows at a time."""
 
 import math
+import threading
 from collections.abc import Iterator
 from itertools import repeat
 from pathlib import Path
@@ -12,11 +13,11 @@ from torch import Tensor
 from backprop_core.adapter import Tensors, read
 from backprop_core.base import weights
 from backprop_core.errors import AdapterMismatch
-from backprop_core.gguf.stored import DTYPES, Scratch, Stored, stored_in
+from backprop_core.gguf.stored import DTYPES, Stored, stored_in
 from backprop_core.peft_files import FILE_PREFIX, HINT, check_fusable
 
-BLOCK = 2**20  # entries that are read at once
-PART = 2**17  # entries that are fused at once: they stay in the processor's cache
+BLOCK = 2**21  # entries that are encoded and written at once
+PART = 2**19  # entries that are fused at once: they stay in the processor's cache, and are worth three calls
 PARTS = {"lora_A.weight": "A", "lora_B.weight": "B", "lora_magnitude_vector": "m"}
 
 
@@ -36,6 +37,20 @@ class Update(NamedTuple):
         """What it does to these rows of W, `step` of them at a time."""
         m_parts = repeat(None) if self.m is None else torch.split(self.m[rows], step)
         return (Update(self.A, B, m) for B, m in zip(torch.split(self.B[rows], step), m_parts, strict=False))
+
+
+class Scratch(threading.local):
+    """Memory that a thread takes again and again: fresh pages for each slice would cost as much as the work on it."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, Tensor] = {}
+
+    def empty(self, use: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor with anything in it, until this thread asks for the same use again."""
+        size = math.prod(shape) * dtype.itemsize
+        if use not in self.held or self.held[use].nbytes < size:
+            self.held[use] = torch.empty(size, dtype=torch.uint8)
+        return self.held[use][:size].view(dtype).view(shape)
 
 
 class Fused:
@@ -94,7 +109,7 @@ class Fused:
 
     def rows(self, name: str, rows: slice, dtype: torch.dtype) -> Tensor:
         """Some rows of a tensor, fused in float32 and rounded to `dtype`; they last until this thread's next call."""
-        W, update = self.stored[name].rows(rows, self.scratch), self.lora.get(name)
+        W, update = self.stored[name].rows(rows), self.lora.get(name)
         if W.dtype == dtype and not update:
             return W
         rounded, step = self.scratch.empty("rounded", tuple(W.shape), dtype), max(1, PART // math.prod(W.shape[1:]))

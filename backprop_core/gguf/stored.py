@@ -1,7 +1,7 @@
-"""Tensors of safetensors files, read some rows at a time. Nothing is mapped: only those rows are in memory."""
+"""Tensors of safetensors files, some rows at a time. Only those are mapped, so the others are in nobody's memory."""
 
 import math
-import threading
+import mmap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,20 +15,6 @@ from backprop_core.headers import in_order, read_header
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-class Scratch(threading.local):
-    """Memory that a thread takes again and again: fresh pages for each slice would cost as much as the work on it."""
-
-    def __init__(self) -> None:
-        self.held: dict[str, Tensor] = {}
-
-    def empty(self, use: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A tensor with anything in it, until this thread asks for the same use again."""
-        size = math.prod(shape) * dtype.itemsize
-        if use not in self.held or self.held[use].nbytes < size:
-            self.held[use] = torch.empty(size, dtype=torch.uint8)
-        return self.held[use][:size].view(dtype).view(shape)
-
-
 class Stored(NamedTuple):
     """Where a tensor's bytes begin in its file; `dtype` is the file's word for its type."""
 
@@ -37,15 +23,18 @@ class Stored(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
 
-    def rows(self, rows: slice, scratch: Scratch) -> Tensor:
+    def rows(self, rows: slice) -> Tensor:
         """These rows (begin and end given), in the file's type, which is one of DTYPES. Raises ModelLoadFailed."""
-        dtype = DTYPES[self.dtype]
-        block = scratch.empty("stored", (rows.stop - rows.start, *self.shape[1:]), dtype)
+        dtype, shape = DTYPES[self.dtype], (rows.stop - rows.start, *self.shape[1:])
+        size, row = math.prod(shape) * dtype.itemsize, math.prod(shape[1:]) * dtype.itemsize
+        page, begin = divmod(self.begin + rows.start * row, mmap.ALLOCATIONGRANULARITY)
+        place = {"offset": page * mmap.ALLOCATIONGRANULARITY, "length": begin + size}
         with self.file.open("rb") as file:
-            file.seek(self.begin + rows.start * math.prod(self.shape[1:]) * dtype.itemsize)
-            if file.readinto(block.view(torch.uint8).numpy().data) < block.nbytes:
-                raise cut_short(self.file)
-        return block
+            try:
+                mapped = mmap.mmap(file.fileno(), access=mmap.ACCESS_COPY, **place)
+            except ValueError as error:
+                raise cut_short(self.file) from error
+        return torch.frombuffer(mapped, dtype=torch.uint8, count=size, offset=begin).view(dtype).view(shape)
 
 
 def stored_in(path: Path) -> dict[str, Stored]:

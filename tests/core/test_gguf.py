@@ -35,7 +35,7 @@ from backprop_core.gguf import check_supported, convert, fuse
 from backprop_core.gguf.data import finite
 from backprop_core.gguf.fuse import Fused
 from backprop_core.gguf.lora import convert_lora
-from backprop_core.gguf.stored import Scratch, stored_in
+from backprop_core.gguf.stored import stored_in
 from backprop_core.gguf.tokenizer import LLAMA3, QWEN2
 from tests.core import nano
 from tests.core import tiny_models as tiny
@@ -264,7 +264,7 @@ def test_weights_that_are_cut_while_they_are_read_are_refused(tmp_path: Path) ->
     stored = stored_in(file)["w"]
     os.truncate(file, file.stat().st_size - 1)
     with pytest.raises(ModelLoadFailed, match="cut short"):
-        stored.rows(slice(4, 8), Scratch())
+        stored.rows(slice(4, 8))
 
 
 @pytest.mark.parametrize("content", [b"version https://git-lfs", b"\xff" * 16, b"\x09" + bytes(15), b"", b"\0"])
