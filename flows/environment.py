@@ -75,6 +75,7 @@ def connected() -> Iterator[None]:
     from prefect.context import refresh_global_settings_context
     from prefect.settings import get_current_settings, temporary_settings
 
+    gc.freeze()  # what was imported stays
     gc.enable()  # what comes now can be long
     url = get_current_settings().api.url
     if _server is None or url not in (

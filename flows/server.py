@@ -25,6 +25,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        gc.enable()
         print("up", flush=True)
 
     def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]  # it is a generator there
@@ -58,7 +59,7 @@ def app(name: str, hosts: list[str]) -> Callable[[], Any]:
 
     def make() -> Any:
         made = APPLICATIONS[name]()
-        gc.enable()
+        gc.freeze()
         if hosts:
             from flows.door import Door
 

@@ -1,6 +1,6 @@
 """From a spec to a flow's result, for whoever sits at this machine. The worker starts while Prefect is imported."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,27 +19,24 @@ if TYPE_CHECKING:
 def run(flow: str, spec: RunSpec, *, fresh: bool = False) -> RunResult:
     """Check the inputs, start the worker if there is work for it, then call the flow."""
     early.start(flow, spec, fresh=fresh)
+    called = loaded(flow)  # while Prefect's server starts
     with connected():
-        return call(flow, spec, fresh=fresh)
+        return called(**parameters(flow, spec, fresh=fresh))
 
 
-def call(flow: str, spec: RunSpec, *, fresh: bool) -> RunResult:
-    """The flow itself, with the parts of the spec as its parameters."""
-    given = parameters(flow, spec, fresh=fresh)
-    result: RunResult
+def loaded(flow: str) -> Callable[..., RunResult]:
+    """A flow that trains, and Prefect with it."""
     if flow == "train":
         from flows.train import train
 
-        result = train(**given)
-    elif flow == "retrain":
+        return train
+    if flow == "retrain":
         from flows.retrain import retrain
 
-        result = retrain(**given)
-    else:
-        from flows.multi_run import multi_run
+        return retrain
+    from flows.multi_run import multi_run
 
-        result = multi_run(**given)
-    return result
+    return multi_run
 
 
 def plan(flow: str, spec: RunSpec, *, fresh: bool) -> "Plan":

@@ -20,7 +20,8 @@ def start(flow: str, spec: RunSpec, *, fresh: bool) -> None:
         store.close()
     if fresh or not prepare.is_warm(prepared, store):
         worker.worker(config, prepared.spec.training)
-    threading.Thread(target=import_mlflow, daemon=True).start()  # while Prefect's server starts
+    else:
+        threading.Thread(target=import_mlflow, daemon=True).start()  # while Prefect's server starts
 
 
 def asked(prefix: str) -> prepare.Prepared:

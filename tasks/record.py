@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from backprop_core.refs import DatasetRef, Evaluation, RunRecord, RunResult
 from backprop_core.settings import Settings
 from backprop_core.store import Store, write_atomic
-from tasks import artifacts
+from tasks import artifacts, worker
 from tasks.journal import Journal, parameters
 from tasks.prepare import Prepared
 from tasks.results import dataset_summary
 from tasks.tracking import Sender, mlflow_run_id, run_link
 
+HEAD_START = 1.0  # seconds in which a worker that still imports torch has the processor, then mlflow is imported
 PACKAGES = ("torch", "transformers", "peft", "prefect", "mlflow-skinny")
 
 
@@ -25,7 +26,7 @@ class RunJournal:
         self._child: Journal | None = None
         self._started()
         self._sender = Sender(config)
-        self._sender.start()
+        self._sender.start(after=HEAD_START if worker.is_running() else 0)
 
     def _started(self) -> None:
         spec = self._prepared.spec

@@ -46,6 +46,11 @@ def worker(config: Settings, training: TrainSpec, stage: str = "evaluate") -> Wo
         return _running[0]
 
 
+def is_running() -> bool:
+    """Whether there is one."""
+    return _running is not None
+
+
 def interpreter(config: Settings, backend: Backend) -> str | None:
     """The Python of a worker; None: this one. Raises UnslothNotAvailable."""
     if backend == "transformers":

@@ -194,12 +194,14 @@ class Sender:
     def __init__(self, settings: Settings, *, every: float = 3.0) -> None:
         self._settings = settings
         self._every = every
+        self._after = 0.0
         self._warned = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="mlflow-sender", daemon=True)
 
-    def start(self) -> None:
-        """Begin, with the import of mlflow: seconds that the work does not wait for."""
+    def start(self, *, after: float = 0) -> None:
+        """Begin, `after` seconds from now or at the end, with the import of mlflow: the work does not wait for it."""
+        self._after = after
         self._thread.start()
 
     def finish(self, timeout: float = 30.0) -> None:
@@ -210,6 +212,7 @@ class Sender:
             self._warn(f"MLflow took longer than {timeout:g} s")
 
     def _work(self) -> None:
+        self._stop.wait(self._after)
         prepare()
         while not self._stop.is_set():
             self._sync()

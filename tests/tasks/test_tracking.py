@@ -1,5 +1,6 @@
 """MLflow as the journals' copy: real databases, a real server, real kills."""
 
+import gc
 import json
 import logging
 import math
@@ -23,7 +24,7 @@ from backprop_core.settings import Settings
 from backprop_core.verdicts import GateReport, TaskVerdict
 from tasks.journal import Journal, sent_file
 from tasks.tracking import Sender, list_runs, mlflow_run_id, run_link, show_run, sync, tracking_uri
-from tasks.tracking.connection import connect, experiment_of
+from tasks.tracking.connection import connect, experiment_of, uncollected
 
 ROOT, CHILD, OTHER = "a1" * 16, "b2" * 16, "a3" * 16
 DATASET = DatasetSummary(
@@ -450,6 +451,29 @@ def server(tmp_path: Path, new_database: Path) -> Iterator[Server]:
     server = Server(tmp_path / "server")
     yield server
     server.kill()
+
+
+def test_a_run_that_is_over_before_mlflow_was_due_is_recorded(config: Settings) -> None:
+    """A sender that leaves the processor to others first waits no longer than the run takes."""
+    record(config)
+    sender = Sender(config)
+    sender.start(after=600)
+    assert not sent_file(config.journal_path, ROOT).exists()
+    sender.finish(60)
+    assert not list(config.journal_path.glob("*.jsonl")) and len(list_runs(config)) == 1
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_an_import_leaves_the_search_for_garbage_as_it_was(collecting: bool) -> None:
+    """Off while the block runs, also where it fails; then as before."""
+    before = gc.isenabled()
+    (gc.enable if collecting else gc.disable)()
+    with pytest.raises(ImportError), uncollected():
+        assert not gc.isenabled()
+        raise ImportError
+    after = gc.isenabled()
+    (gc.enable if before else gc.disable)()
+    assert after is collecting
 
 
 def test_a_server_that_goes_and_comes_gets_every_step_once(
