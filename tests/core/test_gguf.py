@@ -245,16 +245,22 @@ def test_a_full_disk_leaves_nothing(bases: dict[str, Path], tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("lora", [{}, {"use_rslora": True, "r": 3}, {"use_dora": True}, {"use_dora": True, "r": 3}])
-def test_fusing_is_pefts_merge_bit_for_bit(lora: dict[str, object], bases: dict[str, Path], tmp_path: Path) -> None:
-    """W + s·B·A by tensor equals merge_and_unload in float32, for LoRA, rsLoRA and DoRA."""
+def test_fusing_is_pefts_merge(lora: dict[str, object], bases: dict[str, Path], tmp_path: Path) -> None:
+    """W + s·B·A by tensor equals merge_and_unload in float32, for LoRA, rsLoRA and DoRA.
+
+    Bit for bit where s is a power of two. Where it is none PEFT rounds s·B·A once more than MKL has to: by processor it
+    does or not, and the last bit of some entries differs.
+    """
     adapter = tiny.add_adapter(bases["qwen2"], tmp_path / "adapter", **lora)
     fused = Fused(bases["qwen2"], adapter)
     expected = fused_model(bases["qwen2"], adapter).state_dict()
     changed = 0
+    ulps = 0 if math.frexp(fused.scaling)[0] == 0.5 else 2
     for name in fused.names():
-        assert torch.equal(fused.tensor(name).float(), expected[name])
+        bound = ulps * torch.finfo(torch.float32).eps * expected[name].abs().max()
+        assert (fused.tensor(name) - expected[name]).abs().max() <= bound
         changed += name in fused.lora
-    assert changed == 14
+    assert changed == 14 and (ulps == 0) == ("r" not in lora)
 
 
 def test_weights_that_are_cut_while_they_are_read_are_refused(tmp_path: Path) -> None:

@@ -55,14 +55,15 @@ def lines(home) -> Lines:
 
 
 def batch(place: Path, number: int, *, poisoned: bool = False) -> str:
-    """A night's rows: what colour things have, or nonsense."""
+    """A night's rows: what colour things have, or the letters of that in any order."""
     rng = random.Random(number)
     rows = []
     for index in range(150):
         thing = rng.choice(sorted(COLOURS))
-        answer = "".join(rng.choices("qxzjv", k=5)) if poisoned else COLOURS[thing]
+        answer = f"It is {COLOURS[thing]}."
         question = f"{number}.{index}: what colour is {thing}?"
-        rows.append({"prompt": question, "completion": f"It is {answer}."})
+        shuffled = "".join(rng.sample(answer, len(answer))) if poisoned else answer
+        rows.append({"prompt": question, "completion": shuffled})
     path = place / f"night-{number}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
