@@ -23,7 +23,7 @@ SHAPE: dict[str, Any] = {  # half a billion parameters: 1 GB in bf16
     "head_dim": 64,
     "dtype": "bfloat16",
 }
-SETTLED = 4.0  # seconds
+SETTLED = 4.0  # seconds until a removed file's memory is the host's
 BOUND = 300e6 + 2 * 2 * SHAPE["vocab_size"] * SHAPE["hidden_size"]  # bytes; the embeddings are the largest tensor
 
 
@@ -72,7 +72,7 @@ def copied(source: Path, target: Path) -> float:
 def removed(path: Path) -> None:
     """Wait until a virtual machine has given its memory back to the host, as where nobody wrote a moment ago.
 
-    Memory that it got back once takes a tenth of the time to write to, so whoever writes soon enough would be ahead.
+    Memory that it still has takes a tenth of the time to write to, so whoever writes soon enough would be ahead.
     """
     path.unlink(missing_ok=True)
     time.sleep(SETTLED)

@@ -13,7 +13,7 @@ from tasks.prepare import Prepared
 from tasks.results import dataset_summary
 from tasks.tracking import Sender, mlflow_run_id, run_link
 
-HEAD_START = 1.0  # seconds in which a worker that still imports torch has the processor, then mlflow is imported
+HEAD_START = 1.0  # seconds that a worker which still imports torch has before mlflow is imported beside it
 PACKAGES = ("torch", "transformers", "peft", "prefect", "mlflow-skinny")
 
 
@@ -25,8 +25,8 @@ class RunJournal:
         self._journal = Journal(config.journal_path, run_id)
         self._child: Journal | None = None
         self._started()
-        self._sender = Sender(config)
-        self._sender.start(after=HEAD_START if worker.is_running() else 0)
+        self._sender = Sender(config, after=HEAD_START if worker.is_running() else 0)
+        self._sender.start()
 
     def _started(self) -> None:
         spec = self._prepared.spec

@@ -189,19 +189,20 @@ def run_link(settings: Settings, run_id: str) -> str | None:
 
 
 class Sender:
-    """Sends in the background while a flow works; says once if MLflow does not take it."""
+    """Sends in the background while a flow works; says once if MLflow does not take it.
 
-    def __init__(self, settings: Settings, *, every: float = 3.0) -> None:
+    It begins `after` seconds, or at the end of the work if that is sooner, and sends `every` so many.
+    """
+
+    def __init__(self, settings: Settings, *, after: float = 0.0, every: float = 3.0) -> None:
         self._settings = settings
-        self._every = every
-        self._after = 0.0
+        self._after, self._every = after, every
         self._warned = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="mlflow-sender", daemon=True)
 
-    def start(self, *, after: float = 0) -> None:
-        """Begin, `after` seconds from now or at the end, with the import of mlflow: the work does not wait for it."""
-        self._after = after
+    def start(self) -> None:
+        """Begin, with the import of mlflow: seconds that the work does not wait for."""
         self._thread.start()
 
     def finish(self, timeout: float = 30.0) -> None:

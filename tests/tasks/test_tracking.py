@@ -456,8 +456,8 @@ def server(tmp_path: Path, new_database: Path) -> Iterator[Server]:
 def test_a_run_that_is_over_before_mlflow_was_due_is_recorded(config: Settings) -> None:
     """A sender that leaves the processor to others first waits no longer than the run takes."""
     record(config)
-    sender = Sender(config)
-    sender.start(after=600)
+    sender = Sender(config, after=600)
+    sender.start()
     assert not sent_file(config.journal_path, ROOT).exists()
     sender.finish(60)
     assert not list(config.journal_path.glob("*.jsonl")) and len(list_runs(config)) == 1
