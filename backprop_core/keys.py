@@ -28,13 +28,13 @@ VERSIONS = {
     "judge": 1,
     "answer": 1,
     "gate": 2,
-    "convert": 2,
-    "convert_outside": 2,
+    "convert": 3,
+    "convert_outside": 3,
     "quantize": 1,
     "importance": 1,
     "quantize_weighted": 1,
     "fidelity": 1,
-    "package": 2,
+    "package": 3,
 }
 
 

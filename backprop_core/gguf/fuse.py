@@ -121,8 +121,9 @@ class Fused:
         return rounded
 
     def moved(self, W_oi: Tensor, update: Update) -> Tensor:
-        """W with the update, float32; it may be in the place of W."""
-        W_oi.addmm_(update.B, update.A, alpha=self.scaling)
+        """W with the update, float32, rounded as PEFT rounds it; it may be in the place of W."""
+        product = self.scratch.empty("product", tuple(W_oi.shape), torch.float32)
+        W_oi += torch.mm(update.B, update.A, out=product).mul_(self.scaling)
         return W_oi if update.m is None else (update.m / W_oi.norm(dim=1))[:, None] * W_oi
 
     def tensor(self, name: str) -> Tensor:

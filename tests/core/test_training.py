@@ -264,9 +264,7 @@ def test_another_fingerprint(base: LoadedBase, rows: RowsRef, store: Store) -> N
         result = run(base, rows, store, metrics=again)
     finally:
         torch.set_num_threads(threads)
-    run(
-        base, rows, store, metrics=straight, key="other"
-    )  # last: where it has the same bits, the first one's record stays
+    run(base, rows, store, metrics=straight, key="other")  # last: an equal adapter keeps the record that it has
     assert [values["tokens"] for _, values in again] == [values["tokens"] for _, values in straight[2:]]
     assert [values.get("inexact_resume") for _, values in again] == [1, None, None, None]
     assert store.record(result.adapter.digest)["inexact_resume"] == [f"threads was {threads}, is {threads + 1}"]
