@@ -38,7 +38,36 @@ def resolve(spec: ModelSpec, store: Store) -> BaseRef:
     directory, revision = locate(spec.name, spec.revision)
     check(directory)
     name = str(directory) if Path(spec.name).is_dir() else spec.name
-    return BaseRef(name=name, revision=revision, digest=digest(directory, store))
+    return BaseRef(name=name, revision=revision, digest=digest(directory, store), day=day_of(directory))
+
+
+def dated(base: BaseRef) -> BaseRef:
+    """The same base, with the day that its template writes: records from before that field lack it.
+
+    Without the base's files it stays as it is.
+    """
+    directory = here(base.name, base.revision) if base.day is None else None
+    return base.model_copy(update={"day": day_of(directory)}) if directory else base
+
+
+def day_of(directory: Path) -> str | None:
+    """The day that the model's chat template writes into a conversation; None if it writes none."""
+    template = template_of(directory)
+    return templates.clock(template) if template else None
+
+
+def here(name: str, revision: str | None) -> Path | None:
+    """A base's directory, if it is on this machine."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    path = Path(name).expanduser()
+    if path.is_dir() or revision is None:
+        return path if path.is_dir() else None
+    try:
+        return Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
 
 
 def local(base: BaseRef, store: Store) -> Path:

@@ -3,7 +3,7 @@
 Labels are the assistant's turns: what stands after the generation prompt, up to and with the stop token, not the
 newline after it. Of raw text every token is one, and the end-of-sequence token that is put after it.
 
-transformers renders templates in jinja2's immutable sandbox. A control token (an added token marked special) comes
+Templates are rendered in `templates.sandbox`. A control token (an added token marked special) comes
 from the template alone: where its name stands in a row, it is set between fences before rendering, and what lies
 between fences is tokenized as plain text.
 """
@@ -235,14 +235,17 @@ def render(tokenizer: PreTrainedTokenizerBase, row: ChatRow) -> str:
 
 def apply(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, add_generation_prompt: bool) -> str:
     """The messages as the tokenizer's chat template writes them, in the sandbox."""
-    if not tokenizer.chat_template:
+    template = template_of(tokenizer)
+    if not template:
         raise ChatTemplateMissing("the tokenizer has no chat template", hint=templates.HINT)
-    with templates.coded():
-        return str(
-            tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt, date_string=templates.TODAY
-            )
-        )
+    special = tokenizer.special_tokens_map
+    return templates.render(template, messages, special=special, add_generation_prompt=add_generation_prompt)
+
+
+def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tokenizer's chat template, of several the default; empty if there is none."""
+    named = tokenizer.chat_template or ""
+    return named if isinstance(named, str) else str(named.get("default", ""))
 
 
 # Tokenizing

@@ -101,6 +101,7 @@ class Reader:
         tokens = {name: self.llama.detokenize([id_], special=True).decode() for name, id_ in names.items() if id_ >= 0}
         template = self.llama.metadata["tokenizer.chat_template"]
         write = Jinja2ChatFormatter(template, **{"eos_token": "", "bos_token": "", **tokens})
+        write.strftime_now = templates.strftime_now
         return str(write(messages=messages, date_string=templates.TODAY).prompt)
 
     def answer(self, prompt: str) -> tuple[str, bool]:

@@ -61,6 +61,8 @@ def dataset_digest(dataset: DatasetRef) -> str:
 def part(value: Any) -> Any:
     """What one parameter contributes to a key: refs their digest, specs what can change a result."""
     match value:
+        case BaseRef(day=str()):
+            return [value.digest, value.day]
         case ArtifactRef() | BaseRef() | ConverterRef() | OwnTasks() | SourceRef():
             return value.digest
         case Spec():

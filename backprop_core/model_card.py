@@ -91,10 +91,10 @@ def usage(result: RunResult, repo: str, files: Sequence[str]) -> Iterator[str]:
 
 
 def base(base: BaseRecord) -> Iterator[str]:
-    yield from table(
-        ["", ""],
-        [["model", base_name(base)], ["revision", base.revision or "none"], ["digest", base.digest]],
-    )
+    rows = [["model", base_name(base)], ["revision", base.revision or "none"], ["digest", base.digest]]
+    yield from table(["", ""], rows + ([["day in its chat template", base.day]] if base.day else []))
+    if base.day:
+        yield f"\nIts chat template writes the day. Training and evaluation saw {base.day}; a server writes its own."
 
 
 def data(datasets: Sequence[DatasetSummary]) -> Iterator[str]:

@@ -88,6 +88,9 @@ class BaseRef(Record):
     name: str
     revision: str | None = None
     digest: Digest
+    day: str | None = Field(
+        None, description="ISO date that its chat template writes wherever it asks for today; None if it never asks."
+    )
 
 
 class AdapterRef(ArtifactRef):
@@ -344,6 +347,7 @@ class BaseRecord(Record):
     name: str
     revision: str | None
     digest: Digest
+    day: str | None = Field(None, description="What its chat template writes as the day, where it writes one.")
 
 
 class GGUFRecord(Record):

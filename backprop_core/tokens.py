@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from backprop_core import base as bases
-from backprop_core import chat, curate
+from backprop_core import chat, curate, templates
 from backprop_core.errors import ArtifactDamaged, ArtifactMissing
 from backprop_core.keys import digest_of
 from backprop_core.model import LoadedBase
@@ -42,15 +42,18 @@ def load(base: LoadedBase, rows: RowsRef, *, max_length: int, store: Store) -> t
     ref = kept(note, store)
     if ref is None:
         examples = chat.encode(base.tokenizer, curate.load(store.local(rows)), max_length=max_length)
-        ref = keep(examples, store, record={"rows": rows.digest, "max_length": max_length})
+        day = templates.clock(chat.template_of(base.tokenizer))
+        ref = keep(examples, store, record={"rows": rows.digest, "max_length": max_length, "day": day})
         write_atomic(note, ref.model_dump_json())
     return ref, load_file(store.local(ref) / FILE)
 
 
 def key_of(base: LoadedBase, rows: RowsRef, max_length: int, store: Store) -> str:
     """The digest of everything that decides the tokens."""
+    day = templates.clock(chat.template_of(base.tokenizer))
     return digest_of(
         {
+            **({"day": day} if day else {}),
             "version": [VERSION, *map(version, LIBRARIES)],
             "rows": rows.digest,
             "tokenizer": bases.tokenizer_digest(Path(base.tokenizer.name_or_path), store),

@@ -190,7 +190,8 @@ def heading(result: RunResult) -> Text:
     if result.reason:
         text.append(f"\n{result.reason}")
     if result.base:
-        text.append(f"\nbase {one_line(result.base.name)}  {result.base.digest[:12]}")
+        day = f", its chat template dated {result.base.day}" if result.base.day else ""
+        text.append(f"\nbase {one_line(result.base.name)}  {result.base.digest[:12]}{day}")
     if result.error:
         text.append(f"\n[{result.error.code}] {one_line(result.error.message)}\n{one_line(result.error.hint)}", "red")
     return text

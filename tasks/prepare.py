@@ -71,7 +71,7 @@ class Prepared(Record):
         inputs = [
             [source.data.digest, source.heldout and source.heldout.digest] for source in self.sources + self.watch
         ]
-        parts = [self.flow, part(self.spec), self.base.digest, inputs, part(self.adapter), part(self.live)]
+        parts = [self.flow, part(self.spec), part(self.base), inputs, part(self.adapter), part(self.live)]
         return digest_of([*parts, *(each.digest for each in (self.converter, self.tasks) if each)])
 
 
@@ -91,7 +91,8 @@ def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
     if live:
         spec = continued(spec, live)
         spec = still_published(spec, store)
-    base = live.version.base if live and spec.model == ModelSpec() else bases.resolve(spec.model, store)
+    own = live.version.base if live and spec.model == ModelSpec() else None
+    base = bases.dated(own) if own else bases.resolve(spec.model, store)
     Lines(store).check_base(spec.line, base)
     converter = check_export(base, spec, store)
     sources = [source(dataset, store, task=spec.line if flow == "retrain" else None) for dataset in spec.datasets]
@@ -354,7 +355,8 @@ def save(prepared: Prepared, run_id: str, store: Store) -> None:
 
 def load(run_id: str, store: Store) -> Prepared:
     """What the run with this id was asked to do."""
-    return Prepared.model_validate_json((store.run(run_id) / "spec.json").read_bytes())
+    prepared = Prepared.model_validate_json((store.run(run_id) / "spec.json").read_bytes())
+    return prepared.model_copy(update={"base": bases.dated(prepared.base)})
 
 
 def allow_inexact(prepared: Prepared) -> Prepared:

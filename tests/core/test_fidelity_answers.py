@@ -1,11 +1,13 @@
 """What a file answers through llama.cpp and its own template, beside the model: shown, and a reason to stop it."""
 
 import shutil
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gguf import GGUFReader
+from llama_cpp import llama_chat_format
 
 from backprop_core.chat import render
 from backprop_core.errors import ExportFidelity
@@ -90,6 +92,28 @@ def test_a_template_that_llama_cpp_writes_otherwise_is_stopped(tmp_path: Path) -
     one = [Asked(ROW["messages"][:1], Generated(text="", tokens=0, stopped=True))]
     with pytest.raises(ExportFidelity, match="writes a chat as"):
         measure(loaded.model, loaded.tokenizer, ["a"], tmp_path / "model.gguf", quantization="f32", asked=one)
+
+
+def test_the_files_own_template_sees_the_fixed_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file whose template writes the day is compared on the day that it was trained on, whatever day it is."""
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime(2031, 2, 3)
+
+    monkeypatch.setattr(llama_chat_format, "datetime", Later)
+    base = shutil.copytree(EXAMPLE_BASE, tmp_path / "base")
+    template = base / "chat_template.jinja"
+    template.write_text(
+        "{{ strftime_now('%Y-%m-%d') + '\n' }}" + template.read_text(encoding="utf-8"), encoding="utf-8"
+    )
+    convert(base, None, tmp_path / "model.gguf", outtype="f32")
+    loaded = load(base, precision="fp32", device="cpu")
+    one = [Asked(ROW["messages"][:1], Generated(text="", tokens=0, stopped=True))]
+    found = measure(loaded.model, loaded.tokenizer, ["a"], tmp_path / "model.gguf", quantization="f32", asked=one)
+    assert found.ids_equal
+    assert "strftime_now" in GGUFReader(tmp_path / "model.gguf").fields["tokenizer.chat_template"].contents()
 
 
 def test_what_is_asked(example: LoadedBase) -> None:

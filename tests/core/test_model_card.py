@@ -49,6 +49,14 @@ DATASETS = [
 ]
 
 
+def test_the_card_says_the_day_that_the_template_writes() -> None:
+    """Where a chat template asks for the day, the card has the one that training saw; elsewhere it speaks of none."""
+    made = result("1" * 40)
+    dated = made.model_copy(update={"base": made.base and made.base.model_copy(update={"day": "2024-07-26"})})
+    cards = [card(each, DATASETS, repo="team/support", files=["support-q8_0.gguf"]) for each in (made, dated)]
+    assert ["2024-07-26" in text for text in cards] == [False, True]
+
+
 @pytest.mark.parametrize("revision", ["1" * 40, None], ids=["from the Hub", "local"])
 def test_card(revision: str | None) -> None:
     """Base, data, recipe, matrix, fidelity, use and reproduction stand there; no path, and no markup of the data's."""
