@@ -17,7 +17,6 @@ from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentU
 from prefect.client.schemas.objects import DeploymentSchedule
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectNotFound
-from prefect.utilities.callables import parameter_schema
 from pydantic import ValidationError
 
 from backprop_core.errors import ConfigInvalid
@@ -26,6 +25,7 @@ from backprop_core.settings import Settings
 from backprop_core.specs import LineSpec, ScheduleSpec, StalenessSpec
 from flows.automations import automations, left_over
 from flows.environment import refusals
+from flows.forms import form_of
 from flows.parameters import differing, parameters
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def fields_of(
         "entrypoint": f"{module}:{module.rpartition('.')[2]}",
         "description": flow.description,
         "parameters": dict(parameters),
-        "parameter_openapi_schema": parameter_schema(flow).model_dump(),
+        "parameter_openapi_schema": form_of(flow, parameters.keys()),
         "enforce_parameter_schema": True,
         "tags": sorted({config.namespace, flow.name}),
         "work_pool_name": pool,

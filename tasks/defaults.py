@@ -25,10 +25,12 @@ from backprop_core.store import Store, write_atomic
 from backprop_core.training import duration
 from backprop_core.training.defaults import GIVEN, Chosen, Data, choose, data_of, together, trained_on
 from backprop_core.training.memory import Shape, shape_of
+from backprop_core.training.presets import PRESETS
 
 VERSION = 1  # of the notes on what data holds
 CPU_SECONDS = 30 * 60  # longer than this a CPU trains only if it is told to
 SLOW = 1e10  # FLOP/s of a matrix product: what is short even there need not be measured
+SOME_CARD = 8 << 30  # bytes
 UNREADABLE = (ConfigInvalid, FormatUnknown, InputNotFound, InputValidationFailed, NoRows)
 
 
@@ -128,3 +130,9 @@ def precision_of(spec: RunSpec, training: TrainSpec, device: Literal["cpu", "cud
             hint="leave one of them out",
         )
     return spec.model.quantization
+
+
+def chosen_fields() -> list[str]:
+    """The fields of `training` that are chosen for a run where none is given, on a GPU: there they are the most."""
+    shape = next(iter(PRESETS.values())).shape
+    return [choice.field.removeprefix("training.") for choice in choose(shape, TrainSpec(), None, SOME_CARD).choices]

@@ -1,0 +1,282 @@
+"""A run that was started from a form: what nobody entered is not given, and what was entered is all that is given."""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prefect.utilities.schema_tools.validation import ValidationError, validate
+from pydantic import BaseModel
+
+from backprop_core.settings import Settings
+from backprop_core.specs import DatasetSpec, LineSpec, RunSpec
+from backprop_core.store import Store
+from flows import deploy
+from flows.cli.flags import Flags
+from flows.parameters import parameters
+from tasks import prepare
+
+CONFIG = Settings(namespace="formtest")
+TRAINING = ("train", "multi-run", "retrain")
+OPEN = object()  # a field of a form that nobody touched
+JSON = {"__prefect_kind": "json"}  # what Prefect's UI sends for a mapping that nobody filled in
+
+
+def form(flow: str) -> dict[str, Any]:
+    """What Prefect's UI knows of a flow's own deployment."""
+    module, *_ = deploy.FLOWS[flow]
+    schema: dict[str, Any] = deploy.fields_of(deploy.load(module), module, CONFIG, "pool", {})[
+        "parameter_openapi_schema"
+    ]
+    return schema
+
+
+def filled(field: Mapping[str, Any], root: Mapping[str, Any], entered: Any = OPEN) -> Any:
+    """What Prefect's UI sends for one field: `entered`, and the default of everything that it shows and nobody entered.
+
+    As its component SchemaFormProperty does it; a field of several kinds shows the one that fits, or else the first.
+    """
+    field = resolved(field, root)
+    value = field.get("default", OPEN) if entered is OPEN else entered
+    if kinds := field.get("anyOf"):
+        fitting = (kind for kind in kinds if fits(value, resolved(kind, root)))
+        return filled(next(fitting, kinds[0]), root, value)
+    if value is OPEN and "properties" not in field:
+        return JSON if field.get("type") == "object" else OPEN
+    if "properties" not in field:
+        return value
+    known = {} if value is OPEN else value
+    sent = {name: filled(one, root, known.get(name, OPEN)) for name, one in field["properties"].items()}
+    return {name: one for name, one in sent.items() if one is not OPEN} or OPEN
+
+
+def resolved(field: Mapping[str, Any], root: Mapping[str, Any]) -> dict[str, Any]:
+    name = field.get("$ref", "").rpartition("/")[2]
+    return {**root["definitions"][name], **field} if name else dict(field)
+
+
+def fits(value: Any, kind: Mapping[str, Any]) -> bool:
+    """Whether the UI takes a value for one of this kind."""
+    kinds = {str: "string", bool: "boolean", int: "number", float: "number", list: "array", dict: "object"}
+    wanted = kinds.get(type(value), "null" if value is None else "")
+    return wanted in (kind.get("type"), "number" if kind.get("type") == "integer" else "")
+
+
+def received(value: Any) -> Any:
+    """What the server makes of it: a mapping without a value is left out."""
+    if isinstance(value, dict):
+        return {name: received(one) for name, one in value.items() if one != JSON}
+    return [received(one) for one in value] if isinstance(value, list) else value
+
+
+def run_from(flow: str, schema: Mapping[str, Any], entered: Mapping[str, Any]) -> dict[str, Any]:
+    """What a flow gets from its form with a few fields filled in."""
+    sent = filled({"properties": schema["properties"]}, schema, entered)
+    body = deploy.load(deploy.FLOWS[flow][0])
+    usual = {name: one.default for name, one in inspect.signature(body.fn).parameters.items()}
+    return body.validate_parameters(usual | received(sent))
+
+
+def given(value: Any) -> Any:
+    """A spec as nested mappings of what was given in it, at its default or not."""
+    if isinstance(value, BaseModel):
+        return {name: given(getattr(value, name)) for name in sorted(value.model_fields_set)}
+    return [given(one) for one in value] if isinstance(value, list) else value
+
+
+def said(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a flow, each with what was given in it."""
+    named = {
+        name: {"name": value} if name == "model" and isinstance(value, str) else value
+        for name, value in parameters.items()
+    }
+    return {name: given(value) for name, value in named.items() if value not in (None, [])}
+
+
+def enter(flow: str, data: str) -> dict[str, Any]:
+    """The fields of a form that have to be filled in."""
+    line = {"line": "support"} if flow == "retrain" else {}
+    return line | ({"datasets": [{"path": data}]} if flow == "multi-run" else {"data": data})
+
+
+def here(flow: str, data: str, *settings: str) -> dict[str, Any]:
+    """What the same flow gets from a terminal."""
+    spec = Flags(data=[data], line="support" if flow == "retrain" else None, set=list(settings)).spec()
+    return parameters(flow, spec, fresh=False)
+
+
+def as_spec(flow: str, got: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of a form and of a terminal alike: a dataset by its path, and `steps` where a spec has it."""
+    alike = dict(got)
+    for name in ("data", "model"):
+        if isinstance(value := alike.get(name), str):
+            alike[name] = {"path" if name == "data" else "name": value}
+    return said(alike)
+
+
+@pytest.mark.parametrize("flow", deploy.FLOWS)
+def test_a_form_has_no_default(flow: str) -> None:
+    """What a person leaves open in a form is not sent: no field of it, however deep, has a default."""
+    schema = form(flow)
+    assert [name for name, field in fields(schema, schema) if "default" in field] == []
+
+
+def fields(part: Mapping[str, Any], root: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every field that a form can show, by its path."""
+    for name, field in part.get("properties", {}).items():
+        yield f"{path}{name}", field
+        for kind in (field, *field.get("anyOf", ()), field.get("items", {})):
+            if "$ref" in kind or "properties" in kind:
+                yield from fields(resolved(kind, root), root, f"{path}{name}.")
+
+
+@pytest.mark.parametrize("flow", TRAINING)
+def test_an_empty_form_is_a_command_without_flags(flow: str) -> None:
+    """A run from a form where nothing but the data was entered is given what the command line gives without flags."""
+    got = run_from(flow, form(flow), enter(flow, "/data/night.jsonl"))
+    assert as_spec(flow, got) == as_spec(flow, here(flow, "/data/night.jsonl"))
+
+
+@pytest.mark.parametrize("flow", TRAINING)
+def test_one_field_of_a_form_is_one_flag(flow: str) -> None:
+    """For every field of the spec: entering it alone is `--set` of it alone, and its part is given nothing else."""
+    schema, different = form(flow), []
+    places = [place for place, _ in fields(schema, schema) if place.partition(".")[0] in RunSpec.model_fields]
+    for place in places:
+        value = OTHER.get(place, OPEN)
+        if value is OPEN or place.startswith("datasets"):
+            continue
+        tree: Any = value
+        for name in reversed(place.split(".")):
+            tree = {name: tree}
+        got = run_from(flow, schema, enter(flow, "/data/night.jsonl") | tree)
+        setting = f"{place}={yaml.safe_dump(value, default_flow_style=True).removesuffix(chr(10)).removesuffix('...')}"
+        if as_spec(flow, got) != as_spec(flow, here(flow, "/data/night.jsonl", setting)):
+            different.append(place)
+    assert different == []
+    leaves = {place for place, field in fields(schema, schema) if is_leaf(place, field)}
+    assert {place for place in leaves if place not in OTHER and place not in NOT_ONE} == set()
+
+
+def is_leaf(place: str, field: Mapping[str, Any]) -> bool:
+    """Whether a value stands there, and not a part with fields of its own."""
+    head, *rest = place.split(".")
+    return (
+        head in RunSpec.model_fields and head != "datasets" and "$ref" not in field and (bool(rest) or head != "model")
+    )
+
+
+NOT_ONE = {  # entries of lists: entered with their list
+    *(f"evaluation.watch.{name}" for name in DatasetSpec.model_fields),
+    *(f"gate.canaries.{name}" for name in ("prompt", "expect", "match")),
+    *("line", "notify", "min_new_rows", "max_seconds"),
+}
+OTHER: dict[str, Any] = {  # a value that is not the default, for every field
+    "model.name": "some/model",
+    "model.revision": "v1",
+    "model.quantization": "nf4",
+    "training.steps": 7,
+    "training.epochs": 4,
+    "training.learning_rate": 0.0003,
+    "training.batch_size": 5,
+    "training.max_length": 99,
+    "training.token_budget": 99,
+    "training.warmup": 0.5,
+    "training.weight_decay": 0.5,
+    "training.max_grad_norm": 2,
+    "training.precision": "fp32",
+    "training.seed": 3,
+    "training.device": "cpu",
+    "training.checkpoint_seconds": 9,
+    "training.checkpoint_steps": 9,
+    "training.checkpoints_kept": 3,
+    "training.inexact_resume": True,
+    "training.gradient_checkpointing": "on",
+    "training.oom_recovery": False,
+    "training.replay": 0.05,
+    "training.processes": 2,
+    "training.backend": "unsloth",
+    "training.lora.rank": 4,
+    "training.lora.alpha": 8,
+    "training.lora.dropout": 0.5,
+    "training.lora.target_modules": ["q_proj"],
+    "training.lora.variant": "rslora",
+    "training.lora_plus": 4,
+    "merge.strategy": "average",
+    "merge.merge_a": True,
+    "merge.lambda": 0.5,
+    "evaluation.metric": "exact_match",
+    "evaluation.pattern": "a+",
+    "evaluation.judge.address": "http://judge",
+    "evaluation.judge.model": "m",
+    "evaluation.judge.timeout": 9,
+    "evaluation.heldout_max": 9,
+    "evaluation.watch": [{"path": "/data/watch.jsonl"}],
+    "evaluation.generation.max_new_tokens": 9,
+    "evaluation.generation.temperature": 0.5,
+    "evaluation.generation.seed": 3,
+    "evaluation.harness.tasks": ["arc_easy"],
+    "evaluation.harness.limit": 9,
+    "evaluation.harness.shots": 1,
+    "gate.max_drop": 0.5,
+    "gate.confidence": 0.9,
+    "gate.canaries": [{"prompt": "a", "expect": "b"}],
+    "export.quantizations": ["f16"],
+    "export.packages": ["lora"],
+    "export.imatrix": True,
+    "export.ollama": "m",
+    "export.num_ctx": 99,
+    "export.system": "s",
+    "export.license": "l",
+    "publish.ollama": "m",
+    "publish.repo": "a/b",
+    "publish.private": False,
+    "publish.gguf": True,
+    "publish.keep": 3,
+    "approval.ask": True,
+    "approval.hours": 3,
+    "min_new_rows": 5,
+    "max_seconds": 9,
+}
+
+
+@pytest.mark.parametrize("flow", ["train", "retrain"])
+def test_the_same_is_chosen_for_a_form(flow: str, base: Path, data: list[str], tmp_path: Path) -> None:
+    """What the product chooses, and so every cache key, is the same for a form and for a terminal."""
+    got = run_from(flow, form(flow), enter(flow, data[0]) | {"model": str(base)})
+    told = here(flow, data[0], f"model.name={base}")
+    one, other = (prepare.prepare(flow, spec_of(each), Store(tmp_path / "store")) for each in (got, told))
+    assert one == other and one.digest() == other.digest()
+    assert {"training.learning_rate", "training.batch_size", "training.max_length"} <= {c.field for c in one.defaults}
+
+
+def spec_of(got: Mapping[str, Any]) -> RunSpec:
+    """The spec that a flow makes of its parameters."""
+    data, model = got["data"], got["model"]
+    named = {name: value for name, value in got.items() if name in RunSpec.model_fields and value is not None}
+    return RunSpec(
+        **named
+        | {"datasets": [{"path": data} if isinstance(data, str) else data]}
+        | {"model": {"name": model} if isinstance(model, str) else model}
+    )
+
+
+def test_a_lines_deployment_asks_nothing() -> None:
+    """Quick run opens a form only for what is required: `line` and `data` of a line's own deployment are known."""
+    job = LineSpec.model_validate({"line": "support", "datasets": [{"path": "/data/night.jsonl"}]})
+    own = next(one for one in deploy.deployments(CONFIG, {"support": job}, "pool") if one.path == "retrain/support")
+    assert own.fields["parameter_openapi_schema"]["required"] == []
+    assert form("retrain")["required"] == ["line", "data"]
+
+
+@pytest.mark.parametrize("place", ["fresh", "min_new_rows", "training.learning_rate", "training.lora.rank"])
+def test_nothing_is_no_value(place: str) -> None:
+    """Prefect's server refuses null for a field that cannot be left empty by it, as it does with a default."""
+    tree: Any = None
+    for name in reversed(place.split(".")):
+        tree = {name: tree}
+    with pytest.raises(ValidationError, match=place):
+        validate({"line": "a", "data": "b"} | tree, form("retrain"), raise_on_error=True)
+    validate({"line": "a", "data": "b", "max_seconds": None, "notify": None}, form("retrain"), raise_on_error=True)
