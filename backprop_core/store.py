@@ -9,6 +9,7 @@ notes/<kind>/<key>.json what was found out once and can be found out again
 checkpoints/<key>/      of interrupted trainings, under their stage's key
 runs/<run_id>/          spec.json, result.json; fresh.txt: what a run with `fresh` has done
 flow-runs/<id>          the run_id that a flow run of a deployment has begun, until that is finished and pruned
+questions/<run_id>      Prefect's id of the flow run that asks a person about what the run made
 lines/<name>/           versions and champion
 locks/                  freed by the kernel when their holder dies
 tmp/<session>/          what is being written; swept once its process is gone

@@ -1,25 +1,31 @@
 """A person's word before a release: in the Prefect UI, or at the terminal of whoever started the run.
 
-The question is a flow run of its own inside the retrain. A retrain that paused itself would give its deployment's slot
-away, and Prefect ends a run four minutes after it has lost that. So the retrain keeps slot and line, without a worker.
+The question is a flow run of its own inside the retrain, and no process carries it out: it is paused until a person
+fills in its form. So it outlives every process; a retrain that is killed and resumed goes on with the same question.
+A retrain that paused itself would give its deployment's slot away, and Prefect ends a run four minutes after it has
+lost that. So the retrain keeps slot and line, without a worker.
 """
 
 import logging
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Literal
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import count
+from typing import Any, Literal, TypeVar
 from uuid import UUID
 
 import httpx
-from prefect import flow
+from prefect import Task, flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.objects import State
-from prefect.client.schemas.responses import SetStateStatus
-from prefect.context import FlowRunContext
-from prefect.exceptions import ObjectNotFound
-from prefect.input import RunInput, keyset_from_paused_state
+from prefect.client.schemas.actions import FlowRunCreate
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.input import RunInput
 from prefect.input.actions import read_flow_run_input
-from prefect.states import Cancelled, Paused
+from prefect.input.run_input import keyset_from_base_key
+from prefect.states import Cancelled, Completed, Paused, Running, to_state_create
 from prefect.utilities.urls import url_for
 from pydantic import Field
 
@@ -28,14 +34,17 @@ from backprop_core.specs import ApprovalSpec
 from backprop_core.verdicts import Decision
 from flows import terminal
 from flows.environment import is_temporary
-from tasks import artifacts, worker
-from tasks.line import last_question, note_question
+from tasks import artifacts, questions, worker
+from tasks.artifacts import flow_run_id
 from tasks.progress import Progress, report
-from tasks.run import Run, current
+from tasks.run import Run
 
 log = logging.getLogger(__name__)
+R = TypeVar("R")
 POLL = 2.0  # seconds between two looks for the answer
 LATE = {"answer": "reject", "reason": "nobody answered in time"}
+OVER = (StateType.CANCELLED, StateType.CRASHED)  # a question that takes no answer any more
+CONFLICT = 409
 MARGIN = 3600  # seconds that Prefect would wait longer than we do: what it ends itself, it calls a failure
 
 
@@ -70,78 +79,140 @@ def approved(run: Run) -> bool:
 
 
 def answer(run: Run, hours: float) -> Decision:
-    """Ask, without a worker: the GPU is for others meanwhile."""
+    """Ask, without a worker: the GPU is for others meanwhile. Raises Interrupted if the question is cancelled."""
     worker.stop()
     if is_temporary():
         return terminal.ask(run.result("running", None))
     report(Progress(stage="approval", done=0, total=0))
-    return approval(run.spec.line, run.run_id, hours)
+    with get_client(sync_client=True) as client:
+        asked = question(client, run, hours)
+        decision = decided(client, run, asked, hours)
+        with suppress(httpx.HTTPError):  # the answer counts, whatever its page shows
+            client.set_flow_run_state(asked, Completed(message=decision.sentence), force=True)
+    questions.forget(run.run_id, run.store)
+    return decision
 
 
-@flow(name="approval", flow_run_name="approval-{line}", persist_result=False)
-def approval(line: str, run_id: str, hours: float) -> Decision:
-    """Wait for a person who says in a form whether a version goes live. Raises Interrupted if that is cancelled.
+@flow(name="approval", persist_result=False)
+def approval(line: str, run_id: str, hours: float) -> None:
+    """Whether a version of a line goes live: a form for a person. No process carries this out.
 
     Args:
         line: The line that the version is of.
         run_id: The run that made it.
         hours: How long to wait; then it is rejected.
     """
-    context = FlowRunContext.get()
-    assert context and context.flow_run
-    run, own = current(), context.flow_run.id
-    made = run.result("running", None)
-    form = Approval.with_initial_data(description=artifacts.ask(made, namespace=run.settings.namespace))
-    paused: State[None] = Paused(timeout_seconds=int(hours * 3600) + MARGIN, pause_key=run_id)
-    keys: Any = keyset_from_paused_state(paused)
-    paused.state_details.run_input_keyset = keys
-    with get_client(sync_client=True) as client:
-        if late := answered_late(client, line, keys["response"]):
-            return late
-        form.save(keys)
-        note_question(line, str(own))
-        client.set_flow_run_state(own, paused)
-        log.warning("run %s of line %s waits %g h for approval: %s", run_id, line, hours, url_for("flow-run", own))
-        if run.audience:
-            run.audience.waits(made, own)
-        in_time = wait(client, own, time.monotonic() + hours * 3600)
-    said: Any = read_flow_run_input(keys["response"])  # typed as if it could be a coroutine here
-    return Approval(**said).decision(by="person" if in_time else "time")
 
 
-def answered_late(client: SyncPrefectClient, line: str, key: str) -> Decision | None:
-    """The answer to this run's last question, if it came when the run's process was dead already.
+def question(client: SyncPrefectClient, run: Run, hours: float) -> UUID:
+    """The flow run that asks about a run: the one of an earlier process, unless it was cancelled."""
+    asked = of_older_store(client, run)
+    numbers = count()
+    while asked is None or (asked.state and asked.state.type in OVER):
+        asked = patiently(partial(begun, client, run, hours, f"{run.run_id}-{next(numbers)}"))
+    questions.note(run.run_id, str(asked.id), run.store)
+    return asked.id
 
-    A question of the line that is still open is withdrawn: whoever asked it is dead, or this run would not have the
-    line.
-    """
-    if (earlier := last_question(line)) is None:
-        return None
-    flow_run = UUID(earlier)
-    with suppress(ObjectNotFound):
-        state = client.read_flow_run(flow_run).state
-        if state is None or not state.is_final():
-            client.set_flow_run_state(flow_run, Cancelled(message="the run that asked has ended"), force=True)
-        said: Any = read_flow_run_input(key, flow_run_id=flow_run)
-        return Approval(**said).decision(by="person") if said else None
+
+def of_older_store(client: SyncPrefectClient, run: Run) -> FlowRun | None:
+    """The question about this run that an older version of ours has asked; those that change nothing are withdrawn."""
+    for name, other in questions.abandoned(run.spec.line, run.store):
+        with suppress(ObjectNotFound):
+            found = patiently(partial(client.read_flow_run, UUID(other)))
+            of = str(found.parameters.get("run_id"))
+            if of == run.run_id:
+                return found
+            if questions.is_resumable(of, run.store):
+                continue
+            if found.state is None or not found.state.is_final():
+                client.set_flow_run_state(found.id, Cancelled(message="the run that asked has ended"), force=True)
+        questions.forget(name, run.store)
     return None
 
 
-def wait(client: SyncPrefectClient, flow_run: UUID, deadline: float) -> bool:
-    """Until the flow run goes on; whether somebody let it. After the deadline it is rejected here."""
-    in_time = True
-    while (state := state_of(client, flow_run)) is None or state.is_paused():
-        if time.monotonic() > deadline:
-            in_time = client.resume_flow_run(flow_run, run_input=LATE).status != SetStateStatus.ACCEPT
+def begun(client: SyncPrefectClient, run: Run, hours: float, key: str) -> FlowRun:
+    """The flow run under this key, made now if there is none; it belongs to the retrain's flow run."""
+    parent = flow_run_id()
+    task = client.create_task_run(Task(approval.fn, name="approval"), UUID(parent), dynamic_key=key) if parent else None
+    wanted = FlowRunCreate(
+        flow_id=client.create_flow(approval),
+        name=f"approval-{run.spec.line}",
+        parameters={"line": run.spec.line, "run_id": run.run_id, "hours": hours},
+        tags=[run.settings.namespace],
+        parent_task_run_id=task.id if task else None,
+        state=to_state_create(Running()),
+        idempotency_key=key,
+    )
+    return FlowRun.model_validate(client.request("POST", "/flow_runs/", json=wanted.model_dump(mode="json")).json())
+
+
+def decided(client: SyncPrefectClient, run: Run, asked: UUID, hours: float) -> Decision:
+    """What a person answers, or that it is too late. Raises Interrupted if the question is cancelled."""
+    keys: Any = keyset_from_base_key(f"paused-{run.run_id}")
+    said: Any
+    while (said := patiently(lambda: read_flow_run_input(keys["response"], flow_run_id=asked))) is None:
+        state = state_of(client, asked)
+        if state is None:
+            pass
+        elif state.is_running():
+            patiently(lambda: show(client, run, asked, hours, keys))
+        elif state.is_paused():
+            wait(client, asked, state)
+        elif state.is_failed():  # Prefect's own limit was over while no run of ours waited
+            said = LATE
+            break
+        else:
+            raise Interrupted(
+                "the question was cancelled", hint="run it again: nothing is done twice, and it asks again"
+            )
+    return Approval(**said).decision(by="time" if said == LATE else "person")
+
+
+def show(client: SyncPrefectClient, run: Run, asked: UUID, hours: float, keys: Any) -> None:
+    """Fill the page of the question, then pause it: from now on it can be answered."""
+    made = run.result("running", None)
+    text = artifacts.ask(made, namespace=run.settings.namespace, flow_run=asked)
+    try:
+        Approval.with_initial_data(description=text).save(keys, flow_run_id=asked)
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code != CONFLICT:  # an earlier process has written it
+            raise
+    paused: State[None] = Paused(timeout_seconds=int(hours * 3600) + MARGIN, pause_key=run.run_id)
+    paused.state_details.run_input_keyset = keys
+    client.set_flow_run_state(asked, paused)
+    line = run.spec.line
+    log.warning("run %s of line %s waits %g h for approval: %s", run.run_id, line, hours, url_for("flow-run", asked))
+    if run.audience:
+        run.audience.waits(made, asked)
+
+
+def wait(client: SyncPrefectClient, asked: UUID, paused: State[Any]) -> None:
+    """Until the question is paused no more. At its deadline, which a restart does not move, it is rejected here."""
+    limit = paused.state_details.pause_timeout
+    deadline = limit - timedelta(seconds=MARGIN) if limit else datetime.max.replace(tzinfo=UTC)
+    while (state := state_of(client, asked)) is None or state.is_paused():
+        if datetime.now(UTC) > deadline:
+            patiently(lambda: client.resume_flow_run(asked, run_input=LATE))
         else:
             time.sleep(POLL)
-    if not state.is_running():
-        raise Interrupted("the question was cancelled", hint="run it again: nothing is done twice, and it asks again")
-    return in_time
 
 
-def state_of(client: SyncPrefectClient, flow_run: UUID) -> State | None:
-    """The flow run's state; None while the server does not answer."""
-    with suppress(httpx.TransportError):
-        return client.read_flow_run(flow_run).state
-    return None
+def state_of(client: SyncPrefectClient, flow_run: UUID) -> State[Any] | None:
+    """The flow run's state. Raises Interrupted if it was deleted."""
+    try:
+        return patiently(lambda: client.read_flow_run(flow_run).state)
+    except ObjectNotFound as error:
+        raise Interrupted("the question was deleted", hint="run it again: it asks again") from error
+
+
+def patiently(call: Callable[[], R]) -> R:
+    """What a call returns, once the Prefect server answers."""
+    while True:
+        try:
+            return call()
+        except httpx.TransportError:
+            pass
+        except PrefectHTTPStatusError as error:
+            if error.response.status_code < 500:
+                raise
+        time.sleep(POLL)

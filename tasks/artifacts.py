@@ -3,8 +3,10 @@
 import base64
 import json
 from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
 
-from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.artifacts import MarkdownArtifact, create_link_artifact, create_markdown_artifact
 from prefect.context import FlowRunContext
 
 from backprop_core.model_card import fidelity, table
@@ -64,8 +66,8 @@ def picture(evaluation: Evaluation) -> str:
     return f"![The forgetting matrix, and a curve a task](data:image/png;base64,{data})\n"
 
 
-def ask(result: RunResult, *, namespace: str) -> str:
-    """Put what a person has to know before a release on the Prefect flow run; the same without the picture, for a form.
+def ask(result: RunResult, *, namespace: str, flow_run: UUID) -> str:
+    """Put what a person has to know before a release on a Prefect flow run; the same without the picture, for a form.
 
     In Markdown.
     """
@@ -74,7 +76,10 @@ def ask(result: RunResult, *, namespace: str) -> str:
     words = [title, verdict(result.gate), matrix_table(result.evaluation), merges(result.runs), files(result.gguf)]
     text = "\n".join(filter(None, words))
     shown = f"{text}\n{picture(result.evaluation)}"
-    create_markdown_artifact(shown, key=f"{key(namespace)}-approval", description=sentence(result))
+    name = f"{key(namespace)}-approval"
+    shown_there = MarkdownArtifact(key=name, markdown=shown, description=sentence(result), flow_run_id=flow_run)
+    create: Any = shown_there.create  # typed as if it could be a coroutine here
+    create()
     return text
 
 

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from filelock import Timeout
@@ -13,7 +12,7 @@ from backprop_core.prune import sizes
 from backprop_core.refs import AdapterRef, Cell, DatasetRef, RowsRef, TrainResult
 from backprop_core.release import released
 from backprop_core.settings import Settings, settings
-from backprop_core.store import Store, write_atomic
+from backprop_core.store import Store
 
 if TYPE_CHECKING:
     from tasks.run import Run
@@ -55,21 +54,6 @@ def working_on(line: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def last_question(line: str) -> str | None:
-    """Prefect's id of the flow run that last asked for a release of the line; None if there was none."""
-    path = question_of(line)
-    return path.read_text() if path.is_file() else None
-
-
-def note_question(line: str, flow_run: str) -> None:
-    """Keep it for whoever goes on with the line."""
-    write_atomic(question_of(line), flow_run)
-
-
-def question_of(line: str) -> Path:
-    return Store(settings().store_path).root / "questions" / line
 
 
 def version_of(

@@ -33,11 +33,10 @@ from backprop_core.lines import Lines
 from backprop_core.refs import RunResult
 from backprop_core.settings import settings
 from backprop_core.specs import ApprovalSpec, ExportSpec, GateSpec, LoraSpec, TrainSpec
-from backprop_core.store import Store
+from backprop_core.store import Store, write_atomic
 from flows import approval, environment
 from flows.retrain import retrain
 from tasks import tracking
-from tasks.line import note_question
 
 pytestmark = pytest.mark.usefixtures("prefect", "home")
 JOB = {
@@ -103,6 +102,12 @@ def question(client: SyncPrefectClient, line: str) -> FlowRun:
     raise AssertionError("no question was asked")
 
 
+def questions(client: SyncPrefectClient, line: str) -> list[FlowRun]:
+    """Every question of a line, answered or not."""
+    asking = FlowFilter(name=FlowFilterName(any_=["approval"]))
+    return [run for run in client.read_flow_runs(flow_filter=asking) if run.parameters["line"] == line]
+
+
 def stages(result: RunResult) -> dict[bool, int]:
     """How many stages ran, and how many were cached."""
     return {cached: sum(stage.cached is cached for stage in result.stages) for cached in (False, True)}
@@ -152,10 +157,32 @@ def test_an_answer_counts_after_a_kill(client, base, data, home):
     assert client.read_flow_run(one.id).state.is_final()
 
 
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_question_outlives_the_run_that_asked(client, base, data, home, how):
+    """However a run is ended while it waits, its question stays open: resumed, it takes the answer of that page."""
+    line = f"ended-{how.name.lower()}"
+    told = {"PREFECT_API_URL": str(get_current_settings().api.url), "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", CHILD.replace("killed", line), data[0], str(base)]
+    child = subprocess.Popen(command, env=os.environ | told, stderr=subprocess.PIPE)
+    one = question(client, line)
+    child.send_signal(how)
+    child.communicate()
+    assert client.read_flow_run(one.id).state.is_paused()
+    again = Retrain(line, data[0], base, run_id=one.parameters["run_id"])
+    time.sleep(3)
+    assert [run.id for run in questions(client, line)] == [one.id]
+    assert client.read_flow_run(one.id).state.state_details.pause_timeout == one.state.state_details.pause_timeout
+    assert client.resume_flow_run(one.id, run_input={"answer": "approve"}).status == SetStateStatus.ACCEPT
+    result = again.result()
+    assert (result.status, result.version, result.reason) == ("finished", 1, "approved by a person")
+    assert stages(result)[False] == 0
+    assert client.read_flow_run(one.id).state.is_completed()
+
+
 def test_a_cancelled_question_is_asked_again(client, base, data, home):
     """Who cancels the question interrupts the run; one that nobody waits for any more is withdrawn."""
     dead = client.create_flow_run(approval.approval, parameters={"line": "dead"}, state=Paused())
-    note_question("support", str(dead.id))
+    write_atomic(settings().store_path / "questions" / "support", str(dead.id))  # as an older version did
     asked = Retrain("support", data[0], base, approval=ASKED)
     one = question(client, "support")
     assert client.read_flow_run(dead.id).state.is_cancelled()
