@@ -3,13 +3,17 @@
 Better: its mean score over the trained tasks is above that of the champion and that of the untouched base by more than
 chance, so that doing nothing can win. Clearly worse: on some task, a watched one too, it is below the champion (the
 base, where there is no champion yet) by more than `max_drop`. Chance is what a paired bootstrap over the held-out rows
-says, with the asked confidence. Canaries: it answers each of them as expected that the champion does; without a
+says, with the asked confidence, widened as Student's t is wider than the normal distribution: few rows widen a bound.
+Too little to tell: a task with fewer held-out rows than `min_rows` says nothing for or against, and if no trained task
+has more, the candidate is refused. Canaries: it answers each of them as expected that the champion does; without a
 champion, each.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,8 +38,12 @@ class Hits(NamedTuple):
     all_r: NDArray[np.int64]
 
     @property
+    def rows(self) -> int:
+        return len(self.all_r)
+
+    @property
     def score(self) -> float:
-        return float(self.right_r.sum() / self.all_r.sum())
+        return float(self.right_r.sum() / self.all_r.sum()) if self.rows else 0.0
 
 
 def gate(
@@ -57,24 +65,68 @@ def gate(
     rows = {"champion": champion, "base": base}
     rivals = {f"the {name}": hits_of(row, metric, store) for name, row in rows.items() if row}
     own, rival = hits_of(candidate, metric, store), next(iter(rivals.values()))
+    sizes = {task: hits.rows for task, hits in own.items()}
     verdicts = [verdict(task, own[task], rival[task], spec) for task in candidate]
-    gains = {name: gain(own, other, watch, spec.confidence) for name, other in rivals.items()}
+    averaged = counted(sizes, watch, spec) or trained(sizes, watch) or list(sizes)
+    gains = {name: gain(own, other, averaged, spec.confidence) for name, other in rivals.items()}
     canaries = canary_verdicts(spec, answers, champion_answers)
-    reasons = [*worse(verdicts, spec), *no_better(gains, spec), *wrong(canaries)]
+    unknown = too_little(sizes, watch, spec)
+    reasons = [unknown] if unknown else no_better(gains, spec)
+    reasons = [*worse(verdicts, spec), *reasons, *wrong(canaries)]
     least = min(gains.values(), key=lambda gain: gain.low)
+    better = f"better on average by {least.own - least.rival:.4f}, at least {least.low:.4f}, no task clearly worse"
     return GateReport(
         accepted=not reasons,
-        reason="; ".join(reasons)
-        or f"better on average by {least.own - least.rival:.4f}, at least {least.low:.4f}, no task clearly worse",
+        reason="; ".join([*(reasons or [better]), *([] if unknown else not_counted(sizes, spec))]),
         against="champion" if champion else "base",
         metric=metric,
         average=least.own,
         rival_average=next(iter(gains.values())).rival,
         base_average=gains["the base"].rival,
-        gain_low=least.low,
+        gain_low=None if unknown else least.low,
         tasks=verdicts,
         canaries=canaries,
     )
+
+
+def fewest(spec: GateSpec) -> int:
+    """Held-out rows below which a task tells nothing.
+
+    Without a true difference each row is as likely to gain as to lose, so n rows that all gain are chance with 2⁻ⁿ.
+    """
+    return max(spec.min_rows.task, math.ceil(-math.log2(1 - spec.confidence)))
+
+
+def trained(sizes: Mapping[str, int], watch: Sequence[str]) -> list[str]:
+    """Of the tasks, those that are not only watched."""
+    return [task for task in sizes if task not in watch]
+
+
+def counted(sizes: Mapping[str, int], watch: Sequence[str], spec: GateSpec) -> list[str]:
+    """The trained tasks with enough held-out rows to count in the average; `sizes` has the rows of each."""
+    return [task for task in trained(sizes, watch) if sizes[task] >= fewest(spec)]
+
+
+def too_little(sizes: Mapping[str, int], watch: Sequence[str], spec: GateSpec) -> str | None:
+    """Why so many held-out rows can show no gain, whatever they say; None if they can. `sizes` has them by task."""
+    enough, all_ = counted(sizes, watch, spec), trained(sizes, watch)
+    if not enough:
+        most = max((sizes[task] for task in all_), default=0)
+        return f"too little to tell: {in_words(most)}, at least {fewest(spec)} needed" + " in a task" * (len(all_) > 1)
+    together = sum(sizes[task] for task in enough)
+    if together < spec.min_rows.overall:
+        return f"too little to tell: {in_words(together)}, at least {spec.min_rows.overall} needed"
+    return None
+
+
+def not_counted(sizes: Mapping[str, int], spec: GateSpec) -> list[str]:
+    """Which tasks tell nothing, as one part of the reason; empty if each does."""
+    few = [f"{task} ({in_words(rows)})" for task, rows in sizes.items() if rows < fewest(spec)]
+    return [f"not counted, at least {fewest(spec)} needed: {', '.join(few)}"] if few else []
+
+
+def in_words(rows: int) -> str:
+    return f"{rows} held-out row{'' if rows == 1 else 's'}"
 
 
 def worse(verdicts: Sequence[TaskVerdict], spec: GateSpec) -> list[str]:
@@ -83,7 +135,7 @@ def worse(verdicts: Sequence[TaskVerdict], spec: GateSpec) -> list[str]:
         f"{v.task} fell by {-v.difference:.4f}, at least {-v.high:.4f} with {spec.confidence:.0%} confidence "
         f"(allowed: {spec.max_drop})"
         for v in verdicts
-        if v.worse
+        if v.worse and v.high is not None
     ]
 
 
@@ -95,13 +147,14 @@ class Gain(NamedTuple):
     low: float
 
 
-def gain(own: Mapping[str, Hits], rival: Mapping[str, Hits], watch: Sequence[str], confidence: float) -> Gain:
-    """How much the average over the trained tasks rose; the rows of each task are drawn for themselves."""
+def gain(own: Mapping[str, Hits], rival: Mapping[str, Hits], tasks: Sequence[str], confidence: float) -> Gain:
+    """How much the average over `tasks` rose; the rows of each task are drawn for themselves."""
     generator = np.random.default_rng(SEED)
-    trained = [task for task in own if task not in watch]
-    drawn_ts = [draws(own[task].right_r - rival[task].right_r, own[task].all_r, generator) for task in trained]
+    drawn_ts = [
+        draws(own[task].right_r - rival[task].right_r, own[task].all_r, generator, confidence) for task in tasks
+    ]
     low = float(np.quantile(np.mean(drawn_ts, axis=0), 1 - confidence))
-    return Gain(mean([own[task].score for task in trained]), mean([rival[task].score for task in trained]), low)
+    return Gain(mean([own[task].score for task in tasks]), mean([rival[task].score for task in tasks]), low)
 
 
 def no_better(gains: Mapping[str, Gain], spec: GateSpec) -> list[str]:
@@ -150,14 +203,17 @@ def hits_of(row: Row, metric: str, store: Store) -> dict[str, Hits]:
 
 
 def hits(scores: Scores | Ratings, metric: str, store: Store) -> Hits:
-    """The scores of each row: its label tokens for token_accuracy and loss (negative), else the row as a whole."""
+    """The scores of each row: its label tokens for token_accuracy and loss (negative), else the row as a whole.
+
+    A row without a label token says nothing and is left out.
+    """
     if scores.artifact == "ratings":
         return whole_rows([row["score"] for row in read(store.local(scores) / "ratings.jsonl")])
-    rows = read(store.local(scores) / "scores.jsonl")
+    rows = [row for row in read(store.local(scores) / "scores.jsonl") if row["tokens"]]
     if metric == "exact_match":
         return whole_rows([float(row["exact"]) for row in rows])
     right = [-row["loss"] if metric == "loss" else float(row["correct"]) for row in rows]
-    return Hits(np.array(right), np.array([row["tokens"] for row in rows]))
+    return Hits(np.array(right), np.array([row["tokens"] for row in rows], dtype=np.int64))
 
 
 def whole_rows(right: list[float]) -> Hits:
@@ -169,36 +225,69 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def verdict(task: str, candidate: Hits, rival: Hits, spec: GateSpec) -> TaskVerdict:
-    """The difference on one task, between its one-sided bounds at the asked confidence."""
+    """The difference on one task, between its one-sided bounds at the asked confidence; none of too few rows."""
     assert (candidate.all_r == rival.all_r).all(), "scores of two different held-out sets"
-    low, high = bounds(candidate.right_r - rival.right_r, candidate.all_r, spec.confidence)
     difference = candidate.score - rival.score
+    known = {
+        "task": task,
+        "rows": candidate.rows,
+        "candidate": candidate.score,
+        "rival": rival.score,
+        "difference": difference,
+    }
+    if candidate.rows < fewest(spec):
+        return TaskVerdict(**known, worse=False, too_small=True)
+    low, high = bounds(candidate.right_r - rival.right_r, candidate.all_r, spec.confidence)
+    shown = max(spec.max_drop + difference - low, fewest(spec) * step(candidate, rival) / float(candidate.all_r.sum()))
     return TaskVerdict(
-        task=task,
-        rows=len(candidate.all_r),
-        candidate=candidate.score,
-        rival=rival.score,
-        difference=difference,
+        **known,
         low=low,
         high=high,
         worse=high < -spec.max_drop,
-        too_small=difference - low > spec.max_drop,
+        too_small=shown > 2 * spec.max_drop,
+        detectable=shown,
     )
+
+
+def step(candidate: Hits, rival: Hits) -> float:
+    """The least by which a row changes: 1 where rows or tokens are counted, else any."""
+    values_r = np.concatenate([candidate.right_r, rival.right_r])
+    return float((values_r == np.rint(values_r)).all())
 
 
 def bounds(gain_r: NDArray[np.float64], all_r: NDArray[np.int64], confidence: float) -> tuple[float, float]:
     """The (1 - confidence) and the `confidence` quantile of what is drawn."""
-    drawn_s = draws(gain_r, all_r, np.random.default_rng(SEED))
+    drawn_s = draws(gain_r, all_r, np.random.default_rng(SEED), confidence)
     low, high = np.quantile(drawn_s, [1 - confidence, confidence])
     return float(low), float(high)
 
 
-def draws(gain_r: NDArray[np.float64], all_r: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.float64]:
-    """Σ gain / Σ all over rows drawn with replacement, SAMPLES times."""
+def draws(
+    gain_r: NDArray[np.float64], all_r: NDArray[np.int64], generator: np.random.Generator, confidence: float
+) -> NDArray[np.float64]:
+    """Σ gain / Σ all over rows drawn with replacement, SAMPLES times, as far from the mean as `spread` says."""
     rows = len(all_r)
+    if not rows:
+        return np.zeros(SAMPLES)
     counts_sr = generator.multinomial(rows, np.full(rows, 1 / rows), size=SAMPLES)
     drawn_s: NDArray[np.float64] = (counts_sr @ gain_r) / (counts_sr @ all_r)
-    return drawn_s
+    found = float(gain_r.sum() / all_r.sum())
+    return found + spread(rows, confidence) * (drawn_s - found)
+
+
+def spread(rows: int, confidence: float) -> float:
+    """How much wider than drawn a bound of a mean of so many rows is: √(n/(n-1)) · t/z, with n-1 degrees of freedom.
+
+    Drawn rows vary by (n-1)/n too little, and by the normal quantile z instead of Student's t [Hesterberg 2015,
+    arXiv 1411.5279, "expanded percentile"]; t/z is Cornish and Fisher's series [Abramowitz and Stegun 26.7.5].
+    """
+    v, z = max(rows - 1, 1), NormalDist().inv_cdf(confidence)
+    terms = (
+        (z**2 + 1) / (4 * v),
+        (5 * z**4 + 16 * z**2 + 3) / (96 * v**2),
+        (3 * z**6 + 19 * z**4 + 17 * z**2 - 15) / (384 * v**3),
+    )
+    return math.sqrt((v + 1) / v) * (1 + sum(terms))
 
 
 def mean(values: Sequence[float]) -> float:

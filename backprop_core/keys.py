@@ -27,7 +27,7 @@ VERSIONS = {
     "rate": 1,
     "judge": 1,
     "answer": 1,
-    "gate": 2,
+    "gate": 3,
     "convert": 3,
     "convert_outside": 3,
     "quantize": 1,

@@ -15,10 +15,17 @@ class TaskVerdict(Record):
     candidate: float
     rival: float
     difference: float
-    low: float = Field(description="The difference is above this with the asked confidence.")
-    high: float = Field(description="And below this.")
+    low: float | None = Field(
+        None, description="The difference is above this with the asked confidence; null: too few rows to tell."
+    )
+    high: float | None = Field(None, description="And below this.")
     worse: bool = Field(description="Clearly worse than allowed: a reason to reject.")
-    too_small: bool = Field(description="Too few rows to notice a drop as large as the allowed one.")
+    too_small: bool = Field(
+        description="Too few rows to tell anything, or to notice a drop as large as the allowed one."
+    )
+    detectable: float | None = Field(
+        None, description="The least drop that these rows would have shown as clearly worse; null: none."
+    )
 
 
 class CanaryVerdict(Record):
@@ -38,7 +45,7 @@ class GateReport(Record):
     reason: str
     against: Literal["champion", "base"] = Field(description="The rival.")
     metric: str
-    average: float = Field(description="Mean over the trained tasks, of the candidate.")
+    average: float = Field(description="Mean over the trained tasks with enough rows, of the candidate.")
     rival_average: float
     base_average: float
     gain_low: float | None = Field(None, description="The average gained more than this, with the asked confidence.")

@@ -80,6 +80,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
+def known(value: float | None) -> str:
+    """A figure, or a dash where it is not known."""
+    return "–" if value is None else number(value)
+
+
 def duration(seconds: float | None) -> str:
     """`48 s`, `3:05 min`, `2:07 h`."""
     if seconds is None:
@@ -290,11 +295,12 @@ def answers(said: Answers) -> RenderableType:
 def gate(report: GateReport) -> Iterator[RenderableType]:
     """What the gate decided and why, with each task's difference between its bounds."""
     yield Text.assemble("gate: ", status_text("accepted" if report.accepted else "rejected"), f", {report.reason}")
-    figures = ("rows", f"the {report.against}", "candidate", "difference", "at least", "at most")
+    figures = ("rows", f"the {report.against}", "candidate", "difference", "at least", "at most", "shows a drop of")
     made = table("task", *figures, "", right=figures)
     for one in report.tasks:
-        scores = map(number, (one.rival, one.candidate, one.difference, one.low, one.high))
-        made.add_row(one.task, str(one.rows), *scores, "worse" if one.worse else "")
+        scores = map(number, (one.rival, one.candidate, one.difference))
+        bounds = map(known, (one.low, one.high, one.detectable))
+        made.add_row(one.task, str(one.rows), *scores, *bounds, "worse" if one.worse else "")
     yield made
     for canary in report.canaries:
         verdict = "" if canary.passed else "  as the champion" if canary.rival_passed is False else "  lost"

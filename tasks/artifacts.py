@@ -11,7 +11,7 @@ from prefect.context import FlowRunContext
 
 from backprop_core.model_card import fidelity, table
 from backprop_core.refs import Evaluation, GGUFRecord, RunRecord, RunResult
-from backprop_core.verdicts import GateReport
+from backprop_core.verdicts import GateReport, TaskVerdict
 from tasks.figures import forgetting_matrix
 
 
@@ -136,14 +136,26 @@ def merges(runs: Sequence[RunRecord]) -> str:
 
 def verdict(report: GateReport) -> str:
     """What the gate decided and why, with each task's difference between its bounds, in Markdown."""
-    head = f"| task | rows | the {report.against} | candidate | difference | at least | at most | |"
+    head = f"| task | rows | the {report.against} | candidate | difference | at least | at most | shows from | |"
     rows = [
         f"| {one.task} | {one.rows} | {one.rival:.4f} | {one.candidate:.4f} | {one.difference:+.4f} "
-        f"| {one.low:+.4f} | {one.high:+.4f} | {'**worse**' if one.worse else ''} |"
+        f"| {signed(one.low)} | {signed(one.high)} | {signed(one.detectable and -one.detectable)} | {remark(one)} |"
         for one in report.tasks
     ]
     decided = f"**{'accepted' if report.accepted else 'rejected'}**: {report.reason}\n"
-    return "\n".join([decided, head, "| --- |" + " ---: |" * 6 + " --- |", *rows, ""])
+    return "\n".join([decided, head, "| --- |" + " ---: |" * 7 + " --- |", *rows, ""])
+
+
+def signed(value: float | None) -> str:
+    """A difference with its sign; a dash where there is none."""
+    return "–" if value is None else f"{value:+.4f}"
+
+
+def remark(verdict: TaskVerdict) -> str:
+    """What a reader of one task's row must not miss."""
+    if verdict.low is None:
+        return "too few rows"
+    return "**worse**" if verdict.worse else ""
 
 
 def percent(score: float | None) -> str:

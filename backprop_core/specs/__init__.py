@@ -20,6 +20,7 @@ from backprop_core.specs.measures import (
     GenerationSpec,
     HarnessSpec,
     JudgeSpec,
+    MinRowsSpec,
 )
 from backprop_core.specs.training import (
     STARTS,
@@ -49,6 +50,7 @@ __all__ = [
     "LineSpec",
     "LoraSpec",
     "MergeSpec",
+    "MinRowsSpec",
     "ModelSpec",
     "Package",
     "PublishSpec",

@@ -79,6 +79,15 @@ class CanarySpec(Spec):
         return self
 
 
+class MinRowsSpec(Spec):
+    """How many held-out rows the gate needs to tell anything; by a simulation, chance decides below the defaults."""
+
+    task: int = Field(
+        5, ge=2, description="A task with fewer held-out rows counts neither for nor against the candidate."
+    )
+    overall: int = Field(5, ge=2, description="The trained tasks that count must have so many together.")
+
+
 class GateSpec(Spec):
     """When a candidate may go live: better on average than champion and base, and clearly worse on no task."""
 
@@ -89,6 +98,7 @@ class GateSpec(Spec):
         lt=1,
         description="How sure the bootstrap must be that the average rose, and that a task lost more than that.",
     )
+    min_rows: MinRowsSpec = Field(MinRowsSpec(), json_schema_extra=KEY_IF_SET)
     canaries: list[CanarySpec] = Field(
         [],
         description="Prompts that it has to answer as expected, but for those that the champion fails too.",

@@ -6,10 +6,10 @@ import random
 import numpy as np
 import pytest
 
-from backprop_core.gate import Hits, bounds, gain, gate, hits
+from backprop_core.gate import Hits, bounds, fewest, gain, gate, hits, spread, too_little, verdict
 from backprop_core.metrics import commit
 from backprop_core.refs import Answers, Generated, Scores
-from backprop_core.specs import CanarySpec, GateSpec
+from backprop_core.specs import CanarySpec, GateSpec, MinRowsSpec
 from backprop_core.store import Store
 from backprop_core.verdicts import GateReport
 
@@ -136,7 +136,7 @@ def noise(seed: int, rows: int, gain: float) -> tuple[list[int], list[int]]:
 def surely_better(share: float, rows: int, times: int) -> int:
     """How many of `times` such pairs have a gain that is above 0 with 95 % confidence."""
     pairs = [[{"a": tokens(correct)} for correct in noise(seed, rows, share)] for seed in range(times)]
-    return sum(gain(new, old, [], 0.95).low > 0 for new, old in pairs)
+    return sum(gain(new, old, ["a"], 0.95).low > 0 for new, old in pairs)
 
 
 def tokens(correct: list[int]) -> Hits:
@@ -222,3 +222,137 @@ def test_bounds_against_a_plain_bootstrap():
 
 def ratio(chosen: list[int], gain: list[int], tokens: list[int]) -> float:
     return sum(gain[row] for row in chosen) / sum(tokens[row] for row in chosen)
+
+
+def test_one_row_releases_nothing(bench):
+    """One held-out row that gained everything is too little to tell: refused, with how many it takes."""
+    report = bench.gate({"a": [10]}, {"a": [1]}, {"a": [0]})
+    assert not report.accepted and report.gain_low is None
+    assert report.reason == "too little to tell: 1 held-out row, at least 5 needed"
+    [task] = report.tasks
+    assert task.too_small and (task.low, task.high, task.detectable) == (None, None, None)
+    three = {name: bench.gate(*({task: [value] for task in "abc"} for value in (10, 1, 0))) for name in "x"}["x"]
+    assert three.reason == "too little to tell: 1 held-out row, at least 5 needed in a task"
+
+
+@pytest.mark.parametrize(("confidence", "needed"), [(0.5, 5), (0.95, 5), (0.97, 6), (0.99, 7), (0.999, 10)])
+def test_a_higher_confidence_needs_more_rows(confidence, needed):
+    """No number of rows counts whose all gaining would be chance more often than the confidence allows."""
+    spec = GateSpec(confidence=confidence)
+    assert fewest(spec) == needed
+    assert too_little({"a": needed - 1}, [], spec) and not too_little({"a": needed}, [], spec)
+    assert too_little({"a": 900}, ["a"], spec) == f"too little to tell: 0 held-out rows, at least {needed} needed"
+
+
+def test_both_minima_are_settings(bench):
+    """`min_rows.task` and `min_rows.overall` are what the verdict goes by."""
+    rows = [{"a": flat(value, 8), "b": flat(value, 8)} for value in (8, 2, 1)]
+    assert bench.gate(*rows).accepted
+    few = bench.gate(*rows, min_rows=MinRowsSpec(overall=17))
+    assert few.reason == "too little to tell: 16 held-out rows, at least 17 needed"
+    none = bench.gate(*rows, min_rows=MinRowsSpec(task=9))
+    assert none.reason == "too little to tell: 8 held-out rows, at least 9 needed in a task"
+
+
+def test_a_tiny_task_counts_neither_way(bench):
+    """A task with too few rows does not block a line, is no reason to go live, and the verdict names it."""
+    big = flat(8), flat(7), flat(1)
+    lost = bench.gate(*({"old": [value], "a": rows} for value, rows in zip((0, 10, 5), big, strict=True)))
+    assert lost.accepted and lost.reason.endswith("; not counted, at least 5 needed: old (1 held-out row)")
+    assert lost.average == pytest.approx(0.8) and not lost.tasks[0].worse
+    same = flat(7), flat(7), flat(1)
+    won = bench.gate(*({"old": [value] * 4, "a": rows} for value, rows in zip((10, 0, 0), same, strict=True)))
+    assert not won.accepted and "not above the 0.7000 of the champion" in won.reason
+
+
+@pytest.mark.parametrize("watch", [["a"], ["a", "w"]])
+def test_nothing_but_watched_tasks_is_no_evidence(bench, watch):
+    """Where no trained task is scored, nothing goes live, and nothing is divided by zero."""
+    report = bench.gate({"a": flat(9), "w": flat(9)}, None, {"a": flat(1), "w": flat(1)}, watch=watch)
+    assert report.accepted == (watch == ["a"])
+    assert ("too little to tell" in report.reason) == (watch == ["a", "w"])
+
+
+@pytest.mark.parametrize("rows", [0, 3, 12])
+def test_rows_without_a_label_token_say_nothing(bench, rows):
+    """A held-out row of which no token is a label is no evidence; a set of nothing else is too little to tell."""
+    scored = [blank(bench.store, value, rows) for value in (8, 1, 0)]
+    report = gate(
+        *({"a": scores} for scores in scored), watch=[], metric="token_accuracy", spec=GateSpec(), store=bench.store
+    )
+    assert report.tasks[0].rows == rows and report.accepted == (rows >= 5)
+
+
+def blank(store: Store, correct: int, rows: int) -> Scores:
+    """Scores of some rows, and of three that have no label token."""
+    lines = [{"loss": 1.0, "tokens": TOKENS, "correct": correct, "exact": False}] * rows
+    lines += [{"loss": 0.0, "tokens": 0, "correct": 0, "exact": True}] * 3
+    with store.begin("scores") as directory:
+        (directory / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        some = {"rows": rows + 3, "tokens": TOKENS * rows, "loss": 1.0, "token_accuracy": 0.5, "exact_match": 0}
+        return store.commit(directory, Scores, record={}, **some)
+
+
+def test_what_rows_could_show_is_said(bench):
+    """Of few rows, of noisy ones and of ones that did not change, the report says which drop they would have shown."""
+    drops = {
+        name: bench.gate({"a": new}, {"a": old}, {"a": flat(0, len(new))}, metric=metric).tasks[0]
+        for name, new, old, metric in [
+            ("few", flat(10, 6), flat(10, 6), "exact_match"),
+            ("noisy", *noise(1, 40, 0), "token_accuracy"),
+            ("many", flat(7, 400), flat(6, 400), "token_accuracy"),
+        ]
+    }
+    assert drops["few"].too_small and drops["few"].detectable == pytest.approx(5 / 6)
+    assert drops["noisy"].too_small and 0.02 < drops["noisy"].detectable < 0.1
+    assert not drops["many"].too_small and drops["many"].detectable < 0.02
+
+
+def redrawn(generator: np.random.Generator, rows: int, share: float) -> dict[str, tuple[Hits, Hits]]:
+    """A task's answers of two versions that are equally good: `share` of all tokens are drawn again."""
+    of = np.full(rows, TOKENS)
+    old = generator.binomial(of, 0.7)
+    lost, won = generator.binomial(old, share), generator.binomial(of - old, share)
+    new = old - lost + generator.binomial(lost + won, 0.7)
+    return Hits(new.astype(float), of), Hits(old.astype(float), of)
+
+
+def accepted(rows: int, tasks: int, times: int, spec: GateSpec) -> float:
+    """How often a candidate without any true difference would go live."""
+    generator, passed = np.random.default_rng(rows), 0
+    for _ in range(times):
+        pairs = {str(task): redrawn(generator, rows, 0.3) for task in range(tasks)}
+        own, rival = ({task: pair[side] for task, pair in pairs.items()} for side in (0, 1))
+        fallen = any(verdict(task, own[task], rival[task], spec).worse for task in pairs)
+        known = too_little(dict.fromkeys(pairs, rows), [], spec) is None
+        passed += known and not fallen and gain(own, rival, list(pairs), spec.confidence).low > 0
+    return passed / times
+
+
+@pytest.mark.parametrize(("tasks", "confidence"), [(1, 0.9), (1, 0.95), (3, 0.95), (1, 0.99)])
+def test_the_minimum_follows_from_a_simulation(tasks, confidence):
+    """With no true difference (30 % of the answers redrawn) about 1 - confidence is accepted, or less."""
+    spec, times = GateSpec(confidence=confidence), 200
+    chance = 1 - confidence
+    allowed = chance + 2.6 * (chance * confidence / times) ** 0.5 + 0.01
+    for rows in (fewest(spec), fewest(spec) + 1, 12):
+        assert accepted(rows, tasks, times, spec) <= allowed, rows
+    assert accepted(fewest(spec) - 1, tasks, 5, spec) == 0
+
+
+def test_without_a_minimum_one_row_would_decide():
+    """The negative control: of one row, a bootstrap is sure of whatever it says, and every third shuffle passes."""
+    generator = np.random.default_rng(1)
+    pairs = [redrawn(generator, 1, 0.3) for _ in range(300)]
+    sure = [bounds(new.right_r - old.right_r, new.all_r, 0.95)[0] > 0 for new, old in pairs]
+    assert sum(sure) > 0.2 * len(sure)
+
+
+@pytest.mark.parametrize(
+    ("rows", "confidence", "t", "z"),
+    [(5, 0.95, 2.132, 1.645), (10, 0.95, 1.833, 1.645), (7, 0.99, 3.143, 2.326), (100, 0.9, 1.290, 1.282)],
+)
+def test_few_rows_widen_a_bound_as_student_says(rows, confidence, t, z):
+    """The factor is √(n/(n-1)) times t over z, as tables have them, and never below one."""
+    assert spread(rows, confidence) == pytest.approx((rows / (rows - 1)) ** 0.5 * t / z, rel=0.01)
+    assert all(spread(n, c) > spread(n + 1, c) > 1 for n in range(2, 60) for c in (0.5, 0.9, 0.95, 0.999))
