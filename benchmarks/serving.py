@@ -24,7 +24,7 @@ JOB = "a flow through serve, against the same core calls"
 FIRST = "from schedule to first task, against an empty flow in the same pool"
 LOADED = "the same stages in a process that has everything loaded, no Prefect, no MLflow"
 SETTLED = 20.0  # seconds from the start until memory is read
-OURS = ("multi-run/default", differing(parameters("multi-run", jobs.spec(), fresh=True), {}))
+OURS = ("multi-run/train-on-several-datasets", differing(parameters("multi-run", jobs.spec(), fresh=True), {}))
 EMPTY = "empty/empty"
 Side = Callable[[Path], AbstractContextManager[list[int]]]
 

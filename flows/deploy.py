@@ -1,15 +1,16 @@
 """Our deployments, schedules and automations on a Prefect server: what shall be, how it differs, and making it so.
 
 The file of a line decides its schedule: written when it is new or changed there, removed when it is gone there.
-The slug of a schedule that came from a file says what the file said, so one that was paused or edited in the UI since
-then is left alone, and so is every schedule without such a slug.
+The slug of a schedule that came from a file says what the file said, so one that was paused or moved in the UI since
+then is left alone, and so is every schedule without such a slug. Parameters of a schedule are undone: the file says
+what is run, a schedule when.
 """
 
 import hashlib
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -24,6 +25,7 @@ from backprop_core.frozen import Record
 from backprop_core.settings import Settings
 from backprop_core.specs import LineSpec, ScheduleSpec, StalenessSpec
 from flows.automations import automations, left_over
+from flows.deployment_names import NAMES, OLD, path_of
 from flows.environment import refusals
 from flows.forms import form_of
 from flows.parameters import differing, parameters
@@ -44,7 +46,6 @@ FLOWS = {  # name of a flow: its module, and whether one run at a time is enough
     "release": ("flows.release", False),
     "rollback": ("flows.rollback", False),
 }
-DEFAULT = "default"
 FROM_FILE = "file-"  # how the slug of a schedule begins that came from a line's file
 HEARTBEAT = 30  # seconds between the signs of life of a flow run, Prefect's shortest
 
@@ -65,7 +66,8 @@ class Deployment:
     name: str
     fields: Mapping[str, Any]
     limit: int | None
-    schedule: DeploymentScheduleCreate | None
+    schedule: DeploymentScheduleCreate | None = None
+    of_file: bool = False  # whether it is of one line, by the line's file
 
     @property
     def path(self) -> str:
@@ -79,6 +81,7 @@ def deploy(config: Settings, jobs: Mapping[str, LineSpec], *, pool: str, dry_run
     """
     every = list(deployments(config, jobs, pool))
     with get_client(sync_client=True) as client, refusals("check the work pool's variables"):
+        every += with_old_name(client, config, pool, [wanted.path for wanted in every])
         changes = [
             work_pool(client, pool, dry_run=dry_run),
             *(reconcile(client, wanted, dry_run=dry_run) for wanted in every),
@@ -90,14 +93,33 @@ def deploy(config: Settings, jobs: Mapping[str, LineSpec], *, pool: str, dry_run
 
 
 def deployments(config: Settings, jobs: Mapping[str, LineSpec], pool: str) -> Iterator[Deployment]:
-    """`default` of every flow, and of every line with a file `retrain/NAME` and, if it asks for it, `drift/NAME`."""
-    for name, (module, alone) in FLOWS.items():
-        flow = load(module)
-        yield Deployment(name, DEFAULT, fields_of(flow, module, config, pool, {}), 1 if alone else None, None)
+    """One of every flow, and of every line with a file `retrain/NAME` and, if it asks for it, `drift/NAME`."""
+    for name in FLOWS:
+        yield of_flow(name, NAMES[name], config, pool)
     for job in jobs.values():
         yield of_line("retrain", job, parameters_of(job), job.schedule, config, pool)
         if job.drift:
             yield of_line("drift", job, fresh_rows(job, job.drift), job.drift, config, pool)
+
+
+def of_flow(flow: str, name: str, config: Settings, pool: str) -> Deployment:
+    """A flow's own deployment, whose runs say all that they need."""
+    module, alone = FLOWS[flow]
+    return Deployment(flow, name, fields_of(load(module), module, config, pool, {}), 1 if alone else None)
+
+
+def with_old_name(
+    client: SyncPrefectClient, config: Settings, pool: str, taken: Collection[str]
+) -> Iterator[Deployment]:
+    """The deployments FLOW/default that the server has from before, for callers that still use them."""
+    for flow in FLOWS:
+        if f"{flow}/{OLD}" in taken:
+            continue
+        with suppress(ObjectNotFound):
+            client.read_deployment_by_name(f"{flow}/{OLD}")
+            made = of_flow(flow, OLD, config, pool)
+            note = f"The old name of {path_of(flow)}. Delete it once nothing calls it."
+            yield replace(made, fields={**made.fields, "description": note})
 
 
 def of_line(
@@ -106,7 +128,7 @@ def of_line(
     """One deployment of a line's file."""
     module, _ = FLOWS[name]
     fields = fields_of(load(module), module, config, pool, given)
-    return Deployment(name, job.line, fields, 1, scheduled(schedule, job.line) if schedule else None)
+    return Deployment(name, job.line, fields, 1, scheduled(schedule, job.line) if schedule else None, of_file=True)
 
 
 def load(module: str) -> "Flow[..., Any]":
@@ -181,6 +203,8 @@ def reconcile(client: SyncPrefectClient, wanted: Deployment, *, dry_run: bool) -
     details = [text for name, value in differing.items() for text in difference(name, getattr(known, name), value)]
     if not dry_run and differing:
         client.update_deployment(known.id, DeploymentUpdate(**differing))
+    if wanted.of_file:
+        details += undo_parameters(client, known, dry_run=dry_run)
     return what, False, [*details, *reconcile_schedule(client, known, wanted.schedule, dry_run=dry_run)]
 
 
@@ -212,6 +236,16 @@ def create(client: SyncPrefectClient, wanted: Deployment) -> None:
         concurrency_limit=wanted.limit,
         **wanted.fields,
     )
+
+
+def undo_parameters(client: SyncPrefectClient, known: "DeploymentResponse", *, dry_run: bool) -> Iterator[str]:
+    """Take away what schedules say of a line's job; their times stay, and whether they are paused."""
+    for schedule in known.schedules:
+        if schedule.parameters:
+            names = ", ".join(sorted(schedule.parameters))
+            yield f"schedule: {said(schedule)}: {names} removed, the line's file says what is run"
+            if not dry_run:
+                client.update_deployment_schedule(known.id, schedule.id, parameters={})
 
 
 def reconcile_schedule(

@@ -11,6 +11,7 @@ from backprop_core.specs import DatasetSpec
 from backprop_core.texts import LineName
 from flows.automations import announce
 from flows.pipeline import curated, new_to, scores
+from flows.scheduled import as_deployed
 from tasks import stages
 from tasks.confine import admit
 from tasks.prepare import to_compare
@@ -43,6 +44,7 @@ class Staleness(Record):
 
 
 @flow(name="drift", persist_result=False)
+@as_deployed
 def drift(
     line: LineName,
     data: str | DatasetSpec,

@@ -22,6 +22,7 @@ from backprop_core.specs import (
 from backprop_core.texts import LineName
 from flows.approval import approved, check
 from flows.pipeline import next_version
+from flows.scheduled import as_deployed
 from tasks.confine import admitted
 from tasks.line import version_of, working_on
 from tasks.notifications import notifying
@@ -32,6 +33,7 @@ from tasks.run import recorded
 
 
 @flow(name="retrain", persist_result=False)
+@as_deployed
 def retrain(
     line: LineName,
     data: str | DatasetSpec,

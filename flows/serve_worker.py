@@ -5,6 +5,7 @@ tried again. When stdin closes, its own runs are interrupted, which they note in
 """
 
 import asyncio
+import logging
 import os
 import sys
 import threading
@@ -23,6 +24,7 @@ from flows.deploy import deploy
 from flows.watch import watching
 from tasks.tries import has_died
 
+log = logging.getLogger("flows.serve_worker")
 PATIENCE = 75.0  # seconds for a run to finish its step, save it, and note that it was interrupted
 RUNNING = {"state": {"type": {"any_": ["RUNNING"]}}}
 
@@ -53,7 +55,9 @@ def main() -> None:
     config = settings()
     configure_logging(config, verbose=False)
     jobs = {name: file.job for name, file in lines_file.every(config).items()}
-    deploy(config, jobs, pool=config.pool, dry_run=False)
+    for change in deploy(config, jobs, pool=config.pool, dry_run=False):
+        for detail in change.details if not change.new else ():
+            log.info("%s: %s", change.what, detail)
     give_up_the_dead(config)
     print("up", flush=True)
     threading.Thread(target=end_with_stdin, daemon=True).start()

@@ -80,7 +80,9 @@ def prefect() -> Any:
     """Prefect's application with its user interface and its services."""
     from prefect.server.api.server import create_app
 
-    return create_app(final=True)
+    from flows.deployment_names import OldNames
+
+    return OldNames(create_app(final=True))
 
 
 def mlflow() -> Any:

@@ -9,6 +9,7 @@ from backprop_core.frozen import Record
 from backprop_core.settings import settings
 from backprop_core.specs import RunSpec
 from flows import lines_file
+from flows.deployment_names import NAMES, OLD, path_of
 from flows.environment import connected, refusals
 from flows.parameters import differing, parameters
 from flows.serve import Addresses, running
@@ -71,9 +72,9 @@ def find(client: "SyncPrefectClient", flow: str, line: str) -> "DeploymentRespon
     """The deployment of a line's file, if there is one; else the flow's own. Raises DeploymentMissing."""
     from prefect.exceptions import ObjectNotFound
 
-    for name in [line, "default"] if flow == "retrain" else ["default"]:
+    for name in [*([line] if flow == "retrain" else []), NAMES[flow], OLD]:
         try:
             return client.read_deployment_by_name(f"{flow}/{name}")
         except ObjectNotFound:
             continue
-    raise DeploymentMissing(f"the Prefect server has no deployment {flow}/default", hint="make it: backprop deploy")
+    raise DeploymentMissing(f"the Prefect server has no deployment {path_of(flow)}", hint="make it: backprop deploy")

@@ -53,7 +53,7 @@ def process(service: Served, words: str) -> psutil.Process:
 
 def begun(service: Served, world: Path, hold: Hold) -> str:
     """A flow run that is held in its second training."""
-    status, flow_run = service.prefect.create_run("multi-run/default", parameters(world))
+    status, flow_run = service.prefect.create_run("multi-run/train-on-several-datasets", parameters(world))
     assert status == 201
     hold.reached(lambda: state(service.prefect, flow_run["id"]) not in FINAL)
     return str(flow_run["id"])

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
@@ -13,12 +14,15 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectNotFound
+from prefect.flow_engine import run_flow
 from prefect.settings import get_current_settings
+from prefect.states import Pending
 
-from backprop_core.errors import ConfigInvalid
+from backprop_core.errors import BackpropError, ConfigInvalid
 from backprop_core.settings import Settings
 from backprop_core.specs import LineSpec, ScheduleSpec, StalenessSpec
-from flows.deploy import FLOWS, Change, deploy
+from flows.deploy import FLOWS, Change, deploy, load
+from flows.deployment_names import path_of
 from tests.wire.prefect_server import PrefectServer, wait_until
 
 CONFIG = Settings(namespace="deploytest")
@@ -76,7 +80,7 @@ def job(**changes: object) -> LineSpec:
 def test_deploying_again_changes_nothing(client: SyncPrefectClient, line: DeploymentResponse) -> None:
     """One deployment a flow, one a line, one automation, and one a line; a second time all is as it was."""
     names = [change.what for change in put(JOB)]
-    flows = [f"deployment {flow}/default" for flow in FLOWS]
+    flows = [f"deployment {path_of(flow)}" for flow in FLOWS]
     own = ["automation deploytest: runs whose process has died", "automation deploytest: new data of line support"]
     assert names == [f"work pool {POOL}", *flows, "deployment retrain/support", *own]
     assert changed(JOB) == []
@@ -234,3 +238,83 @@ def test_a_schedule_that_cannot_be_is_named(prefect: None) -> None:
     """Nothing is deployed of a line whose cron nobody can read."""
     with pytest.raises(ConfigInvalid, match="schedule of line support"):
         put(job(schedule=ScheduleSpec(cron="0 25 * * *")), dry_run=True)
+
+
+EDITED = {  # what Prefect's UI sends when nothing but the time of a schedule was edited in a form with defaults
+    "notify": None,
+    "max_seconds": None,
+    "run_id": None,
+    "model": {"revision": None},
+    "training": {"steps": None, "checkpoint_steps": None, "lora_plus": None},
+    "export": {"ollama": None, "num_ctx": None, "system": None, "license": None},
+}
+
+
+def edit(client: SyncPrefectClient, deployment: DeploymentResponse, cron: str, parameters: dict[str, Any]) -> None:
+    """Edit the line's one schedule as Prefect's UI does."""
+    [schedule] = read(client).schedules
+    body = {"parameters": parameters, "active": True, "schedule": {"cron": cron, "timezone": "UTC", "day_or": True}}
+    answer = client._client.patch(f"/deployments/{deployment.id}/schedules/{schedule.id}", json=body)
+    assert answer.status_code == 204
+
+
+def test_a_schedule_says_when_and_the_file_what(client: SyncPrefectClient, line: DeploymentResponse) -> None:
+    """The time that was edited in the UI stays; parameters that came with it are undone, and said."""
+    edit(client, line, "7 7 * * *", EDITED)
+    for dry_run in (True, False):
+        [(what, _, [undone])] = changed(JOB, dry_run=dry_run)
+        assert what == "deployment retrain/support" and "7 7 * * *" in undone and "export, max_seconds, model" in undone
+    [schedule] = read(client).schedules
+    assert (schedule.schedule, schedule.parameters) == (CronSchedule(cron="7 7 * * *", timezone="UTC"), {})
+    assert changed(JOB) == []
+
+
+def test_parameters_of_any_schedule_of_a_line_are_undone(client: SyncPrefectClient, line: DeploymentResponse) -> None:
+    """One that a person made keeps its time, and is paused if it was; of a flow's own deployment nothing is undone."""
+    looks = job(drift=StalenessSpec(cron="0 * * * *"))
+    put(looks)
+    paths = ("retrain/support", "drift/support", path_of("retrain"))
+    own = [client.read_deployment_by_name(path) for path in paths]
+    for each in own:
+        body = {"active": False, "schedule": {"cron": "5 5 * * *"}, "parameters": {"fresh": True}, "slug": "mine"}
+        assert client._client.post(f"/deployments/{each.id}/schedules", json=[body]).status_code == 201
+    assert [what for what, *_ in changed(looks)] == ["deployment retrain/support", "deployment drift/support"]
+    found = [one for path in paths for one in client.read_deployment_by_name(path).schedules if one.slug == "mine"]
+    assert [(one.active, one.parameters) for one in found] == [(False, {}), (False, {}), (False, {"fresh": True})]
+    client.delete_deployment_schedule(own[2].id, found[2].id)
+    client.delete_deployment(own[1].id)
+
+
+@pytest.mark.parametrize("flow", ["retrain", "drift"])
+def test_a_scheduled_run_does_what_the_file_says(
+    client: SyncPrefectClient, line: DeploymentResponse, home: Path, caplog: pytest.LogCaptureFixture, flow: str
+) -> None:
+    """Parameters that an edited schedule brought into a run are left out, and named, before anything uses them."""
+    put(job(drift=StalenessSpec(cron="0 3 * * *")))
+    made = client.read_deployment_by_name(f"{flow}/support")
+    body = {"parameters": {"data": {"path": "/data/other.jsonl"}}, "active": True, "schedule": {"cron": "7 7 * * *"}}
+    client._client.patch(f"/deployments/{made.id}/schedules/{made.schedules[0].id}", json=body)
+    client._client.post(f"/deployments/{made.id}/schedule", json={"min_runs": 1})
+    of_line = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[made.id]))
+    run = client.read_flow_runs(flow_run_filter=of_line)[0]
+    assert run.auto_scheduled and run.parameters["data"] == {"path": "/data/other.jsonl"}
+    client.set_flow_run_state(run.id, Pending(), force=True)
+    error = run_flow(load(FLOWS[flow][0]), flow_run=client.read_flow_run(run.id), return_type="state")
+    told = error.result(raise_on_failure=False)
+    assert isinstance(told, BackpropError) and "/data/other.jsonl" not in told.message, told
+    assert "data of the schedule left out" in caplog.text
+    client.delete_deployment(client.read_deployment_by_name("drift/support").id)
+
+
+def test_an_old_name_is_kept_where_it_is(client: SyncPrefectClient, line: DeploymentResponse) -> None:
+    """A server that has FLOW/default from before keeps it, up to date, with its schedules; none is made anew."""
+    with pytest.raises(ObjectNotFound):
+        client.read_deployment_by_name("export/default")
+    own = client.read_deployment_by_name(path_of("export"))
+    old = client.create_deployment(flow_id=own.flow_id, name="default", entrypoint="flows.export:old")
+    client.create_deployment_schedules(old, [(CronSchedule(cron="5 5 * * *"), True)])
+    assert [what for what, *_ in changed(JOB)] == ["deployment export/default"]
+    kept = client.read_deployment_by_name("export/default")
+    assert (kept.id, kept.entrypoint, len(kept.schedules)) == (old, own.entrypoint, 1)
+    assert path_of("export") in (kept.description or "") and changed(JOB) == []
+    client.delete_deployment(old)

@@ -20,6 +20,7 @@ from backprop_core.errors import InputNotFound
 from backprop_core.settings import Settings
 from examples.service import app
 from flows.deploy import FLOWS
+from flows.deployment_names import NAMES, path_of
 from flows.serve import password
 from tests.wire.prefect_server import PrefectServer, Served, served, wait_until
 
@@ -95,11 +96,21 @@ def test_forms_have_help_on_every_field(server: PrefectServer, flow: str) -> Non
 @pytest.mark.parametrize(("flow", "entrypoint"), DEPLOYMENTS.items())
 def test_flows_are_modules_of_the_worker(server: PrefectServer, flow: str, entrypoint: str) -> None:
     """A deployment names a module and fetches nothing: no path of the machine that deployed it is in it."""
-    deployment = server.deployment(f"{flow}/default")
+    deployment = server.deployment(path_of(flow))
     assert (deployment["entrypoint"], deployment["path"], deployment["pull_steps"]) == (entrypoint, None, [])
     assert deployment["work_pool_name"] == "backprop"
     limit = deployment["global_concurrency_limit"]
     assert (limit and limit["limit"]) == (1 if flow in ("train", "multi-run") else None)
+
+
+def test_old_names_find_their_deployments(server: PrefectServer) -> None:
+    """FLOW/default is the flow's deployment under its name of today, in no list; nothing else is renamed."""
+    for flow in FLOWS:
+        assert server.deployment(f"{flow}/default")["name"] == NAMES[flow]
+    names = [one["name"] for one in server.call("POST", "/deployments/filter", {})[1]]
+    assert sorted(names) == sorted([*NAMES.values(), "support", "watched"])
+    assert server.call("GET", "/deployments/name/none/default")[0] == 404
+    assert server.call("GET", "/deployments/name/retrain/none")[0] == 404
 
 
 @pytest.mark.parametrize(

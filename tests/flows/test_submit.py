@@ -18,6 +18,7 @@ from backprop_core.settings import Settings
 from backprop_core.specs import DatasetSpec, LineSpec, RunSpec
 from flows import cli, deploy, serve, submit
 from flows.cli.flags import Flags
+from flows.deployment_names import path_of
 from flows.parameters import differing, parameters
 from flows.serve import Addresses, alone, running
 from tests.flows.test_cli import same_signals
@@ -83,13 +84,13 @@ def test_the_line_of_a_file_runs_with_what_was_asked(client: SyncPrefectClient, 
     assert run.parameters["data"] == {"path": str(place / "more.jsonl")}
 
 
-def test_a_flow_without_a_file_runs_its_default(client: SyncPrefectClient, place: Path, capsys: Capture) -> None:
-    """Other lines, and `train`, are runs of `default`; relative paths and `~` are this machine's, addresses stay."""
+def test_a_flow_without_a_file_runs_its_own(client: SyncPrefectClient, place: Path, capsys: Capture) -> None:
+    """Other lines, and `train`, are runs of the flow's own; relative paths are this machine's, addresses stay."""
     (place / "model").mkdir()
     words = ["--data", "a.jsonl", "--heldout", "https://example.org/b", "--model", "model", "--fresh"]
     for flow, expected in [("retrain", {"line": "other"}), ("train", {"line": "other"})]:
         said = submitted([flow, "--line", "other", *words], capsys)
-        assert said["deployment"] == f"{flow}/default"
+        assert said["deployment"] == path_of(flow)
         given = client.read_flow_run(UUID(said["flow_run_id"])).parameters
         data = {"path": str(place / "a.jsonl"), "heldout": "https://example.org/b"}
         assert given == expected | {"data": data, "model": {"name": str(place / "model")}, "fresh": True}
@@ -110,7 +111,7 @@ def test_only_what_differs_is_sent() -> None:
 def test_what_the_server_does_not_have_or_take(client: SyncPrefectClient, capsys: Capture) -> None:
     """A missing deployment and refused parameters have a code and say what to do; nothing is run here."""
     words = ["multi-run", "--data", "a.jsonl", "--submit", "--json"]
-    made = client.read_deployment_by_name("multi-run/default")
+    made = client.read_deployment_by_name(path_of("multi-run"))
     schema = {"type": "object", "properties": {"line": {"type": "integer"}}}
     client._client.patch(f"/deployments/{made.id}", json={"parameter_openapi_schema": schema})
     assert refused(words, capsys)["code"] == "DEP_PREFECT_REFUSED"

@@ -65,7 +65,7 @@ def trained(running: Composed, server: PrefectServer) -> str:
     rows.write_text("".join(json.dumps(row) + "\n" for row in nano.chats(40, seed=1)))
     training = {"steps": 2, "lora": {"rank": 4}}
     parameters = {"data": str(rows), "model": str(base), "training": training, "evaluation": {"heldout_max": 5}}
-    status, flow_run = server.create_run("train/default", parameters)
+    status, flow_run = server.create_run("train/train-once", parameters)
     assert status == 201
     done = server.finished(flow_run["id"], 900)
     assert done["state_type"] == "COMPLETED", done["state"]["message"]
@@ -88,7 +88,7 @@ def test_what_happens_goes_through_redis(server: PrefectServer) -> None:
     """A run's events come to the database by way of Redis and the services' process; so do schedules."""
     body = {"filter": {"event": {"name": ["prefect.flow-run.Completed"]}}, "limit": 5}
     wait_until(lambda: bool(server.call("POST", "/events/filter", body)[1]["events"]), 300, "event in the database")
-    deployment = server.deployment("train/default")
+    deployment = server.deployment("train/train-once")
     schedule = [{"schedule": {"interval": 86400.0}, "active": True}]
     assert server.call("POST", f"/deployments/{deployment['id']}/schedules", schedule)[0] == 201
     wanted = {"deployments": {"id": {"any_": [deployment["id"]]}}}

@@ -1,0 +1,48 @@
+"""A scheduled run of a line does what its deployment says: the line's file says what is run, a schedule only when.
+
+Prefect's UI writes parameters into a schedule whose time is edited there, and they would replace whole parts of the
+job.
+"""
+
+import inspect
+import logging
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
+
+P = ParamSpec("P")
+R = TypeVar("R")
+log = logging.getLogger(__name__)
+
+
+def as_deployed(function: Callable[P, R]) -> Callable[P, R]:
+    """The body of a flow with a deployment for each line: a schedule's own parameters are left out, and named."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        body: Callable[..., R] = function
+        own = parameters_of_the_line(body)
+        return body(**own) if own else body(*args, **kwargs)
+
+    return run
+
+
+def parameters_of_the_line(function: Callable[..., Any]) -> dict[str, Any] | None:
+    """What the deployment of a line's file says to a run that a schedule started; None if the run says the same."""
+    context = FlowRunContext.get()
+    flow_run = context.flow_run if context else None
+    if not (context and flow_run and flow_run.auto_scheduled and flow_run.deployment_id):
+        return None
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment(flow_run.deployment_id)
+    own, ran = deployment.parameters, flow_run.parameters
+    if own.get("line") != deployment.name or own == ran:
+        return None
+    names = sorted(name for name in {*own, *ran} if own.get(name) != ran.get(name))
+    log.warning("%s of the schedule left out: the line's file says what is run, a schedule when", ", ".join(names))
+    usual = {name: one.default for name, one in inspect.signature(function).parameters.items()}
+    assert context.flow
+    return context.flow.validate_parameters(usual | own)
