@@ -1,13 +1,15 @@
-"""Making room: what no version that is kept, no release and no unfinished run names is removed, with a tombstone.
+"""Making room: what no kept version, release, pin, recent result or unfinished run names is removed, with a tombstone.
 
-Kept are of every line the newest versions, the champion, and the one that a rollback would bring back, each with its
-adapters, rows, held-out sets, scores and GGUF files; and what unfinished runs started from, have made, and may go on
-from. No run goes on meanwhile, and none begins. A kill at any moment loses nothing of that.
+Kept are, of every line, the newest versions, the champion, and the one that a rollback would bring back, each with its
+adapters, rows, held-out sets, scores and GGUF files; what is pinned; what runs of the last days made that is no version
+of a line; and what unfinished runs started from, have made, and may go on from. No run goes on meanwhile, and none
+begins. A kill at any moment loses nothing of that.
 """
 
 import json
 import logging
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from backprop_core.frozen import Record
 from backprop_core.keys import digests_in
 from backprop_core.leases import leased, living
 from backprop_core.lines import Lines
+from backprop_core.pins import pinned
 from backprop_core.release import record_of, released
 from backprop_core.store import Store
 
@@ -25,69 +28,138 @@ log = logging.getLogger(__name__)
 UNFINISHED = {"failed", "interrupted", "running"}
 KEEP = 3  # versions of a line
 OF_A_LINE = {"retrain", "promote", "release", "rollback", "drift"}  # flows whose runs belong to a line
+RESULTS = {"train", "multi-run", "retrain", "promote", "export"}  # flows whose results people come back for
+DAY = 86400  # seconds
+UNNAMED = "named by no run or version"
 RemoveTag = Callable[[str, int], bool]  # line and version -> whether its tag is gone, if it had one
+
+
+class Item(Record):
+    """Artifacts that go together, by what named them."""
+
+    what: str = Field(description="A run or a version.")
+    ended: float | None = Field(None, description="When the run ended, in seconds since 1970.")
+    artifacts: list[str] = Field(description="Digests.")
+    bytes: int
 
 
 class Pruned(Record):
     """What was removed, or would be."""
 
+    items: list[Item]
     artifacts: int
     checkpoints: int = Field(description="Keys whose checkpoints nobody would go on from.")
     versions: dict[str, list[int]] = Field(description="Versions whose files are gone, by line.")
     bytes: int
     left: int = Field(description="Bytes of artifacts and checkpoints that stay.")
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to remove."""
+        return not self.artifacts and not self.checkpoints
+
 
 def prune(
     store: Store,
     *,
     keep: int = KEEP,
+    keep_days: float = 0,
     max_bytes: int | None = None,
     line: str | None = None,
+    only: Pruned | None = None,
     dry_run: bool = False,
     remove_tag: RemoveTag,
 ) -> Pruned:
     """Remove what is not kept; with `line` only what runs of that line have left behind.
 
-    To come below `max_bytes`, fewer versions than `keep` are kept, but champion, newest and the one before always.
-    Raises RunActive if a run is going on.
+    Results of the last `keep_days` days stay. To come below `max_bytes`, fewer versions than `keep` are kept, but
+    champion, newest and the one before always. With `only`, nothing is removed that a dry run did not list. Raises
+    RunActive if a run is going on.
     """
     with store.lock("prune"):
         if run := next(living(store), None):
             raise RunActive(f"run {run} is going on", hint="prune when it has ended")
-        plan = Plan(store, keep, line)
+        young = time.time() - keep_days * DAY
+        plan = Plan(store, keep, line, young)
         while max_bytes is not None and plan.left > max_bytes and keep > 1:
             keep -= 1
-            plan = Plan(store, keep, line)
+            plan = Plan(store, keep, line, young)
+        if only is not None:
+            plan.restrict(only)
+        report = plan.report()  # while everything that names something is there
         if not dry_run:
             plan.carry_out(remove_tag)
-        return plan.report()
+        return report
 
 
 class Plan:
     """What stays and what goes."""
 
-    def __init__(self, store: Store, keep: int, line: str | None) -> None:
+    def __init__(self, store: Store, keep: int, line: str | None, young: float) -> None:
         self._store, self._lines = store, Lines(store)
         names = self._lines.names()
         self._dropped = {name: self._not_kept(name, keep) for name in names if line in (None, name)}
-        kept = self._held_by_versions(names) | self._held_by_runs()
-        sizes = {path.name: size_of(path) for path in store.root.glob("artifacts/*")}
-        candidates = sizes.keys() if line is None else self._left_behind(line) & sizes.keys()
+        kept = self._held_by_versions(names) | self._held_by_runs(names, young).union(*pinned(store).values())
+        self._sizes = {path.name: size_of(path) for path in store.root.glob("artifacts/*")}
+        candidates = self._sizes.keys() if line is None else self._left_behind(line) & self._sizes.keys()
         self._artifacts = sorted(candidates - kept)
         checkpoints = {path: size_of(path) for path in store.root.glob("checkpoints/*")}
-        self._checkpoints = [path for path in checkpoints if path.name not in kept]
-        self._bytes = sum(sizes[name] for name in self._artifacts) + sum(checkpoints[p] for p in self._checkpoints)
-        self.left = sum(sizes.values()) + sum(checkpoints.values()) - self._bytes
+        self._checkpoints = {path: size for path, size in checkpoints.items() if path.name not in kept}
+        self._all = sum(self._sizes.values()) + sum(checkpoints.values())
+
+    @property
+    def bytes(self) -> int:
+        """What goes."""
+        return sum(self._sizes[name] for name in self._artifacts) + sum(self._checkpoints.values())
+
+    @property
+    def left(self) -> int:
+        """What stays."""
+        return self._all - self.bytes
+
+    def restrict(self, listed: Pruned) -> None:
+        """Remove nothing that was not listed before."""
+        known = {digest for item in listed.items for digest in item.artifacts}
+        self._artifacts = [digest for digest in self._artifacts if digest in known]
+        self._dropped = {line: numbers for line, numbers in self._dropped.items() if line in listed.versions}
 
     def report(self) -> Pruned:
         return Pruned(
+            items=self._items(),
             artifacts=len(self._artifacts),
             checkpoints=len(self._checkpoints),
             versions={name: numbers for name, numbers in self._dropped.items() if numbers},
-            bytes=self._bytes,
+            bytes=self.bytes,
             left=self.left,
         )
+
+    def _items(self) -> list[Item]:
+        """What goes, each artifact under the version or the newest run that names it."""
+        left, found = set(self._artifacts), []
+        for what, ended, named in [*self._versions_that_go(), *self._runs()]:
+            if mine := sorted(left & named):
+                left -= set(mine)
+                found.append(self._item(what, ended, mine))
+        return found + ([self._item(UNNAMED, None, sorted(left))] if left else [])
+
+    def _item(self, what: str, ended: float | None, digests: list[str]) -> Item:
+        size = sum(self._sizes[digest] for digest in digests)
+        return Item(what=what, ended=ended, artifacts=digests, bytes=size)
+
+    def _versions_that_go(self) -> Iterator[tuple[str, None, set[str]]]:
+        for line, numbers in self._dropped.items():
+            for number in numbers:
+                named = digests_in(self._lines.version(line, number).model_dump_json())
+                yield f"{line}@{number}", None, named | digests_of(record_of(line, number, self._store))
+
+    def _runs(self) -> list[tuple[str, float, set[str]]]:
+        """Every run with what it names, the newest first."""
+        found = []
+        for spec in self._store.root.glob("runs/*/spec.json"):
+            asked, result = json.loads(spec.read_bytes()), spec.with_name("result.json")
+            name = f"run {spec.parent.name[:12]} ({asked['flow']}, line {asked['spec']['line']})"
+            found.append((name, ended_at(result) or 0.0, digests_of(spec) | digests_of(result)))
+        return sorted(found, key=lambda run: run[1], reverse=True)
 
     def carry_out(self, remove_tag: RemoveTag) -> None:
         """Records of releases last, and not those of versions that still have a tag: the next prune goes by them."""
@@ -128,14 +200,20 @@ class Plan:
             found |= digests_of(self._store.lines / name / "transaction.json")
         return found
 
-    def _held_by_runs(self) -> set[str]:
-        """What unfinished runs start from and hold; none lives now, and of drift none is gone on with."""
+    def _held_by_runs(self, names: list[str], young: float) -> set[str]:
+        """What unfinished runs start from and hold, and recent results that are no version of a line.
+
+        None lives now, and a run of drift is never resumed.
+        """
         held, found = leased(self._store), set[str]()
+        made = {self._lines.version(name, number).run_id for name in names for number in self._lines.versions(name)}
         for spec in self._store.root.glob("runs/*/spec.json"):
-            if json.loads(spec.read_bytes())["flow"] == "drift":
+            flow, result = json.loads(spec.read_bytes())["flow"], spec.with_name("result.json")
+            recent = flow in RESULTS and spec.parent.name not in made and (ended_at(result) or 0) > young
+            if flow == "drift":
                 held.pop(spec.parent.name, None)
-            elif is_unfinished(spec.parent):
-                found |= digests_of(spec) | digests_of(spec.with_name("result.json"))
+            elif recent or is_unfinished(spec.parent):
+                found |= digests_of(spec) | digests_of(result)
         return found.union(*held.values())
 
     def _left_behind(self, line: str) -> set[str]:
@@ -159,6 +237,11 @@ def is_unfinished(run: Path) -> bool:
     result = run / "result.json"
     ended = result.is_file() and json.loads(result.read_bytes())["status"] not in UNFINISHED
     return (run / "spec.json").is_file() and not ended
+
+
+def ended_at(result: Path) -> float | None:
+    """When a run wrote its result, in seconds since 1970; None before it has."""
+    return result.stat().st_mtime if result.is_file() else None
 
 
 def digests_of(path: Path) -> set[str]:

@@ -1,8 +1,9 @@
 """What exists: frozen records of artifacts and of what a run did. JSON in, JSON out, nothing else."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from backprop_core.frozen import Record
 from backprop_core.verdicts import GateReport
@@ -18,6 +19,23 @@ class ArtifactRef(Record):
     artifact: ClassVar[str]
     format: ClassVar[int] = 1
     digest: Digest
+
+
+def artifacts_in(value: Any) -> Iterator[ArtifactRef]:
+    """Every artifact that a record names, however deep it lies."""
+    match value:
+        case BaseModel():
+            if isinstance(value, ArtifactRef):
+                yield value
+            parts = [getattr(value, name) for name in type(value).model_fields]
+        case dict():
+            parts = list(value.values())
+        case list() | tuple():
+            parts = list(value)
+        case _:
+            return
+    for part in parts:
+        yield from artifacts_in(part)
 
 
 class SourceFile(Record):
@@ -398,6 +416,7 @@ class RunResult(Record):
     merged: Located | None = None
     gguf: list[GGUFRecord] = Field(default_factory=list)
     packages: list[PackageRecord] = Field(default_factory=list)
+    written: list[str] = Field(default_factory=list, description="Files copied to the directory that was named.")
     ollama: dict[str, str] | None = None
     hub: dict[str, str] | None = None
     stages: list[StageRecord] = Field(default_factory=list)

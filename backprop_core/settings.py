@@ -48,6 +48,9 @@ class Settings(BaseSettings):
         None,
         description="Own tasks for evaluation.harness and their data, a directory; what they say is run as code.",
     )
+    keep_days: float = Field(
+        30, ge=0, description="Days for which `store prune` keeps what runs made that is no version of a line."
+    )
     stall_seconds: float = Field(
         1800, ge=0, description="A worker that comes no further for so long is ended and its stage retried; 0: never."
     )

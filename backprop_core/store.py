@@ -3,6 +3,7 @@
 artifacts/<digest>/     payload files and `artifact.json`, whose sha256 is the digest; read-only
 records/<digest>.json   where it came from: outside the digest
 tombstones/<digest>.json  removed on purpose
+pins/<name>.txt         digests that a person keeps, one a line
 damaged/<digest>-<n>/   set aside by verification
 cache/                  Prefect's records of finished stages
 notes/<kind>/<key>.json what was found out once and can be found out again
@@ -40,6 +41,8 @@ from backprop_core.refs import ArtifactRef
 MANIFEST = "artifact.json"
 LARGE = 64 * 2**20  # bytes
 FULL = {errno.ENOSPC, errno.EDQUOT}
+Stat = tuple[object, ...]  # names, sizes, times and inodes of a directory's files
+_verified: dict[Path, dict[str, Stat]] = {}  # of each store, what this process has read: every Store object knows it
 Ref = TypeVar("Ref", bound=ArtifactRef)
 
 
@@ -60,6 +63,7 @@ class Finding(Record):
 
     digest: str
     what: str
+    missing: bool = False
 
 
 def file_digest(path: Path) -> str:
@@ -112,7 +116,7 @@ class Store:
         self.root = root.absolute()
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._session: Path | None = None
-        self._verified: dict[str, tuple[object, ...]] = {}
+        self._verified = _verified.setdefault(self.root, {})
         self._guard = threading.Lock()
 
     # Places
@@ -130,6 +134,9 @@ class Store:
 
     def run(self, run_id: str) -> Path:
         return self.root / "runs" / run_id
+
+    def pin_path(self, name: str) -> Path:
+        return self.root / "pins" / f"{name}.txt"
 
     @property
     def cache(self) -> Path:
@@ -305,6 +312,10 @@ class Store:
         with self.begin("removed") as directory, suppress(FileNotFoundError):
             self.artifact_path(digest).rename(directory / digest)
 
+    def was_removed(self, digest: str) -> bool:
+        """Whether an artifact was removed on purpose."""
+        return self._tombstone_path(digest).is_file()
+
     def check(self) -> Iterator[Finding]:
         """Read every artifact and yield what is wrong. Changes nothing."""
         for directory in sorted(self.root.glob("artifacts/*")):
@@ -324,8 +335,8 @@ class Store:
         return FileLock(path, thread_local=False)
 
 
-def stat_of(directory: Path) -> tuple[object, ...]:
-    """Names, sizes and times of a directory's files."""
+def stat_of(directory: Path) -> Stat:
+    """Names, sizes, times and inodes of a directory's files."""
     paths = sorted(path for path in directory.rglob("*") if path.is_file())
     return tuple((str(path), (stat := path.stat()).st_size, stat.st_mtime_ns, stat.st_ino) for path in paths)
 

@@ -9,7 +9,7 @@ from backprop_core.specs import ExportSpec, Package, Quantization
 from backprop_core.texts import LineName
 from flows.pipeline import curated, exports, held_out
 from tasks.confine import admitted_output
-from tasks.exports import hand_out
+from tasks.exports import Output, hand_out, owner_of
 from tasks.prepare import again
 from tasks.run import recorded
 
@@ -21,6 +21,8 @@ def export(
     packages: Sequence[Package] = (),
     imatrix: bool = False,
     output: str | None = None,
+    name: LineName | None = None,
+    force: bool = False,
     ollama: LineName | None = None,
     num_ctx: int | None = None,
     system: str | None = None,
@@ -41,6 +43,8 @@ def export(
         packages: Which other forms: the fused model, the adapter, the adapter as GGUF.
         imatrix: Whether what counts in each matrix, on held-out rows, decides how small files are rounded.
         output: Directory to copy the files to, GGUF files with a Modelfile; they are kept in the store anyway.
+        name: How their names begin there; the line's name if not given.
+        force: Overwrite files there that are not earlier exports of the same model.
         ollama: Name of the model.
         num_ctx: Tokens of context that Ollama keeps; the model's own, at most 8192, if not given.
         system: System prompt of the served model.
@@ -60,10 +64,13 @@ def export(
     )
     place = admitted_output(output)
     with recorded(lambda store: again("export", ref, wanted, store, model=model), run_id=run_id, fresh=fresh) as run:
+        target = place and Output(place, name or run.spec.line, owner_of(ref, run.prepared, run.store), force)
+        if target:
+            target.check(wanted)
         datasets, watched = curated(run)
         heldout = held_out(run, [*datasets, *watched])
         exports(run, run.prepared.adapter, heldout[(datasets or watched)[-1].task])
+        if target:
+            run.written = hand_out(run.gguf, run.packages, run.spec.export, target)
     assert run.outcome is not None
-    if place:
-        hand_out(run.outcome, place)
     return run.outcome

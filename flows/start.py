@@ -1,8 +1,7 @@
 """From a spec to a flow's result, for whoever sits at this machine. The worker starts while Prefect is imported."""
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from backprop_core.refs import RunResult
 from backprop_core.specs import EvaluationSpec, ExportSpec, PublishSpec, Quantization, RunSpec
@@ -48,17 +47,20 @@ def plan(flow: str, spec: RunSpec, *, fresh: bool) -> "Plan":
     return plan(flow, spec, body, fresh=fresh)
 
 
-def export(ref: str, wanted: ExportSpec, *, output: Path | None, model: str | None, fresh: bool) -> RunResult:
-    """GGUF files of what an earlier run made, or of a directory's adapter. Raises RunUnknown, RefAmbiguous, …"""
+def export(ref: str, wanted: ExportSpec, where: Mapping[str, Any], *, model: str | None, fresh: bool) -> RunResult:
+    """GGUF files of what an earlier run made, or of a directory's adapter; `where` they are copied to.
+
+    Raises RunUnknown, RefAmbiguous, OutputExists, …
+    """
     with connected():
         from flows.export import export
 
-        return export(
+        made: RunResult = export(
             ref,
             wanted.quantizations,
             packages=wanted.packages,
             imatrix=wanted.imatrix,
-            output=str(output) if output else None,
+            **where,
             ollama=wanted.ollama,
             num_ctx=wanted.num_ctx,
             system=wanted.system,
@@ -66,6 +68,7 @@ def export(ref: str, wanted: ExportSpec, *, output: Path | None, model: str | No
             model=model,
             fresh=fresh,
         )
+        return made
 
 
 def evaluate(ref: str, data: Sequence[str], evaluation: EvaluationSpec, *, model: str | None, fresh: bool) -> RunResult:

@@ -2,6 +2,7 @@
 
 import math
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -153,12 +154,14 @@ def lines(summaries: Sequence["LineSummary"]) -> RenderableType:
 
 
 def pruned(done: "Pruned", *, dry_run: bool) -> RenderableType:
-    """What a prune removed, or would remove."""
-    versions = [f"{line} {', '.join(map(str, numbers))}" for line, numbers in done.versions.items()]
+    """What a prune removed, or would remove, by the run or version that named it."""
+    listed = table("made by", "ended", "artifacts", "size", right=("artifacts", "size"))
+    for item in done.items:
+        ended = "" if item.ended is None else time.strftime("%Y-%m-%d", time.localtime(item.ended))
+        listed.add_row(one_line(item.what), ended, str(len(item.artifacts)), size(item.bytes))
     text = f"{'would remove' if dry_run else 'removed'} {done.artifacts} artifacts, {done.checkpoints} checkpoints: "
-    return Group(
-        Text(f"{text}{size(done.bytes)}, {size(done.left)} left"), *(Text(f"versions of {one}") for one in versions)
-    )
+    total = Text(f"{text}{size(done.bytes)}, {size(done.left)} left")
+    return Group(listed, "", total) if done.items else total
 
 
 def run(result: RunResult) -> RenderableType:
@@ -331,6 +334,8 @@ def files_of(result: RunResult) -> Iterator[Text]:
         yield whole_line(f"{file.quantization:<8} {file.path}  {size(file.bytes)}{quality(file)}")
     for package in result.packages:
         yield whole_line(f"{package.package:<8} {package.path}  {size(package.bytes)}")
+    for path in result.written:
+        yield whole_line(f"written  {path}")
     if result.hub:
         yield Text(f"hub      {result.hub['repo']}  commit {result.hub['commit'][:12]}")
     if result.ollama:

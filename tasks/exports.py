@@ -1,31 +1,101 @@
-"""Handing out what was exported."""
+"""Copying what was exported to a directory of the user's, without overwriting what is not this model's."""
 
+import json
 import shutil
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from backprop_core import ollama
-from backprop_core.refs import RunResult
+from backprop_core.errors import OutputExists
+from backprop_core.keys import canonical
+from backprop_core.lines import Lines
+from backprop_core.refs import GGUFRecord, PackageRecord
 from backprop_core.specs import ExportSpec
-from backprop_core.store import MANIFEST, write_atomic
+from backprop_core.store import MANIFEST, Store, write_atomic
+from tasks.prepare import Prepared
 from tasks.serving import served_as
 
+NOTE = ".backprop-exports.json"  # in the directory: what exports wrote, of which model, and its state then, by name
 
-def hand_out(result: RunResult, output: Path) -> list[Path]:
-    """Copy a run's files to a directory, under names for people; each appears whole or not at all.
 
-    Beside each GGUF file a Modelfile, for those who run `ollama create` by hand.
+class Output(NamedTuple):
+    """Where an export's files go."""
+
+    directory: Path
+    name: str  # how their names begin
+    owner: str  # the model that they are of
+    force: bool  # whether files may go that are there
+
+    def check(self, export: ExportSpec) -> None:
+        """Raise OutputExists if a file is there that no export of this model wrote, or that has changed since."""
+        known = read_note(self.directory)
+        for path in self.paths(export):
+            ours = known.get(path.name) == {"of": self.owner, "state": state_of(path)}
+            if path.exists() and not ours and not self.force:
+                raise OutputExists(
+                    f"{path} exists, and is not an earlier export of {self.owner}",
+                    hint="name the new files with --name NAME, or overwrite it with --force",
+                )
+
+    def paths(self, export: ExportSpec) -> list[Path]:
+        """What the export writes here."""
+        files = [self.file(f"{quantization}.gguf") for quantization in export.quantizations]
+        beside = [path.with_suffix(".Modelfile") for path in files]
+        return files + beside + [self.file(package) for package in export.packages]
+
+    def file(self, ending: str) -> Path:
+        return self.directory / f"{self.name}-{ending}"
+
+
+def owner_of(ref: str, prepared: Prepared, store: Store) -> str:
+    """The model that a reference means, as the next export of it is told from one of another model."""
+    line = ref.partition("@")[0]
+    if line in Lines(store).names():
+        return f"line {line}"
+    if prepared.of:
+        return f"run {prepared.of}"
+    assert prepared.adapter, "an export has an adapter"
+    return f"adapter {prepared.adapter.digest}"
+
+
+def hand_out(
+    gguf: Sequence[GGUFRecord], packages: Sequence[PackageRecord], export: ExportSpec, output: Output
+) -> list[Path]:
+    """Copy files to a directory, under names for people; each appears whole or not at all.
+
+    Beside each GGUF file a Modelfile, for those who run `ollama create` by hand. Raises OutputExists.
     """
-    export = ExportSpec.model_validate(result.spec["export"])
-    output.mkdir(parents=True, exist_ok=True)
-    handed = []
-    for file in result.gguf:
-        handed.append(copied(Path(file.path), output / f"{result.line}-{file.quantization}.gguf"))
-        served = served_as(handed[-1], export)
-        write_atomic(handed[-1].with_suffix(".Modelfile"), ollama.modelfile(handed[-1].name, served))
-    for package in result.packages:
-        handed.append(copied(Path(package.path), output / f"{result.line}-{package.package}"))
-    return handed
+    output.check(export)
+    output.directory.mkdir(parents=True, exist_ok=True)
+    written = []
+    for file in gguf:
+        target = copied(Path(file.path), output.file(f"{file.quantization}.gguf"))
+        beside = target.with_suffix(".Modelfile")
+        write_atomic(beside, ollama.modelfile(target.name, served_as(target, export)))
+        written += [target, beside]
+    written += [copied(Path(package.path), output.file(package.package)) for package in packages]
+    note = read_note(output.directory)
+    note |= {path.name: {"of": output.owner, "state": state_of(path)} for path in written}
+    write_atomic(output.directory / NOTE, canonical(note))
+    return written
+
+
+def read_note(directory: Path) -> dict[str, object]:
+    """What exports wrote to a directory; empty if there is no note, or if it is damaged."""
+    try:
+        known: dict[str, object] = dict(json.loads((directory / NOTE).read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return {}
+    return known
+
+
+def state_of(path: Path) -> list[list[object]]:
+    """Names, sizes and times of a file, or of the files of a directory."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    stats = [(file, file.stat()) for file in files if file.exists()]
+    return [[file.relative_to(path).as_posix(), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
 
 
 def copied(source: Path, target: Path) -> Path:

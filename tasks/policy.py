@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -17,7 +17,6 @@ from backprop_core.keys import stage_key
 from backprop_core.refs import (
     AdapterRef,
     Answers,
-    ArtifactRef,
     DatasetRef,
     Drift,
     Fidelity,
@@ -31,6 +30,7 @@ from backprop_core.refs import (
     Scores,
     Searched,
     TrainResult,
+    artifacts_in,
 )
 from backprop_core.settings import settings
 from backprop_core.store import Store, write_atomic
@@ -123,19 +123,9 @@ SERIALIZER = {
 }
 
 
-def artifacts(record: BaseModel) -> Iterator[ArtifactRef]:
-    """Every artifact that a record names."""
-    if isinstance(record, ArtifactRef):
-        yield record
-    for name in type(record).model_fields:
-        value = getattr(record, name)
-        if isinstance(value, BaseModel):
-            yield from artifacts(value)
-
-
 def verify(store: Store, record: BaseModel) -> None:
     """Raise UnfitRecord unless every artifact of the record is whole; a damaged one is set aside."""
-    for ref in artifacts(record):
+    for ref in artifacts_in(record):
         try:
             store.verify(ref.digest)
         except ArtifactMissing as error:

@@ -3,11 +3,16 @@
 import logging
 from typing import TYPE_CHECKING
 
+from backprop_core import pins
 from backprop_core import prune as core
-from backprop_core.errors import RunActive
+from backprop_core.errors import RunActive, RunUnknown
+from backprop_core.keys import digests_in
+from backprop_core.lines import Lines
 from backprop_core.ollama import Ollama
+from backprop_core.release import record_of
 from backprop_core.settings import Settings, settings
 from backprop_core.store import Store
+from tasks.prepare import full_run_id
 
 if TYPE_CHECKING:
     from tasks.run import Run
@@ -16,15 +21,74 @@ log = logging.getLogger(__name__)
 
 
 def prune(
-    config: Settings, *, keep: int = core.KEEP, max_bytes: int | None = None, line: str | None = None, dry_run: bool
+    config: Settings,
+    *,
+    keep: int = core.KEEP,
+    max_bytes: int | None = None,
+    line: str | None = None,
+    only: core.Pruned | None = None,
+    dry_run: bool,
 ) -> core.Pruned:
-    """Remove what no version that is kept and no unfinished run names. Raises RunActive while a run is going on."""
+    """Remove what no kept version, no pin, no recent result and no unfinished run names; `only` what was listed.
+
+    Raises RunActive while a run is going on.
+    """
     store = Store(config.store_path)
     try:
-        remover = core.tag_remover(store, remove_tag)
-        return core.prune(store, keep=keep, max_bytes=max_bytes, line=line, dry_run=dry_run, remove_tag=remover)
+        return core.prune(
+            store,
+            keep=keep,
+            keep_days=config.keep_days,
+            max_bytes=max_bytes,
+            line=line,
+            only=only,
+            dry_run=dry_run,
+            remove_tag=core.tag_remover(store, remove_tag),
+        )
     finally:
         store.close()
+
+
+def keep(ref: str, config: Settings) -> tuple[str, int]:
+    """Pin what a reference means: its name, and how many artifacts that keeps.
+
+    A line is its champion. Raises RunUnknown or RefAmbiguous, and ArtifactMissing if something of that is gone.
+    """
+    store = Store(config.store_path)
+    name, named = meant(ref, store)
+    there = {digest for digest in named if store.artifact_path(digest).is_dir()}
+    pins.pin(name, there, store)
+    return name, len(there)
+
+
+def release(ref: str, config: Settings) -> str:
+    """Pin it no longer. Raises RunUnknown if it is not pinned."""
+    store = Store(config.store_path)
+    known = pins.pinned(store)
+    names = [ref] if ref in known else [name for name in known if name.startswith(ref)]
+    if len(names) != 1:
+        raise RunUnknown(f"{ref} is not pinned", hint="`backprop store keep` lists what is")
+    pins.unpin(names[0], store)
+    return names[0]
+
+
+def kept(config: Settings) -> dict[str, int]:
+    """How many artifacts each pin keeps."""
+    return {name: len(digests) for name, digests in pins.pinned(Store(config.store_path)).items()}
+
+
+def meant(ref: str, store: Store) -> tuple[str, set[str]]:
+    """The name that a pin gets, and all that the run or the version names."""
+    line, _, number = ref.partition("@")
+    lines = Lines(store)
+    if line not in lines.names():
+        run = store.run(full_run_id(ref, store))
+        return run.name, core.digests_of(run / "spec.json") | core.digests_of(run / "result.json")
+    version = int(number) if number.isdecimal() else lines.champion(line)
+    if version is None or (number and not number.isdecimal()):
+        raise RunUnknown(f"{ref} is no version of line {line}", hint=f"name a version: {line}@1")
+    named = digests_in(lines.version(line, version).model_dump_json())
+    return f"{line}@{version}", named | core.digests_of(record_of(line, version, store))
 
 
 def remove_tag(model: str) -> None:

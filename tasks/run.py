@@ -141,6 +141,7 @@ class Run:
         self.runs: list[RunRecord] = []
         self.gguf: list[GGUFRecord] = []
         self.packages: list[PackageRecord] = []
+        self.written: list[Path] = []
         self.ollama: dict[str, str] | None = None
         self.hub: dict[str, str] | None = None
         self.evaluation: Evaluation | None = None
@@ -363,6 +364,7 @@ class Run:
             merged=self.merged,
             gguf=self.gguf,
             packages=self.packages,
+            written=[str(path) for path in self.written],
             ollama=self.ollama,
             hub=self.hub,
             stages=self.stages,

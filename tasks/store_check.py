@@ -1,10 +1,59 @@
-"""Reading everything that the store holds."""
+"""Reading everything that the store holds, and looking for everything that it should hold."""
 
+from collections.abc import Iterator
+
+from backprop_core.lines import Lines
+from backprop_core.refs import Located, RunResult, artifacts_in
+from backprop_core.release import released
 from backprop_core.settings import Settings
 from backprop_core.store import Finding, Store
+from tasks.policy import UnfitRecord, read_result, results
 
 
 def check(config: Settings) -> tuple[int, list[Finding]]:
-    """How many artifacts there are, and what is wrong with which."""
+    """How many artifacts there are, and what is wrong with which: damaged, or named and gone."""
     store = Store(config.store_path)
-    return store.count(), list(store.check())
+    return store.count(), [*store.check(), *missing(store)]
+
+
+def missing(store: Store) -> Iterator[Finding]:
+    """Artifacts that are gone, though versions, releases, results of runs or the cache name them.
+
+    What was removed on purpose has a tombstone and is not missing.
+    """
+    named: dict[str, list[str]] = {}
+    for who, digest in [*of_versions(store), *of_runs(store), *of_cache(store)]:
+        named.setdefault(digest, []).append(who)
+    for digest, names in sorted(named.items()):
+        if not store.artifact_path(digest).is_dir() and not store.was_removed(digest):
+            what = f"missing, but named by {', '.join(dict.fromkeys(names))}"
+            yield Finding(digest=digest, what=what, missing=True)
+
+
+def of_versions(store: Store) -> Iterator[tuple[str, str]]:
+    """What versions of lines and their releases name, with the version."""
+    lines = Lines(store)
+    for line in lines.names():
+        for number in lines.versions(line):
+            for record in (lines.version(line, number), released(line, number, store)):
+                yield from ((f"{line}@{number}", ref.digest) for ref in artifacts_in(record))
+
+
+def of_runs(store: Store) -> Iterator[tuple[str, str]]:
+    """Adapters and files in the results of runs, with the run."""
+    for path in store.root.glob("runs/*/result.json"):
+        result = RunResult.model_validate_json(path.read_bytes())
+        adapters = [adapter for run in result.runs for adapter in (run.tuned, run.merged)]
+        made: list[Located] = [*adapters, *result.packages, *([result.merged] if result.merged else [])]
+        for digest in [*(each.digest for each in made), *(file.digest for file in result.gguf)]:
+            yield f"run {path.parent.name[:12]}", digest
+
+
+def of_cache(store: Store) -> Iterator[tuple[str, str]]:
+    """What the results of finished stages name, with the stage's key."""
+    for path in results(store).glob("*"):
+        try:
+            result = read_result(path.read_bytes())
+        except UnfitRecord:
+            continue  # the cache leaves it aside, too
+        yield from ((f"the cached stage {path.name[:12]}", ref.digest) for ref in artifacts_in(result))

@@ -146,6 +146,18 @@ class ApprovalUnattended(BackpropError):
     code = "CONFIG_APPROVAL_UNATTENDED"
 
 
+class ConfirmationRequired(BackpropError):
+    """Something would be deleted, and there is no terminal to ask at."""
+
+    code = "CONFIG_CONFIRMATION_REQUIRED"
+
+
+class OutputExists(BackpropError):
+    """A file of this name is there that an export of this model did not write."""
+
+    code = "INPUT_OUTPUT_EXISTS"
+
+
 class BlockUnknown(BackpropError):
     """Prefect has no such notification block."""
 

@@ -56,10 +56,13 @@ def build() -> App:
     for place, (verb, (module, help_)) in enumerate(VERBS.items()):
         app.command(f"flows.cli.{module}:{verb.replace('-', '_')}", name=verb, help=help_, sort_key=place)
     store = App(name="store", help="Look after the artifacts.", help_format="plaintext")
-    store.command("flows.cli.house:store_check", name="check", help="Read every artifact and say what is damaged.")
+    store.command("flows.cli.house:store_check", name="check", help="Read everything; say what is damaged or missing.")
     store.command(
-        "flows.cli.house:store_prune", name="prune", help="Delete what no version and no unfinished run needs."
+        "flows.cli.house:store_prune",
+        name="prune",
+        help="List, ask, then delete what no version, recent result, pin or unfinished run needs.",
     )
+    store.command("flows.cli.house:store_keep", name="keep", help="Pin what no prune may delete; or list the pins.")
     app.command(store)
     return app
 

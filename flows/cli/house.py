@@ -1,22 +1,27 @@
 """Verbs that look after the house."""
 
 import re
-from typing import Annotated, Any
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from cyclopts.types import PositiveFloat, PositiveInt
 from rich.console import Group
 
-from backprop_core.errors import BackpropError, ConfigInvalid, all_errors
+from backprop_core.errors import BackpropError, ConfigInvalid, ConfirmationRequired, all_errors
 from backprop_core.settings import settings
 from flows import lines_file, tables
 from flows.cli import Answer
 from flows.cli.flags import PLAIN, SETTINGS, OutputFlags
 from flows.config import run_spec, variable_of
-from flows.console import configure_logging, one_line
+from flows.console import configure_logging, one_line, say, stderr_console
+from flows.terminal import is_attended
 from tasks.estimate import estimate
 from tasks.machine import facts
 from tasks.store_check import check
+
+if TYPE_CHECKING:
+    from backprop_core.prune import Pruned
 
 NO_DATA = "none"  # stands for the dataset of a spec that is only measured
 
@@ -129,7 +134,8 @@ def store_prune(
     max_gb: Annotated[
         PositiveFloat | None, Parameter(help="Keep fewer versions to come below this, the live one always.")
     ] = None,
-    dry_run: Annotated[bool, Parameter(help="Only say what would go.", negative="", show_default=False)] = False,
+    dry_run: Annotated[bool, Parameter(help="Only list what would go.", negative="", show_default=False)] = False,
+    yes: Annotated[bool, Parameter(help="Do not ask.", negative="", show_default=False)] = False,
     output: OutputFlags = PLAIN,
 ) -> Answer:
     from tasks.pruning import prune
@@ -137,8 +143,50 @@ def store_prune(
     config = settings()
     configure_logging(config, verbose=output.verbose)
     most = None if max_gb is None else round(max_gb * 10**9)
-    done = prune(config, keep=keep, max_bytes=most, dry_run=dry_run)
-    return Answer(done.model_dump(mode="json"), tables.pruned(done, dry_run=dry_run))
+    listed = prune(config, keep=keep, max_bytes=most, dry_run=True)
+    if dry_run or listed.is_empty:
+        return Answer(listed.model_dump(mode="json"), tables.pruned(listed, dry_run=True))
+    if not yes and not agreed(listed):
+        return Answer({"removed": None}, "Nothing was removed.", 1)
+    done = prune(config, keep=keep, max_bytes=most, only=listed, dry_run=False)
+    return Answer(done.model_dump(mode="json"), tables.pruned(done, dry_run=False))
+
+
+def agreed(listed: "Pruned") -> bool:
+    """Show what would be removed and ask. Raises ConfirmationRequired where there is no terminal to ask at."""
+    if not is_attended():
+        raise ConfirmationRequired(
+            f"{listed.artifacts} artifacts would be deleted, and there is no terminal to ask at",
+            hint="see them with --dry-run, delete them with --yes",
+        )
+    stderr_console().print(tables.pruned(listed, dry_run=True))
+    say(f"Delete {listed.artifacts} artifacts and {listed.checkpoints} checkpoints? yes or no:")
+    return sys.stdin.readline().strip().lower() in ("yes", "y")
+
+
+def store_keep(
+    ref: Annotated[
+        str | None, Parameter(help="A run_id, a line (its champion) or line@version; none: list what is kept.")
+    ] = None,
+    /,
+    *,
+    undo: Annotated[bool, Parameter(help="Keep it no longer.", negative="", show_default=False)] = False,
+    output: OutputFlags = PLAIN,
+) -> Answer:
+    from tasks import pruning
+
+    config = settings()
+    if ref is None:
+        known = pruning.kept(config)
+        table = tables.table("kept", "artifacts", right=("artifacts",))
+        for name, count in known.items():
+            table.add_row(name, str(count))
+        return Answer(known, table if known else "Nothing is pinned.")
+    if undo:
+        name = pruning.release(ref, config)
+        return Answer({"name": name, "kept": False}, f"{name} is no longer kept")
+    name, count = pruning.keep(ref, config)
+    return Answer({"name": name, "kept": True, "artifacts": count}, f"{name} is kept: {count} artifacts")
 
 
 def store_check(*, output: OutputFlags = PLAIN) -> Answer:
@@ -146,7 +194,8 @@ def store_check(*, output: OutputFlags = PLAIN) -> Answer:
     table = tables.table("artifact", "what is wrong")
     for finding in findings:
         table.add_row(finding.digest[:12], one_line(finding.what))
-    summary = f"{count} artifacts, {len(findings)} damaged"
+    gone = sum(finding.missing for finding in findings)
+    summary = f"{count} artifacts, {len(findings) - gone} damaged, {gone} missing"
     text = Group(table, "", summary) if findings else summary
     document = {"artifacts": count, "findings": [finding.model_dump() for finding in findings]}
     return Answer(document, text, 2 if findings else 0)

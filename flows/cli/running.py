@@ -123,6 +123,8 @@ def export(
     format: Annotated[str, Parameter(help=FORMAT)] = GGUF,
     imatrix: Annotated[bool, ship("export.imatrix"), Parameter(negative="")] = False,
     output: Annotated[Path | None, Parameter(help="Directory to copy the files to, each with a Modelfile.")] = None,
+    name: Annotated[str | None, Parameter(help="How their names begin there; default: the line's name.")] = None,
+    force: Annotated[bool, Parameter(help="Overwrite files there that are not this model's.", negative="")] = False,
     ollama: Annotated[str | None, ship("export.ollama")] = None,
     num_ctx: Annotated[str | None, ship("export.num_ctx")] = None,
     system: Annotated[str | None, ship("export.system")] = None,
@@ -144,7 +146,8 @@ def export(
     }
     wanted = export_spec({**files, **given}, names)
     with watched(flags):
-        return answer(start.export(ref, wanted, output=output, model=model, fresh=fresh))
+        where = {"output": str(output) if output else None, "name": name, "force": force}
+        return answer(start.export(ref, wanted, where, model=model, fresh=fresh))
 
 
 def evaluate(

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from backprop_core.errors import ArtifactMissing, OllamaUnreachable, RunActive
 from backprop_core.leases import Lease, leased
 from backprop_core.lines import Lines, LineVersion
+from backprop_core.pins import pin, unpin
 from backprop_core.prune import Pruned, prune, sizes, tag_remover
 from backprop_core.refs import AdapterRef, GGUFRef, RowsRef
 from backprop_core.release import Release, Services, record_of, release
@@ -213,6 +215,67 @@ def test_a_tag_that_cannot_go_is_tried_again(world: World) -> None:
     assert len(world.tags) == 6
     world.prune(keep=2)
     assert world.tags == ["support:v5", "support:v6"]
+
+
+def age(store: Store, run_id: str, days: float) -> None:
+    """Let a run have ended so many days ago."""
+    then = time.time() - days * 86400
+    os.utime(store.run(run_id) / "result.json", (then, then))
+
+
+def test_recent_results_stay(world: World) -> None:
+    """What `train` and `multi-run` made stays for the days that are asked for, and goes afterwards."""
+    world.prune(keep=2, keep_days=30)
+    assert world.candidate in world.there() and not world.there() & set(world.versions[1][:2])
+    age(world.store, "c" * 32, 29)
+    world.prune(keep=2, keep_days=30)
+    assert world.candidate in world.there()
+    age(world.store, "c" * 32, 31)
+    world.prune(keep=2, keep_days=30)
+    assert world.candidate not in world.there()
+
+
+def test_a_rejected_candidate_stays_as_long(world: World) -> None:
+    """A retrain that made no version is a result like any other; one that made a version goes by `keep`."""
+    rejected = artifact(world.store, "rejected", kind="merged").digest
+    ended(world.store, "a" * 32, flow="retrain", stages=[rejected], status="rejected")
+    world.prune(keep=2, keep_days=30)
+    assert rejected in world.there() and not world.there() & set(world.versions[1][:2])
+
+
+def test_what_is_pinned_stays(world: World) -> None:
+    """Whatever its age, by any prune, until it is kept no longer."""
+    pin("support@1", world.versions[1], world.store)
+    pin("c" * 32, [world.candidate], world.store)
+    world.prune(keep=2)
+    world.prune(line=LINE, keep=2)
+    assert world.holds([*world.versions[1], world.candidate])
+    assert unpin("c" * 32, world.store) and not unpin("c" * 32, world.store)
+    world.prune(keep=2)
+    assert world.candidate not in world.there() and world.holds(world.versions[1])
+
+
+def test_everything_that_goes_is_listed(world: World) -> None:
+    """Each artifact once, under the version or the run that named it, with its size."""
+    age(world.store, "c" * 32, 0.5)
+    stray = artifact(world.store, "stray", kind="tuned").digest
+    listed = world.prune(keep=2, dry_run=True)
+    names = {item.what: item for item in listed.items}
+    assert f"{LINE}@1" in names and f"run {'c' * 12} (multi-run, line {LINE})" in names
+    assert names["named by no run or version"].artifacts == [stray]
+    digests = [digest for item in listed.items for digest in item.artifacts]
+    assert len(digests) == len(set(digests)) == listed.artifacts
+    before = world.there()
+    world.prune(keep=2)
+    assert before - world.there() == set(digests)
+
+
+def test_only_what_was_listed_goes(world: World) -> None:
+    """What comes between the list and the answer is not removed by that answer."""
+    listed = world.prune(keep=2, dry_run=True)
+    late = artifact(world.store, "late", kind="tuned").digest
+    world.prune(keep=2, only=listed)
+    assert late in world.there() and world.candidate not in world.there()
 
 
 def test_killed_anywhere_loses_nothing(world: World) -> None:

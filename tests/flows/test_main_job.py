@@ -4,9 +4,12 @@ import json
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
+from types import FrameType
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from peft import PeftModel
 from prefect.client.orchestration import get_client
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from backprop_core import store as store_module
 from backprop_core.errors import ArtifactMissing, ConfigInvalid, InputNotFound, TimeLimit
 from backprop_core.refs import RunResult
 from backprop_core.settings import settings
@@ -235,3 +239,28 @@ def test_a_killed_worker_is_replaced(base, data):
     assert killed
     assert result.status == "finished"
     assert result.runs[0].steps == 40
+
+
+def test_a_warm_run_reads_each_artifact_once(first, base, data):
+    """The same job again reads each file of the store's artifacts once at most, but for what it copies to MLflow."""
+    opened: Counter[str] = Counter()
+    artifacts = str(settings().store_path / "artifacts")
+    watching = True
+
+    def audit(event: str, arguments: tuple[object, ...]) -> None:
+        if watching and event == "open" and str(arguments[0]).startswith(artifacts) and not is_copied(sys._getframe()):
+            opened[str(arguments[0])] += 1
+
+    store_module._verified[settings().store_path].clear()  # as in a new process
+    sys.addaudithook(audit)
+    again = run(base, data)
+    watching = False
+    assert all(stage.cached for stage in again.stages) and len(opened) > 10
+    assert {path: count for path, count in opened.items() if count > 1} == {}
+
+
+def is_copied(frame: FrameType | None) -> bool:
+    """Whether a file is read to be an artifact of MLflow's."""
+    while frame and frame.f_code.co_name != "log_directory":
+        frame = frame.f_back
+    return frame is not None

@@ -10,6 +10,8 @@ import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from backprop_core.errors import OutputExists
+from backprop_core.refs import PackageRecord
 from backprop_core.specs import EvaluationSpec, ExportSpec, LoraSpec, PublishSpec, TrainSpec
 from flows.evaluate import evaluate
 from flows.export import export
@@ -18,6 +20,7 @@ from flows.release import release
 from flows.retrain import retrain
 from flows.rollback import rollback
 from flows.train import train
+from tasks.exports import Output, hand_out
 from tests.flows.test_retrain import GOOD, SHORT, batch
 from tests.wire.hub_server import TOKEN, HubServer
 from tests.wire.ollama_server import OllamaServer
@@ -113,3 +116,42 @@ def test_a_line_goes_out_and_comes_back(ollama: OllamaServer, hub: HubServer, ba
     again = release("night", PublishSpec(ollama="day"))
     assert again.ollama["model"] == "day:v1" and again.hub["repo"] == "team/night"
     assert ollama.models.keys() == {f"night:{tag}" for tag in ("v1", "v2", "latest")} | {"day:v1", "day:latest"}
+
+
+def test_an_export_overwrites_nothing_of_others(base: Path, data: list[str], tmp_path: Path) -> None:
+    """A file that no export of this model wrote stays, and the error says --name and --force; ours is written again."""
+    one, two = (
+        train(path, model=str(base), training=TRAINING, evaluation=EvaluationSpec(heldout_max=5)) for path in data[:2]
+    )
+    made = export(one.run_id, "f16", output=str(tmp_path))
+    assert {Path(path).name for path in made.written} == {"default-f16.gguf", "default-f16.Modelfile"}
+    file = tmp_path / "default-f16.gguf"
+    assert (
+        all(Path(path).is_file() for path in made.written) and export(one.run_id, "f16", output=str(tmp_path)).written
+    )
+    before = file.read_bytes()
+    with pytest.raises(OutputExists, match=r"default-f16\.gguf") as caught:
+        export(two.run_id, "f16", output=str(tmp_path))
+    assert "--name" in caught.value.hint and "--force" in caught.value.hint and file.read_bytes() == before
+    named = export(two.run_id, "f16", output=str(tmp_path), name="other")
+    assert (tmp_path / "other-f16.gguf").is_file() and len(named.written) == 2 and file.read_bytes() == before
+    export(two.run_id, "f16", output=str(tmp_path), force=True)
+    assert file.read_bytes() == (tmp_path / "other-f16.gguf").read_bytes() != before
+    file.write_text("a person's own")
+    with pytest.raises(OutputExists):
+        export(two.run_id, "f16", output=str(tmp_path))
+    assert file.read_text() == "a person's own"
+
+
+def test_the_next_version_of_a_line_takes_its_place(tmp_path: Path) -> None:
+    """A directory that the exports of a line go to has its newest one, without --force."""
+    export_spec = ExportSpec(packages=["lora"])
+    for number in (1, 2):
+        source = tmp_path / f"package {number}"
+        source.mkdir()
+        (source / "weights").write_text(str(number))
+        record = PackageRecord(digest="a" * 64, path=str(source), package="lora", bytes=1)
+        files = hand_out([], [record], export_spec, Output(tmp_path / "out", "support", "line support", False))
+    assert (files[0] / "weights").read_text() == "2"
+    with pytest.raises(OutputExists):
+        Output(tmp_path / "out", "support", "line other", False).check(export_spec)

@@ -10,10 +10,10 @@ import pytest
 from prefect import Task
 
 from backprop_core.keys import VERSIONS
-from backprop_core.refs import RowsRef, TrainResult
+from backprop_core.refs import RowsRef, TrainResult, artifacts_in
 from backprop_core.store import Store
 from tasks import stages
-from tasks.policy import RESULTS, Records, UnfitRecord, artifacts, is_retryable, read_result, results
+from tasks.policy import RESULTS, Records, UnfitRecord, is_retryable, read_result, results
 
 KEY = "c" * 64
 SERIALIZER = {
@@ -147,9 +147,9 @@ def test_nested_artifacts_are_found(ref):
     from backprop_core.refs import AdapterRef, DatasetRef
 
     dataset = DatasetRef(name="a", task="a", train=ref, heldout=ref, read=2)
-    assert [artifact.digest for artifact in artifacts(dataset)] == [ref.digest, ref.digest]
+    assert [artifact.digest for artifact in artifacts_in(dataset)] == [ref.digest, ref.digest]
     trained = TrainResult(adapter=AdapterRef(digest="d" * 64, kind="tuned"), steps=1, tokens=1, train_loss=1, seconds=1)
-    assert [artifact.digest for artifact in artifacts(trained)] == ["d" * 64]
+    assert [artifact.digest for artifact in artifacts_in(trained)] == ["d" * 64]
     content = json.dumps({"__class__": "backprop_core.refs.TrainResult", "data": trained.model_dump()}).encode()
     assert read_result(content) == trained
 
