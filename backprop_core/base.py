@@ -27,6 +27,7 @@ TOKENIZER_FILES = (
 TEXT_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES, "model.safetensors.index.json")
 FILES = (*TEXT_FILES, "*.safetensors")
 CODE_KEYS = {"auto_map", "_attn_implementation_internal", "trust_remote_code", "custom_pipelines"}
+OTHER_TOKENIZER = "use the tokenizer that belongs to the model, or a model whose embeddings were resized for it"
 PICKLED = re.compile(r"\.(bin|pt|pth|ckpt|pkl|pickle)$")
 
 
@@ -123,6 +124,7 @@ def check(directory: Path) -> None:
         refuse_code(directory / name, optional_json(directory / name))
     check_config(directory)
     weights(directory)
+    check_one_model(directory)
     if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise ModelLoadFailed(f"{directory} has no tokenizer", hint="copy the model's tokenizer files into it")
     template = template_of(directory)
@@ -138,6 +140,29 @@ def check(directory: Path) -> None:
 def check_config(directory: Path) -> None:
     if not (directory / "config.json").is_file():
         raise ModelLoadFailed(f"{directory} has no config.json", hint="give the directory of a transformers model")
+
+
+def check_one_model(directory: Path) -> None:
+    """Raise ModelLoadFailed where transformers would load other weights than those that `weights` names.
+
+    They would be trained, and be no part of the base's digest.
+    """
+    if named := read_json(directory / "config.json").get("transformers_weights"):
+        raise ModelLoadFailed(
+            f"the config.json of {directory} names weights of its own: {named}",
+            hint="call them model.safetensors, and remove transformers_weights from config.json",
+        )
+    if (directory / "adapter_config.json").is_file():
+        raise ModelLoadFailed(
+            f"{directory} has a LoRA adapter beside its weights, which transformers would put on them",
+            hint="move adapter_config.json and adapter_model.safetensors away; to start from it, fuse it first",
+        )
+    whole = directory / "model.safetensors"
+    if whole.is_file() and (others := [file.name for file in weights(directory) if file != whole]):
+        raise ModelLoadFailed(
+            f"{directory} has its weights twice: {whole.name}, and {others[0]} by its index",
+            hint="remove the one that is not the model's, or the index",
+        )
 
 
 def read_json(path: Path) -> Any:

@@ -92,9 +92,11 @@ def answer(
 ) -> list[Generated]:
     """What the model says next in each conversation. The same again for the same conversations, spec and machine.
 
-    Raises ChatTemplateMissing, ChatTemplateUnusable, AdapterMismatch.
+    Raises ChatTemplateMissing, ChatTemplateUnusable, TokenizerMismatch, AdapterMismatch.
     """
     prompts = chat.encode_prompts(base.tokenizer, conversations)
+    for prompt in prompts:
+        base.check_ids(torch.tensor(prompt))
     devices = [base.device] if base.device.type == "cuda" else []
     with adapted(base, adapter, store), torch.random.fork_rng(devices):
         torch.manual_seed(spec.seed)

@@ -40,7 +40,7 @@ def harness(
         raise ConfigInvalid(f"{own.path} is not as it was when the run began", hint="start another run")
     tasks = known(spec, own)
     try:
-        with adapted(base, adapter, store) as model, online():
+        with adapted(base, adapter, store) as model, base.checking_ids(), online():
             made = simple_evaluate(
                 HFLM(pretrained=model, tokenizer=copy.deepcopy(base.tokenizer), batch_size=BATCH),
                 tasks=list(spec.tasks),

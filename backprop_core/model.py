@@ -12,11 +12,12 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from backprop_core import adapter as adapters
 from backprop_core.adapter import Adapter, Tensors
-from backprop_core.base import weights
-from backprop_core.errors import AdapterMismatch, GPUOutOfMemory, ModelLoadFailed
+from backprop_core.base import OTHER_TOKENIZER, weights
+from backprop_core.errors import AdapterMismatch, GPUOutOfMemory, ModelLoadFailed, TokenizerMismatch
 from backprop_core.extras import QLORA, require
 from backprop_core.refs import AdapterRef
 from backprop_core.store import Store
@@ -24,6 +25,7 @@ from backprop_core.store import Store
 # Architectures whose logits are lm_head of the last hidden state, with nothing in between.
 PLAIN_HEAD = {"llama", "mistral", "qwen2", "qwen3"}
 Precision = Literal["fp32", "bf16", "nf4"]
+INCOMPLETE = "its config.json and its weights do not belong together: get the model's files again"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,22 @@ class LoadedBase:
     def vocabulary(self) -> int:
         """Logits per token."""
         return int(self.model.config.get_text_config().vocab_size)
+
+    def check_ids(self, ids_t: Tensor) -> None:
+        """Raise TokenizerMismatch for a token that the model has no embedding for."""
+        size = self.model.get_input_embeddings().num_embeddings
+        if len(ids_t) and (largest := int(ids_t.max())) >= size:
+            raise TokenizerMismatch(
+                f"{self.model.name_or_path}: its tokenizer writes token {largest}, "
+                f"{self.tokenizer.convert_ids_to_tokens(largest)!r}, and the model has {size} embeddings",
+                hint=OTHER_TOKENIZER,
+            )
+
+    def checking_ids(self) -> RemovableHandle:
+        """While this is open, whatever the model reads is checked first: what others tokenize."""
+        embeddings = self.model.get_input_embeddings()
+        handle: RemovableHandle = embeddings.register_forward_pre_hook(lambda _, ids: self.check_ids(ids[0].flatten()))
+        return handle
 
     def keep_activations(self, kept: bool) -> None:
         """Keep every layer's activations for the backward pass, or from now on compute them again there."""
@@ -92,20 +110,46 @@ def load(path: Path, *, precision: Precision, device: str) -> LoadedBase:
         model, info = AutoModelForCausalLM.from_pretrained(
             path,
             **{"dtype": dtype, "use_safetensors": True, "attn_implementation": attention, "output_loading_info": True},
+            ignore_mismatched_sizes=True,  # `check_complete` names them
             **quantized,
             **local,
         )
         tokenizer = AutoTokenizer.from_pretrained(path, **local)
+        check_complete(path, model, info)
         model.to(device)
     except torch.OutOfMemoryError as error:
         raise GPUOutOfMemory(f"{path.name} does not fit on {device}", hint="use a smaller base, bf16 or nf4") from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelLoadFailed(f"cannot load {path}: {error}", hint="get the model's files again") from error
-    if missing := sorted(info["missing_keys"]):
-        raise ModelLoadFailed(f"{path} has no weights for {missing[0]}", hint="get the model's files again")
     if quantized:
         keep_packed(model)
     return LoadedBase(model.eval().requires_grad_(False), tokenizer, precision, torch.device(device))
+
+
+def check_complete(path: Path, model: Any, info: dict[str, Any]) -> None:
+    """Raise ModelLoadFailed unless the weights are exactly those of the model that config.json describes.
+
+    transformers would only warn, and train a part of the model, or one with layers drawn at random.
+    """
+    if missing := sorted(info["missing_keys"]):
+        raise ModelLoadFailed(f"{path} has no weights for {missing[0]}", hint=INCOMPLETE)
+    if unexpected := sorted(info["unexpected_keys"]):
+        raise ModelLoadFailed(
+            f"{path} has {len(unexpected)} weights that its config.json has no place for, first {unexpected[0]}",
+            hint=INCOMPLETE,
+        )
+    if other := sorted(info["mismatched_keys"]):
+        name, stored, described = other[0]
+        raise ModelLoadFailed(
+            f"{path} has {name} as {tuple(stored)}, where its config.json says {tuple(described)}", hint=INCOMPLETE
+        )
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = model.config.get_text_config().tie_word_embeddings
+    if tied and head.weight.data_ptr() != embeddings.weight.data_ptr():
+        raise ModelLoadFailed(
+            f"{path} has an output head of its own, where its config.json says tie_word_embeddings",
+            hint="set tie_word_embeddings to false in its config.json, or remove the head from its weights",
+        )
 
 
 def nf4(dtype: torch.dtype, device: str) -> dict[str, Any]:

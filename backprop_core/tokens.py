@@ -36,7 +36,7 @@ def load(base: LoadedBase, rows: RowsRef, *, max_length: int, store: Store) -> t
     """The rows' tokens, mapped into memory: as they were kept, or tokenized now and kept.
 
     `ids_t`; `at_n`, the positions of the label tokens, each counted in its example; and of every example `length_e`,
-    `labels_e` (how many) and `row_e`. Raises what `chat.encode` raises.
+    `labels_e` (how many) and `row_e`. Raises what `chat.encode` raises, and TokenizerMismatch.
     """
     note = store.note("tokens", key_of(base, rows, max_length, store))
     ref = kept(note, store)
@@ -45,7 +45,9 @@ def load(base: LoadedBase, rows: RowsRef, *, max_length: int, store: Store) -> t
         day = templates.clock(chat.template_of(base.tokenizer))
         ref = keep(examples, store, record={"rows": rows.digest, "max_length": max_length, "day": day})
         write_atomic(note, ref.model_dump_json())
-    return ref, load_file(store.local(ref) / FILE)
+    flat = load_file(store.local(ref) / FILE)
+    base.check_ids(flat["ids_t"])
+    return ref, flat
 
 
 def key_of(base: LoadedBase, rows: RowsRef, max_length: int, store: Store) -> str:

@@ -168,3 +168,9 @@ class TokenizerUnsupported(BackpropError):
     """llama.cpp would read text otherwise than this tokenizer."""
 
     code = "CONFIG_TOKENIZER_UNSUPPORTED"
+
+
+class TokenizerMismatch(BackpropError):
+    """The tokenizer writes tokens that the model has no embedding for."""
+
+    code = "CONFIG_TOKENIZER_MISMATCH"

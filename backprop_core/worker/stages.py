@@ -387,7 +387,7 @@ class Stages:
         answers = answer(base, job.adapter, chats, spec=spec, store=self._store) if chats else []
         asked = list(starmap(Asked, zip_longest(chats, answers, job.canaries)))
         file = self._store.local(job.gguf) / "model.gguf"
-        with adapted(base, job.adapter, self._store) as model:
+        with adapted(base, job.adapter, self._store) as model, base.checking_ids():
             return measure(model, base.tokenizer, texts, file, quantization=job.gguf.quantization, asked=asked)
 
     def adapter_directory(self, adapter: AdapterRef | None) -> Path | None:

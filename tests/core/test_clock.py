@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
 from backprop_core import base as bases
 from backprop_core import chat, templates, tokens
 from backprop_core.errors import ChatTemplateUnusable
 from backprop_core.keys import digest_of, stage_key
-from backprop_core.model import LoadedBase
+from backprop_core.model import load
 from backprop_core.refs import BaseRef, RowsRef
 from backprop_core.specs import ModelSpec, TrainSpec
 from backprop_core.store import Store
@@ -188,7 +186,7 @@ def test_tokens_of_another_day_are_not_taken(tmp_path: Path, store: Store) -> No
     rows = nano.commit_rows(store, nano.chats(3))
     for name, template in {"plain": TURNS, "dated": DATED["granite-3"] + TURNS}.items():
         directory = with_template(tmp_path / name, template)
-        base = LoadedBase(None, AutoTokenizer.from_pretrained(directory), "fp32", torch.device("cpu"))
+        base = load(directory, precision="fp32", device="cpu")
         before = {  # what the key was made of before templates had a clock of ours
             "version": [tokens.VERSION, *map(version, tokens.LIBRARIES)],
             "rows": rows.digest,
