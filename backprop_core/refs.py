@@ -38,15 +38,24 @@ def artifacts_in(value: Any) -> Iterator[ArtifactRef]:
         yield from artifacts_in(part)
 
 
+class Reading(Record):
+    """How the bytes of a file are read, decided when the file is found; what is compressed shows in the bytes alone."""
+
+    shape: Literal["json-lines", "json-array", "csv", "text", "parquet", "unknown"]
+    encoding: Literal["utf-8", "utf-8-sig", "utf-16", "utf-32"] = "utf-8"
+    separator: str | None = Field(None, description="Of the cells of a CSV; None there: it could be several.")
+
+
 class SourceFile(Record):
     """One of the files of a source, by its name there."""
 
     name: str
     digest: Digest
+    reading: Reading | None = Field(None, description="None in records that are older than this field.")
 
 
 class SourceRef(Record):
-    """A file of rows as it was when it was hashed. `path` is where to read it; the digest alone names it.
+    """A file of rows as it was when it was hashed, and how it is read: the two name it. `path` is where it lies.
 
     Of a directory it has the files that were in it then, in the order of their names: what comes later is not in it.
     """
@@ -54,6 +63,13 @@ class SourceRef(Record):
     digest: Digest
     path: str
     files: list[SourceFile] = Field(default_factory=list)
+    reading: Reading | None = Field(None, description="Of a single file; None in records that are older.")
+
+    @property
+    def readings(self) -> list[Reading]:
+        """How each file is read, where that is recorded: the same bytes read otherwise are other rows."""
+        found = [file.reading for file in self.files] or [self.reading]
+        return [reading for reading in found if reading]
 
 
 class ConverterRef(Record):

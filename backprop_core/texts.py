@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-ROWS_FILE = re.compile(r"\.(json|jsonl|ndjson|csv|txt|parquet)(\.gz|\.zst)?$", re.IGNORECASE)  # how its name ends
+ROWS_FILE = re.compile(r"\.(json|jsonl|ndjson|csv|tsv|txt|parquet)(\.gz|\.zst)?$", re.IGNORECASE)  # how its name ends
 LineName = Annotated[str, Field(pattern=NAME)]
 
 

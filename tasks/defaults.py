@@ -17,7 +17,7 @@ from backprop_core.errors import (
     NoRows,
 )
 from backprop_core.formats import read
-from backprop_core.keys import digest_of
+from backprop_core.keys import digest_of, part
 from backprop_core.refs import BaseRef, Choice, SourceRef
 from backprop_core.settings import settings
 from backprop_core.specs import DatasetSpec, RunSpec, TrainSpec
@@ -27,7 +27,7 @@ from backprop_core.training.defaults import GIVEN, Chosen, Data, choose, data_of
 from backprop_core.training.memory import Shape, shape_of
 from backprop_core.training.presets import PRESETS
 
-VERSION = 1  # of the notes on what data holds
+VERSION = 2  # of the notes on what data holds
 CPU_SECONDS = 30 * 60  # longer than this a CPU trains only if it is told to
 SLOW = 1e10  # FLOP/s of a matrix product: what is short even there need not be measured
 SOME_CARD = 8 << 30  # bytes
@@ -88,7 +88,7 @@ def data_in(source: SourceRef, dataset: DatasetSpec, store: Store) -> Data | Non
 
     Then the failure is in the run's record, with everything else that it was asked to do.
     """
-    key = digest_of([VERSION, source.digest, dataset.format, dataset.columns, dataset.max_bad_rows])
+    key = digest_of([VERSION, part(source), dataset.format, dataset.columns, dataset.max_bad_rows])
     note = store.note("data", key)
     if not note.is_file():
         try:

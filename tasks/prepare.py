@@ -68,9 +68,7 @@ class Prepared(Record):
 
     def digest(self) -> str:
         """Digest of everything that decides the run's results; whoever has the same has the same results."""
-        inputs = [
-            [source.data.digest, source.heldout and source.heldout.digest] for source in self.sources + self.watch
-        ]
+        inputs = [[part(source.data), part(source.heldout)] for source in self.sources + self.watch]
         parts = [self.flow, part(self.spec), part(self.base), inputs, part(self.adapter), part(self.live)]
         return digest_of([*parts, *(each.digest for each in (self.converter, self.tasks) if each)])
 

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from backprop_core.errors import ConfigInvalid, FormatUnknown, InputValidationFailed, NoRows
+from backprop_core.formats.meaning import refuse_row
+from backprop_core.formats.reading import HEAD, reading
 from backprop_core.formats.rows import FORMATS, ChatRow, Format, Row
 from backprop_core.formats.shapes import Item, Malformed, Value, parse
 from backprop_core.formats.source import ON_HUB, content, snapshot
@@ -57,11 +59,11 @@ def read(source: SourceRef, spec: DatasetSpec) -> Parsed:
     if not items:
         raise NoRows(f"{spec.path} is empty", hint="give a file with rows in it")
     first = [mapped(item.value, spec.columns) for item in items[:DETECTED_FROM] if isinstance(item.value, dict)]
-    convert = FORMATS[format_of(first, spec)].convert
+    chosen = FORMATS[format_of(first, spec)]
     parsed = Parsed([], [])
     for item in items:
         try:
-            parsed.rows.append(convert(row_of(item.value, spec.columns)))
+            parsed.rows.append(chat_row(row_of(item.value, spec.columns), chosen, spec.columns))
         except Malformed as error:
             parsed.bad.append(Bad(item.place, error.reason, str(error)))
     if len(parsed.bad) > spec.max_bad_rows * len(items):
@@ -72,10 +74,12 @@ def read(source: SourceRef, spec: DatasetSpec) -> Parsed:
 def items_of(source: SourceRef, name: str) -> Iterator[Item]:
     """All rows as the source has them; of several files one after the other, each place with its file."""
     if not source.files:
-        yield from parse(content(Path(source.path), source.digest, name), source.path, name)
+        data = content(Path(source.path), source.digest, name)
+        yield from parse(data, source.reading or reading(data[:HEAD], source.path), name)
     for file in source.files:
         whole = f"{name.rstrip('/')}/{file.name}"
-        for item in parse(content(place(source, file), file.digest, whole), file.name, whole):
+        data = content(place(source, file), file.digest, whole)
+        for item in parse(data, file.reading or reading(data[:HEAD], file.name), whole):
             yield Item(f"{file.name}, {item.place}", item.value)
 
 
@@ -86,6 +90,17 @@ def place(source: SourceRef, file: SourceFile) -> Path:
     from backprop_core.formats import hub
 
     return hub.local(source.path, file.name)
+
+
+def chat_row(row: Row, format: Format, columns: dict[str, str]) -> ChatRow:
+    """A row as a chat row, if all that it carries is in that. Raises Malformed."""
+    made = format.convert(row)
+    used = {*format.fields, *columns.values()}
+    if "chosen" in used:  # by columns: the better answer is trained, and it is known that it is one of two
+        used |= {"rejected"}
+    said = [turn["content"] for turn in made["messages"]] if "messages" in made else [made["text"]]
+    refuse_row(row, used=used, said=said)
+    return made
 
 
 def row_of(value: Value, columns: dict[str, str]) -> Row:

@@ -34,7 +34,6 @@ from backprop_core.errors import (
 from backprop_core.formats.source import ON_HUB, did_you_mean, holds_rows, listed
 from backprop_core.refs import SourceRef
 from backprop_core.specs import DatasetSpec
-from backprop_core.store import file_digest
 
 PLACE = re.compile(ON_HUB + r"(?P<repo>[^@]+)@(?P<commit>[0-9a-f]{40})")
 TRAIN = "train"
@@ -86,8 +85,7 @@ def snapshot(dataset: DatasetSpec) -> SourceRef:
     """
     found = state(dataset)
     place = f"{ON_HUB}{dataset.path}@{found.commit}"
-    digests = {name: file_digest(local(place, name)) for name in files(found, dataset)}
-    return listed(place, digests, dataset.path)
+    return listed(place, {name: local(place, name) for name in files(found, dataset)}, dataset.path)
 
 
 def local(place: str, name: str) -> Path:

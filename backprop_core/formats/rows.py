@@ -7,6 +7,7 @@ raw text, `{"text": …}`: text has no turns, so none are made up; training lear
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
+from backprop_core.formats.meaning import refuse_turn
 from backprop_core.formats.shapes import Malformed
 
 ChatRow: TypeAlias = dict[str, Any]
@@ -46,7 +47,7 @@ def checked(value: Any, field: str) -> str:
     if isinstance(value, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in value):
         return "".join(required(part, "text") for part in value)
     if not isinstance(value, str):
-        raise Malformed("not_text", f"{field!r} is {type(value).__name__}, not text")
+        raise Malformed("not_text", f"{field!r} is {what_it_is(value)}, not text")
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -54,22 +55,45 @@ def checked(value: Any, field: str) -> str:
     return value
 
 
+def what_it_is(value: Any) -> str:
+    """A value's type; of a list the types of its parts that are not text, as an OpenAI message names them."""
+    named = [part.get("type") for part in value if isinstance(part, dict)] if isinstance(value, list) else []
+    parts = sorted({str(name) for name in named} - {"text"})
+    return f"a list with {', '.join(parts)}" if parts else type(value).__name__
+
+
 def turns(row: Row, field: str) -> ChatRow:
-    """A list of turns, their parts named as ShareGPT or as OpenAI names them."""
+    """A list of turns, their parts named as ShareGPT or as OpenAI names them; one of them may be the system's."""
     if not isinstance(row.get(field), list):
         raise Malformed("missing_field", f"no list {field!r}")
-    return {"messages": [*system_of(row), *map(turn, row[field])]}
+    beside, inside = system_of(row), [turn(value) for value in row[field]]
+    spoken = [one for one in inside if one["role"] == "system"]
+    if beside == spoken[:1]:
+        beside = []
+    if len(beside) + len(spoken) > 1:
+        raise Malformed("second_system", "the row has a second system prompt")
+    return {"messages": [*beside, *inside]}
 
 
 def turn(value: Any) -> dict[str, str]:
     if not isinstance(value, dict):
         raise Malformed("not_an_object", "a turn is not an object")
-    if value.get("tool_calls"):
-        raise Malformed("tool_calls", "a turn has tool_calls: write the call as its content")
-    role = value.get("role", value.get("from"))
-    if not isinstance(role, str) or role not in ROLES:
+    role = one_of(value, "role", "from")
+    known = ROLES.get(role) if isinstance(role, str) else None
+    refuse_turn(value, learned=known in (None, "assistant"))
+    if known is None:
         raise Malformed("unknown_role", f"unknown role {role!r}")
-    return message(ROLES[role], required(value, "content" if "content" in value else "value"))
+    text = one_of(value, "content", "value")
+    field = "content" if "content" in value else "value"
+    return message(known, required(value, field) if text is None else checked(text, field))
+
+
+def one_of(value: Row, name: str, other: str) -> Any:
+    """What a turn has under one of two names. Raises Malformed if it has different things under both."""
+    first, second = value.get(name), value.get(other)
+    if first is not None and second is not None and first != second:
+        raise Malformed("said_twice", f"a turn has {name!r} and another {other!r}")
+    return second if first is None else first
 
 
 def alpaca(row: Row) -> ChatRow:

@@ -1,20 +1,17 @@
-"""Bytes → rows as the file has them: a JSON array, JSON lines, CSV with a header, Parquet, `.txt` (a row a line).
+"""Bytes → rows as the file has them: a JSON array, JSON lines, CSV with a header, Parquet, or text (a row a line)."""
 
-CSV and `.txt` go by their name, everything else by its bytes.
-"""
-
-import csv
-import io
 import json
-import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from backprop_core.errors import InputValidationFailed
+from backprop_core.formats import tables
+from backprop_core.refs import Reading
 
 HINT = "rows come as a JSON array of objects, JSON lines, CSV, Parquet or .txt, in UTF-8"
-LARGEST_CELL = 2**31 - 1  # bytes; csv itself refuses cells over 128 KiB
+SAVE = "save the file as UTF-8"
+SAMPLE = 4096  # bytes
+WIDE = 1 / 3  # of such bytes are zero in UTF-16 and UTF-32 of most languages
 
 
 class Malformed(Exception):
@@ -35,33 +32,65 @@ class Item(NamedTuple):
     value: Value
 
 
-def parse(data: bytes, path: str, name: str) -> Iterator[Item]:
-    """Rows of whatever shape the file at `path` has; errors call it `name`.
+class NamedTwice(ValueError):
+    """A JSON object has one key twice: json.loads by itself keeps the last value."""
 
-    Raises InputValidationFailed, with the line, if it has none of the shapes.
+
+def parse(data: bytes, reading: Reading, name: str) -> Iterator[Item]:
+    """Rows of a file that is read so; errors call it `name`.
+
+    Raises InputValidationFailed, with the line, if the file is damaged, or is in another encoding.
     """
-    if data.startswith(b"PAR1"):
-        return parquet(data, name)
-    data = data.removeprefix(b"\xef\xbb\xbf")
-    suffix = Path(re.sub(r"\.(gz|zst)$", "", path.lower())).suffix
-    if suffix == ".csv":
-        return comma_separated(decoded(data, name))
-    if suffix == ".txt":
-        return lines_of_text(decoded(data, name))
-    first = data[:4096].lstrip()[:1]
-    if first == b"[":
-        return array(decoded(data, name), name)
-    if first in b"{" or suffix in (".jsonl", ".ndjson"):
-        return json_lines(data)
+    match reading.shape:
+        case "parquet":
+            return parquet(data, name)
+        case "csv":
+            return comma_separated(decoded(data, reading.encoding, name), reading.separator, name)
+        case "text":
+            return lines_of_text(decoded(data, reading.encoding, name))
+        case "json-array":
+            return array(decoded(data, reading.encoding, name), name)
+        case "json-lines":
+            refuse_unmarked(data, reading.encoding, name)
+            return json_lines(data if reading.encoding == "utf-8" else decoded(data, reading.encoding, name).encode())
+    refuse_unmarked(data, reading.encoding, name)
     raise InputValidationFailed(f"{name}, line 1: not JSON", hint=HINT)
 
 
-def decoded(data: bytes, name: str) -> str:
+def decoded(data: bytes, encoding: str, name: str) -> str:
+    """The text in its encoding. Raises InputValidationFailed with the first line that is not in it."""
+    refuse_unmarked(data, encoding, name)
     try:
-        return data.decode()
+        return data.decode(encoding)
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise InputValidationFailed(f"{name}, line {line}: not UTF-8", hint="save the file as UTF-8") from error
+        before = data[: error.start].decode(encoding, errors="ignore")
+        line = before.count("\n") + 1
+        if encoding.startswith("utf-8"):
+            begin = data.rfind(b"\n", 0, error.start) + 1
+            what = no_utf8(data[begin : error.end])
+        else:
+            what = f"no {encoding.upper()}, as its byte order mark says"
+        raise InputValidationFailed(f"{name}, line {line}: {what}", hint=SAVE) from error
+
+
+def refuse_unmarked(data: bytes, encoding: str, name: str) -> None:
+    """Raise InputValidationFailed for what is probably UTF-16 or UTF-32, but does not say so."""
+    sample = data[:SAMPLE]
+    if encoding == "utf-8" and sample.count(0) > WIDE * len(sample):
+        what = "every other byte is zero, as in UTF-16 without a byte order mark"
+        raise InputValidationFailed(f"{name}, line 1: {what}", hint=SAVE)
+
+
+def no_utf8(line: bytes) -> str:
+    """What is wrong with a line that is not UTF-8: its first such byte, and what that is on Windows."""
+    try:
+        line.decode()
+    except UnicodeDecodeError as error:
+        byte = line[error.start : error.start + 1]
+        meant = byte.decode("cp1252", errors="ignore")
+        western = f", {meant!r} in Windows-1252 (cp1252) and Latin-1" if meant else ""
+        return f"not UTF-8: byte 0x{byte.hex()} at column {error.start + 1}{western}"
+    return "not UTF-8"
 
 
 def json_lines(data: bytes) -> Iterator[Item]:
@@ -73,19 +102,32 @@ def json_lines(data: bytes) -> Iterator[Item]:
 
 def json_value(line: bytes) -> Value:
     try:
-        return object_or_malformed(json.loads(line.decode()))
+        return object_or_malformed(json.loads(line.decode(), object_pairs_hook=named_once))
     except UnicodeDecodeError:
-        return Malformed("not_utf8", "not UTF-8")
+        return Malformed("not_utf8", no_utf8(line))
+    except NamedTwice as error:
+        return Malformed("named_twice", str(error))
     except json.JSONDecodeError as error:
         return Malformed("not_json", f"not JSON: {error.msg} at column {error.colno}")
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets by the thousand
         return Malformed("not_json", f"not JSON: {error}")
 
 
+def named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises NamedTwice."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise NamedTwice(f"{next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return made
+
+
 def array(text: str, name: str) -> Iterator[Item]:
     """The elements of one JSON array."""
     try:
-        values = json.loads(text)
+        values = json.loads(text, object_pairs_hook=named_once)
+    except NamedTwice as error:
+        raise InputValidationFailed(f"{name}: in one object {error}", hint="leave one of the two out") from error
     except json.JSONDecodeError as error:
         what = f"{name}, line {error.lineno}: not JSON: {error.msg} at column {error.colno}"
         raise InputValidationFailed(what, hint=HINT) from error
@@ -98,14 +140,11 @@ def object_or_malformed(value: Any) -> Value:
     return value if isinstance(value, dict) else Malformed("not_an_object", f"a {type(value).__name__}, not an object")
 
 
-def comma_separated(text: str) -> Iterator[Item]:
-    """A row a record; the header names the fields."""
-    csv.field_size_limit(LARGEST_CELL)
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    for record in reader:
-        torn = None in record or None in record.values()  # more cells than the header has, or fewer
-        malformed = Malformed("torn", f"not {len(reader.fieldnames or ())} cells, as the header has")
-        yield Item(f"line {reader.line_num}", malformed if torn else record)
+def comma_separated(text: str, separator: str | None, name: str) -> Iterator[Item]:
+    """A row a record; the header names the fields. Raises InputValidationFailed, with the line, for torn quoting."""
+    for line, row in tables.rows(text, separator, name):
+        torn = Malformed("torn", f"{row} cells, and not as many as the header has")
+        yield Item(f"line {line}", row if isinstance(row, dict) else torn)
 
 
 def lines_of_text(text: str) -> Iterator[Item]:
@@ -121,7 +160,10 @@ def parquet(data: bytes, name: str) -> Iterator[Item]:
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     try:
-        values = pyarrow.parquet.read_table(pyarrow.BufferReader(data)).to_pylist()
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
+        values = table.to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise InputValidationFailed(f"{name} is damaged Parquet: {error}", hint="make or copy it again") from error
+    if len(set(table.column_names)) < table.num_columns:
+        raise InputValidationFailed(f"{name} has two columns of one name", hint="rename one of them")
     return (Item(f"row {number}", value) for number, value in enumerate(values, 1))

@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from backprop_core.errors import ExtraMissing, InputNotFound, InputValidationFailed, NoRows
+from backprop_core.formats.reading import reading_of
 from backprop_core.formats.unpacking import CHUNK, unpacked
 from backprop_core.keys import digest_of
 from backprop_core.refs import SourceFile, SourceRef
@@ -31,23 +32,26 @@ def snapshot(path: str, *, scratch: Path) -> SourceRef:
     local = fetch(path, scratch) if "://" in path else Path(path).expanduser().absolute()
     try:
         if local.is_dir():
-            return listed(str(local), {file.name: file_digest(file) for file in members(path)}, path)
+            return listed(str(local), {file.name: file for file in members(path)}, path)
         if not local.exists():
             raise InputNotFound(f"no such file: {path!r}", hint=did_you_mean(local))
         if not local.is_file():
             raise InputValidationFailed(f"{path} is not a file", hint="name a file of rows, or a directory of them")
-        return SourceRef(digest=file_digest(local), path=str(local))
+        return SourceRef(digest=file_digest(local), path=str(local), reading=reading_of(local, local.name))
     except OSError as error:
         raise unreadable(path, error) from error
 
 
-def listed(place: str, digests: Mapping[str, str], name: str) -> SourceRef:
+def listed(place: str, paths: Mapping[str, Path], name: str) -> SourceRef:
     """A source of several files, in the order of their names; errors call it `name`. Raises NoRows if there is none."""
-    if not digests:
+    if not paths:
         raise NoRows(
-            f"{name} has no file of rows", hint="names of such files end in .jsonl, .json, .csv, .parquet, .txt"
+            f"{name} has no file of rows", hint="names of such files end in .jsonl, .json, .csv, .tsv, .parquet, .txt"
         )
-    files = [SourceFile(name=file, digest=digest) for file, digest in sorted(digests.items())]
+    files = [
+        SourceFile(name=file, digest=file_digest(path), reading=reading_of(path, file))
+        for file, path in sorted(paths.items())
+    ]
     return SourceRef(digest=digest_of([[file.name, file.digest] for file in files]), path=place, files=files)
 
 

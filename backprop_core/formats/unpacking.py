@@ -4,7 +4,8 @@ import gzip
 import io
 import zlib
 from collections.abc import Callable
-from typing import NamedTuple
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 from backprop_core.errors import InputValidationFailed
 
@@ -18,19 +19,19 @@ class Packing(NamedTuple):
 
     name: str
     magic: bytes
-    open: Callable[[bytes], io.BufferedIOBase]
+    open: Callable[[BinaryIO], io.BufferedIOBase]
 
 
-def gzipped(data: bytes) -> io.BufferedIOBase:
+def gzipped(file: BinaryIO) -> io.BufferedIOBase:
     """A stream of what a gzip file holds."""
-    return gzip.GzipFile(fileobj=io.BytesIO(data))
+    return gzip.GzipFile(fileobj=file)
 
 
-def zstd(data: bytes) -> io.BufferedIOBase:
+def zstd(file: BinaryIO) -> io.BufferedIOBase:
     """A stream of what Zstandard frames hold."""
     import pyarrow  # type: ignore[import-untyped]
 
-    stream: io.BufferedIOBase = pyarrow.CompressedInputStream(pyarrow.BufferReader(data), "zstd")
+    stream: io.BufferedIOBase = pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), "zstd")
     return stream
 
 
@@ -40,12 +41,32 @@ PACKINGS = [
 ]
 
 
+def packing_of(data: bytes) -> Packing | None:
+    """How what begins so is compressed; None if it is not."""
+    return next((known for known in PACKINGS if data.startswith(known.magic)), None)
+
+
+def first_bytes(path: Path, count: int) -> bytes:
+    """The first bytes of what a file holds, unpacked; none of a damaged one. Raises OSError if it cannot be read."""
+    with path.open("rb") as file:
+        head = file.read(count)
+        packing = packing_of(head)
+        if packing is None:
+            return head
+        file.seek(0)
+        try:
+            with packing.open(file) as stream:
+                return stream.read(count)
+        except (OSError, EOFError, zlib.error):
+            return b""
+
+
 def unpacked(data: bytes, name: str, *, least: int = GIB) -> bytes:
     """What a compressed file holds; other data as it is.
 
     Raises InputValidationFailed if it is damaged, or holds more than UNPACKED times its size and more than `least`.
     """
-    packing = next((known for known in PACKINGS if data.startswith(known.magic)), None)
+    packing = packing_of(data)
     return data if packing is None else within(max(UNPACKED * len(data), least), packing, data, name)
 
 
@@ -53,7 +74,7 @@ def within(limit: int, packing: Packing, data: bytes, name: str) -> bytes:
     """What is packed, read a MiB at a time until it is more than `limit`."""
     whole = bytearray()
     try:
-        with packing.open(data) as stream:
+        with packing.open(io.BytesIO(data)) as stream:
             while len(whole) <= limit and (chunk := stream.read(CHUNK)):
                 whole += chunk
     except (OSError, EOFError, zlib.error) as error:

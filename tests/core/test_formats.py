@@ -275,7 +275,7 @@ def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
         ("a.json.zst", zstd(b"[]" * 999)[:-3], "damaged zstd"),
         ("a.json.zst", zstd(b"")[:4] + b"\xff" * 30, "damaged zstd"),
         ("a.parquet", b"PAR1" + b"\0" * 90, "damaged Parquet"),
-        ("a.jsonl", "plain\nwords\n".encode("utf-16"), "malformed: line 1: not UTF-8"),
+        ("a.jsonl", "plain\nwords\n".encode("utf-16"), "malformed: line 1: not JSON"),
     ],
 )
 def test_not_rows(tmp_path: Path, name: str, data: bytes, what: str) -> None:

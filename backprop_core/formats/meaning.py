@@ -1,0 +1,108 @@
+"""What rows and turns carry beside the text that is trained. What has a meaning that is not trained is refused by name.
+
+The names are those of OpenAI's fine-tuning, TRL, Axolotl, LLaMA-Factory and ms-swift. Three laws say when a field
+carries something; every other field (id, source, category, …) is about the row and may be there.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from functools import cache
+from typing import Any, Literal
+
+from backprop_core.formats.shapes import Malformed
+
+Law = Literal["counts", "judges", "holds"]
+
+COUNTS = {  # how much it is to count for: 1 is what everything counts for
+    *("weight", "weights", "sample_weight", "loss_weight", "loss_scale", "completion_mask", "loss_mask"),
+    *("assistant_mask", "assistant_masks"),
+}
+JUDGES = {  # how good it is, or what it is better than: whatever stands there is a judgement
+    *("label", "labels", "kto_tag", "score", "scores", "rating", "ratings", "reward", "rewards", "rank", "margin"),
+    *("chosen", "rejected", "rejected_response", "rejected_messages", "preferred_output", "non_preferred_output"),
+    *("preference", "is_preferred", "desirable"),
+}
+HOLDS = {  # what the model is to see or to say: anything but nothing
+    *("tools", "tool", "functions", "tool_calls", "tool_call", "function_call", "function_calls", "tool_choice"),
+    *("tool_plan", "documents", "chat_template_kwargs", "reasoning_content", "reasoning", "thinking", "thoughts"),
+    *("thought", "rationale", "chain_of_thought", "images", "image", "videos", "video", "audios", "audio", "objects"),
+    *("refusal", "rejection"),
+}
+OF_A_TURN: dict[str, Law] = {  # what means something on a turn only; on a row it says where that comes from
+    **dict.fromkeys(("train", "training", "loss", "mask", "train_detail", "training_detail"), "counts"),
+    **dict.fromkeys(("name", "tool_call_id", "prefix", "recipient", "channel", "citations", "annotations"), "holds"),
+}
+WORDS: dict[str, Law] = {  # any name with one of these words in it, like `score_chosen` or `reasoning_details`
+    **dict.fromkeys(("weight", "weights"), "counts"),
+    **dict.fromkeys(("chosen", "rejected", "kto"), "judges"),
+    **dict.fromkeys(("reasoning", "thinking"), "holds"),
+}
+QUESTION = ("system", "system_prompt", "system_message", "history", "instruction", "input", "context")
+
+NOTHING = ("", "[]", "{}", "null", "none")
+ONE = (None, True, "", "1", "1.0", "true")  # True == 1 == 1.0
+ZERO = (False, "0", "0.0", "false")
+
+
+def refuse_turn(turn: Mapping[str, Any], *, learned: bool) -> None:
+    """Raise Malformed if a turn carries what is not trained. One that is not `learned` may count for nothing too."""
+    for name, value in turn.items():
+        plain = snake(name)
+        law = OF_A_TURN.get(plain) or law_of(plain)
+        if law and carries(value, law) and not (law == "counts" and not learned and is_one_of(value, ZERO)):
+            raise untrained("a turn", plain, value)
+
+
+def refuse_row(row: Mapping[str, Any], *, used: Collection[str], said: Iterable[str]) -> None:
+    """Raise Malformed if a row carries what is not trained, beside the fields that are `used`.
+
+    A system prompt, history, instruction, input or context that is not used may be there if one of the texts that are
+    trained, `said`, has it in it.
+    """
+    for name, value in row.items():
+        if name in used:
+            continue
+        plain = snake(name)
+        law = law_of(plain)
+        if law and carries(value, law):
+            raise untrained("the row", plain, value)
+        if plain in QUESTION and carries(value, "holds") and not any(str(value) in text for text in said):
+            raise untrained("the row", plain, value)
+
+
+@cache
+def law_of(name: str) -> Law | None:
+    """By which law a field of this name carries something; None if it is about the row."""
+    if name in COUNTS:
+        return "counts"
+    if name in JUDGES:
+        return "judges"
+    if name in HOLDS:
+        return "holds"
+    return next((WORDS[word] for word in name.split("_") if word in WORDS), None)
+
+
+@cache
+def snake(name: str) -> str:
+    """A name in small letters, with underscores: `toolCalls` is `tool_calls`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[\s-]+", "_", name.strip()).lower()
+
+
+def carries(value: Any, law: Law) -> bool:
+    """Whether a value says something, by the law of its field."""
+    if value is None or (isinstance(value, str) and value.strip().lower() in NOTHING):
+        return False
+    if isinstance(value, list | dict):
+        values = value.values() if isinstance(value, dict) else value
+        return any(carries(item, law) for item in values)
+    return not is_one_of(value, ONE) if law == "counts" else law == "judges" or value is not False
+
+
+def is_one_of(value: Any, known: Collection[Any]) -> bool:
+    return (value.strip().lower() if isinstance(value, str) else value) in known
+
+
+def untrained(whose: str, name: str, value: Any) -> Malformed:
+    """The reason is the field's name."""
+    shown = f" {value!r}" if isinstance(value, bool | int | float) else ""
+    return Malformed(name, f"{whose} has {name}{shown}, which is not trained: take it out, or map it with columns")

@@ -1,0 +1,44 @@
+"""How a file is read: its shape, encoding and separator, from its name and its first bytes.
+
+Decided once, when the file is found, and part of what names the source: the same bytes read otherwise are other rows.
+"""
+
+import codecs
+import re
+from pathlib import Path
+
+from backprop_core.formats.tables import separator_of
+from backprop_core.formats.unpacking import first_bytes
+from backprop_core.refs import Reading
+
+HEAD = 1 << 16  # bytes that the shape, the encoding and the separator show in
+MARKS = {  # how a text begins that says its encoding; UTF-32's begins as UTF-16's does
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+def reading_of(file: Path, name: str) -> Reading:
+    """How a file of this name is read. A damaged one is read as its name says, and then refused. Raises OSError."""
+    return reading(first_bytes(file, HEAD), name)
+
+
+def reading(head: bytes, name: str) -> Reading:
+    """The same from the first bytes, unpacked. CSV, TSV and text go by the name, everything else by the bytes."""
+    if head.startswith(b"PAR1"):
+        return Reading(shape="parquet")
+    encoding = next((known for mark, known in MARKS.items() if head.startswith(mark)), "utf-8")
+    text = head.decode(encoding, errors="ignore")
+    suffix = Path(re.sub(r"\.(gz|zst)$", "", name.lower())).suffix
+    if suffix in (".csv", ".tsv"):
+        return Reading(shape="csv", encoding=encoding, separator="\t" if suffix == ".tsv" else separator_of(text))
+    if suffix == ".txt":
+        return Reading(shape="text", encoding=encoding)
+    first = text.lstrip()[:1]
+    if first == "[":
+        return Reading(shape="json-array", encoding=encoding)
+    lines = first in ("", "{") or suffix in (".jsonl", ".ndjson")
+    return Reading(shape="json-lines" if lines else "unknown", encoding=encoding)
