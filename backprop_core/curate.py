@@ -1,9 +1,8 @@
-"""Filter, deduplicate, split: a source becomes training rows and held-out rows, the same whatever order it came in.
+"""A source becomes distinct rows that teach something, the same whatever order they came in; and what is made of rows.
 
-A row's identity is the sha256 of its normalised form: every text in Unicode's NFC, each run of whitespace one space,
-none at the ends; roles count. Rows of one identity are one row. The identity decides the side: the lowest tenth of the
-hash space is held out, so a row is on the same side for ever, in whatever file and company it comes. That is why a
-small batch may hold out nothing: `pool` asks that its task does.
+A row's identity is the sha256 of what cannot be taken for another row: its roles, and its texts in Unicode's NFC with
+`\n` for every line ending and without whitespace at their ends. All other whitespace counts: it is what code, YAML and
+tables are made of. Rows of one identity are one row. Which side a row is on is `sides`' to say.
 """
 
 import hashlib
@@ -12,18 +11,21 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from backprop_core.errors import NoRows
 from backprop_core.formats import ChatRow, read
 from backprop_core.keys import canonical
-from backprop_core.refs import DatasetRef, RowsRef, SourceRef
+from backprop_core.refs import Curated, RowsRef, SourceRef
 from backprop_core.specs import DatasetSpec
 from backprop_core.store import Store
 
 ROWS = "rows.jsonl"
 PASSES = "passes.json"
+IDENTITIES = "identities"  # of the rows, 32 bytes each, in their order
+SIZE = 32
 HELDOUT_SHARE = 10  # one in ten
 SEARCH_SHARE = 4  # of the held-out rows, one in four is to choose by
 HINT = "give more rows, or held-out rows of their own (--heldout FILE)"
@@ -37,6 +39,7 @@ class Known(NamedTuple):
 
     @property
     def held_out(self) -> bool:
+        """Whether it is in the lowest tenth of the hash space."""
         return int.from_bytes(self.identity) * HELDOUT_SHARE < 1 << 256
 
     @property
@@ -50,66 +53,22 @@ class Known(NamedTuple):
         return hashlib.sha256(b"search:" + self.identity).digest()[0] * SEARCH_SHARE < 1 << 8
 
 
-def curate(
-    source: SourceRef,
-    spec: DatasetSpec,
-    *,
-    name: str,
-    task: str,
-    heldout: SourceRef | None,
-    heldout_max: int,
-    scored: Sequence[RowsRef] = (),
-    watch: bool = False,
-    store: Store,
-) -> DatasetRef:
-    """The rows to train on and the rows held out, as artifacts; with `watch`, all are held out.
+def curate(source: SourceRef, spec: DatasetSpec, *, store: Store) -> Curated:
+    """The source's distinct rows that teach something, in order of identity, as an artifact.
 
-    Not used, and counted by reason: malformed rows, `empty` ones (nothing that an assistant answers), `duplicate` ones,
-    `heldout_over_cap` (held-out side, not among the first `heldout_max` by hash: nothing trains on them either). With
-    `heldout`, its rows are the held-out ones, and rows of the source that equal one of them are dropped as `heldout`,
-    as are those that equal one of `scored`, which a line holds out already. `spec.skip` and `spec.rows` cut a window
-    out of the training rows; what lies outside is in no count.
-
-    Raises NoRows if nothing is left to train on, or to watch; what `formats.read` raises.
+    Dropped, and counted by reason: malformed rows, `empty` ones (nothing that an assistant answers) and `duplicate`
+    ones. Raises NoRows if nothing is left; what `formats.read` raises.
     """
     rows, read_rows, dropped = known_rows(source, spec)
-    own_file = heldout if not watch else None
-    if own_file:
-        side, _, _ = known_rows(own_file, spec.model_copy(update={"path": spec.heldout or own_file.path}))
-    else:
-        side = [row for row in rows if watch or row.held_out]
-    train, kept = without(rows, side), side[:heldout_max]
-    if own_file:
-        dropped["heldout"] = len(rows) - len(train)
-    else:
-        dropped["heldout_over_cap"] = len(side) - len(kept)
-    new = without(train, [row for ref in scored for row in known_in(ref, store)])
-    dropped["heldout"] += len(train) - len(new)
-    record = {"stage": "curate", "source": source.digest}
-    return DatasetRef(
-        name=name,
-        task=task,
-        train=commit([] if watch else window(new, spec), store, {**record, "side": "train"}),
-        heldout=commit(kept, store, {**record, "side": "heldout"}),
-        read=read_rows,
-        dropped={reason: count for reason, count in sorted(dropped.items()) if count},
-    )
+    ref = commit(rows, store, {"stage": "curate", "source": source.digest}, identified=True)
+    counts = {reason: count for reason, count in sorted(dropped.items()) if count}
+    return Curated(rows=ref, read=read_rows, dropped=counts)
 
 
-def without(rows: list[Known], side: list[Known]) -> list[Known]:
+def without(rows: Iterable[Known], side: Iterable[Known]) -> list[Known]:
+    """The rows that are not on a side, by identity."""
     identities = {row.identity for row in side}
     return [row for row in rows if row.identity not in identities]
-
-
-def window(train: list[Known], spec: DatasetSpec) -> list[Known]:
-    """Training rows in their order, `spec.skip` left out, `spec.rows` of them."""
-    if not train:
-        raise NoRows(f"{spec.path}: all of its rows are held out, none is left to train on", hint=HINT)
-    end = None if spec.rows is None else spec.skip + spec.rows
-    rows = sorted(train, key=lambda row: row.order)[spec.skip : end]
-    if not rows:
-        raise NoRows(f"{spec.path}: {spec.skip} of its {len(train)} training rows are skipped", hint="skip fewer")
-    return rows
 
 
 def known_rows(source: SourceRef, spec: DatasetSpec) -> tuple[list[Known], int, Counter[str]]:
@@ -122,7 +81,7 @@ def known_rows(source: SourceRef, spec: DatasetSpec) -> tuple[list[Known], int, 
     teaching = [Known(identity(row), canonical(row)) for row in parsed.rows if teaches(row)]
     distinct = unique(teaching)
     if not distinct:
-        raise NoRows(f"{spec.path}: no row is left of it", hint="rows need text that an assistant answers")
+        raise NoRows(f"{spec.path}: no row is left", hint="rows need text that an assistant answers")
     dropped["empty"] = len(parsed.rows) - len(teaching)
     dropped["duplicate"] = len(teaching) - len(distinct)
     return distinct, len(parsed.rows) + len(parsed.bad), dropped
@@ -142,7 +101,9 @@ def identity(row: ChatRow) -> bytes:
 
 
 def normalised(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    """A text without what cannot change its meaning: how Unicode composes it, line endings, whitespace at its end."""
+    composed = text if text.isascii() else unicodedata.normalize("NFC", text)
+    return composed.replace("\r\n", "\n").replace("\r", "\n").rstrip()
 
 
 def unique(rows: Iterable[Known]) -> list[Known]:
@@ -154,7 +115,7 @@ def unique(rows: Iterable[Known]) -> list[Known]:
 
 
 def pool(heldouts: list[RowsRef], *, heldout_max: int, store: Store) -> RowsRef:
-    """The held-out rows of one task: those of all its datasets, each once, the first `heldout_max` by hash.
+    """The rows of several held-out sets, each once, the first `heldout_max` by hash.
 
     Of a single set it is that one. Raises NoRows if there is none.
     """
@@ -180,14 +141,14 @@ def apart(heldout: RowsRef, *, to_choose_by: bool, store: Store) -> RowsRef:
 
 def unseen(rows: RowsRef, *, learned: Sequence[RowsRef], store: Store) -> RowsRef:
     """The rows that are in none of the `learned` sets, by identity, in their order."""
-    seen = {identity(row) for ref in learned for row in load(store.local(ref))}
+    seen = identities_of(learned, store)
     new = [row for row in known_in(rows, store) if row.identity not in seen]
     return commit(new, store, {"stage": "unseen", "rows": rows.digest})
 
 
 def first(rows: RowsRef, *, most: int, store: Store) -> RowsRef:
     """The first rows, at most so many; curated rows are in the order of their hashes, so it is a fair sample."""
-    return commit(known_in(rows, store)[:most], store, {"stage": "first", "rows": rows.digest})
+    return commit(list(islice(known_in(rows, store), most)), store, {"stage": "first", "rows": rows.digest})
 
 
 def replay(
@@ -205,7 +166,7 @@ def replay(
     The passes of all runs go through an earlier dataset in turn, in an order drawn by `seed`: no row comes again before
     every one has. `earlier` has the oldest first. No row of `heldout` is taken.
     """
-    new, out = known_in(rows, store), [row for ref in heldout for row in known_in(ref, store)]
+    new, out = list(known_in(rows, store)), [row for ref in heldout for row in known_in(ref, store)]
     draws: list[list[Known]] = [[] for _ in range(passes)]
     for runs_since, ref in enumerate(reversed(earlier)):
         order = sorted(without(known_in(ref, store), out), key=lambda row: lot(row, seed))
@@ -222,18 +183,44 @@ def lot(row: Known, seed: int) -> bytes:
     return hashlib.sha256(f"{seed}:".encode() + row.identity).digest()
 
 
-def known_in(ref: RowsRef, store: Store) -> list[Known]:
-    """The rows of an artifact."""
-    return [Known(identity(row), canonical(row)) for row in load(store.local(ref))]
+def known_in(ref: RowsRef, store: Store) -> Iterator[Known]:
+    """The rows of an artifact, one by one."""
+    directory = store.local(ref)
+    with (directory / ROWS).open(encoding="utf-8", newline="\n") as file:
+        yield from map(Known, identities(directory), (line.removesuffix("\n") for line in file))
+
+
+def identities(directory: Path) -> Iterator[bytes]:
+    """The identities of the rows in a RowsRef's directory, in their order; computed where they are not beside them."""
+    file = directory / IDENTITIES
+    if not file.is_file():
+        return map(identity, lines(directory / ROWS))
+    every = file.read_bytes()
+    return (every[place : place + SIZE] for place in range(0, len(every), SIZE))
+
+
+def identities_of(refs: Iterable[RowsRef], store: Store) -> set[bytes]:
+    """The identities of the rows of several artifacts."""
+    return {one for ref in refs for one in identities(store.local(ref))}
 
 
 def commit(
-    rows: list[Known], store: Store, record: dict[str, Any], *, passes: Sequence[Sequence[Known]] = ()
+    rows: Sequence[Known],
+    store: Store,
+    record: dict[str, Any],
+    *,
+    passes: Sequence[Sequence[Known]] = (),
+    identified: bool = False,
 ) -> RowsRef:
-    """The rows as an artifact; with several `passes` over them, which rows are in one of them alone."""
+    """The rows as an artifact; with several `passes` over them, which rows are in one of them alone.
+
+    With `identified` their identities stand beside them, for whoever reads them again.
+    """
     with store.begin("rows") as directory:
         text = "".join(row.line + "\n" for row in rows)
         (directory / ROWS).write_text(text, encoding="utf-8", newline="\n")
+        if identified:
+            (directory / IDENTITIES).write_bytes(b"".join(row.identity for row in rows))
         if len(passes) > 1:
             place = {row.identity: index for index, row in enumerate(rows)}
             numbers = [sorted({place[row.identity] for row in part}) for part in passes]

@@ -30,6 +30,9 @@ class LineVersion(Record):
     count: int = Field(ge=1, description="Runs merged so far, this one included.")
     datasets: list[DatasetRef]
     heldout: dict[str, RowsRef] = Field(description="Held-out rows by task.")
+    aside: dict[str, RowsRef] | None = Field(
+        None, description="Rows by task that were held out and score no more; None in versions older than this field."
+    )
     scores: dict[str, Scores] = Field(description="Scores of the merged adapter by task.")
     ratings: dict[str, Ratings] = Field(default_factory=dict, description="What it writes, rated, by task.")
     watch: list[str] = Field(default_factory=list, description="Tasks that are only scored.")

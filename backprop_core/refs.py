@@ -113,7 +113,40 @@ class DatasetRef(Record):
     train: RowsRef
     heldout: RowsRef
     read: int = Field(ge=0, description="Rows in the source.")
-    dropped: dict[str, int] = Field(default_factory=dict, description="Rows dropped, by reason.")
+    dropped: dict[str, int] = Field(
+        default_factory=dict, description="Rows that nothing is made of, by reason: malformed, empty or there twice."
+    )
+    not_trained: dict[str, int] = Field(default_factory=dict, description="Good rows that are not trained, by reason.")
+
+
+class Curated(Record):
+    """A source by itself: its distinct rows that teach something, in order of identity."""
+
+    rows: RowsRef
+    read: int = Field(ge=0, description="Rows in the source.")
+    dropped: dict[str, int] = Field(default_factory=dict, description="The other rows, by reason.")
+
+
+class Batch(Record):
+    """A curated source as a run takes it."""
+
+    name: str
+    task: str
+    source: Curated
+    heldout: RowsRef | None = Field(None, description="The rows of its held-out file; None: some of its own are.")
+    skip: int = 0
+    rows: int | None = None
+
+
+class Split(Record):
+    """Which rows of a run are trained, and which score."""
+
+    datasets: list[DatasetRef] = Field(description="What is trained, in the order of the runs.")
+    heldout: dict[str, RowsRef] = Field(description="Rows that score, by task; those of the line's tasks first.")
+    aside: dict[str, RowsRef] = Field(description="Rows held out of a task that do not score: over its cap.")
+    not_scored: dict[str, int] = Field(
+        default_factory=dict, description="Rows of files of held-out rows that the line has learned, by task."
+    )
 
 
 class BaseRef(Record):
@@ -321,7 +354,12 @@ class DatasetSummary(Record):
     digest: Digest
     train_rows: int
     heldout_rows: int
-    dropped: dict[str, int]
+    dropped: dict[str, int] = Field(description="Rows that nothing is made of, by reason.")
+    not_trained: dict[str, int] = Field(
+        default_factory=dict,
+        description="Good rows that are not trained, by reason: held_out, watched, held_out_elsewhere (they score "
+        "another dataset), set_aside (held out, over the cap), learned (by the line), outside_window (skip and rows).",
+    )
 
 
 class RunRecord(Record):
@@ -426,6 +464,7 @@ class RunResult(Record):
     defaults: list[Choice] = Field(default_factory=list, description="What of the spec was chosen, not given.")
     base: BaseRecord | None = None
     runs: list[RunRecord] = Field(default_factory=list)
+    split: Split | None = Field(None, description="Which rows were trained, and which score; None in older records.")
     evaluation: Evaluation | None = None
     harness: list[HarnessRecord] = Field(default_factory=list)
     gate: GateReport | None = None

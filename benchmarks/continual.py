@@ -16,9 +16,9 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from backprop_core import base as bases
-from backprop_core import curate, devices
+from backprop_core import curate, devices, sides
 from backprop_core.formats import snapshot
-from backprop_core.refs import DatasetRef
+from backprop_core.refs import Batch, DatasetRef
 from backprop_core.specs import DatasetSpec, LoraSpec, ModelSpec, TrainSpec
 from backprop_core.store import Store
 from benchmarks import continual_cell as cells
@@ -93,15 +93,10 @@ def datasets(asked: argparse.Namespace, store: Store) -> Iterator[DatasetRef]:
     for file in sorted(asked.tasks.glob("*.train.jsonl")):
         task = file.name.removesuffix(".train.jsonl")
         test = file.with_name(f"{task}.test.jsonl")
-        yield curate.curate(
-            snapshot(str(file), scratch=scratch),
-            DatasetSpec(path=str(file), heldout=str(test), rows=asked.rows),
-            name=task,
-            task=task,
-            heldout=snapshot(str(test), scratch=scratch),
-            heldout_max=asked.heldout,
-            store=store,
-        )
+        spec = DatasetSpec(path=str(file))
+        rows, heldout = (curate.curate(snapshot(str(one), scratch=scratch), spec, store=store) for one in (file, test))
+        batch = Batch(name=task, task=task, source=rows, heldout=heldout.rows, rows=asked.rows)
+        yield from sides.split([batch], heldout_max=asked.heldout, store=store).datasets
 
 
 def orders(asked: argparse.Namespace, tasks: list[str]) -> list[list[str]]:

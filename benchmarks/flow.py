@@ -110,19 +110,24 @@ class Bare:
 
         self.prepared, self.spec, self.base, self.store = prepared, prepared.spec, prepared.base, store
         self.worker = Worker(store, slots=[store.root / "locks" / "cpu.lock"])
+        self.earlier, self.held, self.learned = None, {}, []
         self.merged = 0
 
     def call(self, stage: "Task[..., Any]", **parameters: Any) -> Any:
-        from backprop_core import curate
+        from backprop_core.curate import curate
         from backprop_core.keys import stage_key
+        from backprop_core.sides import split
 
-        if stage.name in ("curate", "pool"):
-            return getattr(curate, stage.name)(**parameters, store=self.store)
+        if stage.name in ("curate", "split"):
+            return {"curate": curate, "split": split}[stage.name](**parameters, store=self.store)
         result = stage.fn.__annotations__["return"]
         key = stage_key(stage.name, parameters)
         made = self.worker.call(stage.name, result, key=key, on_event=lambda _: None, **parameters)
         shutil.rmtree(self.store.checkpoints(key), ignore_errors=True)
         return made
+
+    def splits(self, *_: object) -> None:
+        pass
 
     @contextmanager
     def lora_run(self, *_: object) -> Iterator[Self]:

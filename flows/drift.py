@@ -10,7 +10,7 @@ from backprop_core.refs import RunResult
 from backprop_core.specs import DatasetSpec
 from backprop_core.texts import LineName
 from flows.automations import announce
-from flows.pipeline import curated, new_to, scores
+from flows.pipeline import curated, scores
 from flows.scheduled import as_deployed
 from tasks import stages
 from tasks.confine import admit
@@ -76,8 +76,8 @@ def compared(run: Run, max_loss_ratio: float) -> Staleness | None:
     """The two losses, noted; None, noted too, where they would tell nothing."""
     assert run.prepared.live
     champion = run.prepared.live.version
-    [dataset], _ = curated(run)
-    rows, heldout = new_to(run, champion.datasets, dataset).train, champion.scores.get(dataset.task)
+    [dataset] = curated(run).datasets
+    rows, heldout = dataset.train, champion.scores.get(dataset.task)
     if heldout is None:
         run.concludes(f"cannot tell: line {run.spec.line} holds out no rows of {dataset.task}", "unchanged")
         return None

@@ -67,9 +67,8 @@ def export(
         target = place and Output(place, name or run.spec.line, owner_of(ref, run.prepared, run.store), force)
         if target:
             target.check(wanted)
-        datasets, watched = curated(run)
-        heldout = held_out(run, [*datasets, *watched])
-        exports(run, run.prepared.adapter, heldout[(datasets or watched)[-1].task])
+        heldout = held_out(run, curated(run))
+        exports(run, run.prepared.adapter, heldout[(run.prepared.sources or run.prepared.watch)[-1].task])
         if target:
             run.written = hand_out(run.gguf, run.packages, run.spec.export, target)
     assert run.outcome is not None

@@ -3,10 +3,13 @@
 import math
 from typing import Any, NamedTuple
 
+from backprop_core.errors import NoRows
 from backprop_core.refs import (
     AdapterRef,
     Answers,
+    Batch,
     Cell,
+    Curated,
     DatasetRef,
     Drift,
     GGUFRef,
@@ -14,21 +17,18 @@ from backprop_core.refs import (
     Ratings,
     RowsRef,
     Scores,
+    SourceRef,
+    Split,
     Start,
     TrainResult,
 )
-from backprop_core.specs import TEACHER_FORCED, TrainSpec
+from backprop_core.specs import TEACHER_FORCED, DatasetSpec, TrainSpec
 from tasks import stages
+from tasks.prepare import Source
 from tasks.run import Run
 
+NO_HELDOUT = "give more rows, or held-out rows that it has not learned (--heldout FILE)"
 FIDELITY_ROWS = 16  # held-out rows that a GGUF file has to answer as the model does
-OF_A_LINE = {
-    "retrain",
-    "drift",
-    "evaluate",
-    "export",
-    "publish",
-}  # whose `live` is the version that a retrain continued
 
 
 class Made(NamedTuple):
@@ -40,12 +40,13 @@ class Made(NamedTuple):
     earlier: list[AdapterRef]
     merged: AdapterRef
     cells: dict[str, Cell]
+    aside: dict[str, RowsRef]
 
 
 def pipeline(run: Run) -> Made:
     """Everything that a run asked for, in order; what is in the cache is not done again."""
-    datasets, watched = curated(run)
-    heldout = held_out(run, [*datasets, *watched])
+    rows = curated(run)
+    datasets, heldout, watched = rows.datasets, held_out(run, rows), tasks_of(run.prepared.watch)
     scored, to_choose_by = (part(run, heldout, to_choose_by=side) for side in (False, True))
     base_row = {task: score(run, None, rows) for task, rows in scored.items()}
     untouched = harness(run, None)
@@ -55,7 +56,7 @@ def pipeline(run: Run) -> Made:
         with run.lora_run(index, dataset) as lora_run:
             before = [earlier.train for earlier in datasets[:index]]
             tuned = trained(run, dataset, before, history[-1] if history else None, heldout)
-            seen = {d.task for d in [*datasets[: index + 1], *watched]}
+            seen = {*watched, *(earlier.task for earlier in datasets[: index + 1])}
             likes = [rows for task, rows in to_choose_by.items() if task in seen]
             old, merged = merged, merge(run, merged, tuned, history, index + 1, likes)
             history.append(tuned.adapter)
@@ -64,19 +65,18 @@ def pipeline(run: Run) -> Made:
     assert merged, "a run has at least one dataset"
     run.harnessed(untouched, harness(run, merged))
     exports(run, merged, heldout[datasets[-1].task])
-    return Made(datasets, heldout, tuned, history[:-1], merged, cells)
+    return Made(datasets, heldout, tuned, history[:-1], merged, cells, rows.aside)
 
 
 def next_version(run: Run) -> Made | None:
     """One more LoRA run, from the line's champion; None if nothing came of it that may go live."""
     spec, live = run.spec, run.prepared.live
     before = live.version if live else None
-    [dataset], watched = curated(run)
-    if before:
-        dataset = new_to(run, before.datasets, dataset)
+    rows = curated(run)
+    [dataset] = rows.datasets
     if run.waits(dataset.train):
         return None
-    heldout = held_out(run, [dataset, *watched])
+    heldout = held_out(run, rows)
     scored, to_choose_by = (part(run, heldout, to_choose_by=side) for side in (False, True))
     base_row = {task: score(run, None, rows) for task, rows in scored.items()}
     untouched = harness(run, None)
@@ -104,7 +104,7 @@ def next_version(run: Run) -> Made | None:
     if not run.gated(report):
         return None
     exports(run, merged, heldout[dataset.task])
-    return Made([dataset], heldout, tuned, history, merged, cells)
+    return Made([dataset], heldout, tuned, history, merged, cells, rows.aside)
 
 
 def trained(
@@ -166,73 +166,78 @@ def part(run: Run, heldout: dict[str, RowsRef], *, to_choose_by: bool) -> dict[s
     return {task: run.call(stages.apart, heldout=rows, to_choose_by=to_choose_by) for task, rows in heldout.items()}
 
 
-def new_to(run: Run, learned: list[DatasetRef], dataset: DatasetRef) -> DatasetRef:
-    """The dataset without the training rows that a line has learned."""
-    known = sorted((each.train for each in learned), key=lambda rows: rows.digest)
-    new = run.call(stages.unseen, rows=dataset.train, learned=known)
-    count = dataset.train.rows - new.rows
-    dropped = dataset.dropped | ({"learned": count} if count else {})
-    return dataset.model_copy(update={"train": new, "dropped": dropped})
-
-
 def drift(run: Run, before: AdapterRef | None, tuned: TrainResult, merged: AdapterRef) -> Drift | None:
     """What the merge did to the merged adapter; None for the first."""
     return run.call(stages.drift, before=before, tuned=tuned.adapter, after=merged) if before else None
 
 
 def score_again(run: Run) -> None:
-    """The matrix of one adapter that is there, on the run's held-out sets."""
-    datasets, watched = curated(run)
-    heldout = held_out(run, [*datasets, *watched])
-    scored = part(run, heldout, to_choose_by=False) if datasets else heldout
+    """The matrix of one adapter that is there, on the run's held-out sets or on other rows."""
+    rows = curated(run)
+    heldout = held_out(run, rows)
+    scored = part(run, heldout, to_choose_by=False) if rows.datasets else heldout
     base_row = {task: score(run, None, rows) for task, rows in scored.items()}
     run.harnessed(harness(run, None), harness(run, run.prepared.adapter))
     run.evaluated({task: score(run, run.prepared.adapter, rows) for task, rows in scored.items()}, base_row)
 
 
-def curated(run: Run) -> tuple[list[DatasetRef], list[DatasetRef]]:
-    """The datasets to train on, and those to watch: snapshots, all of them before the first GPU second."""
-    prepared, cap = run.prepared, run.spec.evaluation.heldout_max
-    trains = bool(prepared.sources)  # an evaluation of other rows has none
-    inputs = [
-        *((spec, source, False) for spec, source in zip(run.spec.datasets, prepared.sources, strict=trains)),
-        *((spec, source, True) for spec, source in zip(run.spec.evaluation.watch, prepared.watch, strict=True)),
-    ]
-    done = [
-        run.call(
-            stages.curate,
-            source=source.data,
-            spec=spec,
-            name=source.name,
-            task=source.task,
-            heldout=source.heldout,
-            heldout_max=cap,
-            scored=list(line_heldout(run).values()),
-            watch=watch,
-        )
-        for spec, source, watch in inputs
-    ]
-    return done[: len(prepared.sources)], done[len(prepared.sources) :]
+def curated(run: Run) -> Split:
+    """What is trained and what scores, every row a snapshot before the first GPU second; of an earlier run as it was.
+
+    What scores is found first, over all inputs and the line; then every dataset is trained without it.
+    """
+    if earlier := run.earlier:
+        return earlier
+    prepared = run.prepared
+    datasets = zip(run.spec.datasets, prepared.sources, strict=bool(prepared.sources))  # none to score other rows
+    found: Split = run.call(
+        stages.split,
+        batches=[batch(run, spec, source) for spec, source in datasets],
+        watched=[batch(run, *each) for each in zip(run.spec.evaluation.watch, prepared.watch, strict=True)],
+        held=run.held,
+        learned=run.learned,
+        heldout_max=run.spec.evaluation.heldout_max,
+    )
+    run.splits(found)
+    return found
 
 
-def held_out(run: Run, datasets: list[DatasetRef]) -> dict[str, RowsRef]:
-    """One held-out set a task, in order of first appearance, those of the line first."""
-    by_task = {task: [rows] for task, rows in line_heldout(run).items()}
-    for dataset in datasets:
-        known = by_task.setdefault(dataset.task, [])
-        if dataset.heldout not in known:
-            known.append(dataset.heldout)
-    cap = run.spec.evaluation.heldout_max
+def batch(run: Run, spec: DatasetSpec, source: Source) -> Batch:
+    """A dataset's rows, and those of its held-out file."""
+    alone = spec.model_copy(update={"task": None, "heldout": None, "skip": 0, "rows": None})
+
+    def rows(file: SourceRef, path: str) -> Curated:
+        return run.call(stages.curate, source=file, spec=alone.model_copy(update={"path": path}))
+
+    return Batch(
+        name=source.name,
+        task=source.task,
+        source=rows(source.data, spec.path),
+        heldout=rows(source.heldout, spec.heldout or source.heldout.path).rows if source.heldout else None,
+        skip=spec.skip,
+        rows=spec.rows,
+    )
+
+
+def held_out(run: Run, rows: Split) -> dict[str, RowsRef]:
+    """One held-out set a task, in order of first appearance, those of the line first.
+
+    Raises NoRows if the run brings a task of which no row scores.
+    """
+    for task in (*(dataset.task for dataset in rows.datasets), *tasks_of(run.prepared.watch)):
+        if task not in rows.heldout:
+            learned = f": {rows.not_scored[task]} were learned" if task in rows.not_scored else ""
+            raise NoRows(f"no row of task {task} is held out{learned}, so nothing can be scored", hint=NO_HELDOUT)
+    most = run.spec.evaluation.heldout_max
     return {
-        task: rows[0] if len(rows) == 1 and rows[0].rows else run.call(stages.pool, heldouts=rows, heldout_max=cap)
-        for task, rows in by_task.items()
+        task: run.call(stages.first, rows=one, most=most) if one.rows > most else one
+        for task, one in rows.heldout.items()
     }
 
 
-def line_heldout(run: Run) -> dict[str, RowsRef]:
-    """What the line holds out that a retrain continues, or has continued, by task."""
-    live = run.prepared.live
-    return live.version.heldout if live and run.prepared.flow in OF_A_LINE else {}
+def tasks_of(sources: list[Source]) -> list[str]:
+    """The tasks of some datasets."""
+    return [source.task for source in sources]
 
 
 def score(run: Run, adapter: AdapterRef | None, rows: RowsRef) -> Cell:

@@ -34,8 +34,7 @@ def publish(
     where, files = PublishSpec(repo=repo, private=private, gguf=bool(gguf)), ExportSpec(quantizations=gguf or [])
     with recorded(lambda store: published(ref, where, files, store), run_id=run_id, fresh=fresh) as run:
         if run.spec.export.quantizations:
-            datasets, watched = curated(run)
-            exports(run, run.prepared.adapter, held_out(run, [*datasets, *watched])[datasets[-1].task])
+            exports(run, run.prepared.adapter, held_out(run, curated(run))[run.prepared.sources[-1].task])
         push(run)
     assert run.outcome is not None
     return run.outcome

@@ -12,7 +12,17 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from backprop_core.refs import Answers, Choice, Drift, Evaluation, GGUFRecord, HarnessRecord, RunRecord, RunResult
+from backprop_core.refs import (
+    Answers,
+    Choice,
+    DatasetSummary,
+    Drift,
+    Evaluation,
+    GGUFRecord,
+    HarnessRecord,
+    RunRecord,
+    RunResult,
+)
 from backprop_core.verdicts import GateReport
 from flows.console import one_line
 
@@ -34,6 +44,14 @@ STYLES = {
     "interrupted": "yellow",
     "rejected": "yellow",
     "running": "cyan",
+}
+WORDS = {  # why good rows are not trained
+    "held_out": "held out to score",
+    "watched": "watched",
+    "held_out_elsewhere": "held out for another task",
+    "set_aside": "held out, over the cap",
+    "learned": "learned before",
+    "outside_window": "outside the window (rows, skip)",
 }
 HEAT = ("#ffffcc", "#c7e9b4", "#7fcdbb", "#1d91c0", "#225ea8", "#0c2c84")  # from 0 to 1
 BARS = "▁▂▃▄▅▆▇█"
@@ -170,7 +188,7 @@ def run(result: RunResult) -> RenderableType:
     if result.defaults:
         parts.append(Text(f"chosen for it: {', '.join(map(chosen, result.defaults))}"))
     if result.runs:
-        parts += ["", lora_runs(result)]
+        parts += ["", lora_runs(result), *(line for one in result.runs if (line := not_trained(one.dataset)))]
     if result.evaluation:
         parts += ["", *matrix(result.evaluation, result.runs)]
     if result.harness:
@@ -229,6 +247,16 @@ def lora_runs(result: RunResult) -> Table:
             "cached" if record.cached else "",
         )
     return made
+
+
+def not_trained(dataset: DatasetSummary) -> Text | None:
+    """Why rows of a dataset were not trained; None where there is nothing to say but what the table has."""
+    said = [f"{count} {WORDS.get(reason, reason)}" for reason, count in dataset.not_trained.items()]
+    bad = [f"{count} {reason.replace('_', ' ')}" for reason, count in sorted(dataset.dropped.items())]
+    if not bad and dataset.not_trained.keys() <= {"held_out"}:
+        return None
+    parts = [*said, f"{sum(dataset.dropped.values())} dropped ({', '.join(bad)})"] if bad else said
+    return Text(f"{one_line(dataset.name)}, not trained: {', '.join(parts)}")
 
 
 def matrix(evaluation: Evaluation, runs: Sequence[RunRecord]) -> Iterator[RenderableType]:

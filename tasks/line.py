@@ -64,6 +64,7 @@ def version_of(
     history: list[AdapterRef],
     merged: AdapterRef,
     cells: dict[str, Cell],
+    aside: dict[str, RowsRef],
 ) -> LineVersion:
     """What the run made, as a version; that of a retrain continues the champion it started from."""
     live = run.prepared.live if run.prepared.flow == "retrain" else None
@@ -79,6 +80,7 @@ def version_of(
         count=len(datasets),
         datasets=datasets,
         heldout=heldout,
+        aside=aside,
         scores={task: cell.scores for task, cell in cells.items()},
         ratings={task: cell.rating for task, cell in cells.items() if cell.rating},
         watch=run.watched,

@@ -1,9 +1,10 @@
-"""What a run would do: its body is gone through with a run that computes nothing and looks every stage up."""
+"""What a run would do: its body is gone through with a run that reads the rows and looks every other stage up."""
 
 import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -17,12 +18,13 @@ from backprop_core.keys import stage_key
 from backprop_core.refs import (
     AdapterRef,
     Answers,
+    ArtifactRef,
     DatasetRef,
     Drift,
     Generated,
     Harnessed,
-    RowsRef,
     Searched,
+    Split,
     StageRecord,
     TrainResult,
 )
@@ -36,7 +38,7 @@ from backprop_core.training.presets import shape_for
 from tasks import prepare
 from tasks.defaults import data_in
 from tasks.policy import Records, UnfitRecord, is_recorded, read_result
-from tasks.run import Run
+from tasks.run import Run, being
 from tasks.speed import speed_of
 
 R = TypeVar("R", bound=BaseModel)
@@ -44,6 +46,7 @@ BITS = {  # of a weight in a GGUF file, about
     **{"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q5_0": 5.5},
     **{"q4_k_m": 4.9, "q4_0": 4.5, "q3_k_m": 3.9, "q2_k": 3.4},
 }
+OF_ROWS = {"curate", "split", "pool", "unseen", "apart", "first", "replay"}  # stages that need no model
 ADAPTER, CHECKPOINT = 4, 12  # bytes a LoRA parameter: float32, and with AdamW's two moments
 
 
@@ -59,13 +62,27 @@ class Plan(Record):
     disk_free: float
 
 
+class Beside(Store):
+    """What is in a store, and in a temporary directory of its own what a plan makes of rows."""
+
+    def __init__(self, below: Store) -> None:
+        super().__init__(below.scratch("plan"))
+        self._below = below
+
+    def local(self, ref: ArtifactRef) -> Path:
+        is_here = self.artifact_path(ref.digest).is_dir()
+        return super().local(ref) if is_here else self._below.local(ref)
+
+
 class Lookup(Run):
-    """A run that computes nothing: a stage that is not in the cache gets a result that nobody has made."""
+    """A run without a model: rows are read and split, every other stage that is not in the cache gets a stand-in."""
 
     def __init__(self, prepared: prepare.Prepared, store: Store, *, fresh: bool) -> None:
         self.prepared, self.store, self.stages = prepared, store, []
         self.files: list[str] = []  # kinds of GGUF files to be written
         self._fresh = fresh
+        self._beside = copy(self)
+        self._beside.store = Beside(store)
 
     def call(self, stage: Task[..., R], **parameters: Any) -> R:
         key = stage_key(stage.name, parameters)
@@ -76,8 +93,16 @@ class Lookup(Run):
             self.files.append(parameters.get("quantization") or parameters["outtype"])
         if not cached and parameters.get("package") == "merged":
             self.files.append("f16")
+        if found is None and stage.name in OF_ROWS:
+            return self._beside.compute(stage, parameters)
         kind: type[R] = get_type_hints(stage.fn)["return"]
-        return found or stand_in(kind, key, parameters)
+        return found or stand_in(kind, key)
+
+    def compute(self, stage: Task[..., R], parameters: dict[str, Any]) -> R:
+        """What a stage makes of rows, so that what comes after it is looked up under its true key."""
+        with being(self):
+            made: R = stage.fn(**parameters)
+        return made
 
     @contextmanager
     def lora_run(self, index: int, dataset: DatasetRef) -> Iterator[Any]:
@@ -98,9 +123,8 @@ class Lookup(Run):
     def serve(self, _: Any) -> None:
         pass
 
-    def waits(self, rows: RowsRef) -> bool:
-        """Rows that nobody has made are taken as enough."""
-        return rows.digest not in [stage.key for stage in self.stages] and super().waits(rows)
+    def splits(self, _: Split) -> None:
+        pass
 
     def gated(self, _: Any) -> bool:
         return True
@@ -117,13 +141,10 @@ def recorded(store: Store, key: str) -> Any:
         return None
 
 
-def stand_in(kind: type[R], key: str, parameters: dict[str, Any]) -> R:
+def stand_in(kind: type[R], key: str) -> R:
     """A result named by its stage's key, so that nothing made of it is in the cache either."""
     made: Any
-    if issubclass(kind, DatasetRef):
-        rows = RowsRef(digest=key, rows=1)
-        made = DatasetRef(name=parameters["name"], task=parameters["task"], train=rows, heldout=rows, read=0)
-    elif issubclass(kind, TrainResult):
+    if issubclass(kind, TrainResult):
         adapter = AdapterRef(digest=key, kind="tuned")
         made = TrainResult(adapter=adapter, steps=0, tokens=0, train_loss=0, seconds=0)
     elif issubclass(kind, Drift):

@@ -17,7 +17,7 @@ from backprop_core.keys import stage_key
 from backprop_core.refs import (
     AdapterRef,
     Answers,
-    DatasetRef,
+    Curated,
     Drift,
     Fidelity,
     Generations,
@@ -29,6 +29,7 @@ from backprop_core.refs import (
     RowsRef,
     Scores,
     Searched,
+    Split,
     TrainResult,
     artifacts_in,
 )
@@ -43,8 +44,8 @@ log = logging.getLogger(__name__)
 RESULTS: dict[str, type[BaseModel]] = {
     f"{kind.__module__}.{kind.__qualname__}": kind
     for kind in (
-        *(AdapterRef, Answers, DatasetRef, Drift, Fidelity, GateReport, Generations, Harnessed),
-        *(GGUFRef, ImportanceRef, PackageRef, Ratings, RowsRef, Scores, Searched, TrainResult),
+        *(AdapterRef, Answers, Curated, Drift, Fidelity, GateReport, Generations, Harnessed),
+        *(GGUFRef, ImportanceRef, PackageRef, Ratings, RowsRef, Scores, Searched, Split, TrainResult),
     )
 }
 
@@ -106,11 +107,11 @@ def read_metadata(content: bytes) -> dict[str, Any]:
     return metadata
 
 
-def read_result(content: bytes) -> BaseModel:
-    """The ref that a stage returned; raises UnfitRecord unless it is one of our types."""
+def read_result(content: bytes, types: Mapping[str, type[BaseModel]] = RESULTS) -> BaseModel:
+    """The ref that a stage returned; raises UnfitRecord unless it is one of these types."""
     try:
         result = json.loads(content)
-        return RESULTS[result["__class__"]].model_validate(result["data"])
+        return types[result["__class__"]].model_validate(result["data"])
     except (ValueError, KeyError, TypeError) as error:
         raise UnfitRecord(f"it is no record of ours ({type(error).__name__})") from error
 

@@ -306,12 +306,13 @@ def promoted(ref: str, line: str, store: Store) -> Prepared:
 
     Raises RunUnknown, RefAmbiguous, or LineConflict if the line has another base.
     """
-    earlier = load(full_run_id(ref, store), store)
+    run_id = full_run_id(ref, store)
+    earlier = load(run_id, store)
     if earlier.flow not in ("train", "multi-run"):
         raise RunUnknown(f"{ref} is a run of {earlier.flow}", hint="promote what `train` or `multi-run` made")
     Lines(store).check_base(line, earlier.base)
     spec = still_published(earlier.spec.model_copy(update={"line": line}), store)
-    changes = {"flow": "promote", "spec": spec, "converter": check_export(earlier.base, spec, store)}
+    changes = {"flow": "promote", "of": run_id, "spec": spec, "converter": check_export(earlier.base, spec, store)}
     return earlier.model_copy(update={**changes, "live": Lines(store).live(line)})
 
 

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel
 
-from backprop_core.keys import dataset_digest
+from backprop_core.keys import dataset_digest, digest_of, part
 from backprop_core.refs import (
     AdapterRef,
     ArtifactRef,
+    Curated,
     DatasetRef,
     DatasetSummary,
     Drift,
@@ -20,6 +21,7 @@ from backprop_core.refs import (
     PackageRecord,
     PackageRef,
     RunRecord,
+    Split,
     StageRecord,
     TrainResult,
 )
@@ -33,8 +35,10 @@ def digest_in(result: BaseModel) -> str | None:
             return result.digest
         case TrainResult():
             return result.adapter.digest
-        case DatasetRef():
-            return dataset_digest(result)
+        case Curated():
+            return result.rows.digest
+        case Split():
+            return digest_of([*map(dataset_digest, result.datasets), part(result.heldout)])
     return None
 
 
@@ -50,6 +54,7 @@ def dataset_summary(dataset: DatasetRef) -> DatasetSummary:
         train_rows=dataset.train.rows,
         heldout_rows=dataset.heldout.rows,
         dropped=dataset.dropped,
+        not_trained=dataset.not_trained,
     )
 
 

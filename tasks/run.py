@@ -18,10 +18,10 @@ from prefect.exceptions import TerminationSignal
 from pydantic import BaseModel
 
 from backprop_core.blanking import blank_secrets
-from backprop_core.errors import BackpropError, Interrupted, TimeLimit, Unexpected
+from backprop_core.errors import BackpropError, Interrupted, RunUnknown, TimeLimit, Unexpected
 from backprop_core.keys import digests_in, stage_key
 from backprop_core.leases import Lease
-from backprop_core.lines import Lines, LineVersion
+from backprop_core.lines import Lines, LineVersion, Live
 from backprop_core.matrix import Row, evaluation
 from backprop_core.refs import (
     AdapterRef,
@@ -42,6 +42,7 @@ from backprop_core.refs import (
     RowsRef,
     RunRecord,
     RunResult,
+    Split,
     StageRecord,
     Status,
     TrainResult,
@@ -58,6 +59,7 @@ from tasks.progress import Progress, report
 from tasks.record import RunJournal
 from tasks.results import digest_in, gguf_record, harness_records, located, package_record, run_record, was_cached
 from tasks.serving import canary, register
+from tasks.splits import held_by, of_run
 
 if TYPE_CHECKING:
     from tasks.notifications import Audience
@@ -68,6 +70,8 @@ IN_THE_WORKER = {
     *("train", "search", "merge", "drift", "evaluate", "harness", "generate", "answer"),
     *("convert", "convert_outside", "quantize", "importance", "quantize_weighted", "fidelity", "package"),
 }
+OF_AN_EARLIER_RUN = {"evaluate", "export", "publish", "promote"}  # flows whose rows are that run's
+OF_A_LINE = {"retrain", "drift"}  # flows whose rows are seen beside those of the line
 STOPPED = (Interrupted, TimeLimit)  # ends that are no failures: `resume` goes on
 Start = Callable[[Store], prepare.Prepared]
 _current: ContextVar["Run"] = ContextVar("run")
@@ -76,6 +80,16 @@ _current: ContextVar["Run"] = ContextVar("run")
 def current() -> "Run":
     """The run that this task belongs to."""
     return _current.get()
+
+
+@contextmanager
+def being(run: "Run") -> Iterator[None]:
+    """Make `run` the one that tasks belong to."""
+    token = _current.set(run)
+    try:
+        yield
+    finally:
+        _current.reset(token)
 
 
 def new_run_id() -> str:
@@ -150,6 +164,7 @@ class Run:
         self.merged: Located | None = located(prepared.adapter, store) if prepared.adapter else None
         self.outcome: RunResult | None = None
         self.version: int | None = prepared.live.number if prepared.live else None
+        self.split: Split | None = None
         self.gate: GateReport | None = None
         self.audience: Audience | None = None
         self._verdict: Status = "finished"
@@ -174,6 +189,36 @@ class Run:
         """Tasks that are only scored: those of the line, and those that this run brings."""
         line = self.prepared.live.version.watch if self.prepared.live else []
         return list(dict.fromkeys([*line, *(source.task for source in self.prepared.watch)]))
+
+    @property
+    def line(self) -> Live | None:
+        """The champion whose line's rows are the run's too."""
+        return self.prepared.live if self.prepared.flow in OF_A_LINE else None
+
+    @property
+    def held(self) -> dict[str, list[RowsRef]]:
+        """What that line has ever held out, by task."""
+        return held_by(self.spec.line, self.line, self.store) if self.line else {}
+
+    @property
+    def learned(self) -> list[RowsRef]:
+        """What that line has been trained on."""
+        datasets = self.line.version.datasets if self.line else []
+        return sorted((dataset.train for dataset in datasets), key=lambda rows: rows.digest)
+
+    @property
+    def earlier(self) -> Split | None:
+        """The rows of the earlier run that this one is about; None if it has its own."""
+        prepared = self.prepared
+        if prepared.flow not in OF_AN_EARLIER_RUN or not (prepared.of and prepared.sources):
+            return None
+        found = of_run(prepared.of, self.store)
+        if found is None and prepared.flow in ("evaluate", "promote"):
+            raise RunUnknown(
+                f"which rows run {prepared.of} trained is not known any more, so which may score is not either",
+                hint="give rows that it has not trained: backprop evaluate REF --data FILE",
+            )
+        return found
 
     @property
     def can_read_gguf(self) -> bool:
@@ -302,6 +347,12 @@ class Run:
         )
         return True
 
+    def splits(self, rows: Split) -> None:
+        """Note what is trained and what scores."""
+        self.split = rows
+        for task, count in rows.not_scored.items():
+            log.warning("%s: the line has learned %d of the held-out rows; they do not score", task, count)
+
     def concludes(self, reason: str, verdict: Status) -> None:
         """Note in a sentence what came out, where that is no version."""
         self._verdict, self._reason = verdict, reason
@@ -358,6 +409,7 @@ class Run:
             defaults=self.prepared.defaults,
             base=BaseRecord(**self.base.model_dump()),
             runs=self.runs,
+            split=self.split,
             evaluation=self.evaluation,
             harness=self.harness,
             gate=self.gate,

@@ -5,13 +5,14 @@ from typing import Literal
 from backprop_core import curate as core
 from backprop_core import gate as core_gate
 from backprop_core import judge as grading
-from backprop_core import metrics
+from backprop_core import metrics, sides
 from backprop_core.refs import (
     AdapterRef,
     Answers,
     BaseRef,
+    Batch,
     ConverterRef,
-    DatasetRef,
+    Curated,
     Drift,
     Fidelity,
     Generations,
@@ -25,6 +26,7 @@ from backprop_core.refs import (
     Scores,
     Searched,
     SourceRef,
+    Split,
     Start,
     TrainResult,
 )
@@ -47,34 +49,28 @@ WRITTEN_DIRECTLY = {"f32", "f16", "bf16", "q8_0"}  # the other quantizations are
 
 
 @stage
-def curate(
-    source: SourceRef,
-    spec: DatasetSpec,
-    name: str,
-    task: str,
-    heldout: SourceRef | None,
+def curate(source: SourceRef, spec: DatasetSpec) -> Curated:
+    """A source → its distinct rows that teach something."""
+    return core.curate(source, spec, store=current().store)
+
+
+@stage
+def split(
+    batches: list[Batch],
+    watched: list[Batch],
+    held: dict[str, list[RowsRef]],
+    learned: list[RowsRef],
     heldout_max: int,
-    scored: list[RowsRef],
-    watch: bool,
-) -> DatasetRef:
-    """Rows → training rows and held-out rows."""
-    store = current().store
-    return core.curate(
-        source,
-        spec,
-        name=name,
-        task=task,
-        heldout=heldout,
-        heldout_max=heldout_max,
-        scored=scored,
-        watch=watch,
-        store=store,
+) -> Split:
+    """All rows of a run → what is trained, and what scores."""
+    return sides.split(
+        batches, watched=watched, held=held, learned=learned, heldout_max=heldout_max, store=current().store
     )
 
 
 @stage
 def pool(heldouts: list[RowsRef], heldout_max: int) -> RowsRef:
-    """Held-out rows of several datasets → those of their one task."""
+    """Several held-out sets → one."""
     return core.pool(heldouts, heldout_max=heldout_max, store=current().store)
 
 

@@ -143,7 +143,7 @@ def dataset_input(dataset: DatasetSummary) -> "DatasetInput":
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     source = json.dumps({"uri": f"store:{dataset.digest}"})
-    profile = dataset.model_dump_json(include={"train_rows", "heldout_rows", "dropped"})
+    profile = dataset.model_dump_json(include={"train_rows", "heldout_rows", "dropped", "not_trained"})
     digest = dataset.digest[:LONGEST_DATASET_DIGEST]
     entity = Dataset(dataset.name[:500], digest, "store", source, profile=profile)
     return DatasetInput(entity, [InputTag("mlflow.data.context", "training"), InputTag("task", dataset.task)])

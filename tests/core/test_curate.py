@@ -1,13 +1,13 @@
-"""Curation drops, deduplicates and splits by the rows alone: not by their order, their file or the process."""
+"""Curation drops and deduplicates, and rows are split, by the rows alone: not by their order, file or process."""
 
 import json
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 import unicodedata
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from backprop_core.curate import passes as passes_of
 from backprop_core.errors import NoRows
 from backprop_core.formats import snapshot
 from backprop_core.keys import VERSIONS
-from backprop_core.refs import DatasetRef, RowsRef
+from backprop_core.refs import Batch, Curated, DatasetRef, RowsRef, Split
+from backprop_core.sides import FEWEST, split
 from backprop_core.specs import DatasetSpec
 from backprop_core.store import Store
 
@@ -51,28 +52,23 @@ class Bench:
         path.write_text(text, encoding="utf-8")
         return path
 
-    def curate(
-        self,
-        data: Rows | str,
-        *,
-        heldout: Rows | None = None,
-        heldout_max: int = 1000,
-        scored: Sequence[RowsRef] = (),
-        watch: bool = False,
-        **spec: Any,
-    ) -> DatasetRef:
-        path, apart = self.write(data), self.write(heldout) if heldout is not None else None
-        return curate(
-            snapshot(str(path), scratch=self.directory),
-            DatasetSpec(path=str(path), heldout=apart and str(apart), **spec),
-            name="data",
-            task="task",
-            heldout=snapshot(str(apart), scratch=self.directory) if apart else None,
-            heldout_max=heldout_max,
-            scored=scored,
-            watch=watch,
-            store=self.store,
-        )
+    def read(self, data: Rows | str) -> Curated:
+        path = str(self.write(data))
+        return curate(snapshot(path, scratch=self.directory), DatasetSpec(path=path), store=self.store)
+
+    def batch(self, data: Rows | str, *, task: str = "task", heldout: Rows | None = None, **window: Any) -> Batch:
+        own = self.read(heldout).rows if heldout is not None else None
+        return Batch(name="data", task=task, source=self.read(data), heldout=own, **window)
+
+    def split(self, *batches: Batch, heldout_max: int = 1000, **more: Any) -> Split:
+        return split(batches, heldout_max=heldout_max, store=self.store, **more)
+
+    def curate(self, data: Rows | str, *, heldout_max: int = 1000, **more: Any) -> DatasetRef:
+        [dataset] = self.split(self.batch(data, **more), heldout_max=heldout_max).datasets
+        return dataset
+
+    def watch(self, data: Rows | str, *, heldout_max: int = 1000) -> RowsRef:
+        return self.split(watched=[self.batch(data)], heldout_max=heldout_max).heldout["task"]
 
     def rows(self, ref: RowsRef) -> Rows:
         return load(self.store.local(ref))
@@ -91,13 +87,13 @@ def questions(rows: Rows) -> list[str]:
 
 
 def test_every_row_is_accounted_for(bench: Bench) -> None:
-    """Rows read are rows trained on, rows held out and rows dropped by reason; nothing is lost."""
+    """Rows read are rows trained on, good rows that are not, and dropped ones, each by reason; nothing is lost."""
     lines = [json.dumps(row) for row in [*numbered(300), *numbered(5), pair("a", " "), {"messages": []}]]
     dataset = bench.curate("\n".join([*lines, "{"]), heldout_max=10)
-    over = dataset.dropped.pop("heldout_over_cap")
     assert dataset.dropped == {"duplicate": 5, "empty": 2, "not_json": 1}
+    assert dataset.not_trained == {"held_out": 10}
     assert dataset.read == 308
-    assert (dataset.heldout.rows, dataset.train.rows + over) == (10, 290)
+    assert (dataset.heldout.rows, dataset.train.rows) == (10, 290)
 
 
 @pytest.mark.parametrize(
@@ -112,23 +108,47 @@ def test_every_row_is_accounted_for(bench: Bench) -> None:
 def test_rows_that_teach_nothing_are_dropped(bench: Bench, row: dict[str, Any]) -> None:
     """A row without an answer to something, or without text, is dropped as empty."""
     fine = {"text": "Some text"} if "text" in row else pair("Hi")
-    assert bench.curate([fine, row], watch=True).dropped == {"empty": 1}
+    assert bench.read([fine, row]).dropped == {"empty": 1}
 
 
-@pytest.mark.parametrize("twin", ["Is  it a\tcafé? ", "Is it\na cafe\u0301?", "\u00a0Is it a café?"])
+@pytest.mark.parametrize("twin", ["Is it\na café? ", "Is it\r\na cafe\u0301?", "Is it\ra café?\u00a0\n\n"])
 def test_spellings_of_one_row_are_one_row(bench: Bench, twin: str) -> None:
-    """Rows that differ in whitespace or Unicode composition alone are duplicates; the kept one is as it was given."""
-    dataset = bench.curate([pair("Is it a café?"), pair(twin), pair("Is it a Café?")], watch=True)
-    assert dataset.dropped == {"duplicate": 1}
-    kept = questions(bench.rows(dataset.heldout))
+    """Rows that differ only in Unicode form, line endings or whitespace at the end are one; it is kept as given."""
+    curated = bench.read([pair("Is it\na café?"), pair(twin), pair("Is it\na Café?")])
+    assert curated.dropped == {"duplicate": 1}
+    kept = questions(bench.rows(curated.rows))
     assert len(kept) == 2
-    assert set(kept) <= {"Is it a café?", twin, "Is it a Café?"}
+    assert set(kept) <= {"Is it\na café?", twin, "Is it\na Café?"}
+
+
+LOOP = "for row in rows:\n    seen.add(row)\n    print(row)"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (LOOP, LOOP.replace("    print", "print")),
+        (LOOP, LOOP.replace("    ", "\t")),
+        (LOOP, LOOP.replace("\n", " ")),
+        (LOOP, "\n" + LOOP),
+        ("a:\n  b: 1", "a:\nb: 1"),
+        ("a\tb", "a b"),
+        ("1  2", "1 2"),
+        (" x", "x"),
+        ("a\u2028b", "a\nb"),
+    ],
+)
+def test_whitespace_is_meaning(bench: Bench, one: str, other: str) -> None:
+    """Rows that differ in whitespace anywhere but at their end are two rows, on whichever side of the conversation."""
+    assert bench.read([pair("Q", one), pair("Q", other)]).dropped == {}
+    assert bench.read([pair(one), pair(other)]).dropped == {}
+    assert bench.read([{"text": one}, {"text": other}]).dropped == {}
 
 
 def test_who_says_it_makes_a_row_another(bench: Bench) -> None:
     """The same words by another speaker are another row."""
     swapped = {"messages": [{"role": "system", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]}
-    assert bench.curate([pair("Hi"), swapped], watch=True).heldout.rows == 2
+    assert bench.read([pair("Hi"), swapped]).rows.rows == 2
 
 
 # Splitting
@@ -149,9 +169,9 @@ texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8).filter(str
 @given(st.lists(texts, max_size=30), st.lists(texts, max_size=30), st.randoms(use_true_random=False))
 def test_a_row_is_on_the_same_side_for_ever(bench: Bench, some: list[str], more: list[str], rng: random.Random) -> None:
     """Whatever other rows come, in whatever order and spelling, no row changes from one side to the other."""
-    base = numbered(60)
+    base = numbered(150)
     small = bench.curate([*base, *map(pair, some)])
-    grown = [*base, *(pair(f" {unicodedata.normalize('NFD', text)}\n") for text in some), *map(pair, more)]
+    grown = [*base, *(pair(f"{unicodedata.normalize('NFD', text)}\n ") for text in some), *map(pair, more)]
     rng.shuffle(grown)
     large = bench.curate(grown)
     assert not identities(bench, small.train) & identities(bench, large.heldout)
@@ -159,13 +179,14 @@ def test_a_row_is_on_the_same_side_for_ever(bench: Bench, some: list[str], more:
 
 
 def identities(bench: Bench, ref: RowsRef) -> set[str]:
-    """Questions under another normalisation than curation's: without any whitespace, NFD."""
-    return {"".join(unicodedata.normalize("NFD", question).split()) for question in questions(bench.rows(ref))}
+    """Questions under another normalisation than curation's: NFD."""
+    rows = questions(bench.rows(ref))
+    return {re.sub(r"\s+\Z", "", "\n".join(re.split("\r\n|\r", unicodedata.normalize("NFD", row)))) for row in rows}
 
 
 def test_order_does_not_matter(bench: Bench) -> None:
     """The same rows in another order are the same artifacts; one row more is not."""
-    rows = [*numbered(200), pair("Is  7 a number?"), pair("Is 7  a number?")]
+    rows = [*numbered(200), pair("Is 7 a number? "), pair("Is 7 a number?\n")]
     first = bench.curate(rows)
     random.Random(1).shuffle(rows)
     again = bench.curate(rows)
@@ -174,12 +195,45 @@ def test_order_does_not_matter(bench: Bench) -> None:
     assert (first.train, first.heldout) != (other.train, other.heldout)
 
 
-def test_the_cap_takes_the_first_and_trains_on_no_other(bench: Bench) -> None:
-    """A smaller cap keeps a prefix of the held-out rows, and changes nothing about what is trained on."""
-    whole, capped = bench.curate(numbered(500)), bench.curate(numbered(500), heldout_max=7)
+def test_the_cap_takes_the_first_and_the_rest_is_trained(bench: Bench) -> None:
+    """A smaller cap keeps a prefix of the held-out rows; what is over it is trained, so that no good row is lost."""
+    whole, capped = bench.curate(numbered(4000)), bench.curate(numbered(4000), heldout_max=7)
     assert bench.rows(capped.heldout) == bench.rows(whole.heldout)[:7]
-    assert capped.train == whole.train
-    assert capped.dropped == {"heldout_over_cap": whole.heldout.rows - 7}
+    assert (capped.heldout.rows, capped.train.rows) == (7, 3993)
+    assert (capped.dropped, capped.not_trained) == ({}, {"held_out": 7})
+    both = questions(bench.rows(capped.train)) + questions(bench.rows(capped.heldout))
+    assert sorted(both) == sorted(questions(numbered(4000)))
+
+
+@pytest.mark.parametrize(
+    ("rows", "held"),
+    [(2, 1), (3, 1), (6, 2), (12, 4), (20, 5), (35, 5), (50, 5)],
+)
+def test_a_small_set_holds_out_a_few(bench: Bench, rows: int, held: int) -> None:
+    """A set whose lowest tenth is too small holds out a few rows more, the lowest by hash, and keeps two thirds."""
+    for start in range(0, 1000, 100):
+        dataset = bench.curate(numbered(rows, start))
+        every = bench.rows(bench.read(numbered(rows, start)).rows)
+        assert dataset.heldout.rows >= held and dataset.heldout.rows + dataset.train.rows == rows
+        assert dataset.heldout.rows <= max(1, FEWEST, rows // 4) and dataset.train.rows >= max(1, rows * 2 // 3)
+        assert bench.rows(dataset.heldout) == every[: dataset.heldout.rows]
+
+
+def test_one_row_is_trained_on(bench: Bench) -> None:
+    """A single row is there to learn; then nothing can be scored, which is for the run to say."""
+    for number in range(30):
+        made = bench.split(bench.batch(numbered(1, number)))
+        assert made.datasets[0].train.rows == 1 and made.heldout == {}
+
+
+def test_small_sets_of_a_task_hold_out_a_few_together(bench: Bench) -> None:
+    """Of many small batches of one task those few are held out once, not of each."""
+    batches = [bench.batch(numbered(6, start)) for start in range(0, 30, 6)]
+    made = bench.split(*batches)
+    assert FEWEST <= made.heldout["task"].rows <= 8
+    assert sum(one.heldout.rows for one in made.datasets) == made.heldout["task"].rows
+    again = bench.split(bench.batch(numbered(6, 50)), held={"task": [made.heldout["task"]]}, learned=[])
+    assert again.datasets[0].not_trained.get("held_out", 0) <= 2
 
 
 def test_windows_of_one_dataset(bench: Bench) -> None:
@@ -188,13 +242,15 @@ def test_windows_of_one_dataset(bench: Bench) -> None:
     windows = [bench.curate(numbered(300), rows=100, skip=skip) for skip in (0, 100, 200)]
     assert [window.heldout for window in windows] == [whole.heldout] * 3
     assert [row for window in windows for row in bench.rows(window.train)] == bench.rows(whole.train)
-    assert all(window.dropped == {} for window in windows)
+    for window in windows:
+        assert window.train.rows + sum(window.not_trained.values()) == 300
+        assert window.not_trained["outside_window"] == whole.train.rows - window.train.rows
 
 
 def test_a_window_is_not_chosen_by_the_side(bench: Bench) -> None:
     """What comes first in training has nothing to do with the hash that decides the side."""
     train = questions(bench.rows(bench.curate(numbered(300)).train))
-    side = questions(bench.rows(bench.curate(numbered(300), watch=True).heldout))
+    side = questions(bench.rows(bench.read(numbered(300)).rows))
     ranks = [side.index(question) for question in train]
     half = len(ranks) // 2
     assert abs(sum(ranks[:half]) / half - sum(ranks[half:]) / (len(ranks) - half)) < 40  # 300 rows: 4 deviations
@@ -202,35 +258,129 @@ def test_a_window_is_not_chosen_by_the_side(bench: Bench) -> None:
 
 def test_a_heldout_file(bench: Bench) -> None:
     """A file of held-out rows is the held-out set, capped by hash; all else is trained on but what equals its rows."""
-    dataset = bench.curate(numbered(50), heldout=[*numbered(20, start=45), pair(" Is 0 a  number?")], heldout_max=4)
-    assert dataset.dropped == {"heldout": 6}
-    assert questions(bench.rows(dataset.heldout)) == questions(bench.rows(dataset.heldout))[:4]
+    own = [*numbered(20, start=45), pair("Is 0 a number?  ")]
+    made = bench.split(bench.batch(numbered(50), heldout=own), heldout_max=4)
+    [dataset] = made.datasets
+    assert sum(dataset.not_trained.values()) == 6 and dataset.not_trained.keys() <= {"held_out", "set_aside"}
     assert sorted(questions(bench.rows(dataset.train))) == sorted(questions(numbered(44, start=1)))
-    assert dataset.heldout.rows == 4
+    assert dataset.heldout.rows == 4 and made.heldout == {"task": dataset.heldout}
+    assert made.aside["task"].rows == 17
 
 
-def test_rows_that_a_line_scores_are_not_trained_on(bench: Bench) -> None:
-    """A row that an earlier batch held out by a file of its own is dropped from a later batch that brings it."""
-    line = bench.curate(numbered(3, start=100), heldout=numbered(20)).heldout
-    later = bench.curate(numbered(50), scored=[line])
-    assert not set(questions(bench.rows(later.train))) & set(questions(numbered(20)))
-    assert later.train.rows + later.heldout.rows + later.dropped["heldout"] == 50
-    assert bench.curate(numbered(50)).train.rows > later.train.rows
+# What scores is never trained
 
 
-def test_watched_rows_are_not_trained_on(bench: Bench) -> None:
-    """A watched dataset is held out as a whole, the first by hash up to the cap."""
-    dataset = bench.curate(numbered(30), watch=True, heldout_max=12)
-    assert (dataset.train.rows, dataset.heldout.rows) == (0, 12)
-    assert dataset.dropped == {"heldout_over_cap": 18}
+def trained(bench: Bench, made: Split) -> list[set[str]]:
+    """The questions that each dataset trains."""
+    return [set(questions(bench.rows(one.train))) for one in made.datasets]
+
+
+def scoring(bench: Bench, made: Split) -> set[str]:
+    """All questions that score, of any task."""
+    return {question for ref in made.heldout.values() for question in questions(bench.rows(ref))}
+
+
+def test_what_scores_anywhere_is_trained_nowhere(bench: Bench) -> None:
+    """Rows held out by hash, by a file or as watched, of any dataset of a run, are trained in none, whatever the order.
+
+    A row that two tasks hold out scores both. The counts name each reason, and add up to what was read.
+    """
+    shared = numbered(60, 500)
+    one = bench.batch([*numbered(100), *shared, *numbered(20, 900)], task="one")
+    two = bench.batch([*numbered(100, 100), *shared, *numbered(45, 800)], task="two", heldout=[*numbered(40), *shared])
+    watched = bench.batch(numbered(50, 800), task="seen")
+    for order in ([one, two], [two, one]):
+        made = bench.split(*order, watched=[watched])
+        assert list(made.heldout) == [*(batch.task for batch in order), "seen"]
+        for rows in trained(bench, made):
+            assert not rows & scoring(bench, made)
+        by_task = {dataset.task: dataset for dataset in made.datasets}
+        assert by_task["two"].not_trained["watched"] == 45
+        assert by_task["one"].not_trained["held_out_elsewhere"] >= 90
+        assert by_task["two"].not_trained["held_out"] == 60
+        for dataset, batch in zip(made.datasets, order, strict=True):
+            assert dataset.train.rows + sum(dataset.not_trained.values()) == batch.source.rows.rows
+    twice = set(questions(bench.rows(by_task["one"].heldout))) & set(questions(bench.rows(by_task["two"].heldout)))
+    assert twice and twice <= set(questions([*numbered(40), *shared]))
+
+
+def test_what_a_watched_set_has_over_its_cap_is_not_trained_either(bench: Bench) -> None:
+    """Every row of a watched set or of a held-out file is kept from training, also where not all of them score."""
+    watched = bench.batch(numbered(30), task="seen")
+    made = bench.split(bench.batch(numbered(200)), watched=[watched], heldout_max=12)
+    assert made.heldout["seen"].rows == 12 and made.aside["seen"].rows == 18
+    assert not trained(bench, made)[0] & set(questions(numbered(30)))
+
+
+def test_what_a_line_learned_is_never_held_out(bench: Bench) -> None:
+    """Rows that a line has been trained on score in no later night: not by hash, by a file, nor as watched ones."""
+    night = bench.split(bench.batch(numbered(100), heldout=numbered(30, 200)))
+    line = {"held": {task: [rows] for task, rows in night.heldout.items()}, "learned": [night.datasets[0].train]}
+    for later in (
+        bench.split(bench.batch([*numbered(100), *numbered(100, 300)]), **line),
+        bench.split(bench.batch(numbered(100, 300), heldout=numbered(110)), **line),
+        bench.split(bench.batch(numbered(100, 300)), watched=[bench.batch(numbered(110), task="seen")], **line),
+    ):
+        assert not scoring(bench, later) & set(questions(numbered(100)))
+        assert set(questions(numbered(30, 200))) <= set(questions(bench.rows(later.heldout["task"])))
+        assert sum(later.not_scored.values()) in (0, 100)
+
+
+def test_a_line_that_scored_what_it_had_learned_is_mended(bench: Bench) -> None:
+    """Learned rows in a line's held-out set, as an older version could leave them, do not score again."""
+    held = bench.watch(numbered(100))
+    learned = bench.read(numbered(40)).rows
+    made = bench.split(bench.batch(numbered(100, 300)), held={"task": [held]}, learned=[learned])
+    assert set(questions(numbered(60, 40))) <= scoring(bench, made)
+    assert not scoring(bench, made) & set(questions(numbered(40)))
+
+
+def nights(bench: Bench, batches: list[Rows], heldout_max: int) -> list[Split]:
+    """What the runs of a line make of its batches, each with what the line has learned and held out before."""
+    learned: list[RowsRef] = []
+    held: dict[str, list[RowsRef]] = {}
+    made: list[Split] = []
+    for rows in batches:
+        found = bench.split(bench.batch(rows), held=held, learned=learned, heldout_max=heldout_max)
+        held = {task: [found.heldout[task], *([found.aside[task]] if task in found.aside else [])] for task in ["task"]}
+        learned.append(found.datasets[0].train)
+        made.append(found)
+    return made
+
+
+@pytest.mark.parametrize("heldout_max", [3, 20, 1000])
+@pytest.mark.parametrize("grows", [False, True])
+def test_a_row_of_a_line_stays_on_its_side(bench: Bench, heldout_max: int, grows: bool) -> None:
+    """Over the nights of a line no held-out row is trained, no trained one is held out, and none is lost."""
+    batches = [numbered(size, 0 if grows else start) for start, size in ((0, 20), (20, 90), (110, 260), (370, 300))]
+    trained_ever: set[str] = set()
+    held_ever: set[str] = set()
+    seen: set[str] = set()
+    for rows, made in zip(batches, nights(bench, batches, heldout_max), strict=True):
+        [new] = trained(bench, made)
+        held_ever |= {q for ref in (*made.heldout.values(), *made.aside.values()) for q in questions(bench.rows(ref))}
+        assert not new & trained_ever
+        trained_ever |= new
+        seen |= set(questions(rows))
+        assert not trained_ever & held_ever
+        assert trained_ever | held_ever == seen
+        assert made.heldout["task"].rows <= heldout_max
+        dataset = made.datasets[0]
+        assert dataset.train.rows + sum(dataset.not_trained.values()) == len(rows)
+
+
+def test_a_batch_without_new_rows_trains_none(bench: Bench) -> None:
+    """Where a line has learned or holds out all rows of a batch, nothing is left to train, and that is no error."""
+    made = bench.split(bench.batch(numbered(100)))
+    line = {"held": {"task": [made.heldout["task"]]}, "learned": [made.datasets[0].train]}
+    again = bench.split(bench.batch(numbered(100)), **line).datasets[0]
+    assert again.train.rows == 0 and again.dropped == {}
+    assert again.not_trained == {"held_out": made.heldout["task"].rows, "learned": made.datasets[0].train.rows}
+    held = bench.split(bench.batch(bench.rows(made.heldout["task"])), **line).datasets[0]
+    assert (held.train.rows, held.not_trained) == (0, {"held_out": made.heldout["task"].rows})
 
 
 # Nothing left
-
-
-def heldout_side(bench: Bench) -> dict[str, Any]:
-    """A row that is on the held-out side."""
-    return bench.rows(bench.curate(numbered(100)).heldout)[0]
 
 
 def test_nothing_left(bench: Bench) -> None:
@@ -238,7 +388,7 @@ def test_nothing_left(bench: Bench) -> None:
     with pytest.raises(NoRows, match="no row is left"):
         bench.curate([pair("Hi", "")])
     with pytest.raises(NoRows, match="all of its rows are held out"):
-        bench.curate([heldout_side(bench)])
+        bench.split(bench.batch(numbered(9)), watched=[bench.batch(numbered(9), task="seen")])
     with pytest.raises(NoRows, match="all of its rows are held out"):
         bench.curate(numbered(3), heldout=numbered(3))
     with pytest.raises(NoRows, match="training rows are skipped"):
@@ -263,8 +413,7 @@ def test_pool_is_the_union(bench: Bench) -> None:
 def test_pool_of_one_is_itself(bench: Bench) -> None:
     """A single held-out set is the task's, also beside itself and beside a batch too small to hold out anything."""
     one = bench.curate(numbered(100)).heldout
-    trained = bench.rows(bench.curate(numbered(100)).train)[0]
-    none = bench.curate([trained]).heldout
+    none = bench.curate(numbered(1, 500)).heldout
     assert none.rows == 0
     assert pool([one, none, one], heldout_max=1000, store=bench.store) == one
     with pytest.raises(NoRows, match="nothing can be scored"):
@@ -278,12 +427,14 @@ import sys
 from pathlib import Path
 from backprop_core.curate import curate
 from backprop_core.formats import snapshot
+from backprop_core.refs import Batch
+from backprop_core.sides import split
 from backprop_core.specs import DatasetSpec
 from backprop_core.store import Store
 path, home = sys.argv[1:]
-dataset = curate(snapshot(path, scratch=Path(home)), DatasetSpec(path=path), name="n", task="t",
-                 heldout=None, heldout_max=9, store=Store(Path(home)))
-print(dataset.model_dump_json())
+curated = curate(snapshot(path, scratch=Path(home)), DatasetSpec(path=path), store=Store(Path(home)))
+batch = Batch(name="n", task="t", source=curated)
+print(batch.model_dump_json(), split([batch], heldout_max=9, store=Store(Path(home))).model_dump_json())
 """
 
 
@@ -329,7 +480,7 @@ def test_a_new_row_that_was_there_before_is_in_every_pass(bench: Bench) -> None:
 
 def test_held_out_rows_are_to_choose_by_or_to_score(bench: Bench) -> None:
     """About a quarter of the held-out rows is to choose by, no row is in both parts, and more rows move none."""
-    few, many = (bench.curate(numbered(count), watch=True).heldout for count in (200, 400))
+    few, many = (bench.watch(numbered(count)) for count in (200, 400))
     parts = [
         [
             {json.dumps(row) for row in bench.rows(apart(ref, to_choose_by=side, store=bench.store))}
@@ -341,7 +492,7 @@ def test_held_out_rows_are_to_choose_by_or_to_score(bench: Bench) -> None:
     assert len(chosen) + len(scored) == 200 and not more_chosen & more_scored
     assert 35 < len(chosen) < 65 and chosen < more_chosen and scored < more_scored
     with pytest.raises(NoRows, match="for a search or for the gate"):
-        one = bench.curate(numbered(1), watch=True).heldout
+        one = bench.watch(numbered(1))
         [apart(one, to_choose_by=side, store=bench.store) for side in (True, False)]
 
 
@@ -362,7 +513,7 @@ def test_the_same_bytes_in_any_process(bench: Bench) -> None:
 def test_rows_are_canonical_json_lines(bench: Bench) -> None:
     """The artifact is one file of JSON with sorted keys, UTF-8 and newlines, whose rows come back as they were."""
     row = pair("日本\u2028\x00é \U0001f600", "ok")
-    ref = bench.curate([row], watch=True).heldout
+    ref = bench.watch([row])
     directory = bench.store.local(ref)
     expected = json.dumps(row, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n"
     assert (directory / "rows.jsonl").read_bytes() == expected.encode()
@@ -374,7 +525,8 @@ def test_golden_digests(bench: Bench) -> None:
     """What curation makes of these rows is pinned: another result needs another VERSION of the stage."""
     dataset = bench.curate([*numbered(40), pair("  Ein\u0308  ÄÖ\n", "日本")], heldout_max=3)
     pooled = pool([dataset.heldout, bench.curate(numbered(90, start=90)).heldout], heldout_max=9, store=bench.store)
-    assert (VERSIONS["curate"], VERSIONS["pool"]) == (2, 1)
-    assert dataset.train.digest.startswith("6e9ff5c14e27583d")
+    assert (VERSIONS["curate"], VERSIONS["split"], VERSIONS["pool"]) == (3, 1, 2)
+    assert bench.read(numbered(40)).rows.digest.startswith("e802bbb5fdb9a1cc")
+    assert dataset.train.digest.startswith("a7b3f200d8c61168")
     assert dataset.heldout.digest.startswith("f404e1e8c80e29cc")
     assert pooled.digest.startswith("a503ae0e5969acfe")

@@ -69,7 +69,7 @@ def test_a_plan_is_what_happens(spec: RunSpec, tmp_path: Path, monkeypatch: pyte
     assert [stage.key for stage in after.stages] == [stage.key for stage in result.stages]
     assert todo(after) == [] and after.disk == after.seconds == 0
     third = planned(spec, datasets=[*spec.datasets, spec.datasets[0].model_copy(update={"task": "again"})])
-    assert todo(third)[:5] == ["curate", "evaluate", "train", "merge", "evaluate"] and todo(third).count("train") == 1
+    assert todo(third)[:4] == ["split", "train", "merge", "evaluate"] and todo(third).count("train") == 1
     sequential = todo(planned(spec, merge=MergeSpec(strategy="sequential")))
     assert (sequential.count("train"), sequential.count("merge"), sequential.count("curate")) == (1, 2, 0)
     assert len(todo(start.plan("multi-run", spec, fresh=True))) == len(result.stages)
@@ -102,7 +102,7 @@ def test_a_plan_does_nothing(spec: RunSpec, home: Path, data: list[str], capsys:
     words = ["train", "--data", data[0], "--model", spec.model.name, "--export", "f16,q8_0", "--plan"]
     assert cli.main([*words, "--json"]) == 0
     made = Plan.model_validate_json(capsys.readouterr().out)
-    assert todo(made)[:3] == ["curate", "evaluate", "train"] and made.stages[-1].stage in ("convert", "fidelity")
+    assert todo(made)[:3] == ["curate", "split", "evaluate"] and made.stages[-1].stage in ("convert", "fidelity")
     assert cli.main(words) == 0
     out = capsys.readouterr().out
     assert "would run" in out and "time  under a minute on this" in out

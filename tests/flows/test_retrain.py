@@ -96,7 +96,7 @@ def test_the_same_data_again_changes_nothing(first, lines, tmp_path):
     assert (again.status, again.runs, [stage.stage for stage in again.stages]) == (
         "unchanged",
         [],
-        ["curate", "unseen"],
+        ["curate", "split"],
     )
     assert again.reason == "0 rows are new to line support; it waits for 1"
     assert lines.versions("support") == before
@@ -112,7 +112,8 @@ def test_only_new_rows_are_learned(base, home, lines, tmp_path):
     assert waiting.status == "unchanged" and re.match(r"\d\d rows are new .* waits for 100", waiting.reason)
     second = retrain("growing", str(path), training=SHORT, gate=OPEN, min_new_rows=20)
     learned, new = begun.runs[0].dataset.train_rows, second.runs[0].dataset.train_rows
-    assert second.runs[0].dataset.dropped["learned"] == learned and 60 < new <= 80
+    assert second.runs[0].dataset.not_trained["learned"] == learned and second.runs[0].dataset.dropped == {}
+    assert 60 < new <= 80
     assert new == int(waiting.reason.split()[0])
 
 

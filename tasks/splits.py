@@ -1,0 +1,72 @@
+"""What a line holds out, and what an earlier run trained and held out: as they noted it, never computed again."""
+
+from pydantic import BaseModel
+
+from backprop_core.lines import Lines, Live
+from backprop_core.refs import DatasetRef, RowsRef, RunResult, Split
+from backprop_core.store import Store
+from tasks.policy import RESULTS, UnfitRecord, read_result, results
+from tasks.prepare import Prepared, load
+
+OLDER = {"backprop_core.refs.DatasetRef": DatasetRef}  # what `curate` returned up to version 1
+
+
+def held_by(line: str, live: Live, store: Store) -> dict[str, list[RowsRef]]:
+    """Everything that a line has ever held out, by task, those of the champion first.
+
+    A version that is older than `LineVersion.aside` does not say what the ones before it held out; they do.
+    """
+    whole = live.version.aside is not None
+    versions = [live.version] if whole else Lines(store).ancestors(line, live.number)[::-1]
+    found: dict[str, list[RowsRef]] = {}
+    for version in versions:
+        for task, rows in [*version.heldout.items(), *(version.aside or {}).items()]:
+            known = found.setdefault(task, [])
+            if rows not in known and (version is live.version or store.artifact_path(rows.digest).is_dir()):
+                known.append(rows)
+    return found
+
+
+def of_run(run_id: str, store: Store) -> Split | None:
+    """What a run trained and held out; None if it has no result, or an older one whose stages' records are gone."""
+    path = store.run(run_id) / "result.json"
+    if not path.is_file():
+        return None
+    result = RunResult.model_validate_json(path.read_bytes())
+    return result.split or from_its_stages(result, load(run_id, store), store)
+
+
+def from_its_stages(result: RunResult, prepared: Prepared, store: Store) -> Split | None:
+    """The same of a run that is older than `RunResult.split`: from what its stages returned."""
+    made = [(stage.stage, returned(stage.key, store)) for stage in result.stages]
+    curated = [one for _, one in made if isinstance(one, DatasetRef)]
+    if len(curated) != len(prepared.sources) + len(prepared.watch):
+        return None
+    datasets = curated[: len(prepared.sources)]
+    if new := [one for stage, one in made if stage == "unseen" and isinstance(one, RowsRef)]:
+        datasets = [datasets[0].model_copy(update={"train": new[0]})]
+    pools = iter([one for stage, one in made if stage == "pool" and isinstance(one, RowsRef)])
+    live = prepared.live if prepared.flow == "retrain" else None
+    heldout: dict[str, RowsRef] = {}
+    for task, sets in by_task(curated, live).items():
+        if rows := sets[0] if len(sets) == 1 and sets[0].rows else next(pools, None):
+            heldout[task] = rows
+    return Split(datasets=datasets, heldout=heldout, aside={})
+
+
+def by_task(datasets: list[DatasetRef], live: Live | None) -> dict[str, list[RowsRef]]:
+    """The held-out sets of each task, those of the line first."""
+    found = {task: [rows] for task, rows in live.version.heldout.items()} if live else {}
+    for dataset in datasets:
+        known = found.setdefault(dataset.task, [])
+        if dataset.heldout not in known:
+            known.append(dataset.heldout)
+    return found
+
+
+def returned(key: str, store: Store) -> BaseModel | None:
+    """What the stage with this key returned, if the cache has it yet."""
+    try:
+        return read_result((results(store) / key).read_bytes(), RESULTS | OLDER)
+    except (FileNotFoundError, UnfitRecord):
+        return None
