@@ -304,8 +304,8 @@ class FileAnswer(Record):
 
     @property
     def same(self) -> bool:
-        """Word for word."""
-        return self.answer.strip() == self.reference.strip()
+        """Word for word, indentation included. What ends it, and a tokenizer's one space before it, do not count."""
+        return self.answer.rstrip().removeprefix(" ") == self.reference.rstrip().removeprefix(" ")
 
 
 class Fidelity(Record):

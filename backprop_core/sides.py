@@ -15,9 +15,10 @@ from typing import NamedTuple
 from backprop_core.curate import HINT, Known, commit, identities_of, known_in, unique
 from backprop_core.errors import NoRows
 from backprop_core.refs import Batch, DatasetRef, RowsRef, Split
+from backprop_core.specs import MinRowsSpec
 from backprop_core.store import Store
 
-FEWEST = 5  # held-out rows of a task: with fewer the gate cannot tell
+FEWEST = MinRowsSpec().task  # held-out rows of a task: with fewer the gate cannot tell
 MOST = 3  # one in three rows at most, to have them
 
 

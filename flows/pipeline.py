@@ -1,5 +1,6 @@
 """The main job: curate → train one LoRA run after another → merge → evaluate on every task so far → GGUF."""
 
+import logging
 import math
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from tasks import stages
 from tasks.prepare import Source
 from tasks.run import Run
 
+log = logging.getLogger(__name__)
 NO_HELDOUT = "give more rows, or held-out rows that it has not learned (--heldout FILE)"
 FIDELITY_ROWS = 16  # held-out rows that a GGUF file has to answer as the model does
 
@@ -175,10 +177,20 @@ def score_again(run: Run) -> None:
     """The matrix of one adapter that is there, on the run's held-out sets or on other rows."""
     rows = curated(run)
     heldout = held_out(run, rows)
+    if not rows.datasets:
+        say_what_was_learned(run, heldout)
     scored = part(run, heldout, to_choose_by=False) if rows.datasets else heldout
     base_row = {task: score(run, None, rows) for task, rows in scored.items()}
     run.harnessed(harness(run, None), harness(run, run.prepared.adapter))
     run.evaluated({task: score(run, run.prepared.adapter, rows) for task, rows in scored.items()}, base_row)
+
+
+def say_what_was_learned(run: Run, heldout: dict[str, RowsRef]) -> None:
+    """Warn where an adapter is scored on rows that it has been trained on."""
+    learned = run.learned_before
+    for task, rows in heldout.items() if learned else ():
+        if known := rows.rows - run.call(stages.unseen, rows=rows, learned=learned).rows:
+            log.warning("%s: %d of these %d rows were trained, so the score says little", task, known, rows.rows)
 
 
 def curated(run: Run) -> Split:

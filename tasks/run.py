@@ -59,7 +59,7 @@ from tasks.progress import Progress, report
 from tasks.record import RunJournal
 from tasks.results import digest_in, gguf_record, harness_records, located, package_record, run_record, was_cached
 from tasks.serving import canary, register
-from tasks.splits import held_by, of_run
+from tasks.splits import held_by, learned_by, of_run
 
 if TYPE_CHECKING:
     from tasks.notifications import Audience
@@ -346,6 +346,11 @@ class Run:
             f"{rows.rows} rows are new to line {self.spec.line}; it waits for {self.spec.min_new_rows}", "unchanged"
         )
         return True
+
+    @property
+    def learned_before(self) -> list[RowsRef]:
+        """What the adapter of an earlier run has been trained on."""
+        return learned_by(self.prepared.of, self.store) if self.prepared.of else []
 
     def splits(self, rows: Split) -> None:
         """Note what is trained and what scores."""

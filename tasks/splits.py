@@ -36,6 +36,14 @@ def of_run(run_id: str, store: Store) -> Split | None:
     return result.split or from_its_stages(result, load(run_id, store), store)
 
 
+def learned_by(run_id: str, store: Store) -> list[RowsRef]:
+    """The rows that what a run made has been trained on, those of its line before it included, as far as known."""
+    prepared, rows = load(run_id, store), of_run(run_id, store)
+    before = prepared.live.version.datasets if prepared.live and prepared.flow == "retrain" else []
+    trained = {dataset.train for dataset in [*before, *(rows.datasets if rows else [])]}
+    return sorted(trained, key=lambda one: one.digest)
+
+
 def from_its_stages(result: RunResult, prepared: Prepared, store: Store) -> Split | None:
     """The same of a run that is older than `RunResult.split`: from what its stages returned."""
     made = [(stage.stage, returned(stage.key, store)) for stage in result.stages]

@@ -7,7 +7,7 @@ import pytest
 from backprop_core.errors import InputValidationFailed
 from backprop_core.keys import canonical
 from backprop_core.metrics import as_expected, contains, label_accuracy, rate, same_match, token_f1
-from backprop_core.refs import Generations
+from backprop_core.refs import FileAnswer, Generations
 from backprop_core.specs import CanarySpec
 from backprop_core.store import Store
 
@@ -87,3 +87,12 @@ def test_a_pattern_that_finds_nothing_is_refused(tmp_path) -> None:
     store = Store(tmp_path)
     with pytest.raises(InputValidationFailed, match="none of 1"):
         rate(written(store, [("1", "cat")]), metric="regex", pattern=r"\d", store=store)
+
+
+@pytest.mark.parametrize(
+    ("answer", "same"),
+    [("a\n  b\n", True), (" a\n  b", True), ("a\nb", False), ("  a\n  b", False), ("\ta\n  b", False)],
+)
+def test_an_answer_with_other_indentation_is_another(answer, same):
+    """A file's answer is the model's if it is so word for word, indentation included, but for whitespace at its end."""
+    assert FileAnswer(prompt="p", answer=answer, reference="a\n  b", stopped=True).same is same

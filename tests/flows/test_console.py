@@ -269,3 +269,15 @@ def test_durations(seconds: float | None, text: str) -> None:
 def test_sizes(count: int, text: str) -> None:
     """Bytes in units of 1024."""
     assert tables.size(count) == text
+
+
+def test_why_rows_were_not_trained_is_said_in_words() -> None:
+    """Bad rows are dropped, by reason; good rows that are not trained are named by what they are instead."""
+    shared = {"name": "night", "task": "night", "digest": DIGEST, "train_rows": 90, "heldout_rows": 10}
+    kept = {"held_out": 10, "learned": 7, "held_out_elsewhere": 2}
+    dataset = DatasetSummary(**shared, dropped={"not_json": 1}, not_trained=kept)
+    assert str(tables.not_trained(dataset)) == (
+        "night, not trained: 10 held out to score, 7 learned before, 2 held out for another task, "
+        "1 dropped (1 not json)"
+    )
+    assert tables.not_trained(DatasetSummary(**shared, dropped={}, not_trained={"held_out": 10})) is None

@@ -19,10 +19,12 @@ from backprop_core.refs import RowsRef, artifacts_in
 from backprop_core.settings import settings
 from backprop_core.specs import GateSpec, TrainSpec
 from backprop_core.store import Store
+from flows.evaluate import evaluate
 from flows.export import export
 from flows.retrain import retrain
 from flows.train import train
 from tasks import early, tracking
+from tasks.splits import learned_by, of_run
 from tasks.store_check import check
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "old_home.tar.xz"
@@ -96,6 +98,18 @@ def test_a_version_is_exported(home: Path) -> None:
     assert made.status == "finished" and made.gguf[0].bytes > 100_000
 
 
+def test_an_old_run_is_scored_on_what_it_held_out(store: Store) -> None:
+    """Its held-out rows are those that it noted, none that it trained, though they would be others today."""
+    lines = Lines(store)
+    for name, number in (("support", 1), ("support", 2), ("billing", 1)):
+        version = lines.version(name, number)
+        found = of_run(version.run_id, store)
+        assert found and found.heldout == version.heldout
+        assert set(learned_by(version.run_id, store)) == {dataset.train for dataset in version.datasets}
+    again = evaluate("support@1")
+    assert [stage.stage for stage in again.stages] == ["evaluate"] * 2
+
+
 def test_a_killed_training_is_resumed(home: Path) -> None:
     """It starts from the rows and the base that it had, and ends."""
     asked = early.asked(KILLED[:8])
@@ -121,8 +135,9 @@ def test_the_line_goes_on(home: Path, store: Store) -> None:
     after = Lines(store).versions("support")
     assert done.status in ("finished", "rejected") and after == ([1, 2, 3] if done.status == "finished" else [1, 2])
     assert made.train_rows + made.heldout_rows >= 60
-    trained = next(stage.digest for stage in done.stages if stage.stage == "unseen")
-    assert trained
-    rows = rows_of([RowsRef(digest=trained, rows=made.train_rows)], store)
+    assert done.split
+    rows = rows_of([done.split.datasets[0].train], store)
+    assert not rows_of([*done.split.heldout.values(), *done.split.aside.values()], store) & (learned | rows)
+    assert scored <= rows_of([*done.split.heldout.values(), *done.split.aside.values()], store)
     assert not rows & learned and not rows & scored
     assert len(rows) >= 50 + 12 - made.heldout_rows
