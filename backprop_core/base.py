@@ -39,22 +39,39 @@ def resolve(spec: ModelSpec, store: Store) -> BaseRef:
     directory, revision = locate(spec.name, spec.revision)
     check(directory)
     name = str(directory) if Path(spec.name).is_dir() else spec.name
-    return BaseRef(name=name, revision=revision, digest=digest(directory, store), day=day_of(directory))
+    written = {"day": day_of(directory), "bare": is_bare(directory)}
+    return BaseRef(name=name, revision=revision, digest=digest(directory, store), **written)
 
 
 def dated(base: BaseRef) -> BaseRef:
-    """The same base, with the day that its template writes: records from before that field lack it.
+    """The same base, with what its template writes of day and BOS: records from before those fields lack it.
 
     Without the base's files it stays as it is.
     """
-    directory = here(base.name, base.revision) if base.day is None else None
-    return base.model_copy(update={"day": day_of(directory)}) if directory else base
+    directory = here(base.name, base.revision)
+    return base.model_copy(update={"day": day_of(directory), "bare": is_bare(directory)}) if directory else base
 
 
 def day_of(directory: Path) -> str | None:
     """The day that the model's chat template writes into a conversation; None if it writes none."""
     template = template_of(directory)
     return templates.clock(template) if template else None
+
+
+def is_bare(directory: Path) -> bool:
+    """Whether a conversation begins without the BOS token that the model's tokenizer names."""
+    template, special = template_of(directory), special_tokens(directory)
+    if not template or not special.get("bos_token"):
+        return False
+    tokens = templates.named(special)
+    with templates.limit():
+        begun = templates.render(template, [templates.ASKED], special=tokens, add_generation_prompt=True)
+    return not begun.startswith(tokens["bos_token"])
+
+
+def special_tokens(directory: Path) -> Any:
+    """What a tokenizer's files say of it beside its vocabulary, its special tokens among it."""
+    return optional_json(directory / "special_tokens_map.json") | optional_json(directory / "tokenizer_config.json")
 
 
 def here(name: str, revision: str | None) -> Path | None:
@@ -133,8 +150,7 @@ def check(directory: Path) -> None:
             f"the tokenizer of {directory} has no chat template",
             hint="put a `chat_template.jinja` beside its tokenizer.json, for example that of the model's chat version",
         )
-    special = optional_json(directory / "special_tokens_map.json") | optional_json(directory / "tokenizer_config.json")
-    templates.check(template, special)
+    templates.check(template, special_tokens(directory))
 
 
 def check_config(directory: Path) -> None:

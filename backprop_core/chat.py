@@ -10,6 +10,7 @@ between fences is tokenized as plain text.
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple, TypeAlias
 
@@ -115,6 +116,12 @@ class Controls:
         names = "|".join(map(re.escape, sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True)))
         self._names = re.compile(names or r"(?!)")
         self._stop = re.compile(rf"({names or '(?!)'})(?:\s|{names or '(?!)'})*\Z")
+        self._tokenizer = tokenizer
+
+    @cached_property
+    def begin(self) -> str:
+        """What raw text begins with: the BOS token, or nothing."""
+        return str(self._tokenizer.bos_token) if begins_with_bos(self._tokenizer) else ""
 
     def stop(self, text: str, start: int) -> int | None:
         """Where the stop token ends: the first of the control tokens, spaces aside, that end `text`."""
@@ -164,13 +171,26 @@ def write(tokenizer: PreTrainedTokenizerBase, controls: Controls, row: ChatRow, 
 
 
 def raw(tokenizer: PreTrainedTokenizerBase, controls: Controls, text: str, index: int) -> Written:
-    """Raw text between fences, the token that begins a sequence before it if the tokenizer has it so, its end after."""
+    """Raw text between fences, after the token that begins every sequence if there is one, its end after it."""
     if tokenizer.eos_token is None:
         raise ChatTemplateUnusable("the tokenizer names no eos_token to end raw text with", hint="add it to its config")
     fence = FENCE * (1 + text.count(FENCE))
-    begin = tokenizer.bos_token if tokenizer("").input_ids[:1] == [tokenizer.bos_token_id] else ""
+    begin = controls.begin
     whole = f"{begin}{fence}{text}{fence}{tokenizer.eos_token}"
     return Written(index, whole, [(len(begin), len(whole))], fence)
+
+
+def begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether every sequence begins with BOS: the tokenizer puts it before a text, and the chat template writes it.
+
+    llama.cpp has one setting for both, `add_bos_token`, and its servers take away the BOS that a template has written
+    before they add theirs. A tokenizer that adds BOS where its chats are written without one is taken at its chats'
+    word: raw text has no BOS then, in training and in the GGUF file.
+    """
+    bos = tokenizer.bos_token
+    if bos is None or tokenizer("").input_ids[:1] != [tokenizer.bos_token_id]:
+        return False
+    return not tokenizer.chat_template or render_prompt(tokenizer, [templates.ASKED]).startswith(bos)
 
 
 def answered(messages: list[Message]) -> list[int]:
@@ -226,7 +246,7 @@ def write_prompt(tokenizer: PreTrainedTokenizerBase, controls: Controls, message
 
 
 def render(tokenizer: PreTrainedTokenizerBase, row: ChatRow) -> str:
-    """A whole row as text: its conversation, or its raw text."""
+    """A whole row as text: its conversation, or its raw text without what begins and ends it."""
     if "text" in row:
         return str(row["text"])
     with templates.limit():

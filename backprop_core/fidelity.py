@@ -1,28 +1,22 @@
-"""The proof that what ships is what was trained: a GGUF file against the model that it was made from."""
+"""The proof that what ships is what was trained: a GGUF file, read as a server reads it, against its model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
-from tokenizers.normalizers import NFC
 from torch import Tensor
-from torch.nn.functional import kl_div, log_softmax
+from torch.nn.functional import log_softmax
 
 from backprop_core import templates
-from backprop_core.chat import Message, answered, render_prompt, stop_id
+from backprop_core.chat import Message
 from backprop_core.errors import ExportFidelity, GGUFExportFailed
-from backprop_core.formats import ChatRow
 from backprop_core.llamacpp import last_error, library
 from backprop_core.metrics import as_expected
-from backprop_core.refs import Fidelity, FileAnswer, Generated
+from backprop_core.reference import ANSWER, TOKENS, Asked, Likely, Notes, Reference, rest
+from backprop_core.refs import Fidelity, FileAnswer
 from backprop_core.specs import CanarySpec
 
-TOKENS = 512  # compared per text
-ANSWER = 64  # tokens of an answer at most
-ASKED = 2  # held-out conversations that are answered where there are no canaries
 LARGER = "export a larger quantization such as q8_0; if f16 fails too, report it"
 F32 = 0  # ggml type of the key/value cache: F16 would add its own rounding
 # The least share of positions with the same most likely token. A file whose rotary pairing is wrong reaches 0.12. The
@@ -85,29 +79,42 @@ class Reader:
                 f"llama.cpp cannot load {file}: {last_error()}", hint="export it again; report it if it stays"
             ) from error
 
+        model = self.llama._model
+        self.adds_bos, self.adds_eos = model.add_bos_token(), model.add_eos_token()
+
     def close(self) -> None:
         """Free the model's memory."""
         self.llama.close()
 
-    def ids(self, text: str) -> list[int]:
-        """Token ids, special tokens parsed, no BOS added."""
-        return list(self.llama.tokenize(text.encode(), add_bos=False, special=True))
+    def ids(self, text: str, *, chat: bool = False) -> list[int]:
+        """Token ids as a llama.cpp server has them: special tokens parsed, BOS and EOS added as the file says.
+
+        Of a `chat`, which a template has written, the server first takes away what it is going to add.
+        [llama.cpp, common/chat.cpp, common_chat_templates_apply_jinja]
+        """
+        if chat and self.adds_bos:
+            text = text.removeprefix(self.piece(self.llama.token_bos()))
+        if chat and self.adds_eos:
+            text = text.removesuffix(self.piece(self.llama.token_eos()))
+        return list(self.llama.tokenize(text.encode(), add_bos=True, special=True))
+
+    def piece(self, token: int) -> str:
+        """The text of a token; empty for none."""
+        return "" if token < 0 else str(self.llama.detokenize([token], special=True).decode(errors="replace"))
 
     def prompt(self, messages: list[Message]) -> str:
         """A conversation and the beginning of its next turn, by the file's own template."""
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
-        names = {"eos_token": self.llama.token_eos(), "bos_token": self.llama.token_bos()}
-        tokens = {name: self.llama.detokenize([id_], special=True).decode() for name, id_ in names.items() if id_ >= 0}
-        template = self.llama.metadata["tokenizer.chat_template"]
-        write = Jinja2ChatFormatter(template, **{"eos_token": "", "bos_token": "", **tokens})
+        tokens = {"eos_token": self.piece(self.llama.token_eos()), "bos_token": self.piece(self.llama.token_bos())}
+        write = Jinja2ChatFormatter(self.llama.metadata["tokenizer.chat_template"], **tokens)
         write.strftime_now = templates.strftime_now
         return str(write(messages=messages, date_string=templates.TODAY).prompt)
 
-    def answer(self, prompt: str) -> tuple[str, bool]:
+    def answer(self, ids: list[int]) -> tuple[str, bool]:
         """The most likely continuation, at most ANSWER tokens, and whether it ended by itself."""
         self.llama.reset()
-        made = self.llama.create_completion(self.ids(prompt), temperature=0, max_tokens=ANSWER)
+        made = self.llama.create_completion(ids, temperature=0, max_tokens=ANSWER)
         [choice] = made["choices"]
         return choice["text"], choice["finish_reason"] == "stop"
 
@@ -118,85 +125,57 @@ class Reader:
         return torch.from_numpy(self.llama.scores[: len(ids)].copy())
 
 
-class Asked(NamedTuple):
-    """A conversation, what the fused model says next, and what has to be in that if it is a canary."""
+def measure(reference: Reference, file: Path, *, quantization: str, canaries: Sequence[CanarySpec] = ()) -> Fidelity:
+    """Compare the GGUF `file` with its model's `reference` over rendered chats, raw text and answers.
 
-    messages: list[Message]
-    reference: Generated
-    canary: CanarySpec | None = None
-
-
-def conversations(tokenizer: Any, canaries: Sequence[CanarySpec], rows: Sequence[ChatRow]) -> list[list[Message]]:
-    """What a file is asked: the canaries, or else the first held-out rows up to their last answers, if not too long."""
-    if canaries:
-        return [[{"role": "user", "content": canary.prompt}] for canary in canaries]
-    chats: list[list[Message]] = [row["messages"] for row in rows if "messages" in row]
-    begun = (messages[: answered(messages)[-1]] for messages in chats)
-    short = (messages for messages in begun if len(prompt_ids(tokenizer, messages)) + ANSWER <= TOKENS)
-    return list(islice(short, ASKED))
-
-
-def prompt_ids(tokenizer: Any, messages: list[Message]) -> list[int]:
-    """A conversation and the beginning of its next turn, as the model's tokenizer has it."""
-    return token_ids(tokenizer, normalized(tokenizer, render_prompt(tokenizer, messages)))
-
-
-def token_ids(tokenizer: Any, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-    return ids
-
-
-def measure(
-    model: Any, tokenizer: Any, texts: Sequence[str], file: Path, *, quantization: str, asked: Sequence[Asked] = ()
-) -> Fidelity:
-    """Compare the GGUF `file` with `model` (transformers, float32, adapter in it) over rendered chats and answers.
-
-    The first TOKENS tokens of each text are compared. Texts are normalized first where the tokenizer does so, since
-    llama.cpp has no normalizer. Raises ExportFidelity if the file has another chat template or stop token, if a text
-    gives other token ids, if too few most likely tokens are the same (LEAST_TOP1) or the divergence is too large
-    (MOST_KL), if the file's own template writes a conversation otherwise, or if it fails a canary that the model
-    passes; ExtraMissing or GGUFExportFailed if the file cannot be read.
+    The first TOKENS tokens of each text are compared. `canaries` are what the model was asked, if any. Raises
+    ExportFidelity if the file has another chat template or stop token, if a server of the file would read a text as
+    other tokens than the model was trained with, if too few most likely tokens are the same (LEAST_TOP1) or the
+    divergence is too large (MOST_KL), if the file's own template writes a conversation otherwise, or if it fails a
+    canary that the model passes; ExtraMissing or GGUFExportFailed if the file cannot be read.
     """
-    texts = [normalized(tokenizer, text) for text in texts]
-    ids = [token_ids(tokenizer, text) for text in texts]
-    assert any(ids), "nothing to compare"
-    prompts = [len(prompt_ids(tokenizer, one.messages)) + ANSWER for one in asked]
-    with closing(Reader(file, length=max(min(max(map(len, ids)), TOKENS), *prompts, 0))) as reader:
-        check_chat(tokenizer, reader.llama.metadata)
-        for number, (text, expected) in enumerate(zip(texts, ids, strict=True), 1):
-            check_ids(tokenizer, number, expected, reader.ids(text))
-        compared = [compare(reference_logits(model, row[:TOKENS]), reader.logits(row[:TOKENS])) for row in ids if row]
-        same, divergence = (torch.cat(column) for column in zip(*compared, strict=True))
+    notes, likely = reference
+    compared = [text.ids[:TOKENS] for text in notes.texts]
+    length = max(*map(len, compared), *(len(one.ids) + ANSWER for one in notes.asked), 0)
+    with closing(Reader(file, length=length)) as reader:
+        check_chat(notes, reader)
+        for number, text in enumerate(notes.texts, 1):
+            check_ids(reader, f"text {number}", text.ids, reader.ids(text.text, chat=text.chat))
+        sizes = [len(ids) for ids in compared if ids]
+        parts = zip(*(torch.split(column, sizes) for column in likely), strict=True)
+        pairs = zip(map(Likely._make, parts), (reader.logits(ids) for ids in compared if ids), strict=True)
+        same, divergence = map(torch.cat, zip(*(compare(one, found) for one, found in pairs), strict=True))
         fidelity = Fidelity(
             positions=len(same),
             ids_equal=True,
             top1=same.float().mean().item(),
-            kl=divergence.double().mean().item(),
-            answers=[answer(reader, tokenizer, one) for one in asked],
+            kl=divergence.mean().item(),
+            answers=[answer(reader, one) for one in notes.asked],
         )
     check_top1(fidelity, quantization)
     check_kl(fidelity, quantization)
-    check_canaries(fidelity, asked)
+    check_canaries(fidelity, canaries)
     return fidelity
 
 
-def answer(reader: Reader, tokenizer: Any, asked: Asked) -> FileAnswer:
+def answer(reader: Reader, asked: Asked) -> FileAnswer:
     """What the file answers, by its own template. Raises ExportFidelity if that writes otherwise than the model's."""
-    expected, prompt = render_prompt(tokenizer, asked.messages), reader.prompt(asked.messages)
-    if prompt != expected:
+    prompt = reader.prompt(asked.messages)
+    if prompt != asked.prompt:
         raise ExportFidelity(
-            f"llama.cpp writes a chat as {prompt[-80:]!r}, the model's tokenizer as {expected[-80:]!r}",
+            f"llama.cpp writes a chat as {prompt[-80:]!r}, the model's tokenizer as {asked.prompt[-80:]!r}",
             hint="the file would be asked otherwise than it was trained: do not ship it, and report the template",
         )
-    text, stopped = reader.answer(normalized(tokenizer, prompt))
+    check_ids(reader, "a prompt", asked.ids, reader.ids(asked.text, chat=True))
+    text, stopped = reader.answer(asked.ids)
     said = asked.messages[-1]["content"]
-    return FileAnswer(prompt=said, answer=text, reference=asked.reference.text, stopped=stopped)
+    return FileAnswer(prompt=said, answer=text, reference=asked.answer.text, stopped=stopped)
 
 
-def check_canaries(fidelity: Fidelity, asked: Sequence[Asked]) -> None:
+def check_canaries(fidelity: Fidelity, canaries: Sequence[CanarySpec]) -> None:
     """Raise ExportFidelity for a canary that the file answers otherwise than expected, and the model does not."""
-    for one, said in zip(asked, fidelity.answers, strict=True):
-        if one.canary and as_expected(one.canary, said.reference) and not as_expected(one.canary, said.answer):
+    for canary, said in zip(canaries, fidelity.answers, strict=bool(canaries)):
+        if as_expected(canary, said.reference) and not as_expected(canary, said.answer):
             raise ExportFidelity(
                 f"the file answers the canary {said.prompt[:60]!r} with {said.answer[:60]!r}, "
                 f"the model with {said.reference[:60]!r}",
@@ -204,49 +183,44 @@ def check_canaries(fidelity: Fidelity, asked: Sequence[Asked]) -> None:
             )
 
 
-def normalized(tokenizer: Any, text: str) -> str:
-    """`text` in NFC where the tokenizer brings it into that form; what else a normalizer does, llama.cpp does too."""
-    normalizer = tokenizer.backend_tokenizer.normalizer
-    return str(normalizer.normalize_str(text)) if isinstance(normalizer, NFC) else text
-
-
-def check_chat(tokenizer: Any, metadata: Mapping[str, str]) -> None:
+def check_chat(notes: Notes, reader: Reader) -> None:
     """Raise ExportFidelity unless a server that reads the file's metadata writes chats, and stops, as in training."""
-    expected = {
-        "tokenizer.chat_template": tokenizer.get_chat_template(),
-        "tokenizer.ggml.eos_token_id": str(stop_id(tokenizer)),
-    }
-    if other := [name for name, value in expected.items() if metadata.get(name) != value]:
+    expected = {"tokenizer.chat_template": notes.template, "tokenizer.ggml.eos_token_id": str(notes.stop)}
+    if other := [name for name, value in expected.items() if reader.llama.metadata.get(name) != value]:
         raise ExportFidelity(
             f"the file's {other[0]} is not that of the model's tokenizer",
             hint="the file would chat otherwise than it was trained to: do not ship it, export it again",
         )
 
 
-def check_ids(tokenizer: Any, number: int, expected: list[int], found: list[int]) -> None:
+def check_ids(reader: Reader, what: str, expected: list[int], found: list[int]) -> None:
     """Raise ExportFidelity at the first token that differs."""
     if found == expected:
         return
     at = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), len(found))
-    near = tokenizer.decode(expected[max(at - 2, 0) : at + 3])
+    near = "".join(map(reader.piece, expected[max(at - 2, 0) : at + 3]))
     raise ExportFidelity(
-        f"llama.cpp reads text {number} otherwise than the model's tokenizer from token {at} on, near {near!r}",
+        f"llama.cpp reads {what} otherwise than the model's tokenizer from token {at} on, near {near!r}",
         hint="the file would not answer as the model does: do not ship it, and report the tokenizer",
     )
 
 
-@torch.inference_mode()
-def reference_logits(model: Any, ids: list[int]) -> Tensor:
-    """The model's own logits after every token, (tokens, vocabulary) in float32 on the CPU."""
-    logits: Tensor = model(input_ids=torch.tensor([ids], device=model.device)).logits[0]
-    return logits.float().cpu()
+def compare(reference: Likely, found_tv: Tensor) -> tuple[Tensor, Tensor]:
+    """By position: whether the most likely token is the same, and KL(reference ‖ found) in nats, float64.
 
-
-def compare(reference: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
-    """By position: whether the most likely token is the same, and KL(reference ‖ found) in nats."""
-    same = reference.argmax(-1) == found.argmax(-1)
-    p, q = log_softmax(reference, -1), log_softmax(found, -1)
-    return same, kl_div(q, p, log_target=True, reduction="none").sum(-1)
+    Tokens that the reference has not kept count as one, which is the divergence of a coarser view: never more, and the
+    same where they have no weight.
+    """
+    log_q_tv = log_softmax(found_tv, -1)
+    log_q_tk = log_q_tv.gather(-1, reference.ids_tk.long()).double()
+    log_p_tk, log_p_t, log_q_t = (
+        reference.log_p_tk.double(),
+        reference.rest_t.double(),
+        rest(log_q_tv, reference.ids_tk),
+    )
+    likely_t = (log_p_tk.exp() * (log_p_tk - log_q_tk)).sum(-1)
+    others_t = log_p_t.exp() * (log_p_t - log_q_t.double())
+    return reference.best_t == found_tv.argmax(-1), likely_t + others_t.nan_to_num(0.0)
 
 
 def check_top1(fidelity: Fidelity, quantization: str) -> None:

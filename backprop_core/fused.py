@@ -5,24 +5,27 @@ from pathlib import Path
 
 import torch
 
-from backprop_core.base import TEXT_FILES, weights
+from backprop_core.base import TEXT_FILES, TOKENIZER_FILES, weights
 from backprop_core.gguf.fuse import Fused
 from backprop_core.gguf.stored import DTYPES
 from backprop_core.headers import LENGTH, in_order, read_header
 from backprop_core.keys import canonical
+from backprop_core.peft_files import tokenizer_home
 from backprop_core.progress import OnProgress
 
 
 def fuse(base: Path, adapter: Path | None, output: Path, *, on_progress: OnProgress | None = None) -> None:
     """Write the model in `base`, with `adapter` fused into it, into the directory `output`: the same files and types.
 
-    One tensor is in memory at a time; what is not changed is copied byte for byte. `on_progress` gets the files
-    written and how many there are. Raises AdapterMismatch for an adapter that cannot be fused into this base.
+    The tokenizer is the adapter's where one came with it. One tensor is in memory at a time; what is not changed is
+    copied byte for byte. `on_progress` gets the files written and how many there are. Raises AdapterMismatch for an
+    adapter that cannot be fused into this base.
     """
-    fused, files = Fused(base, adapter), weights(base)
+    fused, files, tokenizer = Fused(base, adapter), weights(base), tokenizer_home(base, adapter)
     for name in TEXT_FILES:
-        if (base / name).is_file():
-            shutil.copyfile(base / name, output / name)
+        home = tokenizer if name in TOKENIZER_FILES else base
+        if (home / name).is_file():
+            shutil.copyfile(home / name, output / name)
     for done, file in enumerate(files, 1):
         write_shard(file, fused, output / file.name)
         if on_progress:

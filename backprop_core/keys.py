@@ -34,7 +34,8 @@ VERSIONS = {
     "quantize": 1,
     "importance": 1,
     "quantize_weighted": 1,
-    "fidelity": 1,
+    "reference": 1,
+    "fidelity": 2,
     "package": 3,
 }
 
@@ -65,11 +66,12 @@ def dataset_digest(dataset: DatasetRef) -> str:
 def part(value: Any) -> Any:
     """What one parameter contributes to a key: refs their digest, specs what can change a result."""
     match value:
-        case BaseRef(day=str()):
-            return [value.digest, value.day]
+        case BaseRef():
+            marks = [*filter(None, [value.day]), *(["no bos"] if value.bare else [])]
+            return [value.digest, *marks] if marks else value.digest
         case SourceRef(readings=readings) if readings:
             return [value.digest, part(readings)]
-        case ArtifactRef() | BaseRef() | ConverterRef() | OwnTasks() | SourceRef():
+        case ArtifactRef() | ConverterRef() | OwnTasks() | SourceRef():
             return value.digest
         case Spec():
             return part(value.semantic())

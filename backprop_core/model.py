@@ -5,7 +5,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from backprop_core.adapter import Adapter, Tensors
 from backprop_core.base import OTHER_TOKENIZER, weights
 from backprop_core.errors import AdapterMismatch, GPUOutOfMemory, ModelLoadFailed, TokenizerMismatch
 from backprop_core.extras import QLORA, require
+from backprop_core.peft_files import tokenizer_home
 from backprop_core.refs import AdapterRef
 from backprop_core.store import Store
 
@@ -97,7 +98,7 @@ def load(path: Path, *, precision: Precision, device: str) -> LoadedBase:
     nf4: linear layers but the head in 4 bits, quantized twice; what is left, and what is computed, in bf16 on a GPU and
     fp32 on a CPU. Raises ModelLoadFailed, GPUOutOfMemory if the weights do not fit on the device, or ExtraMissing.
     """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -114,7 +115,7 @@ def load(path: Path, *, precision: Precision, device: str) -> LoadedBase:
             **quantized,
             **local,
         )
-        tokenizer = AutoTokenizer.from_pretrained(path, **local)
+        tokenizer = load_tokenizer(path, model.config)
         check_complete(path, model, info)
         model.to(device)
     except torch.OutOfMemoryError as error:
@@ -150,6 +151,20 @@ def check_complete(path: Path, model: Any, info: dict[str, Any]) -> None:
             f"{path} has an output head of its own, where its config.json says tie_word_embeddings",
             hint="set tie_word_embeddings to false in its config.json, or remove the head from its weights",
         )
+
+
+def load_tokenizer(directory: Path, config: Any) -> Any:
+    """The tokenizer of a directory, for a model with this config: an adapter's directory has none of its own."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(directory, config=config, local_files_only=True, trust_remote_code=False)
+
+
+def with_tokenizer_of(base: LoadedBase, ref: AdapterRef | None, store: Store) -> LoadedBase:
+    """The base with the tokenizer and chat template that came with the adapter, where some did."""
+    own = Path(base.tokenizer.name_or_path)
+    home = tokenizer_home(own, store.local(ref) if ref else None)
+    return base if home == own else replace(base, tokenizer=load_tokenizer(home, base.model.config))
 
 
 def nf4(dtype: torch.dtype, device: str) -> dict[str, Any]:

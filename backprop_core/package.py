@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from backprop_core.base import TOKENIZER_FILES
-from backprop_core.peft_files import FILES
+from backprop_core.peft_files import FILES, tokenizer_home
 from backprop_core.specs import Package
 
 GGUF_LORA = "adapter.gguf"
@@ -14,8 +14,8 @@ def write(base: Path, adapter: Path, output: Path, *, package: Package) -> None:
     """Write `package` into the directory `output`.
 
     merged: the base with the adapter fused into it, for transformers. lora: the adapter in PEFT's layout, with the
-    base's tokenizer. gguf-lora: the adapter for llama.cpp, on a GGUF file of the bare base. Raises AdapterMismatch,
-    and for gguf-lora ArchitectureUnsupported or TokenizerUnsupported.
+    base's tokenizer or the one that came with it. gguf-lora: the adapter for llama.cpp, on a GGUF file of the bare
+    base. Raises AdapterMismatch, and for gguf-lora ArchitectureUnsupported or TokenizerUnsupported.
     """
     match package:
         case "merged":
@@ -24,7 +24,7 @@ def write(base: Path, adapter: Path, output: Path, *, package: Package) -> None:
             fuse(base, adapter, output)
         case "lora":
             copy(adapter, FILES, output)
-            copy(base, TOKENIZER_FILES, output)
+            copy(tokenizer_home(base, adapter), TOKENIZER_FILES, output)
         case "gguf-lora":
             from backprop_core.gguf.lora import convert_lora
 

@@ -63,6 +63,12 @@ def portable(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def tokenizer_home(base: Path, adapter: Path | None) -> Path:
+    """The directory with the tokenizer and chat template of a model: the adapter's, where they came with it."""
+    own = adapter and any((adapter / name).is_file() for name in bases.TOKENIZER_FILES)
+    return adapter if adapter and own else base
+
+
 def check_fusable(config: dict[str, Any]) -> None:
     """Raise AdapterMismatch for an adapter that is more than B·A, or DoRA, on linear layers."""
     if found := [key for key in UNFUSABLE if config.get(key)]:

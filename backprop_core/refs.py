@@ -158,6 +158,9 @@ class BaseRef(Record):
     day: str | None = Field(
         None, description="ISO date that its chat template writes wherever it asks for today; None if it never asks."
     )
+    bare: bool = Field(
+        False, description="Its tokenizer names a BOS token and its chats begin without it: raw text does so too."
+    )
 
 
 class AdapterRef(ArtifactRef):
@@ -277,6 +280,13 @@ class GGUFRef(ArtifactRef):
     artifact: ClassVar[str] = "gguf"
     quantization: str
     bytes: int
+
+
+class ReferenceRef(ArtifactRef):
+    """What GGUF files of a model are compared with: `reference.json` and `likely.safetensors`."""
+
+    artifact: ClassVar[str] = "reference"
+    positions: int = Field(description="Tokens that the model has read.")
 
 
 class ImportanceRef(ArtifactRef):

@@ -23,7 +23,7 @@ from backprop_core.model import LoadedBase
 from backprop_core.refs import RowsRef, TokensRef
 from backprop_core.store import Store, write_atomic
 
-VERSION = 1
+VERSION = 2
 FILE = "tokens.safetensors"
 LIBRARIES = ("transformers", "tokenizers", "jinja2")
 log = logging.getLogger(__name__)

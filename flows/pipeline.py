@@ -16,6 +16,7 @@ from backprop_core.refs import (
     GGUFRef,
     Harnessed,
     Ratings,
+    ReferenceRef,
     RowsRef,
     Scores,
     SourceRef,
@@ -308,31 +309,35 @@ def canaries(run: Run, adapter: AdapterRef) -> Answers | None:
 
 def exports(run: Run, merged: AdapterRef | None, heldout: RowsRef) -> None:
     """Every file that is asked for, and the first GGUF file as a model of Ollama's, if that is asked for."""
-    for quantization in run.spec.export.quantizations:
-        export(run, merged, quantization, heldout)
+    quantizations = run.spec.export.quantizations
+    known = reference(run, merged, heldout) if quantizations and run.can_read_gguf else None
+    for quantization in quantizations:
+        export(run, merged, quantization, heldout, known)
     for package in run.spec.export.packages:
         run.packaged(run.call(stages.package, base=run.base, adapter=merged, package=package))
     if run.spec.export.ollama:
         run.serve(heldout)
 
 
-def export(run: Run, merged: AdapterRef | None, quantization: str, heldout: RowsRef) -> None:
-    """One GGUF file of the merged adapter, and how far it answers as the model does."""
+def reference(run: Run, merged: AdapterRef | None, heldout: RowsRef) -> ReferenceRef:
+    """What the files are compared with: the model reads held-out rows once, however many files there are."""
+    prompts = [canary.prompt for canary in run.spec.gate.canaries]
+    return run.call(
+        stages.reference, base=run.base, adapter=merged, heldout=heldout, rows=FIDELITY_ROWS, prompts=prompts
+    )
+
+
+def export(
+    run: Run, merged: AdapterRef | None, quantization: str, heldout: RowsRef, known: ReferenceRef | None
+) -> None:
+    """One GGUF file of the merged adapter, and how far it answers as the model does, where that is `known`."""
     if quantization in stages.WRITTEN_DIRECTLY:
         file = converted(run, merged, quantization)
     else:
         file = quantized(run, merged, quantization, heldout)
     fidelity = None
-    if run.can_read_gguf:
-        fidelity = run.call(
-            stages.fidelity,
-            base=run.base,
-            adapter=merged,
-            gguf=file,
-            heldout=heldout,
-            rows=FIDELITY_ROWS,
-            canaries=run.spec.gate.canaries,
-        )
+    if known:
+        fidelity = run.call(stages.fidelity, reference=known, gguf=file, canaries=run.spec.gate.canaries)
     run.exported(file, fidelity)
 
 

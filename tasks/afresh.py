@@ -12,10 +12,11 @@ class Afresh:
     def __init__(self, run: Path, *, asked: bool) -> None:
         self._path, self._asked = run / "fresh.txt", asked
         self._earlier = set(self._path.read_text(encoding="utf-8").split("\n")) if self._path.is_file() else set()
+        self._done: set[str] = set()  # by this process
 
     def is_due(self, key: str) -> bool:
         """Whether a stage is to be done, even if the cache has it."""
-        return self._asked and f"done {key}" not in self._earlier
+        return self._asked and f"done {key}" not in self._earlier and key not in self._done
 
     def has_begun(self, key: str) -> bool:
         """Whether an earlier process of this run has begun the stage: its checkpoints are the run's own."""
@@ -26,7 +27,8 @@ class Afresh:
         self._note("begun", key)
 
     def end(self, key: str) -> None:
-        """Note that the cache has what this run has made."""
+        """Note that the cache has what this run has made: a stage is done afresh once in a run."""
+        self._done.add(key)
         self._note("done", key)
 
     def _note(self, what: str, key: str) -> None:

@@ -4,6 +4,7 @@ import logging
 
 from backprop_core import base as bases
 from backprop_core import checkout, own_tasks
+from backprop_core.adapter_tokenizer import TEMPLATE
 from backprop_core.errors import (
     AdapterMismatch,
     ArchitectureUnsupported,
@@ -13,7 +14,7 @@ from backprop_core.errors import (
 )
 from backprop_core.extras import QLORA, require
 from backprop_core.gguf.support import check_supported, check_weights
-from backprop_core.refs import BaseRef, ConverterRef, OwnTasks
+from backprop_core.refs import AdapterRef, BaseRef, ConverterRef, OwnTasks
 from backprop_core.settings import settings
 from backprop_core.specs import EvaluationSpec, ExportSpec, RunSpec, TrainSpec
 from backprop_core.store import Store
@@ -42,8 +43,12 @@ def harness_tasks(evaluation: EvaluationSpec) -> OwnTasks | None:
     return own_tasks.find(directory.expanduser()) if directory else None
 
 
-def check_export(base: BaseRef, spec: RunSpec, store: Store) -> ConverterRef | None:
-    """Refuse an export that cannot work; what writes its GGUF files, where we do not."""
+def check_export(
+    base: BaseRef, spec: RunSpec, store: Store, *, adapter: AdapterRef | None = None
+) -> ConverterRef | None:
+    """Refuse an export that cannot work, of an adapter that is there if any; what writes its GGUF files, where we do
+    not.
+    """
     if spec.publish.repo:
         check_repo(spec.publish.repo)
     for name in filter(None, (spec.export.ollama, spec.publish.ollama)):
@@ -52,7 +57,9 @@ def check_export(base: BaseRef, spec: RunSpec, store: Store) -> ConverterRef | N
         raise AdapterMismatch(
             "a DoRA adapter is more than B·A, and llama.cpp knows no other", hint="export it fused: --format gguf"
         )
-    converter = converter_of(base, spec.export, store)
+    if adapter and "gguf-lora" in spec.export.packages and (own := own_tokenizer(adapter, store)):
+        log.warning("the gguf-lora file cannot hold the adapter's own %s: serve it with that, not the base's", own)
+    converter = converter_of(base, spec.export, store, adapter=adapter)
     if converter and spec.export.imatrix:
         raise ConfigInvalid("export.imatrix needs a base that is converted here", hint="leave export.imatrix away")
     needed = sorted(set(spec.export.quantizations) - WITHOUT_LLAMA)
@@ -65,7 +72,15 @@ def check_export(base: BaseRef, spec: RunSpec, store: Store) -> ConverterRef | N
     return converter
 
 
-def converter_of(base: BaseRef, export: ExportSpec, store: Store) -> ConverterRef | None:
+def own_tokenizer(adapter: AdapterRef, store: Store) -> str | None:
+    """The chat template that came with an adapter; None if it chats as its base does."""
+    found = store.local(adapter) / TEMPLATE
+    return found.name if found.is_file() else None
+
+
+def converter_of(
+    base: BaseRef, export: ExportSpec, store: Store, *, adapter: AdapterRef | None = None
+) -> ConverterRef | None:
     """The user's llama.cpp, where GGUF files are asked for of a base that has no writer here.
 
     Raises ArchitectureUnsupported, TokenizerUnsupported or ConfigInvalid.
@@ -75,7 +90,7 @@ def converter_of(base: BaseRef, export: ExportSpec, store: Store) -> ConverterRe
     config, directory = settings(), bases.local(base, store)
     check_weights(directory)
     try:
-        check_supported(directory)
+        check_supported(directory, store.local(adapter) if adapter else None)
     except (ArchitectureUnsupported, TokenizerUnsupported):
         if config.llama_cpp_dir is None or "gguf-lora" in export.packages:
             raise

@@ -1,5 +1,6 @@
 """An adapter that no run here made: a directory in PEFT's layout, checked against its base before it is loaded."""
 
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -7,8 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from backprop_core import adapter_tokenizer, devices, peft_files
 from backprop_core import base as bases
-from backprop_core import devices, peft_files
 from backprop_core.errors import ConfigInvalid, InputValidationFailed
 from backprop_core.keys import canonical
 from backprop_core.refs import AdapterRef, BaseRef
@@ -16,6 +17,7 @@ from backprop_core.specs import DatasetSpec, EvaluationSpec, LoraSpec, ModelSpec
 from backprop_core.store import Store
 from tasks import confine
 
+log = logging.getLogger(__name__)
 GENERAL = Path(__file__).with_name("general.jsonl")  # what its files are asked
 LIKE_PATHS = (os.sep, "/", ".", "~")
 
@@ -42,8 +44,13 @@ def adapter_in(ref: str, model: str | None, store: Store) -> tuple[RunSpec, Base
     base_model = named(directory, config, model)
     confine.refuse(confine.model(base_model.name))
     base = bases.resolve(base_model, store)
-    peft_files.check_fits(directory, bases.local(base, store))
-    return spec_of(directory, base_model, config), base, committed(directory, config, store)
+    files = bases.local(base, store)
+    peft_files.check_fits(directory, files)
+    own = adapter_tokenizer.own(directory, files)
+    if own:
+        differ = f"a {' and a '.join(own.differs)} of its own"
+        log.warning("%s has %s, other than the base %s: what it has is used", directory, differ, base.name)
+    return spec_of(directory, base_model, config), base, committed(directory, config, own, store)
 
 
 def named(directory: Path, config: dict[str, Any], model: str | None) -> ModelSpec:
@@ -69,10 +76,15 @@ def spec_of(directory: Path, model: ModelSpec, config: dict[str, Any]) -> RunSpe
     return RunSpec(model=model, datasets=rows, training=training, evaluation=EvaluationSpec(watch=rows))
 
 
-def committed(directory: Path, config: dict[str, Any], store: Store) -> AdapterRef:
-    """The adapter in the store: its weights byte for byte, its config without what differs between machines."""
+def committed(directory: Path, config: dict[str, Any], own: adapter_tokenizer.Own | None, store: Store) -> AdapterRef:
+    """The adapter in the store: its weights byte for byte, its config without what differs between machines.
+
+    Beside them its own tokenizer and chat template, where they are other than the base's.
+    """
     with store.begin("adapter") as target:
         shutil.copyfile(directory / peft_files.WEIGHTS, target / peft_files.WEIGHTS)
         text = canonical(peft_files.portable(config)) + "\n"
         (target / peft_files.CONFIG).write_text(text, encoding="utf-8", newline="\n")
+        for name, content in own.files.items() if own else ():
+            (target / name).write_bytes(content)
         return store.commit(target, AdapterRef, kind="merged", record={"stage": "import"})

@@ -26,6 +26,7 @@ from backprop_core.refs import (
     ImportanceRef,
     PackageRef,
     Ratings,
+    ReferenceRef,
     RowsRef,
     Scores,
     Searched,
@@ -45,7 +46,7 @@ RESULTS: dict[str, type[BaseModel]] = {
     f"{kind.__module__}.{kind.__qualname__}": kind
     for kind in (
         *(AdapterRef, Answers, Curated, Drift, Fidelity, GateReport, Generations, Harnessed),
-        *(GGUFRef, ImportanceRef, PackageRef, Ratings, RowsRef, Scores, Searched, Split, TrainResult),
+        *(GGUFRef, ImportanceRef, PackageRef, Ratings, ReferenceRef, RowsRef, Scores, Searched, Split, TrainResult),
     )
 }
 

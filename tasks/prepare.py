@@ -205,7 +205,7 @@ def again(flow: str, ref: str, export: ExportSpec, store: Store, *, model: str |
     """What an earlier run started from and made, for a flow that exports it."""
     earlier = made(ref, store, model=model)
     spec = earlier.spec.model_copy(update={"export": export})
-    converter = check_export(earlier.base, spec, store)
+    converter = check_export(earlier.base, spec, store, adapter=earlier.adapter)
     live = earlier.live if earlier.flow == "retrain" else None  # whose held-out rows it has
     return earlier.model_copy(update={"flow": flow, "spec": spec, "live": live, "converter": converter})
 

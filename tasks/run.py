@@ -68,7 +68,7 @@ R = TypeVar("R", bound=BaseModel)
 log = logging.getLogger(__name__)
 IN_THE_WORKER = {
     *("train", "search", "merge", "drift", "evaluate", "harness", "generate", "answer"),
-    *("convert", "convert_outside", "quantize", "importance", "quantize_weighted", "fidelity", "package"),
+    *("convert", "convert_outside", "quantize", "importance", "quantize_weighted", "reference", "fidelity", "package"),
 }
 OF_AN_EARLIER_RUN = {"evaluate", "export", "publish", "promote"}  # flows whose rows are that run's
 OF_A_LINE = {"retrain", "drift"}  # flows whose rows are seen beside those of the line
@@ -412,7 +412,7 @@ class Run:
             reason=self._reason,
             spec=self.spec.model_dump(mode="json"),
             defaults=self.prepared.defaults,
-            base=BaseRecord(**self.base.model_dump()),
+            base=BaseRecord(**self.base.model_dump(exclude={"bare"})),
             runs=self.runs,
             split=self.split,
             evaluation=self.evaluation,

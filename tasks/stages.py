@@ -22,6 +22,7 @@ from backprop_core.refs import (
     OwnTasks,
     PackageRef,
     Ratings,
+    ReferenceRef,
     RowsRef,
     Scores,
     Searched,
@@ -316,22 +317,16 @@ def package(base: BaseRef, adapter: AdapterRef, package: str) -> PackageRef:
 
 
 @stage
-def fidelity(
-    base: BaseRef,
-    adapter: AdapterRef | None,
-    gguf: GGUFRef,
-    heldout: RowsRef,
-    rows: int,
-    canaries: list[CanarySpec],
-) -> Fidelity:
-    """How far a GGUF file answers as the model it came from."""
+def reference(
+    base: BaseRef, adapter: AdapterRef | None, heldout: RowsRef, rows: int, prompts: list[str]
+) -> ReferenceRef:
+    """A model on held-out rows → what its files are compared with."""
     return current().work(
-        "fidelity",
-        Fidelity,
-        base=base,
-        adapter=adapter,
-        gguf=gguf,
-        heldout=heldout,
-        rows=rows,
-        canaries=canaries,
+        "reference", ReferenceRef, base=base, adapter=adapter, heldout=heldout, rows=rows, prompts=prompts
     )
+
+
+@stage
+def fidelity(reference: ReferenceRef, gguf: GGUFRef, canaries: list[CanarySpec]) -> Fidelity:
+    """How far a GGUF file answers as the model it came from."""
+    return current().work("fidelity", Fidelity, reference=reference, gguf=gguf, canaries=canaries)

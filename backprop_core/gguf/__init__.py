@@ -27,7 +27,7 @@ def convert(
     """
     from backprop_core.gguf.writer import write
 
-    check_supported(base)
+    check_supported(base, adapter)
     beside = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
     try:
         write(base, adapter, beside, outtype, on_progress or (lambda done, total: None))

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from backprop_core.base import read_json
 from backprop_core.errors import ArchitectureUnsupported, TokenizerUnsupported
 from backprop_core.gguf.tokenizer import HINT, kind_of
+from backprop_core.peft_files import tokenizer_home
 
 
 class Architecture(NamedTuple):
@@ -37,8 +38,10 @@ ARCHITECTURES = {
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 
-def check_supported(base: Path) -> None:
+def check_supported(base: Path, adapter: Path | None = None) -> None:
     """Say before any work whether `convert` can write this base. Reads its config and tokenizer, no weights; no torch.
+
+    The tokenizer is the adapter's where one came with it.
 
     Raises ArchitectureUnsupported or TokenizerUnsupported.
     """
@@ -53,7 +56,7 @@ def check_supported(base: Path) -> None:
     check_layers(architecture, config)
     for rope in ropes(config):
         check_rope(architecture, rope)
-    check_tokenizer(base / "tokenizer.json")
+    check_tokenizer(tokenizer_home(base, adapter) / "tokenizer.json")
 
 
 def check_weights(base: Path) -> None:

@@ -2,11 +2,14 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import gguf
+from transformers import AutoTokenizer
 
-from backprop_core.chat import stop_id
+from backprop_core.base import optional_json
+from backprop_core.chat import begins_with_bos, stop_id
 from backprop_core.errors import TokenizerUnsupported
 from backprop_core.gguf.tokenizer import kind_of
 
@@ -39,8 +42,24 @@ def add_vocabulary(writer: gguf.GGUFWriter, tokenizer: Any, size: int) -> None:
         writer.add_pad_token_id(tokenizer.pad_token_id)
     if tokenizer.unk_token_id is not None:
         writer.add_unk_token_id(tokenizer.unk_token_id)
-    writer.add_add_bos_token(tokenizer("a").input_ids[0] == tokenizer.bos_token_id)
+    writer.add_add_bos_token(begins_with_bos(tokenizer))
     writer.add_chat_template(tokenizer.get_chat_template())
+
+
+def declare(directory: Path, config: Any) -> None:
+    """Write into a model's tokenizer_config.json what the function above writes of BOS, EOS and the chat template.
+
+    llama.cpp's own converter takes them from there. [gguf, SpecialVocab] Raises ChatTemplateUnusable.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(directory, config=config)
+    path = directory / "tokenizer_config.json"
+    said = {
+        "add_bos_token": begins_with_bos(tokenizer),
+        "add_eos_token": False,
+        "eos_token": tokenizer.convert_ids_to_tokens(stop_id(tokenizer)),
+        "chat_template": tokenizer.get_chat_template(),
+    }
+    path.write_text(json.dumps(optional_json(path) | said), encoding="utf-8")
 
 
 def scores(tokens: list[str], merges: list[str]) -> list[float]:

@@ -16,6 +16,7 @@ from backprop_core.gguf.packing import Writer
 from backprop_core.gguf.stored import DTYPES
 from backprop_core.gguf.tokenizer import LEAVE
 from backprop_core.gguf.vocabulary import add_vocabulary
+from backprop_core.peft_files import tokenizer_home
 from backprop_core.progress import OnProgress
 
 FILE_TYPES = {
@@ -28,7 +29,8 @@ FILE_TYPES = {
 
 def write(base: Path, adapter: Path | None, path: Path, outtype: str, on_progress: OnProgress) -> None:
     """Write the file at `path`; half of it is left there on failure."""
-    config, tokenizer = AutoConfig.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    config: Any = AutoConfig.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_home(base, adapter), config=config)
     fused = Fused(base, adapter)
     entries = plan(config, fused, GGMLType[outtype.upper()])
     write_header(path, config, tokenizer, entries, FILE_TYPES[outtype])

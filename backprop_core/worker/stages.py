@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import starmap, zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,13 +9,12 @@ from pydantic import BaseModel
 
 from backprop_core import base as bases
 from backprop_core import checkout
-from backprop_core.curate import load as load_rows
 from backprop_core.drift import drift
 from backprop_core.errors import Interrupted
 from backprop_core.evaluate import evaluate
 from backprop_core.frozen import Record
 from backprop_core.generate import answer, generate
-from backprop_core.model import LoadedBase, Precision, load
+from backprop_core.model import LoadedBase, Precision, load, with_tokenizer_of
 from backprop_core.progress import OnProgress
 from backprop_core.refs import (
     AdapterRef,
@@ -31,6 +29,7 @@ from backprop_core.refs import (
     ImportanceRef,
     OwnTasks,
     PackageRef,
+    ReferenceRef,
     RowsRef,
     Scores,
     Searched,
@@ -149,13 +148,21 @@ class HarnessJob(Record):
     device: str
 
 
-class FidelityJob(Record):
+class ReferenceJob(Record):
     base: BaseRef
     adapter: AdapterRef | None
-    gguf: GGUFRef
     heldout: RowsRef
     rows: int
+    prompts: list[str]
+
+
+class FidelityJob(Record):
+    reference: ReferenceRef
+    gguf: GGUFRef
     canaries: list[CanarySpec]
+
+
+Model = EvaluateJob | GenerateJob | AnswerJob | ImportanceJob | HarnessJob | ReferenceJob
 
 
 class Stages:
@@ -198,6 +205,8 @@ class Stages:
                 return self.quantize(QuantizeJob.model_validate(parameters))
             case "package":
                 return self.package(PackageJob.model_validate(parameters))
+            case "reference":
+                return self.reference(ReferenceJob.model_validate(parameters))
             case "fidelity":
                 return self.fidelity(FidelityJob.model_validate(parameters))
         raise AssertionError(f"no stage {stage}")
@@ -209,6 +218,10 @@ class Stages:
             self._loaded = None  # let go of the old one first
             self._loaded = wanted, load(bases.local(ref, self._store), precision=precision, device=device)
         return self._loaded[1]
+
+    def model(self, job: Model, precision: Precision, device: str) -> LoadedBase:
+        """The base in memory, with the tokenizer that came with the job's adapter, if one did."""
+        return with_tokenizer_of(self.base(job.base, precision, device), job.adapter, self._store)
 
     def base_to_train(self, job: TrainJob) -> LoadedBase:
         """The base as the training's backend loads it; Unsloth's is good for one training."""
@@ -276,21 +289,21 @@ class Stages:
     def harness(self, job: HarnessJob) -> Harnessed:
         from backprop_core.harness import harness
 
-        base = self.base(job.base, job.precision, job.device)
+        base = self.model(job, job.precision, job.device)
         return harness(base, job.adapter, spec=job.spec, own=job.own, store=self._store)
 
     def evaluate(self, job: EvaluateJob, progress: OnProgress) -> Scores:
-        base = self.base(job.base, job.precision, job.device)
+        base = self.model(job, job.precision, job.device)
         return evaluate(
             base, job.adapter, job.heldout, max_length=job.max_length, store=self._store, on_progress=progress
         )
 
     def generate(self, job: GenerateJob, progress: OnProgress) -> Generations:
-        base = self.base(job.base, job.precision, job.device)
+        base = self.model(job, job.precision, job.device)
         return generate(base, job.adapter, job.heldout, spec=job.spec, store=self._store, on_progress=progress)
 
     def answer(self, job: AnswerJob, progress: OnProgress) -> Answers:
-        base = self.base(job.base, job.precision, job.device)
+        base = self.model(job, job.precision, job.device)
         made = answer(base, job.adapter, job.conversations, spec=job.spec, store=self._store, on_progress=progress)
         return Answers(answers=made)
 
@@ -309,13 +322,17 @@ class Stages:
             return self.commit_gguf(directory, job.outtype, {"stage": "convert", "base": job.base.digest})
 
     def convert_outside(self, job: ConvertOutsideJob, progress: OnProgress) -> GGUFRef:
+        from transformers import AutoConfig
+
         from backprop_core.fused import fuse
+        from backprop_core.gguf.vocabulary import declare
 
         checkout.check(job.converter)
         base, adapter = bases.local(job.base, self._store), self.adapter_directory(job.adapter)
         with self._store.begin("gguf") as directory, self._store.begin("fused") as scratch:
             (scratch / "model").mkdir()
             fuse(base, adapter, scratch / "model", on_progress=progress)
+            declare(scratch / "model", AutoConfig.from_pretrained(base))
             checkout.convert(
                 scratch / "model",
                 directory / "model.gguf",
@@ -331,7 +348,7 @@ class Stages:
     def importance(self, job: ImportanceJob, progress: OnProgress) -> ImportanceRef:
         from backprop_core.importance import importance
 
-        base = self.base(job.base, job.precision, job.device)
+        base = self.model(job, job.precision, job.device)
         return importance(
             base,
             job.adapter,
@@ -374,21 +391,18 @@ class Stages:
             record = {"stage": "package", "base": job.base.digest, "adapter": job.adapter.digest}
             return self._store.commit(directory, PackageRef, record=record, package=job.package, bytes=size)
 
-    def fidelity(self, job: FidelityJob) -> Fidelity:
-        from backprop_core.chat import render
-        from backprop_core.fidelity import ANSWER, Asked, conversations, measure
-        from backprop_core.model import adapted
+    def reference(self, job: ReferenceJob) -> ReferenceRef:
+        from backprop_core.reference import reference
 
-        base = self.base(job.base, "fp32", "cpu")
-        rows = load_rows(self._store.local(job.heldout))[: job.rows]
-        texts = [render(base.tokenizer, row) for row in rows]
-        chats = conversations(base.tokenizer, job.canaries, rows)
-        spec = GenerationSpec(max_new_tokens=ANSWER)
-        answers = answer(base, job.adapter, chats, spec=spec, store=self._store) if chats else []
-        asked = list(starmap(Asked, zip_longest(chats, answers, job.canaries)))
-        file = self._store.local(job.gguf) / "model.gguf"
-        with adapted(base, job.adapter, self._store) as model, base.checking_ids():
-            return measure(model, base.tokenizer, texts, file, quantization=job.gguf.quantization, asked=asked)
+        base = self.model(job, "fp32", "cpu")
+        return reference(base, job.adapter, job.heldout, rows=job.rows, prompts=job.prompts, store=self._store)
+
+    def fidelity(self, job: FidelityJob) -> Fidelity:
+        from backprop_core.fidelity import measure
+        from backprop_core.reference import read
+
+        known, file = read(self._store.local(job.reference)), self._store.local(job.gguf) / "model.gguf"
+        return measure(known, file, quantization=job.gguf.quantization, canaries=job.canaries)
 
     def adapter_directory(self, adapter: AdapterRef | None) -> Path | None:
         return self._store.local(adapter) if adapter else None

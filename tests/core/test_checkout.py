@@ -25,6 +25,7 @@ from backprop_core.errors import (
 from backprop_core.fidelity import measure
 from backprop_core.keys import stage_key
 from backprop_core.model import load
+from backprop_core.reference import refer
 from backprop_core.refs import AdapterRef, BaseRef, ConverterRef
 from backprop_core.specs import ModelSpec
 from backprop_core.store import Store
@@ -80,7 +81,8 @@ def test_its_file_answers_as_the_model(odd: Path, llama_cpp: Path, store: Store)
     loaded = load(odd, precision="fp32", device="cpu")
     file = store.local(gguf) / "model.gguf"
     fused = PeftModel.from_pretrained(tiny.load(odd), store.local(adapter)).merge_and_unload()
-    assert measure(fused, loaded.tokenizer, tiny.PROMPTS[:2], file, quantization="f32").top1 == 1
+    known = refer(fused, loaded.tokenizer, [{"text": text} for text in tiny.PROMPTS[:2]])
+    assert measure(known, file, quantization="f32").top1 == 1
     assert gguf.quantization == "f32" and left_in(store) == before
     assert store.record(gguf.digest)["base"] == base.digest
 

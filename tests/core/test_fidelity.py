@@ -10,16 +10,26 @@ from gguf import GGUFReader
 from peft import PeftModel
 from transformers import AutoTokenizer
 
+from backprop_core import fidelity
 from backprop_core.errors import ExportFidelity, GGUFExportFailed
-from backprop_core.fidelity import compare, measure
+from backprop_core.fidelity import compare
 from backprop_core.gguf import convert
 from backprop_core.gguf.tokenizer import QWEN2
 from backprop_core.quantize import quantize
+from backprop_core.reference import Likely, refer
+from backprop_core.refs import Fidelity
 from tests.core import tiny_models as tiny
 
 # PEFT asks transformers for a property that it renamed
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 Case = tuple[Any, Any, Path]
+
+
+def measure(model: Any, tokenizer: Any, texts: list[str], file: Path, *, quantization: str) -> Fidelity:
+    """The file against what the model makes of these texts."""
+    return fidelity.measure(
+        refer(model, tokenizer, [{"text": text} for text in texts]), file, quantization=quantization
+    )
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +118,7 @@ def test_divergence_is_that_of_float64(case: Case) -> None:
     torch.manual_seed(0)
     reference, found = torch.randn(7, 50), torch.randn(7, 50)
     p, q = (np.exp(x.double().numpy()) / np.exp(x.double().numpy()).sum(-1, keepdims=True) for x in (reference, found))
-    same, divergence = compare(reference, found)
+    same, divergence = compare(Likely.of(reference), found)
     assert np.allclose(divergence.numpy(), (p * np.log(p / q)).sum(-1), atol=1e-6)
     assert same.tolist() == (p.argmax(-1) == q.argmax(-1)).tolist()
 

@@ -9,12 +9,12 @@ import pytest
 from gguf import GGUFReader
 from llama_cpp import llama_chat_format
 
-from backprop_core.chat import render
 from backprop_core.errors import ExportFidelity
-from backprop_core.fidelity import Asked, conversations, measure
+from backprop_core.fidelity import measure
 from backprop_core.generate import answer
 from backprop_core.gguf import convert
 from backprop_core.model import LoadedBase, load
+from backprop_core.reference import Reference, conversations, refer
 from backprop_core.refs import Generated
 from backprop_core.specs import CanarySpec, GenerationSpec
 from backprop_core.store import Store
@@ -41,18 +41,16 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def asked(base: LoadedBase, store: Store, canary: CanarySpec) -> list[Asked]:
-    """The canary, and what the model itself says to it."""
-    chats = conversations(base.tokenizer, [canary], [])
-    spec = GenerationSpec(max_new_tokens=64)
-    return [Asked(chats[0], answer(base, None, chats, spec=spec, store=store)[0], canary)]
+def reference(base: LoadedBase, store: Store) -> Reference:
+    """What the model itself makes of a row, and says to the canary."""
+    chats = conversations(base.tokenizer, [QUESTION], [])
+    said = answer(base, None, chats, spec=GenerationSpec(max_new_tokens=64), store=store)
+    return refer(base.model, base.tokenizer, [ROW], [(chats[0], said[0])])
 
 
 def test_answers_stand_beside_the_models(example: LoadedBase, file: Path, store: Store) -> None:
     """An exact file says what transformers says, and ends."""
-    texts = [render(example.tokenizer, ROW)]
-    one = asked(example, store, CANARY)
-    found = measure(example.model, example.tokenizer, texts, file, quantization="f32", asked=one)
+    found = measure(reference(example, store), file, quantization="f32", canaries=[CANARY])
     [said] = found.answers
     assert (said.prompt, said.answer, said.reference) == (QUESTION, "This goes to Repairs.", "This goes to Repairs.")
     assert said.stopped
@@ -62,15 +60,15 @@ def test_a_file_that_fails_a_canary_is_stopped(example: LoadedBase, store: Store
     """It may be near enough token by token; a canary that the model fails itself stops nothing."""
     adapter = tiny.add_adapter(EXAMPLE_BASE, tmp_path / "adapter", lora_alpha=24)
     convert(EXAMPLE_BASE, adapter, tmp_path / "model.gguf", outtype="f32")
-    texts = [render(example.tokenizer, ROW)]
-
-    def check(canary: CanarySpec) -> None:
-        one = asked(example, store, canary)
-        measure(example.model, example.tokenizer, texts, tmp_path / "model.gguf", quantization="q2_k", asked=one)
-
-    check(CanarySpec(prompt=QUESTION, expect="Marketing"))
+    known = reference(example, store)
+    measure(
+        known,
+        tmp_path / "model.gguf",
+        quantization="q2_k",
+        canaries=[CanarySpec(prompt=QUESTION, expect="Marketing")],
+    )
     with pytest.raises(ExportFidelity, match="answers the canary"):
-        check(CANARY)
+        measure(known, tmp_path / "model.gguf", quantization="q2_k", canaries=[CANARY])
 
 
 def test_a_divergence_that_no_argmax_shows_is_stopped(example: LoadedBase, file: Path, tmp_path: Path) -> None:
@@ -79,7 +77,7 @@ def test_a_divergence_that_no_argmax_shows_is_stopped(example: LoadedBase, file:
     [norm] = [tensor for tensor in GGUFReader(sharp, "r+").tensors if tensor.name == "output_norm.weight"]
     norm.data[:] *= 3
     with pytest.raises(ExportFidelity, match="nats per token away"):
-        measure(example.model, example.tokenizer, [render(example.tokenizer, ROW)], sharp, quantization="q8_0")
+        measure(refer(example.model, example.tokenizer, [ROW]), sharp, quantization="q8_0")
 
 
 def test_a_template_that_llama_cpp_writes_otherwise_is_stopped(tmp_path: Path) -> None:
@@ -89,9 +87,10 @@ def test_a_template_that_llama_cpp_writes_otherwise_is_stopped(tmp_path: Path) -
     template.write_text("{{ bos_token }}" + template.read_text(encoding="utf-8"), encoding="utf-8")
     convert(base, None, tmp_path / "model.gguf", outtype="f32")
     loaded = load(base, precision="fp32", device="cpu")
-    one = [Asked(ROW["messages"][:1], Generated(text="", tokens=0, stopped=True))]
+    one = [(ROW["messages"][:1], Generated(text="", tokens=0, stopped=True))]
+    known = refer(loaded.model, loaded.tokenizer, [{"text": "a"}], one)
     with pytest.raises(ExportFidelity, match="writes a chat as"):
-        measure(loaded.model, loaded.tokenizer, ["a"], tmp_path / "model.gguf", quantization="f32", asked=one)
+        measure(known, tmp_path / "model.gguf", quantization="f32")
 
 
 def test_the_files_own_template_sees_the_fixed_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,9 +109,9 @@ def test_the_files_own_template_sees_the_fixed_day(tmp_path: Path, monkeypatch: 
     )
     convert(base, None, tmp_path / "model.gguf", outtype="f32")
     loaded = load(base, precision="fp32", device="cpu")
-    one = [Asked(ROW["messages"][:1], Generated(text="", tokens=0, stopped=True))]
-    found = measure(loaded.model, loaded.tokenizer, ["a"], tmp_path / "model.gguf", quantization="f32", asked=one)
-    assert found.ids_equal
+    one = [(ROW["messages"][:1], Generated(text="", tokens=0, stopped=True))]
+    known = refer(loaded.model, loaded.tokenizer, [{"text": "a"}], one)
+    assert measure(known, tmp_path / "model.gguf", quantization="f32").ids_equal
     assert "strftime_now" in GGUFReader(tmp_path / "model.gguf").fields["tokenizer.chat_template"].contents()
 
 
@@ -121,5 +120,5 @@ def test_what_is_asked(example: LoadedBase) -> None:
     long = {"messages": [{"role": "user", "content": "button " * 600}, *ROW["messages"][1:]]}
     rows = [{"text": "raw"}, long, ROW, ROW, ROW]
     assert conversations(example.tokenizer, [], rows) == [ROW["messages"][:1]] * 2
-    assert conversations(example.tokenizer, [CANARY], rows) == [[{"role": "user", "content": QUESTION}]]
+    assert conversations(example.tokenizer, [QUESTION], rows) == [[{"role": "user", "content": QUESTION}]]
     assert conversations(example.tokenizer, [], rows[:2]) == []

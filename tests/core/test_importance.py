@@ -12,12 +12,13 @@ from peft import PeftModel
 from safetensors.numpy import load_file, save_file
 
 from backprop_core import base as bases
-from backprop_core.fidelity import Reader, compare, reference_logits
+from backprop_core.fidelity import Reader, compare
 from backprop_core.gguf import convert
 from backprop_core.importance import FILE, importance
 from backprop_core.keys import part
 from backprop_core.model import LoadedBase, load
 from backprop_core.quantize import quantize
+from backprop_core.reference import Likely, reference_logits
 from backprop_core.refs import AdapterRef, RowsRef
 from backprop_core.specs import ExportSpec, ModelSpec
 from backprop_core.store import Store
@@ -63,7 +64,7 @@ def divergence(base: LoadedBase, file: Path, texts: list[str]) -> float:
     """Mean KL of the file from the base, in nats per token."""
     ids = [base.tokenizer(text).input_ids for text in texts]
     with closing(Reader(file, length=128)) as reader:
-        per_text = [compare(reference_logits(base.model, row), reader.logits(row))[1] for row in ids]
+        per_text = [compare(Likely.of(reference_logits(base.model, row)), reader.logits(row))[1] for row in ids]
     return torch.cat(per_text).double().mean().item()
 
 

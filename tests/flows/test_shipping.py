@@ -72,6 +72,18 @@ def test_a_directory_goes_out_too(base: Path, data: list[str], tmp_path: Path) -
     assert scored.evaluation and len(scored.evaluation.tasks) == 1
 
 
+def test_three_files_of_one_adapter(base: Path, data: list[str]) -> None:
+    """Each is compared with the model, which reads the rows once; what they are made of is made once, afresh too."""
+    other = TRAINING.model_copy(update={"steps": 3})
+    made = train(data[0], model=str(base), training=other, evaluation=EvaluationSpec(heldout_max=5))
+    for fresh in (False, True):
+        again = export(made.run_id, ["f16", "q8_0", "q4_k_m", "q3_k_m"], fresh=fresh)
+        done = [stage.stage for stage in again.stages if not stage.cached]
+        assert (done.count("reference"), done.count("convert"), done.count("quantize")) == (1, 2, 2)
+        assert len({stage.key for stage in again.stages if not stage.cached}) == len(done)
+        assert done.count("fidelity") == 4 and all(file.fidelity["ids_equal"] for file in again.gguf)
+
+
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)

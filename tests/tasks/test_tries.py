@@ -53,6 +53,7 @@ def test_a_fresh_run_knows_what_it_has_done(tmp_path: Path) -> None:
         assert first.is_due(key) and not first.has_begun(key)
         first.begin(key)
     first.end(KEY)
+    assert not first.is_due(KEY) and first.is_due(OTHER)  # what three files are made of is made once
     second = Afresh(tmp_path, asked=True)
     assert not second.is_due(KEY)
     assert second.is_due(OTHER) and second.has_begun(OTHER)

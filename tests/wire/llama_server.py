@@ -40,3 +40,16 @@ def written(server: httpx.Client, prompt: str, *, tokens: int) -> list[int]:
     wanted = {"prompt": rendered, "temperature": 0, "n_predict": tokens, "return_tokens": True}
     ids: list[int] = server.post("/completion", json=wanted).raise_for_status().json()["tokens"]
     return ids
+
+
+def read_as(file: Path, messages: list[dict[str, str]], text: str) -> tuple[list[int], list[int]]:
+    """The ids that the server computes for a conversation, and for a text that is to be continued."""
+
+    def ids(prompt: str) -> list[int]:
+        wanted = {"content": prompt, "add_special": True, "parse_special": True}  # as for every prompt
+        found: list[int] = server.post("/tokenize", json=wanted).raise_for_status().json()["tokens"]
+        return found
+
+    with serving(file) as server:
+        rendered = server.post("/apply-template", json={"messages": messages}).raise_for_status().json()["prompt"]
+        return ids(rendered), ids(text)

@@ -1,0 +1,181 @@
+"""What a GGUF file is compared with: the model's own ids, likely tokens and answers, kept as an artifact.
+
+The model reads each text once, however many files are made of it; comparing needs neither the model nor transformers.
+"""
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
+
+import torch
+from pydantic import Field
+from safetensors.torch import load_file, save
+from tokenizers.normalizers import NFC
+from torch import Tensor
+from torch.nn.functional import log_softmax
+
+from backprop_core import curate
+from backprop_core.chat import Controls, Message, answered, render, render_prompt, stop_id
+from backprop_core.formats import ChatRow
+from backprop_core.frozen import Record
+from backprop_core.generate import answer
+from backprop_core.keys import canonical
+from backprop_core.model import LoadedBase, adapted
+from backprop_core.refs import AdapterRef, Generated, ReferenceRef, RowsRef
+from backprop_core.specs import GenerationSpec
+from backprop_core.store import Store
+
+TOKENS = 512  # compared per text
+LIKELY = 1024  # tokens whose likelihoods are kept for each position, the most likely ones; the rest count as one
+ANSWER = 64  # tokens of an answer at most
+ASKED = 2  # held-out conversations that are answered where there are no canaries
+NOTES, LOGITS = "reference.json", "likely.safetensors"
+
+# t = tokens of all texts one after another, each text's first TOKENS; k = at most LIKELY; v = vocabulary
+
+
+class Text(Record):
+    """A held-out row as a server of the file gets it, and its tokens as the model was trained with."""
+
+    text: str
+    ids: list[int]
+    chat: bool = Field(description="Whether a template has written it: then it brings its own BOS.")
+
+
+class Asked(Record):
+    """A conversation, how the model's template writes it, and what the model says next."""
+
+    messages: list[Message]
+    prompt: str
+    text: str = Field(description="The prompt as a server of the file gets it.")
+    ids: list[int]
+    answer: Generated
+
+
+class Notes(Record):
+    """What the model's tokenizer has to say, and what it was asked."""
+
+    format: Literal[1] = 1
+    template: str
+    stop: int
+    texts: list[Text]
+    asked: list[Asked]
+
+
+class Likely(NamedTuple):
+    """By position: the most likely token, the likely ones, log p of each of them, and log p of all others together."""
+
+    best_t: Tensor
+    ids_tk: Tensor
+    log_p_tk: Tensor
+    rest_t: Tensor
+
+    @classmethod
+    def of(cls, logits_tv: Tensor) -> Self:
+        log_p_tv = log_softmax(logits_tv.float(), -1)
+        log_p_tk, ids_tk = log_p_tv.topk(min(LIKELY, logits_tv.shape[-1]), -1)
+        return cls(logits_tv.argmax(-1).int(), ids_tk.int(), log_p_tk, rest(log_p_tv, ids_tk))
+
+
+class Reference(NamedTuple):
+    """Everything that a file is compared with."""
+
+    notes: Notes
+    likely: Likely
+
+
+def rest(log_p_tv: Tensor, ids_tk: Tensor) -> Tensor:
+    """log p of all tokens but these together, by position: (t,)."""
+    return log_p_tv.scatter(-1, ids_tk.long(), -torch.inf).logsumexp(-1)
+
+
+def reference(
+    base: LoadedBase, adapter: AdapterRef | None, heldout: RowsRef, *, rows: int, prompts: list[str], store: Store
+) -> ReferenceRef:
+    """Let the base (float32) with `adapter`, or bare, read the first `rows` rows and answer; commit what it says.
+
+    It answers `prompts`, or else the first conversations. Raises AdapterMismatch, ChatTemplateUnusable.
+    """
+    first = curate.load(store.local(heldout))[:rows]
+    chats = conversations(base.tokenizer, prompts, first)
+    spec = GenerationSpec(max_new_tokens=ANSWER)
+    answers = answer(base, adapter, chats, spec=spec, store=store) if chats else []
+    with adapted(base, adapter, store) as model, base.checking_ids():
+        made = refer(model, base.tokenizer, first, list(zip(chats, answers, strict=True)))
+    record = {"stage": "reference", "adapter": adapter and adapter.digest, "heldout": heldout.digest}
+    with store.begin("reference") as directory:
+        write(made, directory)
+        return store.commit(directory, ReferenceRef, record=record, positions=len(made.likely.best_t))
+
+
+def refer(
+    model: Any, tokenizer: Any, rows: Sequence[ChatRow], asked: Sequence[tuple[list[Message], Generated]] = ()
+) -> Reference:
+    """What `model` (transformers, float32, adapter in it) makes of the rows, beside its answers."""
+    texts = [text_of(tokenizer, row) for row in rows]
+    assert any(text.ids for text in texts), "nothing to compare"
+    notes = Notes(
+        template=tokenizer.get_chat_template(),
+        stop=stop_id(tokenizer),
+        texts=texts,
+        asked=[asked_of(tokenizer, messages, answer) for messages, answer in asked],
+    )
+    parts = [Likely.of(reference_logits(model, text.ids[:TOKENS])) for text in texts if text.ids]
+    return Reference(notes, Likely(*map(torch.cat, zip(*parts, strict=True))))
+
+
+def text_of(tokenizer: Any, row: ChatRow) -> Text:
+    """A row as a server gets it; raw text has the BOS that training puts before it.
+
+    Text is normalized where the tokenizer does so, since llama.cpp has no normalizer. Names of control tokens in a row
+    are read as what they name, as servers do.
+    """
+    text, begin = render(tokenizer, row), Controls(tokenizer).begin if "text" in row else ""
+    return Text(text=normalized(tokenizer, text), ids=token_ids(tokenizer, begin + text), chat="messages" in row)
+
+
+def asked_of(tokenizer: Any, messages: list[Message], answer: Generated) -> Asked:
+    prompt = render_prompt(tokenizer, messages)
+    text, ids = normalized(tokenizer, prompt), token_ids(tokenizer, prompt)
+    return Asked(messages=messages, prompt=prompt, text=text, ids=ids, answer=answer)
+
+
+def conversations(tokenizer: Any, prompts: Sequence[str], rows: Sequence[ChatRow]) -> list[list[Message]]:
+    """What a file is asked: the prompts, or else the first rows up to their last answers, if not too long."""
+    if prompts:
+        return [[{"role": "user", "content": prompt}] for prompt in prompts]
+    chats: list[list[Message]] = [row["messages"] for row in rows if "messages" in row]
+    begun = (messages[: answered(messages)[-1]] for messages in chats)
+    short = (each for each in begun if len(token_ids(tokenizer, render_prompt(tokenizer, each))) + ANSWER <= TOKENS)
+    return list(islice(short, ASKED))
+
+
+def token_ids(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of a text, and no others."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    return ids
+
+
+def normalized(tokenizer: Any, text: str) -> str:
+    """`text` in NFC where the tokenizer brings it into that form; what else a normalizer does, llama.cpp does too."""
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    return str(normalizer.normalize_str(text)) if isinstance(normalizer, NFC) else text
+
+
+@torch.inference_mode()
+def reference_logits(model: Any, ids: list[int]) -> Tensor:
+    """The model's own logits after every token, (t, v) in float32 on the CPU."""
+    logits: Tensor = model(input_ids=torch.tensor([ids], device=model.device)).logits[0]
+    return logits.float().cpu()
+
+
+def write(made: Reference, directory: Path) -> None:
+    (directory / NOTES).write_text(canonical(made.notes.model_dump()) + "\n", encoding="utf-8", newline="\n")
+    tensors = {name: tensor.contiguous() for name, tensor in made.likely._asdict().items()}
+    (directory / LOGITS).write_bytes(save(tensors, metadata={"format": "pt"}))
+
+
+def read(directory: Path) -> Reference:
+    notes = Notes.model_validate_json((directory / NOTES).read_bytes())
+    return Reference(notes, Likely(**load_file(directory / LOGITS)))
