@@ -111,13 +111,14 @@ def dataset(
 ) -> DatasetRef:
     """What is trained of a batch, and which of its rows score."""
     where = places(batch.task, sides, watched)
-    rows, counts = [], Counter[str]()
-    own = identities_of([batch.heldout or batch.source.rows], store)
+    rows, found, counts = [], set[bytes](), Counter[str]()
     for row in known_in(batch.source.rows, store):
         if place := where.get(row.identity):
             counts[place] += 1
+            found.add(row.identity)
         else:
             rows.append(row)
+    own = identities_of([batch.heldout], store) if batch.heldout else found
     cut = window(rows, batch, continues=bool(learned))
     new = [row for row in cut if row.identity not in learned]
     counts["outside_window"], counts["learned"] = len(rows) - len(cut), len(cut) - len(new)

@@ -55,7 +55,9 @@ class EvaluationSpec(Spec):
         json_schema_extra=KEY_IF_SET,
     )
     judge: JudgeSpec = Field(JudgeSpec(), json_schema_extra=KEY_IF_SET)
-    heldout_max: int = Field(200, ge=1, description="Held-out rows per task that are scored, first by hash.")
+    heldout_max: int = Field(
+        200, ge=1, description="Held-out rows per task that score, first by hash; rows beyond are trained."
+    )
     watch: list[DatasetSpec] = Field(
         default_factory=list, description="Held-out sets that no run trains: skills that must not be lost."
     )

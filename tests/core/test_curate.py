@@ -1,5 +1,6 @@
 """Curation drops and deduplicates, and rows are split, by the rows alone: not by their order, file or process."""
 
+import hashlib
 import json
 import math
 import os
@@ -15,11 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from backprop_core.curate import apart, curate, load, pool, replay
+from backprop_core.curate import apart, curate, identity, load, pool, replay
 from backprop_core.curate import passes as passes_of
 from backprop_core.errors import NoRows
 from backprop_core.formats import snapshot
-from backprop_core.keys import VERSIONS
+from backprop_core.keys import VERSIONS, canonical
 from backprop_core.refs import Batch, Curated, DatasetRef, RowsRef, Split
 from backprop_core.sides import FEWEST, split
 from backprop_core.specs import DatasetSpec
@@ -143,6 +144,14 @@ def test_whitespace_is_meaning(bench: Bench, one: str, other: str) -> None:
     assert bench.read([pair("Q", one), pair("Q", other)]).dropped == {}
     assert bench.read([pair(one), pair(other)]).dropped == {}
     assert bench.read([{"text": one}, {"text": other}]).dropped == {}
+
+
+@given(st.lists(st.tuples(st.sampled_from(["user", "assistant"]), st.text()), min_size=1))
+def test_an_identity_is_the_hash_of_canonical_json(turns: list[tuple[str, str]]) -> None:
+    """Identities are what they were for rows whose whitespace is single spaces, so that old stores know them again."""
+    plain = [(role, " ".join(unicodedata.normalize("NFC", text).split())) for role, text in turns]
+    row = {"messages": [{"role": role, "content": text} for role, text in plain]}
+    assert identity(row) == hashlib.sha256(canonical([list(turn) for turn in plain]).encode()).digest()
 
 
 def test_who_says_it_makes_a_row_another(bench: Bench) -> None:
@@ -367,6 +376,43 @@ def test_a_row_of_a_line_stays_on_its_side(bench: Bench, heldout_max: int, grows
         assert made.heldout["task"].rows <= heldout_max
         dataset = made.datasets[0]
         assert dataset.train.rows + sum(dataset.not_trained.values()) == len(rows)
+
+
+spans = st.tuples(st.integers(0, 120), st.integers(1, 60)).map(lambda span: numbered(span[1], span[0]))
+inputs = st.fixed_dictionaries(
+    {"data": spans, "task": st.sampled_from("ab"), "heldout": st.none() | spans, "rows": st.none() | st.integers(1, 30)}
+)
+one_night = st.tuples(
+    st.lists(inputs, min_size=1, max_size=3), st.lists(spans, max_size=2), st.sampled_from([2, 9, 99])
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(one_night, min_size=1, max_size=4))
+def test_whatever_a_line_is_given_a_row_has_one_side(bench: Bench, line: list[Any]) -> None:
+    """Whatever datasets, files, watched sets, windows and caps a line is given: no row is ever on two sides."""
+    learned: list[RowsRef] = []
+    held: dict[str, list[RowsRef]] = {}
+    trained_ever, held_ever = set[str](), set[str]()
+    for datasets, watched, cap in line:
+        batches = [bench.batch(**one) for one in datasets]
+        seen = [bench.batch(rows, task=f"seen{number}") for number, rows in enumerate(watched)]
+        try:
+            made = bench.split(*batches, watched=seen, held=held, learned=learned, heldout_max=cap)
+        except NoRows:
+            assert not learned
+            continue
+        new = set().union(*trained(bench, made))
+        kept = {q for ref in (*made.heldout.values(), *made.aside.values()) for q in questions(bench.rows(ref))}
+        assert not new & trained_ever and held_ever <= kept
+        trained_ever, held_ever = trained_ever | new, held_ever | kept
+        assert not trained_ever & held_ever
+        assert all(ref.rows <= cap for ref in made.heldout.values())
+        for dataset, batch in zip(made.datasets, batches, strict=True):
+            assert dataset.train.rows + sum(dataset.not_trained.values()) == batch.source.rows.rows
+        learned += [dataset.train for dataset in made.datasets]
+        tasks = {*made.heldout, *made.aside}
+        held = {task: [found[task] for found in (made.heldout, made.aside) if task in found] for task in tasks}
 
 
 def test_a_batch_without_new_rows_trains_none(bench: Bench) -> None:
