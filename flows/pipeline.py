@@ -200,6 +200,7 @@ def curated(run: Run) -> Split:
     What scores is found first, over all inputs and the line; then every dataset is trained without it.
     """
     if earlier := run.earlier:
+        run.splits(earlier)
         return earlier
     prepared = run.prepared
     datasets = zip(run.spec.datasets, prepared.sources, strict=bool(prepared.sources))  # none to score other rows

@@ -249,7 +249,8 @@ def by(run_id: str, adapter: AdapterRef, store: Store) -> Prepared:
     earlier = load(run_id, store)
     if earlier.flow in ("evaluate", "drift"):
         raise RunUnknown(f"run {run_id} made nothing, it only scored", hint="name the run that it scored")
-    return earlier.model_copy(update={"adapter": adapter, "of": earlier.of or run_id})
+    of = run_id if earlier.flow == "promote" else earlier.of or run_id
+    return earlier.model_copy(update={"adapter": adapter, "of": of})
 
 
 def version_of(line: str, version: str, store: Store) -> LineVersion:

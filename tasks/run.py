@@ -353,8 +353,9 @@ class Run:
         return learned_by(self.prepared.of, self.store) if self.prepared.of else []
 
     def splits(self, rows: Split) -> None:
-        """Note what is trained and what scores."""
-        self.split = rows
+        """Note what is trained and what scores: by this run, or by the one that is promoted."""
+        if self.prepared.flow in (*prepare.TRAINING, "promote"):
+            self.split = rows
         for task, count in rows.not_scored.items():
             log.warning("%s: the line has learned %d of the held-out rows; they do not score", task, count)
 

@@ -16,14 +16,17 @@ def held_by(line: str, live: Live, store: Store) -> dict[str, list[RowsRef]]:
 
     A version that is older than `LineVersion.aside` does not say what the ones before it held out; they do.
     """
-    whole = live.version.aside is not None
-    versions = [live.version] if whole else Lines(store).ancestors(line, live.number)[::-1]
-    found: dict[str, list[RowsRef]] = {}
-    for version in versions:
-        for task, rows in [*version.heldout.items(), *(version.aside or {}).items()]:
-            known = found.setdefault(task, [])
-            if rows not in known and (version is live.version or store.artifact_path(rows.digest).is_dir()):
-                known.append(rows)
+    version = live.version
+    found = {task: [rows] for task, rows in version.heldout.items()}
+    sets = list((version.aside or {}).items())
+    if version.aside is None:
+        earlier = Lines(store).ancestors(line, live.number)[:-1]
+        every = [one for each in earlier[::-1] for one in each.heldout.items()]
+        sets = [(task, rows) for task, rows in every if store.artifact_path(rows.digest).is_dir()]  # else pruned
+    for task, rows in sets:
+        known = found.setdefault(task, [])
+        if rows not in known:
+            known.append(rows)
     return found
 
 

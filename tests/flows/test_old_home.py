@@ -124,7 +124,8 @@ def test_the_line_goes_on(home: Path, store: Store) -> None:
     """
     before = Lines(store).version("support", 2)
     learned = rows_of([dataset.train for dataset in before.datasets], store)
-    scored = rows_of(list(before.heldout.values()), store)
+    versions = [Lines(store).version("support", number) for number in (1, 2)]
+    scored = rows_of([rows for version in versions for rows in version.heldout.values()], store)
     third = home / "data" / "night-3.jsonl"
     old = [(home / "data" / f"night-{number}.jsonl").read_text() for number in (1, 2)]
     new = [{"prompt": f"3.{index}: what colour is snow?", "completion": "It is white."} for index in range(60)]
