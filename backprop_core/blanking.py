@@ -1,15 +1,192 @@
-"""Secrets in texts that people will see."""
+"""Secrets are blanked in text for people, and never in values that a program reads again.
 
+A secret is found by its value, when a variable of the environment holds it, or by its shape: a token of a known
+service, an authorization header, a private key, a password in an address. Its value is replaced only where it cannot be
+taken for something else: a password like `finished` or `1234567` is a word that texts use, so replacing it would garble
+them, and what is missing would tell the password. `weak_secrets` names the variables that hold one.
+"""
+
+import json
+import logging
 import os
 import re
+import traceback
+from collections.abc import Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, quote_plus
 
-SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|ACCESS_KEY|AUTH_STRING|CREDENTIAL", re.IGNORECASE)
-SECRET_SHAPE = re.compile(r"hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|(?<=://)[^/\s@:]*:[^/\s@]+(?=@)")
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+BLANK = "***"
+SHORTEST = 8  # characters of a secret that is replaced by its value
+LONGEST_WORD = 15  # letters of what may be a word of some language
+# Patterns are text: a command that prints its help needs none of them compiled.
+SECRET_NAME = (
+    r"(?i)TOKEN(?![A-Z])|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|PRIVATE_KEY|AUTH_STRING|(?<!APPLICATION_)CREDENTIAL"
+)
+NO_SECRET_NAME = r"(?i)_(FILE|PATH|DIR|URL|URI|NAME|USER|USERNAME|HELPER|ID)$"
+IN_AN_ADDRESS = r"://[^\s/:@]*:([^\s/]+)@"
+PRIVATE_KEY = r"(?s)-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----.*?(?:-----END [A-Z0-9 ]*PRIVATE KEY-----|\Z)"
+TOKEN = r"""(?x)  # of known services: nothing else looks like one
+    (?<![A-Za-z0-9_-])(?:
+        hf_[A-Za-z0-9]{16,} | sk-[A-Za-z0-9_-]{16,} | [rs]k_(?:live|test)_[A-Za-z0-9]{16,}
+        | gh[pousr]_[A-Za-z0-9]{16,} | github_pat_\w{16,} | gl(?:pat|ptt|dt|rt)-[\w-]{16,}
+        | (?:AKIA|ASIA|ABIA|ACCA|AROA|AIDA|AGPA|ANPA|ANVA)[A-Z0-9]{16}(?![A-Za-z0-9])
+        | xox[a-z]-[A-Za-z0-9-]{10,} | xapp-[A-Za-z0-9-]{10,}
+        | AIza[\w-]{30,} | ya29\.[\w.-]{16,} | npm_[A-Za-z0-9]{30,} | pypi-[\w-]{30,} | pnu_[A-Za-z0-9]{16,}
+        | eyJ[\w-]{6,}\.eyJ[\w-]{6,}(?:\.[\w-]*)?
+    )"""
+PARAMETER = (
+    r"sig|signature|token|[\w.-]*[_-]token|api[_-]?key|key|secret|client[_-]?secret|password|passwd|pwd|auth|sas|"
+    r"x-(?:amz|goog)-(?:signature|credential|security-token)|awsaccesskeyid|googleaccessid"
+)
+FIELD = (
+    r"password|passwd|secret|api[_-]?key|access[_-]?key|private[_-]?key|auth[_-]?string|"
+    r"(?:access|auth|refresh|id|api|session|bearer|hf|hub|github)[_-]?token|(?<![\w-])token"
+)
+IN_TEXT = (  # what the group finds is kept, what follows it is blanked
+    r"(?i)(hooks\.slack\.com/\w+/|discord(?:app)?\.com/api/webhooks/)[\w/-]+",
+    r"(?<=://)()[^\s/:@\"'<>?#]*:[^\s/\"'<>?#]*(?=@)",  # greedy: a password may hold an @
+    r"(?<=://)()[^\s/:@\"'<>?#]{16,}(?=@)",
+    rf"(?i)([?&;](?:{PARAMETER})=)[^\s&;\"'<>#)]+",
+    r"(?i)((?:proxy-)?authorization[\"']?\s*[:=]\s*[\"']?)(?:[a-z][\w-]*[ \t]+)?[^\s\"',;]+",
+    r"(?i)(api-key[\"']?\s*:\s*[\"']?)[^\s\"',;]+",
+    r"(?i)(\bbearer\s+)(?=[\w.~+/-]*[\d=._~+/]|[\w.~+/-]{20})[\w.~+/=-]{6,}",
+    r"(\b[Bb]asic\s+)(?=[A-Za-z0-9+/]*(?:[0-9+/=]|[a-z][A-Z]))[A-Za-z0-9+/]{8,}={0,2}",
+    rf"(?i)((?:{FIELD})(?:\\?[\"']?=|\\?[\"']:\s*)\\?[\"']?)(?!null\b|none\b|true\b|false\b)[^\s\"',;&)}}\]]+",
+)
+AWS_SECRET = r"(?<![A-Za-z0-9/+=_-])[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=_-])"
+FREE_TEXT = {  # names under which people, or the programs of others, write what they like
+    *("message", "hint", "reason", "sentence", "path", "heldout", "address", "prompt", "answer", "reference", "expect"),
+    *("system", "license", "pattern"),
+}
+PLACE = "place"  # of a file: no text, even with a space in it
+_kept: set[str] = set()
+
+
+def keep_secret(value: str) -> None:
+    """Blank this secret too, for as long as the process lives: it came from a file, a prompt or a service."""
+    _kept.add(value)
+
+
+def is_weak(value: str) -> bool:
+    """Whether a secret is too short, or too much of a word, to be found in a text without finding other things."""
+    return (
+        len(value) < SHORTEST or re.fullmatch(rf"[A-Za-z]?[a-z]{{,{LONGEST_WORD}}}|[A-Z]+|\d{{,11}}", value) is not None
+    )
+
+
+def secrets_by_name() -> dict[str, str]:
+    """The variables of the environment that hold a secret, as their names say."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if value.strip() and re.search(SECRET_NAME, name) and not re.search(NO_SECRET_NAME, name)
+    }
+
+
+def weak_secrets() -> list[str]:
+    """The variables whose secret is not blanked by its value, because it is too short or a word."""
+    return sorted(name for name, value in secrets_by_name().items() if is_weak(value))
 
 
 def blank_secrets(text: str) -> str:
-    """`text` with the values of secret environment variables, tokens and URL passwords replaced by `***`."""
-    values = {value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= 6}
-    for value in sorted(values, key=len, reverse=True):
-        text = text.replace(value, "***")
-    return SECRET_SHAPE.sub("***", text)
+    """A text for people, with `***` for every secret of the environment and everything that looks like one."""
+    for value in values():
+        if value in text:
+            text = text.replace(value, BLANK)
+    text = blank_tokens(text)
+    for pattern in IN_TEXT:
+        text = re.sub(pattern, lambda found: found[1] + BLANK, text)
+    return re.sub(AWS_SECRET, lambda found: BLANK if is_random(found[0]) else found[0], text)
+
+
+def excerpt(text: str, length: int) -> str:
+    """The beginning of what a service said, in one line; cut only once no half of a secret can stay."""
+    return " ".join(blank_secrets(text).split())[:length]
+
+
+def blank_tokens(text: str) -> str:
+    """A value without private keys and tokens of known services, which nothing else looks like."""
+    return re.sub(TOKEN, BLANK, re.sub(PRIVATE_KEY, BLANK, text))
+
+
+def values() -> list[str]:
+    """Every secret that can be replaced by its value, as it is and as texts write it, the longest first."""
+    named = secrets_by_name()
+    known = {*named.values(), *_kept}
+    known |= {value.partition(":")[2] for name, value in named.items() if "AUTH" in name.upper()}  # USER:PASSWORD
+    known |= {found for value in os.environ.values() for found in re.findall(IN_AN_ADDRESS, value)}
+    known |= {line.strip() for value in known if "\n" in value for line in value.splitlines()}
+    found = {form for value in known if not is_weak(value.strip()) for form in forms(value.strip())}
+    return sorted(found, key=len, reverse=True)
+
+
+def forms(value: str) -> Iterator[str]:
+    """A secret as it is, and as addresses, JSON and Python write it."""
+    yield value
+    yield from (quote(value), quote(value, safe=""), quote_plus(value))
+    yield from (json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], repr(value)[1:-1])
+
+
+def is_random(text: str) -> bool:
+    """Whether 40 characters are a secret key of AWS's: not a commit's hash, a path or a name in camel case."""
+    kinds = (str.isupper, str.islower, str.isdigit)
+    upper, lower, digits = (sum(map(kind, text)) for kind in kinds)
+    return upper >= 8 and lower >= 8 and digits >= 1 and text.count("/") <= 4
+
+
+def blank_address(address: str) -> str:
+    """An address without its password: the same one again, whatever else is a secret in this environment."""
+    return re.sub(r"(?<=://)[^/\s]*(?=@)", BLANK, address)
+
+
+def blank_json(value: "JsonValue", name: str = "") -> "JsonValue":
+    """The same document for others to see: secrets blanked in its text, every other value as it is.
+
+    Text is what has a space or an address in it, and what stands under a name of FREE_TEXT. Status, ids, digests, keys,
+    names, numbers and the place of an artifact are no text: a program reads them again.
+    """
+    match value:
+        case str():
+            return blank_item(name, value)
+        case dict():
+            place = PLACE if "digest" in value else "path"  # beside a digest it is where a file or an artifact lies
+            return {key: blank_json(item, place if key == "path" else key) for key, item in value.items()}
+        case list():
+            return [blank_json(item, name) for item in value]
+        case _:
+            return value
+
+
+def blank_item(name: str, text: str) -> str:
+    """A named text without secrets, or a value that is no text as it is, without a token of a known service."""
+    last = name.rpartition(".")[2]
+    is_text = last in FREE_TEXT or "://" in text or (last != PLACE and re.search(r"\s", text))
+    return blank_secrets(text) if is_text else blank_tokens(text)
+
+
+class BlankRecord(logging.LogRecord):
+    """What is logged, without secrets, for every handler of this process, those of Prefect and of libraries too."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.logged = self.msg
+        if self.exc_info and self.exc_info[0]:
+            self.exc_text = blank_trace(self.exc_info)  # formatters use it if it is there
+
+    def getMessage(self) -> str:
+        said = super().getMessage()
+        return blank_secrets(said) if self.msg is self.logged else said  # else a formatter has put its line there
+
+
+def blank_trace(error: tuple[type[BaseException], BaseException, TracebackType | None] | Any) -> str:
+    """A traceback without secrets."""
+    return blank_secrets("".join(traceback.format_exception(*error))).rstrip("\n")
+
+
+def blank_logs() -> None:
+    """Blank secrets in everything that this process logs from now on."""
+    logging.setLogRecordFactory(BlankRecord)

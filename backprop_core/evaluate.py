@@ -1,5 +1,6 @@
 """Scores of one adapter on one held-out set, from one teacher-forced pass."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backprop_core.batch import Batch, Item, by_budget, collate, load
+from backprop_core.errors import LossNotFinite
 from backprop_core.frozen import Record
 from backprop_core.keys import canonical
 from backprop_core.model import LoadedBase, adapted
@@ -43,12 +45,17 @@ def evaluate(
     """Score the base with `adapter`, or bare, on every row, and commit the scores.
 
     A row matches exactly when argmax is the label at every label token: then greedy decoding writes the reference.
-    Raises NoRows, AdapterMismatch.
+    Raises NoRows, AdapterMismatch, LossNotFinite.
     """
     items = load(base, heldout, max_length=max_length, store=store)
     with adapted(base, adapter, store):
         scores = score(base, items, on_progress)
     tokens = sum(row.tokens for row in scores)
+    if not math.isfinite(sum(row.loss for row in scores)):
+        raise LossNotFinite(
+            f"the loss of {f'adapter {adapter.digest[:12]}' if adapter else 'the bare base'} is not finite",
+            hint="a weight is no number: get the base's files again, or train with a smaller learning rate",
+        )
     record = {"stage": "evaluate", "adapter": adapter and adapter.digest, "heldout": heldout.digest}
     with store.begin("scores") as directory:
         write(scores, directory / "scores.jsonl")

@@ -17,7 +17,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import disable_progress_bars, httpx, validate_repo_id  # type: ignore[attr-defined]
 
 from backprop_core.base import TOKENIZER_FILES
-from backprop_core.blanking import blank_secrets
+from backprop_core.blanking import excerpt
 from backprop_core.errors import (
     AuthRequired,
     BackpropError,
@@ -157,7 +157,7 @@ def as_coded(repo: str, error: BaseException) -> BackpropError:
     if error.__cause__:
         return as_coded(repo, error.__cause__)
     return HubUploadFailed(
-        f"{repo}: {blank_secrets(str(error))[:300]}", hint="a Hub without Xet storage needs HF_HUB_DISABLE_XET=1"
+        f"{repo}: {excerpt(str(error), 300)}", hint="a Hub without Xet storage needs HF_HUB_DISABLE_XET=1"
     )
 
 
@@ -169,5 +169,5 @@ def refusal(repo: str, status: int, said: str) -> BackpropError:
         )
     if status in LATER:
         return HubUnreachable(f"the Hub answered {status} for {repo}", hint="run it again later; what it has is kept")
-    words = " ".join(blank_secrets(said).split())[:300]
+    words = excerpt(said, 300)
     return HubUploadFailed(f"the Hub answered {status} for {repo}: {words}", hint="correct what it says, run it again")

@@ -14,7 +14,7 @@ from typing import Any, Self
 import httpx
 
 from backprop_core.addresses import client
-from backprop_core.blanking import blank_secrets
+from backprop_core.blanking import excerpt
 from backprop_core.errors import JudgeFailed, JudgeUnreachable
 from backprop_core.metrics import commit, read
 from backprop_core.progress import OnProgress
@@ -84,7 +84,7 @@ class Judge:
         said = self._chat({"model": self._spec.model, "messages": messages, "temperature": 0})
         grades = re.findall(rf"grade\W+({BEST}|\d)\b", said, re.IGNORECASE)
         if not grades:
-            raise self._failed(f"gave row {exchange['row'] + 1} no grade: {said[:80]!r}")
+            raise self._failed(f"gave row {exchange['row'] + 1} no grade: {excerpt(said, 80)!r}")
         return int(grades[-1])
 
     def _chat(self, request: dict[str, Any]) -> str:
@@ -95,11 +95,11 @@ class Judge:
         if answer.status_code == httpx.codes.TOO_MANY_REQUESTS or answer.is_server_error:
             raise self._unreachable(f"answers {answer.status_code}")
         if not answer.is_success:
-            raise self._failed(f"answers {answer.status_code}: {' '.join(answer.text.split())[:200]}")
+            raise self._failed(f"answers {answer.status_code}: {excerpt(answer.text, 200)}")
         try:
             return str(answer.json()["choices"][0]["message"]["content"])
         except (ValueError, LookupError, TypeError) as error:
-            raise self._failed(f"gives no chat completion: {answer.text[:80]!r}") from error
+            raise self._failed(f"gives no chat completion: {excerpt(answer.text, 80)!r}") from error
 
     def _unreachable(self, what: str) -> JudgeUnreachable:
         return JudgeUnreachable(
@@ -108,6 +108,6 @@ class Judge:
 
     def _failed(self, what: str) -> JudgeFailed:
         return JudgeFailed(
-            blank_secrets(f"the judge {self._spec.model} at {self._spec.address} {what}"),
+            f"the judge {self._spec.model} at {self._spec.address} {what}",
             hint=f"check evaluation.judge and {KEY}, or choose another evaluation.metric",
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
@@ -92,6 +93,12 @@ class LoadedBase:
         return (self.model.lm_head(states_nh) if self.plain_head else states_nh).float()
 
 
+UNLOADABLE = (  # what libraries raise for files that are not what they say
+    *(OSError, ImportError, SafetensorError, StrictDataclassError, RuntimeError),
+    *(ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError),
+)
+
+
 def load(path: Path, *, precision: Precision, device: str) -> LoadedBase:
     """Load a base from its directory: safetensors only, no code of its own, no network.
 
@@ -120,7 +127,7 @@ def load(path: Path, *, precision: Precision, device: str) -> LoadedBase:
         model.to(device)
     except torch.OutOfMemoryError as error:
         raise GPUOutOfMemory(f"{path.name} does not fit on {device}", hint="use a smaller base, bf16 or nf4") from error
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except UNLOADABLE as error:
         raise ModelLoadFailed(f"cannot load {path}: {error}", hint="get the model's files again") from error
     if quantized:
         keep_packed(model)

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from backprop_core.addresses import client
-from backprop_core.blanking import blank_secrets
+from backprop_core.blanking import excerpt
 from backprop_core.errors import NameTaken, OllamaRegistrationFailed, OllamaUnreachable
 from backprop_core.frozen import Record
 from backprop_core.progress import OnProgress
@@ -203,18 +203,18 @@ class Ollama:
                 yield answer
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise OllamaUnreachable(
-                f"Ollama at {blank_secrets(self.url)} does not answer ({type(error).__name__} at {path})",
+                f"Ollama at {self.url} does not answer ({type(error).__name__} at {path})",
                 hint="start it with `ollama serve`, or set OLLAMA_HOST; what was done so far is kept",
             ) from error
 
     def _refusal(self, path: str, answer: httpx.Response) -> OllamaRegistrationFailed:
         if answer.status_code == 404:
             return NotThere(f"Ollama at {self.url} has nothing at {path}", hint="run it again")
-        return self._failed(f"answered {answer.status_code} to {path}: {answer.text.strip()[:200]}")
+        return self._failed(f"answered {answer.status_code} to {path}: {excerpt(answer.text, 200)}")
 
     def _failed(self, what: str) -> OllamaRegistrationFailed:
         return OllamaRegistrationFailed(
-            f"Ollama at {blank_secrets(self.url)} {blank_secrets(what)}",
+            f"Ollama at {self.url} {what}",
             hint="look at Ollama's log and its free disk, then run it again; what was exported is kept",
         )
 

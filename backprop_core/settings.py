@@ -2,14 +2,42 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from backprop_core.errors import StoreUnsupported
+from backprop_core.blanking import keep_secret
+from backprop_core.errors import ConfigInvalid, StoreUnsupported
 from backprop_core.texts import NAME
+
+SHOWN = 60  # characters of a refused value that an error repeats
+
+
+def expandable(path: Path) -> Path:
+    """The path, or ValueError if it begins with a home directory of a user who is not there."""
+    try:
+        path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"this machine has no home directory {path.parts[0]}") from error
+    return path
+
+
+def all_expandable(places: str) -> str:
+    """The directories with : between, or ValueError."""
+    for place in places.split(os.pathsep):
+        expandable(Path(place))
+    return places
+
+
+def addressable(address: str) -> str:
+    """The address, or ValueError if it is none, or begins with a home directory that is not there."""
+    expandable(Path(urlsplit(address).path))
+    return address
+
+
+Place = Annotated[Path, AfterValidator(expandable)]
 
 
 class Settings(BaseSettings):
@@ -17,13 +45,15 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="BACKPROPAGATE_", env_file=".env", extra="ignore", frozen=True)
 
-    home: Path = Field(Path("~/.backpropagate"), description="Everything that is kept lies under it.")
-    store: str | None = Field(None, description="Directory of the artifacts; default: store/ in the home.")
+    home: Place = Field(Path("~/.backpropagate"), description="Everything that is kept lies under it.")
+    store: Annotated[str, AfterValidator(addressable)] | None = Field(
+        None, description="Directory of the artifacts; default: store/ in the home."
+    )
     namespace: str = Field("backprop", pattern=NAME, description="Prefix of names in MLflow and Prefect.")
     pool: str = Field("backprop", min_length=1, description="Prefect work pool of the deployments.")
     queue: str = Field("default", min_length=1, description="Queue of the work pool.")
     image: str | None = Field(None, description="Container image of the runs, where the pool starts containers.")
-    allowed_paths: str | None = Field(
+    allowed_paths: Annotated[str, AfterValidator(all_expandable)] | None = Field(
         None,
         description="Directories of deployed runs' files, with : between; default: data/ in the home.",
     )
@@ -31,12 +61,12 @@ class Settings(BaseSettings):
         None, description="Names by which `serve` may be reached, with commas, beside those of this machine."
     )
     auth_password: SecretStr | None = Field(None, description="Password of `serve --auth USER`.")
-    auth_password_file: Path | None = Field(None, description="A file with that password.")
+    auth_password_file: Place | None = Field(None, description="A file with that password.")
     worker_python: str | None = Field(None, description="Interpreter of the worker; default: this one.")
-    unsloth_python: Path | None = Field(
+    unsloth_python: Place | None = Field(
         None, description="Interpreter of the environment that has Unsloth, for training.backend=unsloth."
     )
-    llama_cpp_dir: Path | None = Field(
+    llama_cpp_dir: Place | None = Field(
         default_factory=lambda: Path(named) if (named := os.environ.get("LLAMA_CPP_DIR")) else None,
         description="Checkout of llama.cpp whose converter writes GGUF files that have no writer here; "
         "default: LLAMA_CPP_DIR.",
@@ -44,7 +74,7 @@ class Settings(BaseSettings):
     llama_cpp_python: str | None = Field(
         None, description="Interpreter that has what this converter imports; default: the worker's."
     )
-    harness_tasks: Path | None = Field(
+    harness_tasks: Place | None = Field(
         None,
         description="Own tasks for evaluation.harness and their data, a directory; what they say is run as code.",
     )
@@ -52,11 +82,14 @@ class Settings(BaseSettings):
         30, ge=0, description="Days for which `store prune` keeps what runs made that is no version of a line."
     )
     stall_seconds: float = Field(
-        1800, ge=0, description="A worker that comes no further for so long is ended and its stage retried; 0: never."
+        1800,
+        ge=0,
+        allow_inf_nan=False,
+        description="A worker that comes no further for so long is ended and its stage retried; 0: never.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
     log_json: bool = Field(False, description="Log lines as JSON.")
-    log_file: Path | None = Field(None, description="Log to this file as well.")
+    log_file: Place | None = Field(None, description="Log to this file as well.")
 
     @property
     def home_path(self) -> Path:
@@ -83,6 +116,27 @@ class Settings(BaseSettings):
         return self.home_path / "journal"
 
 
+def refused(error: ValidationError) -> ConfigInvalid:
+    """What the environment or `.env` says that no setting can be."""
+    fault = error.errors(include_url=False)[0]
+    name = str(fault["loc"][0])
+    field = Settings.model_fields.get(name)
+    given = "" if field is None or field.annotation == SecretStr | None else f"={str(fault['input'])[:SHOWN]}"
+    said = fault["msg"].removeprefix("Value error, ")
+    return ConfigInvalid(
+        f"BACKPROPAGATE_{name.upper()}{given} is not possible: {said[0].lower()}{said[1:]}",
+        hint=f"correct it in the environment or in .env: {field.description if field else 'docs/reference.md has all'}",
+    )
+
+
 def settings() -> Settings:
-    """The settings as they are now."""
-    return Settings()
+    """The settings as they are now. Raises ConfigInvalid."""
+    try:
+        made = Settings()
+    except ValidationError as error:
+        raise refused(error) from error
+    except (SettingsError, UnicodeDecodeError, OSError) as error:
+        raise ConfigInvalid(f".env cannot be read: {error}", hint="correct it, or remove it") from error
+    if made.auth_password:
+        keep_secret(made.auth_password.get_secret_value())
+    return made

@@ -32,30 +32,16 @@ from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from backprop_core.blanking import blank_secrets
-from backprop_core.errors import ArtifactDamaged, ArtifactMissing, BackpropError, DiskFull, StorageFailed
+from backprop_core.errors import ArtifactDamaged, ArtifactMissing, DiskFull, system_error
 from backprop_core.frozen import Record
 from backprop_core.keys import canonical, digest_of
 from backprop_core.refs import ArtifactRef
 
 MANIFEST = "artifact.json"
 LARGE = 64 * 2**20  # bytes
-FULL = {errno.ENOSPC, errno.EDQUOT}
 Stat = tuple[object, ...]  # names, sizes, times and inodes of a directory's files
 _verified: dict[Path, dict[str, Stat]] = {}  # of each store, what this process has read: every Store object knows it
 Ref = TypeVar("Ref", bound=ArtifactRef)
-
-
-def disk_error(error: BaseException) -> BackpropError | None:
-    """The coded error for what the system says of a full or failing disk, wherever it says so; None for all else."""
-    match error:
-        case OSError(errno=code) if code in FULL:
-            return DiskFull(blank_secrets(f"no space left: {error}"), hint="free some space and run it again")
-        case OSError(errno=errno.EIO):
-            return StorageFailed(
-                blank_secrets(f"the disk failed: {error}"), hint="see what the system's log says, then run it again"
-            )
-    return None
 
 
 class Finding(Record):
@@ -161,8 +147,8 @@ class Store:
         try:
             yield directory
         except OSError as error:
-            if error.errno in FULL:
-                raise DiskFull(f"no space left in {self.root}", hint="free some space and run it again") from error
+            if isinstance(coded := system_error(error), DiskFull):
+                raise coded from error
             raise
         finally:
             shutil.rmtree(directory, ignore_errors=True)

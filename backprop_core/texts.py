@@ -2,12 +2,35 @@
 
 import re
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
+from backprop_core.errors import ConfigInvalid
+
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+SHOWN = 60  # characters of a refused name that an error repeats
 ROWS_FILE = re.compile(r"\.(json|jsonl|ndjson|csv|tsv|txt|parquet)(\.gz|\.zst)?$", re.IGNORECASE)  # how its name ends
+
+
+def line_name(name: str) -> str:
+    """The name of a line, where it comes from outside of a spec. Raises ConfigInvalid if no line can be called so."""
+    if not re.fullmatch(NAME, name):
+        raise ConfigInvalid(
+            f"no line can be called {name[:SHOWN]!r}",
+            hint="use small letters, digits, '.', '_' and '-', at most 63, the first one a letter or a digit",
+        )
+    return name
+
+
+def addressable(place: str) -> str:
+    """The path or address, or ValueError if it begins as an address and is none."""
+    urlsplit(place)
+    return place
+
+
+PathOrAddress = Annotated[str, AfterValidator(addressable)]
 LineName = Annotated[str, Field(pattern=NAME)]
 
 

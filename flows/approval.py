@@ -75,7 +75,10 @@ def approved(run: Run) -> bool:
     spec = run.spec.approval
     if not spec.ask:
         return True
-    return run.decided(run.decision() or answer(run, spec.hours))
+    if decision := run.decision():
+        return run.decided(decision)
+    with run.record.waiting("person"):
+        return run.decided(answer(run, spec.hours))
 
 
 def answer(run: Run, hours: float) -> Decision:

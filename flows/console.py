@@ -6,10 +6,11 @@ import threading
 import time
 import traceback
 from collections.abc import MutableMapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from backprop_core.blanking import blank_secrets
-from backprop_core.errors import BackpropError
+from backprop_core.blanking import blank_logs, blank_secrets, blank_trace
+from backprop_core.errors import BackpropError, ConfigInvalid
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,19 +68,39 @@ def is_for_people(record: logging.LogRecord) -> bool:
 
 
 def configure_logging(config: "Settings", *, verbose: bool) -> None:
-    """Send logs to stderr, and all of them to the log file if there is one; secrets are blanked in both."""
+    """Send logs to stderr, and all of them to the log file if there is one; secrets are blanked in both.
+
+    Raises ConfigInvalid if that file cannot be written.
+    """
+    blank_logs()
     screen: logging.Handler = ToStderr()
     if not verbose:
         screen.addFilter(is_for_people)
     handlers = [screen]
     if config.log_file:
-        handlers.append(logging.FileHandler(config.log_file, encoding="utf-8"))
+        handlers.append(to_file(config.log_file.expanduser()))
     for handler in handlers:
         handler.setFormatter(formatter(as_json=config.log_json, colors=handler is screen and sys.stderr.isatty()))
     logging.captureWarnings(True)
     logging.basicConfig(handlers=handlers, level=logging.WARNING, force=True)
     for name in OURS:
         logging.getLogger(name).setLevel("DEBUG" if verbose else config.log_level.upper())
+
+
+def to_file(path: Path) -> logging.Handler:
+    """Writes to a file. Raises ConfigInvalid if it cannot be opened."""
+    try:
+        return logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise ConfigInvalid(
+            f"the log file {path} cannot be written: {error.strerror}",
+            hint="set BACKPROPAGATE_LOG_FILE to a file in a directory that is there and can be written",
+        ) from error
+
+
+def plain_traceback(file: TextIO, error: Any) -> None:
+    """Write a traceback as Python does, without secrets."""
+    file.write(f"\n{blank_trace(error)}")
 
 
 def formatter(*, as_json: bool, colors: bool) -> logging.Formatter:
@@ -90,7 +111,7 @@ def formatter(*, as_json: bool, colors: bool) -> logging.Formatter:
         structlog.processors.JSONRenderer()
         if as_json
         else structlog.dev.ConsoleRenderer(
-            colors=colors, pad_event_to=0, pad_level=False, exception_formatter=structlog.dev.plain_traceback
+            colors=colors, pad_event_to=0, pad_level=False, exception_formatter=plain_traceback
         )
     )
     chain: list[structlog.typing.Processor] = [
@@ -99,13 +120,14 @@ def formatter(*, as_json: bool, colors: bool) -> logging.Formatter:
     ]
     if as_json:
         chain += [structlog.stdlib.add_logger_name, structlog.processors.format_exc_info]
-    last = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer, blank]
+    last = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, blank, renderer]
     return structlog.stdlib.ProcessorFormatter(foreign_pre_chain=chain, processors=last)
 
 
-def blank(_: object, __: str, event: "str | MutableMapping[str, Any]") -> str:
-    """The last processor: a rendered line without secrets."""
-    return blank_secrets(str(event))
+def blank(_: object, __: str, event: "MutableMapping[str, Any]") -> "MutableMapping[str, Any]":
+    """Blanks secrets in what was logged, before it is rendered: the level, the time and the names stay as they are."""
+    texts = {name: blank_secrets(str(event[name])) for name in ("event", "exception") if name in event}
+    return {**event, **texts}
 
 
 class Stage:

@@ -7,6 +7,7 @@ from typing import TypeVar
 from backprop_core.errors import ConfigInvalid
 from backprop_core.settings import Settings
 from backprop_core.specs import DatasetSpec, LineSpec, RunSpec
+from backprop_core.texts import line_name
 from flows.config import Draft, LineFile, add_file, validated
 from flows.fields import spec_fields
 
@@ -64,8 +65,8 @@ def folders(config: Settings) -> list[Path]:
 
 
 def find(name: str, config: Settings) -> LineFile | None:
-    """The job of one line, if there is a file of it. Raises what `read` raises."""
-    path = place(name, config)
+    """The job of one line, if there is a file of it. Raises what `line_name` and `read` raise."""
+    path = place(line_name(name), config)
     return read(path) if path.is_file() else None
 
 

@@ -19,7 +19,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from backprop_core.errors import AuthRequired, InputNotFound, ServerActive, ServerFailed
+from backprop_core.blanking import is_weak, keep_secret
+from backprop_core.errors import AuthRequired, ConfigInvalid, InputNotFound, ServerActive, ServerFailed
 from backprop_core.frozen import Record
 from backprop_core.settings import Settings
 from flows.child import Child
@@ -46,13 +47,21 @@ class Addresses(Record):
 def password(user: str | None, host: str, config: Settings) -> str | None:
     """`user:password`, from the environment, a file or a prompt; None without a user.
 
-    Raises AuthRequired if other machines can reach `host` and no user is named, or if nobody can be asked.
+    Raises AuthRequired if other machines can reach `host` and no user is named, or if nobody can be asked, and
+    ConfigInvalid for a password that could not be blanked in logs.
     """
     if user is None:
         if host in LOOPBACK:
             return None
         raise AuthRequired(f"other machines can reach {host}", hint="name a user: --auth USER")
-    return f"{user}:{secret_of(user, config)}"
+    secret = secret_of(user, config)
+    if is_weak(secret):
+        raise ConfigInvalid(
+            f"the password for {user} is too short, or a single word or number",
+            hint="take at least 8 characters, and neither letters nor digits alone: it could not be blanked in logs",
+        )
+    keep_secret(secret)
+    return f"{user}:{secret}"
 
 
 def secret_of(user: str, config: Settings) -> str:

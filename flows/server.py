@@ -11,26 +11,62 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 import uvicorn
+from filelock import FileLock, Timeout
 
+LONGEST = 120.0  # seconds: a first database takes four, on a busy machine many times that
 PATIENCE = 5.0  # seconds for what is still to be written
 
 
 class Server(uvicorn.Server):
     """Says "up" on stdout when it answers; ends when stdin closes."""
 
+    is_prefect = False
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        with migrating(lambda: self.started) if self.is_prefect else nullcontext():
+            await super().startup(sockets)
         gc.enable()
         print("up", flush=True)
 
     def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]  # it is a generator there
         """Ctrl-C is for the parent, which still has to report here."""
         return nullcontext()
+
+
+@contextmanager
+def migrating(is_done: Callable[[], bool]) -> Iterator[None]:
+    """One server at a time makes the tables of Prefect's SQLite database, or brings them up to date.
+
+    Two at once spoil each other's, and one of them dies. Where this version of Prefect has done so before, nothing is
+    waited for. The lock is the only one that is held meanwhile.
+    """
+    from prefect import __version__
+    from prefect.settings import get_current_settings
+
+    url = get_current_settings().server.database.connection_url
+    kind, _, place = (url.get_secret_value() if url else "").partition(":///")
+    database = Path(place.partition("?")[0])
+    if not kind.startswith("sqlite") or not database.name or ":memory:" in place:
+        yield
+        return
+    note = database.with_name(f".{database.name}.backprop-migrated")
+    if database.is_file() and note.is_file() and note.read_text() == __version__:
+        yield
+        return
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        with suppress(Timeout):  # then it is tried without
+            lock = FileLock(database.with_name(f".{database.name}.backprop-lock"))
+            held.enter_context(lock.acquire(timeout=LONGEST))
+        yield
+        if is_done():
+            note.write_text(__version__)
 
 
 def end_with_stdin(server: Server) -> None:
@@ -49,6 +85,7 @@ def main() -> None:
     name, descriptor, *hosts = sys.argv[1:]
     listening = socket.socket(fileno=int(descriptor))
     server = Server(uvicorn.Config(app(name, hosts), factory=True, log_level="error"))
+    server.is_prefect = name != "mlflow"
     threading.Thread(target=end_with_stdin, args=[server], daemon=True).start()
     server.run(sockets=[listening])
     os._exit(0)  # everything is written; taking a million objects apart would take another second

@@ -11,7 +11,7 @@ import httpx
 from prefect.settings import Settings as PrefectSettings
 
 from backprop_core import checkout, devices, extras, ollama
-from backprop_core.blanking import blank_secrets
+from backprop_core.blanking import blank_secrets, weak_secrets
 from backprop_core.errors import BackpropError, ExtraMissing
 from backprop_core.frozen import Record
 from backprop_core.prune import size_of
@@ -39,7 +39,7 @@ def examine(config: Settings) -> list[Part]:
     """Every part, in the order in which a run needs it. A home that is not there is made, with MLflow's database."""
     parts = [home(config), disk(config), device(), *packages(), *converter(config)]
     parts += [prefect(), mlflow(config), journal(config)]
-    return [*parts, ollama_server(), hub()]
+    return [*parts, ollama_server(), hub(), secrets()]
 
 
 def attempt(name: str, found: str, work: Callable[[], object], *, otherwise: State) -> Part:
@@ -152,6 +152,14 @@ def ollama_server() -> Part:
             server.check()
 
     return attempt("Ollama", blank_secrets(ollama.address()), check, otherwise="missing")
+
+
+def secrets() -> Part:
+    """Whether every secret of the environment can be blanked in logs."""
+    if weak := weak_secrets():
+        found = f"{', '.join(weak)}: too short, or a word or a number, to be blanked in logs"
+        return Part(name="secrets", state="missing", found=found, todo="take longer ones, of letters and digits")
+    return Part(name="secrets", state="ok", found="blanked in logs and records")
 
 
 def hub() -> Part:

@@ -12,14 +12,14 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from filelock import FileLock, Timeout
 from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
-from backprop_core.blanking import blank_secrets
+from backprop_core.blanking import blank_item, blank_json, blank_secrets
 from backprop_core.errors import RunActive
 from backprop_core.frozen import Record
 from backprop_core.refs import DatasetSummary, Drift, ErrorRecord, Evaluation, Located, RunId, RunResult, Status
@@ -28,6 +28,8 @@ from backprop_core.verdicts import GateReport
 
 LONGEST_PARAMETER = 500  # characters; the complete spec stands in spec.json
 LONGEST_TAG = 5000
+SECONDS = "backprop.seconds"  # tag: how long a run has worked, waits left out
+WORTH_NOTING = 1000  # ms
 Measures = dict[str, Sequence[float | None]]
 LARGEST_LOSS = 700.0  # nats, whose exponential is still a number
 log = logging.getLogger(__name__)
@@ -98,6 +100,14 @@ class Evaluated(Line):
     evaluation: Evaluation
 
 
+class Waited(Line):
+    """From `since` until now the run did nothing: it waited for a person, or for the device that another run had."""
+
+    kind: Literal["waited"] = "waited"
+    since: int = Field(description="Milliseconds since 1970.")
+    on: Literal["person", "device"]
+
+
 class Ended(Line):
     """The run is over."""
 
@@ -106,8 +116,64 @@ class Ended(Line):
     error: ErrorRecord | None
 
 
-AnyLine = Started | Measured | Tagged | Inputs | Document | Directory | Evaluated | Ended
+AnyLine = Started | Measured | Tagged | Inputs | Document | Directory | Evaluated | Waited | Ended
 LINE: TypeAdapter[AnyLine] = TypeAdapter(Annotated[AnyLine, Field(discriminator="kind")])
+
+
+class Clock:
+    """How long the runs of a journal have worked, as its lines tell: without waits, and without the time between a
+    process that died and the one that went on."""
+
+    def __init__(self) -> None:
+        self._worked: dict[str, int] = {}  # ms, up to the last end
+        self._open: dict[str, tuple[int, int]] = {}  # when the run was started, and how long it has waited since
+        self._last = 0
+
+    def see(self, line: AnyLine) -> None:
+        """The next line of the journal."""
+        match line:
+            case Started():
+                self._close(line.run, self._last)
+                self._open[line.run] = line.time, 0
+            case Waited():
+                self._open = {run: (begin, more + line.time - line.since) for run, (begin, more) in self._open.items()}
+            case Ended():
+                self._close(line.run, line.time)
+        self._last = line.time
+
+    def seconds(self, run: str, until: int | None = None) -> float:
+        """How long a run has worked until its end, or until `until`, by default the last line."""
+        return (self._worked.get(run, 0) + self._since(run, until or self._last)) / 1000
+
+    def _close(self, run: str, until: int) -> None:
+        self._worked[run] = self._worked.get(run, 0) + self._since(run, until)
+        self._open.pop(run, None)
+
+    def _since(self, run: str, until: int) -> int:
+        begin, waited = self._open.get(run, (until, 0))
+        return max(0, until - begin - waited)
+
+
+class Ending(NamedTuple):
+    """How a run has ended, as its journal tells."""
+
+    status: Status
+    seconds: float
+
+
+def ending(directory: Path, root: str, run: str) -> Ending | None:
+    """How a run has ended whose root is `root`: a run without an end whose writer is gone was interrupted.
+
+    None while it goes on, and where this machine has no journal of it.
+    """
+    path, clock, status = journal_file(directory, root), Clock(), None
+    if not path.is_file() or is_written(directory, root):
+        return None
+    for _, line in read(path):
+        clock.see(line)
+        if line.run == run and isinstance(line, Started | Ended):
+            status = line.status if isinstance(line, Ended) else None
+    return Ending(status or "interrupted", clock.seconds(run))
 
 
 def journal_file(directory: Path, run_id: str) -> Path:
@@ -121,6 +187,15 @@ def sent_file(directory: Path, run_id: str) -> Path:
 def writer_lock(directory: Path, run_id: str) -> FileLock:
     """Held while a process writes this run's journal: who cannot get it knows that the run is alive."""
     return FileLock(directory / f"{run_id}.lock", thread_local=False)
+
+
+def is_written(directory: Path, run_id: str) -> bool:
+    """Whether a living process has the journal open."""
+    try:
+        with writer_lock(directory, run_id).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def read(path: Path, offset: int = 0) -> Iterator[tuple[int, AnyLine]]:
@@ -171,6 +246,7 @@ class JournalFile:
         self._guard = threading.Lock()
         self._warned = False
         self.started: set[str] = set()
+        self.clock = Clock()
         self._highest: dict[tuple[str, str], int] = {}
         self._file = self.path.open("ab", buffering=0)
         self._size = self._recall()
@@ -180,6 +256,7 @@ class JournalFile:
         """Learn from the lines that are there; the size without a torn last line."""
         text = self.path.read_bytes()
         for _, line in read(self.path):
+            self.clock.see(line)
             if isinstance(line, Started):
                 self.started.add(line.run)
             if isinstance(line, Measured):
@@ -200,6 +277,7 @@ class JournalFile:
                 self._append(Measured(time=now(), run=run, step=step, values=new))
 
     def _append(self, line: AnyLine) -> None:
+        self.clock.see(line)
         data = line.model_dump_json().encode() + b"\n"
         try:
             if self._file.write(data) != len(data):
@@ -273,8 +351,8 @@ class Journal:
         self._file.append(Inputs(**self._head(), datasets=list(datasets)))
 
     def document(self, name: str, value: JsonValue) -> None:
-        """A small JSON artifact, such as `spec.json`; secrets in its strings are blanked."""
-        self._file.append(Document(**self._head(), name=name, value=blanked(value)))
+        """A small JSON artifact, such as `spec.json`; secrets in its text are blanked."""
+        self._file.append(Document(**self._head(), name=name, value=blank_json(value)))
 
     def directory(self, name: str, artifact: Located) -> None:
         """An artifact of the store, such as the merged adapter; its files are read when they are sent."""
@@ -285,6 +363,16 @@ class Journal:
         for step, values in enumerate(rows(evaluation)):
             self.metrics(step, values)
         self._file.append(Evaluated(**self._head(), evaluation=evaluation))
+
+    @contextmanager
+    def waiting(self, on: Literal["person", "device"]) -> Iterator[None]:
+        """The run waits while the block runs: that is no time at work."""
+        since = now()
+        try:
+            yield
+        finally:
+            if now() - since >= WORTH_NOTING:
+                self._file.append(Waited(**self._head(), since=since, on=on))
 
     def drift(self, run: int, drift: Drift) -> None:
         """What the merge after a run did."""
@@ -299,6 +387,7 @@ class Journal:
 
     def end(self, status: Status, error: ErrorRecord | None = None) -> None:
         """The run is over."""
+        self.tags({SECONDS: f"{self._file.clock.seconds(self.run_id, now()):.3f}"})
         self._file.append(Ended(**self._head(), status=status, error=error and blanked_error(error)))
 
     def result(self, result: RunResult) -> None:
@@ -372,20 +461,7 @@ def parameters(spec: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def shortened(texts: Mapping[str, str], longest: int) -> dict[str, str]:
     """The texts without secrets, cut to `longest` characters."""
-    return {name: blank_secrets(text)[:longest] for name, text in texts.items()}
-
-
-def blanked(value: JsonValue) -> JsonValue:
-    """The same JSON with secrets blanked in every string."""
-    match value:
-        case str():
-            return blank_secrets(value)
-        case dict():
-            return {name: blanked(item) for name, item in value.items()}
-        case list():
-            return [blanked(item) for item in value]
-        case _:
-            return value
+    return {name: blank_item(name, text)[:longest] for name, text in texts.items()}
 
 
 def blanked_error(error: ErrorRecord) -> ErrorRecord:

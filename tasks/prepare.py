@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from backprop_core import base as bases
-from backprop_core.errors import ConfigInvalid, LineConflict, RefAmbiguous, RunUnknown
+from backprop_core.errors import ArtifactDamaged, ConfigInvalid, LineConflict, RefAmbiguous, RunUnknown
 from backprop_core.formats import find, snapshot
 from backprop_core.frozen import Record
 from backprop_core.keys import digest_of, part
@@ -354,8 +354,14 @@ def save(prepared: Prepared, run_id: str, store: Store) -> None:
 
 
 def load(run_id: str, store: Store) -> Prepared:
-    """What the run with this id was asked to do."""
-    prepared = Prepared.model_validate_json((store.run(run_id) / "spec.json").read_bytes())
+    """What the run with this id was asked to do. Raises ArtifactDamaged if its record cannot be read."""
+    path = store.run(run_id) / "spec.json"
+    try:
+        prepared = Prepared.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ArtifactDamaged(
+            f"{path} is not what was committed: {error.errors()[0]['msg']}", hint="start the run again"
+        ) from error
     return prepared.model_copy(update={"base": bases.dated(prepared.base)})
 
 

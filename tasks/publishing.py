@@ -9,6 +9,7 @@ from prefect.blocks.system import Secret
 
 from backprop_core import base as bases
 from backprop_core import release as core
+from backprop_core.blanking import keep_secret
 from backprop_core.errors import AuthRequired, RunUnknown
 from backprop_core.hub import RECORD, File, Hub, adapter_files
 from backprop_core.lines import Lines, LineVersion, Live
@@ -35,7 +36,9 @@ def hub_token() -> str:
         return token
     try:
         block: Any = Secret.load(SECRET_BLOCK)  # typed as if it could be a coroutine here
-        return str(block.get())
+        token = str(block.get())
+        keep_secret(token)
+        return token
     except ValueError as error:
         raise AuthRequired(
             "the Hub wants a token", hint=f"set HF_TOKEN, or make a Prefect Secret block {SECRET_BLOCK}"

@@ -2,7 +2,8 @@
 
 import importlib.metadata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Literal
 
 from backprop_core.refs import DatasetRef, Evaluation, RunRecord, RunResult
 from backprop_core.settings import Settings
@@ -69,6 +70,10 @@ class RunJournal:
     def evaluated(self, evaluation: Evaluation) -> None:
         """The matrix as it is now."""
         self._journal.evaluation(evaluation)
+
+    def waiting(self, on: Literal["person", "device"]) -> AbstractContextManager[None]:
+        """The run waits for a person, or for the device that another run has, while the block runs."""
+        return self._journal.waiting(on)
 
     def finish(self, result: RunResult) -> RunResult:
         """The run is over: its result goes to MLflow, to the store and to the Prefect flow run."""

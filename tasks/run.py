@@ -17,8 +17,8 @@ from prefect import Task
 from prefect.exceptions import TerminationSignal
 from pydantic import BaseModel
 
-from backprop_core.blanking import blank_secrets
-from backprop_core.errors import BackpropError, Interrupted, RunUnknown, TimeLimit, Unexpected
+from backprop_core.blanking import blank_json, blank_logs
+from backprop_core.errors import BackpropError, Interrupted, RunUnknown, TimeLimit, Unexpected, system_error
 from backprop_core.keys import digests_in, stage_key
 from backprop_core.leases import Lease
 from backprop_core.lines import Lines, LineVersion, Live
@@ -49,7 +49,7 @@ from backprop_core.refs import (
 )
 from backprop_core.settings import Settings, settings
 from backprop_core.specs import RunSpec
-from backprop_core.store import Store, disk_error, write_atomic
+from backprop_core.store import Store, write_atomic
 from backprop_core.verdicts import Decision, GateReport
 from backprop_core.worker.handle import Worker
 from tasks import prepare, tries, worker
@@ -110,6 +110,7 @@ def recorded(start: Start, *, run_id: str | None, fresh: bool) -> Iterator["Run"
     it committed; so does, without one, what an earlier try of the same flow run has left over. Either is `fresh` if it
     began so.
     """
+    blank_logs()
     config = settings()
     store = Store(config.store_path)
     with ExitStack() as cleanup:
@@ -169,6 +170,7 @@ class Run:
         self.audience: Audience | None = None
         self._verdict: Status = "finished"
         self._reason: str | None = None
+        self._device_said = False
         self._afresh = Afresh(store.run(run_id), asked=prepared.fresh)
         limit = prepared.spec.max_seconds if prepared.flow in prepare.TRAINING else None
         self._deadline = time.monotonic() + limit if limit else math.inf
@@ -229,9 +231,6 @@ class Run:
         self._lease = Lease(self.run_id, self.store)
         prepare.save(self.prepared, self.run_id, self.store)
         log.info("run_started run_id=%s", self.run_id)
-        for choice in self.prepared.defaults:
-            if choice.field == "training.device":
-                log.info("training runs on the CPU: %s", choice.reason)
         return self
 
     def __exit__(self, _: object, error: BaseException | None, trace: object) -> None:
@@ -239,8 +238,13 @@ class Run:
         status = self._verdict if coded is None else "interrupted" if isinstance(coded, STOPPED) else "failed"
         if coded is None:
             prepare.mark_finished(self.prepared, self.store)
-        self.outcome = self.record.finish(self.result(status, coded))
-        self._lease.end(finished=coded is None)
+        try:
+            self.outcome = self.record.finish(self.result(status, coded))
+        except OSError as failed:  # the disk takes no result; what was made is in the store, and resuming finds it
+            coded = coded or as_coded(failed, self.run_id, self.prepared.flow)
+            error = error or failed
+        finally:
+            self._lease.end(finished=coded is None)
         if coded:
             raise coded from error
 
@@ -252,7 +256,9 @@ class Run:
         self._lease.add(key)
         if stage.name in IN_THE_WORKER and not is_recorded(self.store, key):
             # whoever has the device now may be doing this very stage
-            self._worker(stage.name).wait_for_slot(self._deadline)
+            with self.record.waiting("device"):
+                self._worker(stage.name).wait_for_slot(self._deadline)
+            begin = time.monotonic()
         if time.monotonic() > self._deadline and (again or not is_recorded(self.store, key)):
             raise self._late(f"stopped before {stage.name}")
         if stage.name == "train" and again and not self._afresh.has_begun(key):
@@ -279,6 +285,8 @@ class Run:
 
     def work(self, stage: str, result: type[R], **parameters: Any) -> R:
         """Run a stage in the worker process."""
+        if stage == "train":
+            self._say_device()
         report(Progress(stage=stage, done=0, total=0))
         key = stage_key(stage, parameters)
         try:
@@ -294,6 +302,13 @@ class Run:
             if time.monotonic() > self._deadline:
                 raise self._late(error.message) from error
             raise
+
+    def _say_device(self) -> None:
+        """Say where something is trained, if nobody chose that: once, and not before it is."""
+        for choice in self.prepared.defaults:
+            if choice.field == "training.device" and not self._device_said:
+                self._device_said = True
+                log.info("training runs on the CPU: %s", choice.reason)
 
     def _late(self, where: str) -> TimeLimit:
         return TimeLimit(
@@ -403,8 +418,8 @@ class Run:
         self.ollama = {"model": f"{self.spec.export.ollama}:latest", "prompt": prompt, "answer": answer}
 
     def result(self, status: Status, error: BackpropError | None) -> RunResult:
-        """What this run did, as far as it came."""
-        return RunResult(
+        """What this run did, as far as it came, without secrets: it is printed, kept, and sent on."""
+        made = RunResult(
             run_id=self.run_id,
             flow=self.prepared.flow,
             line=self.spec.line,
@@ -430,6 +445,7 @@ class Run:
             if error
             else None,
         )
+        return RunResult.model_validate(blank_json(made.model_dump(mode="json")))
 
 
 def new_tasks(versions: Sequence[LineVersion]) -> list[list[str]]:
@@ -451,8 +467,8 @@ def as_coded(error: BaseException, run_id: str, flow: str) -> BackpropError:
             hint = "start it again" if flow == "drift" else f"go on with: backprop resume {run_id}"
             coded = Interrupted(f"run {run_id} was stopped", hint=hint)
         case _:
-            message = blank_secrets(f"{type(error).__name__}: {error}")
+            message = f"{type(error).__name__}: {error}"
             hint = "run it again with --verbose and report what it says"
-            coded = disk_error(error) or Unexpected(message, hint=hint)
+            coded = system_error(error) or Unexpected(message, hint=hint)
     coded.run_id = run_id
     return coded

@@ -80,6 +80,12 @@ class ConfigInvalid(BackpropError):
     code = "CONFIG_INVALID"
 
 
+class PlaceUnusable(BackpropError):
+    """A file or directory that is needed cannot be made, read or written."""
+
+    code = "CONFIG_PLACE_UNUSABLE"
+
+
 class StoreUnsupported(BackpropError):
     """The store's address has a scheme that is not supported."""
 

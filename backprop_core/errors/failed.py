@@ -215,6 +215,12 @@ class NameTaken(BackpropError):
     code = "STATE_NAME_TAKEN"
 
 
+class HistoryDamaged(BackpropError):
+    """MLflow's database in the home is broken, or of another version of MLflow; the journals still have every run."""
+
+    code, exit_status = "STATE_HISTORY_DAMAGED", 2
+
+
 class ServerActive(BackpropError):
     """Another `serve` of this home is running."""
 

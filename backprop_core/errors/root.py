@@ -2,18 +2,19 @@
 
 from typing import ClassVar
 
+from backprop_core.blanking import blank_secrets
+
 
 class BackpropError(Exception):
-    """Root of all coded errors. `message` says what and which, `hint` what to do."""
+    """Root of all coded errors. `message` says what and which, `hint` what to do; secrets are blanked in both."""
 
     code: ClassVar[str]
     exit_status: ClassVar[int] = 1
     retryable: ClassVar[bool] = False
 
     def __init__(self, message: str, *, hint: str) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message, self.hint = blank_secrets(message), blank_secrets(hint)
+        super().__init__(self.message)
         self.run_id: str | None = None  # the run that it ended, if it had started
 
     def __str__(self) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from backprop_core.frozen import KEY_IF_SET, NO_KEY, Spec
-from backprop_core.texts import HUB_ID, NAME, ROWS_FILE
+from backprop_core.texts import HUB_ID, NAME, ROWS_FILE, PathOrAddress
 
 
 class ModelSpec(Spec):
@@ -26,7 +26,7 @@ RowFormat = Literal["auto", "sharegpt", "messages", "alpaca", "prompt-completion
 class DatasetSpec(Spec):
     """One batch of rows."""
 
-    path: str = Field(
+    path: PathOrAddress = Field(
         min_length=1,
         description="A file, a directory of files, any fsspec URL, or OWNER/NAME of a dataset on the Hub.",
         json_schema_extra=NO_KEY,
@@ -41,7 +41,7 @@ class DatasetSpec(Spec):
     task: str | None = Field(None, pattern=NAME, description="What its held-out score is kept for; default: file stem.")
     format: RowFormat = Field("auto", description="Row format; detected from the first rows by default.")
     columns: dict[str, str] = Field(default_factory=dict, description="Field of the format -> column of the file.")
-    heldout: str | None = Field(
+    heldout: PathOrAddress | None = Field(
         None, description="A file of held-out rows; default: a tenth of the rows, by hash.", json_schema_extra=NO_KEY
     )
     rows: int | None = Field(None, ge=1, description="Train on the first N rows by hash; the held-out set stays whole.")

@@ -11,9 +11,9 @@ from typing import Any
 import safetensors.torch
 
 from backprop_core.adapter import Tensors
-from backprop_core.errors import CheckpointInvalid, DiskFull
+from backprop_core.errors import CheckpointInvalid, DiskFull, system_error
 from backprop_core.keys import canonical
-from backprop_core.store import FULL, MANIFEST, fsync, manifest_of
+from backprop_core.store import MANIFEST, fsync, manifest_of
 
 KIND, FORMAT = "checkpoint", 2
 STATE = "state.json"
@@ -52,7 +52,7 @@ def save(checkpoint: Checkpoint, folder: Path, *, keep: int) -> None:
         fsync(folder.parent)
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
-        if error.errno in FULL:
+        if isinstance(system_error(error), DiskFull):
             raise no_space(folder) from error
         raise
     for path in [*finished(folder)[:-keep], *folder.glob("*.tmp")]:

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 from filelock import FileLock
 from pydantic import BaseModel
 
-from backprop_core.blanking import blank_secrets
+from backprop_core.blanking import blank_logs, blank_secrets
 from backprop_core.devices import visible_gpus
-from backprop_core.errors import BackpropError, GPUFault, Unexpected
-from backprop_core.store import Store, disk_error, write_atomic
+from backprop_core.errors import BackpropError, GPUFault, Unexpected, system_error
+from backprop_core.store import Store, write_atomic
 from backprop_core.worker.handle import Orders
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def main(text: str) -> None:
     """
     orders = Orders.model_validate_json(text)
     os.dup2(2, 1)  # libraries print; nobody reads our stdout
+    blank_logs()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     rank = int(os.environ["RANK"]) if orders.processes > 1 else 0  # torchrun's
@@ -127,7 +128,7 @@ class Spoken(logging.Handler):
         print(json.dumps(event), file=self._file)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.event({"level": record.levelno, "log": blank_secrets(record.getMessage())})
+        self.event({"level": record.levelno, "log": record.getMessage()})
 
     def __enter__(self) -> Self:
         logging.getLogger("backprop_core").addHandler(self)
@@ -158,7 +159,7 @@ def attempt(work: Callable[[], BaseModel]) -> dict[str, Any]:
     except BackpropError as error:
         coded = gpu_fault(error) or error
     except Exception as error:  # noqa: BLE001 - the worker's outermost frame
-        coded = gpu_fault(error) or disk_error(error) or unexpected(error)
+        coded = gpu_fault(error) or system_error(error) or unexpected(error)
     return {"error": {"code": coded.code, "message": coded.message, "hint": coded.hint}}
 
 
@@ -175,7 +176,7 @@ def unexpected(error: Exception) -> BackpropError:
     """What nobody thought of, with its traceback, which goes to the log too."""
     trace = blank_secrets("".join(traceback.format_exception(error)))
     print(trace, file=sys.stderr, flush=True)
-    return Unexpected(blank_secrets(f"{type(error).__name__}: {error}"), hint=f"please report this:\n{trace}")
+    return Unexpected(f"{type(error).__name__}: {error}", hint=f"please report this:\n{trace}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 
 from cyclopts import App, CycloptsError
 
-from backprop_core.errors import BackpropError, ConfigInvalid, Interrupted, Unexpected
+from backprop_core.errors import BackpropError, ConfigInvalid, Interrupted, Unexpected, system_error
 from flows.console import error_text, one_line, say, trace_text
 
 VERBS = {
@@ -149,7 +149,8 @@ def as_coded(error: BaseException) -> BackpropError:
         case KeyboardInterrupt():
             return interruption(error)
         case _:
-            return Unexpected(f"{type(error).__name__}: {error}", hint="this is our fault; --verbose shows where")
+            fault = Unexpected(f"{type(error).__name__}: {error}", hint="this is our fault; --verbose shows where")
+            return system_error(error) or fault
 
 
 def interruption(error: BaseException) -> BackpropError:

@@ -9,7 +9,7 @@ from backprop_core.settings import settings
 from flows import tables
 from flows.cli import Answer
 from flows.cli.flags import PLAIN, OutputFlags, RunRef
-from flows.console import configure_logging
+from flows.console import configure_logging, one_line
 from tasks import tracking
 
 
@@ -47,5 +47,7 @@ def sync(*, output: OutputFlags = PLAIN) -> Answer:
     config = settings()
     configure_logging(config, verbose=output.verbose)
     report = tracking.sync(config)
-    text = f"{report.sent} journals sent, {report.waiting} waiting"
-    return Answer(report.model_dump(mode="json"), text, 3 if report.waiting else 0)
+    text = (
+        f"{report.sent} journals sent, {report.waiting} waiting{f': {one_line(report.error)}' if report.error else ''}"
+    )
+    return Answer(report.model_dump(mode="json"), text, 3 if report.waiting or report.error else 0)

@@ -12,6 +12,7 @@ from backprop_core.errors import ConfigInvalid
 from backprop_core.refs import RunResult
 from backprop_core.settings import settings
 from backprop_core.specs import RunSpec
+from backprop_core.texts import line_name
 from flows import lines_file, start, tables
 from flows.cli import Answer
 from flows.cli.flags import (
@@ -100,8 +101,9 @@ def promote(
     line: Annotated[str, Parameter(help="The line whose champion it becomes; begun if there is none.")],
     output: OutputFlags = PLAIN,
 ) -> Answer:
+    name = line_name(line)
     with watched(output):
-        return answer(start.promote(ref, line))
+        return answer(start.promote(ref, name))
 
 
 def resume(

@@ -5,6 +5,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
+from backprop_core.texts import line_name
 from flows import start
 from flows.cli import Answer
 from flows.cli.flags import PLAIN, MadeRef, OutputFlags, ship
@@ -45,10 +46,10 @@ def release(
 ) -> Answer:
     given = {"ollama": ollama, "repo": repo, "private": private, "gguf": gguf, "keep": keep}
     where = publish_spec(given, {name: f"--{name}" for name in given})
-    files = quantization.split(",") if quantization else None
+    name, files = line_name(line), quantization.split(",") if quantization else None
     wanted = export_spec({"quantizations": files}, {"quantizations": "--quantization"})
     with watched(output):
-        return answer(start.release(line, where, wanted))
+        return answer(start.release(name, where, wanted))
 
 
 def rollback(
@@ -58,5 +59,6 @@ def rollback(
     to: Annotated[PositiveInt | None, Parameter(help="The version; default: the one before the champion.")] = None,
     output: OutputFlags = PLAIN,
 ) -> Answer:
+    name = line_name(line)
     with watched(output):
-        return answer(start.rollback(line, to))
+        return answer(start.rollback(name, to))

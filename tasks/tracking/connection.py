@@ -9,18 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from backprop_core.blanking import blank_secrets
-from backprop_core.errors import MLflowUnreachable, NameTaken
+from filelock import FileLock, Timeout
+
+from backprop_core.blanking import blank_address, excerpt
+from backprop_core.errors import BackpropError, HistoryDamaged, MLflowUnreachable, NameTaken, system_error
 from backprop_core.settings import Settings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 NAMESPACE, LINE = "backprop.namespace", "backprop.line"  # tags of an experiment of ours
+SQLITE = "sqlite:///"
+PATIENCE = 120.0  # seconds: the first tables take five, on a busy machine many times that
 QUIET_AND_QUICK = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # else it prints tracebacks of what is said in one line here
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the journal is what tries again
@@ -34,7 +38,7 @@ def own_database(settings: Settings) -> Path:
 
 def tracking_uri(settings: Settings) -> str:
     """MLFLOW_TRACKING_URI, else a database in the home."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{own_database(settings).as_posix()}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{own_database(settings).as_posix()}"
 
 
 def prepare() -> None:
@@ -58,33 +62,133 @@ def uncollected() -> Iterator[None]:
 
 
 def connect(settings: Settings) -> "MlflowClient":
-    """A client whose first request was answered. Raises MLflowUnreachable within seconds."""
+    """A client whose first request was answered, within seconds unless its database has to be made first.
+
+    Raises MLflowUnreachable, HistoryDamaged, PlaceUnusable, DiskFull, StorageFailed.
+    """
     prepare()
     from mlflow import MlflowClient
+
+    uri = tracking_uri(settings)
+    with answering(settings), migrating(settings):
+        if own := database_of(uri):
+            try_database(own)
+        with uncollected():
+            client = MlflowClient(tracking_uri=uri)
+            client.search_experiments(max_results=1)
+    return client
+
+
+@contextmanager
+def answering(settings: Settings, fault: str = "does not answer") -> Iterator[None]:
+    """Whatever MLflow, or its database, has against what the block asks, as a coded error; `fault` says what it did."""
+    prepare()
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    uri = tracking_uri(settings)
     try:
-        if uri.startswith("sqlite:///"):
-            try_database(Path(uri.removeprefix("sqlite:///")))
-        with uncollected():
-            client = MlflowClient(tracking_uri=uri)
-        client.search_experiments(max_results=1)
+        yield
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
-        reason = blank_secrets(str(error)).strip().splitlines()[0][:200]
-        raise MLflowUnreachable(
-            f"MLflow does not answer at {blank_secrets(uri)}: {reason}", hint="start it, or set MLFLOW_TRACKING_URI"
-        ) from error
-    return client
+        raise refusal(error, settings, fault) from error
+
+
+def refusal(error: Exception, settings: Settings, fault: str) -> BackpropError:
+    """The coded error for what MLflow says."""
+    uri = tracking_uri(settings)
+    own = own_database(settings)
+    if database_of(uri) == own and (
+        known := broken(own, str(error)) or system_error(error) or system_error(attempted(own))
+    ):
+        return known
+    reason = (excerpt(str(error), 200) or type(error).__name__).split(" (Background on this error")[0]
+    return MLflowUnreachable(
+        f"MLflow {fault} at {blank_address(uri)}: {reason}", hint="start it, or set MLFLOW_TRACKING_URI"
+    )
+
+
+def database_of(uri: str) -> Path | None:
+    """The file of a SQLite database; None for a server and other databases."""
+    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+
+
+def broken(path: Path, said: str) -> BackpropError | None:
+    """What is wrong with a database that MLflow does not take, if it is the database."""
+    aside = f"mv {path} {path}.broken; the next command makes it again, with every run of {path.parent / 'journal'}"
+    if "database schema" in said or "Can't locate revision" in said:
+        return HistoryDamaged(
+            f"{path} is of another version of MLflow than this one",
+            hint=f"to bring an older one up to date: mlflow db upgrade {SQLITE}{path}; or begin a new one: {aside}",
+        )
+    if any(each in said for each in ("no such table", "no such column", "already exists", "duplicate column")):
+        return HistoryDamaged(f"{path} was never made to its end", hint=f"set it aside: {aside}")
+    if path.is_file() and (problem := damage(path)):
+        return HistoryDamaged(f"{path} is no database that can be read: {problem}", hint=f"set it aside: {aside}")
+    return None
+
+
+def damage(path: Path) -> str | None:
+    """What SQLite finds wrong in a database; None if it is whole."""
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", timeout=2, uri=True)) as database:
+            [found] = database.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.OperationalError:  # busy, or not to be opened
+        return None
+    except sqlite3.DatabaseError as error:
+        return str(error)
+    return None if found == "ok" else str(found).replace("\n", " ")
+
+
+def attempted(path: Path) -> BaseException:
+    """Why a database cannot be written; what MLflow says of that is another thing each time."""
+    try:
+        try_database(path)
+    except (sqlite3.Error, OSError) as error:
+        return error
+    return FileNotFoundError()
 
 
 def try_database(path: Path) -> None:
     """Raise unless the file can be written now; MLflow itself would try for minutes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with closing(sqlite3.connect(path, timeout=2, isolation_level=None)) as database:
         database.execute("BEGIN IMMEDIATE")
         database.execute("ROLLBACK")
+
+
+_made: set[Path] = set()  # databases that this process has seen complete
+
+
+@contextmanager
+def migrating(settings: Settings) -> Iterator[None]:
+    """One process at a time makes the tables of the home's database: two at once spoil each other's.
+
+    Raises MLflowUnreachable if another one takes longer than minutes.
+    """
+    own = own_database(settings)
+    if own in _made or database_of(tracking_uri(settings)) != own:
+        yield
+        return
+    own.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        held = FileLock(own.with_suffix(".lock")).acquire(timeout=PATIENCE)
+    except Timeout as error:
+        raise MLflowUnreachable(
+            f"another command has been making {own} for {PATIENCE:g} s", hint="end it, and run this again"
+        ) from error
+    begun = own.with_suffix(".begun")
+    with held:
+        if begun.is_file():  # killed, or out of space, before the last table: nothing is in it yet
+            own.unlink(missing_ok=True)
+        if is_empty(own):
+            begun.touch()
+        yield
+        begun.unlink(missing_ok=True)
+    _made.add(own)
+
+
+def is_empty(database: Path) -> bool:
+    """Whether there is nothing yet in a database of SQLite's, or no database."""
+    return not database.exists() or (database.is_file() and not database.stat().st_size)
 
 
 def experiment_of(client: "MlflowClient", settings: Settings, line: str) -> str:

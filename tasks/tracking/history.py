@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from backprop_core.errors import RefAmbiguous, RunUnknown
-from backprop_core.refs import RunResult
+from backprop_core.refs import RunResult, Status
 from backprop_core.settings import Settings
-from tasks.tracking.connection import LINE, NAMESPACE, connect, own_database, tracking_uri
+from tasks.journal import SECONDS, ending
+from tasks.tracking.connection import LINE, NAMESPACE, answering, connect, own_database, tracking_uri
 from tasks.tracking.record import DATASETS, ERROR, ROLE, ROOT, RUN_ID, STATUS
 from tasks.tracking.sender import sync
 
@@ -27,7 +28,7 @@ class RunSummary(TypedDict):
     line: str
     status: str
     started: str  # ISO 8601, UTC
-    seconds: float | None  # None while it runs
+    seconds: float | None  # at work, without waits for a person or the device; None while it runs
     datasets: list[str]
     average: float | None  # last row of the matrix
     error: str | None  # code
@@ -36,7 +37,7 @@ class RunSummary(TypedDict):
 def list_runs(settings: Settings, *, children: bool = False, limit: int = 50) -> list[RunSummary]:
     """The latest runs, newest first, without their child runs unless asked. Raises MLflowUnreachable."""
     history = History(settings)
-    return [summary(run) for run in history.runs("" if children else f"tags.`{ROLE}` = 'parent'", limit)]
+    return [history.summary(run) for run in history.runs("" if children else f"tags.`{ROLE}` = 'parent'", limit)]
 
 
 def show_run(settings: Settings, prefix: str) -> RunResult:
@@ -54,20 +55,23 @@ class History:
 
     def __init__(self, settings: Settings) -> None:
         sync(settings)
+        self.settings = settings
         self._experiments: list[str] = []
         if is_empty(settings):
             return
         self._client = connect(settings)
-        ours = self._client.search_experiments(filter_string=f"tags.`{NAMESPACE}` = '{settings.namespace}'")
+        with answering(settings):
+            ours = self._client.search_experiments(filter_string=f"tags.`{NAMESPACE}` = '{settings.namespace}'")
         self._experiments = [experiment.experiment_id for experiment in ours]
 
     def runs(self, condition: str, limit: int) -> "Iterator[Run]":
         """Runs that fulfil a condition, newest first."""
         token = None
         while self._experiments and limit > 0:
-            page = self._client.search_runs(
-                self._experiments, condition, max_results=min(limit, PAGE), page_token=token
-            )
+            with answering(self.settings):
+                page = self._client.search_runs(
+                    self._experiments, condition, max_results=min(limit, PAGE), page_token=token
+                )
             yield from page
             limit, token = limit - len(page), page.token
             if not token:
@@ -86,9 +90,10 @@ class History:
 
     def result(self, run: "Run") -> RunResult:
         """result.json if it is of the run's present state, else what is known without it."""
-        tags = run.data.tags
-        status, known = tags.get(STATUS, "running"), {"mlflow_run_id": run.info.run_id}
-        names = {artifact.path for artifact in self._client.list_artifacts(run.info.run_id)}
+        tags, known = run.data.tags, {"mlflow_run_id": run.info.run_id}
+        status = self.state(run)[0]
+        with answering(self.settings):
+            names = {artifact.path for artifact in self._client.list_artifacts(run.info.run_id)}
         if "result.json" in names:
             result = RunResult.model_validate(self._document(run, "result.json"))
             if result.status == status:
@@ -98,8 +103,35 @@ class History:
             {"run_id": tags[RUN_ID], "line": tags[LINE], "status": status, "spec": spec, **known}
         )
 
+    def state(self, run: "Run") -> tuple[Status, float | None]:
+        """A run's status, and the seconds that it has worked, waits left out; None while it works.
+
+        Where MLflow has not heard of its end, because it could not be written there, the journal tells.
+        """
+        tags, start, end = run.data.tags, run.info.start_time, run.info.end_time
+        status = tags.get(STATUS, "running")
+        if status != "running":
+            return status, float(tags[SECONDS]) if SECONDS in tags else (end - start) / 1000
+        known = ending(self.settings.journal_path, tags[ROOT], tags[RUN_ID])
+        return (known.status, known.seconds) if known else (status, None)
+
+    def summary(self, run: "Run") -> RunSummary:
+        """A run in the list."""
+        tags = run.data.tags
+        status, seconds = self.state(run)
+        return RunSummary(
+            run_id=tags[RUN_ID],
+            line=tags[LINE],
+            status=status,
+            started=datetime.fromtimestamp(run.info.start_time / 1000, UTC).isoformat(timespec="seconds"),
+            seconds=seconds,
+            datasets=json.loads(tags.get(DATASETS, "[]")),
+            average=run.data.metrics.get("average"),
+            error=tags.get(ERROR) or None,
+        )
+
     def _document(self, run: "Run", name: str) -> Any:
-        with tempfile.TemporaryDirectory() as directory:
+        with tempfile.TemporaryDirectory() as directory, answering(self.settings):
             return json.loads(
                 Path(self._client.download_artifacts(run.info.run_id, name, directory)).read_text("utf-8")
             )
@@ -109,21 +141,6 @@ def is_empty(settings: Settings) -> bool:
     """Nothing was ever recorded here: no need to make a database to find that out."""
     own = own_database(settings)
     return tracking_uri(settings) == f"sqlite:///{own.as_posix()}" and not own.exists()
-
-
-def summary(run: "Run") -> RunSummary:
-    tags, start, end = run.data.tags, run.info.start_time, run.info.end_time
-    status = tags.get(STATUS, "running")
-    return RunSummary(
-        run_id=tags[RUN_ID],
-        line=tags[LINE],
-        status=status,
-        started=datetime.fromtimestamp(start / 1000, UTC).isoformat(timespec="seconds"),
-        seconds=None if status == "running" else (end - start) / 1000,
-        datasets=json.loads(tags.get(DATASETS, "[]")),
-        average=run.data.metrics.get("average"),
-        error=tags.get(ERROR) or None,
-    )
 
 
 def escaped(text: str) -> str:

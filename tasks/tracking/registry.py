@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from backprop_core.blanking import blank_secrets
+from backprop_core.blanking import blank_address
 from backprop_core.errors import NameTaken
 from backprop_core.lines import Lines, LineVersion
 from backprop_core.settings import Settings
@@ -31,13 +31,15 @@ def wanted(settings: Settings) -> dict[str, Any]:
         return {}
     lines = Lines(Store(settings.store_path))
     known = {name: [lines.versions(name), lines.champion(name)] for name in lines.names()}
-    return {"uri": blank_secrets(tracking_uri(settings)), "lines": known}
+    return {"uri": blank_address(tracking_uri(settings)), "lines": known}
 
 
 def is_mirrored(settings: Settings) -> bool:
     """Whether MLflow was last seen as it should be."""
-    note = settings.journal_path / NOTE
-    known = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+    try:
+        known = json.loads((settings.journal_path / NOTE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # there is none, or half of one: what it says is found out again
+        known = {}
     return bool(known == wanted(settings))
 
 

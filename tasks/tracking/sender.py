@@ -7,22 +7,45 @@ A crash between a chunk and the note of it sends the chunk again. That changes n
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from backprop_core.blanking import blank_secrets
+from backprop_core.blanking import blank_address, excerpt
+from backprop_core.errors import BackpropError, system_error
 from backprop_core.frozen import Record
 from backprop_core.settings import Settings
 from backprop_core.store import write_atomic
-from tasks.journal import AnyLine, Ended, Started, journal_file, read, retire, sent_file, writer_lock
-from tasks.tracking.connection import connect, experiment_of, prepare, tracking_uri
+from tasks.journal import (
+    SECONDS,
+    AnyLine,
+    Clock,
+    Ended,
+    Started,
+    bring_back,
+    is_written,
+    journal_file,
+    read,
+    retire,
+    sent_file,
+)
+from tasks.tracking.connection import (
+    answering,
+    connect,
+    database_of,
+    experiment_of,
+    is_empty,
+    own_database,
+    prepare,
+    tracking_uri,
+)
 from tasks.tracking.record import close, deliver, find_or_create
+from tasks.tracking.registry import NOTE as REGISTRY
 from tasks.tracking.registry import is_mirrored, mirror
 
 if TYPE_CHECKING:
@@ -51,43 +74,76 @@ class Sent(Record):
 
 def load_sent(directory: Path, run_id: str, uri: str) -> Sent:
     """What was noted for this MLflow; another MLflow has nothing yet."""
-    path = sent_file(directory, run_id)
-    noted = Sent.model_validate_json(path.read_text()) if path.is_file() else Sent(uri=uri)
-    return noted if noted.uri == uri else Sent(uri=uri)
+    known = load_note(sent_file(directory, run_id), uri)
+    return known if known.uri == uri else Sent(uri=uri)
+
+
+def load_note(path: Path, uri: str) -> Sent:
+    """A note as it is; that nothing was sent to `uri`, if there is none that can be read."""
+    try:
+        return Sent.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return Sent(uri=uri)
 
 
 def sync(settings: Settings) -> SyncReport:
-    """Send what MLflow has not, and mirror the lines. Never raises: an outage is in the report."""
-    directory = settings.journal_path
-    if not any(unsent(settings)) and is_mirrored(settings):
-        return SyncReport(sent=0, waiting=0, error=None)
+    """Send what MLflow has not, and mirror the lines. Never raises: an outage or a full disk is in the report."""
+    sent, error = 0, None
     try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with FileLock(directory / "sync.lock").acquire(timeout=2):
-            sent, error = send_all(settings)
-            if not error and not is_mirrored(settings):
-                error = attempt(settings, mirror)
+        if not (any(unsent(settings)) or is_lost(settings)) and is_mirrored(settings):
+            return SyncReport(sent=0, waiting=0, error=None)
+        settings.journal_path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with FileLock(settings.journal_path / "sync.lock").acquire(timeout=2):
+            restore(settings)
+            if any(unsent(settings)) or not is_mirrored(settings):
+                sent, error = send_all(settings)
+                if not error and not is_mirrored(settings):
+                    error = attempt(settings, mirror)
+        waiting = sum(1 for _ in unsent(settings))
     except Timeout:
-        sent, error = 0, None  # another process is sending
-    return SyncReport(sent=sent, waiting=len(list(unsent(settings))), error=error)
+        waiting = sum(1 for _ in unsent(settings))  # another process is sending
+    except (OSError, ValueError) as failed:
+        coded = system_error(failed)
+        return SyncReport(sent=sent, waiting=0, error=coded.message if coded else str(failed))
+    return SyncReport(sent=sent, waiting=waiting, error=error)
+
+
+def is_lost(settings: Settings) -> bool:
+    """Whether the home's database is gone, and there was one that journals were sent to."""
+    own = own_database(settings)
+    here = database_of(tracking_uri(settings)) == own and is_empty(own)
+    return here and any((settings.journal_path / "sent").glob("*.sent"))
+
+
+def restore(settings: Settings) -> None:
+    """Where the home's database is gone, take back every journal that it had, to be sent to a new one."""
+    directory = settings.journal_path
+    if not is_lost(settings):
+        return
+    for note in (directory / "sent").glob("*.sent"):
+        if load_note(note, "").uri == blank_address(tracking_uri(settings)):
+            note.unlink(missing_ok=True)
+            bring_back(directory, note.stem)
+    (directory / REGISTRY).unlink(missing_ok=True)
 
 
 def unsent(settings: Settings) -> Iterator[str]:
-    """Journals with lines that MLflow has not, or whose writer is gone."""
-    uri = blank_secrets(tracking_uri(settings))
-    for path in sorted(settings.journal_path.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns):
-        offset = load_sent(path.parent, path.stem, uri).offset
-        if path.stat().st_size > offset or not is_written(path.parent, path.stem):
-            yield path.stem
+    """Journals with lines that MLflow has not, or whose writer is gone; the oldest first."""
+    uri = blank_address(tracking_uri(settings))
+    for path in by_age(settings.journal_path):
+        with suppress(FileNotFoundError):  # another process has sent it meanwhile, and put it away
+            offset = load_sent(path.parent, path.stem, uri).offset
+            if path.stat().st_size > offset or not is_written(path.parent, path.stem):
+                yield path.stem
 
 
-def is_written(directory: Path, run_id: str) -> bool:
-    """Whether a living process has the journal open."""
-    try:
-        with writer_lock(directory, run_id).acquire(timeout=0):
-            return False
-    except Timeout:
-        return True
+def by_age(directory: Path) -> list[Path]:
+    """The journals of a directory, the oldest first; without those that are put away at this moment."""
+    ages: dict[Path, int] = {}
+    for path in directory.glob("*.jsonl"):
+        with suppress(FileNotFoundError):
+            ages[path] = path.stat().st_mtime_ns
+    return sorted(ages, key=ages.__getitem__)
 
 
 def send_all(settings: Settings) -> tuple[int, str | None]:
@@ -105,9 +161,13 @@ def send_all(settings: Settings) -> tuple[int, str | None]:
 def attempt(settings: Settings, work: "Callable[[MlflowClient, Settings], None]") -> str | None:
     """Connect and do something there; the error as text. The record never costs the work."""
     try:
-        work(connect(settings), settings)
+        client = connect(settings)
+        with answering(settings, "refused what was sent"):
+            work(client, settings)
+    except BackpropError as error:
+        return str(error)
     except Exception as error:  # noqa: BLE001 - whatever MLflow raises, the work goes on
-        return blank_secrets(str(error)) or type(error).__name__
+        return str(system_error(error) or excerpt(str(error), 300) or type(error).__name__)
     return None
 
 
@@ -115,14 +175,15 @@ def send(client: "MlflowClient", settings: Settings, run_id: str) -> None:
     """Send the rest of one journal, and put it away if its writer is gone."""
     directory = settings.journal_path
     path = journal_file(directory, run_id)
-    sent = load_sent(directory, run_id, blank_secrets(tracking_uri(settings)))
+    sent = load_sent(directory, run_id, blank_address(tracking_uri(settings)))
     while chunk := list(islice(read(path, sent.offset), CHUNK)):
         with from_the_start_if_lost(sent_file(directory, run_id)):
             sent = send_chunk(client, settings, sent, [line for _, line in chunk], chunk[-1][0])
         write_atomic(sent_file(directory, run_id), sent.model_dump_json())
     if not is_written(directory, run_id):
-        for run, last in unfinished(path).items():
+        for run, (last, seconds) in unfinished(path).items():
             if not ended_since(client, sent.runs[run], last):
+                client.set_tag(sent.runs[run], SECONDS, f"{seconds:.3f}")
                 close(client, sent.runs[run], "interrupted", last)
         retire(directory, run_id, sent.offset)
 
@@ -157,21 +218,23 @@ def send_chunk(client: "MlflowClient", settings: Settings, sent: Sent, lines: li
     return Sent(uri=sent.uri, offset=offset, experiment=experiment, runs=runs)
 
 
-def unfinished(path: Path) -> dict[str, int]:
-    """Runs that were started and have no end, with the time of their last line."""
+def unfinished(path: Path) -> dict[str, tuple[int, float]]:
+    """Runs that were started and have no end, with the time of their last line and the seconds that they worked."""
     last: dict[str, AnyLine] = {}
     times: dict[str, int] = {}
+    clock = Clock()
     for _, line in read(path):
+        clock.see(line)
         times[line.run] = line.time
         if isinstance(line, Started | Ended):
             last[line.run] = line
-    return {run: times[run] for run, line in last.items() if isinstance(line, Started)}
+    return {run: (times[run], clock.seconds(run)) for run, line in last.items() if isinstance(line, Started)}
 
 
 def noted(settings: Settings, run_id: str) -> Sent | None:
     directory = settings.journal_path
     places = (sent_file(directory, run_id), sent_file(directory / "sent", run_id))
-    return next((Sent.model_validate_json(path.read_text()) for path in places if path.is_file()), None)
+    return next((load_note(path, "") for path in places if path.is_file()), None)
 
 
 def mlflow_run_id(settings: Settings, run_id: str) -> str | None:

@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 from backprop_core.settings import Settings
-from tasks.tracking.connection import QUIET_AND_QUICK, own_database
+from tasks.tracking.connection import QUIET_AND_QUICK, answering, migrating, own_database
 
 
 def application(settings: Settings) -> Any:
@@ -12,7 +12,8 @@ def application(settings: Settings) -> Any:
 
     Artifacts lie in the home under the same addresses as without a server, so that both can be used in turn.
     """
-    os.environ |= {**QUIET_AND_QUICK, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    own = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_LOGGING_LEVEL": "WARNING"}
+    os.environ |= {**QUIET_AND_QUICK, **own}
     from mlflow.server import constants, handlers
 
     settings.home_path.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -25,7 +26,8 @@ def application(settings: Settings) -> Any:
         constants.ARTIFACTS_DESTINATION_ENV_VAR: artifacts,
         constants.SERVE_ARTIFACTS_ENV_VAR: "true",
     }
-    handlers.initialize_backend_stores(database, database, artifacts)
+    with answering(settings), migrating(settings):
+        handlers.initialize_backend_stores(database, database, artifacts)
     from mlflow.server.fastapi_app import app
 
     return app

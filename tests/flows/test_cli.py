@@ -99,12 +99,21 @@ def test_traceback_only_with_verbose(capsys: Capture) -> None:
     assert "Traceback" in "".join(err) and err[-2].startswith("[CONFIG_INVALID]")
 
 
-def test_a_fault_of_ours_has_a_code(capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What no code describes is RUNTIME_UNEXPECTED, exit 2: here a home that is a file."""
+def test_a_fault_of_ours_has_a_code() -> None:
+    """What no code describes is RUNTIME_UNEXPECTED, exit 2."""
+    coded = cli.as_coded(ZeroDivisionError("here"))
+    assert (coded.code, coded.exit_status, coded.message) == ("RUNTIME_UNEXPECTED", 2, "ZeroDivisionError: here")
+
+
+def test_a_home_that_is_a_file_is_no_fault_of_ours(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is named, with what to do, exit 1."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("BACKPROPAGATE_HOME", str(tmp_path / "file"))
     status, out, err = said(["store", "check"], capsys)
-    assert (status, out, len(err)) == (2, "", 2) and err[0].startswith("[RUNTIME_UNEXPECTED] NotADirectoryError")
+    assert (status, out, len(err)) == (1, "", 2) and err[0].startswith("[CONFIG_PLACE_UNUSABLE]")
+    assert str(tmp_path / "file") in err[0]
 
 
 def test_secrets_in_an_error_are_blanked(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -281,3 +281,44 @@ def test_why_rows_were_not_trained_is_said_in_words() -> None:
         "1 dropped (1 not json)"
     )
     assert tables.not_trained(DatasetSummary(**shared, dropped={}, not_trained={"held_out": 10})) is None
+
+
+@pytest.mark.parametrize("secret", ["info", "event", "timestamp", "tasks.run", 'with "quotes" in it', "true"])
+def test_a_log_in_json_stays_json(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, secret: str
+) -> None:
+    """Whatever the secret: it is blanked in what was said, and no key, level or name of the line is touched."""
+    monkeypatch.setenv("BACKPROPAGATE_AUTH_PASSWORD", secret)
+    configure_logging(Settings(log_json=True), verbose=True)
+    logging.getLogger("tasks.run").info("sent %s", secret)
+    try:
+        raise ValueError(f"sent {secret}")
+    except ValueError:
+        logging.getLogger("tasks.run").exception("it failed")
+    first, second = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (first["level"], first["logger"], second["level"]) == ("info", "tasks.run", "error")
+    assert "ValueError: sent" in second["exception"]
+    if "quotes" in secret:
+        assert first["event"] == "sent ***" and "quotes" not in str(second)
+
+
+def test_a_traceback_in_a_log_for_people_has_no_secret(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exception that a record brings along is blanked too."""
+    monkeypatch.setenv("MY_API_KEY", "a-very-long-value")
+    configure_logging(Settings(), verbose=True)
+    try:
+        raise ValueError("sent a-very-long-value")
+    except ValueError:
+        logging.getLogger("tasks.run").exception("it failed")
+    text = capsys.readouterr().err
+    assert "ValueError: sent ***" in text and "a-very-long-value" not in text
+
+
+@pytest.mark.parametrize("place", ["none/log", "file/log", ""])
+def test_a_log_file_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path, place: str) -> None:
+    """Its directory is missing, a file is in the way, or it is a directory."""
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigInvalid, match="log file"):
+        configure_logging(Settings(log_file=tmp_path / place), verbose=False)

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from starlette.testclient import TestClient
 
-from backprop_core.errors import InputNotFound
+from backprop_core.errors import ConfigInvalid, InputNotFound
 from backprop_core.settings import Settings
 from examples.service import app
 from flows.deploy import FLOWS
@@ -337,12 +337,19 @@ def test_without_a_password_it_does_not_start(words: list[str], tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("weak", ["", "horse", "finished", "12345678", "pass 1"])
+def test_a_weak_password_is_refused(weak: str) -> None:
+    """What is too short, or a word, can be guessed, and cannot be blanked in logs."""
+    with pytest.raises(ConfigInvalid):
+        password("team", "127.0.0.1", Settings(auth_password=weak or " "))
+
+
 def test_the_password_comes_from_a_file(tmp_path: Path) -> None:
     """A file's one line, without its end; the environment wins; no file there is an error with a code."""
     file = tmp_path / "password"
     file.write_text("from file\n")
     assert password("team", "127.0.0.1", Settings(auth_password_file=file)) == "team:from file"
-    assert password("team", "0.0.0.0", Settings(auth_password_file=file, auth_password="x")) == "team:x"
+    assert password("team", "0.0.0.0", Settings(auth_password_file=file, auth_password="x y z 1 2")) == "team:x y z 1 2"
     assert password(None, "localhost", Settings()) is None
     with pytest.raises(InputNotFound):
         password("team", "127.0.0.1", Settings(auth_password_file=tmp_path / "none"))

@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from backprop_core.errors import RunActive
 from backprop_core.refs import ErrorRecord, Evaluation
-from tasks.journal import Journal, journal_file, parameters, read
+from tasks.journal import SECONDS, Clock, Journal, ending, journal_file, parameters, read
 
 ROOT, CHILD = "a" * 32, "b" * 32
 
@@ -135,7 +136,8 @@ def test_secrets_are_blanked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("MY_API_KEY", "canary-8461")
     monkeypatch.setenv("MAX_TOKENS", "131072")
     with Journal(tmp_path, ROOT) as journal:
-        journal.start(line="support", name="train", params={"path": "s3://canary-8461"}, tags={"t": "canary-8461"})
+        tags = {"backprop.reason": "canary-8461"}
+        journal.start(line="support", name="train", params={"path": "s3://canary-8461"}, tags=tags)
         journal.tags({"u": "https://user:pass1234@host/x"})
         journal.document("spec.json", {"datasets": [{"path": "canary-8461"}], "max_length": 131072})
         error = ErrorRecord(code="X", message="canary-8461", hint="canary-8461", retryable=False)
@@ -208,3 +210,64 @@ def test_parameters_are_the_leaves_of_a_spec() -> None:
         "datasets.0.rows": "None",
         "training.lora.target_modules": "['q', 'v']",
     }
+
+
+def at(directory: Path, *lines: tuple[str, int, dict[str, object]]) -> Path:
+    """A journal with these lines: kind, second, the rest."""
+    path = journal_file(directory, ROOT)
+    defaults: dict[str, dict[str, object]] = {
+        "start": {"format": 1, "line": "support", "name": "retrain", "parent": None, "params": {}, "tags": {}},
+        "end": {"status": "finished", "error": None},
+    }
+    texts = [
+        json.dumps({"time": second * 1000, "run": ROOT, "kind": kind, **defaults.get(kind, {}), **more})
+        for kind, second, more in lines
+    ]
+    path.write_text("".join(f"{text}\n" for text in texts))
+    return path
+
+
+HOURS = 3600
+
+
+def test_a_wait_is_no_time_at_work(tmp_path: Path) -> None:
+    """Hours for a person, for the device, or between a process that died and the next one are not counted."""
+    path = at(
+        tmp_path,
+        ("start", 100, {}),
+        ("waited", 160, {"since": 110_000, "on": "device"}),
+        ("tags", 170, {"tags": {}}),  # here it is killed
+        ("start", 5 * HOURS, {}),
+        ("waited", 9 * HOURS, {"since": (5 * HOURS + 4) * 1000, "on": "person"}),
+        ("end", 9 * HOURS + 6, {}),
+    )
+    clock = Clock()
+    for _, line in read(path):
+        clock.see(line)
+    assert clock.seconds(ROOT) == (70 - 50) + 4 + 6
+    assert ending(tmp_path, ROOT, ROOT) == ("finished", 30)
+
+
+def test_a_run_says_how_long_it_worked(tmp_path: Path) -> None:
+    """In a tag, with its end; a moment's wait is not noted."""
+    with open_journal(tmp_path) as journal:
+        with journal.waiting("device"):
+            pass
+        with journal.waiting("person"):
+            time.sleep(1.2)
+        journal.end("finished")
+    kinds = [line["kind"] for line in lines_of(tmp_path)]
+    assert kinds == ["start", "waited", "tags", "end"]
+    assert 0 <= float(dict(lines_of(tmp_path)[2]["tags"])[SECONDS]) < 1.2  # type: ignore[call-overload]
+
+
+def test_what_a_run_came_to_stands_in_its_journal(tmp_path: Path) -> None:
+    """Nothing while its writer lives; interrupted when that is gone without an end; else its end."""
+    with open_journal(tmp_path) as journal:
+        journal.metrics(1, {"loss": 1.0})
+        assert ending(tmp_path, ROOT, ROOT) is None
+    assert ending(tmp_path, ROOT, ROOT) == ("interrupted", pytest.approx(0, abs=5))
+    with open_journal(tmp_path) as journal:
+        journal.end("failed")
+    assert ending(tmp_path, ROOT, ROOT) == ("failed", pytest.approx(0, abs=5))
+    assert ending(tmp_path, CHILD, CHILD) is None

@@ -13,18 +13,20 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from backprop_core.errors import MLflowUnreachable, NameTaken, RefAmbiguous, RunUnknown
+from backprop_core.errors import HistoryDamaged, MLflowUnreachable, NameTaken, PlaceUnusable, RefAmbiguous, RunUnknown
 from backprop_core.refs import DatasetSummary, Drift, ErrorRecord, Evaluation, Located, RunResult
 from backprop_core.settings import Settings
 from backprop_core.verdicts import GateReport, TaskVerdict
 from tasks.journal import Journal, sent_file
 from tasks.tracking import Sender, list_runs, mlflow_run_id, run_link, show_run, sync, tracking_uri
 from tasks.tracking.connection import connect, experiment_of, uncollected
+from tasks.tracking.sender import unsent
 
 ROOT, CHILD, OTHER = "a1" * 16, "b2" * 16, "a3" * 16
 DATASET = DatasetSummary(
@@ -505,3 +507,180 @@ def test_a_server_that_goes_and_comes_gets_every_step_once(
     known = result.model_copy(update={"mlflow_run_id": mlflow_run_id(config, ROOT)})
     assert show_run(config, ROOT) == known
     assert str(run_link(config, ROOT)).endswith(f"/runs/{known.mlflow_run_id}")
+
+
+def test_the_history_leaves_waits_out(config: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`took` of a run that waited for a person is the time that it worked."""
+    path = config.journal_path / f"{ROOT}.jsonl"
+    with Journal(config.journal_path, ROOT) as journal:
+        journal.start(line="support", name="retrain")
+    begin = json.loads(path.read_text())["time"]
+    waited = {"kind": "waited", "time": begin + 7_204_000, "run": ROOT, "since": begin + 4_000, "on": "person"}
+    with path.open("a") as file:
+        file.write(json.dumps(waited) + "\n")
+    with Journal(config.journal_path, ROOT) as journal, monkeypatch.context() as later:
+        later.setattr("tasks.journal.now", lambda: begin + 7_210_000)
+        journal.end("finished")
+    [run] = list_runs(config)
+    assert (run["status"], run["seconds"]) == ("finished", 10.0)
+
+
+def test_a_dead_run_is_not_running_where_its_end_could_not_be_recorded(config: Settings) -> None:
+    """While MLflow's database takes nothing, the journal tells how its runs ended; what lives is running."""
+    living = Journal(config.journal_path, OTHER)
+    living.start(line="support", name="train")
+    with Journal(config.journal_path, ROOT) as journal:
+        journal.start(line="support", name="train")
+        sync(config)
+        journal.end("failed", ErrorRecord(code="RUNTIME_DISK_FULL", message="x", hint="y", retryable=True))
+    with database(config) as rows:
+        for what in ("UPDATE ON runs", "INSERT ON tags", "UPDATE ON tags"):
+            name = what.replace(" ", "_")
+            rows.execute(
+                f"CREATE TRIGGER {name} BEFORE {what} BEGIN SELECT RAISE(FAIL, 'database or disk is full'); END"
+            )
+    assert sync(config).error
+    assert {run["run_id"]: run["status"] for run in list_runs(config)} == {ROOT: "failed", OTHER: "running"}
+    assert show_run(config, ROOT).status == "failed"
+    living.close()
+    assert {run["status"] for run in list_runs(config)} == {"failed", "interrupted"}
+
+
+def truncated(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 3)
+
+
+def overwritten(path: Path) -> None:
+    path.write_bytes(b"this is no database\n" * 500)
+
+
+def torn(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[4096:] = os.urandom(len(data) - 4096)
+    path.write_bytes(data)
+
+
+def of_another_version(path: Path) -> None:
+    with sqlite3.connect(path) as rows:
+        rows.execute("UPDATE alembic_version SET version_num = 'feedbeef'")
+
+
+BREAK = {"truncated": truncated, "overwritten": overwritten, "torn": torn, "another version": of_another_version}
+
+
+@pytest.mark.parametrize("harm", BREAK.values(), ids=BREAK)
+def test_a_broken_database_costs_no_run(config: Settings, harm: Callable[[Path], None]) -> None:
+    """The error names the file and what to do, the next run is recorded in the journal, and what it says helps."""
+    before = record(config)
+    assert sync(config).error is None and len(list_runs(config)) == 1
+    own = config.home_path / "mlflow.db"
+    harm(own)
+    error = by_another_command(config, "list-runs", status=2)["error"]
+    assert (error["code"], error["retryable"]) == (HistoryDamaged.code, False)
+    assert str(own) in error["message"] and f"mv {own} {own}.broken" in error["hint"]
+    assert len(error["message"]) < 300 and "sqlalche" not in error["message"]
+    record(config, OTHER)
+    report = by_another_command(config, "sync", status=3)
+    assert str(own) in report["error"] and report["waiting"] == 1
+    own.rename(f"{own}.broken")
+    assert {run["run_id"] for run in by_another_command(config, "list-runs")} == {ROOT, OTHER}
+    again = by_another_command(config, "show-run", ROOT)
+    assert {**again, "mlflow_run_id": None} == before.model_dump(mode="json")
+    assert not list(config.journal_path.glob("*.jsonl"))
+
+
+def by_another_command(config: Settings, *words: str, status: int = 0) -> Any:
+    """What a command says in JSON; MLflow keeps databases open, so a new one needs a new process."""
+    code = "import sys; from flows.cli import main; sys.exit(main(sys.argv[1:]))"
+    told = os.environ | {"BACKPROPAGATE_HOME": str(config.home_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words, "--json"], env=told, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == status and "Traceback" not in done.stderr, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_database_of_no_bytes_is_filled_again(config: Settings) -> None:
+    """To SQLite that is a database without tables; the journals that it had are sent again."""
+    record(config)
+    assert sync(config).error is None
+    (config.home_path / "mlflow.db").write_bytes(b"")
+    assert [run["run_id"] for run in by_another_command(config, "list-runs")] == [ROOT]
+
+
+def test_a_database_that_cannot_be_opened_is_named(config: Settings) -> None:
+    """A directory in its place is the user's to mend, and no reason to wait for a server."""
+    own = config.home_path / "mlflow.db"
+    own.unlink()
+    own.mkdir()
+    with pytest.raises(PlaceUnusable):
+        list_runs(config)
+
+
+RETIRE = """
+import sys
+from pathlib import Path
+from tasks.journal import bring_back, retire
+directory = Path(sys.argv[1])
+print("at it", flush=True)
+for _ in range(400):
+    for number in range(8):
+        retire(directory, f"{number:032x}", 10**9)
+    for number in range(8):
+        bring_back(directory, f"{number:032x}")
+"""
+
+
+def test_a_sync_beside_another_that_puts_journals_away_never_raises(config: Settings) -> None:
+    """Journals vanish and come back while they are listed, sorted and looked at."""
+    config.journal_path.mkdir()
+    for number in range(8):
+        (config.journal_path / f"{number:032x}.jsonl").write_text("")
+    other = subprocess.Popen(
+        [sys.executable, "-c", RETIRE, str(config.journal_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout and other.stdout.readline()
+    while other.poll() is None:
+        list(unsent(config))
+    assert other.returncode == 0
+    other.stdout.close()
+
+
+@pytest.mark.parametrize("harm", ["registry.json", "sync.lock", ".sent"])
+def test_a_note_that_cannot_be_read_stops_no_sync(config: Settings, harm: str) -> None:
+    """Half a note, or a directory in its place: it is said, or found out again, and nothing is raised."""
+    record(config)
+    path = sent_file(config.journal_path, ROOT) if harm == ".sent" else config.journal_path / harm
+    if harm == "sync.lock":
+        path.mkdir()
+        assert sync(config).error
+    else:
+        path.write_text('{"uri": "sqli')
+        assert sync(config).error is None
+
+
+FIRST = """
+import sys
+from pathlib import Path
+from backprop_core.settings import Settings
+from tasks.tracking.connection import connect, prepare
+prepare()
+print("ready", flush=True)
+sys.stdin.readline()
+connect(Settings(home=Path(sys.argv[1])))
+"""
+
+
+def test_several_first_commands_make_one_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a fresh home one makes the tables, and the others wait for it; nobody fails."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    command = [sys.executable, "-c", FIRST, str(tmp_path / "home")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    several = [subprocess.Popen(command, **pipes, text=True) for _ in range(4)]  # type: ignore[call-overload]
+    for one in several:
+        assert one.stdout.readline() == "ready\n"
+    for one in several:
+        one.stdin.write("go\n")
+        one.stdin.flush()
+    ended = [(one.communicate()[1], one.returncode) for one in several]
+    assert [status for _, status in ended] == [0] * 4, ended

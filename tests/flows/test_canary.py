@@ -1,0 +1,77 @@
+"""A secret that a service repeats in its error is nowhere that text goes: not printed, logged, recorded or kept."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, LogFilter
+
+from backprop_core.blanking import blank_logs
+from backprop_core.errors import JudgeFailed
+from backprop_core.judge import KEY
+from backprop_core.settings import settings
+from backprop_core.specs import EvaluationSpec, JudgeSpec, LoraSpec, TrainSpec
+from flows.cli import failed
+from flows.train import train
+from tasks.tracking import list_runs, show_run
+from tests.wire.stand_in import Request, Service
+
+CANARY = "Zx9/canary+4711&value"
+pytestmark = pytest.mark.usefixtures("prefect", "home")
+
+
+class Echo(Service):
+    """Refuses, and repeats what it was sent, as proxies and debug pages do."""
+
+    def answer(self, request: Request) -> None:
+        sent = str(request.headers.get("Authorization"))
+        return request.reply(400, {"error": f"no such key: {sent}", "key": sent.removeprefix("Bearer ")})
+
+
+@pytest.fixture
+def echo() -> Iterator[Echo]:
+    with Echo().running() as server:
+        yield server
+
+
+def test_a_canary_is_nowhere(
+    base: Path, data: list[str], home: Path, echo: Echo, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """Neither in the home (result, journal, MLflow), nor in Prefect (states, logs, artifacts), nor on stderr."""
+    monkeypatch.setenv(KEY, CANARY)
+    blank_logs()
+    heard = io.StringIO()
+    handler = logging.StreamHandler(heard)
+    logging.getLogger().addHandler(handler)
+    judged = EvaluationSpec(metric="judge", judge=JudgeSpec(address=f"{echo.url}/v1", model="grader"))
+    try:
+        with pytest.raises(JudgeFailed) as caught:
+            train(data[0], model=str(base), training=TrainSpec(steps=1, lora=LoraSpec(rank=2)), evaluation=judged)
+    finally:
+        logging.getLogger().removeHandler(handler)
+        logging.setLogRecordFactory(logging.LogRecord)
+    failed(caught.value, as_json=True, verbose=True)
+    assert "no such key" in caught.value.message and "***" in caught.value.message
+    said = capsys.readouterr()
+    [run] = list_runs(settings())
+    result = show_run(settings(), run["run_id"])
+    assert run["status"] == "failed" and result.error and "no such key" in result.error.message
+    texts = {"stdout": said.out, "stderr": said.err, "logs": heard.getvalue(), "prefect": prefect_says()}
+    texts |= {str(path): path.read_text("utf-8", "replace") for path in home.rglob("*") if path.is_file()}
+    for spelt in (CANARY, json.dumps(CANARY)[1:-1], "Zx9%2Fcanary", "canary+4711"):
+        assert [name for name, text in texts.items() if spelt in text] == []
+
+
+def prefect_says() -> str:
+    """Everything that Prefect keeps about all flow runs: their states, their tasks' states and their logs."""
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(flow_run_filter=FlowRunFilter())
+        logs = client.read_logs(LogFilter(), limit=200)
+        parts = [run.model_dump_json() for run in runs] + [entry.message for entry in logs]
+        parts += [client.request("POST", f"/{kind}/filter", json={}).text for kind in ("task_runs", "artifacts")]
+    assert "no such key" in "".join(parts)
+    return "\n".join(parts)
