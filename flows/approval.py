@@ -8,8 +8,8 @@ lost that. So the retrain keeps slot and line, without a worker.
 
 import logging
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import count
@@ -34,6 +34,7 @@ from backprop_core.specs import ApprovalSpec
 from backprop_core.verdicts import Decision
 from flows import terminal
 from flows.environment import is_temporary
+from flows.states import WAITING
 from tasks import artifacts, questions, worker
 from tasks.artifacts import flow_run_id
 from tasks.progress import Progress, report
@@ -89,11 +90,26 @@ def answer(run: Run, hours: float) -> Decision:
     report(Progress(stage="approval", done=0, total=0))
     with get_client(sync_client=True) as client:
         asked = question(client, run, hours)
-        decision = decided(client, run, asked, hours)
+        with said_to_wait(client):
+            decision = decided(client, run, asked, hours)
         with suppress(httpx.HTTPError):  # the answer counts, whatever its page shows
-            client.set_flow_run_state(asked, Completed(message=decision.sentence), force=True)
+            name = "Approved" if decision.approved else "Rejected"
+            client.set_flow_run_state(asked, Completed(name=name, message=decision.sentence), force=True)
     questions.forget(run.run_id, run.store)
     return decision
+
+
+@contextmanager
+def said_to_wait(client: SyncPrefectClient) -> Iterator[None]:
+    """The retrain's own flow run says that it waits while the block runs; its process, slot and line stay."""
+    own = flow_run_id()
+    with suppress(httpx.HTTPError):
+        if own:
+            client.set_flow_run_state(UUID(own), Running(name=WAITING))
+    yield
+    with suppress(httpx.HTTPError):
+        if own:
+            client.set_flow_run_state(UUID(own), Running())
 
 
 @flow(name="approval", persist_result=False)
@@ -180,7 +196,7 @@ def show(client: SyncPrefectClient, run: Run, asked: UUID, hours: float, keys: A
     except PrefectHTTPStatusError as error:
         if error.response.status_code != CONFLICT:  # an earlier process has written it
             raise
-    paused: State[None] = Paused(timeout_seconds=int(hours * 3600) + MARGIN, pause_key=run.run_id)
+    paused: State[None] = Paused(name=WAITING, timeout_seconds=int(hours * 3600) + MARGIN, pause_key=run.run_id)
     paused.state_details.run_input_keyset = keys
     client.set_flow_run_state(asked, paused)
     line = run.spec.line

@@ -19,10 +19,11 @@ from prefect.exceptions import ObjectNotFound
 from backprop_core.settings import Settings
 from flows import lines_file
 from flows.environment import refusals
+from flows.states import STATES
 
 NEW_DATA = "new-data"
 ALIVE = "prefect.flow-run.heartbeat"
-NO_MORE = ("Completed", "Failed", "Cancelled", "Crashed", "Paused", "Suspended", "Scheduled", "AwaitingRetry")
+NO_MORE = ("Failed", "Cancelled", "Crashed", "Paused", "Suspended", "Scheduled", "AwaitingRetry", *STATES.values())
 Changed = tuple[str, bool, list[str]]  # what, whether it is new, how it changes
 
 

@@ -12,6 +12,7 @@ from backprop_core.texts import LineName
 from flows.automations import announce
 from flows.pipeline import curated, scores
 from flows.scheduled import as_deployed
+from flows.shown import shown
 from tasks import stages
 from tasks.confine import admit
 from tasks.prepare import to_compare
@@ -44,6 +45,7 @@ class Staleness(Record):
 
 
 @flow(name="drift", persist_result=False)
+@shown(lambda given: f"drift of {given['line']}")
 @as_deployed
 def drift(
     line: LineName,

@@ -5,12 +5,14 @@ from prefect import flow
 from backprop_core.refs import RunResult
 from backprop_core.specs import DatasetSpec, EvaluationSpec
 from flows.pipeline import score_again
+from flows.shown import short, shown
 from tasks.confine import admit
 from tasks.prepare import evaluated
 from tasks.run import recorded
 
 
 @flow(name="evaluate", persist_result=False)
+@shown(lambda given: f"evaluate {short(given['ref'])}")
 def evaluate(
     ref: str,
     data: list[str | DatasetSpec] | None = None,

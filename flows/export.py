@@ -8,6 +8,7 @@ from backprop_core.refs import RunResult
 from backprop_core.specs import ExportSpec, Package, Quantization
 from backprop_core.texts import LineName
 from flows.pipeline import curated, exports, held_out
+from flows.shown import short, shown
 from tasks.confine import admitted_output
 from tasks.exports import Output, hand_out, owner_of
 from tasks.prepare import again
@@ -15,6 +16,7 @@ from tasks.run import recorded
 
 
 @flow(name="export", persist_result=False)
+@shown(lambda given: f"export {short(given['ref'])}")
 def export(
     ref: str,
     quantization: Quantization | list[Quantization] = "q4_k_m",

@@ -9,12 +9,14 @@ from backprop_core.refs import RunResult
 from backprop_core.specs import DatasetSpec, EvaluationSpec, ExportSpec, MergeSpec, ModelSpec, RunSpec, TrainSpec
 from backprop_core.texts import LineName
 from flows.pipeline import pipeline
+from flows.shown import shown, tasks_of
 from tasks.confine import admitted
 from tasks.prepare import prepare
 from tasks.run import recorded
 
 
 @flow(name="multi-run", persist_result=False)
+@shown(lambda given: f"train {tasks_of(given['datasets'])}")
 def multi_run(
     datasets: Annotated[list[DatasetSpec], Field(min_length=1)],
     line: LineName = "default",

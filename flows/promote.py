@@ -5,6 +5,7 @@ from prefect import flow
 from backprop_core.refs import RunResult
 from backprop_core.texts import LineName
 from flows.pipeline import pipeline
+from flows.shown import short, shown
 from tasks.line import version_of, working_on
 from tasks.prepare import promoted
 from tasks.pruning import retain
@@ -13,6 +14,7 @@ from tasks.run import recorded
 
 
 @flow(name="promote", persist_result=False)
+@shown(lambda given: f"promote {short(given['ref'])} to {given['line']}")
 def promote(ref: str, line: LineName, run_id: str | None = None) -> RunResult:
     """Make the merged adapter of a run the champion of a line, which begins with it or goes on from it.
 

@@ -5,12 +5,14 @@ from prefect import flow
 from backprop_core.refs import RunResult
 from backprop_core.specs import ExportSpec, PublishSpec, Quantization
 from flows.pipeline import curated, exports, held_out
+from flows.shown import short, shown
 from tasks.prepare import published
 from tasks.publishing import publish as push
 from tasks.run import recorded
 
 
 @flow(name="publish", persist_result=False)
+@shown(lambda given: f"publish {short(given['ref'])}")
 def publish(
     ref: str,
     repo: str,

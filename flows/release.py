@@ -6,6 +6,7 @@ from backprop_core.refs import RunResult
 from backprop_core.specs import ExportSpec, PublishSpec
 from backprop_core.texts import LineName
 from flows.pipeline import exports
+from flows.shown import shown
 from tasks.line import working_on
 from tasks.prepare import to_release
 from tasks.pruning import retain
@@ -14,6 +15,7 @@ from tasks.run import Start, recorded
 
 
 @flow(name="release", persist_result=False)
+@shown(lambda given: f"release {given['line']}")
 def release(
     line: LineName,
     publish: PublishSpec = PublishSpec(),

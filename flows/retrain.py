@@ -23,6 +23,7 @@ from backprop_core.texts import LineName
 from flows.approval import approved, check
 from flows.pipeline import next_version
 from flows.scheduled import as_deployed
+from flows.shown import shown, version_to_be
 from tasks.confine import admitted
 from tasks.line import version_of, working_on
 from tasks.notifications import notifying
@@ -33,6 +34,7 @@ from tasks.run import recorded
 
 
 @flow(name="retrain", persist_result=False)
+@shown(lambda given: version_to_be(given["line"]))
 @as_deployed
 def retrain(
     line: LineName,

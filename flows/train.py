@@ -9,9 +9,11 @@ from backprop_core.refs import RunResult
 from backprop_core.specs import DatasetSpec, EvaluationSpec, ExportSpec, ModelSpec, RunSpec, TrainSpec
 from backprop_core.texts import LineName
 from flows.multi_run import carry_out
+from flows.shown import shown, tasks_of
 
 
 @flow(name="train", persist_result=False)
+@shown(lambda given: f"train {tasks_of([given['data']])}")
 def train(
     data: str | DatasetSpec,
     model: str | ModelSpec = ModelSpec(),

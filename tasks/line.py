@@ -56,6 +56,11 @@ def working_on(line: str) -> Iterator[None]:
         lock.release()
 
 
+def next_number(line: str) -> int:
+    """The number that a line's next version gets."""
+    return max(Lines(Store(settings().store_path)).versions(line), default=0) + 1
+
+
 def version_of(
     run: "Run",
     datasets: list[DatasetRef],

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from prefect import Task
 from prefect.exceptions import TerminationSignal
+from prefect.logging import get_run_logger
 from pydantic import BaseModel
 
 from backprop_core.blanking import blank_json, blank_logs
@@ -54,6 +55,7 @@ from backprop_core.verdicts import Decision, GateReport
 from backprop_core.worker.handle import Worker
 from tasks import prepare, tries, worker
 from tasks.afresh import Afresh
+from tasks.labels import Labels, outcome
 from tasks.policy import is_recorded, results
 from tasks.progress import Progress, report
 from tasks.record import RunJournal
@@ -168,6 +170,7 @@ class Run:
         self.split: Split | None = None
         self.gate: GateReport | None = None
         self.audience: Audience | None = None
+        self._labels = Labels(prepared.live.version.heldout if prepared.live else {})
         self._verdict: Status = "finished"
         self._reason: str | None = None
         self._device_said = False
@@ -231,6 +234,7 @@ class Run:
         self._lease = Lease(self.run_id, self.store)
         prepare.save(self.prepared, self.run_id, self.store)
         log.info("run_started run_id=%s", self.run_id)
+        get_run_logger().info("run_started run_id=%s", self.run_id)  # on the page of the flow run
         return self
 
     def __exit__(self, _: object, error: BaseException | None, trace: object) -> None:
@@ -265,7 +269,8 @@ class Run:
             with self.store.lock(key):  # whoever trains the same now keeps its checkpoints until it is done
                 shutil.rmtree(self.store.checkpoints(key), ignore_errors=True)
         self._afresh.begin(key)
-        task = stage.with_options(refresh_cache=again, result_storage=results(self.store))
+        label = self._labels.name(stage.name, parameters)
+        task = stage.with_options(refresh_cache=again, result_storage=results(self.store), task_run_name=label)
         state = task(**parameters, return_state=True)
         result: R = state.result()
         self._afresh.end(key)
@@ -281,6 +286,9 @@ class Run:
                 digest=digest_in(result),
             )
         )
+        self._labels.learn(parameters, result)
+        took = "from the cache" if self.stages[-1].cached else f"{self.stages[-1].seconds:.1f} s"
+        get_run_logger().info("%s (%s)", ": ".join(filter(None, [label, outcome(result)])), took)
         return result
 
     def work(self, stage: str, result: type[R], **parameters: Any) -> R:

@@ -1,0 +1,98 @@
+"""What every list of Prefect's UI shows of a flow run: its name says what it is, its state how it ended."""
+
+import inspect
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from functools import wraps
+from typing import Any, ParamSpec, cast
+
+import httpx
+from prefect.client.schemas.objects import FlowRun
+from prefect.context import FlowRunContext
+from prefect.states import Completed
+
+from backprop_core.refs import RunResult
+from flows.environment import is_temporary
+from flows.states import STATES
+from tasks.artifacts import sentence
+
+P = ParamSpec("P")
+GENERATED = re.compile(r"[A-Za-z]+-[A-Za-z]+")  # a flow run's name that Prefect made up: keen-otter, Awesome-Jaguar
+
+
+def shown(name: Callable[[dict[str, Any]], str]) -> Callable[[Callable[P, RunResult]], Callable[P, RunResult]]:
+    """Give the runs of a flow a `name`, out of their arguments, and end them in a state that says how they ended.
+
+    A run that a person has named keeps that name. The state is of Prefect's type COMPLETED whatever its name is, so
+    callers get the result, and nothing that watches for failures is told of a version that did not pass.
+    """
+
+    def around(function: Callable[P, RunResult]) -> Callable[P, RunResult]:
+        @wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> RunResult:
+            call: Callable[..., RunResult] = function
+            given = inspect.signature(call).bind(*args, **kwargs)
+            given.apply_defaults()
+            called = renamed(name(given.arguments))
+            result = call(*args, **kwargs)
+            if FlowRunContext.get() is None:
+                return result
+            if called:
+                renamed(final_name(result, called), called)
+            ended: Any = Completed(name=STATES[result.status], message=sentence(result), data=result)
+            return cast(RunResult, ended)  # Prefect hands the caller what is in it
+
+        return run
+
+    return around
+
+
+def renamed(name: str, before: str = "") -> str:
+    """Call this flow run so, unless a person has named it; its name, or nothing if it keeps the one it has."""
+    context = FlowRunContext.get()
+    flow_run = context.flow_run if context else None
+    if not (context and flow_run) or is_temporary() or not (before or is_generated(flow_run)):
+        return ""
+    if name != before:
+        with suppress(httpx.HTTPError):  # a name is not worth a run
+            client: Any = context.client
+            client.set_flow_run_name(flow_run.id, name)
+    return name
+
+
+def is_generated(flow_run: FlowRun) -> bool:
+    """Whether Prefect made the name up."""
+    return bool(GENERATED.fullmatch(flow_run.name))
+
+
+def final_name(result: RunResult, name: str) -> str:
+    """The name of a run that has ended: of a retrain, the version that it made, or the line where it made none."""
+    if result.flow != "retrain" or result.status == "rejected":
+        return name
+    return f"{result.line} v{result.version}" if result.status == "finished" else result.line
+
+
+def tasks_of(datasets: list[Any]) -> str:
+    """Datasets by the names that people know them by."""
+    names = [getattr(one, "task", None) or stem(getattr(one, "path", one)) for one in datasets]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def short(ref: str) -> str:
+    """A run_id by its first digits; a line, a version or a directory as it is."""
+    return ref[:8] if re.fullmatch("[0-9a-f]{32}", ref) else ref
+
+
+def stem(path: object) -> str:
+    """The last part of a path or an address, without its extension."""
+    last = str(path).rstrip("/").rpartition("/")[2]
+    return last.partition(".")[0] or last
+
+
+def version_to_be(line: str) -> str:
+    """A line with the number that its next version gets."""
+    from tasks.line import next_number
+
+    return f"{line} v{next_number(line)}"

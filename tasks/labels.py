@@ -1,0 +1,106 @@
+"""What the stages of a run are called where people see them, and what came of each in a few words.
+
+A stage's parameters name rows by digest; whose rows they are is known from the results of the stages before.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from backprop_core.refs import (
+    AdapterRef,
+    DatasetRef,
+    Drift,
+    Fidelity,
+    Generations,
+    GGUFRef,
+    PackageRef,
+    Ratings,
+    RowsRef,
+    Scores,
+    Searched,
+    TrainResult,
+)
+from backprop_core.verdicts import GateReport
+
+OF = ("rows", "heldout", "heldouts", "generations")  # parameters that say whose rows a stage is about
+PLAIN = ("task", "quantization", "outtype", "package", "metric")  # parameters that are words
+ON_AN_ADAPTER = {"evaluate", "generate", "harness", "answer"}  # stages that try a model, adapted or not
+
+
+class Labels:
+    """Names of stages: `curate billing`, `evaluate billing`, `evaluate billing, base`, `convert f16`."""
+
+    def __init__(self, heldout: Mapping[str, RowsRef]) -> None:
+        """`heldout`: rows whose task is known already, by task."""
+        self._owners = {rows.digest: task for task, rows in heldout.items()}
+
+    def name(self, stage: str, parameters: Mapping[str, Any]) -> str:
+        """What one call of a stage is called."""
+        untouched = stage in ON_AN_ADAPTER and parameters.get("adapter") is None
+        words = [stage.replace("_", " "), self._about(stage, parameters)]
+        return " ".join(filter(None, words)) + (", base" if untouched else "")
+
+    def _about(self, stage: str, parameters: Mapping[str, Any]) -> str:
+        if stage == "gate":
+            return ""
+        plain = next((parameters[name] for name in PLAIN if isinstance(parameters.get(name), str)), None)
+        if plain:
+            return str(plain)
+        gguf = parameters.get("gguf")
+        return gguf.quantization if isinstance(gguf, GGUFRef) else self._owner(parameters)
+
+    def _owner(self, parameters: Mapping[str, Any]) -> str:
+        """The task whose rows a stage takes; nothing for rows of several."""
+        found = {self._owners.get(ref.digest, "") for ref in refs(parameters.get(name) for name in OF)}
+        return found.pop() if len(found) == 1 else ""
+
+    def learn(self, parameters: Mapping[str, Any], result: BaseModel) -> None:
+        """Keep whose rows a stage has made."""
+        match result:
+            case DatasetRef():
+                self._owners |= {result.train.digest: result.task, result.heldout.digest: result.task}
+            case RowsRef() | Generations():
+                if owner := self._owner(parameters):
+                    self._owners.setdefault(result.digest, owner)
+
+
+def refs(values: Iterator[Any]) -> Iterator[RowsRef | Generations]:
+    """The rows and answers among some parameters."""
+    for value in values:
+        if isinstance(value, RowsRef | Generations):
+            yield value
+        elif isinstance(value, list):
+            yield from refs(iter(value))
+
+
+def outcome(result: BaseModel) -> str:
+    """What a stage made, in a few words; nothing where there is nothing to say."""
+    match result:
+        case DatasetRef():
+            dropped = "".join(f", {count} {reason}" for reason, count in result.dropped.items())
+            return f"{result.train.rows} rows to train, {result.heldout.rows} held out{dropped}"
+        case RowsRef():
+            return f"{result.rows} rows"
+        case TrainResult():
+            return f"{result.steps} steps, loss {result.train_loss:.4f}"
+        case Scores():
+            return f"token accuracy {100 * result.token_accuracy:.1f} %, loss {result.loss:.4f}, {result.rows} rows"
+        case Ratings():
+            return f"{result.metric} {result.score:.4f}, {result.rows} rows"
+        case Generations():
+            return f"{result.rows} answers"
+        case Searched():
+            return f"lambda {result.weight:g}"
+        case Drift():
+            return f"A moved {100 * result.a:.1f} %, B {100 * result.b:.1f} %"
+        case GateReport():
+            return f"{'accepted' if result.accepted else 'rejected'}: {result.reason}"
+        case GGUFRef() | PackageRef():
+            return f"{result.bytes / 1e6:.1f} MB"
+        case Fidelity():
+            return f"KL {result.kl:.2g} nats a token, ids {'equal' if result.ids_equal else 'differ'}"
+        case AdapterRef():
+            return f"{result.kind} adapter {result.digest[:12]}"
+    return ""
