@@ -92,7 +92,7 @@ def fill_the_form(page: Page) -> None:
 
 def approve(page: Page) -> None:
     """Answer the question on its page, as a person does."""
-    expect(page.get_by_text("Paused").first).to_be_visible()
+    expect(page.get_by_text("Waiting for approval").first).to_be_visible()
     page.get_by_role("button", name="Open menu").first.click()
     page.get_by_role("menuitem", name="Resume").click()
     form = page.get_by_role("dialog")
@@ -110,7 +110,8 @@ def follow_to_its_end(page: Page, run: str) -> None:
     """The page of the flow run, until it says that it is over."""
     page.goto(run)
     expect(page.get_by_text(RUN).first).to_be_visible()
-    expect(page.get_by_text("Running", exact=True)).to_have_count(0, timeout=LONG)
+    waiting = page.get_by_text(re.compile("^(Running|Waiting for approval)$"))
+    expect(waiting).to_have_count(0, timeout=LONG)
     expect(page.get_by_text("Completed", exact=True).first).to_be_visible(timeout=LONG)
     picture(page, "6-done")
 

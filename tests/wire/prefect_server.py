@@ -102,8 +102,13 @@ class Served:
 
 
 @contextmanager
-def served(home: Path, *, user: str = "", password: str = "", **environment: str) -> Iterator[Served]:
-    """`backprop serve` on free ports with everything of it in `home`, for a user or for all; ended with the block."""
+def served(
+    home: Path, *, place: Path | None = None, user: str = "", password: str = "", **environment: str
+) -> Iterator[Served]:
+    """`backprop serve` on free ports with everything of it in `home`, for a user or for all; ended with the block.
+
+    It is started in the directory `place`; in `home`, if none is named.
+    """
     own = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
     own |= {
         "PREFECT_HOME": str(home / "prefect"),
@@ -118,9 +123,12 @@ def served(home: Path, *, user: str = "", password: str = "", **environment: str
         own["BACKPROPAGATE_AUTH_PASSWORD"] = password
         command += ["--auth", user]
         login["Authorization"] = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
-    pipe, log = subprocess.PIPE, home / "serve.log"
+    pipe, log, directory = subprocess.PIPE, home / "serve.log", place or home
     home.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as file, subprocess.Popen(command, env=own, cwd=home, stdout=pipe, stderr=file) as process:
+    with (
+        log.open("wb") as file,
+        subprocess.Popen(command, env=own, cwd=directory, stdout=pipe, stderr=file) as process,
+    ):
         try:
             assert process.stdout
             line = process.stdout.readline()
