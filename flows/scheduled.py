@@ -5,17 +5,16 @@ job.
 """
 
 import inspect
-import logging
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
+from prefect.logging import get_run_logger
 
 P = ParamSpec("P")
 R = TypeVar("R")
-log = logging.getLogger(__name__)
 
 
 def as_deployed(function: Callable[P, R]) -> Callable[P, R]:
@@ -42,7 +41,8 @@ def parameters_of_the_line(function: Callable[..., Any]) -> dict[str, Any] | Non
     if own.get("line") != deployment.name or own == ran:
         return None
     names = sorted(name for name in {*own, *ran} if own.get(name) != ran.get(name))
-    log.warning("%s of the schedule left out: the line's file says what is run, a schedule when", ", ".join(names))
+    said = "%s of the schedule left out: the line's file says what is run, a schedule when"
+    get_run_logger().warning(said, ", ".join(names))
     usual = {name: one.default for name, one in inspect.signature(function).parameters.items()}
     assert context.flow
     return context.flow.validate_parameters(usual | own)

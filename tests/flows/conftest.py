@@ -1,7 +1,9 @@
 """A real Prefect server for the whole session, a home for each test, a base for all."""
 
 import json
+import logging
 import sqlite3
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -60,3 +62,26 @@ def prefect_home(prefect: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     original = sqlite3.connect(url.get_secret_value().partition("///")[2])
     with closing(original) as source, closing(sqlite3.connect(place / "prefect.db")) as copy:
         source.backup(copy)
+
+
+class Kept(logging.Handler):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+
+@pytest.fixture
+def page() -> Iterator[list[str]]:
+    """What Prefect sends to the pages of flow runs."""
+    logger, kept = logging.getLogger("prefect.flow_runs"), Kept()
+    level = logger.level
+    logger.addHandler(kept)
+    logger.setLevel("INFO")
+    yield kept.said
+    logger.removeHandler(kept)
+    logger.setLevel(level)

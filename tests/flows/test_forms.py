@@ -216,6 +216,15 @@ def spec_of(got: Mapping[str, Any]) -> RunSpec:
     )
 
 
+def test_a_custom_run_of_a_line_is_its_file() -> None:
+    """The form of a line's own deployment begins with what its file says, and sends that and nothing else."""
+    said_there = {"line": "support", "datasets": [{"path": "/data/night.jsonl"}], "training": {"lora": {"rank": 4}}}
+    job = LineSpec.model_validate(said_there | {"model": {"name": "some/model"}, "export": {"quantizations": ["f16"]}})
+    own = next(one for one in deploy.deployments(CONFIG, {"support": job}, "pool") if one.path == "retrain/support")
+    got = run_from("retrain", own.fields["parameter_openapi_schema"], own.fields["parameters"])
+    assert as_spec("retrain", got) == as_spec("retrain", parameters("retrain", job.run(), fresh=False))
+
+
 def test_a_lines_deployment_asks_nothing() -> None:
     """Quick run opens a form only for what is required: `line` and `data` of a line's own deployment are known."""
     job = LineSpec.model_validate({"line": "support", "datasets": [{"path": "/data/night.jsonl"}]})

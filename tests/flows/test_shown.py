@@ -1,6 +1,5 @@
 """What a person sees in the lists of Prefect's UI: names that say what a run is, and states that say how it ended."""
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,29 +82,6 @@ def lines_of_the_log(said: list[str]) -> None:
     ):
         assert any(line.startswith(stage) for line in said), said
     assert said[-1].startswith("Finished in state Completed('accepted: ")
-
-
-class Kept(logging.Handler):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.said: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(record.getMessage())
-
-
-@pytest.fixture
-def page() -> Iterator[list[str]]:
-    """What Prefect sends to the pages of flow runs."""
-    logger, kept = logging.getLogger("prefect.flow_runs"), Kept()
-    level = logger.level
-    logger.addHandler(kept)
-    logger.setLevel("INFO")
-    yield kept.said
-    logger.removeHandler(kept)
-    logger.setLevel(level)
 
 
 def test_a_name_that_a_person_gave_stays(client: SyncPrefectClient, home: Path) -> None:
