@@ -25,6 +25,7 @@ from backprop_core.refs import (
 )
 from backprop_core.verdicts import GateReport
 from flows.console import one_line
+from tasks.labels import NOT_TRAINED
 
 if TYPE_CHECKING:
     from backprop_core.prune import Pruned
@@ -44,14 +45,6 @@ STYLES = {
     "interrupted": "yellow",
     "rejected": "yellow",
     "running": "cyan",
-}
-WORDS = {  # why good rows are not trained
-    "held_out": "held out to score",
-    "watched": "watched",
-    "held_out_elsewhere": "held out for another task",
-    "set_aside": "held out, over the cap",
-    "learned": "learned before",
-    "outside_window": "outside the window (rows, skip)",
 }
 HEAT = ("#ffffcc", "#c7e9b4", "#7fcdbb", "#1d91c0", "#225ea8", "#0c2c84")  # from 0 to 1
 BARS = "▁▂▃▄▅▆▇█"
@@ -251,7 +244,7 @@ def lora_runs(result: RunResult) -> Table:
 
 def not_trained(dataset: DatasetSummary) -> Text | None:
     """Why rows of a dataset were not trained; None where there is nothing to say but what the table has."""
-    said = [f"{count} {WORDS.get(reason, reason)}" for reason, count in dataset.not_trained.items()]
+    said = [f"{count} {NOT_TRAINED.get(reason, reason)}" for reason, count in dataset.not_trained.items()]
     bad = [f"{count} {reason.replace('_', ' ')}" for reason, count in sorted(dataset.dropped.items())]
     if not bad and dataset.not_trained.keys() <= {"held_out"}:
         return None

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from backprop_core.refs import (
     AdapterRef,
+    Curated,
     DatasetRef,
     Drift,
     Fidelity,
@@ -20,17 +21,26 @@ from backprop_core.refs import (
     RowsRef,
     Scores,
     Searched,
+    Split,
     TrainResult,
 )
 from backprop_core.verdicts import GateReport
 
+NOT_TRAINED = {  # why good rows are not trained, in words
+    "held_out": "held out to score",
+    "watched": "watched",
+    "held_out_elsewhere": "held out for another task",
+    "set_aside": "held out, over the cap",
+    "learned": "learned before",
+    "outside_window": "outside the window (rows, skip)",
+}
 OF = ("rows", "heldout", "heldouts", "generations")  # parameters that say whose rows a stage is about
 PLAIN = ("task", "quantization", "outtype", "package", "metric")  # parameters that are words
 ON_AN_ADAPTER = {"evaluate", "generate", "harness", "answer"}  # stages that try a model, adapted or not
 
 
 class Labels:
-    """Names of stages: `curate billing`, `evaluate billing`, `evaluate billing, base`, `convert f16`."""
+    """Names of stages: `curate billing.jsonl`, `evaluate billing`, `evaluate billing, base`, `convert f16`."""
 
     def __init__(self, heldout: Mapping[str, RowsRef]) -> None:
         """`heldout`: rows whose task is known already, by task."""
@@ -45,6 +55,11 @@ class Labels:
     def _about(self, stage: str, parameters: Mapping[str, Any]) -> str:
         if stage == "gate":
             return ""
+        if stage == "curate":
+            return str(parameters["spec"].path).rstrip("/").rpartition("/")[2]
+        if stage == "split":
+            tasks = {batch.task for batch in parameters["batches"]}
+            return tasks.pop() if len(tasks) == 1 else ""
         plain = next((parameters[name] for name in PLAIN if isinstance(parameters.get(name), str)), None)
         if plain:
             return str(plain)
@@ -59,8 +74,9 @@ class Labels:
     def learn(self, parameters: Mapping[str, Any], result: BaseModel) -> None:
         """Keep whose rows a stage has made."""
         match result:
-            case DatasetRef():
-                self._owners |= {result.train.digest: result.task, result.heldout.digest: result.task}
+            case Split():
+                self._owners |= {one.train.digest: one.task for one in result.datasets}
+                self._owners |= {rows.digest: task for task, rows in result.heldout.items()}
             case RowsRef() | Generations():
                 if owner := self._owner(parameters):
                     self._owners.setdefault(result.digest, owner)
@@ -78,9 +94,12 @@ def refs(values: Iterator[Any]) -> Iterator[RowsRef | Generations]:
 def outcome(result: BaseModel) -> str:
     """What a stage made, in a few words; nothing where there is nothing to say."""
     match result:
-        case DatasetRef():
-            dropped = "".join(f", {count} {reason}" for reason, count in result.dropped.items())
-            return f"{result.train.rows} rows to train, {result.heldout.rows} held out{dropped}"
+        case Curated():
+            return f"{result.rows.rows} rows{counted(result.dropped)}"
+        case Split():
+            several = len(result.datasets) > 1
+            said = [f"{one.task}: {divided(one)}" if several else divided(one) for one in result.datasets]
+            return "; ".join(said) or f"{len(result.heldout)} sets of rows to score"
         case RowsRef():
             return f"{result.rows} rows"
         case TrainResult():
@@ -104,3 +123,14 @@ def outcome(result: BaseModel) -> str:
         case AdapterRef():
             return f"{result.kind} adapter {result.digest[:12]}"
     return ""
+
+
+def divided(dataset: DatasetRef) -> str:
+    """How many rows of a dataset are trained, how many score, and why the others are not trained."""
+    others = {NOT_TRAINED[reason]: count for reason, count in dataset.not_trained.items() if reason != "held_out"}
+    return f"{dataset.train.rows} rows to train, {dataset.heldout.rows} held out{counted(others)}"
+
+
+def counted(reasons: Mapping[str, int]) -> str:
+    """`, 3 duplicate, 1 not json`; nothing where there is nothing to count."""
+    return "".join(f", {count} {reason.replace('_', ' ')}" for reason, count in reasons.items())

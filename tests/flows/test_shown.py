@@ -57,7 +57,8 @@ def test_a_state_says_how_a_run_ended(
     assert (first.name, first.state_name, result.version) == ("seen v1", "Completed", 1)
     assert first.state and result.gate and first.state.message == f"accepted: {result.gate.reason}"
     names = {run.name for run in client.read_task_runs(flow_run_filter=only(first))}
-    assert {"curate seen", "train seen", "merge", "evaluate seen", "evaluate seen, base", "gate"} <= names
+    assert {"curate night-1.jsonl", "split seen", "train seen", "merge", "gate"} <= names
+    assert {"evaluate seen", "evaluate seen, base"} <= names
     lines_of_the_log(page)
     same, result = ended(client, retrain("seen", batch(tmp_path, 1), **JOB, return_state=True))
     assert (same.name, same.state_name, result.status) == ("seen", "Unchanged", "unchanged")
@@ -75,7 +76,8 @@ def lines_of_the_log(said: list[str]) -> None:
     """The page of a flow run has a line for each stage with what came of it, and the verdict last."""
     for stage in (
         "run_started",
-        "curate seen: ",
+        "curate night-1.jsonl: 150 rows",
+        "split seen: 13",
         "train seen: 6 steps, loss ",
         "evaluate seen: token accuracy ",
         "gate: ",

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from backprop_core.refs import AdapterRef, DatasetRef, GGUFRef, RowsRef, Scores, TrainResult
+from backprop_core.refs import AdapterRef, Curated, DatasetRef, GGUFRef, RowsRef, Scores, Split, TrainResult
+from backprop_core.specs import DatasetSpec
 from tasks.labels import Labels, outcome
 
 ADAPTER = AdapterRef(digest="a" * 64, kind="merged")
@@ -19,14 +20,15 @@ def labels() -> Labels:
     """Of a line that holds out rows of `route`, after the rows of `billing` were read."""
     labels = Labels({"route": rows("e")})
     read = DatasetRef(name="b.jsonl", task="billing", train=rows("b", 120), heldout=rows("c"), read=132)
-    labels.learn({"task": "billing"}, read)
+    labels.learn({}, Split(datasets=[read], heldout={"billing": rows("c")}, aside={}))
     return labels
 
 
 @pytest.mark.parametrize(
     ("stage", "parameters", "name"),
     [
-        ("curate", {"task": "billing"}, "curate billing"),
+        ("curate", {"spec": DatasetSpec(path="data/billing.jsonl")}, "curate billing.jsonl"),
+        ("split", {"batches": []}, "split"),
         ("train", {"rows": rows("b", 120), "start": None}, "train billing"),
         ("evaluate", {"heldout": rows("c"), "adapter": ADAPTER}, "evaluate billing"),
         ("evaluate", {"heldout": rows("e"), "adapter": None}, "evaluate route, base"),
@@ -63,5 +65,11 @@ def test_a_result_is_said_in_a_few_words() -> None:
     assert outcome(scores) == "token accuracy 83.1 %, loss 0.5000, 12 rows"
     trained = TrainResult(adapter=ADAPTER, steps=48, tokens=9, train_loss=1.25, seconds=3.0)
     assert outcome(trained) == "48 steps, loss 1.2500"
-    dropped = DatasetRef(name="b", task="b", train=rows("b", 9), heldout=rows("c"), read=24, dropped={"duplicate": 3})
-    assert outcome(dropped) == "9 rows to train, 12 held out, 3 duplicate"
+    curated = Curated(rows=rows("b", 21), read=24, dropped={"duplicate": 2, "not_json": 1})
+    assert outcome(curated) == "21 rows, 2 duplicate, 1 not json"
+    kept = {"held_out": 12, "learned": 4}
+    dataset = DatasetRef(name="b", task="b", train=rows("b", 9), heldout=rows("c"), read=24, not_trained=kept)
+    split = Split(datasets=[dataset], heldout={"b": rows("c")}, aside={})
+    assert outcome(split) == "9 rows to train, 12 held out, 4 learned before"
+    two = Split(datasets=[dataset, dataset.model_copy(update={"task": "c"})], heldout={}, aside={})
+    assert outcome(two).startswith("b: 9 rows to train") and "; c: 9 rows to train" in outcome(two)
