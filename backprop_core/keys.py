@@ -36,7 +36,7 @@ VERSIONS = {
     "quantize_weighted": 1,
     "reference": 1,
     "fidelity": 2,
-    "package": 3,
+    "package": 4,
 }
 
 

@@ -5,20 +5,24 @@ API: docs/api.md of the Ollama repository; which fields matter was found by meas
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 import httpx
+from pydantic import Field
 
 from backprop_core.addresses import client
 from backprop_core.blanking import excerpt
 from backprop_core.errors import NameTaken, OllamaRegistrationFailed, OllamaUnreachable
 from backprop_core.frozen import Record
+from backprop_core.keys import digest_of
 from backprop_core.progress import OnProgress
-from backprop_core.store import Store, file_digest, write_atomic
+from backprop_core.refs import GGUFRef
+from backprop_core.store import MANIFEST, Store, file_digest, write_atomic
 
 OLDEST = (0, 17, 1)  # before it, a file could make `create` read beyond its memory
 PORT = 11434
@@ -71,7 +75,7 @@ def address() -> str:
     """The URL that OLLAMA_HOST means, as Ollama's own client reads it."""
     given = os.environ.get("OLLAMA_HOST", "").strip() or "127.0.0.1"
     parts = urlsplit(given if "//" in given else f"http://{given}")
-    host = "127.0.0.1" if parts.hostname in (None, "0.0.0.0") else parts.hostname
+    host = "127.0.0.1" if parts.hostname in (None, "0.0.0.0", "localhost") else parts.hostname
     port = parts.port or {"https": 443}.get(parts.scheme, PORT if "//" not in given else 80)
     return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
@@ -107,6 +111,11 @@ class Ollama:
     def models(self) -> dict[str, str]:
         """Digests of the models that it has, by name and tag."""
         return {one["name"]: one["digest"] for one in self._json("GET", "/api/tags").get("models") or []}
+
+    def weights(self, model: str) -> set[str]:
+        """sha256 of the files that a model is made of, as far as the server says them."""
+        shown = self._json("POST", "/api/show", json={"model": model})
+        return set(re.findall(r"sha256[-:]([0-9a-f]{64})", str(shown.get("modelfile", ""))))
 
     def create(self, model: str, file: Path, serving: Serving, on_progress: OnProgress) -> None:
         """Upload the file unless it is there, and make it the model `NAME:TAG`, in the place of what had that name."""
@@ -223,22 +232,69 @@ class NotThere(OllamaRegistrationFailed):
     """A 404."""
 
 
+class Claim(Record):
+    """What this store has made under one name of one Ollama server: `ollama-servers/<server>/<name>.json`."""
+
+    format: Literal[1] = 1
+    server: str
+    making: list[str] = Field(default_factory=list, description="Models that were begun, by name and tag.")
+    made: list[str] = Field(default_factory=list, description="Digests of what came out, as Ollama has them.")
+
+    def has(self, model: str, digest: str) -> bool:
+        """Whether a model that the server has is what this store has made there."""
+        return digest in self.made or model in self.making
+
+
+def claim_path(name: str, server: str, store: Store) -> Path:
+    return store.root / "ollama-servers" / digest_of(server)[:16] / f"{name}.json"
+
+
+def claimed(name: str, ollama: Ollama, store: Store) -> Claim:
+    """What this store has made under a name of this server."""
+    path = claim_path(name, ollama.url, store)
+    return Claim.model_validate_json(path.read_bytes()) if path.is_file() else Claim(server=ollama.url)
+
+
 def claim(name: str, ollama: Ollama, store: Store) -> None:
-    """Note that the models `NAME:…` are this store's. Raises NameTaken if there are some that it has not made."""
-    note = store.root / "ollama" / name
-    if note.is_file():
-        return
-    if taken := sorted(model for model in ollama.models() if model.partition(":")[0] == name):
+    """Raise NameTaken if the server has a model `NAME:…` that is not of this store: neither noted, nor of its files."""
+    known = claimed(name, ollama, store)
+    there = {model: digest for model, digest in ollama.models().items() if model.partition(":")[0] == name}
+    unknown = sorted(model for model, digest in there.items() if not known.has(model, digest))
+    files = store_files(store) if unknown else set()
+    if taken := [model for model in unknown if not ollama.weights(model) & files]:
         raise NameTaken(
             f"Ollama at {ollama.url} has {taken[0]}, which was not made here",
             hint=f"choose another name, or remove it with: ollama rm {taken[0]}",
         )
-    write_atomic(note, "")
+    keep(known, name, store, making=set(), made={*known.made, *there.values()})
 
 
-def prove(ollama: Ollama, model: str, file: Path, serving: Serving, prompt: str, on_progress: OnProgress) -> str:
-    """Create the model and ask it; its answer. A model that does not answer is removed again."""
+def store_files(store: Store) -> set[str]:
+    """sha256 of every GGUF file in the store, as its manifests have them."""
+    manifests = (json.loads(path.read_bytes()) for path in store.root.glob(f"artifacts/*/{MANIFEST}"))
+    return {sha256 for one in manifests if one["kind"] == GGUFRef.artifact for _, _, sha256 in one["files"]}
+
+
+def keep(known: Claim, name: str, store: Store, *, making: set[str], made: set[str]) -> None:
+    changed = known.model_copy(update={"making": sorted(making), "made": sorted(made)})
+    write_atomic(claim_path(name, known.server, store), changed.model_dump_json())
+
+
+def make(model: str, file: Path, serving: Serving, on_progress: OnProgress, *, ollama: Ollama, store: Store) -> None:
+    """Create a model, noting before that it is this store's, and its digest afterwards."""
+    name = model.partition(":")[0]
+    known = claimed(name, ollama, store)
+    keep(known, name, store, making={*known.making, model}, made={*known.made})
     ollama.create(model, file, serving, on_progress)
+    digest = ollama.models().get(model)
+    keep(known, name, store, making={*known.making}, made={*known.made, *([digest] if digest else [])})
+
+
+def prove(
+    ollama: Ollama, model: str, file: Path, serving: Serving, prompt: str, on_progress: OnProgress, store: Store
+) -> str:
+    """Create the model and ask it; its answer. A model that does not answer is removed again."""
+    make(model, file, serving, on_progress, ollama=ollama, store=store)
     try:
         return ollama.chat(model, prompt)
     except OllamaRegistrationFailed:
@@ -246,10 +302,12 @@ def prove(ollama: Ollama, model: str, file: Path, serving: Serving, prompt: str,
         raise
 
 
-def register(ollama: Ollama, name: str, file: Path, serving: Serving, prompt: str, on_progress: OnProgress) -> str:
+def register(
+    ollama: Ollama, name: str, file: Path, serving: Serving, prompt: str, on_progress: OnProgress, store: Store
+) -> str:
     """Make the file the model `NAME:latest`; its answer to `prompt`. The old one stays until the new one answers."""
     unproven = f"{name}:unproven"
-    answer = prove(ollama, unproven, file, serving, prompt, on_progress)
+    answer = prove(ollama, unproven, file, serving, prompt, on_progress, store)
     ollama.copy(unproven, f"{name}:latest")
     ollama.remove(unproven)
     return answer

@@ -4,31 +4,37 @@ import shutil
 from pathlib import Path
 
 from backprop_core.base import TOKENIZER_FILES
-from backprop_core.peft_files import FILES, tokenizer_home
+from backprop_core.keys import canonical
+from backprop_core.peft_files import BASE, FILES, name_base, tokenizer_home
+from backprop_core.refs import BaseRef
 from backprop_core.specs import Package
 
 GGUF_LORA = "adapter.gguf"
 
 
-def write(base: Path, adapter: Path, output: Path, *, package: Package) -> None:
-    """Write `package` into the directory `output`.
+def write(base: BaseRef, directory: Path, adapter: Path, output: Path, *, package: Package, named: bool) -> None:
+    """Write `package`, of `base` in `directory` and the adapter, into the directory `output`.
 
     merged: the base with the adapter fused into it, for transformers. lora: the adapter in PEFT's layout, with the
-    base's tokenizer or the one that came with it. gguf-lora: the adapter for llama.cpp, on a GGUF file of the bare
+    base's tokenizer or the one that came with it; its config names the base by hub id if it is `named`, and
+    base.json has its digest. gguf-lora: the adapter for llama.cpp, on a GGUF file of the bare
     base. Raises AdapterMismatch, and for gguf-lora ArchitectureUnsupported or TokenizerUnsupported.
     """
     match package:
         case "merged":
             from backprop_core.fused import fuse
 
-            fuse(base, adapter, output)
+            fuse(directory, adapter, output)
         case "lora":
             copy(adapter, FILES, output)
-            copy(tokenizer_home(base, adapter), TOKENIZER_FILES, output)
+            copy(tokenizer_home(directory, adapter), TOKENIZER_FILES, output)
+            (output / BASE).write_text(canonical({"digest": base.digest}) + "\n", encoding="utf-8", newline="\n")
+            if named:
+                name_base(output, base.name, base.revision)
         case "gguf-lora":
             from backprop_core.gguf.lora import convert_lora
 
-            convert_lora(base, adapter, output / GGUF_LORA)
+            convert_lora(directory, adapter, output / GGUF_LORA)
 
 
 def copy(source: Path, names: tuple[str, ...], target: Path) -> None:

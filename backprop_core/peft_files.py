@@ -1,16 +1,19 @@
 """An adapter's files in PEFT's layout: their names, their config, and whether they fit a base. No torch."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from backprop_core import base as bases
 from backprop_core.errors import AdapterMismatch, InputNotFound, InputValidationFailed
 from backprop_core.headers import shapes
+from backprop_core.keys import canonical
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 FILES = (CONFIG, WEIGHTS)
+BASE = "base.json"  # beside an exported adapter: the digest of its base
 FILE_PREFIX = "base_model.model."  # of the base's names in an adapter's file
 LEFT_OUT = {"peft_version", "revision", "runtime_config"}  # of the machine that wrote it, not of the adapter
 UNFUSABLE = (
@@ -26,6 +29,8 @@ UNFUSABLE = (
 )
 MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # ways to start that change the base's own weights
 OTHER_BASE = "give the base that the adapter was trained on: --model"
+TARGETS = "leave it out of training.lora.target_modules, or train without an export"
+EMBEDDINGS = ("embed_tokens", "wte")  # what models call them
 HINT = "export an adapter that this tool trained, or train with plain LoRA"
 
 
@@ -69,6 +74,13 @@ def tokenizer_home(base: Path, adapter: Path | None) -> Path:
     return adapter if adapter and own else base
 
 
+def name_base(directory: Path, name: str, revision: str | None) -> None:
+    """Write the base's name into the config of an adapter, where PEFT looks for it."""
+    config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    named = {**config, "base_model_name_or_path": name, **({"revision": revision} if revision else {})}
+    (directory / CONFIG).write_text(canonical(named) + "\n", encoding="utf-8", newline="\n")
+
+
 def check_fusable(config: dict[str, Any]) -> None:
     """Raise AdapterMismatch for an adapter that is more than B·A, or DoRA, on linear layers."""
     if found := [key for key in UNFUSABLE if config.get(key)]:
@@ -99,6 +111,37 @@ def check_fits(directory: Path, base: Path) -> None:
             raise AdapterMismatch(f"the adapter changes {module}, which {base} does not have", hint=OTHER_BASE)
         if (shape[1:] != outer[1:]) if part == "A.weight" else (shape[:1] != outer[:1]):
             raise AdapterMismatch(f"the adapter's {key} {shape} does not fit {module} {outer}", hint=OTHER_BASE)
+
+
+def check_fusable_into(directory: Path, base: Path) -> None:
+    """Raise AdapterMismatch if the adapter in a directory is on a layer that nothing can be fused into."""
+    targets = read_config(directory).get("target_modules")
+    if isinstance(targets, list):
+        check_targets(base, targets, exported=True)
+
+
+def check_targets(base: Path, targets: Sequence[str], *, exported: bool) -> None:
+    """Raise AdapterMismatch unless the base has a linear layer of each of these names. Reads headers, as PEFT matches.
+
+    With `exported` each has to be one that an adapter can be fused into, or llama.cpp can put an adapter on: not the
+    embeddings, nor an output head that is tied to them.
+    """
+    known = shapes_of(base)
+    layers = {name.removesuffix(".weight"): len(shape) for name, shape in known.items() if name.endswith(".weight")}
+    tied = "lm_head" not in layers or bool(bases.read_json(base / "config.json").get("tie_word_embeddings"))
+    layers.setdefault("lm_head", 2)
+    linear = [name for name, dimensions in layers.items() if dimensions == 2 and not name.endswith(EMBEDDINGS)]
+    for target in targets:
+        matched = [name for name in layers if name == target or name.endswith(f".{target}")]
+        if not any(layers[name] > 1 for name in matched):
+            named = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+            raise AdapterMismatch(f"{base} has no linear layer named {target}", hint=f"it has {named}")
+        if exported and any(name.endswith(EMBEDDINGS) for name in matched):
+            raise AdapterMismatch(f"an adapter on the embeddings ({target}) cannot be exported", hint=TARGETS)
+        if exported and tied and "lm_head" in matched:
+            raise AdapterMismatch(
+                f"an adapter on {target}, which {base} ties to its embeddings, cannot be exported", hint=TARGETS
+            )
 
 
 def shapes_of(base: Path) -> dict[str, tuple[int, ...]]:

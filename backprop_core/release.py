@@ -206,7 +206,13 @@ class Steps:
         file = self._store.local(self._release.gguf[0]) / "model.gguf"
         with self._services.ollama() as server:
             answer = ollama.prove(
-                server, self._version, file, self._release.serving, self._release.prompt, self._services.on_progress
+                server,
+                self._version,
+                file,
+                self._release.serving,
+                self._release.prompt,
+                self._services.on_progress,
+                self._store,
             )
         return {ANSWER: answer}
 

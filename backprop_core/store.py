@@ -12,6 +12,7 @@ runs/<run_id>/          spec.json, result.json; fresh.txt: what a run with `fres
 flow-runs/<id>          the run_id that a flow run of a deployment has begun, until that is finished and pruned
 questions/<run_id>      Prefect's id of the flow run that asks a person about what the run made
 lines/<name>/           versions and champion
+ollama-servers/<server>/  what was made on an Ollama server, by name of the model
 locks/                  freed by the kernel when their holder dies
 tmp/<session>/          what is being written; swept once its process is gone
 """

@@ -66,7 +66,8 @@ def export(
     )
     place = admitted_output(output)
     with recorded(lambda store: again("export", ref, wanted, store, model=model), run_id=run_id, fresh=fresh) as run:
-        target = place and Output(place, name or run.spec.line, owner_of(ref, run.prepared, run.store), force)
+        owner, local = owner_of(ref, run.prepared, run.store), None if run.base.revision else run.base.name
+        target = place and Output(place, name or run.spec.line, owner, force, local)
         if target:
             target.check(wanted)
         heldout = held_out(run, curated(run))

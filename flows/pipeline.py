@@ -315,7 +315,9 @@ def exports(run: Run, merged: AdapterRef | None, heldout: RowsRef) -> None:
     for quantization in quantizations:
         export(run, merged, quantization, heldout, known)
     for package in run.spec.export.packages:
-        run.packaged(run.call(stages.package, base=run.base, adapter=merged, package=package))
+        hub_id = f"{run.base.name}@{run.base.revision}" if run.base.revision and package == "lora" else None
+        made = run.call(stages.package, base=run.base, adapter=merged, package=package, hub_id=hub_id)
+        run.packaged(made)
     if run.spec.export.ollama:
         run.serve(heldout)
 

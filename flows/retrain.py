@@ -29,7 +29,7 @@ from tasks.line import version_of, working_on
 from tasks.notifications import notifying
 from tasks.prepare import prepare
 from tasks.pruning import retain
-from tasks.publishing import advance
+from tasks.publishing import advance, hub_token
 from tasks.run import recorded
 
 
@@ -103,6 +103,8 @@ def carry_out(spec: RunSpec, *, run_id: str | None, fresh: bool) -> RunResult:
         audience.invite(run.spec.notify)
         run.audience = audience
         check(run.spec.approval)
+        if run.spec.publish.repo:
+            hub_token()  # asked for now, not after hours of training
         if (made := next_version(run)) and approved(run):
             advance(run, version_of(run, *made), made.heldout[made.datasets[-1].task])
     retain(run)

@@ -405,7 +405,22 @@ def plan(plan: "Plan") -> RenderableType:
     for name in dict.fromkeys(stage.stage for stage in plan.stages):
         cached = [stage.cached for stage in plan.stages if stage.stage == name]
         made.add_row(name, str(sum(cached)), str(len(cached) - sum(cached)))
-    return Group(made, "", *needs(plan))
+    choices = table("chosen for it", "", "why")
+    for choice in plan.defaults:
+        choices.add_row(choice.field, str(choice.value), one_line(choice.reason))
+    reasons: list[RenderableType] = [choices, ""] if plan.defaults else []
+    return Group(planned_rows(plan), "", made, "", *reasons, *needs(plan))
+
+
+def planned_rows(plan: "Plan") -> RenderableType:
+    """What is read of each dataset, and what becomes of it."""
+    figures = ("read", "train", "score", "tokens")
+    made = table("dataset", "task", *figures, "left out", right=figures)
+    for rows in plan.rows:
+        left_out = ", ".join(f"{count} {reason}" for reason, count in {**rows.dropped, **rows.not_trained}.items())
+        counts = (str(rows.read), str(rows.train), str(rows.heldout), "" if rows.tokens is None else str(rows.tokens))
+        made.add_row(one_line(rows.name), rows.task, *counts, left_out)
+    return made
 
 
 def needs(plan: "Plan") -> Iterator[Text]:

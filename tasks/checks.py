@@ -1,9 +1,10 @@
 """What cannot work is refused before hours of training, not after them."""
 
 import logging
+from pathlib import Path
 
 from backprop_core import base as bases
-from backprop_core import checkout, own_tasks
+from backprop_core import checkout, own_tasks, peft_files
 from backprop_core.adapter_tokenizer import TEMPLATE
 from backprop_core.errors import (
     AdapterMismatch,
@@ -85,10 +86,14 @@ def converter_of(
 
     Raises ArchitectureUnsupported, TokenizerUnsupported or ConfigInvalid.
     """
-    if not export.quantizations and "gguf-lora" not in export.packages:
+    if not export.quantizations and not set(export.packages) - {"lora"}:
         return None
     config, directory = settings(), bases.local(base, store)
     check_weights(directory)
+    if adapter:
+        peft_files.check_fusable_into(store.local(adapter), directory)
+    if not export.quantizations and "gguf-lora" not in export.packages:
+        return None
     try:
         check_supported(directory, store.local(adapter) if adapter else None)
     except (ArchitectureUnsupported, TokenizerUnsupported):
@@ -98,8 +103,14 @@ def converter_of(
     return None
 
 
-def check_training(training: TrainSpec, *, continues: bool) -> None:
-    """Refuse a training that cannot work before it begins. Raises VariantUnsupported or ExtraMissing."""
+def check_training(training: TrainSpec, base: Path, export: ExportSpec, *, continues: bool) -> None:
+    """Refuse a training that cannot work before it begins, or whose adapter could not be exported as asked.
+
+    Raises VariantUnsupported, ExtraMissing or AdapterMismatch.
+    """
+    targets = training.lora.target_modules
+    if targets != "all-linear":
+        peft_files.check_targets(base, targets, exported=bool(export.quantizations or set(export.packages) - {"lora"}))
     variants.check(training.lora, precision=training.precision, continues=continues)
     if training.precision == "nf4":
         require(QLORA, what="nf4", extra="qlora")

@@ -1,5 +1,6 @@
 """An adapter that no run here made: a directory in PEFT's layout, checked against its base before it is loaded."""
 
+import json
 import logging
 import os
 import shutil
@@ -41,9 +42,11 @@ def adapter_in(ref: str, model: str | None, store: Store) -> tuple[RunSpec, Base
     confine.refuse(confine.directory(ref))
     config = peft_files.read_config(directory)
     peft_files.check_fusable(config)
-    base_model = named(directory, config, model)
+    base_model = named(directory, config, model, store)
     confine.refuse(confine.model(base_model.name))
     base = bases.resolve(base_model, store)
+    if (expected := digest_in(directory)) and expected != base.digest:
+        log.warning("%s was exported for another base (%s) than %s", directory, expected[:12], base.name)
     files = bases.local(base, store)
     peft_files.check_fits(directory, files)
     own = adapter_tokenizer.own(directory, files)
@@ -53,13 +56,40 @@ def adapter_in(ref: str, model: str | None, store: Store) -> tuple[RunSpec, Base
     return spec_of(directory, base_model, config), base, committed(directory, config, own, store)
 
 
-def named(directory: Path, config: dict[str, Any], model: str | None) -> ModelSpec:
-    """The base that is asked for, else the one that the adapter's config names."""
+def named(directory: Path, config: dict[str, Any], model: str | None, store: Store) -> ModelSpec:
+    """The base that is asked for, else the one that the adapter's config names, else one of its digest of a run here.
+
+    Raises ConfigInvalid if there is none.
+    """
     if model:
         return ModelSpec(name=model)
-    if not config.get("base_model_name_or_path"):
-        raise ConfigInvalid(f"{directory} does not say what its base is", hint="name it: --model DIRECTORY or OWNER/ID")
-    return ModelSpec(name=config["base_model_name_or_path"], revision=config.get("revision"))
+    if config.get("base_model_name_or_path"):
+        return ModelSpec(name=config["base_model_name_or_path"], revision=config.get("revision"))
+    digest = digest_in(directory)
+    if digest and (known := known_base(digest, store)):
+        return known
+    which = f" but the digest {digest[:12]}" if digest else ""
+    raise ConfigInvalid(
+        f"{directory} does not say what its base is{which}", hint="name it: --model DIRECTORY or OWNER/ID"
+    )
+
+
+def digest_in(directory: Path) -> str | None:
+    """The digest of the base that an adapter was exported for, if its directory says it."""
+    path = directory / peft_files.BASE
+    try:
+        return str(json.loads(path.read_bytes())["digest"]) if path.is_file() else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputValidationFailed(f"{path} cannot be read: {error}", hint="remove it, and give --model") from error
+
+
+def known_base(digest: str, store: Store) -> ModelSpec | None:
+    """A base with this digest that a run here has used and that is still where it was."""
+    for path in store.root.glob("runs/*/spec.json"):
+        base = json.loads(path.read_bytes()).get("base", {})
+        if base.get("digest") == digest and (base["revision"] or Path(base["name"]).is_dir()):
+            return ModelSpec(name=base["name"], revision=base["revision"])
+    return None
 
 
 def spec_of(directory: Path, model: ModelSpec, config: dict[str, Any]) -> RunSpec:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from backprop_core import ollama
+from backprop_core import ollama, peft_files
 from backprop_core.errors import OutputExists
 from backprop_core.keys import canonical
 from backprop_core.lines import Lines
@@ -27,6 +27,7 @@ class Output(NamedTuple):
     name: str  # how their names begin
     owner: str  # the model that they are of
     force: bool  # whether files may go that are there
+    base: str | None = None  # the directory of the base, where that has no hub id
 
     def check(self, export: ExportSpec) -> None:
         """Raise OutputExists if a file is there that no export of this model wrote, or that has changed since."""
@@ -75,7 +76,10 @@ def hand_out(
         beside = target.with_suffix(".Modelfile")
         write_atomic(beside, ollama.modelfile(target.name, served_as(target, export)))
         written += [target, beside]
-    written += [copied(Path(package.path), output.file(package.package)) for package in packages]
+    for package in packages:
+        written.append(copied(Path(package.path), output.file(package.package)))
+        if package.package == "lora" and output.base:
+            peft_files.name_base(written[-1], output.base, None)  # a copy is of this machine
     note = read_note(output.directory)
     note |= {path.name: {"of": output.owner, "state": state_of(path)} for path in written}
     write_atomic(output.directory / NOTE, canonical(note))

@@ -12,13 +12,13 @@ from prefect import Task
 from pydantic import BaseModel, Field
 
 from backprop_core import devices
-from backprop_core.errors import ArchitectureUnsupported
 from backprop_core.frozen import Record
 from backprop_core.keys import stage_key
 from backprop_core.refs import (
     AdapterRef,
     Answers,
     ArtifactRef,
+    Choice,
     DatasetRef,
     Drift,
     Generated,
@@ -34,25 +34,34 @@ from backprop_core.store import Store
 from backprop_core.training import duration
 from backprop_core.training.defaults import HELDOUT_SHARE, Data
 from backprop_core.training.memory import GIB, Setting, Shape, memory, micro_batch
-from backprop_core.training.presets import shape_for
-from tasks import prepare
+from tasks import prepare, room
 from tasks.defaults import data_in
 from tasks.policy import Records, UnfitRecord, is_recorded, read_result
 from tasks.run import Run, being
 from tasks.speed import speed_of
 
 R = TypeVar("R", bound=BaseModel)
-BITS = {  # of a weight in a GGUF file, about
-    **{"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q5_0": 5.5},
-    **{"q4_k_m": 4.9, "q4_0": 4.5, "q3_k_m": 3.9, "q2_k": 3.4},
-}
 OF_ROWS = {"curate", "split", "pool", "unseen", "apart", "first", "replay"}  # stages that need no model
-ADAPTER, CHECKPOINT = 4, 12  # bytes a LoRA parameter: float32, and with AdamW's two moments
+
+
+class PlannedRows(Record):
+    """What a run would train of a dataset, and what would score."""
+
+    name: str
+    task: str
+    read: int = Field(description="Rows in the source.")
+    train: int
+    heldout: int = Field(description="Rows of its task that score.")
+    dropped: dict[str, int] = Field(description="Rows that nothing is made of, by reason.")
+    not_trained: dict[str, int] = Field(description="Good rows that are not trained, by reason.")
+    tokens: int | None = Field(description="That one epoch reads, about; None where they could not be counted.")
 
 
 class Plan(Record):
-    """The stages of a run, and what it would take, in GiB."""
+    """The rows and the stages of a run, what was chosen for it, and what it would take, in GiB."""
 
+    rows: list[PlannedRows] = Field(default_factory=list, description="By dataset, in the order of the runs.")
+    defaults: list[Choice] = Field(default_factory=list, description="What of the spec was chosen, and why.")
     stages: list[StageRecord] = Field(description="In order; those not cached would run.")
     device: str
     vram: float | None = Field(description="At the peak of a step; None on the CPU, or for a model not known by size.")
@@ -80,6 +89,7 @@ class Lookup(Run):
     def __init__(self, prepared: prepare.Prepared, store: Store, *, fresh: bool) -> None:
         self.prepared, self.store, self.stages = prepared, store, []
         self.files: list[str] = []  # kinds of GGUF files to be written
+        self.rows: Split | None = None
         self._fresh = fresh
         self._beside = copy(self)
         self._beside.store = Beside(store)
@@ -89,10 +99,10 @@ class Lookup(Run):
         found: R | None = None if self._fresh else recorded(self.store, key)
         cached = found is not None or key in [stage.key for stage in self.stages]
         self.stages.append(StageRecord(stage=stage.name, key=key, cached=cached, seconds=0, digest=None))
-        if not cached and stage.name in ("convert", "convert_outside", "quantize", "quantize_weighted"):
-            self.files.append(parameters.get("quantization") or parameters["outtype"])
-        if not cached and parameters.get("package") == "merged":
-            self.files.append("f16")
+        if not cached:
+            written = room.kind_of(stage.name, parameters)
+            room.check(self.spec, self.store.root, stage=stage.name, kind=written)
+            self.files += [written] if written else []
         if found is None and stage.name in OF_ROWS:
             return self._beside.compute(stage, parameters)
         kind: type[R] = get_type_hints(stage.fn)["return"]
@@ -123,8 +133,8 @@ class Lookup(Run):
     def serve(self, _: Any) -> None:
         pass
 
-    def splits(self, _: Split) -> None:
-        pass
+    def splits(self, found: Split) -> None:
+        self.rows = found
 
     def gated(self, _: Any) -> bool:
         return True
@@ -168,9 +178,11 @@ def plan(flow: str, spec: RunSpec, body: Callable[[Run], object], *, fresh: bool
         prepared = prepare.prepare(flow, spec, store)
         lookup = Lookup(prepared, store, fresh=fresh)
         body(lookup)
-        training, shape = prepared.spec.training, known_shape(prepared)
+        training, shape = prepared.spec.training, room.known_shape(prepared.spec.model)
         card = devices.memory() if training.device == "cuda" else None
         return Plan(
+            rows=rows_of(prepared, lookup),
+            defaults=prepared.defaults,
             stages=lookup.stages,
             device=training.device,
             vram=gib(vram(shape, training)) if shape and training.device == "cuda" else None,
@@ -183,11 +195,27 @@ def plan(flow: str, spec: RunSpec, body: Callable[[Run], object], *, fresh: bool
         store.close()
 
 
-def known_shape(prepared: prepare.Prepared) -> Shape | None:
-    try:
-        return shape_for(prepared.spec.model)
-    except ArchitectureUnsupported:
-        return None
+def rows_of(prepared: prepare.Prepared, lookup: Lookup) -> list[PlannedRows]:
+    """What of each dataset would be trained, and score."""
+    if lookup.rows is None:
+        return []
+    most = prepared.spec.evaluation.heldout_max
+    scored = {task: min(rows.rows, most) for task, rows in lookup.rows.heldout.items()}
+    inputs = zip(prepared.sources, prepared.spec.datasets, lookup.rows.datasets, strict=True)
+    counted = [(found, data_in(source.data, dataset, lookup.store)) for source, dataset, found in inputs]
+    return [
+        PlannedRows(
+            name=found.name,
+            task=found.task,
+            read=found.read,
+            train=found.train.rows,
+            heldout=scored.get(found.task, 0),
+            dropped=found.dropped,
+            not_trained=found.not_trained,
+            tokens=round(data.tokens / data.examples * found.train.rows) if data else None,
+        )
+        for found, data in counted
+    ]
 
 
 def seconds(shape: Shape, prepared: prepare.Prepared, lookup: Lookup) -> float | None:
@@ -225,10 +253,9 @@ def vram(shape: Shape, training: TrainSpec) -> int:
 def disk(shape: Shape, training: TrainSpec, lookup: Lookup) -> int:
     """Bytes of the adapters and GGUF files that would be written, and of one run's checkpoints."""
     todo = [stage.stage for stage in lookup.stages if not stage.cached]
-    adapters = ADAPTER * (todo.count("train") + todo.count("merge"))
-    checkpoints = CHECKPOINT * (training.checkpoints_kept + 1) * ("train" in todo)  # one more while it is written
-    files = sum(BITS[kind] / 8 for kind in lookup.files)
-    return round((adapters + checkpoints) * shape.lora_parameters(training.lora) + files * shape.parameters)
+    adapters = room.of_adapters(shape, training, todo.count("train") + todo.count("merge"))
+    checkpoints = room.of_checkpoints(shape, training) if "train" in todo else 0
+    return adapters + checkpoints + room.of_files(shape, lookup.files)
 
 
 def gib(size: int) -> float:

@@ -95,7 +95,8 @@ def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
     converter = check_export(base, spec, store)
     sources = [source(dataset, store, task=spec.line if flow == "retrain" else None) for dataset in spec.datasets]
     spec, chosen = decide(spec, base, [source.data for source in sources], store, later=live is not None)
-    check_training(spec.training, continues=live is not None or len(spec.datasets) > 1)
+    continues = live is not None or len(spec.datasets) > 1
+    check_training(spec.training, bases.local(base, store), spec.export, continues=continues)
     return Prepared(
         flow=flow,
         spec=spec,

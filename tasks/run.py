@@ -53,7 +53,7 @@ from backprop_core.specs import RunSpec
 from backprop_core.store import Store, write_atomic
 from backprop_core.verdicts import Decision, GateReport
 from backprop_core.worker.handle import Worker
-from tasks import prepare, tries, worker
+from tasks import prepare, room, tries, worker
 from tasks.afresh import Afresh
 from tasks.labels import Labels, outcome
 from tasks.policy import is_recorded, results
@@ -265,6 +265,8 @@ class Run:
             begin = time.monotonic()
         if time.monotonic() > self._deadline and (again or not is_recorded(self.store, key)):
             raise self._late(f"stopped before {stage.name}")
+        if again or not is_recorded(self.store, key):
+            room.check(self.spec, self.store.root, stage=stage.name, kind=room.kind_of(stage.name, parameters))
         if stage.name == "train" and again and not self._afresh.has_begun(key):
             with self.store.lock(key):  # whoever trains the same now keeps its checkpoints until it is done
                 shutil.rmtree(self.store.checkpoints(key), ignore_errors=True)

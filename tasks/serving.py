@@ -22,8 +22,9 @@ def register(file: Path, export: ExportSpec, prompt: str) -> str:
     assert export.ollama is not None
     with ollama.Ollama() as server:
         server.check()
-        ollama.claim(export.ollama, server, Store(settings().store_path))
-        return ollama.register(server, export.ollama, file, served_as(file, export), prompt, show)
+        store = Store(settings().store_path)
+        ollama.claim(export.ollama, server, store)
+        return ollama.register(server, export.ollama, file, served_as(file, export), prompt, show, store)
 
 
 def served_as(file: Path, export: ExportSpec) -> ollama.Serving:

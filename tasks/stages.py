@@ -311,9 +311,9 @@ def quantize_weighted(source: GGUFRef, quantization: str, importance: Importance
 
 
 @stage
-def package(base: BaseRef, adapter: AdapterRef, package: str) -> PackageRef:
-    """Base and adapter → a form that other programs load."""
-    return current().work("package", PackageRef, base=base, adapter=adapter, package=package)
+def package(base: BaseRef, adapter: AdapterRef, package: str, hub_id: str | None) -> PackageRef:
+    """Base and adapter → a form that other programs load; `hub_id` is what it calls the base, if that has one."""
+    return current().work("package", PackageRef, base=base, adapter=adapter, package=package, hub_id=hub_id)
 
 
 @stage

@@ -37,7 +37,7 @@ def even_share(text: str, separator: str) -> float | None:
     """The share of records that have as many cells as the header; None if that has one cell."""
     csv.field_size_limit(LARGEST_CELL)
     with suppress(csv.Error):  # the text may end within a record
-        header, *records = filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=separator)) or [[]]
+        header, *records = [*filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=separator))] or [[]]
         if len(header) > 1:
             return sum(len(record) == len(header) for record in records) / (len(records) or 1)
     return None

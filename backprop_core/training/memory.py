@@ -5,6 +5,7 @@ parameters. The factors of activations and logits were measured; `make gpu` comp
 """
 
 from bisect import bisect_right
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
@@ -28,6 +29,14 @@ DROPOUT = 3.9  # more with dropout
 SCALED = {"fp32": 8, "bf16": 6, "nf4": 6}  # DoRA: a token and output of an adapted layer, what is to be scaled, kept
 NORMED = 12  # DoRA: a parameter of the matrix whose rows' norms are taken: B·A, scaled, added to it, in float32
 FROZEN = 4  # PiSSA: a parameter of the start that is taken off
+
+
+ENDS = {"embed_tokens", "lm_head"}  # what is before and after the blocks
+
+
+def last_names(targets: Iterable[str]) -> set[str]:
+    """Target modules as layers of a block: `layers.1.mlp.up_proj` is an up_proj."""
+    return {target.rpartition(".")[2] for target in targets}
 
 
 class Architecture(NamedTuple):
@@ -96,15 +105,20 @@ class Shape(BaseModel):
 
     def adapted(self, lora: LoraSpec) -> list[tuple[int, int]]:
         """The layers of one block that have an adapter. Raises AdapterMismatch for one that the model does not have."""
-        names = list(self.linear) if lora.target_modules == "all-linear" else lora.target_modules
-        if unknown := sorted(set(names) - set(self.linear)):
+        names = set(self.linear) if lora.target_modules == "all-linear" else last_names(lora.target_modules)
+        if unknown := sorted(names - set(self.linear) - ENDS):
             raise AdapterMismatch(f"the model has no layer {unknown[0]}", hint=f"it has {', '.join(self.linear)}")
-        return [self.linear[name] for name in set(names)]
+        return [self.linear[name] for name in names - ENDS]
 
     def lora_parameters(self, lora: LoraSpec) -> int:
-        """n = L · Σ r (features in + features out); DoRA has a magnitude an output too. Raises AdapterMismatch."""
+        """n = L · Σ r (features in + features out), and what embeddings and head have, beside DoRA's magnitudes.
+
+        Raises AdapterMismatch.
+        """
         factors = sum(lora.rank * (into + out) for into, out in self.adapted(lora))
-        return self.num_hidden_layers * (factors + self.magnitudes(lora))
+        ends = 0 if lora.target_modules == "all-linear" else len(last_names(lora.target_modules) & ENDS)
+        of_ends = ends * lora.rank * (self.hidden_size + self.vocab_size)
+        return self.num_hidden_layers * (factors + self.magnitudes(lora)) + of_ends
 
     def magnitudes(self, lora: LoraSpec) -> int:
         """DoRA's, of one block."""

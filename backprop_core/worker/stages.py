@@ -137,6 +137,7 @@ class PackageJob(Record):
     base: BaseRef
     adapter: AdapterRef
     package: Package
+    hub_id: str | None
 
 
 class HarnessJob(Record):
@@ -386,7 +387,7 @@ class Stages:
 
         base, adapter = bases.local(job.base, self._store), self._store.local(job.adapter)
         with self._store.begin("package") as directory:
-            write(base, adapter, directory, package=job.package)
+            write(job.base, base, adapter, directory, package=job.package, named=job.hub_id is not None)
             size = sum(path.stat().st_size for path in directory.iterdir())
             record = {"stage": "package", "base": job.base.digest, "adapter": job.adapter.digest}
             return self._store.commit(directory, PackageRef, record=record, package=job.package, bytes=size)

@@ -93,7 +93,7 @@ def test_what_an_adapter_brings_is_used_everywhere(
     gguf = run("convert", **made, outtype="f32")
     assert GGUFReader(store.local(gguf) / "model.gguf").fields["tokenizer.chat_template"].contents() == OWN
     for package in ("merged", "lora"):
-        packaged = store.local(run("package", **made, package=package))
+        packaged = store.local(run("package", **made, package=package, hub_id=None))
         assert template_of(packaged) == AutoTokenizer.from_pretrained(packaged).chat_template == OWN
     rows = nano.commit_rows(store, ROWS)
     known = run("reference", **made, heldout=rows, rows=1, prompts=["hello"])

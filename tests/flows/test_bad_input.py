@@ -82,6 +82,16 @@ CASES = {
     "a misspelt field in a file": ([*TRAIN, "--config", "typo.yaml"], "CONFIG_INVALID", "typo.yaml:3"),
     "a value out of range": ([*TRAIN, "--set", "training.lora.rank=0"], "CONFIG_INVALID", "rank"),
     "a name that Ollama refuses": ([*TRAIN, "--set", "export.ollama=Sup port"], "CONFIG_INVALID", "export.ollama"),
+    "an adapter that no file could hold": (
+        [*TRAIN, "--export", "f16", "--set", "training.lora.target_modules=[lm_head]"],
+        "CONFIG_ADAPTER_MISMATCH",
+        "lm_head",
+    ),
+    "a layer that is not there": (
+        [*TRAIN, "--set", "training.lora.target_modules=[q_prj]"],
+        "CONFIG_ADAPTER_MISMATCH",
+        "q_prj",
+    ),
     "weights for no file": (
         [*TRAIN, "--export", "f16", "--set", "export.imatrix=true"],
         "CONFIG_INVALID",
@@ -118,5 +128,9 @@ def test_bad_input(world, home, capsys, arguments, code, named):
     assert json.loads(out)["error"]["code"].startswith(code)
     recorded = any("run_started" in line for line in started)
     assert recorded == (arguments[-1] in READ_IN_THE_RUN)
+    if arguments[0] in ("train", "retrain"):  # a plan refuses the same, in the same words
+        assert main([*arguments, "--plan", "--json"]) == 1
+        planned = json.loads(capsys.readouterr().out)["error"]
+        assert planned == json.loads(out)["error"]
     assert list((home / "store").glob("artifacts/*")) == []
     assert list((home / "store").glob("tmp/*")) == []

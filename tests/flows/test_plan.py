@@ -63,6 +63,10 @@ def test_a_plan_is_what_happens(spec: RunSpec, tmp_path: Path, monkeypatch: pyte
     result = carried_out(spec)
     [figure] = result.harness
     assert (figure.task, figure.metric) == ("appliances", "perplexity") and figure.score < figure.base
+    sets = [(run.dataset.task, run.dataset.train_rows, run.dataset.dropped) for run in result.runs]
+    assert [(rows.task, rows.train, rows.dropped) for rows in before.rows] == sets
+    assert all(rows.heldout and rows.tokens and rows.read == 40 for rows in before.rows)
+    assert before.defaults == result.defaults
     after = planned(spec)
     assert [stage.stage for stage in before.stages] == [stage.stage for stage in result.stages]
     assert not any(stage.cached for stage in before.stages) and before.disk and before.seconds

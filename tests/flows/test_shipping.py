@@ -10,7 +10,7 @@ import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from backprop_core.errors import OutputExists
+from backprop_core.errors import AuthRequired, OutputExists
 from backprop_core.refs import PackageRecord
 from backprop_core.specs import EvaluationSpec, ExportSpec, LoraSpec, PublishSpec, TrainSpec
 from flows.evaluate import evaluate
@@ -108,6 +108,17 @@ def test_a_run_on_the_hub(hub: HubServer, base: Path, data: list[str], tmp_path:
     assert model.peft_config["default"].r == 4 and AutoTokenizer.from_pretrained(tmp_path).chat_template
     assert f"backprop replay {made.run_id}" in files["README.md"].decode()
     assert TOKEN not in pushed.model_dump_json()
+
+
+def test_a_token_that_is_missing_is_missed_first(
+    base: Path, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line that is to go to the Hub is not trained while there is nothing to log in with."""
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with pytest.raises(AuthRequired) as caught:
+        retrain("unheard", batch(tmp_path, 1), str(base), SHORT, publish=PublishSpec(repo="team/unheard"))
+    result = json.loads((home / "store" / "runs" / str(caught.value.run_id) / "result.json").read_text())
+    assert result["stages"] == [] and result["status"] == "failed"
 
 
 def test_a_line_goes_out_and_comes_back(ollama: OllamaServer, hub: HubServer, base: Path, tmp_path: Path) -> None:

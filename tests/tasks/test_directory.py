@@ -8,9 +8,12 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from backprop_core.errors import (
     AdapterMismatch,
@@ -23,9 +26,13 @@ from backprop_core.errors import (
     RunUnknown,
 )
 from backprop_core.gguf.fuse import Fused
-from backprop_core.refs import Located, RunResult
+from backprop_core.keys import stage_key
+from backprop_core.package import write
+from backprop_core.refs import Located, PackageRecord, RunResult
 from backprop_core.specs import EvaluationSpec, ExportSpec, PublishSpec
 from backprop_core.store import Store, write_atomic
+from backprop_core.worker.stages import Stages
+from tasks.exports import Output, hand_out
 from tasks.prepare import again, evaluated, made, published, save
 from tests.core import tiny_models as tiny
 from tests.tasks.test_made import add_version
@@ -208,3 +215,58 @@ def test_a_deployed_run_reads_no_file_that_leads_out(name: str, adapter: Path, t
     (adapter / name).symlink_to(tmp_path / "outside")
     with pytest.raises(PathForbidden, match=name):
         made("./adapter", store)
+
+
+@pytest.fixture
+def exported(adapter: Path, base: Path, store: Store) -> PackageRecord:
+    """A `lora` package of a base that is a directory, made for a run of this store."""
+    found = made(str(adapter), store)
+    save(found, "cd" * 16, store)
+    job = {"base": found.base, "adapter": found.adapter, "package": "lora", "hub_id": None}
+    ref = Stages(store, should_stop=lambda: False).run("package", "k", job, lambda event: None)
+    return PackageRecord(digest=ref.digest, path=str(store.local(ref)), package="lora", bytes=1)
+
+
+def handed(exported: PackageRecord, base: Path, place: Path) -> Path:
+    target = Output(place, "support", "line support", False, str(base))
+    [path] = hand_out([], [exported], ExportSpec(packages=["lora"]), target)
+    return path
+
+
+def test_an_exported_adapter_loads_without_a_word_of_its_base(
+    exported: PackageRecord, adapter: Path, base: Path, store: Store, tmp_path: Path
+) -> None:
+    """PEFT and our own commands find the base of a copy that was handed out; it answers as the adapter does."""
+    copy = handed(exported, base, tmp_path / "out")
+    ids = torch.tensor([[3, 4, 5]])
+    alone = AutoPeftModelForCausalLM.from_pretrained(copy, dtype=torch.float32)
+    expected = PeftModel.from_pretrained(tiny.load(base), adapter)(ids).logits
+    assert torch.equal(alone(ids).logits, expected)
+    assert torch.equal(PeftModel.from_pretrained(tiny.load(base), exported.path)(ids).logits, expected)
+    assert AutoTokenizer.from_pretrained(copy).chat_template
+    found = made(str(copy), Store(tmp_path / "other"))
+    assert found.base.name == str(base) and found.adapter == made(str(adapter), store).adapter
+
+
+def test_an_artifact_names_its_base_by_digest(
+    exported: PackageRecord, base: Path, store: Store, tmp_path: Path
+) -> None:
+    """It has no path of this machine; a base with that digest is found again by the runs here, and else asked for."""
+    text = "".join(path.read_text() for path in Path(exported.path).glob("*.json"))
+    assert str(base) not in text
+    assert made(exported.path, store).base.name == str(base)
+    with pytest.raises(ConfigInvalid, match="does not say what its base is but the digest"):
+        made(exported.path, Store(tmp_path / "other"))
+    assert made(exported.path, Store(tmp_path / "other"), model=str(base)).base.name == str(base)
+
+
+def test_a_base_of_the_hub_is_named_by_its_id(adapter: Path, store: Store) -> None:
+    """With the commit, as PEFT reads it; two packages of the same bytes of which one has an id have two keys."""
+    found = made(str(adapter), store)
+    hub = found.base.model_copy(update={"name": "team/model", "revision": "a" * 40})
+    assert found.adapter
+    write(hub, Path(found.base.name), store.local(found.adapter), adapter, package="lora", named=True)
+    config = PeftConfig.from_pretrained(adapter)
+    assert (config.base_model_name_or_path, config.revision) == ("team/model", "a" * 40)
+    jobs = [{"base": hub, "package": "lora", "hub_id": hub_id} for hub_id in (None, "team/model@a")]
+    assert len({stage_key("package", job) for job in jobs}) == 2

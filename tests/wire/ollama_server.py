@@ -39,6 +39,11 @@ class OllamaServer(Service):
                 request.reply(200 if known else 404)
             case "DELETE", "/api/delete":
                 request.reply(200 if self.remove(request.json()["model"]) else 404)
+            case "POST", "/api/show":
+                known = self.models.get(request.json()["model"])
+                files = [blob.replace(":", "-") for blob in (known or {}).get("files", {}).values()]
+                lines = "".join(f"FROM /root/.ollama/models/blobs/{blob}\n" for blob in files)
+                request.reply(200 if known is not None else 404, {"modelfile": f"# Modelfile\n{lines}"})
             case "POST", "/api/chat":
                 asked = request.json()
                 known = self.models.get(asked["model"])

@@ -1,6 +1,7 @@
 """The client of Ollama against a server over real HTTP, which checks digests and fails on command."""
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 
 from backprop_core.errors import NameTaken, OllamaRegistrationFailed, OllamaUnreachable
 from backprop_core.ollama import Ollama, Serving, address, claim, modelfile, register, serving
-from backprop_core.store import Store
+from backprop_core.refs import GGUFRef
+from backprop_core.store import Store, write_atomic
 from tests.wire.ollama_server import OllamaServer
 from tests.wire.prefect_server import free_port
 
@@ -48,7 +50,9 @@ def ollama(server: OllamaServer) -> Iterator[Ollama]:
 
 
 def registered(ollama: Ollama, file: Path) -> str:
-    return register(ollama, "support", file, SERVING, "Hello?", lambda done, total: None)
+    store = Store(file.parent / "store")
+    claim("support", ollama, store)
+    return register(ollama, "support", file, SERVING, "Hello?", lambda done, total: None, store)
 
 
 def test_a_file_becomes_a_model_that_answers(server: OllamaServer, ollama: Ollama, file: Path) -> None:
@@ -57,7 +61,8 @@ def test_a_file_becomes_a_model_that_answers(server: OllamaServer, ollama: Ollam
     Progress goes up to the file's size.
     """
     seen: list[tuple[int, int]] = []
-    answer = register(ollama, "support", file, SERVING, "Hello?", lambda done, total: seen.append((done, total)))
+    store = Store(file.parent / "store")
+    answer = register(ollama, "support", file, SERVING, "Hello?", lambda done, total: seen.append((done, total)), store)
     digest = f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
     assert server.blobs == {digest: file.read_bytes()} and answer == "heard: Hello?"
     assert server.models == {
@@ -123,14 +128,63 @@ def test_not_there_or_too_old(file: Path) -> None:
         ollama.check()
 
 
-def test_a_name_of_others_is_refused(server: OllamaServer, ollama: Ollama, tmp_path: Path) -> None:
-    """What this store has not made is not overwritten; what it claimed stays its own."""
-    store = Store(tmp_path / "store")
-    claim("support", ollama, store)
-    server.models |= {"llama3:8b": {}, "support:latest": {}}
-    claim("support", ollama, store)
+def test_a_name_of_others_is_refused(server: OllamaServer, ollama: Ollama, file: Path) -> None:
+    """What this store has not made is never overwritten, a name that it has used before included."""
+    store = Store(file.parent / "store")
+    server.models["llama3:8b"] = {"files": {}}
     with pytest.raises(NameTaken, match="llama3:8b"):
         claim("llama3", ollama, store)
+    registered(ollama, file)
+    registered(ollama, file)
+    server.models["support:latest"] = {"system": "made by hand meanwhile", "files": {}}
+    with pytest.raises(NameTaken, match="support:latest"):
+        claim("support", ollama, store)
+
+
+def test_a_name_is_ours_on_one_server_only(server: OllamaServer, ollama: Ollama, file: Path) -> None:
+    """With another OLLAMA_HOST a model of the same name is somebody else's; what was made on either stays ours."""
+    store = Store(file.parent / "store")
+    registered(ollama, file)
+    with OllamaServer().running() as second, Ollama(second.url) as other:
+        second.models["support:latest"] = theirs = {"system": "of another team", "files": {}}
+        with pytest.raises(NameTaken, match="support:latest"):
+            claim("support", other, store)
+        assert second.models == {"support:latest": theirs}
+        second.models.clear()
+        registered(other, file)
+        claim("support", other, store)
+    claim("support", ollama, store)
+
+
+def committed(file: Path, store: Store) -> Path:
+    """The file as an artifact of the store."""
+    with store.begin("gguf") as directory:
+        shutil.copyfile(file, directory / "model.gguf")
+        return store.local(store.commit(directory, GGUFRef, record={}, quantization="f16", bytes=1)) / "model.gguf"
+
+
+def test_a_claim_from_before_counts_for_what_is_ours(server: OllamaServer, ollama: Ollama, file: Path) -> None:
+    """A note that names no server proves nothing; a model of one of the store's files is ours, by its digest."""
+    store = Store(file.parent / "old")
+    write_atomic(store.root / "ollama" / "support", "")
+    registered(ollama, file)  # as another store does, with a file that this one has not
+    with pytest.raises(NameTaken):
+        claim("support", ollama, store)
+    committed(file, store)
+    claim("support", ollama, store)
+
+
+def test_a_kill_after_create_leaves_no_foreign_model(server: OllamaServer, ollama: Ollama, file: Path) -> None:
+    """What was noted as begun is ours, and only until its digest is known."""
+    store = Store(file.parent / "store")
+    server.fail("GET /api/tags", "500")
+    with pytest.raises(OllamaRegistrationFailed):
+        register(ollama, "support", file, SERVING, "Hello?", lambda done, total: None, store)
+    assert server.models.keys() == {"support:unproven"}
+    claim("support", ollama, store)
+    server.models["support:unproven"] = {"system": "another", "files": {}}
+    with pytest.raises(NameTaken):
+        claim("support", ollama, store)
 
 
 def test_serving_is_read_from_the_file(file: Path) -> None:
@@ -153,6 +207,7 @@ def test_a_modelfile_says_the_same() -> None:
     [
         ("", "http://127.0.0.1:11434"),
         ("0.0.0.0", "http://127.0.0.1:11434"),
+        ("localhost", "http://127.0.0.1:11434"),
         ("gpu:9", "http://gpu:9"),
         ("https://ollama.example", "https://ollama.example:443"),
         ("[::1]:5", "http://[::1]:5"),

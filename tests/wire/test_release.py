@@ -191,7 +191,7 @@ def test_killed_and_it_cannot_be_finished(world: World) -> None:
     """A release that was killed, around its commit, and cannot be finished is undone by whoever comes next."""
     world.release(1)
     before = world.state()
-    assert killed_at(world, 2, 17)
+    assert killed_at(world, 2, 21)
     journal = json.loads((world.store.lines / LINE / "transaction.json").read_text())
     assert "ollama version" in journal["done"] and "ollama latest" not in journal["done"]
     world.ollama.fail("POST /api/copy", "500")
