@@ -8,7 +8,6 @@ from functools import wraps
 from typing import Any, ParamSpec, cast
 
 import httpx
-from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.states import Completed
 
@@ -32,14 +31,16 @@ def shown(name: Callable[[dict[str, Any]], str]) -> Callable[[Callable[P, RunRes
         @wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> RunResult:
             call: Callable[..., RunResult] = function
-            given = inspect.signature(call).bind(*args, **kwargs)
-            given.apply_defaults()
-            called = renamed(name(given.arguments))
+            called = ""
+            if is_nameless():
+                given = inspect.signature(call).bind(*args, **kwargs)
+                given.apply_defaults()
+                called = rename(name(given.arguments))
             result = call(*args, **kwargs)
             if FlowRunContext.get() is None:
                 return result
-            if called:
-                renamed(final_name(result, called), called)
+            if called and (final := final_name(result, called)) != called:
+                rename(final)
             ended: Any = Completed(name=STATES[result.status], message=sentence(result), data=result)
             return cast(RunResult, ended)  # Prefect hands the caller what is in it
 
@@ -48,22 +49,21 @@ def shown(name: Callable[[dict[str, Any]], str]) -> Callable[[Callable[P, RunRes
     return around
 
 
-def renamed(name: str, before: str = "") -> str:
-    """Call this flow run so, unless a person has named it; its name, or nothing if it keeps the one it has."""
+def is_nameless() -> bool:
+    """Whether people can see this flow run, and only Prefect has given it a name."""
     context = FlowRunContext.get()
     flow_run = context.flow_run if context else None
-    if not (context and flow_run) or is_temporary() or not (before or is_generated(flow_run)):
-        return ""
-    if name != before:
-        with suppress(httpx.HTTPError):  # a name is not worth a run
-            client: Any = context.client
-            client.set_flow_run_name(flow_run.id, name)
+    return bool(flow_run and not is_temporary() and GENERATED.fullmatch(flow_run.name))
+
+
+def rename(name: str) -> str:
+    """Call this flow run so; the name."""
+    context = FlowRunContext.get()
+    assert context and context.flow_run
+    client: Any = context.client
+    with suppress(httpx.HTTPError):  # a name is not worth a run
+        client.set_flow_run_name(context.flow_run.id, name)
     return name
-
-
-def is_generated(flow_run: FlowRun) -> bool:
-    """Whether Prefect made the name up."""
-    return bool(GENERATED.fullmatch(flow_run.name))
 
 
 def final_name(result: RunResult, name: str) -> str:
