@@ -79,7 +79,10 @@ class Settings(BaseSettings):
         description="Own tasks for evaluation.harness and their data, a directory; what they say is run as code.",
     )
     keep_days: float = Field(
-        30, ge=0, description="Days for which `store prune` keeps what runs made that is no version of a line."
+        30,
+        ge=0,
+        le=100_000,
+        description="Days for which `store prune` keeps what runs made that is no version of a line.",
     )
     stall_seconds: float = Field(
         1800,

@@ -36,9 +36,22 @@ def own_database(settings: Settings) -> Path:
     return settings.home_path / "mlflow.db"
 
 
+def own_uri(settings: Settings) -> str:
+    """The address of the home's database. SQLAlchemy ends a path at `?`: one that has it is written as SQLite's URI."""
+    path = own_database(settings)
+    if "?" in path.as_posix():
+        return f"sqlite+pysqlite:///{path.as_uri()}?uri=true"
+    return f"{SQLITE}{path.as_posix()}"
+
+
 def tracking_uri(settings: Settings) -> str:
     """MLFLOW_TRACKING_URI, else a database in the home."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{own_database(settings).as_posix()}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or own_uri(settings)
+
+
+def is_own(settings: Settings) -> bool:
+    """Whether runs are recorded in the home's database."""
+    return tracking_uri(settings) == own_uri(settings)
 
 
 def prepare() -> None:
@@ -71,8 +84,10 @@ def connect(settings: Settings) -> "MlflowClient":
 
     uri = tracking_uri(settings)
     with answering(settings), migrating(settings):
-        if own := database_of(uri):
-            try_database(own)
+        if is_own(settings):
+            try_database(own_database(settings))
+        elif uri.startswith(SQLITE):
+            try_database(Path(uri.removeprefix(SQLITE)))
         with uncollected():
             client = MlflowClient(tracking_uri=uri)
             client.search_experiments(max_results=1)
@@ -94,30 +109,25 @@ def answering(settings: Settings, fault: str = "does not answer") -> Iterator[No
 
 def refusal(error: Exception, settings: Settings, fault: str) -> BackpropError:
     """The coded error for what MLflow says."""
-    uri = tracking_uri(settings)
-    own = own_database(settings)
-    if database_of(uri) == own and (
-        known := broken(own, str(error)) or system_error(error) or system_error(attempted(own))
-    ):
-        return known
+    if is_own(settings):
+        own, said = own_database(settings), str(error)
+        if known := broken(settings, said) or system_error(error) or system_error(attempted(own)):
+            return known
     reason = (excerpt(str(error), 200) or type(error).__name__).split(" (Background on this error")[0]
     return MLflowUnreachable(
-        f"MLflow {fault} at {blank_address(uri)}: {reason}", hint="start it, or set MLFLOW_TRACKING_URI"
+        f"MLflow {fault} at {blank_address(tracking_uri(settings))}: {reason}",
+        hint="start it, or set MLFLOW_TRACKING_URI",
     )
 
 
-def database_of(uri: str) -> Path | None:
-    """The file of a SQLite database; None for a server and other databases."""
-    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
-
-
-def broken(path: Path, said: str) -> BackpropError | None:
-    """What is wrong with a database that MLflow does not take, if it is the database."""
+def broken(settings: Settings, said: str) -> BackpropError | None:
+    """What is wrong with the home's database, if it is that which MLflow does not take."""
+    path = own_database(settings)
     aside = f"mv {path} {path}.broken; the next command makes it again, with every run of {path.parent / 'journal'}"
     if "database schema" in said or "Can't locate revision" in said:
         return HistoryDamaged(
             f"{path} is of another version of MLflow than this one",
-            hint=f"to bring an older one up to date: mlflow db upgrade {SQLITE}{path}; or begin a new one: {aside}",
+            hint=f"to bring an older one up to date: mlflow db upgrade '{own_uri(settings)}'; or begin a new one: {aside}",
         )
     if any(each in said for each in ("no such table", "no such column", "already exists", "duplicate column")):
         return HistoryDamaged(f"{path} was never made to its end", hint=f"set it aside: {aside}")
@@ -165,7 +175,7 @@ def migrating(settings: Settings) -> Iterator[None]:
     Raises MLflowUnreachable if another one takes longer than minutes.
     """
     own = own_database(settings)
-    if own in _made or database_of(tracking_uri(settings)) != own:
+    if own in _made or not is_own(settings):
         yield
         return
     own.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -11,7 +11,7 @@ from backprop_core.errors import RefAmbiguous, RunUnknown
 from backprop_core.refs import RunResult, Status
 from backprop_core.settings import Settings
 from tasks.journal import SECONDS, ending
-from tasks.tracking.connection import LINE, NAMESPACE, answering, connect, own_database, tracking_uri
+from tasks.tracking.connection import LINE, NAMESPACE, answering, connect, is_own, own_database
 from tasks.tracking.record import DATASETS, ERROR, ROLE, ROOT, RUN_ID, STATUS
 from tasks.tracking.sender import sync
 
@@ -139,8 +139,7 @@ class History:
 
 def is_empty(settings: Settings) -> bool:
     """Nothing was ever recorded here: no need to make a database to find that out."""
-    own = own_database(settings)
-    return tracking_uri(settings) == f"sqlite:///{own.as_posix()}" and not own.exists()
+    return is_own(settings) and not own_database(settings).exists()
 
 
 def escaped(text: str) -> str:

@@ -37,9 +37,9 @@ from tasks.journal import (
 from tasks.tracking.connection import (
     answering,
     connect,
-    database_of,
     experiment_of,
     is_empty,
+    is_own,
     own_database,
     prepare,
     tracking_uri,
@@ -110,8 +110,7 @@ def sync(settings: Settings) -> SyncReport:
 
 def is_lost(settings: Settings) -> bool:
     """Whether the home's database is gone, and there was one that journals were sent to."""
-    own = own_database(settings)
-    here = database_of(tracking_uri(settings)) == own and is_empty(own)
+    here = is_own(settings) and is_empty(own_database(settings))
     return here and any((settings.journal_path / "sent").glob("*.sent"))
 
 

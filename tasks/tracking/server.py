@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 from backprop_core.settings import Settings
-from tasks.tracking.connection import QUIET_AND_QUICK, answering, migrating, own_database
+from tasks.tracking.connection import QUIET_AND_QUICK, answering, migrating, own_uri
 
 
 def application(settings: Settings) -> Any:
@@ -17,7 +17,7 @@ def application(settings: Settings) -> Any:
     from mlflow.server import constants, handlers
 
     settings.home_path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    database = f"sqlite:///{own_database(settings).as_posix()}"
+    database = own_uri(settings)
     artifacts = (settings.home_path / "mlruns").as_uri()
     os.environ |= {
         constants.BACKEND_STORE_URI_ENV_VAR: database,
