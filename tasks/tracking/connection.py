@@ -127,7 +127,7 @@ def broken(settings: Settings, said: str) -> BackpropError | None:
     if "database schema" in said or "Can't locate revision" in said:
         return HistoryDamaged(
             f"{path} is of another version of MLflow than this one",
-            hint=f"to bring an older one up to date: mlflow db upgrade '{own_uri(settings)}'; or begin a new one: {aside}",
+            hint=f"for an older one: mlflow db upgrade '{own_uri(settings)}'; or begin a new one: {aside}",
         )
     if any(each in said for each in ("no such table", "no such column", "already exists", "duplicate column")):
         return HistoryDamaged(f"{path} was never made to its end", hint=f"set it aside: {aside}")
