@@ -111,7 +111,7 @@ def sync(settings: Settings) -> SyncReport:
 def is_lost(settings: Settings) -> bool:
     """Whether the home's database is gone, and there was one that journals were sent to."""
     here = is_own(settings) and is_empty(own_database(settings))
-    return here and any((settings.journal_path / "sent").glob("*.sent"))
+    return here and any(settings.journal_path.rglob("*.sent"))
 
 
 def restore(settings: Settings) -> None:
@@ -119,7 +119,7 @@ def restore(settings: Settings) -> None:
     directory = settings.journal_path
     if not is_lost(settings):
         return
-    for note in (directory / "sent").glob("*.sent"):
+    for note in list(directory.rglob("*.sent")):
         if load_note(note, "").uri == blank_address(tracking_uri(settings)):
             note.unlink(missing_ok=True)
             bring_back(directory, note.stem)
