@@ -50,7 +50,13 @@ def services() -> core.Services:
     return core.Services(ollama=Ollama, hub=lambda: Hub(hub_token()), on_progress=show)
 
 
-@task(retries=2, retry_delay_seconds=[1, 10], retry_condition_fn=is_retryable, persist_result=False)
+@task(
+    task_run_name="push to {publish.repo}",
+    retries=2,
+    retry_delay_seconds=[1, 10],
+    retry_condition_fn=is_retryable,
+    persist_result=False,
+)
 def push(publish: PublishSpec, files: dict[str, File], message: str) -> str:
     """Put files into a repository of the Hub; the commit."""
     assert publish.repo
@@ -59,7 +65,13 @@ def push(publish: PublishSpec, files: dict[str, File], message: str) -> str:
     return hub.push(publish.repo, files, message=message, parent=parent)
 
 
-@task(retries=2, retry_delay_seconds=[1, 10], retry_condition_fn=is_retryable, persist_result=False)
+@task(
+    task_run_name="go live",
+    retries=2,
+    retry_delay_seconds=[1, 10],
+    retry_condition_fn=is_retryable,
+    persist_result=False,
+)
 def go_live(wanted: core.Release) -> core.Release:
     """Make a version of a line live, everywhere or nowhere."""
     return core.release(wanted, store=Store(settings().store_path), services=services())

@@ -16,7 +16,13 @@ from tasks.progress import Progress, report
 LONGEST_PROMPT = 2000  # characters
 
 
-@task(retries=2, retry_delay_seconds=[1, 10], retry_condition_fn=is_retryable, persist_result=False)
+@task(
+    task_run_name="register {export.ollama}",
+    retries=2,
+    retry_delay_seconds=[1, 10],
+    retry_condition_fn=is_retryable,
+    persist_result=False,
+)
 def register(file: Path, export: ExportSpec, prompt: str) -> str:
     """Make a GGUF file the model that `export` names; its answer to the prompt."""
     assert export.ollama is not None
