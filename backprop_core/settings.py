@@ -4,13 +4,14 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from backprop_core.blanking import keep_secret
 from backprop_core.errors import ConfigInvalid, StoreUnsupported
-from backprop_core.texts import NAME
+from backprop_core.texts import NAME, is_address
 
 SHOWN = 60  # characters of a refused value that an error repeats
 
@@ -100,13 +101,15 @@ class Settings(BaseSettings):
 
     @property
     def store_path(self) -> Path:
-        """The store's directory. Raises StoreUnsupported for any scheme but `file:`."""
+        """The store's directory, named by its path or as a `file:` address. Raises StoreUnsupported for others."""
         if self.store is None:
             return self.home_path / "store"
-        scheme, _, path, *_ = urlsplit(self.store)
-        if scheme not in ("", "file"):
+        if self.store.lower().startswith("file:"):
+            return file_path(self.store)
+        if is_address(self.store):
+            scheme = self.store.partition(":")[0]
             raise StoreUnsupported(f"the store cannot lie at {scheme}:", hint="set BACKPROPAGATE_STORE to a directory")
-        return Path(path).expanduser().absolute()
+        return Path(self.store).expanduser().absolute()
 
     @property
     def allowed_roots(self) -> list[Path]:
@@ -130,6 +133,15 @@ def refused(error: ValidationError) -> ConfigInvalid:
         f"BACKPROPAGATE_{name.upper()}{given} is not possible: {said[0].lower()}{said[1:]}",
         hint=f"correct it in the environment or in .env: {field.description if field else 'docs/reference.md has all'}",
     )
+
+
+def file_path(address: str) -> Path:
+    """The path that a `file:` address means; one that is there as it is written is not decoded."""
+    written = address[len("file:") :]
+    if written.startswith("//"):  # and a host, which is this one
+        written = "/" + written[2:].partition("/")[2]
+    path = Path(written).expanduser().absolute()
+    return path if path.exists() else Path(url2pathname(written)).expanduser().absolute()
 
 
 def settings() -> Settings:

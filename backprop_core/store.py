@@ -8,7 +8,8 @@ damaged/<digest>-<n>/   set aside by verification
 cache/                  Prefect's records of finished stages
 notes/<kind>/<key>.json what was found out once and can be found out again
 checkpoints/<key>/      of interrupted trainings, under their stage's key
-runs/<run_id>/          spec.json, result.json; fresh.txt: what a run with `fresh` has done
+runs/<run_id>/          spec.json, result.json; fresh.txt: what a run with `fresh` has done; sources/<sha256>: what it
+                        has downloaded, from its begin to its end
 flow-runs/<id>          the run_id that a flow run of a deployment has begun, until that is finished and pruned
 questions/<run_id>      Prefect's id of the flow run that asks a person about what the run made
 lines/<name>/           versions and champion
@@ -124,6 +125,10 @@ class Store:
 
     def pin_path(self, name: str) -> Path:
         return self.root / "pins" / f"{name}.txt"
+
+    def sources(self, run_id: str) -> Path:
+        """Where a run holds what it has downloaded, each file by its digest."""
+        return self.run(run_id) / "sources"
 
     @property
     def cache(self) -> Path:

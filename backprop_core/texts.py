@@ -31,7 +31,13 @@ def addressable(place: str) -> str:
 
 
 PathOrAddress = Annotated[str, AfterValidator(addressable)]
+ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+::)*[A-Za-z][A-Za-z0-9+.-]+://")  # and chains of them
 LineName = Annotated[str, Field(pattern=NAME)]
+
+
+def is_address(path: str) -> bool:
+    """Whether it is an address, and no path here: a path is never taken apart, whatever characters are in it."""
+    return bool(ADDRESS.match(path))
 
 
 def compiles(pattern: str | None) -> str | None:

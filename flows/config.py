@@ -18,7 +18,7 @@ from backprop_core.frozen import Spec
 from backprop_core.specs import DatasetSpec, EvaluationSpec, ExportSpec, GenerationSpec, LineSpec, PublishSpec, RunSpec
 from flows.fields import ENTRY, children_of, pattern_of, spec_fields
 from flows.values import Path as Place
-from flows.values import parse
+from flows.values import parse, written
 
 S = TypeVar("S", bound=Spec)
 PREFIX = "BACKPROPAGATE_"
@@ -178,7 +178,7 @@ def add_environment(draft: Draft, variables: Mapping[str, str], prefix: str) -> 
     """Every variable that names a field of a spec; the longer name wins over the short form."""
     names = [name for name, value in variables.items() if value and place_of(name)]
     for name in sorted(names, key=lambda name: (name.count("__"), name)):
-        draft.put(place_of(name), parse(variables[name], name).value, f"{prefix}{name}")
+        draft.put(place_of(name), written(variables[name], name), f"{prefix}{name}")
 
 
 def place_of(variable: str) -> Place:
@@ -212,7 +212,7 @@ def add_setting(draft: Draft, setting: str) -> None:
     path, equals, value = setting.partition("=")
     if not equals or not path:
         raise ConfigInvalid(f"--set {setting} has no value", hint="write --set training.lora.rank=8")
-    draft.put(tuple(path.split(".")), parse(value, f"--set {path}").value, f"--set {setting}")
+    draft.put(tuple(path.split(".")), written(value, f"--set {path}"), f"--set {setting}")
 
 
 def add_flag(draft: Draft, place: Place, value: Any, origin: str) -> None:

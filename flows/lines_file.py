@@ -1,13 +1,14 @@
 """A line's job as a file: `lines/NAME.yaml` below the working directory, else below the home."""
 
 import json
+import os.path
 from pathlib import Path
 from typing import TypeVar
 
 from backprop_core.errors import ConfigInvalid
 from backprop_core.settings import Settings
 from backprop_core.specs import DatasetSpec, LineSpec, RunSpec
-from backprop_core.texts import line_name
+from backprop_core.texts import is_address, line_name
 from flows.config import Draft, LineFile, add_file, validated
 from flows.fields import spec_fields
 
@@ -154,5 +155,5 @@ def anchored(job: R, root: Path) -> R:
 
 def anchored_dataset(dataset: DatasetSpec, root: Path) -> DatasetSpec:
     own = ("heldout",) if dataset.on_hub(root) else ("path", "heldout")
-    paths = {name: value for name in own if (value := getattr(dataset, name)) and "://" not in value}
-    return dataset.model_copy(update={name: str(root / Path(value).expanduser()) for name, value in paths.items()})
+    paths = {name: value for name in own if (value := getattr(dataset, name)) and not is_address(value)}
+    return dataset.model_copy(update={name: str(root / os.path.expanduser(value)) for name, value in paths.items()})

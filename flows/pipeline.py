@@ -26,8 +26,8 @@ from backprop_core.refs import (
 )
 from backprop_core.specs import TEACHER_FORCED, DatasetSpec, TrainSpec
 from tasks import stages
-from tasks.prepare import Source
 from tasks.run import Run
+from tasks.sources import Source
 
 log = logging.getLogger(__name__)
 NO_HELDOUT = "give more rows, or held-out rows that it has not learned (--heldout FILE)"

@@ -1,5 +1,6 @@
 """YAML as plain values, each with its line. No tags, no aliases, no key twice; numbers stay text for pydantic."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,6 +43,16 @@ def parse(text: str, origin: str) -> Document:
     if node is not None:
         document.value = plain(node, (), document.lines, origin)
     return document
+
+
+def written(text: str, origin: str) -> Any:
+    """A value on a command line or in the environment, read as YAML; but `#` is a character there and no comment.
+
+    Raises what `parse` raises.
+    """
+    value = parse(text, origin).value
+    is_text = isinstance(value, str | None) and not text.lstrip().startswith(('"', "'"))
+    return text.strip() if is_text and re.search(r"(^|\s)#", text) else value
 
 
 def refuse_abuse(text: str, origin: str) -> None:

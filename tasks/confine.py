@@ -13,6 +13,7 @@ from backprop_core.errors import OutputForbidden, PathForbidden
 from backprop_core.formats.source import is_chain, members
 from backprop_core.settings import settings
 from backprop_core.specs import DatasetSpec, RunSpec
+from backprop_core.texts import is_address
 
 REMOTE = {"http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf"}  # protocols that read no file of ours
 HINT = "put it there, or name its directory in BACKPROPAGATE_ALLOWED_PATHS of the worker"
@@ -82,7 +83,7 @@ def files(datasets: Iterable[DatasetSpec]) -> Iterator[str]:
 
 def may_read(path: str, roots: Sequence[Path] | None = None) -> bool:
     """Whether a path is an address elsewhere, or a file of the allowed directories, wherever symlinks lead."""
-    if "://" in path:
+    if is_address(path):
         return urlsplit(path).scheme in REMOTE and not is_chain(path)
     return is_below_root(path, roots)
 

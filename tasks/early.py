@@ -6,18 +6,20 @@ from backprop_core.errors import RunUnknown
 from backprop_core.settings import settings
 from backprop_core.specs import RunSpec
 from backprop_core.store import Store
-from tasks import prepare, worker
+from tasks import prepare, sources, worker
 from tasks.tracking.connection import prepare as import_mlflow
 
 
 def start(flow: str, spec: RunSpec, *, fresh: bool) -> None:
-    """Refuse what cannot work; start the worker unless the caches have everything."""
+    """Refuse what cannot work; start the worker unless the caches have everything. Downloads are left for the run."""
     config = settings()
     store = Store(config.store_path)
+    sources.hand_on(store)
     try:
         prepared = prepare.prepare(flow, spec, store)
-    finally:
-        store.close()
+    except BaseException:
+        sources.let_go()
+        raise
     if fresh or not prepare.is_warm(prepared, store):
         worker.worker(config, prepared.spec.training)
     else:

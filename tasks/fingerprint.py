@@ -11,6 +11,7 @@ from backprop_core.errors import InputNotFound, InputValidationFailed, NoRows
 from backprop_core.formats.source import PATIENCE, coded, is_web, members, unreadable
 from backprop_core.keys import digest_of
 from backprop_core.specs import DatasetSpec
+from backprop_core.texts import is_address
 
 SAYING = ("ETag", "Last-Modified", "Content-Length")  # headers of a web server that change with what it serves
 
@@ -33,12 +34,12 @@ def state(dataset: DatasetSpec) -> Sequence[object]:
         return [hub.state(dataset).commit]
     if is_web(path):
         return page(path)
-    return remote(path) if "://" in path else local(path)
+    return remote(path) if is_address(path) else local(path)
 
 
 def local(path: str) -> list[object]:
     """Name, size and time of a file, or of each file of rows in a directory."""
-    place = Path(path).expanduser()
+    place = Path(os.path.expanduser(path))
     files = members(path) if os.path.isdir(place) else [place]
     if not files:
         raise NoRows(f"{path} has no file of rows yet", hint="put one there")

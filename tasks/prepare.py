@@ -1,20 +1,16 @@
 """What a run starts from, found and hashed before anything is computed: the complete resolved spec. No Prefect here."""
 
-import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError
 
 from backprop_core import base as bases
 from backprop_core.errors import ArtifactDamaged, ConfigInvalid, LineConflict, RefAmbiguous, RunUnknown
-from backprop_core.formats import find, snapshot
 from backprop_core.frozen import Record
 from backprop_core.keys import digest_of, part
 from backprop_core.lines import Lines, LineVersion, Live
-from backprop_core.refs import AdapterRef, BaseRef, Choice, ConverterRef, Located, OwnTasks, RunId, RunResult, SourceRef
+from backprop_core.refs import AdapterRef, BaseRef, Choice, ConverterRef, Located, OwnTasks, RunId, RunResult
 from backprop_core.settings import settings
 from backprop_core.specs import (
     ApprovalSpec,
@@ -31,21 +27,13 @@ from backprop_core.store import Store, write_atomic
 from tasks.checks import check_export, check_metric, check_repo, check_training, harness_tasks
 from tasks.defaults import decide
 from tasks.directory import adapter_in, holds_adapter, is_path
+from tasks.sources import Source, downloads, keep, refuse_collisions, sources
 from tasks.worker import interpreter
 
 if TYPE_CHECKING:
     from backprop_core.release import Release
 
 TRAINING = ("train", "multi-run", "retrain")  # flows that train
-
-
-class Source(Record):
-    """A dataset's files by digest, with the names it goes by."""
-
-    name: str
-    task: str
-    data: SourceRef
-    heldout: SourceRef | None
 
 
 class Prepared(Record):
@@ -93,8 +81,11 @@ def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
     base = bases.dated(own) if own else bases.resolve(spec.model, store)
     Lines(store).check_base(spec.line, base)
     converter = check_export(base, spec, store)
-    sources = [source(dataset, store, task=spec.line if flow == "retrain" else None) for dataset in spec.datasets]
-    spec, chosen = decide(spec, base, [source.data for source in sources], store, later=live is not None)
+    task, scratch = spec.line if flow == "retrain" else None, downloads(store)
+    refuse_collisions([*([] if task else spec.datasets), *spec.evaluation.watch])
+    found = sources(spec.datasets, scratch, task=task)
+    watched = sources(spec.evaluation.watch, scratch)
+    spec, chosen = decide(spec, base, [source.data for source in found], store, later=live is not None)
     continues = live is not None or len(spec.datasets) > 1
     check_training(spec.training, bases.local(base, store), spec.export, continues=continues)
     return Prepared(
@@ -102,8 +93,8 @@ def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
         spec=spec,
         defaults=chosen,
         base=base,
-        sources=sources,
-        watch=[source(dataset, store) for dataset in spec.evaluation.watch],
+        sources=found,
+        watch=watched,
         live=live,
         converter=converter,
         tasks=harness_tasks(spec.evaluation),
@@ -241,7 +232,7 @@ def is_known(name: str, store: Store) -> bool:
 def of_directory(ref: str, model: str | None, store: Store) -> Prepared:
     """An adapter that no run here made, with rows of everyday chat to ask its files."""
     spec, base, adapter = adapter_in(ref, model, store)
-    watch = [source(dataset, store) for dataset in spec.evaluation.watch]
+    watch = sources(spec.evaluation.watch, downloads(store))
     return Prepared(flow="export", spec=spec, base=base, sources=[], watch=watch, adapter=adapter, imported=True)
 
 
@@ -281,7 +272,8 @@ def evaluated(
     )
     check_metric(evaluation)
     live = earlier.live if earlier.flow == "retrain" and not data else None
-    own = {"sources": [], "watch": [source(dataset, store) for dataset in data]} if data else {}
+    refuse_collisions(data)
+    own = {"sources": [], "watch": sources(data, downloads(store))} if data else {}
     watch = list(data) or evaluation.watch
     spec = earlier.spec.model_copy(update={"evaluation": evaluation.model_copy(update={"watch": watch})})
     asked = {"flow": "evaluate", "spec": spec, "live": live, "tasks": harness_tasks(evaluation)}
@@ -299,7 +291,7 @@ def to_compare(line: str, dataset: DatasetSpec, store: Store) -> Prepared:
     earlier = by(live.version.run_id, live.version.merged, store)
     evaluation = earlier.spec.evaluation.model_copy(update={"watch": []})
     spec = earlier.spec.model_copy(update={"line": line, "datasets": [dataset], "evaluation": evaluation})
-    own = {"sources": [source(dataset, store, task=line)], "watch": []}
+    own = {"sources": sources([dataset], downloads(store), task=line), "watch": []}
     return earlier.model_copy(update={"flow": "drift", "spec": spec, "live": live, **own})
 
 
@@ -327,30 +319,16 @@ def merged_of(run_id: str, store: Store) -> Located:
     return merged
 
 
-def source(dataset: DatasetSpec, store: Store, *, task: str | None = None) -> Source:
-    """The dataset's files, hashed; a URL is copied first. Its task is its own, `task`, or its name."""
-    scratch = store.scratch("source")
-    name = stem(dataset.path)
-    return Source(
-        name=name,
-        task=dataset.task or task or task_name(name),
-        data=find(dataset, scratch=scratch),
-        heldout=snapshot(dataset.heldout, scratch=scratch) if dataset.heldout else None,
-    )
-
-
-def stem(path: str) -> str:
-    """A file's name without its ending, and without that of its compression."""
-    return re.sub(r"\.[^.]+$", "", re.sub(r"\.(gz|zst)$", "", Path(urlsplit(path).path).name)) or "data"
-
-
-def task_name(name: str) -> str:
-    """A task's name from a file's: lower case, nothing but letters, digits, dot, dash and underscore."""
-    return re.sub(r"[^a-z0-9._-]", "-", name.lower()).lstrip("._-")[:63] or "data"
+def begun(prepared: Prepared, run_id: str, store: Store) -> Prepared:
+    """The spec of a run that holds its data, committed before the first stage: what `resume` needs."""
+    held = {name: keep(getattr(prepared, name), run_id, store) for name in ("sources", "watch")}
+    prepared = prepared.model_copy(update=held)
+    save(prepared, run_id, store)
+    return prepared
 
 
 def save(prepared: Prepared, run_id: str, store: Store) -> None:
-    """Commit what `resume` needs, before the first stage."""
+    """Commit what a run was asked to do."""
     write_atomic(store.run(run_id) / "spec.json", prepared.model_dump_json())
 
 

@@ -53,7 +53,7 @@ from backprop_core.specs import RunSpec
 from backprop_core.store import Store, write_atomic
 from backprop_core.verdicts import Decision, GateReport
 from backprop_core.worker.handle import Worker
-from tasks import prepare, room, tries, worker
+from tasks import prepare, room, sources, tries, worker
 from tasks.afresh import Afresh
 from tasks.labels import Labels, outcome
 from tasks.policy import is_recorded, results
@@ -118,6 +118,7 @@ def recorded(start: Start, *, run_id: str | None, fresh: bool) -> Iterator["Run"
     with ExitStack() as cleanup:
         cleanup.callback(store.close)
         cleanup.callback(worker.stop)
+        cleanup.callback(sources.let_go)
         earlier = prepare.full_run_id(run_id, store) if run_id else tries.left_over(store)
         full_id = earlier or new_run_id()
         prepared = prepare.load(full_id, store) if earlier else start(store).model_copy(update={"fresh": fresh})
@@ -232,7 +233,7 @@ class Run:
 
     def __enter__(self) -> Self:
         self._lease = Lease(self.run_id, self.store)
-        prepare.save(self.prepared, self.run_id, self.store)
+        self.prepared = prepare.begun(self.prepared, self.run_id, self.store)
         log.info("run_started run_id=%s", self.run_id)
         get_run_logger().info("run_started run_id=%s", self.run_id)  # on the page of the flow run
         return self
@@ -248,6 +249,8 @@ class Run:
             coded = coded or as_coded(failed, self.run_id, self.prepared.flow)
             error = error or failed
         finally:
+            if coded is None:
+                sources.free(self.run_id, self.store)
             self._lease.end(finished=coded is None)
         if coded:
             raise coded from error

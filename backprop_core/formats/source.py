@@ -15,7 +15,7 @@ from backprop_core.formats.unpacking import CHUNK, unpacked
 from backprop_core.keys import digest_of
 from backprop_core.refs import SourceFile, SourceRef
 from backprop_core.store import file_digest
-from backprop_core.texts import ROWS_FILE
+from backprop_core.texts import ROWS_FILE, is_address
 
 ON_HUB = "hf://datasets/"  # how the path of a source begins that is a dataset of the Hub
 HOST_V6 = re.compile(r"//\[[0-9a-fA-F:.]+\]")
@@ -29,7 +29,7 @@ def snapshot(path: str, *, scratch: Path) -> SourceRef:
     for a directory without such files; InputValidationFailed for what cannot be read; AddressForbidden; ExtraMissing
     for a protocol whose package is not installed.
     """
-    local = fetch(path, scratch) if "://" in path else Path(path).expanduser().absolute()
+    local = fetch(path, scratch) if is_address(path) else Path(os.path.expanduser(path)).absolute()
     try:
         if local.is_dir():
             return listed(str(local), {file.name: file for file in members(path)}, path)
@@ -78,14 +78,19 @@ def holds_rows(name: str) -> bool:
 
 
 def fetch(url: str, scratch: Path) -> Path:
-    """Copy what the URL names into `scratch`. Of its name only the suffixes are kept that say how to read it."""
+    """What the URL names, copied into `scratch` unless it is there. Of its name only the suffixes are kept that say how
+    to read it.
+    """
     if is_chain(url):
         raise InputValidationFailed(f"{url} is a chain of addresses", hint="name one address, or copy the file")
-    suffix = ROWS_FILE.search(urlsplit(url).path)
+    suffix = ROWS_FILE.search(urlsplit(url).path) or ROWS_FILE.search(url)
     target = scratch / (hashlib.sha256(url.encode()).hexdigest()[:16] + (suffix[0] if suffix else ""))
-    with coded(url), target.open("wb") as file:
-        for chunk in web(url) if is_web(url) else remote(url):
-            file.write(chunk)
+    if not target.is_file():
+        part = target.with_name(f"{target.name}.part")
+        with coded(url), part.open("wb") as file:
+            for chunk in web(url) if is_web(url) else remote(url):
+                file.write(chunk)
+        part.replace(target)
     return target
 
 
@@ -156,7 +161,8 @@ def content(path: Path, digest: str, name: str) -> bytes:
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
-        raise InputNotFound(f"{name} is gone", hint="it was there when the run began; put it back") from error
+        hint = "start it again" if is_address(name) else "it was there when the run began; put it back"
+        raise InputNotFound(f"{name} is gone", hint=hint) from error
     except OSError as error:
         raise unreadable(name, error) from error
     if hashlib.sha256(data).hexdigest() != digest:

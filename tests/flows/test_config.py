@@ -102,6 +102,15 @@ def test_misspelt_setting(setting: str, meant: str) -> None:
     assert isinstance(error, ConfigInvalid) and setting in error.message and error.hint == f"did you mean `{meant}`?"
 
 
+def test_a_hash_in_a_setting_begins_no_comment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name on the command line or in the environment is taken whole; quoted text is read as YAML."""
+    assert resolve("datasets.0.path=faq #1.jsonl").datasets[0].path == "faq #1.jsonl"
+    assert resolve("datasets.0.path='faq #1.jsonl'").datasets[0].path == "faq #1.jsonl"
+    assert resolve("datasets.0.path=#1.jsonl").datasets[0].path == "#1.jsonl"
+    monkeypatch.setenv("BACKPROPAGATE_MODEL__NAME", "models/base #2")
+    assert resolve().model.name == "models/base #2"
+
+
 def test_misspelt_field_of_a_file_is_shown_by_its_line() -> None:
     """A file's misspelt field is named with file and line."""
     error = refused(text="line: support\ntraining:\n  steps: 5\n  lora:\n    rnk: 8\n")

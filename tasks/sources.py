@@ -1,0 +1,118 @@
+"""The data of a run, found and hashed before anything is computed. What comes from an address is kept for its run.
+
+An address is fetched once a command: what the check before the run has downloaded is handed on to the run. From its
+begin to its end the run holds the bytes that were hashed, in runs/<run_id>/sources/, so that it can be resumed without
+the server. Prune frees those of runs that nothing goes on with.
+"""
+
+import re
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from backprop_core.errors import ConfigInvalid
+from backprop_core.formats import find, snapshot
+from backprop_core.formats.source import is_web
+from backprop_core.frozen import Record
+from backprop_core.refs import SourceRef
+from backprop_core.specs import DatasetSpec
+from backprop_core.store import Store, fsync
+from backprop_core.texts import is_address
+
+_handed_on: list[tuple[Store, Path]] = []  # one at most: the store that a command's downloads lie in, and where
+
+
+class Source(Record):
+    """A dataset's files by digest, with the names it goes by."""
+
+    name: str
+    task: str
+    data: SourceRef
+    heldout: SourceRef | None
+
+    def moved(self, move: Callable[[SourceRef], SourceRef]) -> "Source":
+        """The same files in other places."""
+        return self.model_copy(update={"data": move(self.data), "heldout": self.heldout and move(self.heldout)})
+
+
+def sources(datasets: Sequence[DatasetSpec], scratch: Path, *, task: str | None = None) -> list[Source]:
+    """The datasets' files, hashed; what is at an address is in `scratch`. A task is the dataset's own, `task`, or its
+    name.
+
+    Raises what `formats.find` and `formats.snapshot` raise.
+    """
+    return [source(dataset, scratch, task=task) for dataset in datasets]
+
+
+def source(dataset: DatasetSpec, scratch: Path, *, task: str | None) -> Source:
+    name = stem(dataset.path)
+    return Source(
+        name=name,
+        task=dataset.task or task or task_name(name),
+        data=find(dataset, scratch=scratch),
+        heldout=snapshot(dataset.heldout, scratch=scratch) if dataset.heldout else None,
+    )
+
+
+def refuse_collisions(datasets: Sequence[DatasetSpec]) -> None:
+    """Raise ConfigInvalid if two names would be one task only because a task's name has fewer characters."""
+    known: dict[str, str] = {}
+    for name in (stem(dataset.path) for dataset in datasets if not dataset.task):
+        other = known.setdefault(task_name(name), name)
+        if other != name:
+            raise ConfigInvalid(
+                f"{other!r} and {name!r} would both be the task {task_name(name)}",
+                hint="name the tasks (datasets.0.task=NAME), or rename a file; files of one name are one task",
+            )
+
+
+def stem(path: str) -> str:
+    """A file's name without its ending, and without that of its compression. A path has no query and no fragment."""
+    place = urlsplit(path).path if is_web(path) else path
+    name = place.rpartition("/")[2] if is_address(path) else Path(place).name
+    return re.sub(r"\.[^.]+$", "", re.sub(r"\.(gz|zst)$", "", name)) or "data"
+
+
+def task_name(name: str) -> str:
+    """A task's name from a file's: lower case, nothing but letters, digits, dot, dash and underscore."""
+    return re.sub(r"[^a-z0-9._-]", "-", name.lower()).lstrip("._-")[:63] or "data"
+
+
+def downloads(store: Store) -> Path:
+    """Where to put what is downloaded: where it is already, if it was handed on."""
+    return _handed_on[0][1] if _handed_on else store.scratch("source")
+
+
+def hand_on(store: Store) -> None:
+    """What is downloaded from now on is there for the run that follows in this process. `let_go` ends it."""
+    let_go()
+    _handed_on.append((store, store.scratch("source")))
+
+
+def let_go() -> None:
+    """Remove what was downloaded and no run has taken."""
+    while _handed_on:
+        _handed_on.pop()[0].close()
+
+
+def keep(found: Iterable[Source], run_id: str, store: Store) -> list[Source]:
+    """The sources with what was downloaded for them in the run's own directory, forced to disk."""
+    place = store.sources(run_id)
+
+    def move(ref: SourceRef) -> SourceRef:
+        if not Path(ref.path).is_relative_to(store.root / "tmp"):
+            return ref
+        if not (place / ref.digest).is_file():  # one address may be named twice
+            place.mkdir(parents=True, exist_ok=True)
+            fsync(Path(ref.path))
+            Path(ref.path).replace(place / ref.digest)
+            fsync(place)
+        return ref.model_copy(update={"path": str(place / ref.digest)})
+
+    return [one.moved(move) for one in found]
+
+
+def free(run_id: str, store: Store) -> None:
+    """Remove what a run has held of its data: it has ended."""
+    shutil.rmtree(store.sources(run_id), ignore_errors=True)

@@ -1,0 +1,112 @@
+"""What comes from an address is fetched once a command, and held from the begin of its run to its end."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backprop_core.errors import InputNotFound
+from backprop_core.formats import read
+from backprop_core.prune import prune
+from backprop_core.specs import RunSpec
+from backprop_core.store import Store
+from tasks import prepare, sources
+from tests.core import nano
+from tests.wire.rows_server import Rows
+
+ROWS = "".join(json.dumps(row) + "\n" for row in nano.chats(40)).encode()
+RUN = "a1" * 16
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return nano.build(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def server() -> Iterator[Rows]:
+    with Rows({"/a.jsonl": ROWS, "/b.csv": b"question,answer\nWhy?,So.\n"}).running() as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def nothing_handed_on() -> Iterator[None]:
+    yield
+    sources.let_go()
+
+
+def prepared(base: Path, store: Store, *datasets: dict[str, Any], watch: tuple[str, ...] = ()) -> prepare.Prepared:
+    spec = {
+        "model": {"name": str(base)},
+        "datasets": datasets,
+        "evaluation": {"watch": [{"path": path} for path in watch]},
+        "training": {"device": "cpu"},
+    }
+    return prepare.prepare("multi-run", RunSpec.model_validate(spec), store)
+
+
+def test_an_address_is_fetched_once_a_command(base: Path, tmp_path: Path, server: Rows) -> None:
+    """The check before the run and the run have one download, however often the address is named; the next command
+    has its own.
+    """
+    url = f"{server.url}/a.jsonl"
+    datasets = [{"path": url, "task": "a"}, {"path": url, "task": "b", "heldout": url}]
+    early, store = Store(tmp_path / "store"), Store(tmp_path / "store")
+    sources.hand_on(early)
+    checked = prepared(base, early, *datasets, watch=(url,))
+    again = prepared(base, store, *datasets, watch=(url,))
+    assert server.count("GET /a.jsonl") == 1
+    assert checked.digest() == again.digest()
+    begun = prepare.begun(again, RUN, store)
+    sources.let_go()
+    assert read(begun.sources[1].data, begun.spec.datasets[1]).rows
+    prepared(base, store, *datasets)
+    assert server.count("GET /a.jsonl") == 2
+
+
+def test_a_run_holds_what_it_has_downloaded(base: Path, tmp_path: Path, server: Rows) -> None:
+    """From its begin the bytes are the run's own, on disk: another process reads them from its record, without a server
+    and after the process that fetched them; the run's end frees them.
+    """
+    store = Store(tmp_path / "store")
+    url = f"{server.url}/b.csv"
+    prepare.begun(prepared(base, store, {"path": url}, watch=(f"{server.url}/a.jsonl",)), RUN, store)
+    store.close()
+    server.files.clear()
+    loaded = prepare.load(RUN, Store(tmp_path / "store"))
+    rows = read(loaded.sources[0].data, loaded.spec.datasets[0]).rows
+    assert rows == [{"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]}]
+    assert len(read(loaded.watch[0].data, loaded.spec.evaluation.watch[0]).rows) == 40
+    sources.free(RUN, store)
+    assert not store.sources(RUN).exists()
+    with pytest.raises(InputNotFound, match="gone") as caught:
+        read(loaded.sources[0].data, loaded.spec.datasets[0])
+    assert caught.value.hint == "start it again"
+
+
+def test_files_that_are_here_are_left_where_they_are(base: Path, tmp_path: Path) -> None:
+    """A run reads a local file from its place; it holds no copy."""
+    store, path = Store(tmp_path / "store"), tmp_path / "a.jsonl"
+    path.write_bytes(ROWS)
+    begun = prepare.begun(prepared(base, store, {"path": str(path)}), RUN, store)
+    assert begun.sources[0].data.path == str(path) and path.is_file()
+    assert not store.sources(RUN).exists()
+
+
+def test_prune_leaves_what_an_unfinished_run_holds(base: Path, tmp_path: Path, server: Rows) -> None:
+    """Prune keeps the data of runs that can be resumed, and frees that of runs that ended or never began."""
+    store = Store(tmp_path / "store")
+    found = prepared(base, store, {"path": f"{server.url}/a.jsonl"})
+    finished, never_began = "b2" * 16, "c3" * 16
+    for run in (RUN, finished, never_began):
+        source = tmp_path / "store" / "tmp" / "copy"
+        shutil.copy(found.sources[0].data.path, source)
+        moved = found.sources[0].moved(lambda ref, source=source: ref.model_copy(update={"path": str(source)}))
+        prepare.begun(found.model_copy(update={"sources": [moved]}), run, store)
+    (store.run(finished) / "result.json").write_text('{"status": "finished"}')
+    (store.run(never_began) / "spec.json").unlink()
+    prune(store, remove_tag=lambda line, number: True)
+    assert [store.sources(run).is_dir() for run in (RUN, finished, never_began)] == [True, False, False]
