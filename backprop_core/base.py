@@ -80,8 +80,8 @@ def here(name: str, revision: str | None) -> Path | None:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     path = Path(name).expanduser()
-    if path.is_dir() or revision is None:
-        return path if path.is_dir() else None
+    if path.is_dir():
+        return path
     try:
         return Path(snapshot_download(name, revision=revision, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):

@@ -32,6 +32,13 @@ class Item:
         return len(self.ids_t)
 
 
+class Items(list[Item]):
+    """Examples in the order of their rows; how many were cut at the length, and how many left out without a label."""
+
+    cut = 0
+    left_out = 0
+
+
 @dataclass(frozen=True)
 class Batch:
     """Inputs without the last column; for each label token the flat position that predicts it, and its example."""
@@ -43,7 +50,7 @@ class Batch:
     labels_n: Tensor
 
 
-def load(base: LoadedBase, rows: RowsRef, *, max_length: int, store: Store) -> list[Item]:
+def load(base: LoadedBase, rows: RowsRef, *, max_length: int, store: Store) -> Items:
     """The rows as the base's tokenizer and template write them, in their order.
 
     Raises NoRows if there are none, and what `chat.encode` raises.
@@ -51,12 +58,14 @@ def load(base: LoadedBase, rows: RowsRef, *, max_length: int, store: Store) -> l
     if rows.rows == 0:
         raise NoRows(f"the rows {rows.digest[:12]} are empty", hint="give more rows")
     ref, flat = tokens.load(base, rows, max_length=max_length, store=store)
-    if ref.cut:
+    if ref.cut or ref.left_out:
         log.warning(
-            "%d of %d examples are longer than %d tokens: cut, %d of them left out",
+            "%d of %d examples are longer than %d tokens and cut; %d have no token to learn from, and are left out",
             *(ref.cut, len(flat["row_e"]) + ref.left_out, max_length, ref.left_out),
         )
-    return items(flat)
+    made = Items(items(flat))
+    made.cut, made.left_out = ref.cut, ref.left_out
+    return made
 
 
 def by_pass(items: Sequence[Item], rows: RowsRef, store: Store) -> list[list[int]]:

@@ -39,7 +39,7 @@ class Example(NamedTuple):
 
 
 class Examples(list[Example]):
-    """Examples in the order of their rows; how many were cut at the length, and how many left out for it."""
+    """Examples in the order of their rows; how many were cut at the length, and how many left out without a label."""
 
     cut = 0
     left_out = 0
@@ -73,10 +73,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[ChatRow], *, max_l
     """Rows as examples of at most `max_length` tokens, cut on the right.
 
     A row is one example, unless the template writes earlier turns otherwise once later ones follow (Qwen3 drops their
-    thoughts): then it is one example an answer. An example that loses all its labels to the cut is left out.
+    thoughts): then it is one example an answer. An example without a label, or that loses all of them to the cut, is
+    left out and counted.
 
     Raises ChatTemplateMissing; ChatTemplateUnusable if the template fails on a row, or does not end an answer with a
-    stop token; NoLabelTokens naming a row that has none, or if all rows lose theirs to the cut.
+    stop token; NoLabelTokens naming a row without an answer, or if no example is left.
     """
     written = list(write_all(tokenizer, rows))
     examples = Examples()
@@ -89,19 +90,20 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[ChatRow], *, max_l
         else:
             examples.left_out += 1
     if rows and not examples:
-        raise NoLabelTokens(f"no row has a label in its first {max_length} tokens", hint="raise training.max_length")
+        raise NoLabelTokens(
+            f"none of {len(rows)} rows has a token to learn from in its first {max_length}",
+            hint="raise training.max_length" if examples.cut else "give rows whose answers are more than spaces",
+        )
     return examples
 
 
 def labelled(written: Written, tokens: Tokens) -> Example:
-    """The example of these tokens. Raises NoLabelTokens."""
+    """The example of these tokens; where an answer comes to no token it has no label."""
     first_t, end_t = tokens.characters_t2.T
     labels_t = np.zeros(len(first_t), dtype=bool)
     for start, end in written.spans:
         labels_t |= (end_t > start) & (first_t < end)
     labels_t[:1] = False
-    if not labels_t.any():
-        raise NoLabelTokens(f"row {written.row + 1} has no token to learn from", hint="remove it, or give it an answer")
     return Example(tokens.ids, labels_t.tolist(), written.row)
 
 

@@ -43,8 +43,8 @@ def importance(
     `base_digest` goes into the record, not into the artifact. `on_progress` gets the rows read and how many there are.
     Raises NoRows, AdapterMismatch.
     """
-    items = load(base, heldout, max_length=max_length, store=store)
-    items = items[skip:] or items
+    every = load(base, heldout, max_length=max_length, store=store)
+    items = every[skip:] or every
     with adapted(base, adapter, store) as model:
         means_i = mean_squares(model, tensor_names(model), items, on_progress)
     origin = {"base": base_digest, "adapter": adapter and adapter.digest, "heldout": heldout.digest}

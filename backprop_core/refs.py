@@ -102,7 +102,7 @@ class TokensRef(ArtifactRef):
 
     artifact: ClassVar[str] = "tokens"
     cut: int = Field(description="Examples that were longer than the length.")
-    left_out: int = Field(description="Of these, how many lost all their labels.")
+    left_out: int = Field(description="Examples without a label, most of them for the cut.")
 
 
 class DatasetRef(Record):
@@ -209,6 +209,8 @@ class TrainResult(Record):
     tokens: int = Field(description="Tokens seen, padding not counted.")
     train_loss: float = Field(description="Mean loss per label token over the last tenth of the steps.")
     seconds: float
+    cut: int = Field(0, description="Examples that were longer than max_length.")
+    left_out: int = Field(0, description="Examples without a token to learn from, most of them for the cut.")
 
 
 class Scores(ArtifactRef):
@@ -385,6 +387,8 @@ class RunRecord(Record):
     train_loss: float
     cached: bool
     accepted: bool
+    cut: int = Field(0, description="Examples that were longer than max_length.")
+    left_out: int = Field(0, description="Examples without a token to learn from, most of them for the cut.")
     drift: Drift | None = Field(None, description="Of its merge into what was merged before; null for the first.")
 
 

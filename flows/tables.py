@@ -182,6 +182,7 @@ def run(result: RunResult) -> RenderableType:
         parts.append(Text(f"chosen for it: {', '.join(map(chosen, result.defaults))}"))
     if result.runs:
         parts += ["", lora_runs(result), *(line for one in result.runs if (line := not_trained(one.dataset)))]
+        parts += map(Text, cut_rows(result))
     if result.evaluation:
         parts += ["", *matrix(result.evaluation, result.runs)]
     if result.harness:
@@ -219,6 +220,15 @@ def heading(result: RunResult) -> Text:
 def chosen(choice: Choice) -> str:
     """A field that was left open and its value; why is in the JSON."""
     return f"{choice.field.removeprefix('training.')} {choice.value}"
+
+
+def cut_rows(result: RunResult) -> Iterator[str]:
+    """What of the examples was not read, where something was not."""
+    length = result.spec.get("training", {}).get("max_length")
+    for record in result.runs:
+        if record.cut or record.left_out:
+            lost = f"; {record.left_out} left out without a token to learn from" if record.left_out else ""
+            yield f"{one_line(record.dataset.name)}: {record.cut} examples longer than {length} tokens and cut{lost}"
 
 
 def lora_runs(result: RunResult) -> Table:

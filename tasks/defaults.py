@@ -18,6 +18,7 @@ from backprop_core.errors import (
 )
 from backprop_core.formats import read
 from backprop_core.keys import digest_of, part
+from backprop_core.lengths import Counter
 from backprop_core.refs import BaseRef, Choice, SourceRef
 from backprop_core.settings import settings
 from backprop_core.specs import DatasetSpec, RunSpec, TrainSpec
@@ -43,7 +44,10 @@ def decide(
     cache keys. Raises GPUNotAvailable, ConfigInvalid.
     """
     directory, _ = bases.locate(base.name, base.revision)
-    shape, data = known_shape(directory), [data_in(*each, store) for each in zip(sources, spec.datasets, strict=True)]
+    shape, data = (
+        known_shape(directory),
+        [data_in(*each, directory, store) for each in zip(sources, spec.datasets, strict=True)],
+    )
     no_gpu = None if spec.training.device == "cpu" else devices.missing_gpu(own_torch=not settings().worker_python)
     if no_gpu and spec.training.device == "cuda":
         raise no_gpu
@@ -83,16 +87,19 @@ def about_parameters(directory: Path) -> int:
     return sum(file.stat().st_size for file in bases.weights(directory)) // 2
 
 
-def data_in(source: SourceRef, dataset: DatasetSpec, store: Store) -> Data | None:
+def data_in(source: SourceRef, dataset: DatasetSpec, base: Path, store: Store) -> Data | None:
     """What a run on this dataset trains on, noted for the next time; None if it cannot be read, as curation will say.
 
-    Then the failure is in the run's record, with everything else that it was asked to do.
+    Then the failure is in the run's record, with everything else that it was asked to do. Tokens are those of the model
+    in the directory `base`. Raises TokenizerMismatch, ModelLoadFailed.
     """
-    key = digest_of([VERSION, part(source), dataset.format, dataset.columns, dataset.max_bad_rows])
+    tokenizer = bases.tokenizer_digest(base, store)
+    key = digest_of([VERSION, part(source), dataset.format, dataset.columns, dataset.max_bad_rows, tokenizer])
     note = store.note("data", key)
     if not note.is_file():
         try:
-            found = data_of(read(source, dataset).rows)
+            rows = read(source, dataset).rows
+            found = data_of(rows, Counter(base))
         except UNREADABLE:
             return None
         write_atomic(note, found.model_dump_json())

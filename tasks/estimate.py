@@ -6,9 +6,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from backprop_core import base as bases
 from backprop_core import devices
 from backprop_core.formats import find, read
 from backprop_core.frozen import Record
+from backprop_core.lengths import Counter
 from backprop_core.refs import Choice
 from backprop_core.settings import settings
 from backprop_core.specs import DatasetSpec, RunSpec, TrainSpec
@@ -55,7 +57,7 @@ def estimate(spec: RunSpec, dataset: DatasetSpec | None, vram_gib: float | None)
     shape, training = presets.shape_for(spec.model), asked(spec)
     named, here = (round(vram_gib * GIB) if vram_gib else None), devices.memory()
     free, total = named or (here and here.free), named or (here and here.total)
-    data = data_in(dataset) if dataset else None
+    data = data_in(dataset, bases.here(spec.model.name, spec.model.revision)) if dataset else None
     chosen = choose(shape, training, data, total)
     precisions: tuple[Precision, ...] = ("fp32",) if training.precision == "fp32" else ("bf16", "nf4")
     settings = [
@@ -104,7 +106,8 @@ def preset_fields(name: str) -> dict[str, Any]:
     return presets.fields(name)
 
 
-def data_in(dataset: DatasetSpec) -> Data:
-    """What a run on a dataset trains on, by reading it."""
+def data_in(dataset: DatasetSpec, base: Path | None) -> Data:
+    """What a run on a dataset trains on, by reading it; its tokens by the base's tokenizer if that is here."""
     with TemporaryDirectory() as scratch:
-        return trained_on(data_of(read(find(dataset, scratch=Path(scratch)), dataset).rows), dataset)
+        rows = read(find(dataset, scratch=Path(scratch)), dataset).rows
+    return trained_on(data_of(rows, Counter(base)), dataset)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_type_hints
 from prefect import Task
 from pydantic import BaseModel, Field
 
+from backprop_core import base as bases
 from backprop_core import devices
 from backprop_core.frozen import Record
 from backprop_core.keys import stage_key
@@ -202,7 +203,8 @@ def rows_of(prepared: prepare.Prepared, lookup: Lookup) -> list[PlannedRows]:
     most = prepared.spec.evaluation.heldout_max
     scored = {task: min(rows.rows, most) for task, rows in lookup.rows.heldout.items()}
     inputs = zip(prepared.sources, prepared.spec.datasets, lookup.rows.datasets, strict=True)
-    counted = [(found, data_in(source.data, dataset, lookup.store)) for source, dataset, found in inputs]
+    base, _ = bases.locate(prepared.base.name, prepared.base.revision)
+    counted = [(found, data_in(source.data, dataset, base, lookup.store)) for source, dataset, found in inputs]
     return [
         PlannedRows(
             name=found.name,
@@ -225,7 +227,8 @@ def seconds(shape: Shape, prepared: prepare.Prepared, lookup: Lookup) -> float |
     if not trainings + scorings:
         return 0.0
     sources = zip(prepared.sources, spec.datasets, strict=True)
-    data = [one for source, dataset in sources if (one := data_in(source.data, dataset, lookup.store))]
+    base, _ = bases.locate(prepared.base.name, prepared.base.revision)
+    data = [one for source, dataset in sources if (one := data_in(source.data, dataset, base, lookup.store))]
     speed = speed_of(spec.training.device, lookup.store)
     if not data or speed is None:
         return None

@@ -80,6 +80,8 @@ def run_record(
         train_loss=trained.train_loss,
         cached=cached,
         accepted=True,
+        cut=trained.cut,
+        left_out=trained.left_out,
         drift=drift,
     )
 

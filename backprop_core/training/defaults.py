@@ -13,18 +13,27 @@ from pydantic import Field
 from backprop_core.errors import NoRows
 from backprop_core.formats import ChatRow
 from backprop_core.frozen import Record
+from backprop_core.lengths import Counter, sample
 from backprop_core.refs import Choice
 from backprop_core.specs import DatasetSpec, LoraSpec, TrainSpec
 from backprop_core.training.memory import GIB, Precision, Setting, Shape, longest, memory
 from backprop_core.training.plan import total_steps
 
-CHARACTERS = 4  # a token, about
 GIVEN = "given"  # the reason of a field that was not ours to choose
 LEAST_RANK, MOST_RANK = 16, 256
 LADDER = (2048, 1024, 512)  # lengths that are tried when a longer one does not fit; a shorter cap saves nothing
 SAFE = 0.85  # of the memory: an estimate below it fits
 LEAST_STEPS = 50
 HELDOUT_SHARE = 10  # one row in ten, unless the dataset brings held-out rows
+
+
+class Sample(Record):
+    """Rows of a dataset that were counted, in tokens each."""
+
+    rows: int = Field(description="In the dataset.")
+    exact: bool = Field(description="By the model's tokenizer; else by bytes.")
+    tokens: list[int]
+    before: list[int] = Field(description="Of these, before the first answer.")
 
 
 class Data(Record):
@@ -34,6 +43,15 @@ class Data(Record):
     tokens: int = Field(ge=0, description="All that are read, in one epoch.")
     label_tokens: int = Field(ge=0, description="All that is learned from, in one epoch.")
     length: int = Field(ge=1, description="Tokens; 99 % of the examples are not longer.")
+    samples: list[Sample] = Field(default_factory=list, description="What this was found by, of each dataset.")
+
+
+class Cut(NamedTuple):
+    """Rows, how many of them are longer than a length, and how many of these lose all of their answers."""
+
+    rows: int
+    cut: int
+    lost: int
 
 
 class Chosen(NamedTuple):
@@ -51,14 +69,46 @@ class Fit(NamedTuple):
     fits: bool
 
 
-def data_of(rows: Sequence[ChatRow]) -> Data:
-    """What rows hold, without a tokenizer: four characters count as a token. Raises NoRows."""
+def data_of(rows: Sequence[ChatRow], counter: Counter) -> Data:
+    """What rows hold, by a sample of them. Raises NoRows, TokenizerMismatch."""
     if not rows:
         raise NoRows("the dataset has no rows", hint="give a file with rows in it")
-    lengths = sorted(sum(map(len, texts(row))) // CHARACTERS + 1 for row in rows)
-    labels = sum(sum(map(len, texts(row, only="assistant"))) // CHARACTERS for row in rows)
-    length = lengths[math.ceil(0.99 * len(rows)) - 1]
-    return Data(examples=len(rows), tokens=sum(lengths), label_tokens=labels, length=length)
+    counted = counter.count(sample(rows))
+    share = len(rows) / len(counted)
+    lengths = sorted(row.tokens for row in counted)
+    tokens, before = [row.tokens for row in counted], [row.before for row in counted]
+    return Data(
+        examples=len(rows),
+        tokens=round(share * sum(lengths)),
+        label_tokens=round(share * sum(row.labels for row in counted)),
+        length=max(1, lengths[math.ceil(0.99 * len(lengths)) - 1]),
+        samples=[Sample(rows=len(rows), exact=counter.exact, tokens=tokens, before=before)],
+    )
+
+
+def cut_at(data: Data, length: int) -> Cut:
+    """What of the rows is cut at a length, about: exactly where all of them were counted."""
+    cut = lost = 0.0
+    for part in data.samples:
+        share = part.rows / len(part.tokens)
+        cut += share * sum(tokens > length for tokens in part.tokens)
+        lost += share * sum(before >= length for before in part.before)
+    return Cut(sum(part.rows for part in data.samples), math.ceil(cut), math.ceil(lost))
+
+
+def what_is_cut(data: Data, length: int) -> str:
+    """The same in words; nothing where no row was counted."""
+    if not data.samples:
+        return ""
+    found, about = cut_at(data, length), any(part.rows > len(part.tokens) for part in data.samples)
+    if not found.cut:
+        return "; none is longer" if not about else f"; none of {counted(data)} that were counted is longer"
+    lost = f", {found.lost} of them before the answer begins" if found.lost else ""
+    return f"; {'about ' if about else ''}{found.cut} of {found.rows} are longer and cut{lost}"
+
+
+def counted(data: Data) -> int:
+    return sum(len(part.tokens) for part in data.samples)
 
 
 def trained_on(data: Data, dataset: DatasetSpec) -> Data:
@@ -73,16 +123,8 @@ def trained_on(data: Data, dataset: DatasetSpec) -> Data:
 def together(datasets: Sequence[Data]) -> Data:
     """One measure for runs that share a spec: as many examples as the smallest has, all else as in the largest."""
     most = {name: max(getattr(data, name) for data in datasets) for name in ("tokens", "label_tokens", "length")}
-    return Data(examples=min(data.examples for data in datasets), **most)
-
-
-def texts(row: ChatRow, *, only: str | None = None) -> Iterator[str]:
-    """The texts of a row, all or those of one role; raw text is of every role."""
-    if "text" in row:
-        yield row["text"]
-    for message in row.get("messages", ()):
-        if only in (None, message["role"]):
-            yield message["content"]
+    samples = [part for data in datasets for part in data.samples]
+    return Data(examples=min(data.examples for data in datasets), samples=samples, **most)
 
 
 def choose(shape: Shape, given: TrainSpec, data: Data | None, card: int | None, *, later: bool = False) -> Chosen:
@@ -175,7 +217,8 @@ def for_memory(shape: Shape, spec: TrainSpec, data: Data | None, card: int | Non
         return
     fit = fitting(shape, spec, wanted, card)
     takes = f"{memory(shape, fit.setting, fit.length).total / GIB:.1f} of {card / GIB:.1f} GiB, one sequence at a time"
-    yield "max_length", fit.length, why if fit.length == wanted else f"{wanted} tokens do not fit"
+    shorter = f"{wanted} tokens do not fit" + (what_is_cut(data, fit.length) if data else "")
+    yield "max_length", fit.length, why if fit.length == wanted else shorter
     yield "precision", fit.setting.precision, takes if fit.fits else f"nothing fits; least is {takes}"
     if fit.setting.checkpointing:
         yield "gradient_checkpointing", "on", "it does not fit without; costs half as many FLOPs again"
@@ -195,7 +238,9 @@ def length(shape: Shape, data: Data | None) -> tuple[int, str]:
     if data is None:
         return min(LADDER[0], shape.max_position_embeddings), "without data; else what 99 % of the examples are within"
     value = min(max(power_of_two(data.length), LADDER[-1]), shape.max_position_embeddings)
-    return value, f"99 % of the examples have at most about {data.length} tokens"
+    by_bytes = any(not part.exact for part in data.samples)
+    how = ", by their bytes, as there is no tokenizer.json to count with" if by_bytes else ""
+    return value, f"99 % of the rows have at most {data.length} tokens{how}{what_is_cut(data, value)}"
 
 
 def fitting(shape: Shape, spec: TrainSpec, wanted: int, card: int) -> Fit:

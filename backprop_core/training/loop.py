@@ -17,7 +17,7 @@ import torch
 from backprop_core import adapter as adapters
 from backprop_core import slao
 from backprop_core.adapter import Adapter, Tensors
-from backprop_core.batch import Item, by_budget, by_pass, collate, load
+from backprop_core.batch import Items, by_budget, by_pass, collate, load
 from backprop_core.errors import BackpropError, GPUOutOfMemory, GPUTooHot, Interrupted, LossNotFinite
 from backprop_core.model import LoadedBase, injected, linear_names, put, taken
 from backprop_core.refs import AdapterRef, RowsRef, Start, TrainResult
@@ -168,7 +168,7 @@ class Run:
         base: LoadedBase,
         model: Any,
         first: Tensors,
-        items: Sequence[Item],
+        items: Items,
         passes: Sequence[Sequence[int]],
         spec: TrainSpec,
         fingerprint: dict[str, Any],
@@ -381,6 +381,8 @@ class Run:
             tokens=self.tokens,
             train_loss=sum(loss * count for loss, count in self.losses) / labels,
             seconds=self.seconds,
+            cut=self.items.cut,
+            left_out=self.items.left_out,
         )
 
 

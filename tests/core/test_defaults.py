@@ -4,12 +4,10 @@ from typing import Any
 
 import pytest
 
-from backprop_core.errors import NoRows
 from backprop_core.specs import TrainSpec
-from backprop_core.training.defaults import SAFE, Data, choose, data_of
+from backprop_core.training.defaults import SAFE, Data, choose
 from backprop_core.training.memory import GIB, Setting, memory
 from backprop_core.training.presets import PRESETS
-from tests.core import nano
 
 QWEN = PRESETS["qwen2.5-7b"].shape
 
@@ -113,14 +111,3 @@ def test_without_data_or_gpu() -> None:
     assert (made.pop("lora.rank"), made.pop("lora.alpha")) == (spec.lora.rank, spec.lora.alpha)
     assert made.pop("lora.target_modules") == spec.lora.target_modules
     assert made == {name: getattr(spec, name) for name in made}
-
-
-def test_data_is_measured_without_a_tokenizer() -> None:
-    """Rows are counted, answers are labels, raw text is all label, and one long row in a hundred is no measure."""
-    rows = [{"messages": [{"role": "user", "content": "a" * 40}, {"role": "assistant", "content": "b" * 40}]}] * 99
-    data = data_of([*rows, {"text": "c" * 4000}])
-    assert (data.examples, data.label_tokens) == (100, 99 * 10 + 1000)
-    assert 20 <= data.length < 100
-    assert data_of(nano.chats(20)).length < 64
-    with pytest.raises(NoRows):
-        data_of([])

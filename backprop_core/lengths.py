@@ -1,0 +1,165 @@
+"""How many tokens rows come to: a sample of them, counted by the model's own tokenizer and chat template. No torch."""
+
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from backprop_core import base as bases
+from backprop_core import templates
+from backprop_core.errors import ChatTemplateUnusable, ModelLoadFailed, TokenizerMismatch
+from backprop_core.formats import ChatRow
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+MOST_ROWS, LEAST_ROWS = 1000, 64  # of a sample
+CHARACTERS = 2**20  # of a sample, once it has its least rows
+LONGEST = 2**14  # characters of a row that are tokenized; the rest counts as they do
+BYTES = 2  # a token, where there is no tokenizer.json: rather too many tokens than rows that are cut
+
+
+class Counted(NamedTuple):
+    """A row's tokens: all of them, those before its first answer, and those to learn from."""
+
+    tokens: int
+    before: int
+    labels: int
+
+
+class Text(NamedTuple):
+    """A row as text, and the characters of its answers."""
+
+    text: str
+    spans: list[tuple[int, int]]
+
+
+class Counter:
+    """Counts as training will, with the tokenizer and the template in a model's directory; else by bytes.
+
+    Raises ModelLoadFailed for a tokenizer.json that is none.
+    """
+
+    def __init__(self, directory: Path | None) -> None:
+        file = directory / "tokenizer.json" if directory else None
+        self._tokenizer = opened(file) if file and file.is_file() else None
+        self._template = (bases.template_of(directory) if directory else None) or ""
+        self._special = templates.named(bases.special_tokens(directory)) if directory else {}
+        self._directory = directory
+
+    @property
+    def exact(self) -> bool:
+        """Whether the model's tokenizer counts."""
+        return self._tokenizer is not None
+
+    def count(self, rows: Sequence[ChatRow]) -> list[Counted]:
+        """Each row's tokens. Raises TokenizerMismatch for a token that the model has no embedding for."""
+        with templates.limit():
+            texts = [self._text(row) for row in rows]
+        if self._tokenizer is None:
+            return [by_bytes(text) for text in texts]
+        parts = [text.text[:LONGEST] for text in texts]
+        found = self._tokenizer.encode_batch(parts, add_special_tokens=False)
+        self._check(found)
+        return [by_tokens(text, encoding) for text, encoding in zip(texts, found, strict=True)]
+
+    def _text(self, row: ChatRow) -> Text:
+        """The row as the template writes it up to its last answer, or its bare texts where the template refuses it."""
+        if "text" in row:
+            return Text(row["text"], [(0, len(row["text"]))])
+        turns = row["messages"]
+        answers = [place for place, turn in enumerate(turns) if place and turn["role"] == "assistant"]
+        if not answers:
+            return Text("".join(turn["content"] for turn in turns), [])
+        try:
+            whole = self._render(turns[: answers[-1] + 1], begins=False)
+            start = len(self._render(turns[: answers[0]], begins=True))
+        except ChatTemplateUnusable:
+            whole = "".join(turn["content"] for turn in turns)
+            start = sum(len(turn["content"]) for turn in turns[: answers[0]])
+        return Text(whole, list(spans(whole, [turns[place]["content"].strip() for place in answers], start)))
+
+    def _render(self, turns: Sequence[dict[str, Any]], *, begins: bool) -> str:
+        return templates.render(self._template, turns, special=self._special, add_generation_prompt=begins)
+
+    def _check(self, found: Sequence["Encoding"]) -> None:
+        """Raise TokenizerMismatch for what the model cannot read, long before it is loaded."""
+        assert self._directory and self._tokenizer
+        size = vocabulary(self._directory)
+        largest = max((max(encoding.ids, default=0) for encoding in found), default=0)
+        if size is not None and largest >= size:
+            raise TokenizerMismatch(
+                f"{self._directory}: its tokenizer writes token {largest}, {self._tokenizer.id_to_token(largest)!r}, "
+                f"and the model has {size} embeddings",
+                hint=bases.OTHER_TOKENIZER,
+            )
+
+
+def sample(rows: Sequence[ChatRow]) -> list[ChatRow]:
+    """Some of the rows, drawn the same each time: all if they are few, fewer if they are long."""
+    drawn = random.Random(0).sample(range(len(rows)), min(len(rows), MOST_ROWS))
+    taken: list[ChatRow] = []
+    characters = 0
+    for place in drawn:
+        if characters >= CHARACTERS and len(taken) >= LEAST_ROWS:
+            break
+        taken.append(rows[place])
+        characters += min(LONGEST, sum(map(len, texts(rows[place]))))
+    return taken
+
+
+def texts(row: ChatRow) -> Iterator[str]:
+    """The texts of a row."""
+    if "text" in row:
+        yield row["text"]
+    for message in row.get("messages", ()):
+        yield message["content"]
+
+
+def spans(whole: str, answers: Sequence[str], start: int) -> Iterator[tuple[int, int]]:
+    """The characters of each answer that is found, the first not before `start`."""
+    yield start, start + len(answers[0])
+    for answer in answers[1:]:
+        start = max(whole.find(answer, start), start)
+        yield start, start + len(answer)
+
+
+def by_bytes(text: Text) -> Counted:
+    """An estimate that is rather too large."""
+    labels = sum(size(text.text[start:end]) for start, end in text.spans)
+    before = size(text.text[: text.spans[0][0]]) if text.spans else size(text.text)
+    return Counted(size(text.text) + 1, before, labels + 1)
+
+
+def size(text: str) -> int:
+    return -(-len(text.encode(errors="surrogatepass")) // BYTES)
+
+
+def by_tokens(text: Text, encoding: "Encoding") -> Counted:
+    """A row's counts from the tokens of its first LONGEST characters, and as many for each that follows."""
+    ends = [end for _, end in encoding.offsets]
+    more = max(1.0, len(text.text) / LONGEST)
+    inside = [sum(start < end <= stop for end in ends) for start, stop in text.spans]
+    first = text.spans[0][0] if text.spans else len(text.text)
+    before = sum(end <= first for end in ends)
+    return Counted(round(more * len(ends)), round(before * max(1.0, first / LONGEST)), round(more * (sum(inside) + 1)))
+
+
+def opened(file: Path) -> "Tokenizer":
+    """The tokenizer of a tokenizer.json, without what it may say of cutting and padding. Raises ModelLoadFailed."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_buffer(file.read_bytes())
+    except ValueError as error:
+        raise ModelLoadFailed(f"{file} is no tokenizer: {error}", hint="get the model's files again") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def vocabulary(directory: Path) -> int | None:
+    """Rows of the model's embeddings, by its config.json; None where it does not say."""
+    config = bases.read_json(directory / "config.json")
+    named = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    return int(named) if named else None
