@@ -275,11 +275,11 @@ class Store:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def digest_of_file(self, path: Path) -> str:
-        """sha256 of a file outside the store; a large one is read again only when its size, time or inode changed."""
+        """sha256 of a file outside the store; a large one is read again only when its size, times or inode changed."""
         stat = path.stat()
         if stat.st_size < LARGE:
             return file_digest(path)
-        state = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino]
+        state = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
         note = self.root / "hashes" / f"{digest_of(state[0])}.json"
         known = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
         if known.get("state") != state:

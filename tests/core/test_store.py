@@ -12,7 +12,7 @@ import pytest
 
 from backprop_core.errors import ArtifactDamaged, ArtifactMissing, DiskFull
 from backprop_core.refs import RowsRef
-from backprop_core.store import Store, file_digest, write_atomic
+from backprop_core.store import LARGE, Store, file_digest, write_atomic
 
 
 @pytest.fixture
@@ -197,3 +197,15 @@ def test_a_large_file_is_hashed_once(tmp_path, store):
     assert store.digest_of_file(path) == "0" * 64
     os.utime(path, (1, 1))
     assert store.digest_of_file(path) == first
+
+
+def test_a_large_file_that_was_changed_behind_its_time(store: Store, tmp_path: Path) -> None:
+    """Other bytes are another digest, also where size, inode and the time of the change were put back."""
+    path = tmp_path / "weights"
+    with path.open("wb") as file:
+        file.truncate(LARGE)
+    before, times = store.digest_of_file(path), path.stat()
+    with path.open("r+b") as file:
+        file.write(b"other")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert store.digest_of_file(path) != before
