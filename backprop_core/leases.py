@@ -4,25 +4,41 @@ leases/<run_id>.txt     one digest or key a line; there until the run is finishe
 leases/<run_id>.lock    held while the process lives
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from backprop_core.errors import RunActive
+from backprop_core.locks import held, is_acquired, nothing
 from backprop_core.store import Store
+
+LOOK = 1.0  # seconds: who only looks whether a run lives holds its lock for a moment
 
 
 class Lease:
-    """The lease of one run, held by this process. A prune that goes on is waited for, so that none begins in it."""
+    """The lease of one run, held by this process. A prune that goes on is waited for, so that none begins in it.
 
-    def __init__(self, run_id: str, store: Store) -> None:
+    `before_wait` is called before that. Raises RunActive if another process has the lease.
+    """
+
+    def __init__(self, run_id: str, store: Store, before_wait: Callable[[], None] = nothing) -> None:
         self._path = store.root / "leases" / f"{run_id}.txt"
         self._path.parent.mkdir(exist_ok=True)
         self._lock = FileLock(self._path.with_suffix(".lock"), thread_local=False)
-        with store.lock("prune"):
-            self._lock.acquire()
-            self._file = self._path.open("a", encoding="utf-8")
+        deadline = time.monotonic() + LOOK
+        while not self._taken(store, before_wait):
+            if time.monotonic() > deadline:
+                raise RunActive(f"run {run_id} is being worked on", hint="wait until it ends, or stop it")
+            time.sleep(0.02)
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def _taken(self, store: Store, before_wait: Callable[[], None]) -> bool:
+        """Take the lease if it is free; the prune lock, which all runs of the store need, is held for that moment."""
+        with held(store.lock("prune"), "the store is being pruned", before=before_wait):
+            return is_acquired(self._lock, timeout=0)
 
     def add(self, name: str) -> None:
         """Keep what has this digest or this key."""

@@ -20,6 +20,7 @@ from backprop_core.frozen import Record
 from backprop_core.keys import digests_in
 from backprop_core.leases import leased, living
 from backprop_core.lines import Lines
+from backprop_core.locks import held
 from backprop_core.pins import pinned
 from backprop_core.release import record_of, released
 from backprop_core.store import Store
@@ -76,7 +77,7 @@ def prune(
     champion, newest and the one before always. With `only`, nothing is removed that a dry run did not list. Raises
     RunActive if a run is going on.
     """
-    with store.lock("prune"):
+    with held(store.lock("prune"), "the store is being pruned"):
         if run := next(living(store), None):
             raise RunActive(f"run {run} is going on", hint="prune when it has ended")
         young = time.time() - keep_days * DAY

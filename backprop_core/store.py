@@ -16,6 +16,20 @@ lines/<name>/           versions and champion
 ollama-servers/<server>/  what was made on an Ollama server, by name of the model
 locks/                  freed by the kernel when their holder dies
 tmp/<session>/          what is being written; swept once its process is gone
+
+All locks, in the one order in which they are taken. Who waits for one holds none that comes after it:
+
+1. a slot of the deployment     Prefect's, before the run has a process
+2. locks/line-<name>            of a run that goes on with the line, and of its release
+3. the journal of the run       in the home; not waited for: RunActive
+4. locks/prune                  of a prune to its end; of a run for the moment in which it takes its lease
+5. leases/<run_id>              not waited for: RunActive
+6. the device                   locks/cpu, or of the machine for each GPU, by name; the worker's, to its end
+7. locks/<key>                  of a training and its checkpoints
+
+A worker that starts before a stage needs it has the device out of turn, so its run gives it up before it waits for
+anything (`tasks.worker.give_up`). The rest is held for a moment, and nothing is waited for meanwhile: serve.lock of the
+home, sync.lock of the journals, the lock of a session in tmp/.
 """
 
 import errno
@@ -216,14 +230,19 @@ class Store:
             session = self.root / "tmp" / uuid.uuid4().hex
             session.mkdir(parents=True)
             self._session_lock = FileLock(session / "lock", thread_local=False)
-            self._session_lock.acquire()
-            if (session / "lock").is_file():  # else another process swept it between the two lines above
-                return session
+            with suppress(FileNotFoundError, FileExistsError):  # another process swept it before there was a lock
+                self._session_lock.acquire()
+                if (session / "lock").is_file():  # else it was swept between the two lines above
+                    return session
 
     def sweep(self) -> None:
         """Remove the temporary directories of processes that are gone."""
         for session in self.root.glob("tmp/*"):
-            with suppress(Timeout, FileNotFoundError), FileLock(session / "lock", timeout=0):
+            gone = (
+                FileNotFoundError,
+                FileExistsError,
+            )  # swept by another; FileLock makes a directory that is not there
+            with suppress(Timeout, *gone), FileLock(session / "lock", timeout=0):
                 shutil.rmtree(session, ignore_errors=True)
 
     def close(self) -> None:

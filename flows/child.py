@@ -1,6 +1,8 @@
-"""A process of ours that ends with us: it says "up" on stdout, and ends when its stdin closes, as it does if we die."""
+"""A process of ours that ends with us: it says "up" on stdout, and ends when it is told to, or when we die."""
 
+import selectors
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -8,6 +10,10 @@ from subprocess import PIPE
 
 from backprop_core import children
 from backprop_core.errors import BackpropError, ServerFailed
+from backprop_core.lifeline import STOP
+
+START = 300.0  # seconds: a first start with new databases takes half a minute, on a busy machine several
+END = 100.0  # seconds: the worker of `serve` gives its runs 75 to save what they have
 
 
 class Child:
@@ -23,9 +29,11 @@ class Child:
         log: Path,
         environment: Mapping[str, str],
         sockets: Sequence[int] = (),
+        patience: float = START,
     ) -> None:
         log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.name, self.log, self._up = name, log, False
+        self._patience, self._deadline = patience, time.monotonic() + patience
         with log.open("wb") as file:
             self._process = children.start(
                 [sys.executable, "-m", *arguments],
@@ -46,22 +54,38 @@ class Child:
         return self._process.returncode is None
 
     def wait(self) -> None:
-        """Until it is up. Raises `failure` if it has died."""
+        """Until it is up. Raises `failure` if it has died, or says nothing for too long."""
         assert self._process.stdout is not None
-        self._up = self._up or bool(self._process.stdout.readline())
+        if self._up:
+            return
+        if not self._speaks():
+            self._process.kill()
+            said = f"it said nothing for {self._patience:g} s"
+            raise self.failure(f"{self.name} did not start: {said}", hint=f"see {self.log}, then run it again")
+        self._up = bool(self._process.stdout.readline())
         if not self._up:
             last = self.log.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
             raise self.failure(f"{self.name} did not start: {last[0]}", hint=f"see {self.log}")
 
+    def _speaks(self) -> bool:
+        """Wait until it says something or ends; whether it has before the deadline."""
+        assert self._process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            return bool(selector.select(max(0.0, self._deadline - time.monotonic())))
+
     def close(self) -> None:
         """Let it end; what it still has to write is written first."""
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):
+        with suppress(BrokenPipeError, ValueError):  # it has died; it was told before
+            self._process.stdin.write(STOP)
             self._process.stdin.close()
 
-    def stop(self) -> None:
-        """End it, and wait until it has ended."""
+    def stop(self, within: float = END) -> None:
+        """End it, and wait until it has ended; after so many seconds it is killed."""
         assert self._process.stdout is not None
         self.close()
-        children.ends(self._process)
+        if not children.ends(self._process, within=within):
+            self._process.kill()
+            children.ends(self._process)
         self._process.stdout.close()

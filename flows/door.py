@@ -27,6 +27,8 @@ class Door:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = self.refusal(scope) if scope["type"] in ("http", "websocket") else None
         if refusal is None:
+            if scope["type"] == "http" and scope["method"] == "HEAD":
+                scope = {**scope, "method": "GET"}  # uvicorn, which knows what was asked, leaves the body out
             await self._app(scope, receive, confining(send))
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})

@@ -46,13 +46,28 @@ class Page:
                 else:
                     self.answer(404, "text/plain", "there is / and /health")
 
+            do_HEAD = do_GET
+
+            def refuse(self) -> None:
+                if self.command == "OPTIONS":
+                    self.answer(204, "text/plain", "")
+                else:
+                    self.close_connection = True  # its body is not read
+                    self.answer(405, "text/plain", "this page is only read")
+
+            do_OPTIONS = do_POST = do_PUT = do_PATCH = do_DELETE = do_TRACE = do_CONNECT = refuse
+
             def answer(self, status: int, kind: str, text: str) -> None:
                 body = text.encode()
                 self.send_response(status)
                 self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(body)))
+                if status != 204:
+                    self.send_header("Content-Length", str(len(body)))
+                if status in (204, 405):
+                    self.send_header("Allow", "GET, HEAD, OPTIONS")
                 self.end_headers()
-                self.wfile.write(body)
+                if self.command != "HEAD":
+                    self.wfile.write(body)
 
             def log_message(self, *_: Any) -> None:
                 """Nobody reads it."""

@@ -1,46 +1,51 @@
 """The worker of `serve`: `python -m flows.serve_worker` makes the deployments, says "up", and runs what is asked for.
 
-It looks for the lines' new data, too. Runs that were killed with an earlier worker are said to be, so that they can be
-tried again. When stdin closes, its own runs are interrupted, which they note in their records, and it ends with them.
+It looks for the lines' new data, too, and for runs whose process is gone. When its parent says so, it takes no more
+runs, its own are interrupted, which they note in their records, and it ends with them. When it is killed, or its
+parent is, its runs end at once.
 """
 
 import asyncio
 import logging
 import os
-import sys
 import threading
 from contextlib import suppress
 
+import httpx
 import psutil
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter
-from prefect.states import Crashed
+from prefect.client.schemas.objects import FlowRun
+from prefect.exceptions import PrefectException
 from prefect.workers.process import ProcessWorker
 
+from backprop_core import lifeline
+from backprop_core.errors import BackpropError
 from backprop_core.settings import Settings, settings
 from flows import lines_file
 from flows.console import configure_logging
+from flows.dead_runs import give_up, worker_name
 from flows.deploy import deploy
 from flows.watch import watching
-from tasks.tries import has_died
 
 log = logging.getLogger("flows.serve_worker")
 PATIENCE = 75.0  # seconds for a run to finish its step, save it, and note that it was interrupted
-RUNNING = {"state": {"type": {"any_": ["RUNNING"]}}}
+LOOK = 15.0  # seconds between two looks for runs whose process is gone
+ending = threading.Event()
 
 
-def give_up_the_dead(config: Settings) -> None:
-    """Mark runs whose process was killed: their deployments' slots are free at once, and they can be tried again."""
-    running = FlowRunFilter.model_validate(RUNNING | {"tags": {"all_": [config.namespace]}})
-    with get_client(sync_client=True) as client:
-        for run in client.read_flow_runs(flow_run_filter=running):
-            if has_died(str(run.id), config):
-                client.set_flow_run_state(run.id, Crashed(message="its process was killed; try it again: it goes on"))
+class Worker(ProcessWorker):
+    """Takes no more runs once it is to end."""
+
+    @classmethod
+    def __dispatch_key__(cls) -> None:
+        """Prefect lists it under no type of its own."""
+
+    async def get_and_submit_flow_runs(self) -> list[FlowRun]:
+        return [] if ending.is_set() else await super().get_and_submit_flow_runs()
 
 
-def end_with_stdin() -> None:
-    """Wait until the parent has no more use for the worker, or is dead; then end its runs, and it."""
-    sys.stdin.buffer.read()
+def end() -> None:
+    """End its runs, and it: the parent has no more use for the worker."""
+    ending.set()
     runs = psutil.Process().children()
     for run in runs:
         with suppress(psutil.NoSuchProcess):
@@ -50,18 +55,30 @@ def end_with_stdin() -> None:
     os._exit(0)
 
 
+def look(config: Settings, name: str) -> None:
+    """Look for runs whose process is gone, again and again."""
+    while not ending.wait(LOOK):
+        try:
+            give_up(config, name)
+        except (httpx.HTTPError, PrefectException, BackpropError, OSError) as error:
+            log.warning("no look for dead runs: %s", error)
+
+
 def main() -> None:
-    """Deploy, then work until stdin closes."""
+    """Deploy, then work until the parent says that it is enough."""
+    lifeline.hold(stop=end)
     config = settings()
     configure_logging(config, verbose=False)
     jobs = {name: file.job for name, file in lines_file.every(config).items()}
     for change in deploy(config, jobs, pool=config.pool, dry_run=False):
         for detail in change.details if not change.new else ():
             log.info("%s: %s", change.what, detail)
-    give_up_the_dead(config)
+    name = worker_name(config)
+    give_up(config, name)
+    os.environ[lifeline.FOLLOWS] = lifeline.name_self()  # for its runs
     print("up", flush=True)
-    threading.Thread(target=end_with_stdin, daemon=True).start()
-    worker = ProcessWorker(work_pool_name=config.pool, create_pool_if_not_found=False)
+    threading.Thread(target=look, args=[config, name], daemon=True).start()
+    worker = Worker(work_pool_name=config.pool, create_pool_if_not_found=False, name=name)
     with watching(jobs.values()):
         asyncio.run(worker.start(printer=lambda _: None))
 

@@ -1,7 +1,8 @@
 """A server of ours in a process of its own: `python -m flows.server NAME FD [HOSTS]` serves on the socket FD.
 
-It says "up" on stdout when it answers, and ends when its stdin closes. With HOSTS, a list with commas, it answers to
-those names only, to no page of another origin, and, with BACKPROPAGATE_AUTH_STRING, to nobody without that password.
+It says "up" on stdout when it answers, and ends when its parent says so or dies. With HOSTS, a list with commas, it
+answers to those names only, to no page of another origin, and, with BACKPROPAGATE_AUTH_STRING, to nobody without that
+password.
 """
 
 import gc
@@ -9,7 +10,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
@@ -19,12 +19,14 @@ from typing import Any
 import uvicorn
 from filelock import FileLock, Timeout
 
+from backprop_core import lifeline
+
 LONGEST = 120.0  # seconds: a first database takes four, on a busy machine many times that
 PATIENCE = 5.0  # seconds for what is still to be written
 
 
 class Server(uvicorn.Server):
-    """Says "up" on stdout when it answers; ends when stdin closes."""
+    """Says "up" on stdout when it answers."""
 
     is_prefect = False
 
@@ -69,9 +71,8 @@ def migrating(is_done: Callable[[], bool]) -> Iterator[None]:
             note.write_text(__version__)
 
 
-def end_with_stdin(server: Server) -> None:
-    """Wait until the parent has no more use for the server, or is dead."""
-    sys.stdin.buffer.read()
+def end(server: Server) -> None:
+    """The parent has no more use for the server."""
     if server.started:
         server.should_exit = True
         time.sleep(PATIENCE)
@@ -86,7 +87,7 @@ def main() -> None:
     listening = socket.socket(fileno=int(descriptor))
     server = Server(uvicorn.Config(app(name, hosts), factory=True, log_level="error"))
     server.is_prefect = name != "mlflow"
-    threading.Thread(target=end_with_stdin, args=[server], daemon=True).start()
+    lifeline.hold(stop=lambda: end(server))
     server.run(sockets=[listening])
     os._exit(0)  # everything is written; taking a million objects apart would take another second
 

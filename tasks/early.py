@@ -21,7 +21,7 @@ def start(flow: str, spec: RunSpec, *, fresh: bool) -> None:
         sources.let_go()
         raise
     if fresh or not prepare.is_warm(prepared, store):
-        worker.worker(config, prepared.spec.training)
+        worker.start_early(config, prepared.spec.training)
     else:
         threading.Thread(target=import_mlflow, daemon=True).start()  # while Prefect's server starts
 
@@ -48,5 +48,5 @@ def restart(prefix: str, *, inexact: bool) -> tuple[str, prepare.Prepared]:
         prepared = prepare.allow_inexact(prepared)
         prepare.save(prepared, run_id, store)
     if not prepare.is_warm(prepared, store):
-        worker.worker(config, prepared.spec.training)
+        worker.start_early(config, prepared.spec.training)
     return run_id, prepared

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypedDict
 
-from filelock import Timeout
-
 from backprop_core.lines import Lines, LineVersion
+from backprop_core.locks import held
 from backprop_core.prune import sizes
 from backprop_core.refs import AdapterRef, Cell, DatasetRef, RowsRef, TrainResult
 from backprop_core.release import released
 from backprop_core.settings import Settings, settings
 from backprop_core.store import Store
+from tasks import worker
 
 if TYPE_CHECKING:
     from tasks.run import Run
@@ -39,21 +39,15 @@ class LineSummary(TypedDict):
 def working_on(line: str) -> Iterator[None]:
     """One run at a time continues a line; a second one waits, then goes on from what the first has made.
 
-    A release that was interrupted is finished or undone first.
+    A worker that was started early is given up before the wait: who has the line may be waiting for its device. A
+    release that was interrupted is finished or undone first.
     """
     from tasks.publishing import recover
 
     lock = Store(settings().store_path).lock(f"line-{line}")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.warning("another run is working on line %s; waiting until it ends", line)
-        lock.acquire()
-    try:
+    with held(lock, f"another run is working on line {line}", before=worker.give_up):
         recover(line)
         yield
-    finally:
-        lock.release()
 
 
 def next_number(line: str) -> int:

@@ -7,9 +7,11 @@ questions/<run_id>   Prefect's id of the flow run that asks; older stores have o
 from collections.abc import Iterator
 from pathlib import Path
 
+from backprop_core.leases import living
+from backprop_core.settings import Settings
 from backprop_core.store import Store, write_atomic
 from tasks import prepare
-from tasks.tries import can_go_on
+from tasks.tries import can_go_on, flow_runs
 
 
 def note(run_id: str, flow_run: str, store: Store) -> None:
@@ -22,9 +24,13 @@ def forget(run_id: str, store: Store) -> None:
     place(run_id, store).unlink(missing_ok=True)
 
 
-def waiting(store: Store) -> Iterator[tuple[str, str]]:
-    """Each run that goes on once it is answered, and the flow run that asks."""
-    return ((name, asked) for name, asked in every(store) if is_resumable(name, store))
+def unattended(config: Settings) -> Iterator[tuple[str, str]]:
+    """Flow runs of deployments that wait for an answer while no process works on them, with the one that asks."""
+    store = Store(config.store_path)
+    alive, asked = set(living(store)), dict(every(store))
+    for flow_run, run_id in flow_runs(store):
+        if run_id in asked and run_id not in alive and is_resumable(run_id, store):
+            yield flow_run, asked[run_id]
 
 
 def abandoned(line: str, store: Store) -> Iterator[tuple[str, str]]:

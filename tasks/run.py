@@ -23,6 +23,7 @@ from backprop_core.errors import BackpropError, Interrupted, RunUnknown, TimeLim
 from backprop_core.keys import digests_in, stage_key
 from backprop_core.leases import Lease
 from backprop_core.lines import Lines, LineVersion, Live
+from backprop_core.locks import held
 from backprop_core.matrix import Row, evaluation
 from backprop_core.refs import (
     AdapterRef,
@@ -232,7 +233,7 @@ class Run:
         return importlib.util.find_spec("llama_cpp") is not None
 
     def __enter__(self) -> Self:
-        self._lease = Lease(self.run_id, self.store)
+        self._lease = Lease(self.run_id, self.store, before_wait=worker.give_up)
         self.prepared = prepare.begun(self.prepared, self.run_id, self.store)
         log.info("run_started run_id=%s", self.run_id)
         get_run_logger().info("run_started run_id=%s", self.run_id)  # on the page of the flow run
@@ -271,7 +272,8 @@ class Run:
         if again or not is_recorded(self.store, key):
             room.check(self.spec, self.store.root, stage=stage.name, kind=room.kind_of(stage.name, parameters))
         if stage.name == "train" and again and not self._afresh.has_begun(key):
-            with self.store.lock(key):  # whoever trains the same now keeps its checkpoints until it is done
+            # whoever trains the same now keeps its checkpoints until it is done
+            with held(self.store.lock(key), "another run trains the same"):
                 shutil.rmtree(self.store.checkpoints(key), ignore_errors=True)
         self._afresh.begin(key)
         label = self._labels.name(stage.name, parameters)

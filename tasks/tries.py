@@ -4,6 +4,7 @@ flow-runs/<id of Prefect's>   the run_id, in the store, so that the next try may
                               pruned when that run is finished
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from backprop_core.leases import killed
@@ -44,6 +45,12 @@ def has_died(flow_run: str, config: Settings) -> bool:
     """Whether the process of a flow run was killed while it worked; False where nothing is known of it."""
     store = Store(config.store_path)
     return begun(flow_run, store) in set(killed(store))
+
+
+def flow_runs(store: Store) -> Iterator[tuple[str, str]]:
+    """Each flow run of a deployment that has begun a run, and the run_id."""
+    for path in (store.root / "flow-runs").glob("[!.]*"):
+        yield path.name, path.read_text(encoding="utf-8")
 
 
 def begun(flow_run: str, store: Store) -> str | None:

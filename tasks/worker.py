@@ -19,6 +19,20 @@ INSTALL = (
 )
 _guard = threading.Lock()
 _running: tuple[Worker, Store] | None = None
+_is_early = False
+
+
+def start_early(config: Settings, training: TrainSpec) -> None:
+    """Start the worker before a stage needs it. Until one does, `give_up` ends it."""
+    global _is_early
+    worker(config, training)
+    _is_early = True
+
+
+def give_up() -> None:
+    """End a worker that no stage has used yet: it has the device, and its run has to wait for something else first."""
+    if _is_early:
+        stop()
 
 
 def worker(config: Settings, training: TrainSpec, stage: str = "evaluate") -> Worker:
@@ -27,7 +41,7 @@ def worker(config: Settings, training: TrainSpec, stage: str = "evaluate") -> Wo
     Unsloth changes transformers for the whole process, so what it trains in does nothing else. Raises
     UnslothNotAvailable.
     """
-    global _running
+    global _running, _is_early
     backend = training.backend if stage == "train" else "transformers"
     with _guard:
         if _running and not (_running[0].alive and _running[0].backend == backend):
@@ -43,6 +57,7 @@ def worker(config: Settings, training: TrainSpec, stage: str = "evaluate") -> Wo
                 stall_seconds=config.stall_seconds,
             )
             _running = handle, store
+        _is_early = False
         return _running[0]
 
 
@@ -79,12 +94,12 @@ def stop() -> None:
 
 
 def _end() -> None:
-    global _running
+    global _running, _is_early
     if _running:
         handle, store = _running
         handle.close()
         store.close()
-        _running = None
+        _running, _is_early = None, False
 
 
 def slots_of(store: Store, device: str, gpus: int) -> list[Path]:

@@ -19,6 +19,7 @@ from backprop_core import slao
 from backprop_core.adapter import Adapter, Tensors
 from backprop_core.batch import Items, by_budget, by_pass, collate, load
 from backprop_core.errors import BackpropError, GPUOutOfMemory, GPUTooHot, Interrupted, LossNotFinite
+from backprop_core.locks import held, nothing
 from backprop_core.model import LoadedBase, injected, linear_names, put, taken
 from backprop_core.refs import AdapterRef, RowsRef, Start, TrainResult
 from backprop_core.specs import TrainSpec
@@ -46,6 +47,7 @@ def train(
     on_metrics: OnMetrics,
     should_stop: Callable[[], bool],
     guard: Guard | None = None,
+    on_wait: Callable[[], None] = nothing,
     keep_checkpoints: bool = False,
     ranks: Ranks = ALONE,
 ) -> TrainResult:
@@ -54,16 +56,22 @@ def train(
     `on_metrics(step, total steps, values)` after each step: loss (nats per label token), learning_rate, grad_norm
     (before clipping), tokens (of the step, without padding); token_budget and gradient_checkpointing where a step ran
     out of memory and changed them; inexact_resume, 1, in the step after one; what `guard` reads of the GPU.
-    `should_stop()` is asked at each step boundary. With `keep_checkpoints` the caller removes them once it has noted
-    the result, so that nothing is trained again if it dies before that. `ranks`: this process among those
-    that train with it.
+    `should_stop()` is asked at each step boundary, and, with a call of `on_wait()`, every second while another process
+    trains under the same key. With `keep_checkpoints` the caller removes them once it has noted the result, so that
+    nothing is trained again if it dies before that. `ranks`: this process among those that train with it.
 
     Raises VariantUnsupported, NoRows, LossNotFinite, DiskFull, RankMismatch, AdapterMismatch, RankTooLarge,
     GPUOutOfMemory, CheckpointInvalid, WorkerDied if one of those is gone, and, with a checkpoint saved, GPUTooHot and
     Interrupted.
     """
     variants.check(spec.lora, precision=base.precision, continues=start is not None)
-    with store.lock(key):
+
+    def beat() -> None:
+        on_wait()
+        if should_stop():
+            raise Interrupted("stopped while another run trained the same", hint="run it again")
+
+    with held(store.lock(key), "another run trains the same", beat=beat):
         run, adapter = fit(
             base,
             rows,

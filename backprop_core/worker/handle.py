@@ -23,6 +23,7 @@ from backprop_core import children
 from backprop_core.children import POLL
 from backprop_core.errors import WorkerDied, WorkerStalled, rebuild
 from backprop_core.frozen import Record
+from backprop_core.locks import REMINDER
 from backprop_core.specs import Backend
 from backprop_core.store import Store, write_atomic
 
@@ -37,6 +38,7 @@ class Orders(Record):
     """What a worker is started with: its one argument, as JSON."""
 
     root: Path
+    waits: Path
     ready: Path
     slots: list[Path]
     processes: int = 1
@@ -65,8 +67,15 @@ class Worker:
         self._store = store
         self._folder = store.scratch("worker")
         self._log = self._folder / "log"
-        self._ready = self._folder / "ready"
-        orders = Orders(root=store.root, ready=self._ready, slots=list(slots), processes=processes, backend=backend)
+        self._waits, self._ready = self._folder / "waits", self._folder / "ready"
+        orders = Orders(
+            root=store.root,
+            waits=self._waits,
+            ready=self._ready,
+            slots=list(slots),
+            processes=processes,
+            backend=backend,
+        )
         command = [python or sys.executable, *torchrun(processes), "-m", MAIN, orders.model_dump_json()]
         with self._log.open("wb") as log:
             self._process = children.start(
@@ -142,12 +151,20 @@ class Worker:
         return dict(outcome["ok"])
 
     def wait_for_slot(self, deadline: float = math.inf) -> None:
-        """Until the child has its device, or the deadline; says so when another run keeps it."""
-        began, said = time.monotonic(), False
+        """Until the child has its device, or the deadline; says so when another run keeps it.
+
+        Raises WorkerStalled if the child does not even begin to wait.
+        """
+        began = time.monotonic()
+        reminder = began + 5
         while not self._ready.is_file() and self.alive and time.monotonic() < deadline:
-            if not said and time.monotonic() - began > 5:
-                log.warning("another run uses the device; waiting until it ends")
-                said = True
+            waited = time.monotonic() - began
+            if not self._waits.is_file():
+                if 0 < self.stall_seconds < waited:
+                    raise self._stall("its start")
+            elif time.monotonic() > reminder:
+                reminder = time.monotonic() + REMINDER
+                log.warning("another run uses the device; waiting until it ends (%.0f s so far)", waited)
             time.sleep(POLL)
 
     def _interrupt(self, job: Path, patience: float = 60.0) -> None:

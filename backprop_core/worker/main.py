@@ -11,8 +11,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
@@ -34,7 +34,7 @@ stopping = threading.Event()
 def main(text: str) -> None:
     """Take the devices' slots, import what is heavy, then run jobs until the pipe closes.
 
-    The file `ready` of the orders appears once the slots are taken.
+    The file `waits` of the orders appears when it begins to wait for the slots, `ready` once they are taken.
     """
     orders = Orders.model_validate_json(text)
     os.dup2(2, 1)  # libraries print; nobody reads our stdout
@@ -54,14 +54,22 @@ def lead(orders: Orders) -> None:
     """Do what the parent says, with the devices' slots."""
     jobs: queue.SimpleQueue[Path] = queue.SimpleQueue()
     threading.Thread(target=listen, args=(jobs,), daemon=True).start()
-    with ExitStack() as slots:
-        for slot in orders.slots:
-            slot.parent.mkdir(parents=True, exist_ok=True)
-            slots.enter_context(FileLock(slot))
+    orders.waits.touch()
+    with taken(orders.slots):
         orders.ready.touch()
         stages = prepare(orders)
         while True:
             run(jobs.get(), stages.run, alone=orders.processes == 1)
+
+
+@contextmanager
+def taken(slots: Sequence[Path]) -> Iterator[None]:
+    """Wait for all slots, in one order: two workers that need the same two would wait for each other."""
+    with ExitStack() as locks:
+        for slot in sorted(slots):
+            slot.parent.mkdir(parents=True, exist_ok=True)
+            locks.enter_context(FileLock(slot))
+        yield
 
 
 def follow(orders: Orders) -> None:

@@ -1,5 +1,6 @@
 """The stages that the worker runs, each from its job alone: a fresh and a used worker give the same bits."""
 
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -245,6 +246,7 @@ class Stages:
             on_metrics=lambda step, total, values: emit({"done": step, "total": total, "values": values}),
             should_stop=self._should_stop,
             guard=guard.of(base.device),
+            on_wait=lambda: emit({"level": logging.DEBUG, "log": "waiting for another run"}),
             keep_checkpoints=True,
             ranks=self._ranks,
         )

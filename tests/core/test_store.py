@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -209,3 +210,25 @@ def test_a_large_file_that_was_changed_behind_its_time(store: Store, tmp_path: P
         file.write(b"other")
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert store.digest_of_file(path) != before
+
+
+def test_a_session_opens_while_others_sweep(tmp_path):
+    """Two commands at once: one sweeps what the dead have left while the other opens its directory."""
+    store, ended = Store(tmp_path), threading.Event()
+
+    def sweep() -> None:
+        while not ended.is_set():
+            store.sweep()
+
+    sweepers = [threading.Thread(target=sweep) for _ in range(2)]
+    for sweeper in sweepers:
+        sweeper.start()
+    try:
+        for _ in range(200):
+            own = Store(tmp_path)
+            assert own.scratch("x").is_dir()
+            own.close()
+    finally:
+        ended.set()
+        for sweeper in sweepers:
+            sweeper.join()

@@ -1,0 +1,59 @@
+"""Waiting for a lock that another process holds: it is said what is waited for, and Ctrl-C ends the wait.
+
+The order of all locks stands in `backprop_core.store`.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from filelock import FileLock, Timeout
+
+log = logging.getLogger(__name__)
+BEAT = 1.0  # seconds between two signs of life of one who waits
+REMINDER = 300.0  # seconds between two log lines of one who waits
+
+
+def nothing() -> None:
+    """There is nothing to do."""
+
+
+@contextmanager
+def held(
+    lock: FileLock, what: str, *, before: Callable[[], None] = nothing, beat: Callable[[], None] = nothing
+) -> Iterator[None]:
+    """Hold the lock while the block runs. If it is taken, `before` is called once, then `beat` every second.
+
+    `what` says who has the lock: "another run is working on line support".
+    """
+    acquire(lock, what, before=before, beat=beat)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def acquire(
+    lock: FileLock, what: str, *, before: Callable[[], None] = nothing, beat: Callable[[], None] = nothing
+) -> None:
+    """Take the lock, as `held` does."""
+    if is_acquired(lock, timeout=0):
+        return
+    before()
+    log.warning("%s; waiting until it ends", what)
+    began = said = time.monotonic()
+    while not is_acquired(lock, timeout=BEAT):
+        beat()
+        if time.monotonic() - said > REMINDER:
+            said = time.monotonic()
+            log.warning("%s; waiting for %d minutes now", what, (said - began) / 60)
+
+
+def is_acquired(lock: FileLock, *, timeout: float) -> bool:
+    """Take the lock if that is possible within so many seconds; whether it was."""
+    try:
+        lock.acquire(timeout=timeout)
+    except Timeout:
+        return False
+    return True

@@ -1,0 +1,91 @@
+"""Runs of deployments whose process is gone: they are marked within a minute, so that they block nothing.
+
+A run that waits for approval goes on instead: it is tried again, and takes the answer from the page that it has.
+"""
+
+import hashlib
+import logging
+import platform
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.exceptions import ObjectNotFound
+from prefect.states import AwaitingRetry, Cancelled, Crashed
+
+from backprop_core.settings import Settings
+from tasks.questions import unattended
+from tasks.tries import has_died
+
+log = logging.getLogger(__name__)
+YOUNG = 30.0  # seconds: so long a run may be pending before a worker has said that it took it
+MOST = 100  # tries of a run that waits for approval
+LABEL = "prefect.worker.name"
+GOING_ON = ["PENDING", "RUNNING", "CANCELLING"]
+ENDED = (StateType.CRASHED, StateType.FAILED)
+OPEN = (StateType.PAUSED, StateType.RUNNING)  # a question that waits, or is answered
+
+
+def worker_name(config: Settings) -> str:
+    """A new name for the worker of a home: those before it are dead, since a home has one at a time."""
+    return f"{prefix(config)}{uuid.uuid4().hex[:8]}"
+
+
+def prefix(config: Settings) -> str:
+    return f"{platform.node()}-{hashlib.sha256(str(config.home_path).encode()).hexdigest()[:6]}-"
+
+
+def give_up(config: Settings, worker: str, *, young: float = YOUNG) -> None:
+    """Mark runs whose process is gone, and try those again that wait for approval. `worker` is the one that lives."""
+    with get_client(sync_client=True) as client:
+        for run in going_on(client, config):
+            if is_dead(run, config, worker, young):
+                mark(client, run)
+        for flow_run, question in unattended(config):
+            with suppress(ObjectNotFound):
+                try_again(client, UUID(flow_run), UUID(question))
+
+
+def going_on(client: SyncPrefectClient, config: Settings) -> Iterator[FlowRun]:
+    """Our runs that hold a slot of their deployment."""
+    wanted = {"state": {"type": {"any_": GOING_ON}}, "tags": {"all_": [config.namespace]}}
+    runs = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(wanted))
+    return (run for run in runs if run.deployment_id)
+
+
+def is_dead(run: FlowRun, config: Settings, worker: str, young: float) -> bool:
+    """Whether the process of a run is gone, as far as can be told from here; if not, the heartbeat tells."""
+    assert run.state
+    taken_by = str(run.labels.get(LABEL, ""))
+    is_ours = taken_by.startswith(prefix(config))
+    if run.state.type != StateType.PENDING:
+        return (is_ours and taken_by != worker) or has_died(str(run.id), config)
+    if datetime.now(UTC) - run.state.timestamp < timedelta(seconds=young):
+        return False
+    return taken_by != worker if is_ours else not taken_by and run.work_pool_name == config.pool
+
+
+def mark(client: SyncPrefectClient, run: FlowRun) -> None:
+    """Its deployment's slot is free at once, and it can be tried again."""
+    assert run.state
+    log.warning("the process of flow run %s is gone", run.name)
+    if run.state.type == StateType.CANCELLING:
+        client.set_flow_run_state(run.id, Cancelled(message="its process has ended"), force=True)
+    else:
+        client.set_flow_run_state(
+            run.id, Crashed(message="its process was killed; try it again: it goes on"), force=True
+        )
+
+
+def try_again(client: SyncPrefectClient, flow_run: UUID, question: UUID) -> None:
+    """Schedule a run that has ended while a person was asked about it, before all that came later."""
+    run, asked = client.read_flow_run(flow_run), client.read_flow_run(question)
+    ended = run.state and run.state.type in ENDED and run.run_count < MOST
+    if ended and asked.state and asked.state.type in OPEN:
+        log.warning("flow run %s goes on: it waits for approval", run.name)
+        client.set_flow_run_state(flow_run, AwaitingRetry(scheduled_time=run.expected_start_time), force=True)

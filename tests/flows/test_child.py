@@ -1,0 +1,86 @@
+"""The processes that a command starts beside itself: they end with it, and it never waits for one for ever."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from backprop_core.errors import ServerFailed
+from flows.child import Child
+
+ROOT = Path(__file__).parents[2]
+PARENT = """
+import os, sys, time
+from pathlib import Path
+from flows.child import Child
+child = Child("one", sys.argv[2:], log=Path(sys.argv[1]), environment=os.environ)
+child.wait()
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+STUBBORN = """
+import signal, subprocess, sys, time
+sys.path.insert(0, {root!r})
+from backprop_core import lifeline
+import os
+os.environ[lifeline.FOLLOWS] = lifeline.name_self()
+def never():
+    time.sleep(600)
+lifeline.hold(stop=never)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+run = subprocess.Popen([sys.executable, "-c", "import flows, time; print('run', flush=True); time.sleep(600)"],
+    start_new_session=True, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
+run.stdout.readline()
+print("up", flush=True)
+while True:
+    time.sleep(1)
+"""
+
+
+def module(place: Path, text: str) -> dict[str, str]:
+    """An environment in which `python -m stubborn` runs this text."""
+    (place / "stubborn.py").write_text(text.format(root=str(ROOT)))
+    return os.environ | {"PYTHONPATH": f"{place}{os.pathsep}{ROOT}"}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_children_end_with_a_killed_parent(tmp_path, frozen):
+    """SIGKILL of the parent: its child, stuck or not, and what the child has started are gone within seconds."""
+    if frozen and sys.platform != "linux":
+        pytest.skip("the kernel tells a stuck child on Linux only")
+    command = [sys.executable, "-c", PARENT, str(tmp_path / "log"), "stubborn"]
+    with subprocess.Popen(command, env=module(tmp_path, STUBBORN), stdout=subprocess.PIPE, text=True) as parent:
+        child = psutil.Process(int(parent.stdout.readline()))
+        [run] = child.children()
+        if frozen:
+            child.send_signal(signal.SIGSTOP)
+        parent.kill()
+        began = time.monotonic()
+        _, alive = psutil.wait_procs([child, run], timeout=10)
+    assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
+    assert time.monotonic() - began < 10
+
+
+def test_a_child_that_says_nothing_is_an_error(tmp_path):
+    """The wait for a server is bounded, and the error names its log; so is the wait for its end."""
+    silent = "import time; time.sleep(600)"
+    child = Child("silence", ["stubborn"], log=tmp_path / "log", environment=module(tmp_path, silent), patience=2)
+    with pytest.raises(ServerFailed, match="said nothing for 2 s") as caught:
+        child.wait()
+    assert str(tmp_path / "log") in caught.value.hint
+    child.stop()
+    assert not child.alive
+
+
+def test_a_child_that_does_not_end_is_killed(tmp_path):
+    """Ctrl-C does not wait for ever for a server that is stuck."""
+    child = Child("stuck", ["stubborn"], log=tmp_path / "log", environment=module(tmp_path, STUBBORN))
+    child.wait()
+    began = time.monotonic()
+    child.stop(within=1)
+    assert not child.alive and time.monotonic() - began < 20
