@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from backprop_core.lines import Lines
 from backprop_core.store import Store
 from tests.faults.hold import Hold
+from tests.faults.lock_order import LockOrder
 from tests.faults.test_kill import BACKPROP, assert_nothing_left, environment
 from tests.faults.test_kill import digests as digests_of
 from tests.flows.test_retrain import batch
@@ -109,3 +111,55 @@ def alone(place: Path, name: str, base: Path, night: int) -> list[str]:
     assert done.returncode == 0, done.stderr
     found: list[str] = digests_of(json.loads(done.stdout))
     return found
+
+
+def retraining(home: Path, base: Path, line: str, order: LockOrder) -> "subprocess.Popen[str]":
+    """A quick `backprop retrain` in a process group of its own."""
+    command = [*BACKPROP, "retrain", "--line", line, "--data", str(home / "rows.jsonl"), "--model", str(base)]
+    options = ["--steps", "1", "--batch-size", "8", "--set", f"training.seed={line.removeprefix('line')}", "--json"]
+    told = environment(home.parent, home.name) | order.environment
+    pipe = subprocess.PIPE
+    return subprocess.Popen([*command, *options], env=told, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+
+def ended_in_time(job: "subprocess.Popen[str]", seconds: float) -> str:
+    """What a job says on stderr; one that waits for ever is killed, and fails the test."""
+    try:
+        return job.communicate(timeout=seconds)[1]
+    except subprocess.TimeoutExpired:
+        os.killpg(job.pid, signal.SIGKILL)
+        pytest.fail("it waits for ever")
+
+
+def test_twenty_pairs_of_runs_of_one_line(world, tmp_path):
+    """Two retrains of a line that start at once both end, twenty times; no wait is out of the order of locks."""
+    home, order = tmp_path / "home", LockOrder(tmp_path / "order")
+    home.mkdir()
+    (home / "rows.jsonl").write_text((world / "task0.jsonl").read_text())
+    for number in range(20):
+        pair = [retraining(home, world / "base", f"line{number}", order) for _ in range(2)]
+        said = [ended_in_time(job, 300) for job in pair]
+        assert {job.returncode for job in pair} <= {0, 3}, "".join(said)
+    waits = list(order.waits(home))
+    assert any("/line-line" in path for path, _ in waits)
+    assert order.wrong(home) == []
+
+
+def test_a_wait_for_a_line_is_ended_by_an_interrupt(world, tmp_path):
+    """Ctrl-C while another run has the line: exit 130 and an error in two lines; the device was free meanwhile."""
+    home, order = tmp_path / "home", LockOrder(tmp_path / "order")
+    home.mkdir()
+    (home / "rows.jsonl").write_text((world / "task0.jsonl").read_text())
+    with Store(home / "store").lock("line-line0"):
+        job = retraining(home, world / "base", "line0", order)
+        try:
+            assert job.stderr
+            while "another run is working on line line0" not in (line := job.stderr.readline()):
+                assert line, "it ended"
+            with Store(home / "store").lock("cpu").acquire(timeout=1):
+                pass
+            os.killpg(job.pid, signal.SIGINT)
+            said = ended_in_time(job, 60)
+        finally:
+            job.kill()
+    assert job.returncode == 130 and "[RUNTIME_INTERRUPTED]" in said, said

@@ -6,6 +6,7 @@ Only where BACKPROP_FAULTS is set, as in `make faults`.
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +127,95 @@ def test_all_of_it_is_killed_and_started_again(world, uninterrupted, tmp_path):
         wait_until(lambda: state(service.prefect, flow_run) not in FINAL, MINUTES, "next try")
         assert service.prefect.finished(flow_run, MINUTES)["state_type"] == "COMPLETED"
     assert_done_once(home, uninterrupted)
+
+
+WAITING = """
+model: {{name: {base}}}
+datasets: [{{path: {data}}}]
+training: {{steps: 2, batch_size: 8, learning_rate: 0.01, lora: {{rank: 4}}}}
+gate: {{max_drop: 1, min_rows: 1}}
+approval: {{ask: true}}
+"""
+
+
+def question(server: PrefectServer) -> list[dict[str, Any]]:
+    """Every question that was asked, answered or not."""
+    found: list[dict[str, Any]] = server.call("POST", "/flow_runs/filter", {"flows": {"name": {"any_": ["approval"]}}})[
+        1
+    ]
+    return found
+
+
+def asked(server: PrefectServer) -> dict[str, Any]:
+    """The one question, once it waits."""
+    wait_until(lambda: [one["state_type"] for one in question(server)] == ["PAUSED"], MINUTES, "question that waits")
+    [one] = question(server)
+    return one
+
+
+def kill_serve_alone(service: Served) -> None:
+    """SIGKILL of `serve`, and of nothing else; all that it has started ends at once."""
+    started = psutil.Process(service.process.pid).children(recursive=True)
+    assert any("flows.serve_worker" in " ".join(one.cmdline()) for one in started)
+    service.process.kill()
+    left = psutil.wait_procs(started, timeout=10)[1]
+    assert [one for one in left if one.status() != psutil.STATUS_ZOMBIE] == []
+
+
+def hold_a_slot(server: PrefectServer, deployment: str) -> str:
+    """A flow run as a worker leaves it that is killed after it took it and before it started it."""
+    status, flow_run = server.create_run(deployment, {})
+    assert status == 201
+    body = {"state": {"type": "PENDING", "name": "Submitting"}, "force": True}
+    server.call("POST", f"/flow_runs/{flow_run['id']}/set_state", body)
+    return str(flow_run["id"])
+
+
+def test_a_wait_for_approval_survives_kill_and_restart(world, tmp_path):
+    """`kill -9` of serve ends its children; started again, the run waits once more and the same button releases it.
+
+    So does a restart in order. A pending run without a process is marked within a minute and does not block its line.
+    """
+    home = tmp_path / "home"
+    (home / "lines").mkdir(parents=True)
+    job = WAITING.format(base=world / "base", data=world / "task0.jsonl")
+    (home / "lines" / "support.yaml").write_text(job)
+    told = {"BACKPROPAGATE_ALLOWED_PATHS": str(world), "OMP_NUM_THREADS": "1"}
+    with served(home, **told) as service:
+        status, flow_run = service.prefect.create_run("retrain/support", {})
+        assert status == 201
+        one = asked(service.prefect)
+        kill_serve_alone(service)
+    for _ in range(2):  # after a kill, and after an end in order
+        with served(home, **told) as service:
+            server = service.prefect
+            wait_until(lambda server=server: state(server, flow_run["id"]) == "RUNNING", MINUTES, "run that goes on")
+            assert asked(server)["id"] == one["id"]
+            pending = hold_a_slot(server, "export/default")
+            wait_until(lambda server=server, run=pending: state(server, run) == "CRASHED", 70, "end of a dead run")
+    with served(home, **told) as service:
+        answer = {"run_input": {"answer": "approve", "reason": "fine"}}
+        wait_until(lambda: state(service.prefect, flow_run["id"]) == "RUNNING", MINUTES, "run that goes on")
+        assert service.prefect.call("POST", f"/flow_runs/{one['id']}/resume", answer)[0] == 201
+        assert service.prefect.finished(flow_run["id"], MINUTES)["state_type"] == "COMPLETED"
+        assert [state(service.prefect, one["id"]), len(question(service.prefect))] == ["COMPLETED", 1]
+        assert service.prefect.call("GET", f"/flow_runs/{flow_run['id']}")[1]["deployment_id"]
+    [path] = home.glob("store/runs/*/result.json")
+    result = json.loads(path.read_text())
+    assert (result["status"], result["version"], result["reason"]) == ("finished", 1, "approved by a person: fine")
+
+
+def test_a_cancelled_run_does_not_come_back(world, tmp_path):
+    """Who cancels a retrain that waits for approval has ended it: nothing tries it again."""
+    home = tmp_path / "home"
+    (home / "lines").mkdir(parents=True)
+    job = WAITING.format(base=world / "base", data=world / "task1.jsonl")
+    (home / "lines" / "support.yaml").write_text(job)
+    with served(home, BACKPROPAGATE_ALLOWED_PATHS=str(world), OMP_NUM_THREADS="1") as service:
+        _, flow_run = service.prefect.create_run("retrain/support", {})
+        asked(service.prefect)
+        body = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+        assert service.prefect.call("POST", f"/flow_runs/{flow_run['id']}/set_state", body)[0] == 201
+        assert service.prefect.finished(flow_run["id"], MINUTES)["state_type"] == "CANCELLED"
+        time.sleep(40)
+        assert state(service.prefect, flow_run["id"]) == "CANCELLED"
