@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import threading
+from abc import ABC
 from contextlib import suppress
 
 import httpx
@@ -32,12 +33,8 @@ LOOK = 15.0  # seconds between two looks for runs whose process is gone
 ending = threading.Event()
 
 
-class Worker(ProcessWorker):
+class Worker(ProcessWorker, ABC):  # what is an ABC itself, Prefect does not list as a type of worker
     """Takes no more runs once it is to end."""
-
-    @classmethod
-    def __dispatch_key__(cls) -> None:
-        """Prefect lists it under no type of its own."""
 
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
         return [] if ending.is_set() else await super().get_and_submit_flow_runs()
