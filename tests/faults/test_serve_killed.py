@@ -162,12 +162,12 @@ def kill_serve_alone(service: Served) -> None:
     assert [one for one in left if one.status() != psutil.STATUS_ZOMBIE] == []
 
 
-def hold_a_slot(server: PrefectServer, deployment: str) -> str:
+def taken_and_left(server: PrefectServer, world: Path) -> str:
     """A flow run as a worker leaves it that is killed after it took it and before it started it."""
-    status, flow_run = server.create_run(deployment, {})
+    deployment = server.deployment("multi-run/train-on-several-datasets")["id"]
+    body = {"parameters": parameters(world), "state": {"type": "PENDING", "name": "Submitting"}}
+    status, flow_run = server.call("POST", f"/deployments/{deployment}/create_flow_run", body)
     assert status == 201
-    body = {"state": {"type": "PENDING", "name": "Submitting"}, "force": True}
-    server.call("POST", f"/flow_runs/{flow_run['id']}/set_state", body)
     return str(flow_run["id"])
 
 
@@ -191,7 +191,7 @@ def test_a_wait_for_approval_survives_kill_and_restart(world, tmp_path):
             server = service.prefect
             wait_until(lambda server=server: state(server, flow_run["id"]) == "RUNNING", MINUTES, "run that goes on")
             assert asked(server)["id"] == one["id"]
-            pending = hold_a_slot(server, "export/default")
+            pending = taken_and_left(server, world)
             wait_until(lambda server=server, run=pending: state(server, run) == "CRASHED", 70, "end of a dead run")
     with served(home, **told) as service:
         answer = {"run_input": {"answer": "approve", "reason": "fine"}}
