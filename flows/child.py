@@ -58,7 +58,7 @@ class Child:
         assert self._process.stdout is not None
         if self._up:
             return
-        if not self._speaks():
+        if not self._speaks(self._deadline - time.monotonic()):
             self._process.kill()
             said = f"it said nothing for {self._patience:g} s"
             raise self.failure(f"{self.name} did not start: {said}", hint=f"see {self.log}, then run it again")
@@ -67,12 +67,17 @@ class Child:
             last = self.log.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
             raise self.failure(f"{self.name} did not start: {last[0]}", hint=f"see {self.log}")
 
-    def _speaks(self) -> bool:
-        """Wait until it says something or ends; whether it has before the deadline."""
+    @property
+    def is_late(self) -> bool:
+        """Whether it lives, has said nothing yet, and should have by now."""
+        return self.alive and not self._up and time.monotonic() > self._deadline and not self._speaks(0)
+
+    def _speaks(self, seconds: float) -> bool:
+        """Wait until it says something or ends; whether it has within so many seconds."""
         assert self._process.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
-            return bool(selector.select(max(0.0, self._deadline - time.monotonic())))
+            return bool(selector.select(max(0.0, seconds)))
 
     def close(self) -> None:
         """Let it end; what it still has to write is written first."""

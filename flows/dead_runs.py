@@ -3,9 +3,7 @@
 A run that waits for approval goes on instead: it is tried again, and takes the answer from the page that it has.
 """
 
-import hashlib
 import logging
-import platform
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -37,7 +35,12 @@ def worker_name(config: Settings) -> str:
 
 
 def prefix(config: Settings) -> str:
-    return f"{platform.node()}-{hashlib.sha256(str(config.home_path).encode()).hexdigest()[:6]}-"
+    """How the names of a home's workers begin, on whatever machine or in whatever container it is."""
+    place = config.home_path / "serve-id"
+    if not place.is_file():
+        place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        place.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
+    return f"serve-{place.read_text(encoding='utf-8')}-"
 
 
 def give_up(config: Settings, worker: str, *, young: float = YOUNG) -> None:

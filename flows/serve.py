@@ -29,6 +29,7 @@ from flows.serve_page import Page
 log = logging.getLogger(__name__)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 ASKED = 1.0  # seconds: who only asks whether one runs holds the lock for a moment
+STUCK = 5.0  # seconds for one that does not come up to end by itself
 QUICK = 20.0  # seconds: what was started again and dies sooner will not live the next time either
 LOOKS = "3"  # seconds from one question of the worker for runs to the next: with Prefect's own 10 a click seems lost
 
@@ -270,9 +271,9 @@ class Service:
         """Start again what has died. Raises ServerFailed for what dies at once."""
         for name, arguments, listening in self._wanted:
             child, again = self._children[name]
-            if child.alive:
+            if child.alive and not child.is_late:
                 continue
-            child.stop()
+            child.stop(within=STUCK)
             if time.monotonic() - again < QUICK:
                 raise ServerFailed(f"{name} has died twice in a row", hint=f"see {child.log}")
             log.warning("%s has died and is started again; see %s", name, child.log)

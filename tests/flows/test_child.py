@@ -70,11 +70,22 @@ def test_a_child_that_says_nothing_is_an_error(tmp_path):
     """The wait for a server is bounded, and the error names its log; so is the wait for its end."""
     silent = "import time; time.sleep(600)"
     child = Child("silence", ["stubborn"], log=tmp_path / "log", environment=module(tmp_path, silent), patience=2)
+    assert not child.is_late
     with pytest.raises(ServerFailed, match="said nothing for 2 s") as caught:
         child.wait()
     assert str(tmp_path / "log") in caught.value.hint
     child.stop()
     assert not child.alive
+
+
+def test_a_child_that_is_started_again_is_watched(tmp_path):
+    """Nobody waits for a server that is started again; whether it says nothing for too long can be asked."""
+    silent = "import time; time.sleep(600)"
+    child = Child("silence", ["stubborn"], log=tmp_path / "log", environment=module(tmp_path, silent), patience=1)
+    time.sleep(1.5)
+    assert child.is_late
+    child.stop(within=1)
+    assert not child.is_late
 
 
 def test_a_child_that_does_not_end_is_killed(tmp_path):
