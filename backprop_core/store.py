@@ -28,8 +28,8 @@ All locks, in the one order in which they are taken. Who waits for one holds non
 7. locks/<key>                  of a training and its checkpoints
 
 A worker that starts before a stage needs it has the device out of turn, so its run gives it up before it waits for
-anything (`tasks.worker.give_up`). The rest is held for a moment, and nothing is waited for meanwhile: serve.lock of the
-home, sync.lock of the journals, the lock of a session in tmp/.
+anything (`tasks.worker.give_up`). While one of the others is held, no lock is waited for: serve.lock of the home,
+sync.lock of the journals, the lock of a session in tmp/, and those beside Prefect's and MLflow's databases.
 """
 
 import errno
