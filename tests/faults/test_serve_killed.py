@@ -15,6 +15,7 @@ import pytest
 from filelock import FileLock
 
 from tests.faults.hold import Hold
+from tests.faults.test_at_once import write_line
 from tests.faults.test_kill import BACKPROP, assert_nothing_left, digests, environment
 from tests.faults.test_outage import steps_by_run
 from tests.wire.prefect_server import FINAL, PrefectServer, Served, served, wait_until
@@ -129,15 +130,6 @@ def test_all_of_it_is_killed_and_started_again(world, uninterrupted, tmp_path):
     assert_done_once(home, uninterrupted)
 
 
-WAITING = """
-model: {{name: {base}}}
-datasets: [{{path: {data}}}]
-training: {{steps: 2, batch_size: 8, learning_rate: 0.01, lora: {{rank: 4}}}}
-gate: {{max_drop: 1, min_rows: 1}}
-approval: {{ask: true}}
-"""
-
-
 def question(server: PrefectServer) -> list[dict[str, Any]]:
     """Every question that was asked, answered or not."""
     found: list[dict[str, Any]] = server.call("POST", "/flow_runs/filter", {"flows": {"name": {"any_": ["approval"]}}})[
@@ -177,10 +169,8 @@ def test_a_wait_for_approval_survives_kill_and_restart(world, tmp_path):
     So does a restart in order. A pending run without a process is marked within a minute and does not block its line.
     """
     home = tmp_path / "home"
-    (home / "lines").mkdir(parents=True)
-    job = WAITING.format(base=world / "base", data=world / "task0.jsonl")
-    (home / "lines" / "support.yaml").write_text(job)
-    told = {"BACKPROPAGATE_ALLOWED_PATHS": str(world), "OMP_NUM_THREADS": "1"}
+    write_line(home, "support", world / "base", 1, "approval: {ask: true}\n")
+    told = {"BACKPROPAGATE_ALLOWED_PATHS": str(world.parent), "OMP_NUM_THREADS": "1"}
     with served(home, **told) as service:
         status, flow_run = service.prefect.create_run("retrain/support", {})
         assert status == 201
@@ -208,10 +198,8 @@ def test_a_wait_for_approval_survives_kill_and_restart(world, tmp_path):
 def test_a_cancelled_run_does_not_come_back(world, tmp_path):
     """Who cancels a retrain that waits for approval has ended it: nothing tries it again."""
     home = tmp_path / "home"
-    (home / "lines").mkdir(parents=True)
-    job = WAITING.format(base=world / "base", data=world / "task1.jsonl")
-    (home / "lines" / "support.yaml").write_text(job)
-    with served(home, BACKPROPAGATE_ALLOWED_PATHS=str(world), OMP_NUM_THREADS="1") as service:
+    write_line(home, "support", world / "base", 1, "approval: {ask: true}\n")
+    with served(home, BACKPROPAGATE_ALLOWED_PATHS=str(world.parent), OMP_NUM_THREADS="1") as service:
         _, flow_run = service.prefect.create_run("retrain/support", {})
         asked(service.prefect)
         body = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
