@@ -169,9 +169,9 @@ class Plan:
         for path in self._checkpoints:
             shutil.rmtree(path, ignore_errors=True)
         self._forget(set(self._artifacts))
-        for held in self._store.root.glob("runs/*/sources"):
-            if not is_unfinished(held.parent):
-                shutil.rmtree(held, ignore_errors=True)
+        for kept in self._store.root.glob("runs/*/sources"):
+            if not is_unfinished(kept.parent):
+                shutil.rmtree(kept, ignore_errors=True)
         for note in self._store.root.glob("flow-runs/*"):
             if not is_unfinished(self._store.run(note.read_text(encoding="utf-8"))):
                 note.unlink()
