@@ -328,11 +328,12 @@ class Store:
         return self._tombstone_path(digest).is_file()
 
     def check(self) -> Iterator[Finding]:
-        """Read every artifact and yield what is wrong. Changes nothing."""
+        """Read every artifact and yield what is wrong. Changes nothing on disk."""
         for directory in sorted(self.root.glob("artifacts/*")):
             try:
                 self._verify_bytes(directory, directory.name)
             except (ArtifactDamaged, OSError, ValueError) as error:
+                self._verified.pop(directory.name, None)
                 yield Finding(digest=directory.name, what=str(error))
 
     def count(self) -> int:
