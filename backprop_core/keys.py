@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from backprop_core.frozen import KEY_IF_SET, Record, Spec
+from backprop_core.frozen import KEY_IF_SET, NO_KEY, Record, Spec
 from backprop_core.refs import ArtifactRef, BaseRef, ConverterRef, DatasetRef, OwnTasks, SourceRef
 
 # Raise a number when the stage's result would change; a golden test per stage fails otherwise.
@@ -86,12 +86,12 @@ def part(value: Any) -> Any:
 
 
 def set_fields(record: Record) -> dict[str, Any]:
-    """A record's fields, but for those that came later and are at their defaults."""
+    """A record's fields, but for those that change no result, and those that came later and are at their defaults."""
     every = {name: (getattr(record, name), field) for name, field in type(record).model_fields.items()}
     return {
         name: value
         for name, (value, field) in every.items()
-        if field.json_schema_extra != KEY_IF_SET or value != field.default
+        if field.json_schema_extra != NO_KEY and (field.json_schema_extra != KEY_IF_SET or value != field.default)
     }
 
 

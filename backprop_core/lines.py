@@ -8,10 +8,11 @@ from typing import Literal
 from pydantic import Field
 
 from backprop_core.errors import LineConflict, RunUnknown
-from backprop_core.frozen import Record
+from backprop_core.frozen import NO_KEY, Record
 from backprop_core.refs import AdapterRef, BaseRef, Cell, DatasetRef, Ratings, RowsRef, RunId, Scores
 from backprop_core.specs import LoraSpec, MergeSpec
 from backprop_core.store import Store, write_atomic
+from backprop_core.verdicts import Act, GateReport
 
 
 class LineVersion(Record):
@@ -37,11 +38,24 @@ class LineVersion(Record):
     ratings: dict[str, Ratings] = Field(default_factory=dict, description="What it writes, rated, by task.")
     watch: list[str] = Field(default_factory=list, description="Tasks that are only scored.")
     parent: int | None = Field(None, description="Number of the version that this one continues; None: none.")
+    scored: dict[str, RowsRef] = Field(
+        {}, description="Held-out rows that the scores are of, where those are not all.", json_schema_extra=NO_KEY
+    )
+    gate: GateReport | None = Field(
+        None,
+        description="What the gate said of it; None in records that are older than this field.",
+        json_schema_extra=NO_KEY,
+    )
+    act: Act | None = Field(None, description="Who promoted it, if a person did.", json_schema_extra=NO_KEY)
 
     @property
     def cells(self) -> dict[str, Cell]:
         """Its row of the matrix."""
-        return {task: Cell(scores=scores, rating=self.ratings.get(task)) for task, scores in self.scores.items()}
+        rows = self.heldout | self.scored
+        return {
+            task: Cell(scores=scores, rating=self.ratings.get(task), heldout=rows[task].digest)
+            for task, scores in self.scores.items()
+        }
 
 
 class Live(Record):
@@ -49,6 +63,16 @@ class Live(Record):
 
     number: int
     version: LineVersion
+
+
+class Move(Record):
+    """A version that a person made the champion."""
+
+    format: Literal[1] = 1
+    number: int
+    before: int | None = Field(description="The champion until then.")
+    run_id: RunId
+    act: Act
 
 
 class Lines:
@@ -99,6 +123,23 @@ class Lines:
         self.version(line, number)
         write_atomic(self._root / line / "champion", str(number))
 
+    def moves(self, line: str) -> list[Move]:
+        """What people made the champion, the oldest first."""
+        notes = [Move.model_validate_json(path.read_bytes()) for path in (self._root / line / "moves").glob("*.json")]
+        return sorted(notes, key=lambda move: (move.act.at, move.run_id))
+
+    def note_move(self, line: str, move: Move) -> None:
+        """Keep who made a version the champion, and why; the same run notes it once."""
+        write_atomic(self._move_of(line, move.run_id), move.model_dump_json())
+
+    def forget_move(self, line: str, run_id: str) -> None:
+        """It was undone."""
+        self._move_of(line, run_id).unlink(missing_ok=True)
+
+    def act(self, line: str, number: int) -> Act | None:
+        """The newest act by which a version became the champion; None: no person did that."""
+        return next((move.act for move in reversed(self.moves(line)) if move.number == number), None)
+
     def live(self, line: str) -> Live | None:
         """The champion itself, or None."""
         number = self.champion(line)
@@ -138,6 +179,9 @@ class Lines:
                 f"line {line} is built on {known.name} ({known.digest[:12]}), not on {base.name} ({base.digest[:12]})",
                 hint="give --model the line's base, or another --line",
             )
+
+    def _move_of(self, line: str, run_id: str) -> Path:
+        return self._root / line / "moves" / f"{run_id}.json"
 
     def _path(self, line: str, number: int) -> Path:
         return self._root / line / "versions" / f"{number:06d}.json"

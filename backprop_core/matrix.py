@@ -20,12 +20,15 @@ def evaluation(
 
     `trained[i]` are the tasks that run i trained. average: mean over tasks of a[T,t]. backward_transfer: mean, over the
     tasks last trained before run T, of a[T,t] - a[i,t] with i the run that last trained t; None if there is none.
-    forgetting of t: max over i of a[i,t] - a[T,t]; for watched tasks the base counts as a run.
+    forgetting of t: max over i of a[i,t] - a[T,t]; for watched tasks the base counts as a run. A difference is between
+    two scores on the same held-out rows: run i counts only if it was scored on those of run T, and where earlier runs
+    were but none on the same rows, the forgetting of t is None.
     """
     columns = [*tasks, *watch]
     scores = [in_metric(row, columns, metric) for row in rows]
     base_scores = [number(score) for score in in_metric(base, columns, metric)]
     last = [number(score) for score in scores[-1]]
+    same = [comparable(row, rows[-1], columns, metric) for row in rows]
     return Evaluation(
         tasks=columns,
         watch=list(watch),
@@ -38,12 +41,33 @@ def evaluation(
         scores=scores,
         base_scores=base_scores,
         average=mean(last[: len(tasks)]),
-        backward_transfer=transfer(scores, [last_trained(trained, task) for task in tasks]),
+        backward_transfer=transfer(same, [last_trained(trained, task) for task in tasks]),
         forgetting=[
-            max(known(column) + ([start] if task in watch else [])) - end
-            for task, start, column, end in zip(columns, base_scores, zip(*scores, strict=True), last, strict=True)
+            lost(column(scores, t), column(same, t), base_scores[t] if task in watch else None)
+            for t, task in enumerate(columns)
         ],
     )
+
+
+def comparable(row: Row, last: Row, columns: Sequence[str], metric: str) -> list[float | None]:
+    """A row's scores, but only those on the held-out rows that the last run was scored on."""
+    same = {task: cell for task, cell in row.items() if task in last and cell.heldout == last[task].heldout}
+    return in_metric(same, columns, metric)
+
+
+def column(scores: Sequence[Sequence[float | None]], t: int) -> list[float | None]:
+    return [row[t] for row in scores]
+
+
+def lost(scores: Sequence[float | None], same: Sequence[float | None], start: float | None) -> float | None:
+    """How far the last score of a column is below the best; None if every earlier one is on other rows.
+
+    `same` are those of `scores` that are on the last one's rows; `start` is the base's, where it counts.
+    """
+    earlier, end = known([start, *same[:-1]]), number(same[-1])
+    if known(scores[:-1]) and not earlier:
+        return None
+    return max([*earlier, end]) - end
 
 
 def transfer(scores: Sequence[Sequence[float | None]], since: Sequence[int]) -> float | None:

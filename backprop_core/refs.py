@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, Field
 
 from backprop_core.frozen import Record
-from backprop_core.verdicts import GateReport
+from backprop_core.verdicts import Act, GateReport
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -260,6 +260,7 @@ class Cell(Record):
 
     scores: Scores
     rating: Ratings | None = Field(None, description="Of what it writes, where the metric asks for it.")
+    heldout: Digest | None = Field(None, description="Of the rows that were scored: only scores of the same compare.")
 
     def score(self, metric: str) -> float | None:
         """In this metric, more is better: of loss it is the negative. None if it was not rated in it."""
@@ -407,7 +408,9 @@ class Evaluation(Record):
     base_scores: list[float] = Field(default_factory=list, description="Of the untouched base, in `metric`.")
     average: float
     backward_transfer: float | None
-    forgetting: list[float]
+    forgetting: list[float | None] = Field(
+        description="By task; null where no earlier run was scored on the rows that the last one was."
+    )
 
 
 class HarnessRecord(Record):
@@ -482,6 +485,7 @@ class RunResult(Record):
     evaluation: Evaluation | None = None
     harness: list[HarnessRecord] = Field(default_factory=list)
     gate: GateReport | None = None
+    act: Act | None = Field(None, description="Of a person who made this version the champion; null: the gate did.")
     merged: Located | None = None
     gguf: list[GGUFRecord] = Field(default_factory=list)
     packages: list[PackageRecord] = Field(default_factory=list)

@@ -6,6 +6,7 @@ champion is the point of no return. Whoever calls holds the line's lock.
 
 lines/<name>/transaction.json   the journal, while a release goes on
 lines/<name>/releases/N.json    what went live with version N
+lines/<name>/moves/RUN_ID.json  who made a version the champion by hand
 """
 
 import logging
@@ -19,11 +20,12 @@ from backprop_core import ollama
 from backprop_core.errors import BackpropError
 from backprop_core.frozen import Record
 from backprop_core.hub import RECORD, File, Hub
-from backprop_core.lines import Lines
+from backprop_core.lines import Lines, Move
 from backprop_core.progress import OnProgress
-from backprop_core.refs import GGUFRef
+from backprop_core.refs import GGUFRef, RunId
 from backprop_core.specs import ExportSpec, PublishSpec
 from backprop_core.store import Store, write_atomic
+from backprop_core.verdicts import Act
 
 log = logging.getLogger(__name__)
 BEFORE, COMMIT, HAD_LATEST, OLD_RECORD, ANSWER = "before", "commit", "had latest", "old record", "answer"
@@ -43,6 +45,8 @@ class Release(Record):
     repository: dict[str, File] = Field(default_factory=dict, description="Files of the Hub's repository, by name.")
     answer: str | None = Field(None, description="What the served model answered.")
     commit: str | None = Field(None, description="Of the Hub.")
+    run_id: RunId | None = Field(None, description="The run that makes it live.")
+    act: Act | None = Field(None, description="Of the person who does; None: it passed the gate of a retrain.")
 
 
 class Transaction(Record):
@@ -285,10 +289,16 @@ class Steps:
             self._record.unlink(missing_ok=True)
 
     def _crown(self) -> dict[str, str]:
-        self._lines.set_champion(self._release.line, self._release.number)
+        wanted = self._release
+        if wanted.act and wanted.run_id:
+            move = Move(number=wanted.number, before=self._state.champion, run_id=wanted.run_id, act=wanted.act)
+            self._lines.note_move(wanted.line, move)
+        self._lines.set_champion(wanted.line, wanted.number)
         return {}
 
     def _uncrown(self) -> None:
+        if self._release.run_id:
+            self._lines.forget_move(self._release.line, self._release.run_id)
         self._lines.set_champion(self._release.line, self._state.champion)
 
     def _save(self) -> None:

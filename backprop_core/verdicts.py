@@ -1,5 +1,6 @@
 """What the gate and a person said of a candidate."""
 
+from datetime import datetime
 from typing import Literal
 
 from pydantic import Field
@@ -51,6 +52,21 @@ class GateReport(Record):
     gain_low: float | None = Field(None, description="The average gained more than this, with the asked confidence.")
     tasks: list[TaskVerdict]
     canaries: list[CanaryVerdict] = Field(default_factory=list)
+
+
+class Act(Record):
+    """Who made a version the champion by hand, when, and why."""
+
+    by: str = Field(description="Name of the user, or of the flow run's author.")
+    at: datetime
+    reason: str = ""
+    forced: bool = Field(False, description="Although the gate had refused it, or never judged it.")
+
+    @property
+    def sentence(self) -> str:
+        """The same in words."""
+        said = f"{'forced past the gate' if self.forced else 'made live'} by {self.by} on {self.at:%Y-%m-%d}"
+        return f"{said}: {self.reason}" if self.reason else said
 
 
 class Decision(Record):

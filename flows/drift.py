@@ -1,5 +1,6 @@
 """Whether a line's champion still fits the rows that come in. What merges do to adapters is `backprop_core.drift`."""
 
+import logging
 from typing import Annotated
 
 from prefect import flow
@@ -15,9 +16,11 @@ from flows.scheduled import as_deployed
 from flows.shown import shown
 from tasks import stages
 from tasks.confine import admit
+from tasks.line import has_champion
 from tasks.prepare import to_compare
-from tasks.run import Run, recorded
+from tasks.run import Run, new_run_id, recorded
 
+log = logging.getLogger(__name__)
 FEWEST = 50  # fresh rows that a mean loss is worth something of
 
 
@@ -55,8 +58,8 @@ def drift(
 ) -> RunResult:
     """Try a line's champion on rows that it has not learned; where it no longer fits them, tell of new data.
 
-    That event starts the line's retrain where its file is deployed. With fewer than 50 fresh rows it cannot be told:
-    `unchanged`.
+    That event starts the line's retrain where its file is deployed. With fewer than 50 fresh rows, or before the line
+    has a champion, it cannot be told: `unchanged`.
 
     Args:
         line: The line whose champion is tried.
@@ -66,12 +69,21 @@ def drift(
     """
     dataset = DatasetSpec(path=data) if isinstance(data, str) else data
     admit([dataset])
+    if not has_champion(line):
+        return nothing_to_try(line)
     with recorded(lambda store: to_compare(line, dataset, store), run_id=None, fresh=fresh) as run:
         found = compared(run, max_loss_ratio)
         if found and found.is_stale:
             announce(run.settings.namespace, line, {**found.model_dump(), "run_id": run.run_id})
     assert run.outcome is not None
     return run.outcome
+
+
+def nothing_to_try(line: str) -> RunResult:
+    """Of a line without a champion. There is no base either, so that this is no run with a record."""
+    reason = f"cannot tell: line {line} has no champion yet"
+    log.info(reason)
+    return RunResult(run_id=new_run_id(), flow="drift", line=line, status="unchanged", reason=reason, spec={})
 
 
 def compared(run: Run, max_loss_ratio: float) -> Staleness | None:

@@ -25,9 +25,11 @@ from backprop_core.refs import (
     TrainResult,
 )
 from backprop_core.specs import TEACHER_FORCED, DatasetSpec, TrainSpec
+from backprop_core.verdicts import GateReport
 from tasks import stages
 from tasks.run import Run
 from tasks.sources import Source
+from tasks.splits import held_by
 
 log = logging.getLogger(__name__)
 NO_HELDOUT = "give more rows, or held-out rows that it has not learned (--heldout FILE)"
@@ -44,10 +46,18 @@ class Made(NamedTuple):
     merged: AdapterRef
     cells: dict[str, Cell]
     aside: dict[str, RowsRef]
+    scored: dict[str, RowsRef]
 
 
 def pipeline(run: Run) -> Made:
     """Everything that a run asked for, in order; what is in the cache is not done again."""
+    made = lora_runs(run)
+    exports(run, made.merged, made.heldout[made.datasets[-1].task])
+    return made
+
+
+def lora_runs(run: Run) -> Made:
+    """A LoRA run on each dataset, merged and scored after each."""
     rows = curated(run)
     datasets, heldout, watched = rows.datasets, held_out(run, rows), tasks_of(run.prepared.watch)
     scored, to_choose_by = (part(run, heldout, to_choose_by=side) for side in (False, True))
@@ -67,13 +77,79 @@ def pipeline(run: Run) -> Made:
             lora_run.done(tuned, merged, drift(run, old, tuned, merged), cells, base_row)
     assert merged, "a run has at least one dataset"
     run.harnessed(untouched, harness(run, merged))
-    exports(run, merged, heldout[datasets[-1].task])
-    return Made(datasets, heldout, tuned, history[:-1], merged, cells, rows.aside)
+    return Made(datasets, heldout, tuned, history[:-1], merged, cells, rows.aside, scored)
+
+
+def promotion(run: Run) -> Made | None:
+    """What an earlier run made, as a line's next version; None if the gate refuses it and no person overrides that."""
+    made = lora_runs(run)
+    if run.prepared.live:
+        made = beside_the_champion(run, made)
+    base_row = {task: score(run, None, rows) for task, rows in made.scored.items()}
+    if not run.gated(judged(run, made.merged, made.cells, base_row, champion(run, made.scored))):
+        return None
+    exports(run, made.merged, made.heldout[made.datasets[-1].task])
+    return made
+
+
+def beside_the_champion(run: Run, made: Made) -> Made:
+    """What comes into a line from outside, scored on the line's held-out rows and its own.
+
+    What either has learned scores neither. Raises NoRows if no row of a task is left to score.
+    """
+    assert run.prepared.live
+    line = run.prepared.live.version
+    learned = sorted({each.train for each in (*line.datasets, *made.datasets)}, key=lambda rows: rows.digest)
+    held = held_by(run.spec.line, run.prepared.live, run.store)
+    heldout, aside = {}, {}
+    for task in dict.fromkeys([*line.heldout, *made.heldout]):
+        sets = [known[task] for known in (line.heldout, made.heldout) if task in known]
+        heldout[task] = without(run, sets, learned)
+        if not heldout[task].rows:
+            raise NoRows(f"every held-out row of {task} was trained on", hint="train it without those rows")
+        others = [*held.get(task, []), *sets, *([made.aside[task]] if task in made.aside else [])]
+        if (rest := without(run, others, [*learned, heldout[task]])).rows:
+            aside[task] = rest
+    scored = heldout
+    if run.spec.merge.searches or line.merge.searches:
+        scored = {task: run.call(stages.apart, heldout=rows, to_choose_by=False) for task, rows in heldout.items()}
+    cells = {task: score(run, made.merged, rows) for task, rows in scored.items()}
+    return made._replace(heldout=heldout, aside=aside, scored=scored, cells=cells)
+
+
+def without(run: Run, sets: list[RowsRef], others: list[RowsRef]) -> RowsRef:
+    """The rows of several sets that are in none of some others."""
+    pooled = run.call(stages.pool, heldouts=sets, heldout_max=sum(rows.rows for rows in sets))
+    return run.call(stages.unseen, rows=pooled, learned=others)
+
+
+def champion(run: Run, scored: dict[str, RowsRef]) -> dict[str, Cell] | None:
+    """The champion's scores on these rows; None where the line begins."""
+    live = run.prepared.live
+    return {task: score(run, live.version.merged, rows) for task, rows in scored.items()} if live else None
+
+
+def judged(
+    run: Run, merged: AdapterRef, cells: dict[str, Cell], base_row: dict[str, Cell], rivals: dict[str, Cell] | None
+) -> GateReport:
+    """What the gate says of a candidate, beside the champion if there is one, and the untouched base."""
+    live = run.prepared.live
+    return run.call(
+        stages.gate,
+        candidate=rows_of(cells),
+        champion=rows_of(rivals) if rivals else None,
+        base=rows_of(base_row),
+        watch=run.watched,
+        metric=run.spec.evaluation.metric,
+        spec=run.spec.gate,
+        answers=canaries(run, merged),
+        champion_answers=canaries(run, live.version.merged) if live else None,
+    )
 
 
 def next_version(run: Run) -> Made | None:
     """One more LoRA run, from the line's champion; None if nothing came of it that may go live."""
-    spec, live = run.spec, run.prepared.live
+    live = run.prepared.live
     before = live.version if live else None
     rows = curated(run)
     [dataset] = rows.datasets
@@ -81,6 +157,8 @@ def next_version(run: Run) -> Made | None:
         return None
     heldout = held_out(run, rows)
     scored, to_choose_by = (part(run, heldout, to_choose_by=side) for side in (False, True))
+    if run.cannot_tell(scored) or run.was_rejected(dataset.train, heldout):
+        return None
     base_row = {task: score(run, None, rows) for task, rows in scored.items()}
     untouched = harness(run, None)
     with run.lora_run(0, dataset) as lora_run:
@@ -90,24 +168,13 @@ def next_version(run: Run) -> Made | None:
         old, count = (before.merged, before.count + 1) if before else (None, 1)
         merged = merge(run, old, tuned, history, count, list(to_choose_by.values()))
         cells = {task: score(run, merged, rows) for task, rows in scored.items()}
-        lora_run.done(tuned, merged, drift(run, old, tuned, merged), cells, base_row)
+        rivals = champion(run, scored)
+        lora_run.done(tuned, merged, drift(run, old, tuned, merged), cells, base_row, rivals)
     run.harnessed(untouched, harness(run, merged))
-    champion = {task: score(run, before.merged, rows) for task, rows in scored.items()} if before else None
-    report = run.call(
-        stages.gate,
-        candidate=rows_of(cells),
-        champion=rows_of(champion) if champion else None,
-        base=rows_of(base_row),
-        watch=run.watched,
-        metric=spec.evaluation.metric,
-        spec=spec.gate,
-        answers=canaries(run, merged),
-        champion_answers=canaries(run, before.merged) if before else None,
-    )
-    if not run.gated(report):
+    if not run.gated(judged(run, merged, cells, base_row, rivals)):
         return None
     exports(run, merged, heldout[dataset.task])
-    return Made([dataset], heldout, tuned, history, merged, cells, rows.aside)
+    return Made([dataset], heldout, tuned, history, merged, cells, rows.aside, scored)
 
 
 def trained(
@@ -256,7 +323,7 @@ def tasks_of(sources: list[Source]) -> list[str]:
 
 def score(run: Run, adapter: AdapterRef | None, rows: RowsRef) -> Cell:
     """One cell of the matrix."""
-    return Cell(scores=scores(run, adapter, rows), rating=rating(run, adapter, rows))
+    return Cell(scores=scores(run, adapter, rows), rating=rating(run, adapter, rows), heldout=rows.digest)
 
 
 def scores(run: Run, adapter: AdapterRef | None, rows: RowsRef) -> Scores:

@@ -1,11 +1,12 @@
-"""A line's version out of what `train` or `multi-run` made."""
+"""A line's version out of what `train` or `multi-run` made, through the line's gate."""
 
 from prefect import flow
 
 from backprop_core.refs import RunResult
 from backprop_core.texts import LineName
-from flows.pipeline import pipeline
+from flows.pipeline import promotion
 from flows.shown import short, shown
+from tasks.acts import act
 from tasks.line import version_of, working_on
 from tasks.prepare import promoted
 from tasks.pruning import retain
@@ -15,19 +16,24 @@ from tasks.run import recorded
 
 @flow(name="promote", persist_result=False)
 @shown(lambda given: f"promote {short(given['ref'])} to {given['line']}")
-def promote(ref: str, line: LineName, run_id: str | None = None) -> RunResult:
-    """Make the merged adapter of a run the champion of a line, which begins with it or goes on from it.
+def promote(ref: str, line: LineName, force: bool = False, reason: str = "", run_id: str | None = None) -> RunResult:
+    """Make the merged adapter of a run the champion of a line, which begins with it or continues with it.
 
-    The run's stages are gone through once more; all that is in the cache costs nothing.
+    The run's stages are gone through once more; what is in the cache costs nothing. The line's gate compares it with
+    champion and untouched base, on the held-out rows of the line and its own; what it refuses is `rejected`. The line
+    keeps its tasks, held-out rows and learned rows.
 
     Args:
         ref: The run_id of a `train` or `multi-run`, or the start of one.
         line: The line whose champion it becomes.
-        run_id: Of an interrupted promotion that shall go on.
+        force: Make it the champion even if the gate refuses it; with a reason.
+        reason: Why; kept in the record with the name of who promoted it.
+        run_id: Of an interrupted promotion to continue.
     """
-    with working_on(line), recorded(lambda store: promoted(ref, line, store), run_id=run_id, fresh=False) as run:
-        made = pipeline(run)
-        advance(run, version_of(run, *made), made.heldout[made.datasets[-1].task])
+    said = act(reason, force=force)
+    with working_on(line), recorded(lambda store: promoted(ref, line, said, store), run_id=run_id, fresh=False) as run:
+        if made := promotion(run):
+            advance(run, version_of(run, *made), made.heldout[made.datasets[-1].task])
     retain(run)
     assert run.outcome is not None
     return run.outcome

@@ -7,6 +7,7 @@ from backprop_core.specs import ExportSpec, PublishSpec
 from backprop_core.texts import LineName
 from flows.pipeline import exports
 from flows.shown import shown
+from tasks.acts import act
 from tasks.line import working_on
 from tasks.prepare import to_release
 from tasks.pruning import retain
@@ -20,19 +21,26 @@ def release(
     line: LineName,
     publish: PublishSpec = PublishSpec(),
     export: ExportSpec = ExportSpec(),
+    force: bool = False,
+    reason: str = "",
     run_id: str | None = None,
     fresh: bool = False,
 ) -> RunResult:
     """Make a line's champion a model of Ollama's and a repository of the Hub: all of it, or nothing.
 
+    A champion that did not pass the gate is refused without `force`.
+
     Args:
         line: The line.
         publish: Where it goes; what is not named is as at the champion's last release.
         export: Which GGUF files, and how the first of them is served; as at the last release if not named.
+        force: Release it even if the gate refused it or never judged it; with a reason.
+        reason: Why; kept in the record with the name of who released it.
         run_id: Of an interrupted release that shall go on.
         fresh: Do every stage again, whatever the cache has.
     """
-    return go_live(line, lambda store: to_release("release", line, None, publish, export, store), run_id, fresh)
+    said = act(reason, force=force)
+    return go_live(line, lambda store: to_release("release", line, None, publish, export, said, store), run_id, fresh)
 
 
 def go_live(line: str, start: Start, run_id: str | None, fresh: bool) -> RunResult:

@@ -6,17 +6,25 @@ from backprop_core.refs import RunResult
 from backprop_core.texts import LineName
 from flows.release import go_live
 from flows.shown import shown
+from tasks.acts import act
 from tasks.prepare import to_rollback
 
 
 @flow(name="rollback", persist_result=False)
 @shown(lambda given: f"roll back {given['line']}")
-def rollback(line: LineName, to: int | None = None, run_id: str | None = None) -> RunResult:
+def rollback(
+    line: LineName, to: int | None = None, force: bool = False, reason: str = "", run_id: str | None = None
+) -> RunResult:
     """Bring champion, Ollama's model and the Hub's repository back to an earlier version of a line, or none of them.
+
+    A version that did not pass the gate is refused without `force`.
 
     Args:
         line: The line.
         to: Number of the version; the one that was live before the champion, if not given.
+        force: Make it live even if the gate refused it or never judged it; with a reason.
+        reason: Why; kept in the record with the name of who rolled back.
         run_id: Of an interrupted rollback that shall go on.
     """
-    return go_live(line, lambda store: to_rollback(line, to, store), run_id, fresh=False)
+    said = act(reason, force=force)
+    return go_live(line, lambda store: to_rollback(line, to, said, store), run_id, fresh=False)

@@ -79,12 +79,12 @@ def evaluate(ref: str, data: Sequence[str], evaluation: EvaluationSpec, *, model
         return evaluate(ref, list(data), evaluation=evaluation, model=model, fresh=fresh)
 
 
-def promote(ref: str, line: str) -> RunResult:
+def promote(ref: str, line: str, *, force: bool, reason: str) -> RunResult:
     """A line's version out of what an earlier run made. Raises RunUnknown, RefAmbiguous or LineConflict."""
     with connected():
         from flows.promote import promote
 
-        return promote(ref, line)
+        return promote(ref, line, force, reason)
 
 
 def push(ref: str, where: PublishSpec, quantizations: list[Quantization]) -> RunResult:
@@ -96,20 +96,20 @@ def push(ref: str, where: PublishSpec, quantizations: list[Quantization]) -> Run
         return publish(ref, where.repo or "", private=where.private, gguf=quantizations)
 
 
-def release(line: str, publish: PublishSpec, export: ExportSpec) -> RunResult:
-    """A line's champion, out to where it is used. Raises RunUnknown, and what Ollama and the Hub raise."""
+def release(line: str, publish: PublishSpec, export: ExportSpec, *, force: bool, reason: str) -> RunResult:
+    """A line's champion, out to where it is used. Raises RunUnknown, NotGated, and what Ollama and the Hub raise."""
     with connected():
         from flows.release import release
 
-        return release(line, publish, export)
+        return release(line, publish, export, force, reason)
 
 
-def rollback(line: str, to: int | None) -> RunResult:
-    """An earlier version of a line, live again. Raises RunUnknown, and what Ollama and the Hub raise."""
+def rollback(line: str, to: int | None, *, force: bool, reason: str) -> RunResult:
+    """An earlier version of a line, live again. Raises RunUnknown, NotGated, and what Ollama and the Hub raise."""
     with connected():
         from flows.rollback import rollback
 
-        return rollback(line, to)
+        return rollback(line, to, force, reason)
 
 
 def resume(prefix: str, *, inexact: bool = False) -> RunResult:

@@ -161,7 +161,12 @@ def lines(summaries: Sequence["LineSummary"]) -> RenderableType:
             one_line(one["base"]),
             ", ".join(one["tasks"]),
         )
-    return made
+    by_hand = [
+        Text(f"{one['line']}, version {one['champion']}: {one_line(one['by_hand'])}")
+        for one in summaries
+        if one["by_hand"]
+    ]
+    return Group(made, *by_hand) if by_hand else made
 
 
 def pruned(done: "Pruned", *, dry_run: bool) -> RenderableType:
@@ -209,6 +214,8 @@ def heading(result: RunResult) -> Text:
         text.append(f", live: version {result.version}")
     if result.reason:
         text.append(f"\n{result.reason}")
+    if result.act:
+        text.append(f"\n{one_line(result.act.sentence)}")
     if result.base:
         day = f", its chat template dated {result.base.day}" if result.base.day else ""
         text.append(f"\nbase {one_line(result.base.name)}  {result.base.digest[:12]}{day}")
@@ -274,7 +281,7 @@ def matrix(evaluation: Evaluation, runs: Sequence[RunRecord]) -> Iterator[Render
         yield Text(title, style="bold")
         made = heat_map(evaluation, base, rows, runs)
         if title == list(tables)[-1]:
-            made.add_row("forgotten", *map(number, evaluation.forgetting), style="dim")
+            made.add_row("forgotten", *map(known, evaluation.forgetting), style="dim")
         yield made
     transfer = evaluation.backward_transfer
     yield Text(

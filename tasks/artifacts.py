@@ -108,11 +108,12 @@ def matrix_table(evaluation: Evaluation) -> str:
     """The forgetting matrix as Markdown, in percent."""
     rows: list[tuple[str, Sequence[float | None]]] = [("base", evaluation.base)]
     rows += [(f"after run {i + 1}", row) for i, row in enumerate(evaluation.matrix)]
+    forgotten = " | ".join(percent(lost) or "–" for lost in evaluation.forgetting)
     lines = [
         f"| token accuracy, % | {' | '.join(evaluation.tasks)} |",
         f"| --- |{' ---: |' * len(evaluation.tasks)}",
         *(f"| {name} | {' | '.join(percent(score) for score in row)} |" for name, row in rows),
-        f"| *forgotten, in {evaluation.metric}* | {' | '.join(map(percent, evaluation.forgetting))} |",
+        f"| *forgotten, in {evaluation.metric}* | {forgotten} |",
     ]
     transfer = (
         "" if evaluation.backward_transfer is None else f", backward transfer {100 * evaluation.backward_transfer:+.1f}"

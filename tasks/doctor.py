@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Literal
@@ -19,6 +20,7 @@ from backprop_core.settings import Settings
 from tasks.publishing import SECRET_BLOCK
 from tasks.tracking import tracking_uri
 from tasks.tracking.connection import connect
+from tasks.tracking.registry import moved
 from tasks.tracking.sender import unsent
 
 State = Literal["ok", "missing", "wrong"]
@@ -38,7 +40,7 @@ class Part(Record):
 def examine(config: Settings) -> list[Part]:
     """Every part, in the order in which a run needs it. A home that is not there is made, with MLflow's database."""
     parts = [home(config), disk(config), device(), *packages(), *converter(config)]
-    parts += [prefect(), mlflow(config), journal(config)]
+    parts += [prefect(), mlflow(config), journal(config), *champions(config)]
     return [*parts, ollama_server(), hub(), secrets()]
 
 
@@ -142,6 +144,14 @@ def journal(config: Settings) -> Part:
     if waiting := len(list(unsent(config))):
         return Part(name="journal", state="missing", found=f"{waiting} runs wait for MLflow", todo="backprop sync")
     return Part(name="journal", state="ok", found="MLflow has been told everything")
+
+
+def champions(config: Settings) -> Iterator[Part]:
+    """Champions whose alias somebody moved in MLflow."""
+    with suppress(BackpropError):
+        if found := moved(connect(config), config):
+            todo = "backprop sync sets it back; backprop promote or rollback changes what is live"
+            yield Part(name="champions", state="missing", found="; ".join(found), todo=todo)
 
 
 def ollama_server() -> Part:

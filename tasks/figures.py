@@ -83,9 +83,11 @@ def run_names(rows: int) -> list[str]:
 def summary(evaluation: Evaluation) -> str:
     """What the matrix comes to, in a line."""
     transfer = evaluation.backward_transfer
+    lost = max((value for value in evaluation.forgetting if value is not None), default=None)
     return (
         f"Token accuracy on held-out rows. In {evaluation.metric.replace('_', ' ')}: "
-        f"average {evaluation.average:.3f}, most forgotten {max(evaluation.forgetting):.3f}"
+        f"average {evaluation.average:.3f}"
+        + ("" if lost is None else f", most forgotten {lost:.3f}")
         + ("" if transfer is None else f", backward transfer {transfer:+.3f}")
     )
 

@@ -33,6 +33,7 @@ class LineSummary(TypedDict):
     adapter: str
     live: list[str]  # where the champion is used: models of Ollama's, repositories of the Hub
     bytes: int  # of all that its versions name
+    by_hand: str | None  # who made the champion live, and why, where a person did
 
 
 @contextmanager
@@ -55,6 +56,11 @@ def next_number(line: str) -> int:
     return max(Lines(Store(settings().store_path)).versions(line), default=0) + 1
 
 
+def has_champion(line: str) -> bool:
+    """Whether some version of the line is live."""
+    return Lines(Store(settings().store_path)).champion(line) is not None
+
+
 def version_of(
     run: "Run",
     datasets: list[DatasetRef],
@@ -64,26 +70,36 @@ def version_of(
     merged: AdapterRef,
     cells: dict[str, Cell],
     aside: dict[str, RowsRef],
+    scored: dict[str, RowsRef],
 ) -> LineVersion:
-    """What the run made, as a version; that of a retrain continues the champion it started from."""
-    live = run.prepared.live if run.prepared.flow == "retrain" else None
-    datasets = [*live.version.datasets, *datasets] if live else datasets
+    """What the run made, as a version that continues the champion: its tasks, held-out rows and learned rows.
+
+    A promoted adapter is merged of its own run's datasets alone; the line keeps how it merges.
+    """
+    live = run.prepared.live.version if run.prepared.live else None
+    retrained = run.prepared.flow == "retrain"
+    known = live.datasets if live else []
+    learned = {(dataset.task, dataset.train.digest) for dataset in known}
+    strategy = live.merge if live else run.spec.merge
     return LineVersion(
         run_id=run.run_id,
         base=run.base,
         lora=run.spec.training.lora.committed,
-        merge=run.spec.merge,
+        merge=strategy,
         tuned=tuned.adapter,
-        earlier=history if run.spec.merge.takes_all else [],
+        earlier=history if strategy.takes_all else [],
         merged=merged,
-        count=len(datasets),
-        datasets=datasets,
+        count=live.count + 1 if live and retrained else len(datasets),
+        datasets=[*known, *(one for one in datasets if (one.task, one.train.digest) not in learned)],
         heldout=heldout,
         aside=aside,
         scores={task: cell.scores for task, cell in cells.items()},
         ratings={task: cell.rating for task, cell in cells.items() if cell.rating},
         watch=run.watched,
-        parent=live.number if live else None,
+        parent=run.prepared.live.number if run.prepared.live else None,
+        scored={task: rows for task, rows in scored.items() if rows != heldout[task]},
+        gate=run.gate,
+        act=run.act,
     )
 
 
@@ -97,6 +113,7 @@ def summary(store: Store, name: str, taken: int) -> LineSummary:
     lines = Lines(store)
     live, versions = lines.live(name), lines.versions(name)
     version = live.version if live else lines.version(name, versions[-1])
+    act = lines.act(name, live.number) if live else None
     return LineSummary(
         line=name,
         champion=live.number if live else None,
@@ -108,6 +125,7 @@ def summary(store: Store, name: str, taken: int) -> LineSummary:
         adapter=version.merged.digest,
         live=places(store, name, live.number) if live else [],
         bytes=taken,
+        by_hand=act.sentence if act else None,
     )
 
 

@@ -24,6 +24,7 @@ from backprop_core.refs import (
     Drift,
     Generated,
     Harnessed,
+    RowsRef,
     Searched,
     Split,
     StageRecord,
@@ -38,7 +39,7 @@ from backprop_core.training.memory import GIB, Setting, Shape, memory, micro_bat
 from tasks import prepare, room
 from tasks.defaults import data_in
 from tasks.policy import Records, UnfitRecord, is_recorded, read_result
-from tasks.run import Run, being
+from tasks.run import Run, being, new_run_id
 from tasks.speed import speed_of
 
 R = TypeVar("R", bound=BaseModel)
@@ -89,6 +90,7 @@ class Lookup(Run):
 
     def __init__(self, prepared: prepare.Prepared, store: Store, *, fresh: bool) -> None:
         self.prepared, self.store, self.stages = prepared, store, []
+        self.run_id = new_run_id()
         self.files: list[str] = []  # kinds of GGUF files to be written
         self.rows: Split | None = None
         self._fresh = fresh
@@ -136,6 +138,9 @@ class Lookup(Run):
 
     def splits(self, found: Split) -> None:
         self.rows = found
+
+    def was_rejected(self, rows: RowsRef, heldout: dict[str, RowsRef]) -> bool:
+        return not self._fresh and super().was_rejected(rows, heldout)
 
     def gated(self, _: Any) -> bool:
         return True

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, ValidationError
 
 from backprop_core import base as bases
-from backprop_core.errors import ArtifactDamaged, ConfigInvalid, LineConflict, RefAmbiguous, RunUnknown
+from backprop_core.errors import ArtifactDamaged, ConfigInvalid, LineConflict, NotGated, RefAmbiguous, RunUnknown
 from backprop_core.frozen import Record
 from backprop_core.keys import digest_of, part
 from backprop_core.lines import Lines, LineVersion, Live
@@ -24,6 +24,7 @@ from backprop_core.specs import (
     RunSpec,
 )
 from backprop_core.store import Store, write_atomic
+from backprop_core.verdicts import Act
 from tasks.checks import check_export, check_metric, check_repo, check_training, harness_tasks
 from tasks.defaults import decide
 from tasks.directory import adapter_in, holds_adapter, is_path
@@ -52,6 +53,7 @@ class Prepared(Record):
     live: Live | None = Field(None, description="The champion that a retrain continues; None: the line's first run.")
     converter: ConverterRef | None = Field(None, description="Writes the GGUF files, where we have no writer.")
     tasks: OwnTasks | None = Field(None, description="Own tasks of lm-evaluation-harness.")
+    act: Act | None = Field(None, description="Of a person who makes a version the champion; no part of the digest.")
     fresh: bool = Field(False, description="Every stage is done again, whatever the cache has; no part of the digest.")
 
     def digest(self) -> str:
@@ -144,12 +146,13 @@ def published(ref: str, publish: PublishSpec, export: ExportSpec, store: Store) 
 
 
 def to_release(
-    flow: str, line: str, number: int | None, publish: PublishSpec, export: ExportSpec, store: Store
+    flow: str, line: str, number: int | None, publish: PublishSpec, export: ExportSpec, act: Act, store: Store
 ) -> Prepared:
     """A version of a line, for a flow that makes it live; None: the champion.
 
-    What is not said of `publish` and `export` is as it was when the champion was released. Raises RunUnknown, or
-    ConfigInvalid if a release has nowhere to go.
+    What is not said of `publish` and `export` is as it was when the champion was released. Raises RunUnknown,
+    ConfigInvalid if a release has nowhere to go, NotGated if the version did not pass the gate and `act` does not force
+    it.
     """
     lines = Lines(store)
     known = last_release(line, store)
@@ -164,18 +167,39 @@ def to_release(
     )
     if flow == "release" and not (spec.publish.ollama or spec.publish.repo):
         raise ConfigInvalid(f"line {line} has nowhere to go", hint="name a place: --ollama NAME or --repo OWNER/NAME")
+    act = act.model_copy(update={"forced": is_forced(flow, line, live, act, store)})
     changes = {"flow": flow, "spec": spec, "live": live, "converter": check_export(live.version.base, spec, store)}
     of, adapter = live.version.run_id, live.version.merged
-    return earlier.model_copy(update={**changes, "adapter": adapter, "of": of})
+    return earlier.model_copy(update={**changes, "adapter": adapter, "of": of, "act": act})
 
 
-def to_rollback(line: str, number: int | None, store: Store) -> Prepared:
-    """A version of a line to be live again, by default the one before its champion. Raises RunUnknown."""
+def is_forced(flow: str, line: str, live: Live, act: Act, store: Store) -> bool:
+    """Whether a version goes live only because `act` forces it. Raises NotGated if it does not.
+
+    What passed the gate once, or was forced past it once, goes live again without.
+    """
+    version, moves = live.version, Lines(store).moves(line)
+    path = store.run(version.run_id) / "result.json"
+    report = version.gate or (RunResult.model_validate_json(path.read_bytes()).gate if path.is_file() else None)
+    if (report and report.accepted) or any(move.number == live.number and move.act.forced for move in moves):
+        return False
+    if not act.forced:
+        said = f"was refused by the gate: {report.reason}" if report else "has never been judged by the gate"
+        to = f" --to {live.number}" if flow == "rollback" else ""
+        raise NotGated(
+            f"version {live.number} of line {line} {said}",
+            hint=f"if it has to go live: backprop {flow} {line}{to} --force --reason TEXT",
+        )
+    return True
+
+
+def to_rollback(line: str, number: int | None, act: Act, store: Store) -> Prepared:
+    """A version of a line to be live again, by default the one before its champion. Raises RunUnknown and NotGated."""
     live = Lines(store).live(line)
     before = number or ((live.version.parent or live.number - 1) if live else 0)
     if not before:
         raise RunUnknown(f"line {line} has no version before its champion", hint="`backprop lines` lists what there is")
-    return to_release("rollback", line, before, PublishSpec(), ExportSpec(), store)
+    return to_release("rollback", line, before, PublishSpec(), ExportSpec(), act, store)
 
 
 def last_release(line: str, store: Store) -> "Release | None":
@@ -295,19 +319,34 @@ def to_compare(line: str, dataset: DatasetSpec, store: Store) -> Prepared:
     return earlier.model_copy(update={"flow": "drift", "spec": spec, "live": live, **own})
 
 
-def promoted(ref: str, line: str, store: Store) -> Prepared:
-    """What an earlier run did, for a flow that makes a line's version of it.
+def promoted(ref: str, line: str, act: Act, store: Store) -> Prepared:
+    """What an earlier run did, for a flow that makes a line's version of it; a line that is there has its own gate.
 
-    Raises RunUnknown, RefAmbiguous, or LineConflict if the line has another base.
+    Raises RunUnknown, RefAmbiguous, or LineConflict if the line has another base or another LoRA shape.
     """
     run_id = full_run_id(ref, store)
     earlier = load(run_id, store)
     if earlier.flow not in ("train", "multi-run"):
         raise RunUnknown(f"{ref} is a run of {earlier.flow}", hint="promote what `train` or `multi-run` made")
     Lines(store).check_base(line, earlier.base)
-    spec = still_published(earlier.spec.model_copy(update={"line": line}), store)
+    live = Lines(store).live(line)
+    spec = earlier.spec.model_copy(update={"line": line})
+    spec = still_published(judged_as(spec, live.version, store) if live else spec, store)
     changes = {"flow": "promote", "of": run_id, "spec": spec, "converter": check_export(earlier.base, spec, store)}
-    return earlier.model_copy(update={**changes, "live": Lines(store).live(line)})
+    return earlier.model_copy(update={**changes, "live": live, "act": act})
+
+
+def judged_as(spec: RunSpec, version: LineVersion, store: Store) -> RunSpec:
+    """A run's spec with the gate and the metric of a line. Raises LineConflict if its LoRA shape is another one."""
+    shape = spec.training.lora.committed
+    if shape != version.lora:
+        raise LineConflict(
+            f"line {spec.line} has another LoRA shape than {shape}: {version.lora}",
+            hint="train with the line's training.lora, or promote to another line",
+        )
+    line = load(version.run_id, store).spec
+    metric = {name: getattr(line.evaluation, name) for name in ("metric", "pattern", "judge", "generation")}
+    return spec.model_copy(update={"gate": line.gate, "evaluation": spec.evaluation.model_copy(update=metric)})
 
 
 def merged_of(run_id: str, store: Store) -> Located:

@@ -99,6 +99,8 @@ def make_live(run: "Run", live: Live, made: RunResult, heldout: RowsRef) -> None
         core.Release(
             line=run.spec.line,
             number=live.number,
+            run_id=run.run_id,
+            act=run.act,
             publish=publish,
             export=export,
             gguf=[GGUFRef(**file.model_dump(include=GGUF_FIELDS)) for file in run.gguf],

@@ -20,6 +20,7 @@ from pydantic import BaseModel
 
 from backprop_core.blanking import blank_json, blank_logs
 from backprop_core.errors import BackpropError, Interrupted, RunUnknown, TimeLimit, Unexpected, system_error
+from backprop_core.gate import too_little
 from backprop_core.keys import digests_in, stage_key
 from backprop_core.leases import Lease
 from backprop_core.lines import Lines, LineVersion, Live
@@ -52,9 +53,9 @@ from backprop_core.refs import (
 from backprop_core.settings import Settings, settings
 from backprop_core.specs import RunSpec
 from backprop_core.store import Store, write_atomic
-from backprop_core.verdicts import Decision, GateReport
+from backprop_core.verdicts import Act, Decision, GateReport
 from backprop_core.worker.handle import Worker
-from tasks import prepare, room, sources, tries, worker
+from tasks import prepare, rejections, room, sources, tries, worker
 from tasks.afresh import Afresh
 from tasks.labels import Labels, outcome
 from tasks.policy import is_recorded, results
@@ -137,9 +138,22 @@ class LoraRun:
         self.run_id = child_id(run.run_id, index)
         self._run, self._dataset = run, dataset
 
-    def done(self, trained: TrainResult, merged: AdapterRef, drift: Drift | None, cells: Row, base: Row) -> None:
-        """Note what came out: the adapters, what the merge did, and the scores of the merged one."""
+    def done(
+        self,
+        trained: TrainResult,
+        merged: AdapterRef,
+        drift: Drift | None,
+        cells: Row,
+        base: Row,
+        champion: Row | None = None,
+    ) -> None:
+        """Note what came out: the adapters, what the merge did, and the scores of the merged one.
+
+        `champion` are those of the line's champion, on the same held-out rows.
+        """
         run = self._run
+        if champion:
+            run.scored_again(champion)
         cached = was_cached(run.stages, "train")
         record = run_record(self.run_id, self._dataset, trained, merged, drift, cached=cached, store=run.store)
         run.runs.append(record)
@@ -171,11 +185,15 @@ class Run:
         self.version: int | None = prepared.live.number if prepared.live else None
         self.split: Split | None = None
         self.gate: GateReport | None = None
+        self.act: Act | None = prepared.act
+        if self.act and prepared.flow == "promote":  # the gate says whether it has to be forced
+            self.act = self.act.model_copy(update={"forced": False})
         self.audience: Audience | None = None
         self._labels = Labels(prepared.live.version.heldout if prepared.live else {})
         self._verdict: Status = "finished"
         self._reason: str | None = None
         self._device_said = False
+        self._attempt: rejections.Attempt | None = None
         self._afresh = Afresh(store.run(run_id), asked=prepared.fresh)
         limit = prepared.spec.max_seconds if prepared.flow in prepare.TRAINING else None
         self._deadline = time.monotonic() + limit if limit else math.inf
@@ -193,9 +211,12 @@ class Run:
 
     @property
     def watched(self) -> list[str]:
-        """Tasks that are only scored: those of the line, and those that this run brings."""
-        line = self.prepared.live.version.watch if self.prepared.live else []
-        return list(dict.fromkeys([*line, *(source.task for source in self.prepared.watch)]))
+        """Tasks that are only scored: those of the line, and those that this run brings. What is trained is none."""
+        live = self.prepared.live.version if self.prepared.live else None
+        watched = [*(live.watch if live else []), *(source.task for source in self.prepared.watch)]
+        trained = {dataset.task for dataset in live.datasets} if live else set()
+        trained |= {source.task for source in self.prepared.sources}
+        return [task for task in dict.fromkeys(watched) if task not in trained]
 
     @property
     def line(self) -> Live | None:
@@ -345,13 +366,17 @@ class Run:
         with self.record.lora_run(lora_run.run_id, index, dataset):
             yield lora_run
 
+    def scored_again(self, champion: Row) -> None:
+        """Put these scores of the champion where those on earlier held-out rows were: they compare with the next."""
+        self._rows[-1] = {task: champion[task] for task in self._rows[-1]}
+
     def scored(self, cells: Row, base: Row) -> Evaluation:
         """The matrix with one more row."""
         self._rows.append(cells)
         self._trained.append([self.runs[-1].dataset.task])
         return evaluation(
             tasks=list(dict.fromkeys(task for tasks in self._trained for task in tasks)),
-            watch=self.watched,
+            watch=[task for task in self.watched if task in cells],
             trained=self._trained,
             rows=self._rows,
             base=base,
@@ -389,6 +414,22 @@ class Run:
         for task, count in rows.not_scored.items():
             log.warning("%s: the line has learned %d of the held-out rows; they do not score", task, count)
 
+    def cannot_tell(self, heldout: dict[str, RowsRef]) -> bool:
+        """Whether the gate could not tell anything by so few held-out rows; noted, and then nothing is trained."""
+        reason = too_little({task: rows.rows for task, rows in heldout.items()}, self.watched, self.spec.gate)
+        if reason:
+            self.concludes(f"{reason}; line {self.spec.line} waits for more rows", "unchanged")
+        return bool(reason)
+
+    def was_rejected(self, rows: RowsRef, heldout: dict[str, RowsRef]) -> bool:
+        """Whether the same was rejected before; noted, and then it is not trained again, unless it is asked afresh."""
+        self._attempt = rejections.attempt(self.run_id, self.prepared, rows, heldout)
+        earlier = self._attempt.earlier(self.store)
+        if earlier is None or self.prepared.fresh:
+            return False
+        self.concludes(earlier.sentence, "unchanged")
+        return True
+
     def concludes(self, reason: str, verdict: Status) -> None:
         """Note in a sentence what came out, where that is no version."""
         self._verdict, self._reason = verdict, reason
@@ -400,9 +441,19 @@ class Run:
         for verdict in report.tasks:
             if verdict.too_small:
                 log.warning("%s: %d held-out rows are too few to notice every drop", verdict.task, verdict.rows)
-        if not report.accepted:
-            self._verdict = "rejected"
-        return report.accepted
+        if report.accepted:
+            return True
+        if self.act and self.prepared.act and self.prepared.act.forced:
+            self.act = self.prepared.act
+            log.warning("the gate refuses it (%s), but it is %s", report.reason, self.act.sentence)
+            return True
+        self._rejects(report.reason)
+        return False
+
+    def _rejects(self, reason: str) -> None:
+        self._verdict = "rejected"
+        if self._attempt:
+            self._attempt.note(reason, self.store)
 
     def decision(self) -> Decision | None:
         """What was said of what this run made, if it was asked; also in an earlier process."""
@@ -413,6 +464,8 @@ class Run:
         """Note what is said of the last LoRA run; whether its adapter may go live."""
         write_atomic(self.store.run(self.run_id) / "decision.json", decision.model_dump_json())
         self._reason = decision.sentence
+        if decision.by == "person" and not decision.approved:
+            self._rejects(f"by a person: {decision.reason}" if decision.reason else "by a person")
         if not decision.approved:
             self._verdict = "rejected"
             self.runs[-1] = self.runs[-1].model_copy(update={"accepted": False})
@@ -449,6 +502,7 @@ class Run:
             evaluation=self.evaluation,
             harness=self.harness,
             gate=self.gate,
+            act=self.act,
             merged=self.merged,
             gguf=self.gguf,
             packages=self.packages,

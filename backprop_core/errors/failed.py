@@ -209,6 +209,12 @@ class LineConflict(BackpropError):
     code = "STATE_LINE_CONFLICT"
 
 
+class NotGated(BackpropError):
+    """The gate has refused this version of a line, or has never judged it."""
+
+    code = "STATE_NOT_GATED"
+
+
 class NameTaken(BackpropError):
     """The name is used by something that is not ours."""
 

@@ -38,6 +38,13 @@ def flag(group: Group) -> Callable[[str], Any]:
     return of
 
 
+Force = Annotated[
+    bool,
+    Parameter(help="Even if the gate refuses it; needs --reason.", negative="", show_default=False, group=SHIPPING),
+]
+Reason = Annotated[str, Parameter(help="Why; kept in the record with your name.", show_default=False, group=SHIPPING)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Output:
     """How the result is told. Read by the outermost frame, which has to know it even when the rest cannot be read."""

@@ -46,7 +46,7 @@ def lines(*, output: OutputFlags = PLAIN) -> Answer:
 def sync(*, output: OutputFlags = PLAIN) -> Answer:
     config = settings()
     configure_logging(config, verbose=output.verbose)
-    report = tracking.sync(config)
+    report = tracking.sync(config, look=True)
     text = (
         f"{report.sent} journals sent, {report.waiting} waiting{f': {one_line(report.error)}' if report.error else ''}"
     )

@@ -24,8 +24,10 @@ from flows.cli.flags import (
     BaseName,
     Flags,
     FlagSet,
+    Force,
     Output,
     OutputFlags,
+    Reason,
     RunRef,
     do,
     one_dataset,
@@ -99,11 +101,13 @@ def promote(
     /,
     *,
     line: Annotated[str, Parameter(help="The line whose champion it becomes; begun if there is none.")],
+    force: Force = False,
+    reason: Reason = "",
     output: OutputFlags = PLAIN,
 ) -> Answer:
     name = line_name(line)
     with watched(output):
-        return answer(start.promote(ref, name))
+        return answer(start.promote(ref, name, force=force, reason=reason))
 
 
 def resume(

@@ -8,7 +8,7 @@ from cyclopts.types import PositiveInt
 from backprop_core.texts import line_name
 from flows import start
 from flows.cli import Answer
-from flows.cli.flags import PLAIN, MadeRef, OutputFlags, ship
+from flows.cli.flags import PLAIN, Force, MadeRef, OutputFlags, Reason, ship
 from flows.cli.running import answer, watched
 from flows.config import export_spec, publish_spec
 
@@ -42,6 +42,8 @@ def release(
     gguf: Annotated[bool | None, ship("publish.gguf")] = None,
     keep: Annotated[str | None, ship("publish.keep")] = None,
     quantization: Annotated[str | None, ship("export.quantizations")] = None,
+    force: Force = False,
+    reason: Reason = "",
     output: OutputFlags = PLAIN,
 ) -> Answer:
     given = {"ollama": ollama, "repo": repo, "private": private, "gguf": gguf, "keep": keep}
@@ -49,7 +51,7 @@ def release(
     name, files = line_name(line), quantization.split(",") if quantization else None
     wanted = export_spec({"quantizations": files}, {"quantizations": "--quantization"})
     with watched(output):
-        return answer(start.release(name, where, wanted))
+        return answer(start.release(name, where, wanted, force=force, reason=reason))
 
 
 def rollback(
@@ -57,8 +59,10 @@ def rollback(
     /,
     *,
     to: Annotated[PositiveInt | None, Parameter(help="The version; default: the one before the champion.")] = None,
+    force: Force = False,
+    reason: Reason = "",
     output: OutputFlags = PLAIN,
 ) -> Answer:
     name = line_name(line)
     with watched(output):
-        return answer(start.rollback(name, to))
+        return answer(start.rollback(name, to, force=force, reason=reason))

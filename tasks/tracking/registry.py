@@ -1,10 +1,12 @@
 """Lines as registered models: each version, and the alias `champion`. The store decides; this is a copy of it.
 
-What is missing or different is repaired whenever journals are sent, so that MLflow may be away meanwhile.
+What is missing or different is repaired whenever journals are sent, so that MLflow may be away meanwhile. An alias that
+somebody moved in MLflow is set back at the end of the next run or by `sync`, with a warning.
 `models:/NAMESPACE.LINE@champion` is a directory that PEFT loads.
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 CHAMPION = "champion"
 NUMBER = "backprop.version"  # tag of a model version: its number in the line
 NOTE = "registry.json"  # beside the journals: what MLflow was last known to have
+GATE, ACT = "backprop.gate", "backprop.act"  # tags of a model version: what the gate said, who made it live by hand
+LONGEST = 5000  # characters of a tag in MLflow
+log = logging.getLogger(__name__)
 
 
 def wanted(settings: Settings) -> dict[str, Any]:
@@ -30,25 +35,63 @@ def wanted(settings: Settings) -> dict[str, Any]:
     if not (settings.store_path / "lines").is_dir():
         return {}
     lines = Lines(Store(settings.store_path))
-    known = {name: [lines.versions(name), lines.champion(name)] for name in lines.names()}
+    known = {
+        name: [lines.versions(name), lines.champion(name), [move.run_id for move in lines.moves(name)]]
+        for name in lines.names()
+    }
     return {"uri": blank_address(tracking_uri(settings)), "lines": known}
+
+
+def noted(settings: Settings) -> dict[str, Any]:
+    """What MLflow was last known to have, and where the aliases were."""
+    try:
+        known: dict[str, Any] = json.loads((settings.journal_path / NOTE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # there is none, or half of one: what it says is found out again
+        return {}
+    return known
 
 
 def is_mirrored(settings: Settings) -> bool:
     """Whether MLflow was last seen as it should be."""
-    try:
-        known = json.loads((settings.journal_path / NOTE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):  # there is none, or half of one: what it says is found out again
-        known = {}
-    return bool(known == wanted(settings))
+    known, aim = noted(settings), wanted(settings)
+    return {name: value for name, value in known.items() if name != "aliases"} == aim
 
 
 def mirror(client: "MlflowClient", settings: Settings) -> None:
     """Bring MLflow's registered models to what the store says. Raises NameTaken for a model that is not ours."""
+    for sentence in moved(client, settings):
+        log.warning("%s; the alias is set back (to change it: backprop promote or rollback)", sentence)
     aim, lines = wanted(settings), Lines(Store(settings.store_path))
     done = [mirror_line(client, settings, line, lines) for line in lines.names()]
     if all(done):
-        write_atomic(settings.journal_path / NOTE, json.dumps(aim))
+        write_atomic(settings.journal_path / NOTE, json.dumps(aim | {"aliases": aliases(client, settings)}))
+
+
+def aliases(client: "MlflowClient", settings: Settings) -> dict[str, str]:
+    """Which of its versions MLflow has as champion, by the name of our registered models."""
+    found = client.search_registered_models(f"name LIKE '{settings.namespace}.%'")
+    ours = [one for one in found if one.tags.get(NAMESPACE) == settings.namespace]
+    return {one.name: str(one.aliases[CHAMPION]) for one in ours if CHAMPION in one.aliases}
+
+
+def moved(client: "MlflowClient", settings: Settings) -> list[str]:
+    """What was changed in MLflow since we last looked: a sentence for each champion that is another one there."""
+    known = noted(settings)
+    if "aliases" not in known or known["uri"] != blank_address(tracking_uri(settings)):
+        return []
+    before, now = known["aliases"], aliases(client, settings)
+    return [
+        f"{name}: MLflow's alias champion was moved from its version {before.get(name, 'none')} "
+        f"to {now.get(name, 'none')}, which changes nothing that is live"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+
+
+def set_back(client: "MlflowClient", settings: Settings) -> None:
+    """Mirror if an alias was moved in MLflow, or the store went on."""
+    if moved(client, settings) or not is_mirrored(settings):
+        mirror(client, settings)
 
 
 def mirror_line(client: "MlflowClient", settings: Settings, line: str, lines: Lines) -> bool:
@@ -61,6 +104,9 @@ def mirror_line(client: "MlflowClient", settings: Settings, line: str, lines: Li
             made = register(client, settings, name, number, lines.version(line, number))
             known |= made or {}
             complete &= made is not None
+        if number in known and (act := lines.act(line, number)):
+            client.set_model_version_tag(name, known[number], ACT, act.sentence[:LONGEST])
+            client.update_model_version(name, known[number], description=act.sentence[:LONGEST])
     point(client, name, known.get(lines.champion(line) or 0))
     return complete
 
@@ -110,6 +156,8 @@ def register(
         "backprop.base.revision": version.base.revision or "",
         "backprop.base.digest": version.base.digest,
     }
+    if version.gate:
+        tags[GATE] = f"{'accepted' if version.gate.accepted else 'refused'}: {version.gate.reason}"[:LONGEST]
     run_id = run.info.run_id if run else None
     made = client.create_model_version(name, source, run_id, tags=tags, await_creation_for=0)
     return {number: str(made.version)}

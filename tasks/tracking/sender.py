@@ -46,7 +46,7 @@ from tasks.tracking.connection import (
 )
 from tasks.tracking.record import close, deliver, find_or_create
 from tasks.tracking.registry import NOTE as REGISTRY
-from tasks.tracking.registry import is_mirrored, mirror
+from tasks.tracking.registry import is_mirrored, mirror, set_back
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -86,19 +86,22 @@ def load_note(path: Path, uri: str) -> Sent:
         return Sent(uri=uri)
 
 
-def sync(settings: Settings) -> SyncReport:
-    """Send what MLflow has not, and mirror the lines. Never raises: an outage or a full disk is in the report."""
+def sync(settings: Settings, *, look: bool = False) -> SyncReport:
+    """Send what MLflow has not, and mirror the lines. Never raises: an outage or a full disk is in the report.
+
+    `look` whether somebody moved a champion's alias there, and set it back.
+    """
     sent, error = 0, None
     try:
-        if not (any(unsent(settings)) or is_lost(settings)) and is_mirrored(settings):
+        if not (any(unsent(settings)) or is_lost(settings) or look) and is_mirrored(settings):
             return SyncReport(sent=0, waiting=0, error=None)
         settings.journal_path.mkdir(parents=True, exist_ok=True, mode=0o700)
         with FileLock(settings.journal_path / "sync.lock").acquire(timeout=2):
             restore(settings)
-            if any(unsent(settings)) or not is_mirrored(settings):
+            if look or any(unsent(settings)) or not is_mirrored(settings):
                 sent, error = send_all(settings)
-                if not error and not is_mirrored(settings):
-                    error = attempt(settings, mirror)
+                if not error and (look or not is_mirrored(settings)):
+                    error = attempt(settings, set_back if look else mirror)
         waiting = sum(1 for _ in unsent(settings))
     except Timeout:
         waiting = sum(1 for _ in unsent(settings))  # another process is sending
@@ -280,10 +283,10 @@ class Sender:
         while not self._stop.is_set():
             self._sync()
             self._stop.wait(self._every)
-        self._sync()
+        self._sync(look=True)
 
-    def _sync(self) -> None:
-        if error := sync(self._settings).error:
+    def _sync(self, *, look: bool = False) -> None:
+        if error := sync(self._settings, look=look).error:
             self._warn(error)
 
     def _warn(self, reason: str) -> None:

@@ -6,10 +6,10 @@ from backprop_core.matrix import evaluation
 from backprop_core.refs import Cell, Ratings, Scores
 
 
-def cell(accuracy: float, exact: float = 0.5, f1: float | None = None) -> Cell:
+def cell(accuracy: float, exact: float = 0.5, f1: float | None = None, on: str = "2") -> Cell:
     scores = Scores(digest="0" * 64, rows=10, tokens=50, loss=1 - accuracy, token_accuracy=accuracy, exact_match=exact)
     rating = None if f1 is None else Ratings(digest="1" * 64, metric="token_f1", rows=10, score=f1)
-    return Cell(scores=scores, rating=rating)
+    return Cell(scores=scores, rating=rating, heldout=on * 64)
 
 
 def test_three_tasks_and_a_watched_one():
@@ -80,3 +80,25 @@ def test_a_version_of_before_the_metric_counts_for_nothing():
         tasks=["a", "b"], watch=[], trained=[["a"], ["b"]], rows=[rows[0], rows[2]], base=base, metric="token_f1"
     )
     assert first.backward_transfer is None
+
+
+def test_a_difference_is_between_scores_on_the_same_rows():
+    """Forgetting and backward transfer count no run that was scored on other rows; without one they are None."""
+    rows = [{"a": cell(0.9, on="5")}, {"a": cell(0.6), "b": cell(0.7, on="6")}, {"a": cell(0.5), "b": cell(0.4)}]
+    base = {"a": cell(0.1), "b": cell(0.2)}
+    common = {"tasks": ["a", "b"], "watch": [], "base": base, "metric": "token_accuracy"}
+    found = evaluation(trained=[["a"], ["b"], ["b"]], rows=rows, **common)
+    assert found.forgetting == [pytest.approx(0.1), None] and found.backward_transfer is None
+    again = evaluation(trained=[["a"], ["a"], ["b"]], rows=rows, **common)
+    assert again.backward_transfer == pytest.approx(-0.1)
+    assert found.matrix == [[0.9, None], [0.6, 0.7], [0.5, 0.4]]
+    new = evaluation(trained=[["a"], ["b"]], rows=[{"a": cell(0.9)}, {"a": cell(0.9), "b": cell(0.4)}], **common)
+    assert new.forgetting == [0, 0]
+
+
+def test_the_base_is_scored_on_the_rows_of_the_last_run():
+    """A watched task has always something to compare with: the untouched base, on the present rows."""
+    rows = [{"a": cell(0.9), "w": cell(0.99, on="5")}, {"a": cell(0.9), "w": cell(0.6)}]
+    base = {"a": cell(0.1), "w": cell(0.8)}
+    found = evaluation(tasks=["a"], watch=["w"], trained=[["a"]] * 2, rows=rows, base=base, metric="token_accuracy")
+    assert found.forgetting == [0, pytest.approx(0.2)]

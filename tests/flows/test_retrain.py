@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from backprop_core.errors import LineConflict
+from backprop_core.errors import ConfigInvalid, LineConflict
 from backprop_core.lines import Lines
 from backprop_core.refs import RunResult
 from backprop_core.settings import settings
@@ -28,6 +28,7 @@ from flows.evaluate import evaluate
 from flows.multi_run import multi_run
 from flows.promote import promote
 from flows.retrain import retrain
+from flows.rollback import rollback
 from flows.train import train
 from tasks.line import summaries
 
@@ -135,7 +136,7 @@ def test_a_line_keeps_its_shape_and_base(first, base, data, tmp_path):
 
 
 def test_two_at_once_are_one_after_the_other(first, base, lines, tmp_path):
-    """Of two runs of a line at once the second waits and finds all done; what learned nothing does not go live."""
+    """Of two runs of a line at once the second waits and finds it judged; what learned nothing does not go live."""
     plain = MergeSpec(strategy="sequential")  # SLAO's start moves an adapter that learns nothing, too
     retrain("plain", batch(tmp_path, 1), model=str(base), training=SHORT, merge=plain)
     path, results = batch(tmp_path, 6), []
@@ -144,10 +145,11 @@ def test_two_at_once_are_one_after_the_other(first, base, lines, tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    for result in results:
-        assert result.status == "rejected" and not result.gate.accepted and not result.runs[0].accepted
-        assert "not above" in result.gate.reason and result.version == 1 == lines.champion("plain")
-    assert [all(stage.cached for stage in result.stages) for result in results] == [False, True]
+    [one, other] = results
+    assert one.status == "rejected" and not one.gate.accepted and not one.runs[0].accepted
+    assert "not above" in one.gate.reason and one.version == other.version == 1 == lines.champion("plain")
+    assert other.status == "unchanged" and re.match(r"rejected on 20\d\d-\d\d-\d\d: .*not above", other.reason)
+    assert all(stage.cached for stage in other.stages) and not other.runs
 
 
 def test_a_killed_advance_is_finished_by_the_same_run(first, lines):
@@ -164,15 +166,15 @@ def test_a_killed_advance_is_finished_by_the_same_run(first, lines):
 
 
 def test_promote_makes_a_line_of_a_candidate(base, data, lines):
-    """What a multi-run made becomes a line's champion at no cost; a retrain goes on from there with all its tasks."""
+    """What a multi-run made becomes a line's champion without training; a retrain continues with all its tasks."""
     made = multi_run(
         [DatasetSpec(path=path) for path in data[:2]],
         model=str(base),
         training=TrainSpec(steps=2, batch_size=8, lora=LORA),
     )
-    live = promote(made.run_id[:8], "mixed")
+    live = promote(made.run_id[:8], "mixed", force=True, reason="it begins a line")
     assert (live.status, live.version, live.merged) == ("finished", 1, made.merged)
-    assert all(stage.cached for stage in live.stages)
+    assert [stage.stage for stage in live.stages if not stage.cached] == ["gate"]
     version = lines.live("mixed").version
     assert (version.count, sorted(version.heldout), version.parent) == (2, ["task0", "task1"], None)
     more = retrain("mixed", data[2], training=TrainSpec(steps=2, batch_size=8, lora=LORA))
@@ -180,11 +182,124 @@ def test_promote_makes_a_line_of_a_candidate(base, data, lines):
     assert "mixed" in [line["line"] for line in summaries(settings())]
 
 
+def test_every_door_to_a_champion_passes_the_gate(base, lines, tmp_path):
+    """A run worse than the champion is not promoted; forced, it continues the line, and the record says who and why.
+
+    It keeps the line's tasks, held-out rows and learned rows, so that the next night trains nothing again.
+    """
+    spec = {"model": str(base), "training": GOOD}
+    watched = EvaluationSpec(watch=[DatasetSpec(path=batch(tmp_path, 43), task="watched")])
+    retrain("door", batch(tmp_path, 41), evaluation=watched, **spec)
+    before = lines.live("door")
+    worse = train(DatasetSpec(path=batch(tmp_path, 42, poisoned=True), task="other"), **spec)
+    refused = promote(worse.run_id, "door")
+    assert refused.status == "rejected" and "door fell by" in refused.gate.reason
+    assert {verdict.task for verdict in refused.gate.tasks} == {"door", "other", "watched"}
+    assert refused.gate.against == "champion" and (lines.live("door"), lines.versions("door")) == (before, [1])
+    with pytest.raises(ConfigInvalid, match="reason"):
+        promote(worse.run_id, "door", force=True, reason=" ")
+    forced = promote(worse.run_id, "door", force=True, reason="the customer insists")
+    assert (forced.status, forced.version, forced.gate.accepted) == ("finished", 2, False)
+    assert forced.act.forced and forced.act.reason == "the customer insists" and forced.act.by
+    version = lines.live("door").version
+    assert (version.parent, version.count, version.watch, version.act) == (1, 1, ["watched"], forced.act)
+    assert version.heldout.keys() == version.scores.keys() == {"door", "other", "watched"}
+    assert version.datasets[:1] == before.version.datasets and len(version.datasets) == 2
+    [shown] = [line for line in summaries(settings()) if line["line"] == "door"]
+    assert shown["by_hand"] == forced.act.sentence and "forced past the gate" in shown["by_hand"]
+    for learned in (batch(tmp_path, 41), batch(tmp_path, 42, poisoned=True)):
+        assert retrain("door", learned, training=GOOD).status == "unchanged"
+    back = rollback("door")
+    assert (back.version, back.act.forced, lines.champion("door")) == (1, False, 1)
+    again = rollback("door", to=2, reason="they insist again")
+    assert (again.version, again.act.forced, again.act.reason) == (2, False, "they insist again")
+    assert [move.number for move in lines.moves("door")] == [2, 1, 2]
+
+
+def test_a_promotion_that_is_better_passes(base, lines, tmp_path):
+    """A run that beats the champion on the line's held-out rows goes live without force, and a person did it."""
+    weak = retrain("better", batch(tmp_path, 44), model=str(base), training=SHORT)
+    strong = train(DatasetSpec(path=batch(tmp_path, 45), task="better"), model=str(base), training=GOOD)
+    live = promote(strong.run_id, "better", reason="trained by hand")
+    assert (weak.version, live.status, live.version) == (1, "finished", 2), live.gate
+    assert live.gate.accepted and not live.act.forced and live.gate.against == "champion"
+    assert live.gate.tasks[0].rows > weak.gate.tasks[0].rows  # the line's held-out rows and its own
+    assert retrain("better", batch(tmp_path, 45), training=GOOD).status == "unchanged"
+
+
+def test_rows_that_were_trained_score_nothing(base, lines, tmp_path):
+    """A promoted run that has learned held-out rows of the line is not scored on them, nor is the line from then on."""
+    kept = batch(tmp_path, 46)
+    retrain("leak", DatasetSpec(path=batch(tmp_path, 47), heldout=kept), model=str(base), training=SHORT)
+    known = train(DatasetSpec(path=kept, task="leak"), model=str(base), training=GOOD)
+    live = promote(known.run_id, "leak", force=True, reason="to see what scores")
+    trained = known.runs[0].dataset.train_rows
+    assert live.gate.tasks[0].rows == 150 - trained == lines.live("leak").version.heldout["leak"].rows
+
+
+def test_a_promoted_shape_has_to_be_the_lines(first, base, tmp_path):
+    """A candidate of another LoRA shape is refused before anything is computed."""
+    other = train(batch(tmp_path, 1), model=str(base), training=IDLE.model_copy(update={"lora": LoraSpec(rank=4)}))
+    with pytest.raises(LineConflict, match="LoRA shape"):
+        promote(other.run_id, "support", force=True, reason="it would not fit")
+
+
+def test_what_was_rejected_is_not_trained_again(first, lines, tmp_path):
+    """The same rows on the same champion are `unchanged: rejected on DATE`; other settings or --fresh run again."""
+    bad = batch(tmp_path, 48, poisoned=True)
+    rejected = retrain("support", bad, training=GOOD)
+    again = retrain("support", bad, training=GOOD)
+    assert (rejected.status, again.status, again.runs) == ("rejected", "unchanged", [])
+    assert re.fullmatch(rf"rejected on 20\d\d-\d\d-\d\d: {re.escape(rejected.gate.reason)}", again.reason)
+    assert "train" not in [stage.stage for stage in again.stages]
+    assert retrain("support", bad, training=GOOD, gate=GateSpec(max_drop=0.02)).status == "rejected"
+    assert retrain("support", bad, training=GOOD, fresh=True).status == "rejected"
+    more = Path(bad).read_text() + Path(batch(tmp_path, 49)).read_text()
+    Path(bad).write_text(more)
+    assert retrain("support", bad, training=GOOD).runs
+
+
+def test_a_task_both_trained_and_watched_is_trained(base, lines, tmp_path):
+    """Trained wins: it counts in the average, its watched rows are held out, and nothing is divided by zero."""
+    both = EvaluationSpec(watch=[DatasetSpec(path=batch(tmp_path, 51), task="both")])
+    made = retrain("both", batch(tmp_path, 50), model=str(base), training=SHORT, evaluation=both)
+    assert made.status == "finished", made.gate
+    assert (made.evaluation.tasks, made.evaluation.watch, lines.live("both").version.watch) == (["both"], [], [])
+    assert made.gate.tasks[0].rows > 100
+    alone = multi_run([DatasetSpec(path=batch(tmp_path, 50), task="both")], str(base), training=SHORT, evaluation=both)
+    assert alone.evaluation.tasks == ["both"]
+
+
+def test_too_few_held_out_rows_wait(base, lines, tmp_path):
+    """With one held-out row nothing is trained and nothing goes live; the rows are learned once there are more."""
+    kept = tmp_path / "kept.jsonl"
+    kept.write_text(Path(batch(tmp_path, 52)).read_text().splitlines()[0] + "\n")
+    data = DatasetSpec(path=batch(tmp_path, 53), heldout=str(kept))
+    waits = retrain("few", data, model=str(base), training=SHORT)
+    assert (waits.status, waits.version, lines.versions("few")) == ("unchanged", None, [])
+    assert waits.reason.startswith("too little to tell: 1 held-out row, at least 5 needed")
+    assert not {"train", "evaluate"} & {stage.stage for stage in waits.stages}
+    by_hand = train(data, model=str(base), training=SHORT)
+    refused = promote(by_hand.run_id, "few")
+    assert refused.status == "rejected" and refused.gate.reason.startswith("too little to tell: 1 held-out row")
+    kept.write_text(Path(batch(tmp_path, 52)).read_text())
+    assert retrain("few", data, model=str(base), training=SHORT).version == 1
+
+
+def test_what_was_forgotten_is_measured_on_the_same_rows(base, tmp_path):
+    """Night two has more held-out rows: the champion is scored again on them, and both figures are the gate's."""
+    retrain("same", batch(tmp_path, 54), model=str(base), training=GOOD, gate=OPEN)
+    second = retrain("same", batch(tmp_path, 55), training=SHORT, gate=OPEN)
+    [task], (before, after) = second.gate.tasks, (row[0] for row in second.evaluation.matrix)
+    assert (before, after) == (task.rival, task.candidate)
+    assert second.evaluation.forgetting == [pytest.approx(max(0.0, -task.difference))]
+
+
 def test_a_line_that_began_with_pissa_goes_on_as_plain_lora(base, data, lines):
     """What PiSSA made is an ordinary adapter of twice the rank: a line continues it as one, and as nothing else."""
     short = {"steps": 2, "batch_size": 8}
     pissa = TrainSpec(**short, lora=LoraSpec(rank=4, alpha=8, variant="pissa"))
-    promote(train(data[0], model=str(base), training=pissa).run_id, "principal")
+    promote(train(data[0], model=str(base), training=pissa).run_id, "principal", force=True, reason="it begins a line")
     assert lines.live("principal").version.lora == LoraSpec(rank=8, alpha=16)
     with pytest.raises(LineConflict, match="pissa"):
         retrain("principal", data[1], training=pissa)

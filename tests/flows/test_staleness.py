@@ -80,6 +80,13 @@ def test_only_other_rows_ask_for_a_retrain(folder: Path) -> None:
         start.resume(other.run_id)
 
 
+def test_a_line_without_a_champion_has_nothing_to_try(folder: Path) -> None:
+    """Before its first version a line's drift is `unchanged`, and says why, every time."""
+    looks = [drift("nothing-yet", night(folder, 2)) for _ in "ab"]
+    assert [(look.status, look.error) for look in looks] == [("unchanged", None)] * 2
+    assert looks[0].reason == "cannot tell: line nothing-yet has no champion yet"
+
+
 def test_what_came_of_it_is_in_the_record(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run whose event nobody takes has failed, says how to go on, and was not told of as a success."""
     send = SyncPrefectClient.request

@@ -1,5 +1,6 @@
 """Lines in MLflow's model registry: a copy of the store, repaired from it."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,13 @@ from peft import PeftModel
 
 from backprop_core import adapter as adapters
 from backprop_core import base as bases
-from backprop_core.lines import Lines
+from backprop_core.lines import Lines, Move
 from backprop_core.refs import AdapterRef, Located
 from backprop_core.settings import Settings
 from backprop_core.specs import ModelSpec
 from backprop_core.store import Store
+from backprop_core.verdicts import Act, GateReport
+from tasks.doctor import champions
 from tasks.journal import Journal
 from tasks.tracking import sync
 from tasks.tracking.connection import connect
@@ -68,6 +71,73 @@ def test_versions_and_champion_are_mirrored(config: Settings, lines: Lines) -> N
     (config.journal_path / "registry.json").unlink()
     assert sync(config).error is None and seen(config)[0] == ["1", "2"]
     assert connect(config).search_registered_models("name = 'other.support'") == []
+
+
+def test_an_alias_that_was_moved_is_said_and_set_back(
+    config: Settings,  # noqa: F811
+    lines: Lines,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The store is the truth: an alias that was moved in MLflow is named by `doctor` and set back, said aloud."""
+    for run in (1, 2):
+        journaled(config, run)
+        lines.append("support", version(run), after=run - 1)
+    lines.set_champion("support", 2)
+    assert sync(config).error is None and list(champions(config)) == []
+    for change in ("moved", "removed"):
+        caplog.clear()
+        client = connect(config)
+        if change == "moved":
+            client.set_registered_model_alias(
+                NAME, "champion", client.search_model_versions(f"name = '{NAME}'")[-1].version
+            )
+        else:
+            client.delete_registered_model_alias(NAME, "champion")
+        [part] = champions(config)
+        assert NAME in part.found and "backprop sync" in part.todo
+        assert sync(config).error is None and not caplog.text  # nothing to send: nobody looks
+        assert sync(config, look=True).error is None and "champion was moved" in caplog.text
+        assert seen(config) == (["1", "2"], '{"run": 2}') and list(champions(config)) == []
+    caplog.clear()
+    lines.set_champion("support", 1)
+    assert sync(config, look=True).error is None and not caplog.text
+    assert seen(config) == (["1", "2"], '{"run": 1}')
+
+
+def test_a_move_before_a_release_is_said_too(config: Settings, lines: Lines, caplog: pytest.LogCaptureFixture) -> None:  # noqa: F811
+    """When the line goes on after somebody moved the alias, the warning comes before it points to the new champion."""
+    journaled(config, 1)
+    lines.append("support", version(1), after=0)
+    lines.set_champion("support", 1)
+    assert sync(config).error is None
+    connect(config).delete_registered_model_alias(NAME, "champion")
+    journaled(config, 2)
+    lines.append("support", version(2), after=1)
+    lines.set_champion("support", 2)
+    assert sync(config).error is None and "moved from its version 1 to none" in caplog.text
+    assert seen(config) == (["1", "2"], '{"run": 2}')
+
+
+def test_who_forced_a_version_stands_in_mlflow(config: Settings, lines: Lines) -> None:  # noqa: F811
+    """A version's tags say what the gate said and who made it live by hand; the description says the latter."""
+    refused = GateReport(
+        **{"accepted": False, "reason": "fell", "against": "base", "metric": "loss", "tasks": []},
+        **{"average": 0, "rival_average": 0, "base_average": 0},
+    )
+    act = Act(by="ann", at=datetime(2026, 11, 29, tzinfo=UTC), reason="the base is off", forced=True)
+    journaled(config, 1)
+    lines.append("support", version(1).model_copy(update={"gate": refused}), after=0)
+    lines.note_move("support", Move(number=1, before=None, run_id="1" * 32, act=act))
+    lines.set_champion("support", 1)
+    assert sync(config).error is None and is_mirrored(config)
+    champion = connect(config).get_model_version_by_alias(NAME, "champion")
+    said = "forced past the gate by ann on 2026-11-29: the base is off"
+    assert champion.tags["backprop.gate"] == "refused: fell" and champion.tags["backprop.act"] == said
+    assert champion.description == said
+    later = act.model_copy(update={"by": "bob", "forced": False, "at": datetime(2026, 12, 1, tzinfo=UTC)})
+    lines.note_move("support", Move(number=1, before=1, run_id="2" * 32, act=later))
+    assert not is_mirrored(config) and sync(config).error is None
+    assert "bob" in connect(config).get_model_version_by_alias(NAME, "champion").tags["backprop.act"]
 
 
 def test_mlflow_away_meanwhile(config: Settings, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811

@@ -1,0 +1,66 @@
+"""What was rejected before: the same new rows on the same champion with the same settings are not trained again.
+
+rejected/KEY.json in the store   when, by which run, and why
+"""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import Field
+
+from backprop_core.frozen import Record
+from backprop_core.keys import VERSIONS, digest_of, part
+from backprop_core.refs import Digest, RowsRef, RunId
+from backprop_core.store import Store, write_atomic
+from tasks.prepare import Prepared
+
+
+class Rejection(Record):
+    """A candidate that did not go live."""
+
+    run_id: RunId
+    at: datetime
+    reason: str
+
+    @property
+    def sentence(self) -> str:
+        """The same in words."""
+        return f"rejected on {self.at:%Y-%m-%d}: {self.reason}"
+
+
+class Attempt(Record):
+    """Everything that decides whether a retrain is rejected, as one digest."""
+
+    key: Digest = Field(description="Of champion, new rows, held-out rows and settings.")
+    run_id: RunId
+
+    def earlier(self, store: Store) -> Rejection | None:
+        """The rejection of another run that had the same; None: there is none."""
+        path = place(self.key, store)
+        found = Rejection.model_validate_json(path.read_bytes()) if path.is_file() else None
+        return found if found and found.run_id != self.run_id else None
+
+    def note(self, reason: str, store: Store) -> None:
+        """Keep why this one was rejected."""
+        rejection = Rejection(run_id=self.run_id, at=datetime.now(UTC), reason=reason)
+        write_atomic(place(self.key, store), rejection.model_dump_json())
+
+
+def attempt(run_id: str, prepared: Prepared, rows: RowsRef, heldout: dict[str, RowsRef]) -> Attempt:
+    """A retrain as it is known once its rows are: what was made by other versions of the stages is another one."""
+    spec = prepared.spec
+    settings = [spec.training, spec.merge, spec.evaluation.model_copy(update={"watch": []}), spec.gate]
+    parts = [
+        spec.line,
+        VERSIONS,
+        [one.model_dump(mode="json") for one in settings],
+        prepared.base.digest,
+        part(prepared.live),
+        rows.digest,
+        {task: ref.digest for task, ref in heldout.items()},
+    ]
+    return Attempt(key=digest_of(parts), run_id=run_id)
+
+
+def place(key: str, store: Store) -> Path:
+    return store.root / "rejected" / f"{key}.json"
