@@ -85,7 +85,10 @@ class MinRowsSpec(Spec):
     """How many held-out rows the gate needs to tell anything; by a simulation, chance decides below the defaults."""
 
     task: int = Field(
-        5, ge=2, description="A task with fewer held-out rows counts neither for nor against the candidate."
+        5,
+        ge=2,
+        description="A task with fewer held-out rows counts neither for nor against the candidate. The confidence asks "
+        "for a minimum of its own: 5 rows for 95 %, 7 for 99 %.",
     )
     overall: int = Field(5, ge=2, description="The trained tasks that count must have so many together.")
 

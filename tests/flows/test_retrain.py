@@ -165,7 +165,7 @@ def test_a_killed_advance_is_finished_by_the_same_run(first, lines):
         lines.add("other", version.model_copy(update={"run_id": "f" * 32}), champion=1)
 
 
-def test_promote_makes_a_line_of_a_candidate(base, data, lines):
+def test_promote_makes_a_line_of_a_candidate(base, data, lines, tmp_path):
     """What a multi-run made becomes a line's champion without training; a retrain continues with all its tasks."""
     made = multi_run(
         [DatasetSpec(path=path) for path in data[:2]],
@@ -177,7 +177,7 @@ def test_promote_makes_a_line_of_a_candidate(base, data, lines):
     assert [stage.stage for stage in live.stages if not stage.cached] == ["gate"]
     version = lines.live("mixed").version
     assert (version.count, sorted(version.heldout), version.parent) == (2, ["task0", "task1"], None)
-    more = retrain("mixed", data[2], training=TrainSpec(steps=2, batch_size=8, lora=LORA))
+    more = retrain("mixed", batch(tmp_path, 8), training=TrainSpec(steps=2, batch_size=8, lora=LORA))
     assert more.evaluation.tasks == ["task0", "task1", "mixed"] and len(more.evaluation.matrix) == 2
     assert "mixed" in [line["line"] for line in summaries(settings())]
 
@@ -295,7 +295,7 @@ def test_what_was_forgotten_is_measured_on_the_same_rows(base, tmp_path):
     assert second.evaluation.forgetting == [pytest.approx(max(0.0, -task.difference))]
 
 
-def test_a_line_that_began_with_pissa_goes_on_as_plain_lora(base, data, lines):
+def test_a_line_that_began_with_pissa_goes_on_as_plain_lora(base, data, lines, tmp_path):
     """What PiSSA made is an ordinary adapter of twice the rank: a line continues it as one, and as nothing else."""
     short = {"steps": 2, "batch_size": 8}
     pissa = TrainSpec(**short, lora=LoraSpec(rank=4, alpha=8, variant="pissa"))
@@ -303,7 +303,8 @@ def test_a_line_that_began_with_pissa_goes_on_as_plain_lora(base, data, lines):
     assert lines.live("principal").version.lora == LoraSpec(rank=8, alpha=16)
     with pytest.raises(LineConflict, match="pissa"):
         retrain("principal", data[1], training=pissa)
-    assert retrain("principal", data[1], training=TrainSpec(**short)).spec["training"]["lora"]["rank"] == 8
+    more = retrain("principal", batch(tmp_path, 9), training=TrainSpec(**short))
+    assert more.runs and more.spec["training"]["lora"]["rank"] == 8
 
 
 def test_a_line_keeps_what_its_strategy_and_replay_need(base, lines, tmp_path):
