@@ -145,7 +145,7 @@ def test_two_at_once_are_one_after_the_other(first, base, lines, tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    [one, other] = results
+    one, other = sorted(results, key=lambda result: result.status)
     assert one.status == "rejected" and not one.gate.accepted and not one.runs[0].accepted
     assert "not above" in one.gate.reason and one.version == other.version == 1 == lines.champion("plain")
     assert other.status == "unchanged" and re.match(r"rejected on 20\d\d-\d\d-\d\d: .*not above", other.reason)
@@ -266,7 +266,9 @@ def test_a_task_both_trained_and_watched_is_trained(base, lines, tmp_path):
     assert made.status == "finished", made.gate
     assert (made.evaluation.tasks, made.evaluation.watch, lines.live("both").version.watch) == (["both"], [], [])
     assert made.gate.tasks[0].rows > 100
-    alone = multi_run([DatasetSpec(path=batch(tmp_path, 50), task="both")], str(base), training=SHORT, evaluation=both)
+    alone = multi_run(
+        [DatasetSpec(path=batch(tmp_path, 50), task="both")], model=str(base), training=SHORT, evaluation=both
+    )
     assert alone.evaluation.tasks == ["both"]
 
 
