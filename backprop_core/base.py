@@ -9,7 +9,7 @@ from typing import Any
 from backprop_core import templates
 from backprop_core.errors import ChatTemplateMissing, ChatTemplateUnusable, InputNotFound, ModelLoadFailed, UnsafeModel
 from backprop_core.keys import digest_of
-from backprop_core.refs import BaseRef
+from backprop_core.refs import BaseRef, ChatTemplate
 from backprop_core.specs import ModelSpec
 from backprop_core.store import Store
 
@@ -50,6 +50,12 @@ def dated(base: BaseRef) -> BaseRef:
     """
     directory = here(base.name, base.revision)
     return base.model_copy(update={"day": day_of(directory), "bare": is_bare(directory)}) if directory else base
+
+
+def chat_template(base: BaseRef) -> ChatTemplate:
+    """What the base writes conversations by. Raises InputNotFound, ChatTemplateMissing."""
+    directory, _ = locate(base.name, base.revision)
+    return ChatTemplate(text=required_template(directory), special=templates.named(special_tokens(directory)))
 
 
 def day_of(directory: Path) -> str | None:
@@ -144,13 +150,19 @@ def check(directory: Path) -> None:
     check_one_model(directory)
     if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise ModelLoadFailed(f"{directory} has no tokenizer", hint="copy the model's tokenizer files into it")
+    template = required_template(directory)
+    templates.check(template, special_tokens(directory))
+
+
+def required_template(directory: Path) -> str:
+    """The tokenizer's chat template. Raises ChatTemplateMissing."""
     template = template_of(directory)
     if template is None:
         raise ChatTemplateMissing(
             f"the tokenizer of {directory} has no chat template",
             hint="put a `chat_template.jinja` beside its tokenizer.json, for example that of the model's chat version",
         )
-    templates.check(template, special_tokens(directory))
+    return template
 
 
 def check_config(directory: Path) -> None:

@@ -76,11 +76,17 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[ChatRow], *, max_l
     thoughts): then it is one example an answer. An example without a label, or that loses all of them to the cut, is
     left out and counted.
 
-    Raises ChatTemplateMissing; ChatTemplateUnusable if the template fails on a row, or does not end an answer with a
-    stop token; NoLabelTokens naming a row without an answer, or if no example is left.
+    A row that the template does not write is left out and counted too: curation has dropped those that it knows of.
+
+    Raises ChatTemplateMissing; ChatTemplateUnusable if the template writes no row, or loops; NoLabelTokens naming a row
+    without an answer, or if no example is left.
     """
-    written = list(write_all(tokenizer, rows))
+    refused: list[ChatTemplateUnusable] = []
+    written = list(write_all(tokenizer, rows, refused))
+    if refused and not written:
+        raise refused[0]
     examples = Examples()
+    examples.left_out = len(refused)
     for text, tokens in zip(written, tokenize(tokenizer, written), strict=True):
         example = labelled(text, tokens)
         short = Example(example.ids[:max_length], example.labels[:max_length], example.row)
@@ -144,18 +150,26 @@ class Controls:
 # Rendering
 
 
-def write_all(tokenizer: PreTrainedTokenizerBase, rows: Sequence[ChatRow]) -> Iterator[Written]:
-    """All rows as the texts to learn from."""
+def write_all(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[ChatRow], refused: list[ChatTemplateUnusable]
+) -> Iterator[Written]:
+    """All rows as the texts to learn from; why the template does not write a row comes to `refused`."""
     controls = Controls(tokenizer)
     for begin in range(0, len(rows), LIMITED):
         with templates.limit():
             indices = range(begin, min(begin + LIMITED, len(rows)))
-            texts = [text for index in indices for text in write(tokenizer, controls, rows[index], index)]
+            texts = [text for index in indices for text in write(tokenizer, controls, rows[index], index, refused)]
         yield from texts
 
 
-def write(tokenizer: PreTrainedTokenizerBase, controls: Controls, row: ChatRow, index: int) -> list[Written]:
-    """A row as the texts to learn from: one, or one an answer."""
+def write(
+    tokenizer: PreTrainedTokenizerBase,
+    controls: Controls,
+    row: ChatRow,
+    index: int,
+    refused: list[ChatTemplateUnusable],
+) -> list[Written]:
+    """A row as the texts to learn from: one, or one an answer; none where the template refuses it."""
     if "text" in row:
         return [raw(tokenizer, controls, row["text"], index)]
     fence = controls.fence_for([turn["content"] for turn in row["messages"]])
@@ -163,7 +177,8 @@ def write(tokenizer: PreTrainedTokenizerBase, controls: Controls, row: ChatRow, 
     try:
         answers = [answer(tokenizer, controls, messages[: end + 1]) for end in answered(messages)]
     except ChatTemplateUnusable as error:
-        raise ChatTemplateUnusable(f"row {index + 1}: {error.message}", hint=error.hint) from error
+        refused.append(ChatTemplateUnusable(f"row {index + 1}: {error.message}", hint=error.hint))
+        return []
     if not answers:
         raise NoLabelTokens(f"row {index + 1} has no answer to learn from", hint="remove it, or give it an answer")
     whole = answers[-1].text

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 from backprop_core.errors import NoRows
 from backprop_core.formats import ChatRow, read
 from backprop_core.keys import canonical
-from backprop_core.refs import Curated, RowsRef, SourceRef
+from backprop_core.refs import ChatTemplate, Curated, RowsRef, SourceRef
+from backprop_core.refusals import Refusals
 from backprop_core.specs import DatasetSpec
 from backprop_core.store import Store
 
@@ -54,13 +55,13 @@ class Known(NamedTuple):
         return hashlib.sha256(b"search:" + self.identity).digest()[0] * SEARCH_SHARE < 1 << 8
 
 
-def curate(source: SourceRef, spec: DatasetSpec, *, store: Store) -> Curated:
+def curate(source: SourceRef, spec: DatasetSpec, *, template: ChatTemplate | None = None, store: Store) -> Curated:
     """The source's distinct rows that teach something, in order of identity, as an artifact.
 
-    Dropped, and counted by reason: malformed rows, `empty` ones (nothing that an assistant answers) and `duplicate`
-    ones. Raises NoRows if nothing is left; what `formats.read` raises.
+    Dropped, and counted by reason: malformed rows, those that the base's chat `template` refuses, `empty` ones (nothing
+    that an assistant answers) and `duplicate` ones. Raises NoRows if nothing is left; what `formats.read` raises.
     """
-    rows, read_rows, dropped = known_rows(source, spec)
+    rows, read_rows, dropped = known_rows(source, spec, template)
     ref = commit(rows, store, {"stage": "curate", "source": source.digest}, identified=True)
     counts = {reason: count for reason, count in sorted(dropped.items()) if count}
     return Curated(rows=ref, read=read_rows, dropped=counts)
@@ -72,12 +73,14 @@ def without(rows: Iterable[Known], side: Iterable[Known]) -> list[Known]:
     return [row for row in rows if row.identity not in identities]
 
 
-def known_rows(source: SourceRef, spec: DatasetSpec) -> tuple[list[Known], int, Counter[str]]:
+def known_rows(
+    source: SourceRef, spec: DatasetSpec, template: ChatTemplate | None
+) -> tuple[list[Known], int, Counter[str]]:
     """The source's distinct rows that teach something, in order of identity; how many it has; what was dropped.
 
     Raises NoRows if none is left.
     """
-    parsed = read(source, spec)
+    parsed = read(source, spec, refusals=Refusals(template) if template else None)
     dropped = Counter(bad.reason for bad in parsed.bad)
     teaching = [Known(identity(row), canonical(row)) for row in parsed.rows if teaches(row)]
     distinct = unique(teaching)

@@ -163,6 +163,13 @@ class BaseRef(Record):
     )
 
 
+class ChatTemplate(Record):
+    """The template that conversations are written by, and the special tokens that it may ask for, by name."""
+
+    text: str
+    special: dict[str, str]
+
+
 class AdapterRef(ArtifactRef):
     """A LoRA adapter in PEFT layout: `adapter_config.json` and `adapter_model.safetensors`."""
 

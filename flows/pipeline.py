@@ -288,7 +288,7 @@ def batch(run: Run, spec: DatasetSpec, source: Source) -> Batch:
     alone = spec.model_copy(update={"task": None, "heldout": None, "skip": 0, "rows": None})
 
     def rows(file: SourceRef, path: str) -> Curated:
-        return run.call(stages.curate, source=file, spec=alone.model_copy(update={"path": path}))
+        return run.call(stages.curate, source=file, spec=alone.model_copy(update={"path": path}), template=run.template)
 
     return Batch(
         name=source.name,

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -18,6 +19,7 @@ from prefect.exceptions import TerminationSignal
 from prefect.logging import get_run_logger
 from pydantic import BaseModel
 
+from backprop_core import base as bases
 from backprop_core.blanking import blank_json, blank_logs
 from backprop_core.errors import BackpropError, Interrupted, RunUnknown, TimeLimit, Unexpected, system_error
 from backprop_core.gate import too_little
@@ -30,6 +32,7 @@ from backprop_core.refs import (
     AdapterRef,
     BaseRecord,
     BaseRef,
+    ChatTemplate,
     DatasetRef,
     Drift,
     ErrorRecord,
@@ -208,6 +211,11 @@ class Run:
     @property
     def base(self) -> BaseRef:
         return self.prepared.base
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """What the base writes conversations by."""
+        return bases.chat_template(self.base)
 
     @property
     def watched(self) -> list[str]:

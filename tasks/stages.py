@@ -11,6 +11,7 @@ from backprop_core.refs import (
     Answers,
     BaseRef,
     Batch,
+    ChatTemplate,
     ConverterRef,
     Curated,
     Drift,
@@ -50,9 +51,9 @@ WRITTEN_DIRECTLY = {"f32", "f16", "bf16", "q8_0"}  # the other quantizations are
 
 
 @stage
-def curate(source: SourceRef, spec: DatasetSpec) -> Curated:
-    """A source → its distinct rows that teach something."""
-    return core.curate(source, spec, store=current().store)
+def curate(source: SourceRef, spec: DatasetSpec, template: ChatTemplate) -> Curated:
+    """A source → its distinct rows that teach something, and that the base's chat template writes."""
+    return core.curate(source, spec, template=template, store=current().store)
 
 
 @stage

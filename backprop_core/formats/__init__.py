@@ -1,8 +1,8 @@
 """Rows in any known format → chat rows: a source is hashed, read in its shape, and each row converted."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from backprop_core.errors import ConfigInvalid, FormatUnknown, InputValidationFailed, NoRows
 from backprop_core.formats.meaning import refuse_row
@@ -16,6 +16,8 @@ from backprop_core.specs import DatasetSpec
 __all__ = ["Bad", "ChatRow", "Parsed", "find", "read", "snapshot"]
 
 DETECTED_FROM = 100  # rows
+REFUSED = "refused_by_template"  # why a row is bad that the base's chat template does not write
+Refuse: TypeAlias = Callable[[Sequence[ChatRow]], Iterable[str | None]]
 
 
 class Bad(NamedTuple):
@@ -48,9 +50,10 @@ def find(dataset: DatasetSpec, *, scratch: Path) -> SourceRef:
     return snapshot(dataset.path, scratch=scratch)
 
 
-def read(source: SourceRef, spec: DatasetSpec) -> Parsed:
+def read(source: SourceRef, spec: DatasetSpec, *, refusals: Refuse | None = None) -> Parsed:
     """All rows of a source, checked to be the bytes that were hashed. `spec.path` is what errors call it.
 
+    `refusals` says of each chat row why it cannot be used, or None: what it refuses is bad as a malformed row is.
     Raises InputValidationFailed if it is in no known shape, has changed, or has more than `spec.max_bad_rows`
     malformed rows; NoRows if it is empty; FormatUnknown if no row format fits; ConfigInvalid if `spec.columns` names a
     field that no format has, or a column that the file does not have.
@@ -60,13 +63,20 @@ def read(source: SourceRef, spec: DatasetSpec) -> Parsed:
         raise NoRows(f"{spec.path} is empty", hint="give a file with rows in it")
     first = [mapped(item.value, spec.columns) for item in items[:DETECTED_FROM] if isinstance(item.value, dict)]
     chosen = FORMATS[format_of(first, spec)]
-    parsed = Parsed([], [])
-    for item in items:
+    good: dict[int, ChatRow] = {}
+    bad: dict[int, Bad] = {}
+    for number, item in enumerate(items):
         try:
-            parsed.rows.append(chat_row(row_of(item.value, spec.columns), chosen, spec.columns))
+            good[number] = chat_row(row_of(item.value, spec.columns), chosen, spec.columns)
         except Malformed as error:
-            parsed.bad.append(Bad(item.place, error.reason, str(error)))
-    if len(parsed.bad) > spec.max_bad_rows * len(items):
+            bad[number] = Bad(item.place, error.reason, str(error))
+    if refusals:
+        for number, why in zip(list(good), refusals(list(good.values())), strict=True):
+            if why is not None:
+                bad[number] = Bad(items[number].place, REFUSED, why)
+                del good[number]
+    parsed = Parsed(list(good.values()), [bad[number] for number in sorted(bad)])
+    if len(bad) > spec.max_bad_rows * len(items):
         raise too_many_bad(parsed.bad, items, spec)
     return parsed
 
@@ -151,6 +161,14 @@ def unknown(rows: list[Row], candidates: dict[str, Format], spec: DatasetSpec) -
 def too_many_bad(bad: list[Bad], items: list[Item], spec: DatasetSpec) -> InputValidationFailed:
     """The error that names the first three places."""
     places = "; ".join(f"{place}: {detail}" for place, _, detail in bad[:3])
+    refused = sum(one.reason == REFUSED for one in bad)
+    if refused == len(bad):
+        return InputValidationFailed(
+            f"{spec.path}: the base's chat template refuses {'all' if refused == len(items) else f'{refused} of'} "
+            f"{len(items)} rows: {places}",
+            hint="give rows with the roles that it knows, in its order, or a base with another template; up to "
+            f"{spec.max_bad_rows:g} of the rows may be bad (max_bad_rows)",
+        )
     return InputValidationFailed(
         f"{spec.path}: {len(bad)} of {len(items)} rows are malformed: {places}",
         hint=f"mend them; up to {spec.max_bad_rows:g} of the rows may be bad (max_bad_rows)",

@@ -264,10 +264,12 @@ def test_templates_that_cannot_be_trained_on(template: str, what: str) -> None:
 
 
 def test_a_role_that_the_template_refuses() -> None:
-    """The template's own words are in the error, and the row."""
+    """A row that the template refuses is left out and counted; where it refuses all, its own words are the error."""
     rows = [row("a", "b"), row("s", "a", "b", roles="system user assistant")]
-    with pytest.raises(ChatTemplateUnusable, match="row 2: the chat template fails: no system role here"):
-        encode(spaces_tokenizer(), rows, max_length=99)
+    examples = encode(spaces_tokenizer(), rows, max_length=99)
+    assert ([example.row for example in examples], examples.cut, examples.left_out) == ([0], 0, 1)
+    with pytest.raises(ChatTemplateUnusable, match="row 1: the chat template fails: no system role here"):
+        encode(spaces_tokenizer(), rows[1:], max_length=99)
 
 
 @pytest.mark.parametrize("template", [None, ""])
