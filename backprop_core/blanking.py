@@ -21,13 +21,15 @@ if TYPE_CHECKING:
 
 BLANK = "***"
 SHORTEST = 8  # characters of a secret that is replaced by its value
+DEEPEST = 3  # times that JSON lies in a text of JSON
 LONGEST_WORD = 15  # letters of what may be a word of some language
 # Patterns are text: a command that prints its help needs none of them compiled.
 SECRET_NAME = (
-    r"(?i)TOKEN(?![A-Z])|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|PRIVATE_KEY|AUTH_STRING|(?<!APPLICATION_)CREDENTIAL"
+    r"(?i)TOKEN(?![A-Z])|SECRET|PASSWORD|PASSWD|PASSPHRASE|(?:^|_)PASS(?:_|$)|_PWD$|API_?KEY|ACCESS_KEY|PRIVATE_KEY|"
+    r"AUTH_STRING|(?<!APPLICATION_)CREDENTIAL"
 )
 NO_SECRET_NAME = r"(?i)_(FILE|PATH|DIR|URL|URI|NAME|USER|USERNAME|HELPER|ID)$"
-IN_AN_ADDRESS = r"://[^\s/:@]*:([^\s/]+)@"
+IN_AN_ADDRESS = r"://[^\s/:@]*:(?!\d+/)((?:(?!://)\S)+)@"
 PRIVATE_KEY = r"(?s)-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----.*?(?:-----END [A-Z0-9 ]*PRIVATE KEY-----|\Z)"
 TOKEN = r"""(?x)  # of known services: nothing else looks like one
     (?<![A-Za-z0-9_-])(?:
@@ -35,6 +37,7 @@ TOKEN = r"""(?x)  # of known services: nothing else looks like one
         | gh[pousr]_[A-Za-z0-9]{16,} | github_pat_\w{16,} | gl(?:pat|ptt|dt|rt)-[\w-]{16,}
         | (?:AKIA|ASIA|ABIA|ACCA|AROA|AIDA|AGPA|ANPA|ANVA)[A-Z0-9]{16}(?![A-Za-z0-9])
         | xox[a-z]-[A-Za-z0-9-]{10,} | xapp-[A-Za-z0-9-]{10,}
+        | gsk_[A-Za-z0-9]{16,} | SG\.[\w-]{16,}\.[\w-]{16,} | do[opr]_v1_[0-9a-f]{32,}
         | AIza[\w-]{30,} | ya29\.[\w.-]{16,} | npm_[A-Za-z0-9]{30,} | pypi-[\w-]{30,} | pnu_[A-Za-z0-9]{16,}
         | eyJ[\w-]{6,}\.eyJ[\w-]{6,}(?:\.[\w-]*)?
     )"""
@@ -43,18 +46,23 @@ PARAMETER = (
     r"x-(?:amz|goog)-(?:signature|credential|security-token)|awsaccesskeyid|googleaccessid"
 )
 FIELD = (
-    r"password|passwd|secret|api[_-]?key|access[_-]?key|private[_-]?key|auth[_-]?string|"
+    r"password|passwd|secret|api[_-]?key|access[_-]?key|account[_-]?key|private[_-]?key|auth[_-]?string|"
     r"(?:access|auth|refresh|id|api|session|bearer|hf|hub|github)[_-]?token|(?<![\w-])token"
 )
+MIXED = r"(?=[^\s\"',;]{0,99}[A-Za-z])(?=[^\s\"',;]{0,99}\d)"  # no word and no number
 IN_TEXT = (  # what the group finds is kept, what follows it is blanked
-    r"(?i)(hooks\.slack\.com/\w+/|discord(?:app)?\.com/api/webhooks/)[\w/-]+",
-    r"(?<=://)()[^\s/:@\"'<>?#]*:[^\s/\"'<>?#]*(?=@)",  # greedy: a password may hold an @
+    r"(?i)(hooks\.slack\.com/\w+/|discord(?:app)?\.com/api/webhooks/|webhook\.office\.com/\w+/)[\w/@-]+",
+    r"(api\.telegram\.org/bot)[\w:-]+",
+    r"(?<=://)()[^\s/:@\"'<>?#]*:(?!\d+[/?#])(?:(?!://)[^\s\"'<>])*(?=@)",  # greedy: a password may hold an @
     r"(?<=://)()[^\s/:@\"'<>?#]{16,}(?=@)",
     rf"(?i)([?&;](?:{PARAMETER})=)[^\s&;\"'<>#)]+",
-    r"(?i)((?:proxy-)?authorization[\"']?\s*[:=]\s*[\"']?)(?:[a-z][\w-]*[ \t]+)?[^\s\"',;]+",
-    r"(?i)(api-key[\"']?\s*:\s*[\"']?)[^\s\"',;]+",
+    r"(?i)((?:proxy-)?authorization(?:[\"']?\s*[:=]|[\"'],)\s*b?[\"']?)(?:[a-z][\w-]*[ \t]+)?[^\s\"',;]+",
+    r"(?i)((?:api-key|private-token|\bx-[\w-]{0,40}token)[\"']?\s*:\s*[\"']?)[^\s\"',;]+",
+    r"(?i)(\b(?:set-)?cookie[\"']?\s*:\s*[\"']?)(?=[^\s=\"']{1,99}=)[^\r\n\"']+",
     r"(?i)(\bbearer\s+)(?=[\w.~+/-]*[\d=._~+/]|[\w.~+/-]{20})[\w.~+/=-]{6,}",
     r"(\b[Bb]asic\s+)(?=[A-Za-z0-9+/]*(?:[0-9+/=]|[a-z][A-Z]))[A-Za-z0-9+/]{8,}={0,2}",
+    rf"(?i)((?:{FIELD}):[ \t]+[\"']?){MIXED}[^\s\"',;]{{8,}}",
+    rf"(?i)(--(?:[\w-]{1, 40}-)?(?:password|secret|token|key)(?:=|\s+)[\"']?){MIXED}[^\s\"',;]{{8,}}",
     rf"(?i)((?:{FIELD})(?:\\?[\"']?=|\\?[\"']:\s*)\\?[\"']?)(?!null\b|none\b|true\b|false\b)[^\s\"',;&)}}\]]+",
 )
 AWS_SECRET = r"(?<![A-Za-z0-9/+=_-])[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=_-])"
@@ -128,7 +136,10 @@ def forms(value: str) -> Iterator[str]:
     """A secret as it is, and as addresses, JSON and Python write it."""
     yield value
     yield from (quote(value), quote(value, safe=""), quote_plus(value))
-    yield from (json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], repr(value)[1:-1])
+    yield from (json.dumps(value, ensure_ascii=False)[1:-1], repr(value)[1:-1])
+    for _ in range(DEEPEST):
+        value = json.dumps(value)[1:-1]
+        yield value
 
 
 def is_random(text: str) -> bool:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
-from urllib.parse import urlsplit
 
 import httpx
 from pydantic import Field
@@ -72,12 +71,25 @@ def quoted(text: str) -> str:
 
 
 def address() -> str:
-    """The URL that OLLAMA_HOST means, as Ollama's own client reads it."""
-    given = os.environ.get("OLLAMA_HOST", "").strip() or "127.0.0.1"
-    parts = urlsplit(given if "//" in given else f"http://{given}")
-    host = "127.0.0.1" if parts.hostname in (None, "0.0.0.0", "localhost") else parts.hostname
-    port = parts.port or {"https": 443}.get(parts.scheme, PORT if "//" not in given else 80)
-    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+    """The URL that OLLAMA_HOST means, as Ollama's own client reads it: a port that is none is the usual one."""
+    given = os.environ.get("OLLAMA_HOST", "").strip().strip("\"'")
+    scheme, _, rest = given.rpartition("://")
+    scheme = scheme.lower() or "http"
+    place, _, path = rest.partition("/")
+    place = place.rpartition("@")[2]
+    usual = {"https": 443}.get(scheme, 80) if "://" in given else PORT
+    host, port = (place, "") if place.count(":") > 1 and "]" not in place else split_port(place)
+    host = host.strip("[]").lower()
+    host = "127.0.0.1" if host in ("", "0.0.0.0", "localhost") else host
+    number = int(port) if port.isdecimal() and int(port) < 2**16 else usual
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{number}/{path}".rstrip("/")
+
+
+def split_port(place: str) -> tuple[str, str]:
+    """Host and port of `host:port`; the port is empty where there is none."""
+    found = re.fullmatch(r"(.*?)(?::([^\]:]*))?", place)
+    assert found
+    return found[1], found[2] or ""
 
 
 class Ollama:
@@ -256,9 +268,12 @@ def claimed(name: str, ollama: Ollama, store: Store) -> Claim:
 
 
 def claim(name: str, ollama: Ollama, store: Store) -> None:
-    """Raise NameTaken if the server has a model `NAME:…` that is not of this store: neither noted, nor of its files."""
+    """Raise NameTaken if the server has a model `NAME:…` that is not of this store: neither noted, nor of its files.
+
+    Ollama takes names that differ in upper and lower case for one.
+    """
     known = claimed(name, ollama, store)
-    there = {model: digest for model, digest in ollama.models().items() if model.partition(":")[0] == name}
+    there = {model: digest for model, digest in ollama.models().items() if model.partition(":")[0].lower() == name}
     unknown = sorted(model for model, digest in there.items() if not known.has(model, digest))
     files = store_files(store) if unknown else set()
     if taken := [model for model in unknown if not ollama.weights(model) & files]:
@@ -288,6 +303,18 @@ def make(model: str, file: Path, serving: Serving, on_progress: OnProgress, *, o
     ollama.create(model, file, serving, on_progress)
     digest = ollama.models().get(model)
     keep(known, name, store, making={*known.making}, made={*known.made, *([digest] if digest else [])})
+
+
+def remove_own(model: str, ollama: Ollama, store: Store) -> None:
+    """Remove a model if it is there and of this store. Raises NameTaken if the store has made none on this server."""
+    name = model.partition(":")[0]
+    if not claim_path(name, ollama.url, store).is_file():
+        raise NameTaken(
+            f"no {name} was made at {ollama.url}", hint="set OLLAMA_HOST to the server that it was released to"
+        )
+    digest = ollama.models().get(model)
+    if digest and claimed(name, ollama, store).has(model, digest):
+        ollama.remove(model)
 
 
 def prove(

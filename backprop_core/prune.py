@@ -98,9 +98,10 @@ class Plan:
 
     def __init__(self, store: Store, keep: int, line: str | None, young: float) -> None:
         self._store, self._lines = store, Lines(store)
+        self._pinned = set[str]().union(*pinned(store).values())
         names = self._lines.names()
         self._dropped = {name: self._not_kept(name, keep) for name in names if line in (None, name)}
-        kept = self._held_by_versions(names) | self._held_by_runs(names, young).union(*pinned(store).values())
+        kept = self._held_by_versions(names) | self._held_by_runs(names, young) | self._pinned
         self._sizes = {path.name: size_of(path) for path in store.root.glob("artifacts/*")}
         candidates = self._sizes.keys() if line is None else self._left_behind(line) & self._sizes.keys()
         self._artifacts = sorted(candidates - kept)
@@ -122,7 +123,10 @@ class Plan:
         """Remove nothing that was not listed before."""
         known = {digest for item in listed.items for digest in item.artifacts}
         self._artifacts = [digest for digest in self._artifacts if digest in known]
-        self._dropped = {line: numbers for line, numbers in self._dropped.items() if line in listed.versions}
+        self._dropped = {
+            line: [number for number in numbers if number in listed.versions.get(line, [])]
+            for line, numbers in self._dropped.items()
+        }
 
     def report(self) -> Pruned:
         return Pruned(
@@ -192,7 +196,11 @@ class Plan:
         kept = set(versions[-keep:])
         if live:
             kept |= {live.number, live.version.parent or live.number - 1}
-        return [number for number in versions if number not in kept]
+        return [number for number in versions if number not in kept and not self._is_pinned(line, number)]
+
+    def _is_pinned(self, line: str, number: int) -> bool:
+        """Whether a person keeps what a version is: its merged adapter."""
+        return self._lines.version(line, number).merged.digest in self._pinned
 
     def _held_by_versions(self, names: list[str]) -> set[str]:
         """What the versions that stay name, and what went live with them; and a release that goes on."""

@@ -29,6 +29,7 @@ from backprop_core.verdicts import Act
 
 log = logging.getLogger(__name__)
 BEFORE, COMMIT, HAD_LATEST, OLD_RECORD, ANSWER = "before", "commit", "had latest", "old record", "answer"
+SERVER = "ollama server"
 
 
 class Release(Record):
@@ -63,7 +64,7 @@ class Transaction(Record):
 class Services(NamedTuple):
     """How to reach what is outside."""
 
-    ollama: Callable[[], ollama.Ollama]
+    ollama: Callable[[str | None], ollama.Ollama]  # at this URL; None: the one that the environment names
     hub: Callable[[], Hub]
     on_progress: OnProgress
 
@@ -161,7 +162,7 @@ class Steps:
         """Nothing can undo it any more. What cannot be tidied up now is tidied up by whoever comes next."""
         try:
             if self._publish.ollama:
-                with self._services.ollama() as server:
+                with self._server() as server:
                     server.remove(self._model("previous"))
             journal_of(self._release.line, self._store).unlink()
         except BackpropError as error:
@@ -198,17 +199,21 @@ class Steps:
     def _version(self) -> str:
         return self._model(f"v{self._release.number}")
 
+    def _server(self) -> ollama.Ollama:
+        """The server that the release was begun on, whatever the environment names by now."""
+        return self._services.ollama(self._state.notes.get(SERVER))
+
     def _claim(self) -> dict[str, str]:
         assert self._publish.ollama
-        with self._services.ollama() as server:
+        with self._server() as server:
             server.check()
             ollama.claim(self._publish.ollama, server, self._store)
-        return {}
+            return {SERVER: server.url}
 
     def _create(self) -> dict[str, str]:
         assert self._release.serving
         file = self._store.local(self._release.gguf[0]) / "model.gguf"
-        with self._services.ollama() as server:
+        with self._server() as server:
             answer = ollama.prove(
                 server,
                 self._version,
@@ -223,27 +228,27 @@ class Steps:
     def _remove(self) -> None:
         earlier = released(self._release.line, self._release.number, self._store)
         if earlier is None or earlier.publish.ollama != self._publish.ollama:
-            with self._services.ollama() as server:
+            with self._server() as server:
                 server.remove(self._version)
 
     def _set_aside(self) -> dict[str, str]:
-        with self._services.ollama() as server:
+        with self._server() as server:
             there = server.models()
             if self._model("latest") in there:
                 server.copy(self._model("latest"), self._model("previous"))
         return {HAD_LATEST: "yes" if self._model("latest") in there else "no"}
 
     def _drop_previous(self) -> None:
-        with self._services.ollama() as server:
+        with self._server() as server:
             server.remove(self._model("previous"))
 
     def _make_latest(self) -> dict[str, str]:
-        with self._services.ollama() as server:
+        with self._server() as server:
             server.copy(self._version, self._model("latest"))
         return {}
 
     def _bring_back(self) -> None:
-        with self._services.ollama() as server:
+        with self._server() as server:
             if self._state.notes[HAD_LATEST] == "no":
                 server.remove(self._model("latest"))
             elif self._model("previous") in server.models():  # else it was brought back before

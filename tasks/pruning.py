@@ -8,7 +8,7 @@ from backprop_core import prune as core
 from backprop_core.errors import RunActive, RunUnknown
 from backprop_core.keys import digests_in
 from backprop_core.lines import Lines
-from backprop_core.ollama import Ollama
+from backprop_core.ollama import Ollama, remove_own
 from backprop_core.release import record_of
 from backprop_core.settings import Settings, settings
 from backprop_core.store import Store
@@ -93,7 +93,7 @@ def meant(ref: str, store: Store) -> tuple[str, set[str]]:
 
 def remove_tag(model: str) -> None:
     with Ollama() as server:
-        server.remove(model)
+        remove_own(model, server, Store(settings().store_path))
 
 
 def retain(run: "Run") -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from backprop_core.blanking import blank_address
 from backprop_core.errors import ConfigInvalid
 from backprop_core.formats import find, snapshot
 from backprop_core.formats.source import is_web
@@ -56,15 +57,25 @@ def source(dataset: DatasetSpec, scratch: Path, *, task: str | None) -> Source:
 
 
 def refuse_collisions(datasets: Sequence[DatasetSpec]) -> None:
-    """Raise ConfigInvalid if two names would be one task only because a task's name has fewer characters."""
-    known: dict[str, str] = {}
-    for name in (stem(dataset.path) for dataset in datasets if not dataset.task):
-        other = known.setdefault(task_name(name), name)
-        if other != name:
+    """Raise ConfigInvalid if two names would be one task only because a task's name has fewer characters.
+
+    So are two web addresses that differ in their query alone.
+    """
+    known: dict[str, tuple[str, str]] = {}
+    for path in (dataset.path for dataset in datasets if not dataset.task):
+        name = stem(path)
+        other, before = known.setdefault(task_name(name), (name, path))
+        if other != name or (path != before and without_query(path) == without_query(before)):
+            one, two = (other, name) if other != name else (blank_address(before), blank_address(path))
             raise ConfigInvalid(
-                f"{other!r} and {name!r} would both be the task {task_name(name)}",
+                f"{one!r} and {two!r} would both be the task {task_name(name)}",
                 hint="name the tasks (datasets.0.task=NAME), or rename a file; files of one name are one task",
             )
+
+
+def without_query(path: str) -> str:
+    """A web address without its query and fragment; a path as it is."""
+    return urlsplit(path)._replace(query="", fragment="").geturl() if is_web(path) else path
 
 
 def stem(path: str) -> str:

@@ -65,6 +65,23 @@ SHAPES = {  # none of these is anyone's
     "a key's parameter": ("https://host/x?a=b&key=f00f", "f00f"),
     "a field": ("connect(password='hunter2', host='x')", "hunter2"),
     "a field of JSON": ('{"client_secret": "hunter2", "x": 1}', "hunter2"),
+    "an address with a / in its password": ("postgresql://anna:hun/ter22@host:5432/x", "ter22"),
+    "a flag": ("ran convert --token a1b2c3d4e5 --outfile x", "a1b2c3d4e5"),
+    "a flag with =": ("ran prefect --api-key=a1b2c3d4e5", "a1b2c3d4e5"),
+    "a field of YAML": ("auth:\n  password: hunter22x\n", "hunter22x"),
+    "a cookie": ("Cookie: session=abcdef0123; other=xyz0123", "xyz0123"),
+    "a cookie that is set": ("set-cookie: prefect=abcdEF0123; Path=/", "abcdEF0123"),
+    "a token's header": ("X-Auth-Token: gAAAAABhab", "gAAAAABhab"),
+    "GitLab's header": ("PRIVATE-TOKEN: abcdEFGH12", "abcdEFGH12"),
+    "a header in a tuple": ("('Authorization', 'Token 0a1b2c3d4e5f')", "0a1b2c3d"),
+    "Groq": ("gsk_" + "a1B2c3D4" * 5, "a1B2c3D4"),
+    "SendGrid": ("SG." + "a1B2c3D4" * 3 + "." + "x1Y2z3W4" * 5, "x1Y2z3W4"),
+    "Telegram's bot": (
+        "https://api.telegram.org/bot123456789:AAHdqTcvCH1vGWJxfSeofSAs0K5PALDsaw1/sendMessage",
+        "AAHdq",
+    ),
+    "Teams' webhook": ("https://x.webhook.office.com/webhookb2/aa-bb@cc/IncomingWebhook/dead42beef/gg", "dead42beef"),
+    "Azure's key": ("AccountName=x;AccountKey=abcDEF1234567890==;EndpointSuffix=y", "abcDEF12345"),
     "a field of JSON in JSON": (r'"{\"password\": \"hunter2\"}"', "hunter2"),
 }
 HARMLESS = (
@@ -75,6 +92,9 @@ HARMLESS = (
     "token_accuracy=0.5, eos_token=<|im_end|>, max_new_tokens=128",
     "set BACKPROPAGATE_AUTH_PASSWORD or BACKPROPAGATE_AUTH_PASSWORD_FILE",
     "the password: ask for it",
+    "password: anything, token: 5 of 10, secret: true, per token: 0.3 s",
+    "http://host:8080/data@v2 and http://host:8080/a@b",
+    "--token TOKEN, --password-file FILE, --max-token 12345678",
     "7f" * 32,
 )
 
@@ -271,6 +291,7 @@ PATIENCE = """
 import time
 from backprop_core.blanking import blank_secrets
 parts = "a|://a:|-----BEGIN PRIVATE KEY|Bearer |password=|a-|https://x|?a_|eyJ|A1b2|x-|://|hf_|Basic A|key: "
+parts += "|--token=|cookie:|SG.a-"
 for text in [part * (100_000 // len(part)) for part in parts.split("|")] + ["https://" + "x" * 100_000]:
     begin = time.monotonic()
     blank_secrets(text)
@@ -288,3 +309,26 @@ def test_a_coded_error_keeps_what_it_says():
     assert ConfigInvalid("training.lora.rank=0 is not possible", hint="1 to 1024").message.endswith(
         "=0 is not possible"
     )
+
+
+@pytest.mark.parametrize("name", ["MYSQL_PWD", "GIT_PASS", "PASSPHRASE", "KEY_PASSPHRASE", "SMTP_PASS"])
+def test_other_names_of_passwords(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A variable that is called a pass, a pwd or a passphrase holds a secret; where a shell is does not."""
+    monkeypatch.setenv(name, "Tr0ub4dor&3x")
+    monkeypatch.setenv("PWD", "/some/place1")
+    monkeypatch.setenv("OLDPWD", "/some/place2")
+    assert blank_secrets("Tr0ub4dor&3x in /some/place1, /some/place2") == "*** in /some/place1, /some/place2"
+
+
+def test_a_secret_in_json_in_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Escaped once or twice, it is still that secret."""
+    monkeypatch.setenv("DB_PASSWORD", 's3"cr\\et9q')
+    once = json.dumps({"x": 's3"cr\\et9q'})
+    for text in (once, json.dumps(once), json.dumps([json.dumps(once)])[1:-1]):
+        assert "cr" not in blank_secrets(text)
+
+
+def test_a_password_with_a_slash_in_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a secret by its value too."""
+    monkeypatch.setenv("DATABASE_URL", "postgresql://anna:hun/ter22x@host:5432/x")
+    assert blank_secrets("hun/ter22x is wrong") == "*** is wrong"

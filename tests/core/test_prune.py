@@ -18,7 +18,7 @@ from backprop_core.lines import Lines, LineVersion
 from backprop_core.pins import pin, unpin
 from backprop_core.prune import Pruned, prune, sizes, tag_remover
 from backprop_core.refs import AdapterRef, GGUFRef, RowsRef
-from backprop_core.release import Release, Services, record_of, release
+from backprop_core.release import Release, Services, record_of, release, released
 from backprop_core.specs import ExportSpec, PublishSpec
 from backprop_core.store import Store
 from tests.core.test_lines import version
@@ -255,6 +255,16 @@ def test_what_is_pinned_stays(world: World) -> None:
     assert world.candidate not in world.there() and world.holds(world.versions[1])
 
 
+def test_a_pinned_version_stays_with_its_tag(world: World) -> None:
+    """Pinned by its number or by its run, it keeps its files, its tag and its record, and is not listed."""
+    lines = Lines(world.store)
+    pin("support@1", world.versions[1], world.store)
+    pin(lines.version(LINE, 2).run_id, world.versions[2], world.store)
+    assert world.prune(keep=2).versions == {LINE: [3, 4]}
+    assert world.tags == [f"support:v{number}" for number in (1, 2, 5, 6)]
+    assert released(LINE, 1, world.store) and released(LINE, 2, world.store) and not released(LINE, 3, world.store)
+
+
 def test_everything_that_goes_is_listed(world: World) -> None:
     """Each artifact once, under the version or the run that named it, with its size."""
     age(world.store, "c" * 32, 0.5)
@@ -276,6 +286,9 @@ def test_only_what_was_listed_goes(world: World) -> None:
     late = artifact(world.store, "late", kind="tuned").digest
     world.prune(keep=2, only=listed)
     assert late in world.there() and world.candidate not in world.there()
+    listed = world.prune(keep=2, dry_run=True)
+    world.versions[7] = lived(world.store, 7)
+    assert world.prune(keep=2, only=listed).versions == {LINE: [1, 2, 3, 4]} and "support:v5" in world.tags
 
 
 def test_killed_anywhere_loses_nothing(world: World) -> None:

@@ -16,7 +16,7 @@ from tasks import prepare
 from tasks.confine import may_read
 from tasks.fingerprint import fingerprint
 from tasks.journal import Journal
-from tasks.sources import stem
+from tasks.sources import refuse_collisions, stem
 from tasks.tracking import sync
 from tasks.tracking.connection import connect
 from tasks.tracking.history import is_empty
@@ -99,6 +99,16 @@ def test_names_that_would_become_one_task_are_an_error(base: Path, tmp_path: Pat
             of_files(base, store, *[tmp_path / name for name in (one, other)[: 2 - len(watch)]], watch=watch)
         assert "datasets.0.task" in caught.value.hint
     assert of_files(base, store, tmp_path / one, flow="retrain") == ["default"]
+
+
+def test_addresses_that_differ_in_their_query_are_not_one_task() -> None:
+    """Files that one address gives by its query are named; one file under two signatures in two places is one task."""
+    place = "https://host/download.php"
+    with pytest.raises(ConfigInvalid, match="would both be the task download"):
+        refuse_collisions([DatasetSpec(path=f"{place}?file={name}") for name in ("faq", "orders")])
+    refuse_collisions([DatasetSpec(path=f"{place}?file={name}", task=name) for name in ("faq", "orders")])
+    refuse_collisions([DatasetSpec(path=f"https://host/{place}/data.jsonl?sig={place}") for place in "ab"])
+    refuse_collisions([DatasetSpec(path=f"{place}?file=faq")] * 2)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from backprop_core.errors import NameTaken, OllamaRegistrationFailed, OllamaUnreachable
-from backprop_core.ollama import Ollama, Serving, address, claim, modelfile, register, serving
+from backprop_core.ollama import Ollama, Serving, address, claim, modelfile, register, remove_own, serving
 from backprop_core.refs import GGUFRef
 from backprop_core.store import Store, write_atomic
 from tests.wire.ollama_server import OllamaServer
@@ -156,6 +156,31 @@ def test_a_name_is_ours_on_one_server_only(server: OllamaServer, ollama: Ollama,
     claim("support", ollama, store)
 
 
+def test_a_name_in_other_letters_is_taken(server: OllamaServer, ollama: Ollama, file: Path) -> None:
+    """Ollama takes Support and support for one name, so a model of others under either is refused."""
+    server.models["Support:latest"] = {"system": "of another team", "files": {}}
+    with pytest.raises(NameTaken, match="Support:latest"):
+        claim("support", ollama, Store(file.parent / "store"))
+
+
+def test_only_what_was_made_here_is_removed(server: OllamaServer, ollama: Ollama, file: Path) -> None:
+    """A prune removes a tag where this store made it: not on another server, and not what was put in its place."""
+    store = Store(file.parent / "store")
+    registered(ollama, file)
+    with OllamaServer().running() as second, Ollama(second.url) as other:
+        second.models["support:latest"] = {"system": "of another team", "files": {}}
+        with pytest.raises(NameTaken):
+            remove_own("support:latest", other, store)
+        assert second.models
+    mine = server.models["support:latest"]
+    server.models["support:latest"] = {"system": "made by hand meanwhile", "files": {}}
+    remove_own("support:latest", ollama, store)
+    assert server.models
+    server.models["support:latest"] = mine
+    remove_own("support:latest", ollama, store)
+    assert not server.models
+
+
 def committed(file: Path, store: Store) -> Path:
     """The file as an artifact of the store."""
     with store.begin("gguf") as directory:
@@ -211,9 +236,15 @@ def test_a_modelfile_says_the_same() -> None:
         ("gpu:9", "http://gpu:9"),
         ("https://ollama.example", "https://ollama.example:443"),
         ("[::1]:5", "http://[::1]:5"),
+        ("::1", "http://[::1]:11434"),
+        ("h:99999", "http://h:11434"),
+        ("h:abc", "http://h:11434"),
+        ("http://user:pw@h:1", "http://h:1"),
+        ("'h'", "http://h:11434"),
+        ("https://h/team-a/", "https://h:443/team-a"),
     ],
 )
 def test_address_is_what_ollama_reads(monkeypatch: pytest.MonkeyPatch, given: str, meant: str) -> None:
-    """OLLAMA_HOST with and without scheme and port."""
+    """OLLAMA_HOST with and without scheme, port and path; a port that is none is the usual one."""
     monkeypatch.setenv("OLLAMA_HOST", given)
     assert address() == meant

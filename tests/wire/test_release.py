@@ -80,7 +80,9 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         store = Store(tmp_path / "store")
         for number in (1, 2):
             Lines(store).append(LINE, version(number), after=number - 1)
-        services = Services(lambda: Ollama(ollama.url, patience=2), lambda: Hub(TOKEN), lambda done, total: None)
+        services = Services(
+            lambda url=None: Ollama(url or ollama.url, patience=2), lambda: Hub(TOKEN), lambda done, total: None
+        )
         yield World(store, ollama, hub, services)
 
 
@@ -197,6 +199,23 @@ def test_killed_and_it_cannot_be_finished(world: World) -> None:
     world.ollama.fail("POST /api/copy", "500")
     recover(LINE, store=world.store, services=world.services)
     assert world.state() == before
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_killed_and_another_server_is_named(world: World, fails: bool) -> None:
+    """What was begun on one Ollama is finished, or undone, on that one; models of the same name elsewhere stay."""
+    world.release(1)
+    before = world.state()
+    assert killed_at(world, 2, 21)
+    with OllamaServer().running() as second:
+        second.models = {f"support:{tag}": {"system": "theirs", "files": {}} for tag in ("latest", "previous", "v2")}
+        theirs = dict(second.models)
+        if fails:
+            world.ollama.fail("POST /api/copy", "500")
+        elsewhere = world.services._replace(ollama=lambda url=None: Ollama(url or second.url, patience=2))
+        recover(LINE, store=world.store, services=elsewhere)
+        assert second.models == theirs
+    assert world.state() == before if fails else world.state()["champion"] == 2
 
 
 def test_without_a_place_only_the_champion_moves(world: World) -> None:
