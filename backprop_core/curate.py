@@ -2,7 +2,8 @@
 
 A row's identity is the sha256 of what cannot be taken for another row: its roles, and its texts in Unicode's NFC with
 `\n` for every line ending and without whitespace at their ends. All other whitespace counts: it is what code, YAML and
-tables are made of. Rows of one identity are one row. Which side a row is on is `sides`' to say.
+tables are made of. Turns after the last answer are neither trained nor scored, so they do not count. Rows of one
+identity are one row. Which side a row is on is `sides`' to say.
 """
 
 import hashlib
@@ -95,12 +96,23 @@ def teaches(row: ChatRow) -> bool:
     """Whether there is text to learn: an assistant's answer to something, or raw text."""
     if "text" in row:
         return bool(row["text"].strip())
-    return any(turn["role"] == "assistant" and turn["content"].strip() for turn in row["messages"][1:])
+    return any(map(answers_something, row["messages"][1:]))
+
+
+def taught(row: ChatRow) -> list[dict[str, str]]:
+    """The turns up to the last that is learned or scored; all if none is."""
+    turns: list[dict[str, str]] = row["messages"]
+    answers = [place for place, turn in enumerate(turns) if place and answers_something(turn)]
+    return turns[: answers[-1] + 1] if answers else turns
+
+
+def answers_something(turn: dict[str, str]) -> bool:
+    return turn["role"] == "assistant" and bool(turn["content"].strip())
 
 
 def identity(row: ChatRow) -> bytes:
     """sha256 of the normalised row, as canonical JSON of (role, text) turn by turn."""
-    parts = [("text", row["text"])] if "text" in row else [(turn["role"], turn["content"]) for turn in row["messages"]]
+    parts = [("text", row["text"])] if "text" in row else [(turn["role"], turn["content"]) for turn in taught(row)]
     turns = ",".join(f"[{encode_basestring(role)},{encode_basestring(normalised(text))}]" for role, text in parts)
     return hashlib.sha256(f"[{turns}]".encode()).digest()
 

@@ -1,6 +1,7 @@
 """How many tokens rows come to: a sample of them, counted by the model's own tokenizer and chat template. No torch."""
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -46,6 +47,7 @@ class Counter:
         self._template = (bases.template_of(directory) if directory else None) or ""
         self._special = templates.named(bases.special_tokens(directory)) if directory else {}
         self._directory = directory
+        self._control = control_tokens(self._tokenizer)
 
     @property
     def exact(self) -> bool:
@@ -66,8 +68,9 @@ class Counter:
     def _text(self, row: ChatRow) -> Text:
         """The row as the template writes it up to its last answer, or its bare texts where the template refuses it."""
         if "text" in row:
-            return Text(row["text"], [(0, len(row["text"]))])
-        turns = row["messages"]
+            text = self._plain(row["text"])
+            return Text(text, [(0, len(text))])
+        turns = [{**turn, "content": self._plain(turn["content"])} for turn in row["messages"]]
         answers = [place for place, turn in enumerate(turns) if place and turn["role"] == "assistant"]
         if not answers:
             return Text("".join(turn["content"] for turn in turns), [])
@@ -78,6 +81,10 @@ class Counter:
             whole = "".join(turn["content"] for turn in turns)
             start = sum(len(turn["content"]) for turn in turns[: answers[0]])
         return Text(whole, list(spans(whole, [turns[place]["content"].strip() for place in answers], start)))
+
+    def _plain(self, text: str) -> str:
+        """A text whose control tokens are split: in a row they are letters, and tokenized as such."""
+        return self._control.sub(lambda name: f"{name[0][:1]} {name[0][1:]}", text) if self._control else text
 
     def _render(self, turns: Sequence[dict[str, Any]], *, begins: bool) -> str:
         return templates.render(self._template, turns, special=self._special, add_generation_prompt=begins)
@@ -156,6 +163,13 @@ def opened(file: Path) -> "Tokenizer":
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def control_tokens(tokenizer: "Tokenizer | None") -> re.Pattern[str] | None:
+    """Any control token of a tokenizer; None if it has none."""
+    added = tokenizer.get_added_tokens_decoder().values() if tokenizer else ()
+    names = sorted((token.content for token in added if token.special), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, names))) if names else None
 
 
 def vocabulary(directory: Path) -> int | None:

@@ -26,6 +26,7 @@ SINCE_1970 = str(int(NOW.replace(tzinfo=UTC).timestamp()))
 TODAY = f"{NOW:%d %b %Y}"
 CLOCK = {"strftime_now", "date_string"}  # what templates write the day with
 CHANCE = {"random", "lipsum"}  # jinja2's own, other in each process
+ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>")  # a function or a generator that is not called
 FAULTS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 HINT = "put a working chat_template.jinja beside the model's tokenizer.json"
 ASKED = {"role": "user", "content": "a"}
@@ -37,13 +38,15 @@ def check(template: str, special: Mapping[str, Any]) -> None:
     """Render a question, and one with its answer.
 
     `special` has the tokens that the tokenizer's files name. Its class may have the others, which are made up here:
-    whether it has is seen when the tokenizer is loaded. Raises ChatTemplateUnusable if rendering fails or takes longer
-    than SECONDS.
+    whether it has is seen when the tokenizer is loaded. Raises ChatTemplateUnusable if rendering fails, takes longer
+    than SECONDS, or writes an address in memory.
     """
     tokens = named(special)
     with limit():
         for messages, begins in (([ASKED], True), ([ASKED, ANSWERED], False)):
-            render(template, messages, special=tokens, add_generation_prompt=begins)
+            text = render(template, messages, special=tokens, add_generation_prompt=begins)
+            if found := ADDRESS.search(text):
+                raise ChatTemplateUnusable(f"the chat template writes {found[0]}, another in each process", hint=HINT)
 
 
 def render(

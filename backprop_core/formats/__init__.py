@@ -1,11 +1,11 @@
 """Rows in any known format → chat rows: a source is hashed, read in its shape, and each row converted."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from backprop_core.errors import ConfigInvalid, FormatUnknown, InputValidationFailed, NoRows
-from backprop_core.formats.meaning import refuse_row
+from backprop_core.formats.meaning import refuse_row, says_more, untrained
 from backprop_core.formats.reading import HEAD, reading
 from backprop_core.formats.rows import FORMATS, ChatRow, Format, Row
 from backprop_core.formats.shapes import Item, Malformed, Value, parse
@@ -110,7 +110,18 @@ def chat_row(row: Row, format: Format, columns: dict[str, str]) -> ChatRow:
         used |= {"rejected"}
     said = [turn["content"] for turn in made["messages"]] if "messages" in made else [made["text"]]
     refuse_row(row, used=used, said=said)
+    if not columns:  # they say which fields are meant
+        refuse_others(row, used=used, said=said)
     return made
+
+
+def refuse_others(row: Row, *, used: Collection[str], said: Sequence[str]) -> None:
+    """Raise Malformed for a row that is of another format too, and says something else there."""
+    for other in FORMATS.values():
+        if row.keys() >= set(other.required):
+            for name in other.required:
+                if name not in used and says_more(row[name], said):
+                    raise untrained("the row", name, row[name])
 
 
 def row_of(value: Value, columns: dict[str, str]) -> Row:

@@ -15,21 +15,25 @@ Law = Literal["counts", "judges", "holds"]
 
 COUNTS = {  # how much it is to count for: 1 is what everything counts for
     *("weight", "weights", "sample_weight", "loss_weight", "loss_scale", "completion_mask", "loss_mask"),
-    *("assistant_mask", "assistant_masks"),
+    *("assistant_mask", "assistant_masks", "train_mask", "training_mask"),
 }
 JUDGES = {  # how good it is, or what it is better than: whatever stands there is a judgement
     *("label", "labels", "kto_tag", "score", "scores", "rating", "ratings", "reward", "rewards", "rank", "margin"),
     *("chosen", "rejected", "rejected_response", "rejected_messages", "preferred_output", "non_preferred_output"),
     *("preference", "is_preferred", "desirable"),
+    *("negative", "negatives", "negative_response", "bad_completion", "bad_response", "worse_response"),
 }
 HOLDS = {  # what the model is to see or to say: anything but nothing
     *("tools", "tool", "functions", "tool_calls", "tool_call", "function_call", "function_calls", "tool_choice"),
     *("tool_plan", "documents", "chat_template_kwargs", "reasoning_content", "reasoning", "thinking", "thoughts"),
+    *("think", "cot", "scratchpad", "tool_responses", "tool_response", "tool_results", "tool_result", "observations"),
     *("thought", "rationale", "chain_of_thought", "images", "image", "videos", "video", "audios", "audio", "objects"),
     *("refusal", "rejection"),
 }
 OF_A_TURN: dict[str, Law] = {  # what means something on a turn only; on a row it says where that comes from
     **dict.fromkeys(("train", "training", "loss", "mask", "train_detail", "training_detail"), "counts"),
+    **dict.fromkeys(("train_on_turn", "trainable", "learn", "learnable"), "counts"),
+    **dict.fromkeys(("ignore", "ignored", "masked", "is_masked", "skip", "exclude"), "holds"),
     **dict.fromkeys(("name", "tool_call_id", "prefix", "recipient", "channel", "citations", "annotations"), "holds"),
 }
 WORDS: dict[str, Law] = {  # any name with one of these words in it, like `score_chosen` or `reasoning_details`
@@ -37,7 +41,10 @@ WORDS: dict[str, Law] = {  # any name with one of these words in it, like `score
     **dict.fromkeys(("chosen", "rejected", "kto"), "judges"),
     **dict.fromkeys(("reasoning", "thinking"), "holds"),
 }
-QUESTION = ("system", "system_prompt", "system_message", "history", "instruction", "input", "context")
+QUESTION = (
+    *("system", "system_prompt", "system_message", "history", "instruction", "instructions", "input", "context"),
+    *("passage", "persona", "preamble", "background"),
+)
 
 NOTHING = ("", "[]", "{}", "null", "none")
 ONE = (None, True, "", "1", "1.0", "true")  # True == 1 == 1.0
@@ -68,6 +75,16 @@ def refuse_row(row: Mapping[str, Any], *, used: Collection[str], said: Iterable[
             raise untrained("the row", plain, value)
         if plain in QUESTION and carries(value, "holds") and not any(str(value) in text for text in said):
             raise untrained("the row", plain, value)
+
+
+def says_more(value: Any, said: Iterable[str]) -> bool:
+    """Whether a text, or the text of any turn, is in none of the texts `said`, and does not hold all of them."""
+    if isinstance(value, list):
+        return any(says_more(item, said) for item in value)
+    if isinstance(value, dict):
+        return says_more(value.get("content") or value.get("value"), said)
+    text = "" if value is None else str(value).strip()
+    return not any(text in one for one in said) and not all(one.strip() in text for one in said)
 
 
 @cache

@@ -80,12 +80,19 @@ def turn(value: Any) -> dict[str, str]:
         raise Malformed("not_an_object", "a turn is not an object")
     role = one_of(value, "role", "from")
     known = ROLES.get(role) if isinstance(role, str) else None
-    refuse_turn(value, learned=known in (None, "assistant"))
+    for part in [value, *text_parts(one_of(value, "content", "value"))]:
+        refuse_turn(part, learned=known in (None, "assistant"))
     if known is None:
         raise Malformed("unknown_role", f"unknown role {role!r}")
     text = one_of(value, "content", "value")
     field = "content" if "content" in value else "value"
     return message(known, required(value, field) if text is None else checked(text, field))
+
+
+def text_parts(content: Any) -> list[Row]:
+    """The text parts of an OpenAI message; none of a plain text."""
+    parts = content if isinstance(content, list) else []
+    return [part for part in parts if isinstance(part, dict) and part.get("type") == "text"]
 
 
 def one_of(value: Row, name: str, other: str) -> Any:

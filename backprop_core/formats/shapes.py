@@ -45,9 +45,9 @@ def parse(data: bytes, reading: Reading, name: str) -> Iterator[Item]:
         case "parquet":
             return parquet(data, name)
         case "csv":
-            return comma_separated(decoded(data, reading.encoding, name), reading.separator, name)
+            return comma_separated(plain(data, reading.encoding, name), reading.separator, name)
         case "text":
-            return lines_of_text(decoded(data, reading.encoding, name))
+            return lines_of_text(plain(data, reading.encoding, name))
         case "json-array":
             return array(decoded(data, reading.encoding, name), name)
         case "json-lines":
@@ -71,6 +71,16 @@ def decoded(data: bytes, encoding: str, name: str) -> str:
         else:
             what = f"no {encoding.upper()}, as its byte order mark says"
         raise InputValidationFailed(f"{name}, line {line}: {what}", hint=SAVE) from error
+
+
+def plain(data: bytes, encoding: str, name: str) -> str:
+    """The same without a zero. Raises InputValidationFailed with the first line that has one: no text has."""
+    text = decoded(data, encoding, name)
+    before, zero, _ = text.partition("\0")
+    if zero:
+        what = "a zero byte, as in UTF-16 without a byte order mark, or in a file that is no text"
+        raise InputValidationFailed(f"{name}, line {before.count(chr(10)) + 1}: {what}", hint=SAVE)
+    return text
 
 
 def refuse_unmarked(data: bytes, encoding: str, name: str) -> None:
@@ -148,8 +158,8 @@ def comma_separated(text: str, separator: str | None, name: str) -> Iterator[Ite
 
 
 def lines_of_text(text: str) -> Iterator[Item]:
-    """A row a line; empty lines do not count."""
-    for number, line in enumerate(text.split("\n"), 1):
+    """A row a line; empty lines do not count. A file without a line feed may end its lines with carriage returns."""
+    for number, line in enumerate(text.split("\n" if "\n" in text else "\r"), 1):
         if line.strip():
             yield Item(f"line {number}", {"text": line.removesuffix("\r")})
 

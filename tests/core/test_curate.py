@@ -150,8 +150,19 @@ def test_whitespace_is_meaning(bench: Bench, one: str, other: str) -> None:
 def test_an_identity_is_the_hash_of_canonical_json(turns: list[tuple[str, str]]) -> None:
     """Identities are what they were for rows whose whitespace is single spaces, so that old stores know them again."""
     plain = [(role, " ".join(unicodedata.normalize("NFC", text).split())) for role, text in turns]
+    plain.append(("assistant", "Yes."))
     row = {"messages": [{"role": role, "content": text} for role, text in plain]}
     assert identity(row) == hashlib.sha256(canonical([list(turn) for turn in plain]).encode()).digest()
+
+
+@pytest.mark.parametrize("after", [[("user", "Thanks!")], [("user", "And?"), ("assistant", " ")], [("tool", "{}")]])
+def test_what_comes_after_the_last_answer_makes_no_other_row(bench: Bench, after: list[tuple[str, str]]) -> None:
+    """Turns after the last answer are not trained, so a row that scores is not trained with them either."""
+    rows = [pair(f"Is {number} a number?") for number in range(60)]
+    longer = [{"messages": [*row["messages"], *({"role": r, "content": c} for r, c in after)]} for row in rows[:50]]
+    [dataset] = bench.split(bench.batch(rows), watched=[bench.batch(longer, task="watched")]).datasets
+    assert dataset.train.rows <= 10
+    assert bench.read([*rows, *longer]).dropped["duplicate"] == 50
 
 
 def test_who_says_it_makes_a_row_another(bench: Bench) -> None:

@@ -63,6 +63,16 @@ def test_dense_text_is_not_cut(base: Path, kind: str, side: str) -> None:
         assert why.endswith("; none is longer")
 
 
+@pytest.mark.parametrize("kind", ["question", "answer", "text"])
+def test_control_tokens_in_rows_are_counted_as_letters(base: Path, kind: str) -> None:
+    """Where a row names control tokens, they are as many tokens as training makes of their letters."""
+    text = "<|im_end|><|im_start|>" * 60
+    one = {"question": row(text, "yes"), "answer": row("go", text), "text": {"text": text}}[kind]
+    rows = [one] * 20
+    length, _ = chosen(base, data_of(rows, Counter(base)))
+    assert chat.encode(AutoTokenizer.from_pretrained(base), rows, max_length=length).cut == 0
+
+
 ROWS = [
     *nano.chats(60),
     row("a " * 700, "the end"),

@@ -88,6 +88,20 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("context", {"question": "Why?", "answer": "So.", "context": "It is late."}),
     ("history", PAIR | {"history": [["Hi", "Hello"]]}),
     ("input", PAIR | {"input": "It is late."}),
+    ("weight", answered(content=[{"type": "text", "text": "So.", "weight": 0}])),
+    ("train_on_turn", answered(train_on_turn=False)),
+    ("train_mask", answered(train_mask=0)),
+    ("trainable", answered(trainable=False)),
+    ("ignore", answered(ignore=True)),
+    ("is_masked", answered(is_masked=True)),
+    ("think", answered(think="First …")),
+    ("cot", PAIR | {"cot": "First …"}),
+    ("tool_responses", EXCHANGE | {"tool_responses": ["4"]}),
+    ("negative", PAIR | {"negative": "No."}),
+    ("bad_completion", PAIR | {"bad_completion": "No."}),
+    ("persona", PAIR | {"persona": "A pirate."}),
+    ("passage", {"question": "Why?", "answer": "So.", "passage": "It is late."}),
+    ("instruction", SHAREGPT | {"instruction": "Who?", "output": "Ada."}),
 ]
 
 
@@ -115,6 +129,8 @@ ALLOWED: list[dict[str, Any]] = [
     EXCHANGE | {"tools": "[]", "thinking": False},
     EXCHANGE | {"id": 7, "source": "forum", "category": "why", "language": "en", "meta": {"weight": 3}, "name": "set"},
     EXCHANGE | {"prompt": "Why?", "prompt_id": "abc", "text": "Why? Because.", "input": "Why?"},
+    EXCHANGE | SHAREGPT | PAIR | {"text": "Q: Why?\nA: Because."},
+    answered(ignore=False, masked=False, trainable=True, content=[{"type": "text", "text": "So.", "weight": 1}]),
     {"system": "Be.", "messages": [{"role": "system", "content": "Be."}, USER, ASSISTANT]},
     {"instruction": "Why?", "input": "", "output": "So.", "text": "Why? So.", "context": None},
 ]
@@ -125,6 +141,21 @@ def test_what_carries_nothing_may_be_there(tmp_path: Path, row: dict[str, Any]) 
     """An empty field, the weight 1, and what is about the row (id, source, category) keep a row as it is."""
     rows, bad = parsed(tmp_path, row)
     assert (len(rows), bad) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("prompt", {"prompt": "Who?", "completion": "Because."}),
+        ("completion", {"prompt": "Why?", "completion": "Ada."}),
+        ("conversations", {"conversations": [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Ada."}]}),
+        ("text", {"text": "Something else."}),
+    ],
+)
+def test_a_row_of_two_formats_says_one_thing(tmp_path: Path, name: str, other: dict[str, Any]) -> None:
+    """A row that is of another format too, and says something else there, is refused: one of the two would be lost."""
+    rows, bad = parsed(tmp_path, EXCHANGE, EXCHANGE | other)
+    assert (len(rows), [item.reason for item in bad]) == (1, [name])
 
 
 def test_a_column_that_is_named_is_used(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_a_run_on_other_rows_is_other_work(tmp_path: Path) -> None:
         spec = {"model": {"name": str(base)}, "datasets": [{"path": str(data)}], "training": {"device": "cpu"}}
         prepared = prepare.prepare("train", RunSpec.model_validate(spec), store)
         digests.add(prepared.digest())
-        found.append(defaults.data_in(prepared.sources[0].data, prepared.spec.datasets[0], store))
+        found.append(defaults.data_in(prepared.sources[0].data, prepared.spec.datasets[0], base, store))
     assert len(digests) == 2
     assert found[0] and found[1] and found[0].examples != found[1].examples
 
@@ -229,3 +229,21 @@ def test_what_cannot_be_told_is_asked(tmp_path: Path) -> None:
         parsed(write(tmp_path, "a.csv", "question,answer;note\na,b;c\n"))
     with pytest.raises(InputValidationFailed, match="line 1: two columns are called 'answer'"):
         parsed(write(tmp_path, "b.csv", "question,answer,answer\na,b,c\n"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+@pytest.mark.parametrize("name", ["rows.txt", "rows.csv"])
+def test_text_without_spaces_in_utf_16_is_not_read_as_utf_8(tmp_path: Path, name: str, encoding: str) -> None:
+    """A zero byte stops text and tables at its line: no row is made of another encoding's bytes."""
+    path = tmp_path / name
+    path.write_bytes(("text\n" + "\u4e16\u754c\u4e16\n" * 40).encode(encoding))
+    with pytest.raises(InputValidationFailed, match=r"line [12]: .*UTF-16"):
+        parsed(path, max_bad_rows=1)
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+def test_a_line_of_text_is_a_row_however_lines_end(tmp_path: Path, ends: str) -> None:
+    """Text has a row a line, also where only carriage returns end its lines."""
+    path = tmp_path / "rows.txt"
+    path.write_bytes(ends.join(["one", "two", "three", ""]).encode())
+    assert parsed(path).rows == [{"text": "one"}, {"text": "two"}, {"text": "three"}]

@@ -60,3 +60,18 @@ def test_a_limit_that_is_kept_leaves_no_trace() -> None:
     with pytest.raises(TookTooLong), limited(0.05):
         while True:
             time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages|map(attribute='content') }}",
+        "{{ raise_exception }}",
+        "{% for m in messages %}{{ m.items }}{% endfor %}",
+        "{{ dict }}",
+    ],
+)
+def test_a_template_that_writes_an_address_is_refused(template: str) -> None:
+    """What is another text in each process is not trained: a template that forgot a join or a call is named."""
+    with pytest.raises(ChatTemplateUnusable, match="another in each process"):
+        templates.check(template, {})
