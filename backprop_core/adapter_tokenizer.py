@@ -13,7 +13,8 @@ from backprop_core import peft_files, templates
 from backprop_core.errors import AdapterMismatch, InputValidationFailed
 from backprop_core.keys import canonical
 
-VOCABULARY = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
+ADDED = "added_tokens.json"
+VOCABULARY = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", ADDED)
 CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 MAPS = ("special_tokens_map.json", CONFIG)
 SETTINGS = ("add_bos_token", "add_eos_token", "add_prefix_space")
@@ -38,31 +39,57 @@ def own(directory: Path, base: Path) -> Own | None:
         return None
     for name in MAPS:
         bases.refuse_code(directory / name, bases.optional_json(directory / name))
-    files = together(directory, base)
+    named = special_in(directory, base)
+    files = together(directory, base, named)
     differs = [
         *(["tokenizer"] if vocabulary_in(directory) and decides(directory) != decides(base) else []),
-        *(["chat template"] if bases.template_of(directory) not in (None, bases.template_of(base)) else []),
+        *(["set of special tokens"] if named else []),
+        *(["chat template"] if bases.template_of(directory) not in (None, "", bases.template_of(base)) else []),
     ]
     if not differs:
         return None
-    templates.check(files[TEMPLATE].decode(), bases.special_tokens(directory if vocabulary_in(directory) else base))
+    known = bases.special_tokens(directory if vocabulary_in(directory) else base)
+    templates.check(files[TEMPLATE].decode(), known | named)
     check_size(directory, base)
     return Own(files, differs)
 
 
-def together(directory: Path, base: Path) -> dict[str, bytes]:
-    """The adapter's files, the base's where it has none; the template has a file of its own, and no other place."""
+def special_in(directory: Path, base: Path) -> dict[str, str]:
+    """Of an adapter without a vocabulary the special tokens that are other than the base's, by name.
+
+    Raises AdapterMismatch for one, or an added one, that the base's vocabulary does not have.
+    """
+    if vocabulary_in(directory):
+        return {}
+    own, usual = bases.special_tokens(directory), bases.special_tokens(base)
+    texts = {name: templates.text_of(own[name]) for name in SPECIAL if own.get(name)}
+    named = {name: text for name, text in texts.items() if text != templates.text_of(usual.get(name) or "")}
+    path = base / "tokenizer.json"
+    wanted = [*named.values(), *bases.optional_json(directory / ADDED)]
+    known = loaded(path).get_vocab() if wanted and path.is_file() else wanted
+    if unknown := [text for text in wanted if text not in known]:
+        hint = "put the adapter's tokenizer.json beside it"
+        raise AdapterMismatch(f"{directory} names the token {unknown[0]}, which the base does not have", hint=hint)
+    return named
+
+
+def together(directory: Path, base: Path, named: dict[str, str]) -> dict[str, bytes]:
+    """The adapter's files, the base's where it has none, with the special tokens that it names.
+
+    The template has a file of its own, and no other place.
+    """
     vocabulary = directory if vocabulary_in(directory) else base
     found = {name: (vocabulary / name).read_bytes() for name in VOCABULARY if (vocabulary / name).is_file()}
-    found |= {name: (vocabulary / name).read_bytes() for name in MAPS if (vocabulary / name).is_file()}
-    config = {key: value for key, value in bases.optional_json(vocabulary / CONFIG).items() if key != "chat_template"}
+    maps = {name: bases.read_json(vocabulary / name) | named for name in MAPS if (vocabulary / name).is_file()}
+    found |= {name: (canonical(one) + "\n").encode() for name, one in maps.items()}
+    config = {key: value for key, value in (maps.get(CONFIG) or named).items() if key != "chat_template"}
     template = bases.template_of(directory) or bases.template_of(base) or ""
     return found | {CONFIG: (canonical(config) + "\n").encode(), TEMPLATE: template.encode()}
 
 
 def vocabulary_in(directory: Path) -> bool:
     """Whether a directory has a tokenizer, not only a template."""
-    return any((directory / name).is_file() for name in VOCABULARY)
+    return any((directory / name).is_file() for name in VOCABULARY if name != ADDED)
 
 
 def decides(directory: Path) -> list[Any]:

@@ -194,11 +194,14 @@ def check_one_model(directory: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file of the model's; raises ModelLoadFailed if it is none."""
+    """A JSON object of the model's; raises ModelLoadFailed if it is none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelLoadFailed(f"{path} is not JSON: {error}", hint="get the model's files again") from error
+    if not isinstance(value, dict):
+        raise unreadable(path, ValueError(f"a {type(value).__name__}, no JSON object"))
+    return value
 
 
 def unreadable(path: Path, error: Exception) -> ModelLoadFailed:
@@ -223,18 +226,33 @@ def refuse_code(path: Path, value: Any) -> None:
 def template_of(directory: Path) -> str | None:
     """The tokenizer's chat template, from the first of the places where transformers looks that has one."""
     if (directory / "chat_template.jinja").is_file():
-        return (directory / "chat_template.jinja").read_text(encoding="utf-8")
+        return text_in(directory / "chat_template.jinja")
     for name in ("chat_template.json", "tokenizer_config.json"):
         if found := optional_json(directory / name).get("chat_template"):
             return default_of(found)
     return None
 
 
-def default_of(named: str | list[dict[str, str]]) -> str:
-    """The template that is used where none is named. Raises ChatTemplateUnusable if none of several is the default."""
+def text_in(path: Path) -> str:
+    """A template's file. Raises ChatTemplateUnusable."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise ChatTemplateUnusable(f"{path} is not UTF-8: {error}", hint="save it as UTF-8") from error
+
+
+def default_of(named: Any) -> str:
+    """The template that is used where none is named.
+
+    Raises ChatTemplateUnusable if none of several is the default, or for what is neither a text nor several by name.
+    """
     if isinstance(named, str):
         return named
-    by_name = {each["name"]: each["template"] for each in named}
+    try:
+        by_name = {str(each["name"]): str(each["template"]) for each in named}
+    except (TypeError, KeyError) as error:
+        what = f"the chat_template is a {type(named).__name__}, no text and no list of named texts"
+        raise ChatTemplateUnusable(what, hint="write it as a text into chat_template.jinja") from error
     if "default" not in by_name:
         raise ChatTemplateUnusable(
             f"none of the chat templates is the default: {', '.join(by_name)}",

@@ -17,6 +17,7 @@ from backprop_core.errors import (
     BackpropError,
     ChatTemplateUnusable,
     InputValidationFailed,
+    ModelLoadFailed,
     UnsafeModel,
 )
 from backprop_core.generate import answer
@@ -110,6 +111,29 @@ def test_what_an_adapter_brings_is_used_everywhere(
     assert said == expected != otherwise
 
 
+NAMED = "{% for m in messages %}<|im_start|>[{{ m['role'] }}] {{ m['content'] }}{{ eos_token }}{% endfor %}" + (
+    "{% if add_generation_prompt %}<|im_start|>[assistant] {% endif %}"
+)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_special_tokens_that_an_adapter_names_are_its_own(
+    name: str, adapter: Path, base: Path, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A template of an adapter is written with the special tokens beside it, without a vocabulary too; that is said."""
+    (adapter / "chat_template.jinja").write_text(NAMED)
+    (adapter / name).write_text(json.dumps({"eos_token": "<|endoftext|>"}))
+    _, base_ref, ref = adapter_in(str(adapter), None, store)
+    assert "a set of special tokens and a chat template of its own" in caplog.text
+    changed = with_tokenizer_of(load(base, precision="fp32", device="cpu"), ref, store).tokenizer
+    [prompt] = encode_prompts(changed, [ASKED])
+    assert changed.decode(prompt) == "<|im_start|>[user] What is a kettle?<|endoftext|><|im_start|>[assistant] "
+    parameters = {"base": base_ref, "adapter": ref, "outtype": "f32"}
+    gguf = Stages(store, should_stop=lambda: False).run("convert", "k", parameters, lambda event: None)
+    fields = GGUFReader(store.local(gguf) / "model.gguf").fields
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == changed.convert_tokens_to_ids("<|endoftext|>")
+
+
 def saved_again(adapter: Path, base: Path) -> None:
     """What most trainers leave: the base's own tokenizer, written again, with a pad token and a length of theirs."""
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -153,9 +177,34 @@ def torn(adapter: Path, base: Path) -> None:
     (adapter / "tokenizer.json").write_text((base / "tokenizer.json").read_text()[:500])
 
 
+def unknown_token(adapter: Path, base: Path) -> None:
+    (adapter / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end of answer|>"}))
+
+
+def only_added(adapter: Path, base: Path) -> None:
+    (adapter / "added_tokens.json").write_text(json.dumps({"<|more|>": 299}))
+
+
+def other_encoding(adapter: Path, base: Path) -> None:
+    (adapter / "chat_template.jinja").write_bytes("{{ 'Größe' }}".encode("latin-1"))
+
+
+def no_object(adapter: Path, base: Path) -> None:
+    (adapter / "tokenizer_config.json").write_text("[]")
+
+
+def no_text(adapter: Path, base: Path) -> None:
+    (adapter / "tokenizer_config.json").write_text(json.dumps({"chat_template": ["x"]}))
+
+
 @pytest.mark.parametrize(
     ("bring", "error", "said"),
     [
+        (unknown_token, AdapterMismatch, "which the base does not have"),
+        (only_added, AdapterMismatch, "which the base does not have"),
+        (other_encoding, ChatTemplateUnusable, "not UTF-8"),
+        (no_object, ModelLoadFailed, "no JSON object"),
+        (no_text, ChatTemplateUnusable, "no list of named texts"),
         (never_ends, ChatTemplateUnusable, "chat template fails"),
         (runs_code, UnsafeModel, "auto_map"),
         (too_large, AdapterMismatch, "embeddings"),
