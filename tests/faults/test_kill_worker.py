@@ -76,7 +76,8 @@ class Work:
         self.folder = job.store.root.parent / name
         self.folder.mkdir(parents=True)
         slot = job.store.root / "locks" / "cpu.lock"
-        orders = Orders(root=job.store.root, ready=self.folder / "ready", slots=[slot])
+        ready, waits = self.folder / "ready", self.folder / "waits"
+        orders = Orders(root=job.store.root, ready=ready, waits=waits, slots=[slot])
         self.worker = start([orders.model_dump_json()])
         text = json.dumps({"stage": "train", "key": KEY, "parameters": job.parameters})
         (self.folder / "job.json").write_text(text)
