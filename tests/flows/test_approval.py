@@ -136,11 +136,20 @@ def test_a_rejected_version_does_not_go_live(client, base, data, home):
 def test_no_answer_is_a_no(base, data, home):
     """When the time is over the version is rejected, with nothing computed again; the run keeps that answer."""
     hurry = ApprovalSpec(ask=True, hours=1e-4)
-    result = retrain("support", data[0], model=str(base), approval=hurry, **JOB)
+    result = retrain("late", data[0], model=str(base), approval=hurry, **JOB)
     assert (result.status, result.reason) == ("rejected", "rejected: nobody answered in time")
-    assert stages(result)[False] == 0
-    again = retrain("support", data[0], run_id=result.run_id)
+    assert {stage.stage for stage in result.stages if not stage.cached} <= {"split", "gate"}  # by the name of the task
+    again = retrain("late", data[0], run_id=result.run_id)
     assert (again.status, again.reason) == (result.status, result.reason)
+    assert stages(again)[False] == 0
+
+
+def test_a_no_is_not_asked_again(client, base, data, home):
+    """What a person has rejected is neither trained nor asked again the next night: `unchanged`, with the day."""
+    asked = len(questions(client, "support"))
+    result = retrain("support", data[0], model=str(base), approval=ASKED, **JOB)
+    assert result.status == "unchanged" and "rejected on" in (result.reason or "") and result.runs == []
+    assert len(questions(client, "support")) == asked
 
 
 def test_an_answer_counts_after_a_kill(client, base, data, home):
