@@ -191,28 +191,28 @@ def test_a_question_outlives_the_run_that_asked(client, base, data, home, how):
 def test_a_cancelled_question_is_asked_again(client, base, data, home):
     """Who cancels the question interrupts the run; one that nobody waits for any more is withdrawn."""
     dead = client.create_flow_run(approval.approval, parameters={"line": "dead"}, state=Paused())
-    write_atomic(settings().store_path / "questions" / "support", str(dead.id))  # as an older version did
-    asked = Retrain("support", data[0], base, approval=ASKED)
-    one = question(client, "support")
+    write_atomic(settings().store_path / "questions" / "cancelled", str(dead.id))  # as an older version did
+    asked = Retrain("cancelled", data[0], base, approval=ASKED)
+    one = question(client, "cancelled")
     assert client.read_flow_run(dead.id).state.is_cancelled()
     client.set_flow_run_state(one.id, Cancelled(), force=True)
     with pytest.raises(Interrupted, match="cancelled") as stopped:
         asked.result()
-    again = Retrain("support", data[0], base, run_id=stopped.value.run_id)
-    client.resume_flow_run(question(client, "support").id, run_input={"answer": "reject"})
+    again = Retrain("cancelled", data[0], base, run_id=stopped.value.run_id)
+    client.resume_flow_run(question(client, "cancelled").id, run_input={"answer": "reject"})
     assert again.result().reason == "rejected by a person"
 
 
 def test_at_a_terminal(base, data, home, prefect_home):
     """Without a Prefect server the terminal is asked, and what is no answer is asked again."""
-    command = [sys.executable, "-m", "flows", "retrain", "--line", "support", "--data", data[0], "--model", str(base)]
+    command = [sys.executable, "-m", "flows", "retrain", "--line", "terminal", "--data", data[0], "--model", str(base)]
     command += ["--steps", "2", "--batch-size", "8", "--export", "f16", "--set", "training.learning_rate=0.01"]
     command += ["--set", "training.lora.rank=4", "--set", "gate.max_drop=1", "--set", "approval.ask=true"]
     own = {name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL", "PREFECT_API_KEY")}
     terminal, ours = pty.openpty()
     os.write(terminal, b"maybe\nno  too blue\n")
     done = subprocess.run(command, env=own, capture_output=True, text=True, stdin=ours)
-    assert done.returncode == 3 and done.stderr.count("May this go live in line support?") == 2, done.stderr
+    assert done.returncode == 3 and done.stderr.count("May this go live in line terminal?") == 2, done.stderr
     assert "rejected by a person: too blue" in done.stdout
 
 
