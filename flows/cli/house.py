@@ -18,7 +18,6 @@ from flows.console import configure_logging, one_line, say, stderr_console
 from flows.terminal import is_attended
 from tasks.estimate import estimate
 from tasks.machine import facts
-from tasks.store_check import check
 
 if TYPE_CHECKING:
     from backprop_core.prune import Pruned
@@ -190,6 +189,8 @@ def store_keep(
 
 
 def store_check(*, output: OutputFlags = PLAIN) -> Answer:
+    from tasks.store_check import check
+
     count, findings = check(settings())
     table = tables.table("artifact", "what is wrong")
     for finding in findings:
