@@ -85,9 +85,10 @@ def known_rows(
     dropped = Counter(bad.reason for bad in parsed.bad)
     teaching = [Known(identity(row), canonical(row)) for row in parsed.rows if teaches(row)]
     distinct = unique(teaching)
-    if not distinct:
-        raise NoRows(f"{spec.path}: no row is left", hint="rows need text that an assistant answers")
     dropped["empty"] = len(parsed.rows) - len(teaching)
+    if not distinct:
+        why = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()) if count)
+        raise NoRows(f"{spec.path}: no row is left ({why})", hint="rows need text that an assistant answers")
     dropped["duplicate"] = len(teaching) - len(distinct)
     return distinct, len(parsed.rows) + len(parsed.bad), dropped
 

@@ -441,9 +441,9 @@ def test_a_batch_without_new_rows_trains_none(bench: Bench) -> None:
 
 
 def test_nothing_left(bench: Bench) -> None:
-    """No row that teaches, none to train on, none in the window, none in the held-out file: an error each."""
-    with pytest.raises(NoRows, match="no row is left"):
-        bench.curate([pair("Hi", "")])
+    """No row that teaches (and why), none to train on, none in the window, none in the held-out file: an error each."""
+    with pytest.raises(NoRows, match=r"no row is left \(2 empty\)"):
+        bench.curate([pair("Hi", ""), pair("Ho", " ")])
     with pytest.raises(NoRows, match="all of its rows are held out"):
         bench.split(bench.batch(numbered(9)), watched=[bench.batch(numbered(9), task="seen")])
     with pytest.raises(NoRows, match="all of its rows are held out"):
