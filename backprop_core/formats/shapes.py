@@ -153,8 +153,16 @@ def object_or_malformed(value: Any) -> Value:
 def comma_separated(text: str, separator: str | None, name: str) -> Iterator[Item]:
     """A row a record; the header names the fields. Raises InputValidationFailed, with the line, for torn quoting."""
     for line, row in tables.rows(text, separator, name):
-        torn = Malformed("torn", f"{row} cells, and not as many as the header has")
-        yield Item(f"line {line}", row if isinstance(row, dict) else torn)
+        yield Item(f"line {line}", record(row))
+
+
+def record(row: dict[str, str] | int) -> Value:
+    """A record by the fields of the header, or the number of cells of a torn one."""
+    if isinstance(row, int):
+        return Malformed("torn", f"{row} cells, and not as many as the header has")
+    if all(value.removeprefix("\ufeff") == field for field, value in row.items()):
+        return Malformed("second_header", "the header is there again, as in files that were put together")
+    return row
 
 
 def lines_of_text(text: str) -> Iterator[Item]:

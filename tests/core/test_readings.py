@@ -247,3 +247,13 @@ def test_a_line_of_text_is_a_row_however_lines_end(tmp_path: Path, ends: str) ->
     path = tmp_path / "rows.txt"
     path.write_bytes(ends.join(["one", "two", "three", ""]).encode())
     assert parsed(path).rows == [{"text": "one"}, {"text": "two"}, {"text": "three"}]
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_header_that_is_there_again_is_no_row(tmp_path: Path, mark: str) -> None:
+    """Of tables that were put together, the header of the second is dropped and counted, not trained."""
+    rows, bad = parsed(
+        write(tmp_path, "rows.csv", f"question,answer\na,b\n{mark}question,answer\nc,d\n"), max_bad_rows=1
+    )
+    assert len(rows) == 2
+    assert [(item.place, item.reason) for item in bad] == [("line 3", "second_header")]
