@@ -137,8 +137,9 @@ class Lines:
         self._move_of(line, run_id).unlink(missing_ok=True)
 
     def act(self, line: str, number: int) -> Act | None:
-        """The newest act by which a version became the champion; None: no person did that."""
-        return next((move.act for move in reversed(self.moves(line)) if move.number == number), None)
+        """The act that forced a version, else the newest that made it the champion; None: no person did that."""
+        acts = [move.act for move in reversed(self.moves(line)) if move.number == number]
+        return next((act for act in acts if act.forced), acts[0] if acts else None)
 
     def live(self, line: str) -> Live | None:
         """The champion itself, or None."""

@@ -93,6 +93,13 @@ def retrain(
     return carry_out(spec, run_id=run_id, fresh=fresh)
 
 
+def ready(spec: RunSpec) -> None:
+    """Raise what would be in the way of a release after hours of training: nobody to ask, nothing to log in with."""
+    check(spec.approval)
+    if spec.publish.repo:
+        hub_token()
+
+
 def carry_out(spec: RunSpec, *, run_id: str | None, fresh: bool) -> RunResult:
     """Make the next version of a line; it goes live if gate and people let it. With a `run_id`, go on with that run."""
     with (
@@ -102,9 +109,7 @@ def carry_out(spec: RunSpec, *, run_id: str | None, fresh: bool) -> RunResult:
     ):
         audience.invite(run.spec.notify)
         run.audience = audience
-        check(run.spec.approval)
-        if run.spec.publish.repo:
-            hub_token()  # asked for now, not after hours of training
+        ready(run.spec)
         if (made := next_version(run)) and approved(run):
             advance(run, version_of(run, *made), made.heldout[made.datasets[-1].task])
     retain(run)

@@ -1,11 +1,13 @@
 """From a spec to a flow's result, for whoever sits at this machine. The worker starts while Prefect is imported."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from backprop_core.refs import RunResult
+from backprop_core.settings import settings
 from backprop_core.specs import EvaluationSpec, ExportSpec, PublishSpec, Quantization, RunSpec
-from flows.environment import connected
+from flows.environment import connected, start_server
 from flows.parameters import parameters
 from tasks import early
 from tasks.checks import check_repo
@@ -13,6 +15,7 @@ from tasks.prepare import Prepared
 
 if TYPE_CHECKING:
     from tasks.plan import Plan
+    from tasks.run import Run
 
 
 def run(flow: str, spec: RunSpec, *, fresh: bool = False) -> RunResult:
@@ -43,8 +46,25 @@ def plan(flow: str, spec: RunSpec, *, fresh: bool) -> "Plan":
     from flows import pipeline
     from tasks.plan import plan
 
-    body = pipeline.next_version if flow == "retrain" else pipeline.pipeline
-    return plan(flow, spec, body, fresh=fresh)
+    return plan(flow, spec, next_version if flow == "retrain" else pipeline.pipeline, fresh=fresh)
+
+
+def next_version(run: "Run") -> None:
+    """A retrain as a plan goes through it: whom it tells and asks, and where it publishes, is looked at first."""
+    from prefect.settings import get_current_settings
+
+    from flows import pipeline
+    from flows.retrain import ready
+    from tasks.notifications import Audience
+
+    spec = run.spec
+    if spec.notify or spec.approval.ask or (spec.publish.repo and not os.environ.get("HF_TOKEN")):
+        if get_current_settings().api.url is None:
+            start_server(settings().home_path)
+        with connected():
+            Audience(spec.line).invite(spec.notify)
+            ready(spec)
+    pipeline.next_version(run)
 
 
 def export(ref: str, wanted: ExportSpec, where: Mapping[str, Any], *, model: str | None, fresh: bool) -> RunResult:

@@ -266,7 +266,7 @@ def by(run_id: str, adapter: AdapterRef, store: Store) -> Prepared:
     if earlier.flow in ("evaluate", "drift"):
         raise RunUnknown(f"run {run_id} made nothing, it only scored", hint="name the run that it scored")
     of = run_id if earlier.flow == "promote" else earlier.of or run_id
-    return earlier.model_copy(update={"adapter": adapter, "of": of})
+    return earlier.model_copy(update={"adapter": adapter, "of": of, "act": None})
 
 
 def version_of(line: str, version: str, store: Store) -> LineVersion:

@@ -13,6 +13,7 @@ import pytest
 from backprop_core.errors import BackpropError, DiskFull
 from backprop_core.specs import DatasetSpec, ExportSpec, LoraSpec, ModelSpec, RunSpec, TrainSpec
 from flows import cli, start
+from flows.retrain import retrain
 from flows.train import train
 from tasks import room
 from tests.core import nano
@@ -177,6 +178,31 @@ def test_an_untied_head_can_be_exported(data: list[str], home: Path, tmp_path: P
         export=ExportSpec(quantizations=["f16"]),
     )
     assert start.plan("train", spec, fresh=False).stages
+
+
+@pytest.mark.parametrize(
+    ("more", "code"),
+    [({"publish": {"repo": "team/x"}}, "INPUT_AUTH_REQUIRED"), ({"notify": ["slack-webhook/none"]}, None)],
+)
+def test_what_a_release_needs_is_looked_for_first(
+    prefect: None,
+    home: Path,
+    base: Path,
+    data: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    more: dict[str, object],
+    code: str | None,
+) -> None:
+    """A token or a notification block that is not there is refused by the plan of a retrain as by the retrain."""
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    spec = RunSpec.model_validate(
+        {"line": "x", "model": {"name": str(base)}, "datasets": [{"path": data[0]}], "training": TRAINING, **more}
+    )
+    planned = outcome(lambda: start.plan("retrain", spec, fresh=False))
+    assert planned[0] not in ("done", "RUNTIME_UNEXPECTED") and code in (None, planned[0])
+    assert planned == outcome(
+        lambda: retrain("x", data[0], str(base), TRAINING, publish=spec.publish, notify=spec.notify)
+    )
 
 
 def test_a_full_disk_is_found_out_before_the_training(

@@ -214,6 +214,9 @@ def test_every_door_to_a_champion_passes_the_gate(base, lines, tmp_path):
     again = rollback("door", to=2, reason="they insist again")
     assert (again.version, again.act.forced, again.act.reason) == (2, False, "they insist again")
     assert [move.number for move in lines.moves("door")] == [2, 1, 2]
+    [shown] = [line for line in summaries(settings()) if line["line"] == "door"]
+    assert shown["by_hand"] == forced.act.sentence
+    assert evaluate("door").act is None  # to score it is nobody's decision
 
 
 def test_a_promotion_that_is_better_passes(base, lines, tmp_path):

@@ -1,6 +1,6 @@
 """Which versions of a line may go live: what passed the gate or was forced past it, and by whom."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -64,7 +64,9 @@ def test_what_did_not_pass_has_to_be_forced(store: Store, number: int, why: str)
     assert to_rollback("support", number, FORCED, store).act == FORCED
     Lines(store).note_move("support", Move(number=number, before=1, run_id="f" * 32, act=FORCED))
     assert to_rollback("support", number, ANN, store).act == ANN  # once is enough
-    assert Lines(store).act("support", number) == FORCED
+    later = ANN.model_copy(update={"at": FORCED.at + timedelta(days=1)})
+    Lines(store).note_move("support", Move(number=number, before=1, run_id="e" * 32, act=later))
+    assert Lines(store).act("support", number) == FORCED  # who forced it, and why, stays said
 
 
 def test_a_release_is_a_door_too(store: Store) -> None:
