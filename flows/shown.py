@@ -15,6 +15,7 @@ from backprop_core.refs import RunResult
 from flows.environment import is_temporary
 from flows.states import STATES
 from tasks.artifacts import sentence
+from tasks.sources import stem
 
 P = ParamSpec("P")
 GENERATED = re.compile(r"[A-Za-z]+-[A-Za-z]+")  # a flow run's name that Prefect made up: keen-otter, Awesome-Jaguar
@@ -75,7 +76,7 @@ def final_name(result: RunResult, name: str) -> str:
 
 def tasks_of(datasets: list[Any]) -> str:
     """Datasets by the names that people know them by."""
-    names = [getattr(one, "task", None) or stem(getattr(one, "path", one)) for one in datasets]
+    names = [getattr(one, "task", None) or stem(str(getattr(one, "path", one))) for one in datasets]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
 
@@ -83,12 +84,6 @@ def tasks_of(datasets: list[Any]) -> str:
 def short(ref: str) -> str:
     """A run_id by its first digits; a line, a version or a directory as it is."""
     return ref[:8] if re.fullmatch("[0-9a-f]{32}", ref) else ref
-
-
-def stem(path: object) -> str:
-    """The last part of a path or an address, without its extension."""
-    last = str(path).rstrip("/").rpartition("/")[2]
-    return last.partition(".")[0] or last
 
 
 def version_to_be(line: str) -> str:

@@ -107,7 +107,9 @@ def mirror_line(client: "MlflowClient", settings: Settings, line: str, lines: Li
         if number in known and (act := lines.act(line, number)):
             client.set_model_version_tag(name, known[number], ACT, act.sentence[:LONGEST])
             client.update_model_version(name, known[number], description=act.sentence[:LONGEST])
-    point(client, name, known.get(lines.champion(line) or 0))
+    champion = lines.champion(line) or 0
+    if complete or champion in known:  # else the alias stays where it is until the new champion is there
+        point(client, name, known.get(champion))
     return complete
 
 

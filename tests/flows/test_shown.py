@@ -118,3 +118,9 @@ def test_a_run_that_has_ended_is_not_taken_for_dead() -> None:
 def test_datasets_are_called_by_their_tasks(datasets: list[str | DatasetSpec], name: str) -> None:
     """A run is called after the tasks of its datasets, or their files where they name none."""
     assert shown.tasks_of(datasets) == name
+
+
+def test_a_name_has_nothing_of_an_address_query() -> None:
+    """A signed address is called by its file, whole, and nothing that may be a secret comes into a list."""
+    signed = "https://host/a/faq.v2.jsonl?token=top/secret.1"
+    assert shown.tasks_of([signed, "faq.v1.jsonl"]) == "faq.v2, faq.v1"

@@ -167,6 +167,31 @@ def test_a_run_still_on_its_way_is_waited_for(config: Settings, lines: Lines) ->
     assert sync(config).error is None and seen(config) == (["1"], "{}")
 
 
+def test_a_champion_still_on_its_way_moves_no_alias(
+    config: Settings,  # noqa: F811
+    lines: Lines,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Until the new champion is in MLflow its alias stays with the one before, and nobody is said to have moved it."""
+    journaled(config, 1)
+    lines.append("support", version(1), after=0)
+    lines.set_champion("support", 1)
+    assert sync(config).error is None
+    Store(config.store_path).artifact_path(f"{2:064x}").mkdir(parents=True)
+    with Journal(config.journal_path, f"{2:032x}") as journal:
+        journal.start(line="support", name="retrain")
+        lines.append("support", version(2), after=1)
+        lines.set_champion("support", 2)
+        assert sync(config).error is None and not is_mirrored(config)
+        assert connect(config).get_model_version_by_alias(NAME, "champion").tags["backprop.version"] == "1"
+        adapter = config.home_path / "adapter"
+        adapter.mkdir()
+        (adapter / "adapter_config.json").write_text("{}")
+        journal.directory("merged", Located(digest="2" * 64, path=str(adapter)))
+    assert sync(config, look=True).error is None and seen(config) == (["1", "2"], "{}")
+    assert "moved" not in caplog.text
+
+
 def test_a_model_of_others_is_refused(config: Settings, lines: Lines) -> None:  # noqa: F811
     """A registered model of our name without our tags is left alone."""
     connect(config).create_registered_model(NAME)
