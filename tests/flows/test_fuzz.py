@@ -24,8 +24,9 @@ from flows import cli, lines_file
 from flows.config import evaluation_spec, export_spec, generation_spec, publish_spec, replayed, run_spec
 from flows.console import OURS, configure_logging, error_text
 from flows.fields import ENTRY, spec_fields
-from tasks import prepare
+from tasks import prepare, sources
 from tasks.tracking import list_runs, sync
+from tests.tasks.test_doors import ANN
 
 TIMES = int(os.environ.get("BACKPROP_FUZZ", "1"))
 SEED = int(os.environ.get("BACKPROP_FUZZ_SEED", "14"))
@@ -382,12 +383,12 @@ def test_names(place: Path) -> None:
     doors: list[Callable[[str], object]] = [
         lambda name: prepare.made(name, store),
         lambda name: prepare.full_run_id(name, store),
-        lambda name: prepare.to_release("release", name, None, PublishSpec(ollama="x"), ExportSpec(), store),
-        lambda name: prepare.to_rollback(name, None, store),
-        lambda name: prepare.promoted("feed", name, store),
+        lambda name: prepare.to_release("release", name, None, PublishSpec(ollama="x"), ExportSpec(), ANN, store),
+        lambda name: prepare.to_rollback(name, None, ANN, store),
+        lambda name: prepare.promoted("feed", name, ANN, store),
         lambda name: prepare.prepare("train", asked(path="x", model=name), store),
-        lambda name: prepare.source(asked(path=name).datasets[0], store),
-        lambda name: prepare.source(asked(path="readable.jsonl", heldout=name).datasets[0], store),
+        lambda name: sources.sources(asked(path=name).datasets, place),
+        lambda name: sources.sources(asked(path="readable.jsonl", heldout=name).datasets, place),
         lambda name: lines_file.find(name, settings()),
         lambda name: lines_file.write(name, settings()),
     ]
