@@ -222,8 +222,10 @@ def test_a_run_from_the_command_line(base: Path, data: list[str]) -> None:
 def test_terminated(home: Path, base: Path, data: list[str]) -> None:
     """SIGTERM does what Ctrl-C does: exit 130, how to go on, nothing left behind, in seconds."""
     words = ["train", "--data", data[0], "--model", str(base), "--steps", "100000", "--json"]
+    words += ["--set", "training.device=cpu"]  # however slow it is
     with backprop(*words) as process:
         while not any(home.glob("store/runs/*/spec.json")):
+            assert process.poll() is None, process.communicate()
             time.sleep(0.1)
         time.sleep(1)  # it trains, or waits for the worker that will
         process.terminate()
