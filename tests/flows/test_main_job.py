@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -264,3 +265,19 @@ def is_copied(frame: FrameType | None) -> bool:
     while frame and frame.f_code.co_name != "log_directory":
         frame = frame.f_back
     return frame is not None
+
+
+def test_the_cpu_is_named_where_something_is_trained(base, data, caplog):
+    """That a training runs on the CPU is said by a run that trains; not by a cached one, nor by an export."""
+    caplog.set_level("INFO", logger="tasks")
+
+    def said(work: Callable[[], RunResult]) -> int:
+        caplog.clear()
+        work()
+        return caplog.text.count("training runs on the CPU")
+
+    other = TRAINING.model_copy(update={"seed": 11})
+    made = run(base, data[:1], training=other)
+    assert made.runs and not made.runs[0].cached and "training runs on the CPU" in caplog.text
+    assert said(lambda: run(base, data[:1], training=other)) == 0
+    assert said(lambda: export(made.run_id, "f16")) == 0
