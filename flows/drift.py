@@ -47,9 +47,9 @@ class Staleness(Record):
         )
 
 
-@flow(name="drift", persist_result=False)
-@shown(lambda given: f"drift of {given['line']}")
+@flow(name="drift", persist_result=False, validate_parameters=False)
 @as_deployed
+@shown(lambda given: f"drift of {given['line']}")
 def drift(
     line: LineName,
     data: str | DatasetSpec,

@@ -33,9 +33,9 @@ from tasks.publishing import advance, hub_token
 from tasks.run import recorded
 
 
-@flow(name="retrain", persist_result=False)
-@shown(lambda given: version_to_be(given["line"]))
+@flow(name="retrain", persist_result=False, validate_parameters=False)
 @as_deployed
+@shown(lambda given: version_to_be(given["line"]))
 def retrain(
     line: LineName,
     data: str | DatasetSpec,

@@ -1,7 +1,7 @@
 """A scheduled run of a line does what its deployment says: the line's file says what is run, a schedule only when.
 
 Prefect's UI writes parameters into a schedule whose time is edited there, and they would replace whole parts of the
-job.
+job. Some of them are no parameters at all, null for a whole part: so they are left out before anything is validated.
 """
 
 import inspect
@@ -18,18 +18,24 @@ R = TypeVar("R")
 
 
 def as_deployed(function: Callable[P, R]) -> Callable[P, R]:
-    """The body of a flow with a deployment for each line: a schedule's own parameters are left out, and named."""
+    """The body of a flow with a deployment for each line: a schedule's own parameters are left out, and named.
+
+    It is outermost, and validates the others itself: the flow has `validate_parameters=False`.
+    """
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         body: Callable[..., R] = function
-        own = parameters_of_the_line(body)
-        return body(**own) if own else body(*args, **kwargs)
+        context = FlowRunContext.get()
+        if not (context and context.flow):
+            return body(*args, **kwargs)
+        given = inspect.signature(body).bind(*args, **kwargs).arguments
+        return body(**context.flow.validate_parameters(parameters_of_the_line() or given))
 
     return run
 
 
-def parameters_of_the_line(function: Callable[..., Any]) -> dict[str, Any] | None:
+def parameters_of_the_line() -> dict[str, Any] | None:
     """What the deployment of a line's file says to a run that a schedule started; None if the run says the same."""
     context = FlowRunContext.get()
     flow_run = context.flow_run if context else None
@@ -43,6 +49,4 @@ def parameters_of_the_line(function: Callable[..., Any]) -> dict[str, Any] | Non
     names = sorted(name for name in {*own, *ran} if own.get(name) != ran.get(name))
     said = "%s of the schedule left out: the line's file says what is run, a schedule when"
     get_run_logger().warning(said, ", ".join(names))
-    usual = {name: one.default for name, one in inspect.signature(function).parameters.items()}
-    assert context.flow
-    return context.flow.validate_parameters(usual | own)
+    return own

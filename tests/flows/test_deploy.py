@@ -306,6 +306,35 @@ def test_a_scheduled_run_does_what_the_file_says(
     client.delete_deployment(client.read_deployment_by_name("drift/support").id)
 
 
+@pytest.mark.parametrize(
+    ("flow", "brought"),
+    [("retrain", {"training": None, "evaluation": {"heldout_max": None}, "line": "other"}), ("drift", {"data": None})],
+)
+def test_what_no_run_could_take_is_left_out_of_a_schedule(
+    client: SyncPrefectClient,
+    line: DeploymentResponse,
+    home: Path,
+    page: list[str],
+    flow: str,
+    brought: dict[str, Any],
+) -> None:
+    """A scheduled run does what the file says, under its own name, though its schedule has null for whole parts."""
+    put(job(drift=StalenessSpec(cron="0 3 * * *")))
+    made = client.read_deployment_by_name(f"{flow}/support")
+    body = {"parameters": brought, "active": True, "schedule": {"cron": "7 7 * * *"}}
+    client._client.patch(f"/deployments/{made.id}/schedules/{made.schedules[0].id}", json=body)
+    client._client.post(f"/deployments/{made.id}/schedule", json={"min_runs": 1})
+    of_line = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[made.id]))
+    run = client.read_flow_runs(flow_run_filter=of_line)[0]
+    client.set_flow_run_state(run.id, Pending(), force=True)
+    error = run_flow(load(FLOWS[flow][0]), flow_run=client.read_flow_run(run.id), return_type="state")
+    assert isinstance(told := error.result(raise_on_failure=False), BackpropError), told
+    assert "other" not in client.read_flow_run(run.id).name and "support" in client.read_flow_run(run.id).name
+    left_out = ", ".join(sorted(brought))
+    assert any(said.startswith(f"{left_out} of the schedule left out") for said in page)
+    client.delete_deployment(client.read_deployment_by_name("drift/support").id)
+
+
 def test_an_old_name_is_kept_where_it_is(client: SyncPrefectClient, line: DeploymentResponse) -> None:
     """A server that has FLOW/default from before keeps it, up to date, with its schedules; none is made anew."""
     with pytest.raises(ObjectNotFound):
