@@ -8,6 +8,7 @@ what is run, a schedule when.
 
 import hashlib
 import importlib
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -47,6 +48,7 @@ FLOWS = {  # name of a flow: its module, and whether one run at a time is enough
     "rollback": ("flows.rollback", False),
 }
 FROM_FILE = "file-"  # how the slug of a schedule begins that came from a line's file
+OF_FILE = re.compile(FROM_FILE + "[0-9a-f]{12}")  # the whole of it; a person may call a schedule file-import
 HEARTBEAT = 30  # seconds between the signs of life of a flow run, Prefect's shortest
 
 
@@ -252,7 +254,7 @@ def reconcile_schedule(
     client: SyncPrefectClient, known: "DeploymentResponse", wanted: DeploymentScheduleCreate | None, *, dry_run: bool
 ) -> Iterator[str]:
     """Write the file's schedule if the file says another than before; paused stays paused."""
-    ours = [schedule for schedule in known.schedules if (schedule.slug or "").startswith(FROM_FILE)]
+    ours = [schedule for schedule in known.schedules if OF_FILE.fullmatch(schedule.slug or "")]
     if [schedule.slug for schedule in ours] == ([wanted.slug] if wanted else []):
         return
     for schedule in ours:

@@ -119,6 +119,15 @@ def test_the_file_decides_the_schedule(client: SyncPrefectClient, line: Deployme
     assert crons(client) == [("5 5 * * *", True)]
 
 
+def test_a_persons_slug_may_look_like_ours(client: SyncPrefectClient, line: DeploymentResponse) -> None:
+    """A schedule that a person calls file-… is theirs: it stays, and the file's keeps the time that was set."""
+    [schedule] = line.schedules
+    client.update_deployment_schedule(line.id, schedule.id, schedule=CronSchedule(cron="7 7 * * *"))
+    own = {"active": True, "schedule": {"cron": "5 5 * * *"}, "slug": "file-import"}
+    assert client._client.post(f"/deployments/{line.id}/schedules", json=[own]).status_code == 201
+    assert changed(JOB) == [] and crons(client) == [("5 5 * * *", True), ("7 7 * * *", True)]
+
+
 def test_what_was_done_in_the_ui_stays(client: SyncPrefectClient, line: DeploymentResponse) -> None:
     """A schedule that was edited or paused survives, as does a paused deployment; what replaces it is paused too."""
     [schedule] = line.schedules
