@@ -136,6 +136,12 @@ def test_who_forced_a_version_stands_in_mlflow(config: Settings, lines: Lines) -
     assert champion.description == said
     later = act.model_copy(update={"by": "bob", "forced": False, "at": datetime(2026, 12, 1, tzinfo=UTC)})
     lines.note_move("support", Move(number=1, before=1, run_id="2" * 32, act=later))
+    assert sync(config).error is None
+    assert (
+        connect(config).get_model_version_by_alias(NAME, "champion").tags["backprop.act"] == said
+    )  # who forced it stays
+    again = later.model_copy(update={"forced": True})
+    lines.note_move("support", Move(number=1, before=1, run_id="3" * 32, act=again))
     assert not is_mirrored(config) and sync(config).error is None
     assert "bob" in connect(config).get_model_version_by_alias(NAME, "champion").tags["backprop.act"]
 
