@@ -19,7 +19,7 @@ from backprop_core.errors import BackpropError, Interrupted
 from backprop_core.refs import BaseRef, Drift, RunResult
 from backprop_core.settings import settings
 from backprop_core.specs import DatasetSpec, LoraSpec, RunSpec, TrainSpec
-from flows.serve_worker import give_up_the_dead
+from flows.dead_runs import give_up, worker_name
 from flows.train import train
 from tasks.policy import stage
 from tasks.prepare import Prepared
@@ -89,12 +89,12 @@ def test_a_killed_try_is_gone_on_with(client, home, base, data, tmp_path, monkey
     hold = Hold(tmp_path / "hold", training=1)
     with started(flow_run, **hold.environment) as process:
         hold.reached(lambda: process.poll() is None)
-        give_up_the_dead(settings())
+        give_up(settings(), worker_name(settings()))
         assert state(client, flow_run).is_running()
         os.killpg(process.pid, signal.SIGKILL)
     [(run_id, nothing)] = made(home).items()
     assert nothing is None
-    give_up_the_dead(settings())
+    give_up(settings(), worker_name(settings()))
     assert state(client, flow_run).is_crashed()
     client.set_flow_run_state(flow_run, AwaitingRetry(scheduled_time=None), force=True)
     assert started(flow_run).wait() == 0
