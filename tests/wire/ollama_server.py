@@ -42,7 +42,7 @@ class OllamaServer(Service):
             case "POST", "/api/show":
                 known = self.models.get(request.json()["model"])
                 files = [blob.replace(":", "-") for blob in (known or {}).get("files", {}).values()]
-                lines = "".join(f"FROM /root/.ollama/models/blobs/{blob}\n" for blob in files)
+                lines = "".join(f"FROM /usr/share/ollama/.ollama/models/blobs/{blob}\n" for blob in files)
                 request.reply(200 if known is not None else 404, {"modelfile": f"# Modelfile\n{lines}"})
             case "POST", "/api/chat":
                 asked = request.json()
