@@ -108,13 +108,11 @@ def vocabulary_of(directory: Path) -> str | list[bytes]:
 
 
 def loaded(path: Path) -> Tokenizer:
+    """The tokenizer of an adapter's or a base's tokenizer.json. Raises InputValidationFailed."""
     try:
-        tokenizer = Tokenizer.from_buffer(path.read_bytes())
+        return bases.open_tokenizer(path)
     except ValueError as error:
         raise InputValidationFailed(f"{path} cannot be read: {error}", hint="save the tokenizer again") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
 
 
 def check_size(directory: Path, base: Path) -> None:

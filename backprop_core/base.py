@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backprop_core import templates
 from backprop_core.errors import ChatTemplateMissing, ChatTemplateUnusable, InputNotFound, ModelLoadFailed, UnsafeModel
@@ -12,6 +12,9 @@ from backprop_core.keys import digest_of
 from backprop_core.refs import BaseRef, ChatTemplate
 from backprop_core.specs import ModelSpec
 from backprop_core.store import Store
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -73,6 +76,16 @@ def is_bare(directory: Path) -> bool:
     with templates.limit():
         begun = templates.render(template, [templates.ASKED], special=tokens, add_generation_prompt=True)
     return not begun.startswith(tokens["bos_token"])
+
+
+def open_tokenizer(file: Path) -> "Tokenizer":
+    """The tokenizer of a tokenizer.json, without what it may say of cutting and padding. Raises ValueError."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_buffer(file.read_bytes())
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def special_tokens(directory: Path) -> Any:

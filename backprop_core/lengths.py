@@ -153,16 +153,11 @@ def by_tokens(text: Text, encoding: "Encoding") -> Counted:
 
 
 def opened(file: Path) -> "Tokenizer":
-    """The tokenizer of a tokenizer.json, without what it may say of cutting and padding. Raises ModelLoadFailed."""
-    from tokenizers import Tokenizer
-
+    """The tokenizer of a model's tokenizer.json. Raises ModelLoadFailed."""
     try:
-        tokenizer = Tokenizer.from_buffer(file.read_bytes())
+        return bases.open_tokenizer(file)
     except ValueError as error:
         raise ModelLoadFailed(f"{file} is no tokenizer: {error}", hint="get the model's files again") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
 
 
 def control_tokens(tokenizer: "Tokenizer | None") -> re.Pattern[str] | None:

@@ -160,3 +160,14 @@ def stage(function: Callable[P, R]) -> Task[P, R]:
         retry_delay_seconds=[1, 10],
         retry_condition_fn=is_retryable,
     )(function)
+
+
+def outside(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """Make a function a task that asks another service: called `name`, never cached, retried when that can help."""
+    return task(
+        task_run_name=name,
+        persist_result=False,
+        retries=2,
+        retry_delay_seconds=[1, 10],
+        retry_condition_fn=is_retryable,
+    )

@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefect import task
 from prefect.blocks.system import Secret
 
 from backprop_core import base as bases
@@ -19,7 +18,7 @@ from backprop_core.refs import AdapterRef, BaseRef, DatasetSummary, GGUFRef, Row
 from backprop_core.settings import settings
 from backprop_core.specs import PublishSpec
 from backprop_core.store import Store
-from tasks.policy import is_retryable
+from tasks.policy import outside
 from tasks.results import dataset_summary, located
 from tasks.serving import canary, served_as, show
 
@@ -50,13 +49,7 @@ def services() -> core.Services:
     return core.Services(ollama=Ollama, hub=lambda: Hub(hub_token()), on_progress=show)
 
 
-@task(
-    task_run_name="push to {publish.repo}",
-    retries=2,
-    retry_delay_seconds=[1, 10],
-    retry_condition_fn=is_retryable,
-    persist_result=False,
-)
+@outside("push to {publish.repo}")
 def push(publish: PublishSpec, files: dict[str, File], message: str) -> str:
     """Put files into a repository of the Hub; the commit."""
     assert publish.repo
@@ -65,13 +58,7 @@ def push(publish: PublishSpec, files: dict[str, File], message: str) -> str:
     return hub.push(publish.repo, files, message=message, parent=parent)
 
 
-@task(
-    task_run_name="go live",
-    retries=2,
-    retry_delay_seconds=[1, 10],
-    retry_condition_fn=is_retryable,
-    persist_result=False,
-)
+@outside("go live")
 def go_live(wanted: core.Release) -> core.Release:
     """Make a version of a line live, everywhere or nowhere."""
     return core.release(wanted, store=Store(settings().store_path), services=services())

@@ -3,26 +3,18 @@
 import json
 from pathlib import Path
 
-from prefect import task
-
 from backprop_core import ollama
 from backprop_core.refs import RowsRef
 from backprop_core.settings import settings
 from backprop_core.specs import ExportSpec
 from backprop_core.store import Store
-from tasks.policy import is_retryable
+from tasks.policy import outside
 from tasks.progress import Progress, report
 
 LONGEST_PROMPT = 2000  # characters
 
 
-@task(
-    task_run_name="register {export.ollama}",
-    retries=2,
-    retry_delay_seconds=[1, 10],
-    retry_condition_fn=is_retryable,
-    persist_result=False,
-)
+@outside("register {export.ollama}")
 def register(file: Path, export: ExportSpec, prompt: str) -> str:
     """Make a GGUF file the model that `export` names; its answer to the prompt."""
     assert export.ollama is not None
