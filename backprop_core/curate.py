@@ -232,7 +232,7 @@ def commit(
 ) -> RowsRef:
     """The rows as an artifact; with several `passes` over them, which rows are in one of them alone.
 
-    With `identified` their identities stand beside them, for whoever reads them again.
+    With `identified` their identities stand beside them, for later readers.
     """
     with store.begin("rows") as directory:
         text = "".join(row.line + "\n" for row in rows)

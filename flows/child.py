@@ -1,4 +1,4 @@
-"""A process of ours that ends with us: it says "up" on stdout, and ends when it is told to, or when we die."""
+"""A process of ours that ends with us: it says "up" on stdout, and ends when this process says so or dies."""
 
 import selectors
 import sys

@@ -94,7 +94,7 @@ def retrain(
 
 
 def ready(spec: RunSpec) -> None:
-    """Raise what would be in the way of a release after hours of training: nobody to ask, nothing to log in with."""
+    """Raise now what would stop a release after hours of training: no way to ask a person, no credentials."""
     check(spec.approval)
     if spec.publish.repo:
         hub_token()

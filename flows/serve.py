@@ -48,8 +48,8 @@ class Addresses(Record):
 def password(user: str | None, host: str, config: Settings) -> str | None:
     """`user:password`, from the environment, a file or a prompt; None without a user.
 
-    Raises AuthRequired if other machines can reach `host` and no user is named, or if nobody can be asked, and
-    ConfigInvalid for a password that could not be blanked in logs.
+    Raises AuthRequired if other machines can reach `host` and no user is named, or if there is no terminal to ask on,
+    and ConfigInvalid for a password that could not be blanked in logs.
     """
     if user is None:
         if host in LOOPBACK:

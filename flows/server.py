@@ -1,7 +1,7 @@
 """A server of ours in a process of its own: `python -m flows.server NAME FD [HOSTS]` serves on the socket FD.
 
 It says "up" on stdout when it answers, and ends when its parent says so or dies. With HOSTS, a list with commas, it
-answers to those names only, to no page of another origin, and, with BACKPROPAGATE_AUTH_STRING, to nobody without that
+answers to those names only, to no page of another origin, and, with BACKPROPAGATE_AUTH_STRING, only with that
 password.
 """
 

@@ -25,7 +25,7 @@ def shown(name: Callable[[dict[str, Any]], str]) -> Callable[[Callable[P, RunRes
     """Give the runs of a flow a `name`, out of their arguments, and end them in a state that says how they ended.
 
     A run that a person has named keeps that name. The state is of Prefect's type COMPLETED whatever its name is, so
-    callers get the result, and nothing that watches for failures is told of a version that did not pass.
+    callers get the result, and a version that did not pass raises no failure alert.
     """
 
     def around(function: Callable[P, RunResult]) -> Callable[P, RunResult]:

@@ -147,7 +147,7 @@ def journal(config: Settings) -> Part:
 
 
 def champions(config: Settings) -> Iterator[Part]:
-    """Champions whose alias somebody moved in MLflow."""
+    """Lines whose champion alias was moved in MLflow."""
     with suppress(BackpropError):
         if found := moved(connect(config), config):
             todo = "backprop sync sets it back; backprop promote or rollback changes what is live"

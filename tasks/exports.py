@@ -51,7 +51,7 @@ class Output(NamedTuple):
 
 
 def owner_of(ref: str, prepared: Prepared, store: Store) -> str:
-    """The model that a reference means, as the next export of it is told from one of another model."""
+    """The model that a reference means. Two exports with the same owner may replace each other's files."""
     line = ref.partition("@")[0]
     if line in Lines(store).names():
         return f"line {line}"

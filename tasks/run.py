@@ -301,7 +301,7 @@ class Run:
         if again or not is_recorded(self.store, key):
             room.check(self.spec, self.store.root, stage=stage.name, kind=room.kind_of(stage.name, parameters))
         if stage.name == "train" and again and not self._afresh.has_begun(key):
-            # whoever trains the same now keeps its checkpoints until it is done
+            # another run that trains the same now keeps its checkpoints until it is done
             with held(self.store.lock(key), "another run trains the same"):
                 shutil.rmtree(self.store.checkpoints(key), ignore_errors=True)
         self._afresh.begin(key)
@@ -348,7 +348,7 @@ class Run:
             raise
 
     def _say_device(self) -> None:
-        """Say where something is trained, if nobody chose that: once, and not before it is."""
+        """Log the device that was chosen, once, when a training begins."""
         for choice in self.prepared.defaults:
             if choice.field == "training.device" and not self._device_said:
                 self._device_said = True

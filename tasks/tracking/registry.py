@@ -1,7 +1,7 @@
 """Lines as registered models: each version, and the alias `champion`. The store decides; this is a copy of it.
 
 What is missing or different is repaired whenever journals are sent, so that MLflow may be away meanwhile. An alias that
-somebody moved in MLflow is set back at the end of the next run or by `sync`, with a warning.
+was moved in MLflow is set back at the end of the next run or by `sync`, with a warning.
 `models:/NAMESPACE.LINE@champion` is a directory that PEFT loads.
 """
 

@@ -89,7 +89,7 @@ def load_note(path: Path, uri: str) -> Sent:
 def sync(settings: Settings, *, look: bool = False) -> SyncReport:
     """Send what MLflow has not, and mirror the lines. Never raises: an outage or a full disk is in the report.
 
-    `look` whether somebody moved a champion's alias there, and set it back.
+    `look` for champion aliases that were moved there, and set them back.
     """
     sent, error = 0, None
     try:
