@@ -71,16 +71,16 @@ def prune(
     dry_run: bool = False,
     remove_tag: RemoveTag,
 ) -> Pruned:
-    """Remove what is not kept; with `line` only what runs of that line have left behind.
+    """Remove what is not kept; with `line` only what runs of that line have left behind, whenever that was.
 
-    Results of the last `keep_days` days stay. To come below `max_bytes`, fewer versions than `keep` are kept, but
-    champion, newest and the one before always. With `only`, nothing is removed that a dry run did not list. Raises
-    RunActive if a run is going on.
+    Without `line`, results of the last `keep_days` days stay. To come below `max_bytes`, fewer versions than `keep` are
+    kept, but champion, newest and the one before always. With `only`, nothing is removed that a dry run did not list.
+    Raises RunActive if a run is going on.
     """
     with held(store.lock("prune"), "the store is being pruned"):
         if run := next(living(store), None):
             raise RunActive(f"run {run} is going on", hint="prune when it has ended")
-        young = time.time() - keep_days * DAY
+        young = time.time() - (keep_days * DAY if line is None else 0)
         plan = Plan(store, keep, line, young)
         while max_bytes is not None and plan.left > max_bytes and keep > 1:
             keep -= 1

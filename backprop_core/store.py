@@ -10,6 +10,9 @@ notes/<kind>/<key>.json what was found out once and can be found out again
 checkpoints/<key>/      of interrupted trainings, under their stage's key
 runs/<run_id>/          spec.json, result.json; fresh.txt: what a run with `fresh` has done; sources/<sha256>: what it
                         has downloaded, from its begin to its end
+finished/<digest>       of runs whose stages are all in the cache
+hashes/<digest>.json    sha256 of large files outside, with their state
+rejected/<key>.json     when a retrain was rejected, by which run, and why
 flow-runs/<id>          the run_id that a flow run of a deployment has begun, until that is finished and pruned
 questions/<run_id>      Prefect's id of the flow run that asks a person about what the run made
 lines/<name>/           versions and champion

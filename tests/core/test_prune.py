@@ -243,6 +243,14 @@ def test_a_rejected_candidate_stays_as_long(world: World) -> None:
     assert rejected in world.there() and not world.there() & set(world.versions[1][:2])
 
 
+def test_after_a_release_age_keeps_nothing(world: World) -> None:
+    """What a line keeps after a release is `publish.keep` versions, so rejected nights do not pile up for a month."""
+    rejected = artifact(world.store, "rejected", kind="merged").digest
+    ended(world.store, "a" * 32, flow="retrain", stages=[rejected], status="rejected")
+    world.prune(line=LINE, keep=3, keep_days=30)
+    assert rejected not in world.there() and world.candidate in world.there()
+
+
 def test_what_is_pinned_stays(world: World) -> None:
     """Whatever its age, by any prune, until it is kept no longer."""
     pin("support@1", world.versions[1], world.store)
