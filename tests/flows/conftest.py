@@ -11,6 +11,7 @@ import pytest
 from prefect.settings import get_current_settings
 from prefect.testing.utilities import prefect_test_harness
 
+from flows.console import OURS
 from tests.core import nano
 
 
@@ -85,3 +86,18 @@ def page() -> Iterator[list[str]]:
     yield kept.said
     logger.removeHandler(kept)
     logger.setLevel(level)
+
+
+@pytest.fixture
+def same_logging() -> Iterator[None]:
+    """The loggers are afterwards what they were."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    for handler in set(root.handlers) - set(handlers):
+        handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for name in OURS:
+        logging.getLogger(name).setLevel(logging.NOTSET)
+    logging.captureWarnings(False)

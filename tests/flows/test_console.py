@@ -5,7 +5,6 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,28 +14,14 @@ from backprop_core.errors import ConfigInvalid
 from backprop_core.refs import DatasetSummary, Drift, Evaluation, GGUFRecord, Located, RunRecord, RunResult
 from backprop_core.settings import Settings
 from flows import tables
-from flows.console import OURS, Bar, configure_logging, error_text, trace_text
+from flows.console import Bar, configure_logging, error_text, trace_text
 from tasks.progress import Progress
 from tasks.run import as_coded
 from tasks.tracking import RunSummary
 
 SECRET = "hf_" + "a1B2c3D4" * 4
 DIGEST = "ab" * 32
-
-
-@pytest.fixture(autouse=True)
-def same_logging() -> Iterator[None]:
-    """The loggers are afterwards what they were."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    for handler in set(root.handlers) - set(handlers):
-        handler.close()
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    for name in OURS:
-        logging.getLogger(name).setLevel(logging.NOTSET)
-    logging.captureWarnings(False)
+pytestmark = pytest.mark.usefixtures("same_logging")
 
 
 def drawn(renderable: RenderableType, width: int = 80) -> list[str]:

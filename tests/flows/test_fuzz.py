@@ -5,7 +5,6 @@ Ten thousand cases; BACKPROP_FUZZ multiplies them, BACKPROP_FUZZ_SEED draws othe
 
 import contextlib
 import io
-import logging
 import os
 import random
 import signal
@@ -22,7 +21,7 @@ from backprop_core.specs import DatasetSpec, ExportSpec, PublishSpec, RunSpec
 from backprop_core.store import Store
 from flows import cli, lines_file
 from flows.config import evaluation_spec, export_spec, generation_spec, publish_spec, replayed, run_spec
-from flows.console import OURS, configure_logging, error_text
+from flows.console import configure_logging, error_text
 from flows.fields import ENTRY, spec_fields
 from tasks import prepare, sources
 from tasks.tracking import list_runs, sync
@@ -207,7 +206,7 @@ FIELDS = [path for path in spec_fields() if "." in path or path != "datasets"]
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_logging: None) -> Iterator[Path]:
     """A directory with a few files; loggers and signals are afterwards what they were."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
@@ -216,17 +215,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     Path("data").touch()
     Path("dir").mkdir()
     Path("readable.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 30)
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield tmp_path
-    for handler in set(root.handlers) - set(handlers):
-        handler.close()
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    for name in OURS:
-        logging.getLogger(name).setLevel(logging.NOTSET)
-    logging.captureWarnings(False)
     for number, known in signals.items():
         signal.signal(number, known)
 
