@@ -18,6 +18,7 @@ from backprop_core.specs import EvaluationSpec, JudgeSpec, LoraSpec, TrainSpec
 from flows.cli import failed
 from flows.train import train
 from tasks.tracking import list_runs, show_run
+from tests.wire.prefect_server import wait_until
 from tests.wire.stand_in import Request, Service
 
 CANARY = "Zx9/canary+4711&value"
@@ -67,11 +68,23 @@ def test_a_canary_is_nowhere(
 
 
 def prefect_says() -> str:
-    """Everything that Prefect keeps about all flow runs: their states, their tasks' states and their logs."""
+    """Everything that Prefect keeps about all flow runs, once what it hears of late, tasks and logs, is there."""
+    wait_until(lambda: all("no such key" in text for text in (of_tasks(), of_logs(), of_flow_runs())), 180, "failed task")
     with get_client(sync_client=True) as client:
-        runs = client.read_flow_runs(flow_run_filter=FlowRunFilter())
-        logs = client.read_logs(LogFilter(), limit=200)
-        parts = [run.model_dump_json() for run in runs] + [entry.message for entry in logs]
-        parts += [client.request("POST", f"/{kind}/filter", json={}).text for kind in ("task_runs", "artifacts")]
-    assert "no such key" in "".join(parts)
-    return "\n".join(parts)
+        artifacts = client.request("POST", "/artifacts/filter", json={}).text
+    return "\n".join((of_tasks(), of_logs(), of_flow_runs(), artifacts))
+
+
+def of_flow_runs() -> str:
+    with get_client(sync_client=True) as client:
+        return "\n".join(run.model_dump_json() for run in client.read_flow_runs(flow_run_filter=FlowRunFilter()))
+
+
+def of_logs() -> str:
+    with get_client(sync_client=True) as client:
+        return "\n".join(entry.message for entry in client.read_logs(LogFilter(), limit=200))
+
+
+def of_tasks() -> str:
+    with get_client(sync_client=True) as client:
+        return client.request("POST", "/task_runs/filter", json={}).text
