@@ -69,7 +69,9 @@ def test_a_canary_is_nowhere(
 
 def prefect_says() -> str:
     """Everything that Prefect keeps about all flow runs, once what it hears of late, tasks and logs, is there."""
-    wait_until(lambda: all("no such key" in text for text in (of_tasks(), of_logs(), of_flow_runs())), 180, "failed task")
+    wait_until(
+        lambda: all("no such key" in text for text in (of_tasks(), of_logs(), of_flow_runs())), 180, "failed task"
+    )
     with get_client(sync_client=True) as client:
         artifacts = client.request("POST", "/artifacts/filter", json={}).text
     return "\n".join((of_tasks(), of_logs(), of_flow_runs(), artifacts))

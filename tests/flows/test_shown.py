@@ -57,8 +57,16 @@ def test_a_state_says_how_a_run_ended(
     first, result = ended(client, retrain("seen", batch(tmp_path, 1), model=str(base), **JOB, return_state=True))
     assert (first.name, first.state_name, result.version) == ("seen v1", "Completed", 1)
     assert first.state and result.gate and first.state.message == f"accepted: {result.gate.reason}"
-    tasks = {"curate night-1.jsonl", "split seen", "train seen", "merge", "gate", "evaluate seen", "evaluate seen, base"}
-    wait_until(lambda: tasks <= names_of_tasks(client, first), 180, "task run of each stage")
+    names = {
+        "curate night-1.jsonl",
+        "split seen",
+        "train seen",
+        "merge",
+        "gate",
+        "evaluate seen",
+        "evaluate seen, base",
+    }
+    wait_until(lambda: names <= names_of_tasks(client, first), 180, "task run of each stage")
     lines_of_the_log(page)
     same, result = ended(client, retrain("seen", batch(tmp_path, 1), **JOB, return_state=True))
     assert (same.name, same.state_name, result.status) == ("seen", "Unchanged", "unchanged")
