@@ -44,7 +44,7 @@ data: $(READY) ## write the demo's datasets again
 	$(BIN)/python -m examples.make_data
 
 docs: $(READY) ## write docs/reference.md again
-	$(BIN)/python -m flows.reference > docs/reference.md
+	$(BIN)/python -m flows.cli.reference_docs > docs/reference.md
 
 bench: $(READY) ## speed and memory against others, as ratios of one run
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
@@ -57,7 +57,7 @@ gpu: $(READY) ## on a machine with a GPU: speed, memory against the estimate, ex
 	$(BIN)/python -m benchmarks.gpu
 
 faults: $(READY) ## kill it everywhere: every failing disk operation, 200 kills of the whole job
-	BACKPROP_FAULTS=$${BACKPROP_FAULTS:-200} OMP_NUM_THREADS=1 $(BIN)/pytest tests/faults tests/core/test_checkpoint_faults.py
+	BACKPROP_FAULTS=$${BACKPROP_FAULTS:-200} OMP_NUM_THREADS=1 $(BIN)/pytest tests/faults tests/backprop_core/training/test_checkpoint_faults.py
 
 e2e: $(READY) ## a new user's way in a browser (Debian: chromium); pictures in build/e2e
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[e2e]'

@@ -34,14 +34,14 @@ def against_none() -> Row:
 
 def main(base: Path, data: Path) -> None:
     """The contender: both runs a turn."""
-    from backprop_core import model
-    from backprop_core.store import Store
+    from backprop_core.models import loading
+    from backprop_core.store.artifacts import Store
     from backprop_core.training.loop import train
     from benchmarks.engines import SPEC
-    from tests.core import nano
+    from tests.backprop_core import nano
 
     rows = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
-    loaded = model.load(base, precision="fp32", device="cpu")
+    loaded = loading.load(base, precision="fp32", device="cpu")
 
     def run(every: float, steps: int, *, least: int) -> float:
         """Seconds of a training that saved at least that often."""

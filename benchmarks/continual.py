@@ -15,12 +15,13 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from backprop_core import base as bases
-from backprop_core import curate, devices, sides
-from backprop_core.formats import snapshot
-from backprop_core.refs import Batch, DatasetRef
-from backprop_core.specs import DatasetSpec, LoraSpec, ModelSpec, TrainSpec
-from backprop_core.store import Store
+from backprop_core.data import curation, splits
+from backprop_core.data.loading import snapshot
+from backprop_core.models import base as bases
+from backprop_core.models import devices
+from backprop_core.schema.refs import Batch, DatasetRef
+from backprop_core.schema.specs import DatasetSpec, LoraSpec, ModelSpec, TrainSpec
+from backprop_core.store.artifacts import Store
 from benchmarks import continual_cell as cells
 from benchmarks import continual_table as table
 from benchmarks.continual_base import pool_base
@@ -94,9 +95,11 @@ def datasets(asked: argparse.Namespace, store: Store) -> Iterator[DatasetRef]:
         task = file.name.removesuffix(".train.jsonl")
         test = file.with_name(f"{task}.test.jsonl")
         spec = DatasetSpec(path=str(file))
-        rows, heldout = (curate.curate(snapshot(str(one), scratch=scratch), spec, store=store) for one in (file, test))
+        rows, heldout = (
+            curation.curate(snapshot(str(one), scratch=scratch), spec, store=store) for one in (file, test)
+        )
         batch = Batch(name=task, task=task, source=rows, heldout=heldout.rows, rows=asked.rows)
-        yield from sides.split([batch], heldout_max=asked.heldout, store=store).datasets
+        yield from splits.split([batch], heldout_max=asked.heldout, store=store).datasets
 
 
 def orders(asked: argparse.Namespace, tasks: list[str]) -> list[list[str]]:

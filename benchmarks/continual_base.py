@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from backprop_core.formats import read, snapshot
-from backprop_core.keys import digest_of
-from backprop_core.specs import DatasetSpec
-from backprop_core.store import Store, file_digest
+from backprop_core.data.loading import read, snapshot
+from backprop_core.schema.specs import DatasetSpec
+from backprop_core.store.artifacts import Store, file_digest
+from backprop_core.store.cache_keys import digest_of
 from examples import make_base as recipe
 from examples.company import Exchange
 

@@ -13,18 +13,18 @@ from typing import Any, TypeVar
 import torch
 from pydantic import BaseModel
 
-from backprop_core import base as bases
-from backprop_core import curate
-from backprop_core.batch import Item, load
-from backprop_core.evaluate import score
-from backprop_core.frozen import Record
-from backprop_core.keys import stage_key
-from backprop_core.model import LoadedBase, adapted
-from backprop_core.model import load as load_base
-from backprop_core.refs import AdapterRef, BaseRef, DatasetRef, RowsRef, Start, TrainResult
-from backprop_core.specs import MergeSpec, TrainSpec
-from backprop_core.store import Store, write_atomic
-from backprop_core.strategies import merge
+from backprop_core.data import curation
+from backprop_core.data.batching import Item, load
+from backprop_core.evaluation.scoring import score
+from backprop_core.merging.strategies import merge
+from backprop_core.models import base as bases
+from backprop_core.models.loading import LoadedBase, adapted
+from backprop_core.models.loading import load as load_base
+from backprop_core.schema.records import Record
+from backprop_core.schema.refs import AdapterRef, BaseRef, DatasetRef, RowsRef, Start, TrainResult
+from backprop_core.schema.specs import MergeSpec, TrainSpec
+from backprop_core.store.artifacts import Store, write_atomic
+from backprop_core.store.cache_keys import stage_key
 from backprop_core.training.loop import train
 
 R = TypeVar("R", bound=BaseModel)
@@ -150,7 +150,7 @@ class Bench:
 
     def mixed(self, rows: RowsRef, earlier: list[RowsRef], share: float, passes: int, seed: int) -> RowsRef:
         def make(_: str) -> RowsRef:
-            return curate.replay(rows, earlier, heldout=[], share=share, passes=passes, seed=seed, store=self.store)
+            return curation.replay(rows, earlier, heldout=[], share=share, passes=passes, seed=seed, store=self.store)
 
         return self.noted("replay", RowsRef, make, rows=rows, earlier=earlier, share=share, passes=passes, seed=seed)
 

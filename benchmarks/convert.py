@@ -88,9 +88,9 @@ def make(place: Path, **shape: Any) -> tuple[Path, Path]:
     import torch
     from safetensors import safe_open
 
-    from backprop_core import adapter as adapters
-    from backprop_core.specs import LoraSpec
-    from tests.core import nano
+    from backprop_core.models import adapter_tensors as adapters
+    from backprop_core.schema.specs import LoraSpec
+    from tests.backprop_core import nano
 
     base, directory = nano.build(place / "base", **SHAPE | shape), place / "adapter"
     directory.mkdir()
@@ -108,7 +108,7 @@ def make(place: Path, **shape: Any) -> tuple[Path, Path]:
 
 def main(base: Path, adapter: Path, output: Path) -> None:
     """The contender: one conversion a turn."""
-    from backprop_core.gguf import convert
+    from backprop_core.export.gguf import convert
 
     def turn() -> dict[str, float]:
         removed(output)

@@ -2,8 +2,8 @@
 
 import uuid
 
-from backprop_core.settings import settings
-from flows.environment import connected, quiet_prefect, start_server
+from backprop_core.runtime.settings import settings
+from flows.cli.prefect_environment import connected, quiet_prefect, start_server
 
 
 def main() -> None:
@@ -14,8 +14,8 @@ def main() -> None:
     with connected():
         from prefect import flow
 
-        from tasks.journal import Journal
         from tasks.tracking import Sender
+        from tasks.tracking.journal import Journal
 
         @flow
         def empty() -> None:

@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backprop_core import chat, model, tokens
-from backprop_core.batch import Item, by_budget, collate
-from backprop_core.batch import items as items_of
-from backprop_core.specs import LoraSpec, TrainSpec
-from backprop_core.store import Store
+from backprop_core.data import chat_encoding, token_cache
+from backprop_core.data.batching import Item, by_budget, collate
+from backprop_core.data.batching import items as items_of
+from backprop_core.models import loading
+from backprop_core.schema.specs import LoraSpec, TrainSpec
+from backprop_core.store.artifacts import Store
 from backprop_core.training.loop import train
 from benchmarks.measure import peak_memory, take_turns
-from tests.core import nano
+from tests.backprop_core import nano
 
 BATCH, EPOCHS, LENGTH = 8, 1, 512
 SAMPLED = 3  # every third row tells whether the losses agree
@@ -40,7 +41,7 @@ def ours(base: Path, rows: list[Row]) -> Done:
     """`backprop_core.training.loop.train` on a store of its own."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
         store = Store(Path(directory))
-        loaded = model.load(base, precision="fp32", device="cpu")
+        loaded = loading.load(base, precision="fp32", device="cpu")
         result = train(
             loaded,
             nano.commit_rows(store, rows),
@@ -52,22 +53,22 @@ def ours(base: Path, rows: list[Row]) -> Done:
             should_stop=lambda: False,
         )
         highest = peak_memory()
-        with model.adapted(loaded, result.adapter, store):
+        with loading.adapted(loaded, result.adapter, store):
             after = loss_of(loaded, rows[::SAMPLED])
         store.close()
     return {"tokens": result.tokens, "seconds": result.seconds, "loss": after, "peak": highest}
 
 
 @torch.inference_mode()
-def loss_of(loaded: model.LoadedBase, rows: list[Row]) -> float:
+def loss_of(loaded: loading.LoadedBase, rows: list[Row]) -> float:
     """Mean loss per label token."""
-    items = items_of(tokens.flat(chat.encode(loaded.tokenizer, rows, max_length=LENGTH)))
+    items = items_of(token_cache.flat(chat_encoding.encode(loaded.tokenizer, rows, max_length=LENGTH)))
     groups = by_budget(range(len(items)), [len(one) for one in items], 4096)
     total = sum(float(sum_of_losses(loaded, [items[index] for index in group])) for group in groups)
     return total / sum(len(one.at_n) for one in items)
 
 
-def sum_of_losses(loaded: model.LoadedBase, items: list[Item]) -> Tensor:
+def sum_of_losses(loaded: loading.LoadedBase, items: list[Item]) -> Tensor:
     batch = collate(items, loaded.device)
     logits_nv = loaded.logits(loaded.states(batch.ids_bt, batch.lengths_b, batch.at_n))
     return torch.nn.functional.cross_entropy(logits_nv, batch.labels_n, reduction="sum")
@@ -100,7 +101,7 @@ def main(engine: str, base: Path, data: Path) -> None:
 
     @cache
     def before() -> float:
-        return loss_of(model.load(base, precision="fp32", device="cpu"), rows[::SAMPLED])
+        return loss_of(loading.load(base, precision="fp32", device="cpu"), rows[::SAMPLED])
 
     take_turns(lambda: {**ENGINES[engine](base, rows), "loss_before": before()})
 

@@ -20,8 +20,8 @@ from benchmarks.measure import BIN, Row, contenders, environment, medians, take_
 if TYPE_CHECKING:
     from prefect import Task
 
-    from tasks.prepare import Prepared
-    from tasks.run import Run
+    from tasks.runs.flow_run import Run
+    from tasks.runs.resolve import Prepared
 
 NAME = "flow, against the same core calls"
 LONGEST_START = 180.0  # seconds
@@ -89,11 +89,11 @@ def as_flow() -> None:
 
 def as_calls() -> None:
     """The same stages in the same order, called one by one."""
-    from backprop_core.settings import settings
-    from backprop_core.store import Store
+    from backprop_core.runtime.settings import settings
+    from backprop_core.store.artifacts import Store
     from benchmarks import jobs
     from flows.pipeline import pipeline
-    from tasks.prepare import prepare
+    from tasks.runs.resolve import prepare
 
     store = Store(settings().store_path)
     run = Bare(prepare("multi-run", jobs.spec(), store), store)
@@ -106,7 +106,7 @@ class Bare:
     """What `pipeline` needs of a run: stages are called where they are computed; nothing is cached or recorded."""
 
     def __init__(self, prepared: "Prepared", store: Any) -> None:
-        from backprop_core.worker.handle import Worker
+        from backprop_core.worker.client import Worker
 
         self.prepared, self.spec, self.base, self.store = prepared, prepared.spec, prepared.base, store
         self.worker = Worker(store, slots=[store.root / "locks" / "cpu.lock"])
@@ -114,9 +114,9 @@ class Bare:
         self.merged = 0
 
     def call(self, stage: "Task[..., Any]", **parameters: Any) -> Any:
-        from backprop_core.curate import curate
-        from backprop_core.keys import stage_key
-        from backprop_core.sides import split
+        from backprop_core.data.curation import curate
+        from backprop_core.data.splits import split
+        from backprop_core.store.cache_keys import stage_key
 
         if stage.name in ("curate", "split"):
             return {"curate": curate, "split": split}[stage.name](**parameters, store=self.store)

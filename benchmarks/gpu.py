@@ -15,16 +15,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from backprop_core import adapter as adapters
-from backprop_core import model
 from backprop_core.errors import Interrupted
-from backprop_core.refs import TrainResult
-from backprop_core.specs import TrainSpec
-from backprop_core.store import Store
+from backprop_core.models import adapter_tensors as adapters
+from backprop_core.models import loading
+from backprop_core.schema.refs import TrainResult
+from backprop_core.schema.specs import TrainSpec
+from backprop_core.store.artifacts import Store
 from backprop_core.training.loop import train
-from backprop_core.training.memory import GIB, Precision, Setting, Shape, memory
 from backprop_core.training.presets import PRESETS
-from tests.core import nano
+from backprop_core.training.vram_estimate import GIB, Precision, Setting, Shape, memory
+from tests.backprop_core import nano
 
 SHAPES = ("qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-7b")
 LENGTH = 1024  # tokens of a row
@@ -121,7 +121,7 @@ def settle(device: str) -> None:
 def speed(title: str, shape: Shape, base: Path, precision: Precision, device: str, product: float) -> str:
     """A row of the table."""
     spec = spec_of(device, precision=precision, token_budget=4 * LENGTH)
-    loaded = model.load(base, precision=precision, device=device)
+    loaded = loading.load(base, precision=precision, device=device)
     done = run(loaded, spec)
     setting = Setting(precision=precision, checkpointing=False, lora=spec.lora)
     held, guess = in_use(device), memory(shape, setting, spec.token_budget)
@@ -138,7 +138,7 @@ def spec_of(device: str, **changes: Any) -> TrainSpec:
     return TrainSpec(device=device, **fields)
 
 
-def run(loaded: model.LoadedBase, spec: TrainSpec, *, stop_after: int | None = None) -> Done:
+def run(loaded: loading.LoadedBase, spec: TrainSpec, *, stop_after: int | None = None) -> Done:
     """One training in a store of its own; with `stop_after` it is stopped after that step and goes on."""
     marks: list[tuple[float, float]] = []
     rungs: list[float] = []
@@ -185,7 +185,7 @@ def release(device: str) -> None:
 
 def laws(base: Path, device: str) -> list[str]:
     """What holds on this device, each with what was seen."""
-    loaded = model.load(base, precision="bf16", device=device)
+    loaded = loading.load(base, precision="bf16", device=device)
     spec = spec_of(device, token_budget=8 * LENGTH)
     first, second, resumed = run(loaded, spec), run(loaded, spec), run(loaded, spec, stop_after=5)
     lines = [
@@ -207,7 +207,7 @@ def difference(one: Done, other: Done) -> float:
     return max(float((one.tensors[key] - tensor).abs().max()) for key, tensor in other.tensors.items()) / largest
 
 
-def out_of_memory(loaded: model.LoadedBase, spec: TrainSpec, whole: Done) -> str:
+def out_of_memory(loaded: loading.LoadedBase, spec: TrainSpec, whole: Done) -> str:
     """The same training where its micro-batches do not fit: a limit between what it takes with one row and with all."""
     release("cuda")
     torch.cuda.reset_peak_memory_stats()

@@ -68,7 +68,7 @@ def expression(table: str, column: str, ids: list[str]) -> str:
 
 def ours() -> Callable[[], int]:
     """As `backprop list-runs` asks."""
-    from backprop_core.settings import settings
+    from backprop_core.runtime.settings import settings
     from tasks import tracking
 
     return lambda: len(tracking.list_runs(settings(), limit=PAGE))
@@ -76,7 +76,7 @@ def ours() -> Callable[[], int]:
 
 def bare() -> Callable[[], int]:
     """The newest of the experiment, parents or not."""
-    from backprop_core.settings import settings
+    from backprop_core.runtime.settings import settings
     from tasks.tracking.connection import prepare, tracking_uri
 
     prepare()

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from backprop_core.specs import DatasetSpec, EvaluationSpec, ModelSpec, RunSpec, TrainSpec
+from backprop_core.schema.specs import DatasetSpec, EvaluationSpec, ModelSpec, RunSpec, TrainSpec
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TASKS = ("route", "catalogue", "orders")

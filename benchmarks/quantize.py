@@ -18,7 +18,7 @@ SHAPE = {"vocab_size": 16_000, "num_hidden_layers": 4}  # rows as in the other r
 
 def against_llama_cpp() -> Row:
     """f16 → q4_k_m with all cores: hashed, counted and on the disk as an artifact, or only written."""
-    from backprop_core.gguf import convert
+    from backprop_core.export.gguf import convert
 
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
         place = Path(name)
@@ -32,8 +32,8 @@ def against_llama_cpp() -> Row:
 
 def stage(file: Path, place: Path) -> Callable[[], None]:
     """What a worker does for one file, in a store without it."""
-    from backprop_core.refs import GGUFRef
-    from backprop_core.store import Store
+    from backprop_core.schema.refs import GGUFRef
+    from backprop_core.store.artifacts import Store
     from backprop_core.worker.stages import Stages
 
     store = Store(place)
@@ -54,8 +54,8 @@ def llama_cpp(file: Path, output: Path) -> Callable[[], None]:
     """The library's own function, with the parameters that the stage gives it."""
     import torch
 
-    from backprop_core.llamacpp import library
-    from backprop_core.quantize import FILE_TYPES
+    from backprop_core.export.llamacpp import library
+    from backprop_core.export.quantize import FILE_TYPES
 
     own = library()
     parameters = own.llama_model_quantize_default_params()

@@ -15,7 +15,7 @@ from benchmarks import by_hand, jobs
 from benchmarks.flow import SIDES
 from benchmarks.measure import CORES, Row, contenders, medians, threads
 from flows.parameters import differing, parameters
-from flows.serve import LOOKS
+from flows.server.serve import LOOKS
 from tests.wire.prefect_server import PrefectServer, served, wait_until
 
 UP = "serve until it is up, against the same servers by hand"

@@ -14,7 +14,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from backprop_core import chat, model
+from backprop_core.data import chat_encoding
+from backprop_core.models import loading
 from benchmarks.engines import BATCH, EPOCHS, LENGTH, SAMPLED, SPEC, Done, Row, loss_of
 from benchmarks.measure import peak_memory
 
@@ -38,7 +39,7 @@ def trainer(base: Path, rows: list[Row], **settings: Any) -> Done:
             "labels": [token if is_label else -100 for token, is_label in zip(ids, labels, strict=True)],
             "length": len(ids),
         }
-        for ids, labels, _ in chat.encode(tokenizer, rows, max_length=LENGTH)
+        for ids, labels, _ in chat_encoding.encode(tokenizer, rows, max_length=LENGTH)
     ]
     made = Trainer(
         model=with_lora(base),
@@ -109,5 +110,5 @@ def timed(base: Path, rows: list[Row], made: Any) -> Done:
     tokens = sum(len(features["input_ids"]) for features in made.train_dataset) * EPOCHS
     tokenizer = AutoTokenizer.from_pretrained(base)
     bare = made.model.base_model.model.eval()
-    after = loss_of(model.LoadedBase(bare, tokenizer, "fp32", torch.device("cpu")), rows[::SAMPLED])
+    after = loss_of(loading.LoadedBase(bare, tokenizer, "fp32", torch.device("cpu")), rows[::SAMPLED])
     return {"tokens": tokens, "seconds": clock.seconds, "loss": after, "peak": highest}

@@ -3,6 +3,6 @@
 import os
 
 if "BACKPROPAGATE_FOLLOWS" in os.environ:  # a flow run of `serve`, which ends with the worker that has started it
-    from backprop_core import lifeline
+    from backprop_core.runtime import parent_watch
 
-    lifeline.follow(os.environ[lifeline.FOLLOWS])
+    parent_watch.follow(os.environ[parent_watch.FOLLOWS])

@@ -30,15 +30,15 @@ from prefect.utilities.urls import url_for
 from pydantic import Field
 
 from backprop_core.errors import ApprovalUnattended, Interrupted
-from backprop_core.specs import ApprovalSpec
-from backprop_core.verdicts import Decision
-from flows import terminal
-from flows.environment import is_temporary
-from flows.states import WAITING
-from tasks import artifacts, questions, worker
-from tasks.artifacts import flow_run_id
-from tasks.progress import Progress, report
-from tasks.run import Run
+from backprop_core.schema.gate_report import Decision
+from backprop_core.schema.specs import ApprovalSpec
+from flows.cli import terminal_prompt
+from flows.cli.prefect_environment import is_temporary
+from flows.run_states import WAITING
+from tasks.runs import approval_questions, prefect_artifacts, worker_process
+from tasks.runs.flow_run import Run
+from tasks.runs.prefect_artifacts import flow_run_id
+from tasks.runs.progress import Progress, report
 
 log = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -63,7 +63,7 @@ class Approval(RunInput):
 
 def check(spec: ApprovalSpec) -> None:
     """Raise ApprovalUnattended if somebody shall be asked and nobody can be."""
-    if spec.ask and is_temporary() and not terminal.is_attended():
+    if spec.ask and is_temporary() and not terminal_prompt.is_attended():
         raise ApprovalUnattended(
             "nobody can be asked: this is no terminal, and no Prefect server is named",
             hint="run it in a terminal, name the server of `backprop serve` in PREFECT_API_URL, "
@@ -84,9 +84,9 @@ def approved(run: Run) -> bool:
 
 def answer(run: Run, hours: float) -> Decision:
     """Ask, without a worker: the GPU is for others meanwhile. Raises Interrupted if the question is cancelled."""
-    worker.stop()
+    worker_process.stop()
     if is_temporary():
-        return terminal.ask(run.result("running", None))
+        return terminal_prompt.ask(run.result("running", None))
     report(Progress(stage="approval", done=0, total=0))
     with get_client(sync_client=True) as client:
         asked = question(client, run, hours)
@@ -95,7 +95,7 @@ def answer(run: Run, hours: float) -> Decision:
         with suppress(httpx.HTTPError):  # the answer counts, whatever its page shows
             name = "Approved" if decision.approved else "Rejected"
             client.set_flow_run_state(asked, Completed(name=name, message=decision.sentence), force=True)
-    questions.forget(run.run_id, run.store)
+    approval_questions.forget(run.run_id, run.store)
     return decision
 
 
@@ -129,23 +129,23 @@ def question(client: SyncPrefectClient, run: Run, hours: float) -> UUID:
     numbers = count()
     while asked is None or (asked.state and asked.state.type in OVER):
         asked = patiently(partial(begun, client, run, hours, f"{run.run_id}-{next(numbers)}"))
-    questions.note(run.run_id, str(asked.id), run.store)
+    approval_questions.note(run.run_id, str(asked.id), run.store)
     return asked.id
 
 
 def of_older_store(client: SyncPrefectClient, run: Run) -> FlowRun | None:
     """The question about this run that an older version of ours has asked; those that change nothing are withdrawn."""
-    for name, other in questions.abandoned(run.spec.line, run.store):
+    for name, other in approval_questions.abandoned(run.spec.line, run.store):
         with suppress(ObjectNotFound):
             found = patiently(partial(client.read_flow_run, UUID(other)))
             of = str(found.parameters.get("run_id"))
             if of == run.run_id:
                 return found
-            if questions.is_resumable(of, run.store):
+            if approval_questions.is_resumable(of, run.store):
                 continue
             if found.state is None or not found.state.is_final():
                 client.set_flow_run_state(found.id, Cancelled(message="the run that asked has ended"), force=True)
-        questions.forget(name, run.store)
+        approval_questions.forget(name, run.store)
     return None
 
 
@@ -190,7 +190,7 @@ def decided(client: SyncPrefectClient, run: Run, asked: UUID, hours: float) -> D
 def show(client: SyncPrefectClient, run: Run, asked: UUID, hours: float, keys: Any) -> None:
     """Fill the page of the question, then pause it: from now on it can be answered."""
     made = run.result("running", None)
-    text = artifacts.ask(made, namespace=run.settings.namespace, flow_run=asked)
+    text = prefect_artifacts.ask(made, namespace=run.settings.namespace, flow_run=asked)
     try:
         Approval.with_initial_data(description=text).save(keys, flow_run_id=asked)
     except PrefectHTTPStatusError as error:

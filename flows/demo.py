@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from backprop_core.errors import InputNotFound
-from backprop_core.refs import RunResult
-from backprop_core.specs import (
+from backprop_core.schema.refs import RunResult
+from backprop_core.schema.specs import (
     DatasetSpec,
     EvaluationSpec,
     ExportSpec,
@@ -14,7 +14,7 @@ from backprop_core.specs import (
     RunSpec,
     TrainSpec,
 )
-from flows import start
+from flows.cli import run_here
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TASKS = ("route", "catalogue", "orders", "reply")
@@ -24,8 +24,8 @@ TRAINING = TrainSpec(learning_rate=4.5e-3, epochs=5, batch_size=16, max_length=2
 
 def demo(*, seed: int = 0) -> tuple[RunResult, RunResult]:
     """Four LoRA runs merged by SLAO and exported; and the same four plainly one after another."""
-    merged = start.run("multi-run", spec("slao", seed, export=ExportSpec(quantizations=["q4_k_m", "q8_0"])))
-    return merged, start.run("multi-run", spec("sequential", seed, export=ExportSpec()))
+    merged = run_here.run("multi-run", spec("slao", seed, export=ExportSpec(quantizations=["q4_k_m", "q8_0"])))
+    return merged, run_here.run("multi-run", spec("sequential", seed, export=ExportSpec()))
 
 
 def spec(strategy: str, seed: int, export: ExportSpec) -> RunSpec:

@@ -2,13 +2,13 @@
 
 from prefect import flow
 
-from backprop_core.refs import RunResult
-from backprop_core.specs import DatasetSpec, EvaluationSpec
+from backprop_core.schema.refs import RunResult
+from backprop_core.schema.specs import DatasetSpec, EvaluationSpec
 from flows.pipeline import score_again
-from flows.shown import short, shown
-from tasks.confine import admit
-from tasks.prepare import evaluated
-from tasks.run import recorded
+from flows.run_names import short, shown
+from tasks.runs.allowed_paths import admit
+from tasks.runs.flow_run import recorded
+from tasks.runs.resolve import evaluated
 
 
 @flow(name="evaluate", persist_result=False)

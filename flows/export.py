@@ -4,15 +4,15 @@ from collections.abc import Sequence
 
 from prefect import flow
 
-from backprop_core.refs import RunResult
-from backprop_core.specs import ExportSpec, Package, Quantization
-from backprop_core.texts import LineName
+from backprop_core.schema.field_types import LineName
+from backprop_core.schema.refs import RunResult
+from backprop_core.schema.specs import ExportSpec, Package, Quantization
 from flows.pipeline import curated, exports, held_out
-from flows.shown import short, shown
-from tasks.confine import admitted_output
-from tasks.exports import Output, hand_out, owner_of
-from tasks.prepare import again
-from tasks.run import recorded
+from flows.run_names import short, shown
+from tasks.runs.allowed_paths import admitted_output
+from tasks.runs.copy_exports import Output, hand_out, owner_of
+from tasks.runs.flow_run import recorded
+from tasks.runs.resolve import again
 
 
 @flow(name="export", persist_result=False)

@@ -5,14 +5,14 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-from backprop_core.refs import RunResult
-from backprop_core.specs import DatasetSpec, EvaluationSpec, ExportSpec, MergeSpec, ModelSpec, RunSpec, TrainSpec
-from backprop_core.texts import LineName
+from backprop_core.schema.field_types import LineName
+from backprop_core.schema.refs import RunResult
+from backprop_core.schema.specs import DatasetSpec, EvaluationSpec, ExportSpec, MergeSpec, ModelSpec, RunSpec, TrainSpec
 from flows.pipeline import pipeline
-from flows.shown import shown, tasks_of
-from tasks.confine import admitted
-from tasks.prepare import prepare
-from tasks.run import recorded
+from flows.run_names import shown, tasks_of
+from tasks.runs.allowed_paths import admitted
+from tasks.runs.flow_run import recorded
+from tasks.runs.resolve import prepare
 
 
 @flow(name="multi-run", persist_result=False)

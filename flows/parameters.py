@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from backprop_core.specs import RunSpec
+from backprop_core.schema.specs import RunSpec
 
 COMMON = ("line", "model", "training", "evaluation", "export", "max_seconds")
 OWN = {

@@ -2,16 +2,16 @@
 
 from prefect import flow
 
-from backprop_core.refs import RunResult
-from backprop_core.texts import LineName
+from backprop_core.schema.field_types import LineName
+from backprop_core.schema.refs import RunResult
 from flows.pipeline import promotion
-from flows.shown import short, shown
-from tasks.acts import act
-from tasks.line import version_of, working_on
-from tasks.prepare import promoted
-from tasks.pruning import retain
-from tasks.publishing import advance
-from tasks.run import recorded
+from flows.run_names import short, shown
+from tasks.runs.flow_run import recorded
+from tasks.runs.line_state import version_of, working_on
+from tasks.runs.manual_promotion import act
+from tasks.runs.prune import retain
+from tasks.runs.resolve import promoted
+from tasks.stages.publishing import advance
 
 
 @flow(name="promote", persist_result=False)

@@ -2,13 +2,13 @@
 
 from prefect import flow
 
-from backprop_core.refs import RunResult
-from backprop_core.specs import ExportSpec, PublishSpec, Quantization
+from backprop_core.schema.refs import RunResult
+from backprop_core.schema.specs import ExportSpec, PublishSpec, Quantization
 from flows.pipeline import curated, exports, held_out
-from flows.shown import short, shown
-from tasks.prepare import published
-from tasks.publishing import publish as push
-from tasks.run import recorded
+from flows.run_names import short, shown
+from tasks.runs.flow_run import recorded
+from tasks.runs.resolve import published
+from tasks.stages.publishing import publish as push
 
 
 @flow(name="publish", persist_result=False)

@@ -2,17 +2,17 @@
 
 from prefect import flow
 
-from backprop_core.refs import RunResult
-from backprop_core.specs import ExportSpec, PublishSpec
-from backprop_core.texts import LineName
+from backprop_core.schema.field_types import LineName
+from backprop_core.schema.refs import RunResult
+from backprop_core.schema.specs import ExportSpec, PublishSpec
 from flows.pipeline import exports
-from flows.shown import shown
-from tasks.acts import act
-from tasks.line import working_on
-from tasks.prepare import to_release
-from tasks.pruning import retain
-from tasks.publishing import make_live, result_of
-from tasks.run import Start, recorded
+from flows.run_names import shown
+from tasks.runs.flow_run import Start, recorded
+from tasks.runs.line_state import working_on
+from tasks.runs.manual_promotion import act
+from tasks.runs.prune import retain
+from tasks.runs.resolve import to_release
+from tasks.stages.publishing import make_live, result_of
 
 
 @flow(name="release", persist_result=False)

@@ -5,8 +5,9 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-from backprop_core.refs import RunResult
-from backprop_core.specs import (
+from backprop_core.schema.field_types import LineName
+from backprop_core.schema.refs import RunResult
+from backprop_core.schema.specs import (
     ApprovalSpec,
     BlockName,
     DatasetSpec,
@@ -19,18 +20,17 @@ from backprop_core.specs import (
     RunSpec,
     TrainSpec,
 )
-from backprop_core.texts import LineName
 from flows.approval import approved, check
 from flows.pipeline import next_version
-from flows.scheduled import as_deployed
-from flows.shown import shown, version_to_be
-from tasks.confine import admitted
-from tasks.line import version_of, working_on
-from tasks.notifications import notifying
-from tasks.prepare import prepare
-from tasks.pruning import retain
-from tasks.publishing import advance, hub_token
-from tasks.run import recorded
+from flows.run_names import shown, version_to_be
+from flows.server.schedules import as_deployed
+from tasks.runs.allowed_paths import admitted
+from tasks.runs.flow_run import recorded
+from tasks.runs.line_state import version_of, working_on
+from tasks.runs.notifications import notifying
+from tasks.runs.prune import retain
+from tasks.runs.resolve import prepare
+from tasks.stages.publishing import advance, hub_token
 
 
 @flow(name="retrain", persist_result=False, validate_parameters=False)

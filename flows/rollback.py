@@ -2,12 +2,12 @@
 
 from prefect import flow
 
-from backprop_core.refs import RunResult
-from backprop_core.texts import LineName
+from backprop_core.schema.field_types import LineName
+from backprop_core.schema.refs import RunResult
 from flows.release import go_live
-from flows.shown import shown
-from tasks.acts import act
-from tasks.prepare import to_rollback
+from flows.run_names import shown
+from tasks.runs.manual_promotion import act
+from tasks.runs.resolve import to_rollback
 
 
 @flow(name="rollback", persist_result=False)

@@ -11,11 +11,11 @@ import httpx
 from prefect.context import FlowRunContext
 from prefect.states import Completed
 
-from backprop_core.refs import RunResult
-from flows.environment import is_temporary
-from flows.states import STATES
-from tasks.artifacts import sentence
-from tasks.sources import stem
+from backprop_core.schema.refs import RunResult
+from flows.cli.prefect_environment import is_temporary
+from flows.run_states import STATES
+from tasks.runs.prefect_artifacts import sentence
+from tasks.runs.sources import stem
 
 P = ParamSpec("P")
 GENERATED = re.compile(r"[A-Za-z]+-[A-Za-z]+")  # a flow run's name that Prefect made up: keen-otter, Awesome-Jaguar
@@ -88,6 +88,6 @@ def short(ref: str) -> str:
 
 def version_to_be(line: str) -> str:
     """A line with the number that its next version gets."""
-    from tasks.line import next_number
+    from tasks.runs.line_state import next_number
 
     return f"{line} v{next_number(line)}"

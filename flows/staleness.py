@@ -1,4 +1,4 @@
-"""Whether a line's champion still fits the rows that come in. What merges do to adapters is `backprop_core.drift`."""
+"""The flow `drift`: whether a line's champion still fits the rows that come in."""
 
 import logging
 from typing import Annotated
@@ -6,19 +6,19 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-from backprop_core.frozen import Record
-from backprop_core.refs import RunResult
-from backprop_core.specs import DatasetSpec
-from backprop_core.texts import LineName
-from flows.automations import announce
+from backprop_core.schema.field_types import LineName
+from backprop_core.schema.records import Record
+from backprop_core.schema.refs import RunResult
+from backprop_core.schema.specs import DatasetSpec
 from flows.pipeline import curated, scores
-from flows.scheduled import as_deployed
-from flows.shown import shown
-from tasks import stages
-from tasks.confine import admit
-from tasks.line import has_champion
-from tasks.prepare import to_compare
-from tasks.run import Run, new_run_id, recorded
+from flows.run_names import shown
+from flows.server.automations import announce
+from flows.server.schedules import as_deployed
+from tasks.runs.allowed_paths import admit
+from tasks.runs.flow_run import Run, new_run_id, recorded
+from tasks.runs.line_state import has_champion
+from tasks.runs.resolve import to_compare
+from tasks.stages import stage_tasks
 
 log = logging.getLogger(__name__)
 FEWEST = 50  # fresh rows that a mean loss is worth something of
@@ -98,7 +98,7 @@ def compared(run: Run, max_loss_ratio: float) -> Staleness | None:
     if rows.rows < FEWEST:
         run.concludes(f"cannot tell: {rows.rows} rows are new to line {run.spec.line}, not {FEWEST}", "unchanged")
         return None
-    sample = run.call(stages.first, rows=rows, most=max(FEWEST, run.spec.evaluation.heldout_max))
+    sample = run.call(stage_tasks.first, rows=rows, most=max(FEWEST, run.spec.evaluation.heldout_max))
     loss = scores(run, champion.merged, sample).loss
     found = Staleness(fresh=loss, heldout=heldout.loss, rows=sample.rows, max_loss_ratio=max_loss_ratio)
     run.concludes(found.sentence, "finished")

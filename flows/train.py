@@ -5,11 +5,11 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-from backprop_core.refs import RunResult
-from backprop_core.specs import DatasetSpec, EvaluationSpec, ExportSpec, ModelSpec, RunSpec, TrainSpec
-from backprop_core.texts import LineName
+from backprop_core.schema.field_types import LineName
+from backprop_core.schema.refs import RunResult
+from backprop_core.schema.specs import DatasetSpec, EvaluationSpec, ExportSpec, ModelSpec, RunSpec, TrainSpec
 from flows.multi_run import carry_out
-from flows.shown import shown, tasks_of
+from flows.run_names import shown, tasks_of
 
 
 @flow(name="train", persist_result=False)

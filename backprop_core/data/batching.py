@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from backprop_core import curate, tokens
+from backprop_core.data import curation, token_cache
 from backprop_core.errors import NoRows
-from backprop_core.model import LoadedBase
-from backprop_core.refs import RowsRef
-from backprop_core.store import Store
+from backprop_core.models.loading import LoadedBase
+from backprop_core.schema.refs import RowsRef
+from backprop_core.store.artifacts import Store
 
 OVERHEAD = 256  # a forward and backward pass costs as much as so many tokens, whatever is in it
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def load(base: LoadedBase, rows: RowsRef, *, max_length: int, store: Store) -> I
     """
     if rows.rows == 0:
         raise NoRows(f"the rows {rows.digest[:12]} are empty", hint="give more rows")
-    ref, flat = tokens.load(base, rows, max_length=max_length, store=store)
+    ref, flat = token_cache.load(base, rows, max_length=max_length, store=store)
     if ref.cut or ref.left_out:
         log.warning(
             "%d of %d examples are longer than %d tokens and cut; %d have no token to learn from, and are left out",
@@ -70,14 +70,14 @@ def load(base: LoadedBase, rows: RowsRef, *, max_length: int, store: Store) -> I
 
 def by_pass(items: Sequence[Item], rows: RowsRef, store: Store) -> list[list[int]]:
     """The examples of each pass over the rows, by index; a single pass with all of them where the rows say nothing."""
-    named = [set(numbers) for numbers in curate.passes(store.local(rows))]
+    named = [set(numbers) for numbers in curation.passes(store.local(rows))]
     some = set().union(*named)
     return [
         [index for index, item in enumerate(items) if item.row in chosen or item.row not in some] for chosen in named
     ]
 
 
-def items(flat: tokens.Tensors) -> list[Item]:
+def items(flat: token_cache.Tensors) -> list[Item]:
     """The examples of flat tensors, each a view of its part of them."""
     ids = torch.split(flat["ids_t"], flat["length_e"].tolist())
     positions = torch.split(flat["at_n"], flat["labels_e"].tolist())

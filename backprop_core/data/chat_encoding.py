@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
-from backprop_core import templates
+from backprop_core.data.loading import ChatRow
 from backprop_core.errors import ChatTemplateMissing, ChatTemplateUnusable, NoLabelTokens
-from backprop_core.formats import ChatRow
+from backprop_core.models import chat_template
 
 Message: TypeAlias = dict[str, str]
 
@@ -156,7 +156,7 @@ def write_all(
     """All rows as the texts to learn from; why the template does not write a row comes to `refused`."""
     controls = Controls(tokenizer)
     for begin in range(0, len(rows), LIMITED):
-        with templates.limit():
+        with chat_template.limit():
             indices = range(begin, min(begin + LIMITED, len(rows)))
             texts = [text for index in indices for text in write(tokenizer, controls, rows[index], index, refused)]
         yield from texts
@@ -207,7 +207,7 @@ def begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     bos = tokenizer.bos_token
     if bos is None or tokenizer("").input_ids[:1] != [tokenizer.bos_token_id]:
         return False
-    return not tokenizer.chat_template or render_prompt(tokenizer, [templates.ASKED]).startswith(bos)
+    return not tokenizer.chat_template or render_prompt(tokenizer, [chat_template.ASKED]).startswith(bos)
 
 
 def answered(messages: list[Message]) -> list[int]:
@@ -222,18 +222,20 @@ def answer(tokenizer: PreTrainedTokenizerBase, controls: Controls, messages: lis
     text = apply(tokenizer, messages, add_generation_prompt=False)
     if not text.startswith(prompt):
         raise ChatTemplateUnusable(
-            "the chat template's assistant turn does not begin as its generation prompt does", hint=templates.HINT
+            "the chat template's assistant turn does not begin as its generation prompt does", hint=chat_template.HINT
         )
     end = controls.stop(text, len(prompt))
     if end is None:
-        raise ChatTemplateUnusable("the chat template ends an assistant turn without a stop token", hint=templates.HINT)
+        raise ChatTemplateUnusable(
+            "the chat template ends an assistant turn without a stop token", hint=chat_template.HINT
+        )
     return Answer(text, len(prompt), end)
 
 
 def stop_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that the chat template ends an answer with. Raises ChatTemplateMissing, ChatTemplateUnusable."""
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    with templates.limit():
+    with chat_template.limit():
         written = answer(tokenizer, Controls(tokenizer), messages)
     [tokens] = encodings(tokenizer, [written.text[: written.end]], plain=False)
     return int(tokens.ids[-1])
@@ -241,7 +243,7 @@ def stop_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> str:
     """The conversation so far, and the beginning of the assistant's next turn."""
-    with templates.limit():
+    with chat_template.limit():
         return apply(tokenizer, messages, add_generation_prompt=True)
 
 
@@ -251,7 +253,7 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[l
     Raises ChatTemplateMissing, ChatTemplateUnusable.
     """
     controls = Controls(tokenizer)
-    with templates.limit():
+    with chat_template.limit():
         written = [write_prompt(tokenizer, controls, messages) for messages in conversations]
     return [tokens.ids for tokens in tokenize(tokenizer, written)]
 
@@ -266,7 +268,7 @@ def render(tokenizer: PreTrainedTokenizerBase, row: ChatRow) -> str:
     """A whole row as text: its conversation, or its raw text without what begins and ends it."""
     if "text" in row:
         return str(row["text"])
-    with templates.limit():
+    with chat_template.limit():
         return apply(tokenizer, row["messages"], add_generation_prompt=False)
 
 
@@ -274,9 +276,9 @@ def apply(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, add_ge
     """The messages as the tokenizer's chat template writes them, in the sandbox."""
     template = template_of(tokenizer)
     if not template:
-        raise ChatTemplateMissing("the tokenizer has no chat template", hint=templates.HINT)
+        raise ChatTemplateMissing("the tokenizer has no chat template", hint=chat_template.HINT)
     special = tokenizer.special_tokens_map
-    return templates.render(template, messages, special=special, add_generation_prompt=add_generation_prompt)
+    return chat_template.render(template, messages, special=special, add_generation_prompt=add_generation_prompt)
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase) -> str:

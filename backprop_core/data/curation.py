@@ -17,13 +17,13 @@ from json.encoder import encode_basestring  # what canonical JSON writes a text 
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from backprop_core.data.loading import ChatRow, read
+from backprop_core.data.template_refusals import Refusals
 from backprop_core.errors import NoRows
-from backprop_core.formats import ChatRow, read
-from backprop_core.keys import canonical
-from backprop_core.refs import ChatTemplate, Curated, RowsRef, SourceRef
-from backprop_core.refusals import Refusals
-from backprop_core.specs import DatasetSpec
-from backprop_core.store import Store
+from backprop_core.schema.refs import ChatTemplate, Curated, RowsRef, SourceRef
+from backprop_core.schema.specs import DatasetSpec
+from backprop_core.store.artifacts import Store
+from backprop_core.store.cache_keys import canonical
 
 ROWS = "rows.jsonl"
 PASSES = "passes.json"

@@ -7,9 +7,9 @@ import codecs
 import re
 from pathlib import Path
 
-from backprop_core.formats.tables import separator_of
-from backprop_core.formats.unpacking import first_bytes
-from backprop_core.refs import Reading
+from backprop_core.data.csv_reader import separator_of
+from backprop_core.data.decompression import first_bytes
+from backprop_core.schema.refs import Reading
 
 HEAD = 1 << 16  # bytes that the shape, the encoding and the separator show in
 MARKS = {  # how a text begins that says its encoding; UTF-32's begins as UTF-16's does

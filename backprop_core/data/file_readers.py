@@ -4,9 +4,9 @@ import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeAlias
 
+from backprop_core.data import csv_reader
 from backprop_core.errors import InputValidationFailed
-from backprop_core.formats import tables
-from backprop_core.refs import Reading
+from backprop_core.schema.refs import Reading
 
 HINT = "rows come as a JSON array of objects, JSON lines, CSV, Parquet or .txt, in UTF-8"
 SAVE = "save the file as UTF-8"
@@ -152,7 +152,7 @@ def object_or_malformed(value: Any) -> Value:
 
 def comma_separated(text: str, separator: str | None, name: str) -> Iterator[Item]:
     """A row a record; the header names the fields. Raises InputValidationFailed, with the line, for torn quoting."""
-    for line, row in tables.rows(text, separator, name):
+    for line, row in csv_reader.rows(text, separator, name):
         yield Item(f"line {line}", record(row))
 
 

@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
 
+from backprop_core.data.sources import ON_HUB, did_you_mean, holds_rows, listed
 from backprop_core.errors import (
     AuthRequired,
     BackpropError,
@@ -31,9 +32,8 @@ from backprop_core.errors import (
     InputNotFound,
     InputValidationFailed,
 )
-from backprop_core.formats.source import ON_HUB, did_you_mean, holds_rows, listed
-from backprop_core.refs import SourceRef
-from backprop_core.specs import DatasetSpec
+from backprop_core.schema.refs import SourceRef
+from backprop_core.schema.specs import DatasetSpec
 
 PLACE = re.compile(ON_HUB + r"(?P<repo>[^@]+)@(?P<commit>[0-9a-f]{40})")
 TRAIN = "train"

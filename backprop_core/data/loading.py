@@ -4,14 +4,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
+from backprop_core.data.file_format import HEAD, reading
+from backprop_core.data.file_readers import Item, Malformed, Value, parse
+from backprop_core.data.row_formats import FORMATS, ChatRow, Format, Row
+from backprop_core.data.sources import ON_HUB, content, snapshot
+from backprop_core.data.unsupported_fields import refuse_row, says_more, untrained
 from backprop_core.errors import ConfigInvalid, FormatUnknown, InputValidationFailed, NoRows
-from backprop_core.formats.meaning import refuse_row, says_more, untrained
-from backprop_core.formats.reading import HEAD, reading
-from backprop_core.formats.rows import FORMATS, ChatRow, Format, Row
-from backprop_core.formats.shapes import Item, Malformed, Value, parse
-from backprop_core.formats.source import ON_HUB, content, snapshot
-from backprop_core.refs import SourceFile, SourceRef
-from backprop_core.specs import DatasetSpec
+from backprop_core.schema.refs import SourceFile, SourceRef
+from backprop_core.schema.specs import DatasetSpec
 
 __all__ = ["Bad", "ChatRow", "Parsed", "find", "read", "snapshot"]
 
@@ -41,9 +41,9 @@ def find(dataset: DatasetSpec, *, scratch: Path) -> SourceRef:
     Raises what `snapshot` and `hub.snapshot` raise, and ConfigInvalid for fields that only a dataset of the Hub has.
     """
     if dataset.on_hub():
-        from backprop_core.formats import hub
+        from backprop_core.data import hub_datasets
 
-        return hub.snapshot(dataset)
+        return hub_datasets.snapshot(dataset)
     of_hub = [name for name in ("revision", "config", "split") if getattr(dataset, name)]
     if of_hub:
         raise ConfigInvalid(f"{dataset.path} is no dataset of the Hub: it has no {of_hub[0]}", hint="leave it out")
@@ -97,9 +97,9 @@ def place(source: SourceRef, file: SourceFile) -> Path:
     """Where one of a source's files is on this machine."""
     if not source.path.startswith(ON_HUB):
         return Path(source.path, file.name)
-    from backprop_core.formats import hub
+    from backprop_core.data import hub_datasets
 
-    return hub.local(source.path, file.name)
+    return hub_datasets.local(source.path, file.name)
 
 
 def chat_row(row: Row, format: Format, columns: dict[str, str]) -> ChatRow:

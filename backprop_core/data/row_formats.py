@@ -7,8 +7,8 @@ raw text, `{"text": …}`: text has no turns, so none are made up; training lear
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
-from backprop_core.formats.meaning import refuse_turn
-from backprop_core.formats.shapes import Malformed
+from backprop_core.data.file_readers import Malformed
+from backprop_core.data.unsupported_fields import refuse_turn
 
 ChatRow: TypeAlias = dict[str, Any]
 Row: TypeAlias = dict[str, Any]

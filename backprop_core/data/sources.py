@@ -9,13 +9,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from backprop_core.data.decompression import CHUNK, unpacked
+from backprop_core.data.file_format import reading_of
 from backprop_core.errors import ExtraMissing, InputNotFound, InputValidationFailed, NoRows
-from backprop_core.formats.reading import reading_of
-from backprop_core.formats.unpacking import CHUNK, unpacked
-from backprop_core.keys import digest_of
-from backprop_core.refs import SourceFile, SourceRef
-from backprop_core.store import file_digest
-from backprop_core.texts import ROWS_FILE, is_address
+from backprop_core.schema.field_types import ROWS_FILE, is_address
+from backprop_core.schema.refs import SourceFile, SourceRef
+from backprop_core.store.artifacts import file_digest
+from backprop_core.store.cache_keys import digest_of
 
 ON_HUB = "hf://datasets/"  # how the path of a source begins that is a dataset of the Hub
 HOST_V6 = re.compile(r"//\[[0-9a-fA-F:.]+\]")
@@ -120,7 +120,7 @@ def web(url: str) -> Iterator[bytes]:
     """What a web server answers, redirects followed. Raises AddressForbidden; FileNotFoundError for any failure."""
     import httpx
 
-    from backprop_core.addresses import client
+    from backprop_core.runtime.url_guard import client
 
     try:
         with (

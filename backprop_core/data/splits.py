@@ -12,11 +12,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import NamedTuple
 
-from backprop_core.curate import HINT, Known, commit, identities_of, known_in, unique
+from backprop_core.data.curation import HINT, Known, commit, identities_of, known_in, unique
 from backprop_core.errors import NoRows
-from backprop_core.refs import Batch, DatasetRef, RowsRef, Split
-from backprop_core.specs import MinRowsSpec
-from backprop_core.store import Store
+from backprop_core.schema.refs import Batch, DatasetRef, RowsRef, Split
+from backprop_core.schema.specs import MinRowsSpec
+from backprop_core.store.artifacts import Store
 
 FEWEST = MinRowsSpec().task  # held-out rows of a task: with fewer the gate cannot tell
 MOST = 3  # one in three rows at most, to have them

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from backprop_core import templates
 from backprop_core.errors import ChatTemplateUnusable
-from backprop_core.refs import ChatTemplate
+from backprop_core.models import chat_template
+from backprop_core.schema.refs import ChatTemplate
 
 ROWS = 64  # written in the time of one limit
 OTHERWISE = "its assistant turn does not begin as its generation prompt does"
@@ -28,7 +28,7 @@ class Refusals:
         """For each row why the template refuses it, or None. Raises ChatTemplateUnusable for one that loops."""
         for begin in range(0, len(rows), ROWS):
             some = rows[begin : begin + ROWS]
-            with templates.limit():
+            with chat_template.limit():
                 found = [self._of(row["messages"]) if "messages" in row else None for row in some]
             yield from found
 
@@ -54,4 +54,4 @@ class Refusals:
 
     def _write(self, turns: Turns, *, begins: bool = False) -> str:
         text, special = self._template.text, self._template.special
-        return templates.render(text, turns, special=special, add_generation_prompt=begins)
+        return chat_template.render(text, turns, special=special, add_generation_prompt=begins)

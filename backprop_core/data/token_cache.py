@@ -15,13 +15,14 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from backprop_core import base as bases
-from backprop_core import chat, curate, templates
+from backprop_core.data import chat_encoding, curation
 from backprop_core.errors import ArtifactDamaged, ArtifactMissing
-from backprop_core.keys import digest_of
-from backprop_core.model import LoadedBase
-from backprop_core.refs import RowsRef, TokensRef
-from backprop_core.store import Store, write_atomic
+from backprop_core.models import base as bases
+from backprop_core.models import chat_template
+from backprop_core.models.loading import LoadedBase
+from backprop_core.schema.refs import RowsRef, TokensRef
+from backprop_core.store.artifacts import Store, write_atomic
+from backprop_core.store.cache_keys import digest_of
 
 VERSION = 2
 FILE = "tokens.safetensors"
@@ -41,8 +42,8 @@ def load(base: LoadedBase, rows: RowsRef, *, max_length: int, store: Store) -> t
     note = store.note("tokens", key_of(base, rows, max_length, store))
     ref = kept(note, store)
     if ref is None:
-        examples = chat.encode(base.tokenizer, curate.load(store.local(rows)), max_length=max_length)
-        day = templates.clock(chat.template_of(base.tokenizer))
+        examples = chat_encoding.encode(base.tokenizer, curation.load(store.local(rows)), max_length=max_length)
+        day = chat_template.clock(chat_encoding.template_of(base.tokenizer))
         ref = keep(examples, store, record={"rows": rows.digest, "max_length": max_length, "day": day})
         write_atomic(note, ref.model_dump_json())
     flat = load_file(store.local(ref) / FILE)
@@ -52,7 +53,7 @@ def load(base: LoadedBase, rows: RowsRef, *, max_length: int, store: Store) -> t
 
 def key_of(base: LoadedBase, rows: RowsRef, max_length: int, store: Store) -> str:
     """The digest of everything that decides the tokens."""
-    day = templates.clock(chat.template_of(base.tokenizer))
+    day = chat_template.clock(chat_encoding.template_of(base.tokenizer))
     return digest_of(
         {
             **({"day": day} if day else {}),
@@ -85,7 +86,7 @@ def kept(note: Path, store: Store) -> TokensRef | None:
     return ref
 
 
-def keep(examples: chat.Examples, store: Store, *, record: dict[str, object]) -> TokensRef:
+def keep(examples: chat_encoding.Examples, store: Store, *, record: dict[str, object]) -> TokensRef:
     """Commit the examples as flat tensors."""
     with store.begin("tokens") as directory:
         (directory / FILE).write_bytes(save(flat(examples), metadata={"format": "pt"}))
@@ -94,7 +95,7 @@ def keep(examples: chat.Examples, store: Store, *, record: dict[str, object]) ->
         )
 
 
-def flat(examples: chat.Examples) -> Tensors:
+def flat(examples: chat_encoding.Examples) -> Tensors:
     """The tensors that `load` describes."""
     at = [np.flatnonzero(example.labels) for example in examples]
     arrays = {

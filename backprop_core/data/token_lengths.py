@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from backprop_core import base as bases
-from backprop_core import templates
+from backprop_core.data.loading import ChatRow
 from backprop_core.errors import ChatTemplateUnusable, ModelLoadFailed, TokenizerMismatch
-from backprop_core.formats import ChatRow
+from backprop_core.models import base as bases
+from backprop_core.models import chat_template
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -45,7 +45,7 @@ class Counter:
         file = directory / "tokenizer.json" if directory else None
         self._tokenizer = opened(file) if file and file.is_file() else None
         self._template = (bases.template_of(directory) if directory else None) or ""
-        self._special = templates.named(bases.special_tokens(directory)) if directory else {}
+        self._special = chat_template.named(bases.special_tokens(directory)) if directory else {}
         self._directory = directory
         self._control = control_tokens(self._tokenizer)
 
@@ -56,7 +56,7 @@ class Counter:
 
     def count(self, rows: Sequence[ChatRow]) -> list[Counted]:
         """Each row's tokens. Raises TokenizerMismatch for a token that the model has no embedding for."""
-        with templates.limit():
+        with chat_template.limit():
             texts = [self._text(row) for row in rows]
         if self._tokenizer is None:
             return [by_bytes(text) for text in texts]
@@ -87,7 +87,7 @@ class Counter:
         return self._control.sub(lambda name: f"{name[0][:1]} {name[0][1:]}", text) if self._control else text
 
     def _render(self, turns: Sequence[dict[str, Any]], *, begins: bool) -> str:
-        return templates.render(self._template, turns, special=self._special, add_generation_prompt=begins)
+        return chat_template.render(self._template, turns, special=self._special, add_generation_prompt=begins)
 
     def _check(self, found: Sequence["Encoding"]) -> None:
         """Raise TokenizerMismatch for what the model cannot read, long before it is loaded."""

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from typing import Any, Literal
 
-from backprop_core.formats.shapes import Malformed
+from backprop_core.data.file_readers import Malformed
 
 Law = Literal["counts", "judges", "holds"]
 

@@ -2,7 +2,9 @@
 
 from typing import ClassVar
 
-from backprop_core.blanking import blank_secrets
+from backprop_core.runtime.redaction import blank_secrets
+
+KINDS = ("INPUT", "UI", "CONFIG", "DEP", "RUNTIME", "STATE")
 
 
 class BackpropError(Exception):
@@ -27,7 +29,8 @@ class BackpropError(Exception):
 
 def all_errors() -> dict[str, type[BackpropError]]:
     """Every code and its class, INPUT_ first, STATE_ last."""
-    return {error.code: error for error in BackpropError.__subclasses__()}
+    every = sorted(BackpropError.__subclasses__(), key=lambda error: KINDS.index(error.code.partition("_")[0]))
+    return {error.code: error for error in every}
 
 
 def rebuild(code: str, message: str, hint: str) -> BackpropError:

@@ -4,9 +4,9 @@ import errno
 import os
 from collections.abc import Iterator
 
-from backprop_core.errors.asked import InputNotFound, PlaceUnusable
-from backprop_core.errors.failed import DiskFull, StorageFailed
 from backprop_core.errors.root import BackpropError
+from backprop_core.errors.runtime_errors import DiskFull, StorageFailed
+from backprop_core.errors.user_errors import InputNotFound, PlaceUnusable
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP}

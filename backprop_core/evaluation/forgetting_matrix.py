@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from backprop_core.refs import Cell, Evaluation
+from backprop_core.schema.refs import Cell, Evaluation
 
 Row = dict[str, Cell]  # task -> its cell
 

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from backprop_core.metrics import as_expected
-from backprop_core.refs import Answers, Ratings, Scores
-from backprop_core.specs import GateSpec
-from backprop_core.store import Store
-from backprop_core.verdicts import CanaryVerdict, GateReport, TaskVerdict
+from backprop_core.evaluation.metrics import as_expected
+from backprop_core.schema.gate_report import CanaryVerdict, GateReport, TaskVerdict
+from backprop_core.schema.refs import Answers, Ratings, Scores
+from backprop_core.schema.specs import GateSpec
+from backprop_core.store.artifacts import Store
 
 SAMPLES = 2000
 SEED = 0

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from backprop_core import chat, curate
-from backprop_core.batch import by_budget
+from backprop_core.data import chat_encoding, curation
+from backprop_core.data.batching import by_budget
+from backprop_core.data.loading import ChatRow
 from backprop_core.errors import InputValidationFailed, NoRows
-from backprop_core.formats import ChatRow
-from backprop_core.frozen import Record
-from backprop_core.keys import canonical
-from backprop_core.model import LoadedBase, adapted
-from backprop_core.progress import OnProgress
-from backprop_core.refs import AdapterRef, Generated, Generations, RowsRef
-from backprop_core.specs import GenerationSpec
-from backprop_core.store import Store
+from backprop_core.models.loading import LoadedBase, adapted
+from backprop_core.runtime.progress import OnProgress
+from backprop_core.schema.records import Record
+from backprop_core.schema.refs import AdapterRef, Generated, Generations, RowsRef
+from backprop_core.schema.specs import GenerationSpec
+from backprop_core.store.artifacts import Store
+from backprop_core.store.cache_keys import canonical
 
 TOKENS = 8192  # of a batch, padding and what may be written included
 
@@ -50,7 +50,7 @@ def generate(
     """
     if heldout.rows == 0:
         raise NoRows(f"the rows {heldout.digest[:12]} are empty", hint="give more rows")
-    asked = [question(row, index) for index, row in enumerate(curate.load(store.local(heldout)))]
+    asked = [question(row, index) for index, row in enumerate(curation.load(store.local(heldout)))]
     conversations = [messages[:-1] for messages in asked]
     answers = answer(base, adapter, conversations, spec=spec, store=store, on_progress=on_progress)
     exchanges = [
@@ -70,21 +70,21 @@ def generate(
         return store.commit(directory, Generations, record=record, rows=len(exchanges), stopped=stopped)
 
 
-def question(row: ChatRow, index: int) -> list[chat.Message]:
+def question(row: ChatRow, index: int) -> list[chat_encoding.Message]:
     """The turns of a row up to and with its last answer."""
     if "text" in row:
         raise InputValidationFailed(
             f"held-out row {index + 1} is raw text, which asks nothing",
             hint="choose evaluation.metric=token_accuracy, or loss",
         )
-    messages: list[chat.Message] = row["messages"]
-    return messages[: chat.answered(messages)[-1] + 1]
+    messages: list[chat_encoding.Message] = row["messages"]
+    return messages[: chat_encoding.answered(messages)[-1] + 1]
 
 
 def answer(
     base: LoadedBase,
     adapter: AdapterRef | None,
-    conversations: Sequence[list[chat.Message]],
+    conversations: Sequence[list[chat_encoding.Message]],
     *,
     spec: GenerationSpec,
     store: Store,
@@ -94,7 +94,7 @@ def answer(
 
     Raises ChatTemplateMissing, ChatTemplateUnusable, TokenizerMismatch, AdapterMismatch.
     """
-    prompts = chat.encode_prompts(base.tokenizer, conversations)
+    prompts = chat_encoding.encode_prompts(base.tokenizer, conversations)
     for prompt in prompts:
         base.check_ids(torch.tensor(prompt))
     devices = [base.device] if base.device.type == "cuda" else []
@@ -146,7 +146,7 @@ def stop_ids(base: LoadedBase) -> list[int]:
     """The token that the template ends an answer with, then those that the model and its tokenizer name."""
     named = base.model.generation_config.eos_token_id
     listed = named if isinstance(named, list) else [named]
-    every = [chat.stop_id(base.tokenizer), *listed, base.tokenizer.eos_token_id]
+    every = [chat_encoding.stop_id(base.tokenizer), *listed, base.tokenizer.eos_token_id]
     return list(dict.fromkeys(token for token in every if token is not None))
 
 

@@ -13,14 +13,14 @@ from typing import Any, Self
 
 import httpx
 
-from backprop_core.addresses import client
-from backprop_core.blanking import excerpt
 from backprop_core.errors import JudgeFailed, JudgeUnreachable
-from backprop_core.metrics import commit, read
-from backprop_core.progress import OnProgress
-from backprop_core.refs import Generations, Ratings
-from backprop_core.specs import JudgeSpec
-from backprop_core.store import Store
+from backprop_core.evaluation.metrics import commit, read
+from backprop_core.runtime.progress import OnProgress
+from backprop_core.runtime.redaction import excerpt
+from backprop_core.runtime.url_guard import client
+from backprop_core.schema.refs import Generations, Ratings
+from backprop_core.schema.specs import JudgeSpec
+from backprop_core.store.artifacts import Store
 
 KEY = "BACKPROPAGATE_JUDGE_API_KEY"
 BEST = 10

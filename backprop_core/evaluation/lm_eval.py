@@ -12,13 +12,13 @@ import torch
 from huggingface_hub import constants
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
-from backprop_core import own_tasks
 from backprop_core.errors import ConfigInvalid, GPUOutOfMemory, HarnessFailed
-from backprop_core.model import LoadedBase, adapted
-from backprop_core.refs import AdapterRef, Harnessed, OwnTasks
-from backprop_core.specs import HarnessSpec
-from backprop_core.store import Store
-from backprop_core.worker.handle import USER_OFFLINE
+from backprop_core.evaluation import lm_eval_tasks
+from backprop_core.models.loading import LoadedBase, adapted
+from backprop_core.runtime.settings import USER_OFFLINE
+from backprop_core.schema.refs import AdapterRef, Harnessed, OwnTasks
+from backprop_core.schema.specs import HarnessSpec
+from backprop_core.store.artifacts import Store
 
 BATCH = 8  # requests at a time
 BROKEN = (OSError, ValueError, RuntimeError, ArithmeticError, ImportError)  # a task's data, or its metrics
@@ -36,7 +36,7 @@ def harness(
     from lm_eval import simple_evaluate  # type: ignore[import-untyped]
     from lm_eval.models.huggingface import HFLM  # type: ignore[import-untyped]
 
-    if own and own_tasks.find(Path(own.path)) != own:
+    if own and lm_eval_tasks.find(Path(own.path)) != own:
         raise ConfigInvalid(f"{own.path} is not as it was when the run began", hint="start another run")
     tasks = known(spec, own)
     try:

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from backprop_core.errors import ConfigInvalid
-from backprop_core.keys import digest_of
-from backprop_core.refs import OwnTasks
-from backprop_core.store import file_digest
+from backprop_core.schema.refs import OwnTasks
+from backprop_core.store.artifacts import file_digest
+from backprop_core.store.cache_keys import digest_of
 
 
 def find(directory: Path) -> OwnTasks:

@@ -9,10 +9,10 @@ from functools import partial
 from typing import Any
 
 from backprop_core.errors import InputValidationFailed
-from backprop_core.keys import canonical
-from backprop_core.refs import Generations, Ratings
-from backprop_core.specs import CanarySpec
-from backprop_core.store import Store
+from backprop_core.schema.refs import Generations, Ratings
+from backprop_core.schema.specs import CanarySpec
+from backprop_core.store.artifacts import Store
+from backprop_core.store.cache_keys import canonical
 
 ARTICLES = {"a", "an", "the"}
 Metric = Callable[[str, str], float]

@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backprop_core.batch import Batch, Item, by_budget, collate, load
+from backprop_core.data.batching import Batch, Item, by_budget, collate, load
 from backprop_core.errors import LossNotFinite
-from backprop_core.frozen import Record
-from backprop_core.keys import canonical
-from backprop_core.model import LoadedBase, adapted
-from backprop_core.progress import OnProgress
-from backprop_core.refs import AdapterRef, RowsRef, Scores
-from backprop_core.store import Store
+from backprop_core.models.loading import LoadedBase, adapted
+from backprop_core.runtime.progress import OnProgress
+from backprop_core.schema.records import Record
+from backprop_core.schema.refs import AdapterRef, RowsRef, Scores
+from backprop_core.store.artifacts import Store
+from backprop_core.store.cache_keys import canonical
 
 TOKENS = 8192  # padded tokens of a batch
 POSITIONS = 1024  # label tokens whose logits are in memory at once

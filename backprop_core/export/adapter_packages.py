@@ -3,11 +3,11 @@
 import shutil
 from pathlib import Path
 
-from backprop_core.base import TOKENIZER_FILES
-from backprop_core.keys import canonical
-from backprop_core.peft_files import BASE, FILES, name_base, tokenizer_home
-from backprop_core.refs import BaseRef
-from backprop_core.specs import Package
+from backprop_core.models.base import TOKENIZER_FILES
+from backprop_core.models.peft_files import BASE, FILES, name_base, tokenizer_home
+from backprop_core.schema.refs import BaseRef
+from backprop_core.schema.specs import Package
+from backprop_core.store.cache_keys import canonical
 
 GGUF_LORA = "adapter.gguf"
 
@@ -22,7 +22,7 @@ def write(base: BaseRef, directory: Path, adapter: Path, output: Path, *, packag
     """
     match package:
         case "merged":
-            from backprop_core.fused import fuse
+            from backprop_core.export.merged_checkpoint import fuse
 
             fuse(directory, adapter, output)
         case "lora":
@@ -32,7 +32,7 @@ def write(base: BaseRef, directory: Path, adapter: Path, output: Path, *, packag
             if named:
                 name_base(output, base.name, base.revision)
         case "gguf-lora":
-            from backprop_core.gguf.lora import convert_lora
+            from backprop_core.export.gguf.lora import convert_lora
 
             convert_lora(directory, adapter, output / GGUF_LORA)
 

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from backprop_core import templates
-from backprop_core.chat import Message
+from backprop_core.data.chat_encoding import Message
 from backprop_core.errors import ExportFidelity, GGUFExportFailed
-from backprop_core.llamacpp import last_error, library
-from backprop_core.metrics import as_expected
-from backprop_core.reference import ANSWER, TOKENS, Asked, Likely, Notes, Reference, rest
-from backprop_core.refs import Fidelity, FileAnswer
-from backprop_core.specs import CanarySpec
+from backprop_core.evaluation.metrics import as_expected
+from backprop_core.export.fidelity_reference import ANSWER, TOKENS, Asked, Likely, Notes, Reference, rest
+from backprop_core.export.llamacpp import last_error, library
+from backprop_core.models import chat_template
+from backprop_core.schema.refs import Fidelity, FileAnswer
+from backprop_core.schema.specs import CanarySpec
 
 LARGER = "export a larger quantization such as q8_0; if f16 fails too, report it"
 F32 = 0  # ggml type of the key/value cache: F16 would add its own rounding
@@ -108,8 +108,8 @@ class Reader:
 
         tokens = {"eos_token": self.piece(self.llama.token_eos()), "bos_token": self.piece(self.llama.token_bos())}
         write = Jinja2ChatFormatter(self.llama.metadata["tokenizer.chat_template"], **tokens)
-        write.strftime_now = templates.strftime_now
-        return str(write(messages=messages, date_string=templates.TODAY).prompt)
+        write.strftime_now = chat_template.strftime_now
+        return str(write(messages=messages, date_string=chat_template.TODAY).prompt)
 
     def answer(self, ids: list[int]) -> tuple[str, bool]:
         """The most likely continuation, at most ANSWER tokens, and whether it ended by itself."""

@@ -15,16 +15,16 @@ from tokenizers.normalizers import NFC
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from backprop_core import curate
-from backprop_core.chat import Controls, Message, answered, render, render_prompt, stop_id
-from backprop_core.formats import ChatRow
-from backprop_core.frozen import Record
-from backprop_core.generate import answer
-from backprop_core.keys import canonical
-from backprop_core.model import LoadedBase, adapted
-from backprop_core.refs import AdapterRef, Generated, ReferenceRef, RowsRef
-from backprop_core.specs import GenerationSpec
-from backprop_core.store import Store
+from backprop_core.data import curation
+from backprop_core.data.chat_encoding import Controls, Message, answered, render, render_prompt, stop_id
+from backprop_core.data.loading import ChatRow
+from backprop_core.evaluation.generation import answer
+from backprop_core.models.loading import LoadedBase, adapted
+from backprop_core.schema.records import Record
+from backprop_core.schema.refs import AdapterRef, Generated, ReferenceRef, RowsRef
+from backprop_core.schema.specs import GenerationSpec
+from backprop_core.store.artifacts import Store
+from backprop_core.store.cache_keys import canonical
 
 TOKENS = 512  # compared per text
 LIKELY = 1024  # tokens whose likelihoods are kept for each position, the most likely ones; the rest count as one
@@ -97,7 +97,7 @@ def reference(
 
     It answers `prompts`, or else the first conversations. Raises AdapterMismatch, ChatTemplateUnusable.
     """
-    first = curate.load(store.local(heldout))[:rows]
+    first = curation.load(store.local(heldout))[:rows]
     chats = conversations(base.tokenizer, prompts, first)
     spec = GenerationSpec(max_new_tokens=ANSWER)
     answers = answer(base, adapter, chats, spec=spec, store=store) if chats else []

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from backprop_core.batch import Item, load
-from backprop_core.gguf.architecture import architecture_of
-from backprop_core.model import LoadedBase, adapted
-from backprop_core.progress import OnProgress
-from backprop_core.refs import AdapterRef, ImportanceRef, RowsRef
-from backprop_core.store import Store
+from backprop_core.data.batching import Item, load
+from backprop_core.export.gguf.architecture import architecture_of
+from backprop_core.models.loading import LoadedBase, adapted
+from backprop_core.runtime.progress import OnProgress
+from backprop_core.schema.refs import AdapterRef, ImportanceRef, RowsRef
+from backprop_core.store.artifacts import Store
 
 FILE = "importance.safetensors"
 

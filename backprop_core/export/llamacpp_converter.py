@@ -6,13 +6,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from backprop_core.base import read_json, weights
 from backprop_core.errors import ArchitectureUnsupported, ConfigInvalid, GGUFExportFailed, Interrupted
-from backprop_core.keys import digest_of
-from backprop_core.progress import OnProgress
-from backprop_core.refs import ConverterRef
-from backprop_core.settings import Settings
-from backprop_core.store import file_digest
+from backprop_core.models.base import read_json, weights
+from backprop_core.runtime.progress import OnProgress
+from backprop_core.runtime.settings import Settings
+from backprop_core.schema.refs import ConverterRef
+from backprop_core.store.artifacts import file_digest
+from backprop_core.store.cache_keys import digest_of
 
 SCRIPT = "convert_hf_to_gguf.py"
 PARTS = (SCRIPT, "conversion/**/*.py", "gguf-py/gguf/**/*.py")

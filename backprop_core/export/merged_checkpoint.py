@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 
-from backprop_core.base import TEXT_FILES, TOKENIZER_FILES, weights
-from backprop_core.gguf.fuse import Fused
-from backprop_core.gguf.stored import DTYPES
-from backprop_core.headers import LENGTH, in_order, read_header
-from backprop_core.keys import canonical
-from backprop_core.peft_files import tokenizer_home
-from backprop_core.progress import OnProgress
+from backprop_core.export.gguf.fused_weights import Fused
+from backprop_core.export.gguf.stored_tensors import DTYPES
+from backprop_core.models.base import TEXT_FILES, TOKENIZER_FILES, weights
+from backprop_core.models.peft_files import tokenizer_home
+from backprop_core.models.safetensors_header import LENGTH, in_order, read_header
+from backprop_core.runtime.progress import OnProgress
+from backprop_core.store.cache_keys import canonical
 
 
 def fuse(base: Path, adapter: Path | None, output: Path, *, on_progress: OnProgress | None = None) -> None:

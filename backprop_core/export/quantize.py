@@ -10,8 +10,8 @@ from typing import Any
 from safetensors.numpy import load_file
 
 from backprop_core.errors import GGUFExportFailed, QuantizationUnknown
-from backprop_core.llamacpp import last_error, library
-from backprop_core.tensor_types import tensor_types
+from backprop_core.export.gguf_types import tensor_types
+from backprop_core.export.llamacpp import last_error, library
 
 FILE_TYPES = {
     "f32": "ALL_F32",

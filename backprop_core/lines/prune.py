@@ -16,14 +16,14 @@ from pathlib import Path
 from pydantic import Field
 
 from backprop_core.errors import BackpropError, RunActive
-from backprop_core.frozen import Record
-from backprop_core.keys import digests_in
-from backprop_core.leases import leased, living
-from backprop_core.lines import Lines
-from backprop_core.locks import held
-from backprop_core.pins import pinned
-from backprop_core.release import record_of, released
-from backprop_core.store import Store
+from backprop_core.lines.versions import Lines
+from backprop_core.publishing.release import record_of, released
+from backprop_core.schema.records import Record
+from backprop_core.store.artifacts import Store
+from backprop_core.store.cache_keys import digests_in
+from backprop_core.store.leases import leased, living
+from backprop_core.store.locks import held
+from backprop_core.store.pins import pinned
 
 log = logging.getLogger(__name__)
 UNFINISHED = {"failed", "interrupted", "running"}

@@ -8,11 +8,11 @@ from typing import Literal
 from pydantic import Field
 
 from backprop_core.errors import LineConflict, RunUnknown
-from backprop_core.frozen import NO_KEY, Record
-from backprop_core.refs import AdapterRef, BaseRef, Cell, DatasetRef, Ratings, RowsRef, RunId, Scores
-from backprop_core.specs import LoraSpec, MergeSpec
-from backprop_core.store import Store, write_atomic
-from backprop_core.verdicts import Act, GateReport
+from backprop_core.schema.gate_report import Act, GateReport
+from backprop_core.schema.records import NO_KEY, Record
+from backprop_core.schema.refs import AdapterRef, BaseRef, Cell, DatasetRef, Ratings, RowsRef, RunId, Scores
+from backprop_core.schema.specs import LoraSpec, MergeSpec
+from backprop_core.store.artifacts import Store, write_atomic
 
 
 class LineVersion(Record):

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backprop_core import adapter, slao
-from backprop_core.adapter import Adapter, Tensors
 from backprop_core.errors import AdapterMismatch, RankMismatch
-from backprop_core.refs import AdapterRef
-from backprop_core.specs import MergeSpec
-from backprop_core.store import Store
+from backprop_core.merging import slao
+from backprop_core.models import adapter_tensors
+from backprop_core.models.adapter_tensors import Adapter, Tensors
+from backprop_core.schema.refs import AdapterRef
+from backprop_core.schema.specs import MergeSpec
+from backprop_core.store.artifacts import Store
 
 # Fields of PEFT's config that say what B·A means; a missing one and an empty one are the same.
 MEANING = (
@@ -133,7 +134,7 @@ def merge(
     `earlier` are the tuned adapters of all runs before, oldest first, for a strategy that takes all.
     Raises RankMismatch or AdapterMismatch.
     """
-    new = adapter.read(store.local(tuned))
+    new = adapter_tensors.read(store.local(tuned))
     tensors = new.tensors
     if merged:
         tensors = STRATEGIES[spec.strategy](runs_of(merged, new, earlier=earlier, count=count, store=store), spec)
@@ -146,13 +147,13 @@ def merge(
         "earlier": [ref.digest for ref in earlier],
     }
     with store.begin("adapter") as directory:
-        adapter.write(Adapter(new.config, tensors), directory)
+        adapter_tensors.write(Adapter(new.config, tensors), directory)
         return store.commit(directory, AdapterRef, kind="merged", record=record)
 
 
 def runs_of(merged: AdapterRef, new: Adapter, *, earlier: Sequence[AdapterRef] = (), count: int, store: Store) -> Runs:
     """What the merge of run `count` sees. Raises RankMismatch or AdapterMismatch unless all adapters are alike."""
-    before = [adapter.read(store.local(ref)) for ref in (merged, *earlier)]
+    before = [adapter_tensors.read(store.local(ref)) for ref in (merged, *earlier)]
     for old in before:
         check_same_shape(old.config, new.config)
         slao.check_same(old.tensors, new.tensors)

@@ -8,9 +8,9 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from backprop_core.keys import canonical
-from backprop_core.peft_files import CONFIG, WEIGHTS, portable, read_config, unreadable
-from backprop_core.specs import LoraSpec
+from backprop_core.models.peft_files import CONFIG, WEIGHTS, portable, read_config, unreadable
+from backprop_core.schema.specs import LoraSpec
+from backprop_core.store.cache_keys import canonical
 
 Tensors = dict[str, torch.Tensor]
 

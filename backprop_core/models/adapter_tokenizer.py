@@ -8,17 +8,19 @@ from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
-from backprop_core import base as bases
-from backprop_core import peft_files, templates
 from backprop_core.errors import AdapterMismatch, InputValidationFailed
-from backprop_core.keys import canonical
+from backprop_core.models import base as bases
+from backprop_core.models import chat_template, peft_files
+from backprop_core.store.cache_keys import canonical
 
 ADDED = "added_tokens.json"
 VOCABULARY = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", ADDED)
 CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 MAPS = ("special_tokens_map.json", CONFIG)
 SETTINGS = ("add_bos_token", "add_eos_token", "add_prefix_space")
-SPECIAL = [name for name in templates.SPECIAL if name != "pad_token"]  # trainers choose that one, and no text has it
+SPECIAL = [
+    name for name in chat_template.SPECIAL if name != "pad_token"
+]  # trainers choose that one, and no text has it
 EMBEDDINGS = "model.embed_tokens.weight"
 
 
@@ -49,7 +51,7 @@ def own(directory: Path, base: Path) -> Own | None:
     if not differs:
         return None
     known = bases.special_tokens(directory if vocabulary_in(directory) else base)
-    templates.check(files[TEMPLATE].decode(), known | named)
+    chat_template.check(files[TEMPLATE].decode(), known | named)
     check_size(directory, base)
     return Own(files, differs)
 
@@ -62,8 +64,8 @@ def special_in(directory: Path, base: Path) -> dict[str, str]:
     if vocabulary_in(directory):
         return {}
     own, usual = bases.special_tokens(directory), bases.special_tokens(base)
-    texts = {name: templates.text_of(own[name]) for name in SPECIAL if own.get(name)}
-    named = {name: text for name, text in texts.items() if text != templates.text_of(usual.get(name) or "")}
+    texts = {name: chat_template.text_of(own[name]) for name in SPECIAL if own.get(name)}
+    named = {name: text for name, text in texts.items() if text != chat_template.text_of(usual.get(name) or "")}
     path = base / "tokenizer.json"
     wanted = [*named.values(), *bases.optional_json(directory / ADDED)]
     known = loaded(path).get_vocab() if wanted and path.is_file() else wanted
@@ -95,7 +97,7 @@ def vocabulary_in(directory: Path) -> bool:
 def decides(directory: Path) -> list[Any]:
     """What decides the tokens of a text: the vocabulary and how it is used, the special tokens by their texts."""
     named = bases.special_tokens(directory)
-    texts = {name: templates.text_of(named[name]) for name in SPECIAL if named.get(name)}
+    texts = {name: chat_template.text_of(named[name]) for name in SPECIAL if named.get(name)}
     return [vocabulary_of(directory), {name: named[name] for name in SETTINGS if named.get(name) is not None}, texts]
 
 

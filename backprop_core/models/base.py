@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backprop_core import templates
 from backprop_core.errors import ChatTemplateMissing, ChatTemplateUnusable, InputNotFound, ModelLoadFailed, UnsafeModel
-from backprop_core.keys import digest_of
-from backprop_core.refs import BaseRef, ChatTemplate
-from backprop_core.specs import ModelSpec
-from backprop_core.store import Store
+from backprop_core.models import chat_template as templates
+from backprop_core.schema.refs import BaseRef, ChatTemplate
+from backprop_core.schema.specs import ModelSpec
+from backprop_core.store.artifacts import Store
+from backprop_core.store.cache_keys import digest_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

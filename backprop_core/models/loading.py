@@ -15,14 +15,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from backprop_core import adapter as adapters
-from backprop_core.adapter import Adapter, Tensors
-from backprop_core.base import OTHER_TOKENIZER, weights
 from backprop_core.errors import AdapterMismatch, GPUOutOfMemory, ModelLoadFailed, TokenizerMismatch
-from backprop_core.extras import QLORA, require
-from backprop_core.peft_files import tokenizer_home
-from backprop_core.refs import AdapterRef
-from backprop_core.store import Store
+from backprop_core.models import adapter_tensors as adapters
+from backprop_core.models.adapter_tensors import Adapter, Tensors
+from backprop_core.models.base import OTHER_TOKENIZER, weights
+from backprop_core.models.peft_files import tokenizer_home
+from backprop_core.runtime.optional_packages import QLORA, require
+from backprop_core.schema.refs import AdapterRef
+from backprop_core.store.artifacts import Store
 
 # Architectures whose logits are lm_head of the last hidden state, with nothing in between.
 PLAIN_HEAD = {"llama", "mistral", "qwen2", "qwen3"}

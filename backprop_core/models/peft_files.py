@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from backprop_core import base as bases
 from backprop_core.errors import AdapterMismatch, InputNotFound, InputValidationFailed
-from backprop_core.headers import shapes
-from backprop_core.keys import canonical
+from backprop_core.models import base as bases
+from backprop_core.models.safetensors_header import shapes
+from backprop_core.store.cache_keys import canonical
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

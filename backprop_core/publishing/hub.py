@@ -16,8 +16,6 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import disable_progress_bars, httpx, validate_repo_id  # type: ignore[attr-defined]
 
-from backprop_core.base import TOKENIZER_FILES
-from backprop_core.blanking import excerpt
 from backprop_core.errors import (
     AuthRequired,
     BackpropError,
@@ -27,10 +25,12 @@ from backprop_core.errors import (
     NameTaken,
     TokenizerUnsupported,
 )
-from backprop_core.frozen import Record
-from backprop_core.keys import canonical
-from backprop_core.peft_files import CONFIG, WEIGHTS
-from backprop_core.refs import BaseRef
+from backprop_core.models.base import TOKENIZER_FILES
+from backprop_core.models.peft_files import CONFIG, WEIGHTS
+from backprop_core.runtime.redaction import excerpt
+from backprop_core.schema.records import Record
+from backprop_core.schema.refs import BaseRef
+from backprop_core.store.cache_keys import canonical
 
 RECORD = "backprop.json"  # says that a repository is ours, and what is in it
 CommitOperation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete

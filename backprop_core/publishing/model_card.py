@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from backprop_core.keys import canonical
-from backprop_core.refs import BaseRecord, DatasetSummary, GGUFRecord, RunResult
+from backprop_core.schema.refs import BaseRecord, DatasetSummary, GGUFRecord, RunResult
+from backprop_core.store.cache_keys import canonical
 
 RECIPE = {  # fields of a spec that decide what was learned
     "training": "steps epochs learning_rate batch_size max_length weight_decay max_grad_norm precision replay seed",

@@ -14,14 +14,14 @@ from typing import Any, Literal, Self
 import httpx
 from pydantic import Field
 
-from backprop_core.addresses import client
-from backprop_core.blanking import excerpt
 from backprop_core.errors import NameTaken, OllamaRegistrationFailed, OllamaUnreachable
-from backprop_core.frozen import Record
-from backprop_core.keys import digest_of
-from backprop_core.progress import OnProgress
-from backprop_core.refs import GGUFRef
-from backprop_core.store import MANIFEST, Store, file_digest, write_atomic
+from backprop_core.runtime.progress import OnProgress
+from backprop_core.runtime.redaction import excerpt
+from backprop_core.runtime.url_guard import client
+from backprop_core.schema.records import Record
+from backprop_core.schema.refs import GGUFRef
+from backprop_core.store.artifacts import MANIFEST, Store, file_digest, write_atomic
+from backprop_core.store.cache_keys import digest_of
 
 OLDEST = (0, 17, 1)  # before it, a file could make `create` read beyond its memory
 PORT = 11434

@@ -16,16 +16,16 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from backprop_core import ollama
 from backprop_core.errors import BackpropError
-from backprop_core.frozen import Record
-from backprop_core.hub import RECORD, File, Hub
-from backprop_core.lines import Lines, Move
-from backprop_core.progress import OnProgress
-from backprop_core.refs import GGUFRef, RunId
-from backprop_core.specs import ExportSpec, PublishSpec
-from backprop_core.store import Store, write_atomic
-from backprop_core.verdicts import Act
+from backprop_core.lines.versions import Lines, Move
+from backprop_core.publishing import ollama
+from backprop_core.publishing.hub import RECORD, File, Hub
+from backprop_core.runtime.progress import OnProgress
+from backprop_core.schema.gate_report import Act
+from backprop_core.schema.records import Record
+from backprop_core.schema.refs import GGUFRef, RunId
+from backprop_core.schema.specs import ExportSpec, PublishSpec
+from backprop_core.store.artifacts import Store, write_atomic
 
 log = logging.getLogger(__name__)
 BEFORE, COMMIT, HAD_LATEST, OLD_RECORD, ANSWER = "before", "commit", "had latest", "old record", "answer"

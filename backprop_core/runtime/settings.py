@@ -9,10 +9,11 @@ from urllib.request import url2pathname
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from backprop_core.blanking import keep_secret
 from backprop_core.errors import ConfigInvalid, StoreUnsupported
-from backprop_core.texts import NAME, is_address
+from backprop_core.runtime.redaction import keep_secret
+from backprop_core.schema.field_types import NAME, is_address
 
+USER_OFFLINE = "BACKPROPAGATE_USER_OFFLINE"  # a worker's HF_HUB_OFFLINE as the user has set it: its own is always set
 SHOWN = 60  # characters of a refused value that an error repeats
 
 

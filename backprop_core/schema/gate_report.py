@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from backprop_core.frozen import Record
+from backprop_core.schema.records import Record
 
 
 class TaskVerdict(Record):

@@ -5,8 +5,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
-from backprop_core.frozen import Record
-from backprop_core.verdicts import Act, GateReport
+from backprop_core.schema.gate_report import Act, GateReport
+from backprop_core.schema.records import Record
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]

@@ -31,8 +31,8 @@ All locks, in the one order in which they are taken. Who waits for one holds non
 7. locks/<key>                  of a training and its checkpoints
 
 A worker that starts before a stage needs it has the device out of turn, so its run gives it up before it waits for
-anything (`tasks.worker.give_up`). While one of the others is held, no lock is waited for: serve.lock of the home,
-sync.lock of the journals, the lock of a session in tmp/, and those beside Prefect's and MLflow's databases.
+anything (`tasks.runs.worker_process.give_up`). While one of the others is held, no lock is waited for: serve.lock of
+the home, sync.lock of the journals, the lock of a session in tmp/, and those beside Prefect's and MLflow's databases.
 """
 
 import errno
@@ -52,9 +52,9 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 
 from backprop_core.errors import ArtifactDamaged, ArtifactMissing, DiskFull, system_error
-from backprop_core.frozen import Record
-from backprop_core.keys import canonical, digest_of
-from backprop_core.refs import ArtifactRef
+from backprop_core.schema.records import Record
+from backprop_core.schema.refs import ArtifactRef
+from backprop_core.store.cache_keys import canonical, digest_of
 
 MANIFEST = "artifact.json"
 LARGE = 64 * 2**20  # bytes

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from backprop_core.frozen import KEY_IF_SET, NO_KEY, Record, Spec
-from backprop_core.refs import ArtifactRef, BaseRef, ConverterRef, DatasetRef, OwnTasks, SourceRef
+from backprop_core.schema.records import KEY_IF_SET, NO_KEY, Record, Spec
+from backprop_core.schema.refs import ArtifactRef, BaseRef, ConverterRef, DatasetRef, OwnTasks, SourceRef
 
 # Raise a number when the stage's result would change; a golden test per stage fails otherwise.
 VERSIONS = {

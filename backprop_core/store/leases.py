@@ -12,8 +12,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from backprop_core.errors import RunActive
-from backprop_core.locks import held, is_acquired, nothing
-from backprop_core.store import Store
+from backprop_core.store.artifacts import Store
+from backprop_core.store.locks import held, is_acquired, nothing
 
 LOOK = 1.0  # seconds: who only looks whether a run lives holds its lock for a moment
 

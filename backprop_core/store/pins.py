@@ -5,7 +5,7 @@ pins/<name>.txt     digests, one a line; the name is a run_id or `line@version`
 
 from collections.abc import Iterable
 
-from backprop_core.store import Store, write_atomic
+from backprop_core.store.artifacts import Store, write_atomic
 
 
 def pin(name: str, digests: Iterable[str], store: Store) -> None:

@@ -5,7 +5,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 
-from backprop_core.specs import TrainSpec
+from backprop_core.schema.specs import TrainSpec
 
 WINDOW = 8  # batches that are sorted by length together: more pad less, but make the batches of one kind of row
 LONGEST_WARMUP = 20  # steps

@@ -14,23 +14,23 @@ from typing import Any
 
 import torch
 
-from backprop_core import adapter as adapters
-from backprop_core import slao
-from backprop_core.adapter import Adapter, Tensors
-from backprop_core.batch import Items, by_budget, by_pass, collate, load
+from backprop_core.data.batching import Items, by_budget, by_pass, collate, load
 from backprop_core.errors import BackpropError, GPUOutOfMemory, GPUTooHot, Interrupted, LossNotFinite
-from backprop_core.locks import held, nothing
-from backprop_core.model import LoadedBase, injected, linear_names, put, taken
-from backprop_core.refs import AdapterRef, RowsRef, Start, TrainResult
-from backprop_core.specs import TrainSpec
-from backprop_core.store import Store
-from backprop_core.strategies import check_same_shape
-from backprop_core.training import checkpoint, generators, ladder, plan, starts, unsloth, variants
+from backprop_core.merging import slao
+from backprop_core.merging.strategies import check_same_shape
+from backprop_core.models import adapter_tensors as adapters
+from backprop_core.models.adapter_tensors import Adapter, Tensors
+from backprop_core.models.loading import LoadedBase, injected, linear_names, put, taken
+from backprop_core.schema.refs import AdapterRef, RowsRef, Start, TrainResult
+from backprop_core.schema.specs import TrainSpec
+from backprop_core.store.artifacts import Store
+from backprop_core.store.locks import held, nothing
+from backprop_core.training import batch_plan, checkpoint, lora_init, lora_variants, oom_recovery, rng_state, unsloth
 from backprop_core.training.checkpoint import Checkpoint
-from backprop_core.training.guard import Guard
-from backprop_core.training.ladder import Limits
+from backprop_core.training.distributed import ALONE, Ranks
+from backprop_core.training.gpu_guard import Guard
 from backprop_core.training.loss import loss_sum
-from backprop_core.training.ranks import ALONE, Ranks
+from backprop_core.training.oom_recovery import Limits
 
 OnMetrics = Callable[[int, int, dict[str, float]], None]
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def train(
     GPUOutOfMemory, CheckpointInvalid, WorkerDied if one of those is gone, and, with a checkpoint saved, GPUTooHot and
     Interrupted.
     """
-    variants.check(spec.lora, precision=base.precision, continues=start is not None)
+    lora_variants.check(spec.lora, precision=base.precision, continues=start is not None)
 
     def beat() -> None:
         on_wait()
@@ -121,7 +121,7 @@ def fit(
     config, tensors = starting_point(base, spec, start, store)
     torch.manual_seed(spec.seed)  # before the adapter exists: its start is random
     with injected(base, config, tensors) as model:
-        first = starts.begin(base, model, spec.lora) if start is None else {}
+        first = lora_init.begin(base, model, spec.lora) if start is None else {}
         if spec.backend == "unsloth":
             unsloth.speed_up(model)
         if not ranks.leads:
@@ -136,7 +136,7 @@ def fit(
                 f"step {run.step + 1} leaves no memory for the optimizer on {base.device}",
                 hint="lower training.lora.rank, or use a smaller base or a GPU with more memory",
             ) from error
-        return run, starts.learned(config, taken(model), run.first)
+        return run, lora_init.learned(config, taken(model), run.first)
 
 
 def starting_point(
@@ -188,13 +188,13 @@ class Run:
         self.passes = passes
         self.fingerprint, self.folder, self.guard, self.ranks = fingerprint, folder, guard, ranks
         self.lengths = [len(item) for item in items]
-        self.total = plan.total_steps(len(passes[0]), spec)
+        self.total = batch_plan.total_steps(len(passes[0]), spec)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(parameter_groups(model, spec), lr=spec.learning_rate, fused=True)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.losses: deque[tuple[float, int]] = deque(maxlen=math.ceil(self.total / 10))
         self.inexact: list[str] = []  # what differed, if it ever went on from a checkpoint of another fingerprint
-        self.adopt(ladder.top(spec))
+        self.adopt(oom_recovery.top(spec))
 
     def train(self, on_metrics: OnMetrics, should_stop: Callable[[], bool]) -> None:
         """Do the steps that are left."""
@@ -202,7 +202,7 @@ class Run:
         self.model.train()
         began = saved_at = time.monotonic()
         before = self.seconds
-        for batch in plan.batches_from(self.step, self.lengths, self.spec, self.passes):
+        for batch in batch_plan.batches_from(self.step, self.lengths, self.spec, self.passes):
             metrics = self.do_step(batch)
             self.step += 1
             self.seconds = before + time.monotonic() - began
@@ -232,7 +232,7 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint, with the random generators of all processes."""
-        states = self.ranks.everyone({name: state.tolist() for name, state in generators.states().items()})
+        states = self.ranks.everyone({name: state.tolist() for name, state in rng_state.states().items()})
         if self.ranks.leads:
             checkpoint.save(self.snapshot(states), self.folder, keep=self.spec.checkpoints_kept)
 
@@ -250,7 +250,7 @@ class Run:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.spec.max_grad_norm, foreach=True)
         metrics = {"loss": loss.item(), "grad_norm": norm.item()}
         self.check_finite(metrics)
-        rate = plan.learning_rate(self.step, self.total, self.spec)
+        rate = batch_plan.learning_rate(self.step, self.total, self.spec)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["ratio"]
         self.optimizer.step()
@@ -263,7 +263,7 @@ class Run:
 
     def gradients(self, batch: list[int], labels: int) -> torch.Tensor:
         """The step's loss, its gradients in place; where memory ran out again from the start, with less at once."""
-        before = generators.states()
+        before = rng_state.states()
         while True:
             loss, too_large = self.accumulate(self.ranks.share(batch, self.lengths), labels)
             failed = [extent for extent in self.ranks.everyone(self.extent(too_large)) if extent]
@@ -271,7 +271,7 @@ class Run:
                 self.add_up(loss)
                 return loss
             self.optimizer.zero_grad()
-            generators.put(before)
+            rng_state.put(before)
             gc.collect()
             torch.cuda.empty_cache()
             self.step_down(*min(failed))
@@ -309,7 +309,7 @@ class Run:
     def step_down(self, examples: int, longest: int) -> None:
         """Take the next rung of the ladder, and say so. Raises GPUOutOfMemory if there is none."""
         try:
-            self.adopt(ladder.below(self.limits, examples, longest, self.spec))
+            self.adopt(oom_recovery.below(self.limits, examples, longest, self.spec))
         except GPUOutOfMemory as error:
             where = f"step {self.step + 1} of {self.total} on {self.base.device}"
             raise GPUOutOfMemory(f"{where}: {error.message}", hint=error.hint) from None
@@ -342,7 +342,7 @@ class Run:
             for name, tensor in entry.items()
         }
         rng = {
-            generators.group(rank): {name: torch.tensor(values, dtype=torch.uint8) for name, values in states.items()}
+            rng_state.group(rank): {name: torch.tensor(values, dtype=torch.uint8) for name, values in states.items()}
             for rank, states in enumerate(everyones)
         }
         tensors = {"adapter": taken(self.model), "optimizer": moments, **rng}
@@ -357,7 +357,7 @@ class Run:
         saved = newest or checkpoint.read(checkpoint.place(self.folder, step))
         different = self.ranks.told(self.differences(saved) if self.ranks.leads else [])
         self.restore(saved)
-        self.adopt(ladder.top(self.spec) if different else Limits(**saved.state["limits"]))
+        self.adopt(oom_recovery.top(self.spec) if different else Limits(**saved.state["limits"]))
         self.inexact = saved.state["inexact"] + different
         if different:
             log.warning("going on inexactly after step %d: %s", self.step, "; ".join(different))
@@ -373,13 +373,13 @@ class Run:
         self.losses.extend((loss, labels) for loss, labels in saved.state["losses"])
         put(self.model, saved.tensors["adapter"])
         self.first = saved.tensors.get("start", {})
-        starts.again(self.model, self.first)
+        lora_init.again(self.model, self.first)
         moments: dict[int, Tensors] = {}
         for key, tensor in saved.tensors["optimizer"].items():
             index, _, name = key.partition(".")
             moments.setdefault(int(index), {})[name] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        generators.put(saved.tensors.get(generators.group(self.ranks.rank), saved.tensors["rng"]))
+        rng_state.put(saved.tensors.get(rng_state.group(self.ranks.rank), saved.tensors["rng"]))
 
     def result(self, adapter: AdapterRef) -> TrainResult:
         labels = sum(count for _, count in self.losses)

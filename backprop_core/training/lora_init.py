@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backprop_core.adapter import Adapter, Tensors
 from backprop_core.errors import AdapterMismatch, RankTooLarge
-from backprop_core.model import LoadedBase, put, taken, tensor_files
-from backprop_core.peft_files import FILE_PREFIX
-from backprop_core.specs import LoraSpec
+from backprop_core.models.adapter_tensors import Adapter, Tensors
+from backprop_core.models.loading import LoadedBase, put, taken, tensor_files
+from backprop_core.models.peft_files import FILE_PREFIX
+from backprop_core.schema.specs import LoraSpec
 
 ITERATIONS = 16  # of the randomized SVD, as PiSSA takes them
 FROZEN = "start"  # PEFT's name for the adapter that takes B0·A0 off

@@ -1,7 +1,7 @@
 """Which variant of LoRA can be asked for when. No torch."""
 
 from backprop_core.errors import VariantUnsupported
-from backprop_core.specs import STARTS, LoraSpec
+from backprop_core.schema.specs import STARTS, LoraSpec
 
 
 def check(lora: LoraSpec, *, precision: str, continues: bool) -> None:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from backprop_core.model import LoadedBase
+from backprop_core.models.loading import LoadedBase
 
 LOGITS = 2**25  # float32 logits that are kept at once: 128 MiB, and as much again for their gradient
 

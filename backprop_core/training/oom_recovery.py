@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from backprop_core.errors import GPUOutOfMemory
-from backprop_core.specs import TrainSpec
+from backprop_core.schema.specs import TrainSpec
 
 
 @dataclass(frozen=True)

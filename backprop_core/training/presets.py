@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backprop_core.base import config
 from backprop_core.errors import ConfigInvalid
-from backprop_core.specs import ModelSpec
+from backprop_core.models.base import config
+from backprop_core.schema.specs import ModelSpec
 from backprop_core.training.defaults import learning_rate
-from backprop_core.training.memory import Shape, shape_of
+from backprop_core.training.vram_estimate import Shape, shape_of
 
 
 @dataclass(frozen=True)

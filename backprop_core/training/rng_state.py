@@ -2,7 +2,7 @@
 
 import torch
 
-from backprop_core.adapter import Tensors
+from backprop_core.models.adapter_tensors import Tensors
 
 
 def states() -> Tensors:

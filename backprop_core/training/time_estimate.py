@@ -7,9 +7,9 @@ for Neural Language Models", arXiv 2001.08361, section 2.1.)
 
 import time
 
-from backprop_core.specs import TrainSpec
+from backprop_core.schema.specs import TrainSpec
+from backprop_core.training.batch_plan import total_steps
 from backprop_core.training.defaults import Data
-from backprop_core.training.plan import total_steps
 
 FORWARD, STEP, CHECKPOINTED = 2, 4, 6  # FLOPs a parameter and token
 EFFICIENCY = 0.33  # of the matrix product's speed, in training: one core of a CPU, a model of 5M parameters

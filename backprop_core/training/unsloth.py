@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from backprop_core.errors import ModelLoadFailed
-from backprop_core.model import LoadedBase, Precision
+from backprop_core.models.loading import LoadedBase, Precision
 
 
 def load(path: Path, *, precision: Precision, max_length: int) -> LoadedBase:

@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from backprop_core.errors import AdapterMismatch, ArchitectureUnsupported, ModelLoadFailed
-from backprop_core.frozen import Record
-from backprop_core.specs import LoraSpec, TrainSpec
+from backprop_core.schema.records import Record
+from backprop_core.schema.specs import LoraSpec, TrainSpec
 
 Precision = Literal["fp32", "bf16", "nf4"]
 

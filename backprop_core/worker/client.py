@@ -19,17 +19,17 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter
 
-from backprop_core import children
-from backprop_core.children import POLL
 from backprop_core.errors import WorkerDied, WorkerStalled, rebuild
-from backprop_core.frozen import Record
-from backprop_core.locks import REMINDER
-from backprop_core.specs import Backend
-from backprop_core.store import Store, write_atomic
+from backprop_core.runtime import subprocesses
+from backprop_core.runtime.settings import USER_OFFLINE
+from backprop_core.runtime.subprocesses import POLL
+from backprop_core.schema.records import Record
+from backprop_core.schema.specs import Backend
+from backprop_core.store.artifacts import Store, write_atomic
+from backprop_core.store.locks import REMINDER
 
 log = logging.getLogger(__name__)
 MAIN = "backprop_core.worker.main"
-USER_OFFLINE = "BACKPROPAGATE_USER_OFFLINE"  # HF_HUB_OFFLINE as the user has set it: a worker has it set always
 Result = TypeVar("Result", bound=BaseModel)
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -78,7 +78,7 @@ class Worker:
         )
         command = [python or sys.executable, *torchrun(processes), "-m", MAIN, orders.model_dump_json()]
         with self._log.open("wb") as log:
-            self._process = children.start(
+            self._process = subprocesses.start(
                 command,
                 stdin=PIPE,
                 stdout=log,
@@ -202,9 +202,9 @@ class Worker:
 
     def _end(self) -> None:
         """Wait for its end, and bring it about if it takes too long."""
-        if not children.ends(self._process, within=self._grace):
+        if not subprocesses.ends(self._process, within=self._grace):
             self._process.kill()
-            children.ends(self._process)
+            subprocesses.ends(self._process)
 
 
 def importable(folder: Path) -> dict[str, str]:

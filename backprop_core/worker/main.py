@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 from filelock import FileLock
 from pydantic import BaseModel
 
-from backprop_core.blanking import blank_logs, blank_secrets
-from backprop_core.devices import visible_gpus
 from backprop_core.errors import BackpropError, GPUFault, Unexpected, system_error
-from backprop_core.store import Store, write_atomic
-from backprop_core.worker.handle import Orders
+from backprop_core.models.devices import visible_gpus
+from backprop_core.runtime.redaction import blank_logs, blank_secrets
+from backprop_core.store.artifacts import Store, write_atomic
+from backprop_core.worker.client import Orders
 
 if TYPE_CHECKING:
     from backprop_core.worker.stages import Stages
@@ -85,7 +85,7 @@ def prepare(orders: Orders) -> "Stages":
     if orders.backend == "unsloth":
         importlib.import_module("unsloth")  # it wants to be the first
     gc.disable()  # the imports make a million objects that stay
-    from backprop_core.training.ranks import join
+    from backprop_core.training.distributed import join
     from backprop_core.worker.stages import Stages
 
     preload()
@@ -96,7 +96,7 @@ def prepare(orders: Orders) -> "Stages":
 
 def preload() -> None:
     """What the first training would import: while nobody waits for it yet."""
-    from backprop_core.model import peft_module
+    from backprop_core.models.loading import peft_module
 
     importlib.import_module("transformers.modeling_utils")
     importlib.import_module("torch._dynamo")  # the optimizer asks for it

@@ -8,16 +8,18 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from backprop_core import base as bases
-from backprop_core import checkout
-from backprop_core.drift import drift
 from backprop_core.errors import Interrupted
-from backprop_core.evaluate import evaluate
-from backprop_core.frozen import Record
-from backprop_core.generate import answer, generate
-from backprop_core.model import LoadedBase, Precision, load, with_tokenizer_of
-from backprop_core.progress import OnProgress
-from backprop_core.refs import (
+from backprop_core.evaluation.generation import answer, generate
+from backprop_core.evaluation.lambda_search import search
+from backprop_core.evaluation.scoring import evaluate
+from backprop_core.export import llamacpp_converter
+from backprop_core.merging.merge_stats import drift
+from backprop_core.merging.strategies import merge
+from backprop_core.models import base as bases
+from backprop_core.models.loading import LoadedBase, Precision, load, with_tokenizer_of
+from backprop_core.runtime.progress import OnProgress
+from backprop_core.schema.records import Record
+from backprop_core.schema.refs import (
     AdapterRef,
     Answers,
     BaseRef,
@@ -37,13 +39,11 @@ from backprop_core.refs import (
     Start,
     TrainResult,
 )
-from backprop_core.search import search
-from backprop_core.specs import CanarySpec, GenerationSpec, HarnessSpec, MergeSpec, Package, TrainSpec
-from backprop_core.store import Store
-from backprop_core.strategies import merge
-from backprop_core.training import guard, unsloth
+from backprop_core.schema.specs import CanarySpec, GenerationSpec, HarnessSpec, MergeSpec, Package, TrainSpec
+from backprop_core.store.artifacts import Store
+from backprop_core.training import gpu_guard, unsloth
+from backprop_core.training.distributed import ALONE, Ranks
 from backprop_core.training.loop import fit, train
-from backprop_core.training.ranks import ALONE, Ranks
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -245,7 +245,7 @@ class Stages:
             store=self._store,
             on_metrics=lambda step, total, values: emit({"done": step, "total": total, "values": values}),
             should_stop=self._should_stop,
-            guard=guard.of(base.device),
+            guard=gpu_guard.of(base.device),
             on_wait=lambda: emit({"level": logging.DEBUG, "log": "waiting for another run"}),
             keep_checkpoints=True,
             ranks=self._ranks,
@@ -290,7 +290,7 @@ class Stages:
         )
 
     def harness(self, job: HarnessJob) -> Harnessed:
-        from backprop_core.harness import harness
+        from backprop_core.evaluation.lm_eval import harness
 
         base = self.model(job, job.precision, job.device)
         return harness(base, job.adapter, spec=job.spec, own=job.own, store=self._store)
@@ -311,7 +311,7 @@ class Stages:
         return Answers(answers=made)
 
     def convert(self, job: ConvertJob, progress: OnProgress) -> GGUFRef:
-        from backprop_core.gguf import convert
+        from backprop_core.export.gguf import convert
 
         with self._store.begin("gguf") as directory:
             file = directory / "model.gguf"
@@ -327,16 +327,16 @@ class Stages:
     def convert_outside(self, job: ConvertOutsideJob, progress: OnProgress) -> GGUFRef:
         from transformers import AutoConfig
 
-        from backprop_core.fused import fuse
-        from backprop_core.gguf.vocabulary import declare
+        from backprop_core.export.gguf.vocabulary import declare
+        from backprop_core.export.merged_checkpoint import fuse
 
-        checkout.check(job.converter)
+        llamacpp_converter.check(job.converter)
         base, adapter = bases.local(job.base, self._store), self.adapter_directory(job.adapter)
         with self._store.begin("gguf") as directory, self._store.begin("fused") as scratch:
             (scratch / "model").mkdir()
             fuse(base, adapter, scratch / "model", on_progress=progress)
             declare(scratch / "model", AutoConfig.from_pretrained(base))
-            checkout.convert(
+            llamacpp_converter.convert(
                 scratch / "model",
                 directory / "model.gguf",
                 outtype=job.outtype,
@@ -349,7 +349,7 @@ class Stages:
             return self.commit_gguf(directory, job.outtype, record)
 
     def importance(self, job: ImportanceJob, progress: OnProgress) -> ImportanceRef:
-        from backprop_core.importance import importance
+        from backprop_core.export.imatrix import importance
 
         base = self.model(job, job.precision, job.device)
         return importance(
@@ -366,8 +366,8 @@ class Stages:
     def quantize(self, job: QuantizeJob) -> GGUFRef:
         import torch
 
-        from backprop_core.importance import FILE
-        from backprop_core.quantize import quantize
+        from backprop_core.export.imatrix import FILE
+        from backprop_core.export.quantize import quantize
 
         with self._store.begin("gguf") as directory:
             types = quantize(
@@ -385,7 +385,7 @@ class Stages:
         return self._store.commit(directory, GGUFRef, record=record, quantization=quantization, bytes=size)
 
     def package(self, job: PackageJob) -> PackageRef:
-        from backprop_core.package import write
+        from backprop_core.export.adapter_packages import write
 
         base, adapter = bases.local(job.base, self._store), self._store.local(job.adapter)
         with self._store.begin("package") as directory:
@@ -395,14 +395,14 @@ class Stages:
             return self._store.commit(directory, PackageRef, record=record, package=job.package, bytes=size)
 
     def reference(self, job: ReferenceJob) -> ReferenceRef:
-        from backprop_core.reference import reference
+        from backprop_core.export.fidelity_reference import reference
 
         base = self.model(job, "fp32", "cpu")
         return reference(base, job.adapter, job.heldout, rows=job.rows, prompts=job.prompts, store=self._store)
 
     def fidelity(self, job: FidelityJob) -> Fidelity:
-        from backprop_core.fidelity import measure
-        from backprop_core.reference import read
+        from backprop_core.export.fidelity import measure
+        from backprop_core.export.fidelity_reference import read
 
         known, file = read(self._store.local(job.reference)), self._store.local(job.gguf) / "model.gguf"
         return measure(known, file, quantization=job.gguf.quantization, canaries=job.canaries)

@@ -14,11 +14,19 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from backprop_core.errors import BackpropError, ConfigInvalid, InputNotFound, InputValidationFailed, QuantizationUnknown
-from backprop_core.frozen import Spec
-from backprop_core.specs import DatasetSpec, EvaluationSpec, ExportSpec, GenerationSpec, LineSpec, PublishSpec, RunSpec
-from flows.fields import ENTRY, children_of, pattern_of, spec_fields
-from flows.values import Path as Place
-from flows.values import parse, written
+from backprop_core.schema.records import Spec
+from backprop_core.schema.specs import (
+    DatasetSpec,
+    EvaluationSpec,
+    ExportSpec,
+    GenerationSpec,
+    LineSpec,
+    PublishSpec,
+    RunSpec,
+)
+from flows.cli.spec_fields import ENTRY, children_of, pattern_of, spec_fields
+from flows.cli.yaml_values import Path as Place
+from flows.cli.yaml_values import parse, written
 
 S = TypeVar("S", bound=Spec)
 PREFIX = "BACKPROPAGATE_"

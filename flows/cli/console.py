@@ -9,14 +9,14 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from backprop_core.blanking import blank_logs, blank_secrets, blank_trace
 from backprop_core.errors import BackpropError, ConfigInvalid
+from backprop_core.runtime.redaction import blank_logs, blank_secrets, blank_trace
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from backprop_core.settings import Settings
-    from tasks.progress import Progress
+    from backprop_core.runtime.settings import Settings
+    from tasks.runs.progress import Progress
 
 OURS = ("backprop_core", "tasks", "flows")
 WORTH_A_LINE = 2.0  # seconds after which a finished stage leaves a line on the terminal
@@ -222,7 +222,7 @@ class Drawing:
         self._bars.start()
 
     def update(self, stage: Stage) -> None:
-        from tasks.progress import QUESTION
+        from tasks.runs.progress import QUESTION
 
         if stage.name == QUESTION:
             return self._bars.stop()

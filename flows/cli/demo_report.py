@@ -6,8 +6,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from backprop_core.refs import RunResult
-from flows import tables
+from backprop_core.schema.refs import RunResult
+from flows.cli import tables
 
 PLOT = """
 A shop's facts change: requests go to other teams, products get other colours, depots move, answers are reworded.
@@ -62,7 +62,7 @@ def next_steps(result: RunResult) -> Iterator[str]:
 
 def mlflow_uri() -> str:
     """Where the history lies."""
-    from backprop_core.settings import settings
+    from backprop_core.runtime.settings import settings
     from tasks.tracking import tracking_uri
 
     return tracking_uri(settings())

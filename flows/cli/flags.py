@@ -8,10 +8,10 @@ from typing import Annotated, Any
 from cyclopts import Group, Parameter
 
 from backprop_core.errors import ConfigInvalid
-from backprop_core.specs import RunSpec
-from flows.config import LineFile, run_spec
-from flows.fields import spec_fields
-from tasks.estimate import preset_fields
+from backprop_core.schema.specs import RunSpec
+from flows.cli.config import LineFile, run_spec
+from flows.cli.spec_fields import spec_fields
+from tasks.runs.estimate import preset_fields
 
 PATH = "path"  # metadata of a flag: the field of the spec that it sets
 TASK = Group("What to do", sort_key=1)

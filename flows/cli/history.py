@@ -5,11 +5,11 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
-from backprop_core.settings import settings
-from flows import tables
-from flows.cli import Answer
+from backprop_core.runtime.settings import settings
+from flows.cli import tables
+from flows.cli.console import configure_logging, one_line
 from flows.cli.flags import PLAIN, OutputFlags, RunRef
-from flows.console import configure_logging, one_line
+from flows.cli.main import Answer
 from tasks import tracking
 
 
@@ -35,7 +35,7 @@ def show_run(run_id: RunRef, /, *, output: OutputFlags = PLAIN) -> Answer:
 
 
 def lines(*, output: OutputFlags = PLAIN) -> Answer:
-    from tasks.line import summaries
+    from tasks.runs.line_state import summaries
 
     config = settings()
     configure_logging(config, verbose=output.verbose)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from backprop_core.errors import ConfigInvalid
-from backprop_core.settings import Settings
-from backprop_core.specs import DatasetSpec, LineSpec, RunSpec
-from backprop_core.texts import is_address, line_name
-from flows.config import Draft, LineFile, add_file, validated
-from flows.fields import spec_fields
+from backprop_core.runtime.settings import Settings
+from backprop_core.schema.field_types import is_address, line_name
+from backprop_core.schema.specs import DatasetSpec, LineSpec, RunSpec
+from flows.cli.config import Draft, LineFile, add_file, validated
+from flows.cli.spec_fields import spec_fields
 
 R = TypeVar("R", bound=RunSpec)
 FOLDER = "lines"

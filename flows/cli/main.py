@@ -13,7 +13,7 @@ from typing import Any
 from cyclopts import App, CycloptsError
 
 from backprop_core.errors import BackpropError, ConfigInvalid, Interrupted, Unexpected, system_error
-from flows.console import error_text, one_line, say, trace_text
+from flows.cli.console import error_text, one_line, say, trace_text
 
 VERBS = {
     "demo": ("running", "The whole way on a small base and small datasets; no GPU needed."),
@@ -37,10 +37,13 @@ VERBS = {
     "ui": ("serving", "The same as serve."),
     "deploy": ("serving", "Deployments, schedules and automations on the Prefect server."),
     "watch": ("serving", "Start a line's retrain when there is new data, on a Prefect server, until Ctrl-C."),
-    "init": ("house", "A line's job as a file with comments: lines/LINE.yaml."),
-    "estimate-vram": ("house", "What a run would take of a GPU, and which settings fit it."),
-    "doctor": ("house", "Whether this machine can do the job, part by part, and what to do about what is not there."),
-    "info": ("house", "Versions, devices, settings and places; or every error code."),
+    "init": ("maintenance", "A line's job as a file with comments: lines/LINE.yaml."),
+    "estimate-vram": ("maintenance", "What a run would take of a GPU, and which settings fit it."),
+    "doctor": (
+        "maintenance",
+        "Whether this machine can do the job, part by part, and what to do about what is not there.",
+    ),
+    "info": ("maintenance", "Versions, devices, settings and places; or every error code."),
 }
 
 
@@ -56,13 +59,17 @@ def build() -> App:
     for place, (verb, (module, help_)) in enumerate(VERBS.items()):
         app.command(f"flows.cli.{module}:{verb.replace('-', '_')}", name=verb, help=help_, sort_key=place)
     store = App(name="store", help="Look after the artifacts.", help_format="plaintext")
-    store.command("flows.cli.house:store_check", name="check", help="Read everything; say what is damaged or missing.")
     store.command(
-        "flows.cli.house:store_prune",
+        "flows.cli.maintenance:store_check", name="check", help="Read everything; say what is damaged or missing."
+    )
+    store.command(
+        "flows.cli.maintenance:store_prune",
         name="prune",
         help="List, ask, then delete what no version, recent result, pin or unfinished run needs.",
     )
-    store.command("flows.cli.house:store_keep", name="keep", help="Pin what no prune may delete; or list the pins.")
+    store.command(
+        "flows.cli.maintenance:store_keep", name="keep", help="Pin what no prune may delete; or list the pins."
+    )
     app.command(store)
     return app
 
@@ -112,7 +119,7 @@ def printed(answer: Answer, *, as_json: bool) -> int:
     if as_json:
         print(json.dumps(answer.document, ensure_ascii=False, allow_nan=False), flush=True)
     else:
-        from flows.tables import show
+        from flows.cli.tables import show
 
         show(answer.text)
         sys.stdout.flush()

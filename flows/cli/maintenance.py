@@ -9,18 +9,18 @@ from cyclopts.types import PositiveFloat, PositiveInt
 from rich.console import Group
 
 from backprop_core.errors import BackpropError, ConfigInvalid, ConfirmationRequired, all_errors
-from backprop_core.settings import settings
-from flows import lines_file, tables
-from flows.cli import Answer
+from backprop_core.runtime.settings import settings
+from flows.cli import lines_file, tables
+from flows.cli.config import run_spec, variable_of
+from flows.cli.console import configure_logging, one_line, say, stderr_console
 from flows.cli.flags import PLAIN, SETTINGS, OutputFlags
-from flows.config import run_spec, variable_of
-from flows.console import configure_logging, one_line, say, stderr_console
-from flows.terminal import is_attended
-from tasks.estimate import estimate
-from tasks.machine import facts
+from flows.cli.main import Answer
+from flows.cli.terminal_prompt import is_attended
+from tasks.runs.estimate import estimate
+from tasks.runs.machine_info import facts
 
 if TYPE_CHECKING:
-    from backprop_core.prune import Pruned
+    from backprop_core.lines.prune import Pruned
 
 NO_DATA = "none"  # stands for the dataset of a spec that is only measured
 
@@ -65,10 +65,10 @@ def machine() -> Answer:
 
 
 def doctor(*, output: OutputFlags = PLAIN) -> Answer:
-    from flows.environment import quiet_prefect
+    from flows.cli.prefect_environment import quiet_prefect
 
     quiet_prefect()
-    from tasks.doctor import examine
+    from tasks.runs.doctor import examine
 
     parts = examine(settings())
     table = tables.table("", "", "found", "to do")
@@ -137,7 +137,7 @@ def store_prune(
     yes: Annotated[bool, Parameter(help="Do not ask.", negative="", show_default=False)] = False,
     output: OutputFlags = PLAIN,
 ) -> Answer:
-    from tasks.pruning import prune
+    from tasks.runs.prune import prune
 
     config = settings()
     configure_logging(config, verbose=output.verbose)
@@ -172,7 +172,7 @@ def store_keep(
     undo: Annotated[bool, Parameter(help="Keep it no longer.", negative="", show_default=False)] = False,
     output: OutputFlags = PLAIN,
 ) -> Answer:
-    from tasks import pruning
+    from tasks.runs import prune as pruning
 
     config = settings()
     if ref is None:
@@ -189,7 +189,7 @@ def store_keep(
 
 
 def store_check(*, output: OutputFlags = PLAIN) -> Answer:
-    from tasks.store_check import check
+    from tasks.runs.store_check import check
 
     count, findings = check(settings())
     table = tables.table("artifact", "what is wrong")

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from backprop_core.errors import DeploymentRefused, PrefectUnreachable
-from flows.child import Child
+from flows.server.server_process import Child
 
 DEFAULTS = {
     "DO_NOT_TRACK": "1",  # the client's usage data
@@ -46,7 +46,7 @@ class TemporaryServer(Child):
             self.url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
             super().__init__(
                 "Prefect's temporary server",
-                ["flows.server", "temporary-prefect", str(listening.fileno())],
+                ["flows.server.server_main", "temporary-prefect", str(listening.fileno())],
                 log=log,
                 environment=os.environ | secret,
                 sockets=[listening.fileno()],

@@ -1,4 +1,4 @@
-"""docs/reference.md, out of the code: `python -m flows.reference > docs/reference.md`. A test compares the two."""
+"""Writes docs/reference.md from the code: `python -m flows.cli.reference_docs`. A test compares the two."""
 
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -6,15 +6,15 @@ from itertools import chain
 from cyclopts import App
 
 from backprop_core.errors import all_errors
-from backprop_core.settings import Settings
-from flows.cli import build
-from flows.config import variable_of
-from flows.fields import Field, fields_of, spec_fields
+from backprop_core.runtime.settings import Settings
+from flows.cli.config import variable_of
+from flows.cli.main import build
+from flows.cli.spec_fields import Field, fields_of, spec_fields
 
 OPENING = """\
 # Reference
 
-Written by `python -m flows.reference`; do not edit.
+Written by `python -m flows.cli.reference_docs`; do not edit.
 
 Exit status: 0 done (also when nothing had changed), 1 the input is wrong, 2 something failed, 3 done in part or
 rejected, 130 interrupted. stdout carries the result only, as one JSON document with `--json`, on failure too; logs,

@@ -4,23 +4,23 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from backprop_core.refs import RunResult
-from backprop_core.settings import settings
-from backprop_core.specs import EvaluationSpec, ExportSpec, PublishSpec, Quantization, RunSpec
-from flows.environment import connected, start_server
+from backprop_core.runtime.settings import settings
+from backprop_core.schema.refs import RunResult
+from backprop_core.schema.specs import EvaluationSpec, ExportSpec, PublishSpec, Quantization, RunSpec
+from flows.cli.prefect_environment import connected, start_server
 from flows.parameters import parameters
-from tasks import early
-from tasks.checks import check_repo
-from tasks.prepare import Prepared
+from tasks.runs import prestart
+from tasks.runs.preflight_checks import check_repo
+from tasks.runs.resolve import Prepared
 
 if TYPE_CHECKING:
-    from tasks.plan import Plan
-    from tasks.run import Run
+    from tasks.runs.flow_run import Run
+    from tasks.runs.plan import Plan
 
 
 def run(flow: str, spec: RunSpec, *, fresh: bool = False) -> RunResult:
     """Check the inputs, start the worker if there is work for it, then call the flow."""
-    early.start(flow, spec, fresh=fresh)
+    prestart.start(flow, spec, fresh=fresh)
     called = loaded(flow)  # while Prefect's server starts
     with connected():
         return called(**parameters(flow, spec, fresh=fresh))
@@ -44,7 +44,7 @@ def loaded(flow: str) -> Callable[..., RunResult]:
 def plan(flow: str, spec: RunSpec, *, fresh: bool) -> "Plan":
     """What the flow would do. Raises what it would raise before its first stage."""
     from flows import pipeline
-    from tasks.plan import plan
+    from tasks.runs.plan import plan
 
     return plan(flow, spec, next_version if flow == "retrain" else pipeline.pipeline, fresh=fresh)
 
@@ -55,7 +55,7 @@ def next_version(run: "Run") -> None:
 
     from flows import pipeline
     from flows.retrain import ready
-    from tasks.notifications import Audience
+    from tasks.runs.notifications import Audience
 
     spec = run.spec
     if spec.notify or spec.approval.ask or (spec.publish.repo and not os.environ.get("HF_TOKEN")):
@@ -134,7 +134,7 @@ def rollback(line: str, to: int | None, *, force: bool, reason: str) -> RunResul
 
 def resume(prefix: str, *, inexact: bool = False) -> RunResult:
     """Go on with an interrupted run, from its own record. Raises RunUnknown or RefAmbiguous."""
-    run_id, prepared = early.restart(prefix, inexact=inexact)
+    run_id, prepared = prestart.restart(prefix, inexact=inexact)
     with connected():
         return call_again(run_id, prepared)
 

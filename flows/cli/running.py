@@ -9,12 +9,13 @@ from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
 from backprop_core.errors import ConfigInvalid
-from backprop_core.refs import RunResult
-from backprop_core.settings import settings
-from backprop_core.specs import RunSpec
-from backprop_core.texts import line_name
-from flows import lines_file, start, tables
-from flows.cli import Answer
+from backprop_core.runtime.settings import settings
+from backprop_core.schema.field_types import line_name
+from backprop_core.schema.refs import RunResult
+from backprop_core.schema.specs import RunSpec
+from flows.cli import lines_file, run_here, tables
+from flows.cli.config import evaluation_spec, export_spec, generation_spec, replayed, windows
+from flows.cli.console import Bar, configure_logging
 from flows.cli.flags import (
     NOTHING,
     PLAIN,
@@ -33,13 +34,12 @@ from flows.cli.flags import (
     one_dataset,
     ship,
 )
-from flows.config import evaluation_spec, export_spec, generation_spec, replayed, windows
-from flows.console import Bar, configure_logging
-from flows.environment import quiet_prefect, start_server
-from flows.submit import submit
-from tasks.answers import answers
-from tasks.early import asked
-from tasks.progress import listen
+from flows.cli.main import Answer
+from flows.cli.prefect_environment import quiet_prefect, start_server
+from flows.server.submit import submit
+from tasks.runs.prestart import asked
+from tasks.runs.progress import listen
+from tasks.runs.sample_answers import answers
 
 INEXACT = "Go on although the machine or versions are others: same order of rows, not same bits."
 GGUF = "gguf"
@@ -53,8 +53,8 @@ def demo(
     output: OutputFlags = PLAIN,
 ) -> Answer:
     with watched(output):
+        from flows.cli.demo_report import story
         from flows.demo import demo
-        from flows.story import story
 
         merged, sequential = demo(seed=seed)
     return Answer(merged.model_dump(mode="json"), story(merged, sequential))
@@ -107,7 +107,7 @@ def promote(
 ) -> Answer:
     name = line_name(line)
     with watched(output):
-        return answer(start.promote(ref, name, force=force, reason=reason))
+        return answer(run_here.promote(ref, name, force=force, reason=reason))
 
 
 def resume(
@@ -118,7 +118,7 @@ def resume(
     output: OutputFlags = PLAIN,
 ) -> Answer:
     with watched(output):
-        return answer(start.resume(run_id, inexact=inexact_resume))
+        return answer(run_here.resume(run_id, inexact=inexact_resume))
 
 
 def export(
@@ -153,7 +153,7 @@ def export(
     wanted = export_spec({**files, **given}, names)
     with watched(flags):
         where = {"output": str(output) if output else None, "name": name, "force": force}
-        return answer(start.export(ref, wanted, where, model=model, fresh=fresh))
+        return answer(run_here.export(ref, wanted, where, model=model, fresh=fresh))
 
 
 def evaluate(
@@ -171,7 +171,7 @@ def evaluate(
 ) -> Answer:
     wanted = evaluation_spec(metric, set or ())
     with watched(output):
-        return answer(start.evaluate(ref, data or (), wanted, model=model, fresh=fresh))
+        return answer(run_here.evaluate(ref, data or (), wanted, model=model, fresh=fresh))
 
 
 def generate(
@@ -199,10 +199,10 @@ def carry_out(flow: str, spec: RunSpec, flags: Flags) -> Answer:
     if flags.plan:
         configure_logging(settings(), verbose=flags.verbose)
         quiet_prefect()
-        made = start.plan(flow, spec, fresh=flags.fresh)
+        made = run_here.plan(flow, spec, fresh=flags.fresh)
         return Answer(made.model_dump(mode="json"), tables.plan(made))
     with watched(flags):
-        return answer(start.run(flow, spec, fresh=flags.fresh))
+        return answer(run_here.run(flow, spec, fresh=flags.fresh))
 
 
 def handed_over(flow: str, spec: RunSpec, flags: Flags) -> Answer:

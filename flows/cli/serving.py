@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
-from backprop_core.blanking import blank_secrets
 from backprop_core.errors import ConfigInvalid, PrefectUnreachable
-from backprop_core.settings import settings
-from flows import lines_file, tables
-from flows.cli import Answer, printed
+from backprop_core.runtime.redaction import blank_secrets
+from backprop_core.runtime.settings import settings
+from flows.cli import lines_file, tables
+from flows.cli.console import configure_logging, one_line
 from flows.cli.flags import PLAIN, OutputFlags
-from flows.console import configure_logging, one_line
-from flows.environment import connected, quiet_prefect
-from tasks.confine import forbidden
+from flows.cli.main import Answer, printed
+from flows.cli.prefect_environment import connected, quiet_prefect
+from tasks.runs.allowed_paths import forbidden
 
 log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from flows.deploy import Change
-    from flows.serve import Addresses
+    from flows.server.deploy import Change
+    from flows.server.serve import Addresses
 
 
 def deploy(
@@ -43,7 +43,7 @@ def deploy(
     quiet_prefect()
     check_named("backprop serve deploys by itself")
     with connected():
-        from flows.deploy import deploy
+        from flows.server.deploy import deploy
 
         changes = deploy(config, jobs, pool=pool or config.pool, dry_run=dry_run)
     return Answer([change.model_dump() for change in changes], table(changes, dry_run=dry_run))
@@ -76,7 +76,7 @@ def serve(
     auth: Annotated[str | None, Parameter(help="User name; the password is in the environment, or asked.")] = None,
     output: OutputFlags = PLAIN,
 ) -> None:
-    from flows.serve import Service, alone, password, write
+    from flows.server.serve import Service, alone, password, write
 
     config = settings()
     configure_logging(config, verbose=output.verbose)
@@ -110,7 +110,7 @@ def watch(*, output: OutputFlags = PLAIN) -> None:
     quiet_prefect()
     check_named("backprop serve looks by itself")
     with connected():
-        from flows.watch import watching
+        from flows.server.watch import watching
 
         sources = {job.line: blank_secrets(job.datasets[0].path) for job in jobs}
         text = "\n".join([*(f"{line:12}{path}" for line, path in sources.items()), "Ctrl-C ends it"])

@@ -5,12 +5,12 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
-from backprop_core.texts import line_name
-from flows import start
-from flows.cli import Answer
+from backprop_core.schema.field_types import line_name
+from flows.cli import run_here
+from flows.cli.config import export_spec, publish_spec
 from flows.cli.flags import PLAIN, Force, MadeRef, OutputFlags, Reason, ship
+from flows.cli.main import Answer
 from flows.cli.running import answer, watched
-from flows.config import export_spec, publish_spec
 
 LineRef = Annotated[str, Parameter(help="The line.")]
 Files = Annotated[str, Parameter(help="Which GGUF files, with commas between.")]
@@ -29,7 +29,7 @@ def push(
     where = publish_spec({"repo": repo, "private": private}, {"repo": "--repo", "private": "--private"})
     wanted = export_spec({"quantizations": quantization.split(",")}, {"quantizations": "--quantization"})
     with watched(output):
-        return answer(start.push(ref, where, wanted.quantizations if gguf else []))
+        return answer(run_here.push(ref, where, wanted.quantizations if gguf else []))
 
 
 def release(
@@ -51,7 +51,7 @@ def release(
     name, files = line_name(line), quantization.split(",") if quantization else None
     wanted = export_spec({"quantizations": files}, {"quantizations": "--quantization"})
     with watched(output):
-        return answer(start.release(name, where, wanted, force=force, reason=reason))
+        return answer(run_here.release(name, where, wanted, force=force, reason=reason))
 
 
 def rollback(
@@ -65,4 +65,4 @@ def rollback(
 ) -> Answer:
     name = line_name(line)
     with watched(output):
-        return answer(start.rollback(name, to, force=force, reason=reason))
+        return answer(run_here.rollback(name, to, force=force, reason=reason))

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from backprop_core.specs import LineSpec
+from backprop_core.schema.specs import LineSpec
 
 Schema = Mapping[str, Any]
 ENTRY = "N"  # stands for an entry's number in the path of a list's field

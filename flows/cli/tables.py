@@ -12,7 +12,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from backprop_core.refs import (
+from backprop_core.schema.gate_report import GateReport
+from backprop_core.schema.refs import (
     Answers,
     Choice,
     DatasetSummary,
@@ -23,15 +24,14 @@ from backprop_core.refs import (
     RunRecord,
     RunResult,
 )
-from backprop_core.verdicts import GateReport
-from flows.console import one_line
-from tasks.labels import NOT_TRAINED
+from flows.cli.console import one_line
+from tasks.stages.labels import NOT_TRAINED
 
 if TYPE_CHECKING:
-    from backprop_core.prune import Pruned
-    from tasks.estimate import Estimate
-    from tasks.line import LineSummary
-    from tasks.plan import Plan
+    from backprop_core.lines.prune import Pruned
+    from tasks.runs.estimate import Estimate
+    from tasks.runs.line_state import LineSummary
+    from tasks.runs.plan import Plan
     from tasks.tracking import RunSummary
 
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")

@@ -3,11 +3,11 @@
 import sys
 
 from backprop_core.errors import Interrupted
-from backprop_core.refs import RunResult
-from backprop_core.verdicts import Decision
-from flows import tables
-from flows.console import say, stderr_console
-from tasks.progress import QUESTION, Progress, report
+from backprop_core.schema.gate_report import Decision
+from backprop_core.schema.refs import RunResult
+from flows.cli import tables
+from flows.cli.console import say, stderr_console
+from tasks.runs.progress import QUESTION, Progress, report
 
 ANSWERS = {"yes": True, "y": True, "no": False, "n": False}
 

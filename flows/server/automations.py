@@ -16,10 +16,10 @@ from prefect.events.schemas.automations import Automation, AutomationCore, Event
 from prefect.events.schemas.events import Event, Resource, ResourceSpecification
 from prefect.exceptions import ObjectNotFound
 
-from backprop_core.settings import Settings
-from flows import lines_file
-from flows.environment import refusals
-from flows.states import STATES
+from backprop_core.runtime.settings import Settings
+from flows.cli import lines_file
+from flows.cli.prefect_environment import refusals
+from flows.run_states import STATES
 
 NEW_DATA = "new-data"
 ALIVE = "prefect.flow-run.heartbeat"

@@ -16,9 +16,9 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.states import AwaitingRetry, Cancelled, Crashed
 
-from backprop_core.settings import Settings
-from tasks.questions import unattended
-from tasks.tries import has_died
+from backprop_core.runtime.settings import Settings
+from tasks.runs.approval_questions import unattended
+from tasks.runs.retried_runs import has_died
 
 log = logging.getLogger(__name__)
 YOUNG = 30.0  # seconds: so long a run may be pending before a worker has said that it took it

@@ -22,30 +22,30 @@ from prefect.exceptions import ObjectNotFound
 from pydantic import ValidationError
 
 from backprop_core.errors import ConfigInvalid
-from backprop_core.frozen import Record
-from backprop_core.settings import Settings
-from backprop_core.specs import LineSpec, ScheduleSpec, StalenessSpec
-from flows.automations import automations, left_over
-from flows.deployment_names import NAMES, OLD, path_of
-from flows.environment import refusals
-from flows.forms import form_of
+from backprop_core.runtime.settings import Settings
+from backprop_core.schema.records import Record
+from backprop_core.schema.specs import LineSpec, ScheduleSpec, StalenessSpec
+from flows.cli.prefect_environment import refusals
 from flows.parameters import differing, parameters
+from flows.server.automations import automations, left_over
+from flows.server.deployment_forms import form_of
+from flows.server.deployment_names import NAMES, OLD, path_of
 
 if TYPE_CHECKING:
     from prefect import Flow
     from prefect.client.schemas.responses import DeploymentResponse
 
-FLOWS = {  # name of a flow: its module, and whether one run at a time is enough; of retrain it is one a line
-    "train": ("flows.train", True),
-    "multi-run": ("flows.multi_run", True),
-    "retrain": ("flows.retrain", False),
-    "drift": ("flows.drift", False),
-    "promote": ("flows.promote", False),
-    "evaluate": ("flows.evaluate", False),
-    "export": ("flows.export", False),
-    "publish": ("flows.publish", False),
-    "release": ("flows.release", False),
-    "rollback": ("flows.rollback", False),
+FLOWS = {  # name of a flow: where it is, and whether one run at a time is enough; of retrain it is one a line
+    "train": ("flows.train:train", True),
+    "multi-run": ("flows.multi_run:multi_run", True),
+    "retrain": ("flows.retrain:retrain", False),
+    "drift": ("flows.staleness:drift", False),
+    "promote": ("flows.promote:promote", False),
+    "evaluate": ("flows.evaluate:evaluate", False),
+    "export": ("flows.export:export", False),
+    "publish": ("flows.publish:publish", False),
+    "release": ("flows.release:release", False),
+    "rollback": ("flows.rollback:rollback", False),
 }
 FROM_FILE = "file-"  # how the slug of a schedule begins that came from a line's file
 OF_FILE = re.compile(FROM_FILE + "[0-9a-f]{12}")  # the whole of it; a person may call a schedule file-import
@@ -106,8 +106,8 @@ def deployments(config: Settings, jobs: Mapping[str, LineSpec], pool: str) -> It
 
 def of_flow(flow: str, name: str, config: Settings, pool: str) -> Deployment:
     """A flow's own deployment, whose runs say all that they need."""
-    module, alone = FLOWS[flow]
-    return Deployment(flow, name, fields_of(load(module), module, config, pool, {}), 1 if alone else None)
+    entrypoint, alone = FLOWS[flow]
+    return Deployment(flow, name, fields_of(entrypoint, config, pool, {}), 1 if alone else None)
 
 
 def with_old_name(
@@ -128,23 +128,23 @@ def of_line(
     name: str, job: LineSpec, given: Mapping[str, Any], schedule: ScheduleSpec | None, config: Settings, pool: str
 ) -> Deployment:
     """One deployment of a line's file."""
-    module, _ = FLOWS[name]
-    fields = fields_of(load(module), module, config, pool, given)
+    entrypoint, _ = FLOWS[name]
+    fields = fields_of(entrypoint, config, pool, given)
     return Deployment(name, job.line, fields, 1, scheduled(schedule, job.line) if schedule else None, of_file=True)
 
 
-def load(module: str) -> "Flow[..., Any]":
-    flow: Flow[..., Any] = getattr(importlib.import_module(module), module.rpartition(".")[2])
+def load(entrypoint: str) -> "Flow[..., Any]":
+    module, _, name = entrypoint.partition(":")
+    flow: Flow[..., Any] = getattr(importlib.import_module(module), name)
     return flow
 
 
-def fields_of(
-    flow: "Flow[..., Any]", module: str, config: Settings, pool: str, parameters: Mapping[str, Any]
-) -> dict[str, Any]:
+def fields_of(entrypoint: str, config: Settings, pool: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """What Prefect keeps of a deployment: a module of the worker's environment, so that nothing is fetched."""
+    flow = load(entrypoint)
     variables: dict[str, Any] = {"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT)}}
     return {
-        "entrypoint": f"{module}:{module.rpartition('.')[2]}",
+        "entrypoint": entrypoint,
         "description": flow.description,
         "parameters": dict(parameters),
         "parameter_openapi_schema": form_of(flow, parameters.keys()),

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.utilities.callables import parameter_schema
 
-from backprop_core.specs import LoraSpec, TrainSpec
-from tasks.defaults import chosen_fields
+from backprop_core.schema.specs import LoraSpec, TrainSpec
+from tasks.runs.resolve_defaults import chosen_fields
 
 if TYPE_CHECKING:
     from prefect import Flow

@@ -1,4 +1,4 @@
-"""The worker of `serve`: `python -m flows.serve_worker` makes the deployments, says "up", and runs what is asked for.
+"""The worker of `serve`: `python -m flows.server.flow_worker` makes the deployments, says "up", and runs what is due.
 
 It looks for the lines' new data, too, and for runs whose process is gone. When its parent says so, it takes no more
 runs, its own are interrupted, which they note in their records, and it ends with them. When it is killed, or its
@@ -18,16 +18,16 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import PrefectException
 from prefect.workers.process import ProcessWorker
 
-from backprop_core import lifeline
 from backprop_core.errors import BackpropError
-from backprop_core.settings import Settings, settings
-from flows import lines_file
-from flows.console import configure_logging
-from flows.dead_runs import give_up, worker_name
-from flows.deploy import deploy
-from flows.watch import watching
+from backprop_core.runtime import parent_watch
+from backprop_core.runtime.settings import Settings, settings
+from flows.cli import lines_file
+from flows.cli.console import configure_logging
+from flows.server.dead_runs import give_up, worker_name
+from flows.server.deploy import deploy
+from flows.server.watch import watching
 
-log = logging.getLogger("flows.serve_worker")
+log = logging.getLogger("flows.server.flow_worker")
 PATIENCE = 75.0  # seconds for a run to finish its step, save it, and note that it was interrupted
 LOOK = 15.0  # seconds between two looks for runs whose process is gone
 ending = threading.Event()
@@ -63,7 +63,7 @@ def look(config: Settings, name: str) -> None:
 
 def main() -> None:
     """Deploy, then work until the parent says that it is enough."""
-    lifeline.hold(stop=end)
+    parent_watch.hold(stop=end)
     config = settings()
     configure_logging(config, verbose=False)
     jobs = {name: file.job for name, file in lines_file.every(config).items()}
@@ -72,7 +72,7 @@ def main() -> None:
             log.info("%s: %s", change.what, detail)
     name = worker_name(config)
     give_up(config, name)
-    os.environ[lifeline.FOLLOWS] = lifeline.name_self()  # for its runs
+    os.environ[parent_watch.FOLLOWS] = parent_watch.name_self()  # for its runs
     print("up", flush=True)
     threading.Thread(target=look, args=[config, name], daemon=True).start()
     worker = Worker(work_pool_name=config.pool, create_pool_if_not_found=False, name=name)

@@ -19,12 +19,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from backprop_core.blanking import is_weak, keep_secret
 from backprop_core.errors import AuthRequired, ConfigInvalid, InputNotFound, ServerActive, ServerFailed
-from backprop_core.frozen import Record
-from backprop_core.settings import Settings
-from flows.child import Child
-from flows.serve_page import Page
+from backprop_core.runtime.redaction import is_weak, keep_secret
+from backprop_core.runtime.settings import Settings
+from backprop_core.schema.records import Record
+from flows.server.server_process import Child
+from flows.server.start_page import Page
 
 log = logging.getLogger(__name__)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -163,12 +163,12 @@ class Service:
         if prefect is None:
             listening = self._listen(ports[1], known.get("prefect"))
             prefect = f"{self._url(listening)}/api"
-            self._wanted.append(("prefect", ["flows.server", "prefect"], listening))
+            self._wanted.append(("prefect", ["flows.server.server_main", "prefect"], listening))
         if mlflow is None:
             listening = self._listen(ports[2], known.get("mlflow"))
             mlflow = self._url(listening)
-            self._wanted.append(("mlflow", ["flows.server", "mlflow"], listening))
-        self._wanted.append(("worker", ["flows.serve_worker"], None))
+            self._wanted.append(("mlflow", ["flows.server.server_main", "mlflow"], listening))
+        self._wanted.append(("worker", ["flows.server.flow_worker"], None))
         self._api, self._tracking = prefect, mlflow
 
     def _listen(self, port: int, before: str | None) -> socket.socket:

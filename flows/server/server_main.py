@@ -1,4 +1,4 @@
-"""A server of ours in a process of its own: `python -m flows.server NAME FD [HOSTS]` serves on the socket FD.
+"""One server in a process of its own: `python -m flows.server.server_main NAME FD [HOSTS]` serves on the socket FD.
 
 It says "up" on stdout when it answers, and ends when its parent says so or dies. With HOSTS, a list with commas, it
 answers to those names only, to no page of another origin, and, with BACKPROPAGATE_AUTH_STRING, only with that
@@ -19,7 +19,7 @@ from typing import Any
 import uvicorn
 from filelock import FileLock, Timeout
 
-from backprop_core import lifeline
+from backprop_core.runtime import parent_watch
 
 LONGEST = 120.0  # seconds: a first database takes four, on a busy machine many times that
 PATIENCE = 5.0  # seconds for what is still to be written
@@ -87,7 +87,7 @@ def main() -> None:
     listening = socket.socket(fileno=int(descriptor))
     server = Server(uvicorn.Config(app(name, hosts), factory=True, log_level="error"))
     server.is_prefect = name != "mlflow"
-    lifeline.hold(stop=lambda: end(server))
+    parent_watch.hold(stop=lambda: end(server))
     server.run(sockets=[listening])
     os._exit(0)  # everything is written; taking a million objects apart would take another second
 
@@ -99,7 +99,7 @@ def app(name: str, hosts: list[str]) -> Callable[[], Any]:
         made = APPLICATIONS[name]()
         gc.freeze()
         if hosts:
-            from flows.door import Door
+            from flows.server.access_control import Door
 
             made = Door(made, hosts=hosts[0].split(","), password=os.environ.get("BACKPROPAGATE_AUTH_STRING"))
         return made
@@ -118,14 +118,14 @@ def prefect() -> Any:
     """Prefect's application with its user interface and its services."""
     from prefect.server.api.server import create_app
 
-    from flows.deployment_names import OldNames
+    from flows.server.deployment_names import OldNames
 
     return OldNames(create_app(final=True))
 
 
 def mlflow() -> Any:
     """MLflow's application on the database of the home."""
-    from backprop_core.settings import settings
+    from backprop_core.runtime.settings import settings
     from tasks.tracking.server import application
 
     return application(settings())

@@ -8,9 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 from subprocess import PIPE
 
-from backprop_core import children
 from backprop_core.errors import BackpropError, ServerFailed
-from backprop_core.lifeline import STOP
+from backprop_core.runtime import subprocesses
+from backprop_core.runtime.parent_watch import STOP
 
 START = 300.0  # seconds: a first start with new databases takes half a minute, on a busy machine several
 END = 100.0  # seconds: the worker of `serve` gives its runs 75 to save what they have
@@ -35,7 +35,7 @@ class Child:
         self.name, self.log, self._up = name, log, False
         self._patience, self._deadline = patience, time.monotonic() + patience
         with log.open("wb") as file:
-            self._process = children.start(
+            self._process = subprocesses.start(
                 [sys.executable, "-m", *arguments],
                 stdin=PIPE,
                 stdout=PIPE,
@@ -90,7 +90,7 @@ class Child:
         """End it, and wait until it has ended; after so many seconds it is killed."""
         assert self._process.stdout is not None
         self.close()
-        if not children.ends(self._process, within=within):
+        if not subprocesses.ends(self._process, within=within):
             self._process.kill()
-            children.ends(self._process)
+            subprocesses.ends(self._process)
         self._process.stdout.close()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from flows.door import name_of
+from flows.server.access_control import name_of
 
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>backprop</title>

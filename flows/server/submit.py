@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backprop_core.errors import DeploymentMissing, PathForbidden, PrefectUnreachable
-from backprop_core.frozen import Record
-from backprop_core.settings import settings
-from backprop_core.specs import RunSpec
-from flows import lines_file
-from flows.deployment_names import NAMES, OLD, path_of
-from flows.environment import connected, refusals
+from backprop_core.runtime.settings import settings
+from backprop_core.schema.records import Record
+from backprop_core.schema.specs import RunSpec
+from flows.cli import lines_file
+from flows.cli.prefect_environment import connected, refusals
 from flows.parameters import differing, parameters
-from flows.serve import Addresses, running
-from tasks.confine import HINT, forbidden
+from flows.server.deployment_names import NAMES, OLD, path_of
+from flows.server.serve import Addresses, running
+from tasks.runs.allowed_paths import HINT, forbidden
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient

@@ -14,9 +14,9 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 
 from backprop_core.errors import BackpropError, DeploymentMissing
-from backprop_core.specs import LineSpec
-from flows.environment import refusals
-from tasks.fingerprint import fingerprint
+from backprop_core.schema.specs import LineSpec
+from flows.cli.prefect_environment import refusals
+from tasks.runs.source_fingerprint import fingerprint
 
 log = logging.getLogger(__name__)
 PATIENCE = 5.0  # seconds for a look to end

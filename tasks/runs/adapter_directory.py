@@ -9,14 +9,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from backprop_core import adapter_tokenizer, devices, peft_files
-from backprop_core import base as bases
 from backprop_core.errors import ConfigInvalid, InputValidationFailed
-from backprop_core.keys import canonical
-from backprop_core.refs import AdapterRef, BaseRef
-from backprop_core.specs import DatasetSpec, EvaluationSpec, LoraSpec, ModelSpec, RunSpec, TrainSpec
-from backprop_core.store import Store
-from tasks import confine
+from backprop_core.models import adapter_tokenizer, devices, peft_files
+from backprop_core.models import base as bases
+from backprop_core.schema.refs import AdapterRef, BaseRef
+from backprop_core.schema.specs import DatasetSpec, EvaluationSpec, LoraSpec, ModelSpec, RunSpec, TrainSpec
+from backprop_core.store.artifacts import Store
+from backprop_core.store.cache_keys import canonical
+from tasks.runs import allowed_paths
 
 log = logging.getLogger(__name__)
 GENERAL = Path(__file__).with_name("general.jsonl")  # what its files are asked
@@ -39,11 +39,11 @@ def adapter_in(ref: str, model: str | None, store: Store) -> tuple[RunSpec, Base
     what `peft_files` and `base` raise.
     """
     directory = Path(ref).expanduser()
-    confine.refuse(confine.directory(ref))
+    allowed_paths.refuse(allowed_paths.directory(ref))
     config = peft_files.read_config(directory)
     peft_files.check_fusable(config)
     base_model = named(directory, config, model, store)
-    confine.refuse(confine.model(base_model.name))
+    allowed_paths.refuse(allowed_paths.model(base_model.name))
     base = bases.resolve(base_model, store)
     if (expected := digest_in(directory)) and expected != base.digest:
         log.warning("%s was exported for another base (%s) than %s", directory, expected[:12], base.name)

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from backprop_core.data.sources import is_chain, members
 from backprop_core.errors import OutputForbidden, PathForbidden
-from backprop_core.formats.source import is_chain, members
-from backprop_core.settings import settings
-from backprop_core.specs import DatasetSpec, RunSpec
-from backprop_core.texts import is_address
+from backprop_core.runtime.settings import settings
+from backprop_core.schema.field_types import is_address
+from backprop_core.schema.specs import DatasetSpec, RunSpec
 
 REMOTE = {"http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf"}  # protocols that read no file of ours
 HINT = "put it there, or name its directory in BACKPROPAGATE_ALLOWED_PATHS of the worker"

@@ -7,11 +7,11 @@ questions/<run_id>   Prefect's id of the flow run that asks; older stores have o
 from collections.abc import Iterator
 from pathlib import Path
 
-from backprop_core.leases import living
-from backprop_core.settings import Settings
-from backprop_core.store import Store, write_atomic
-from tasks import prepare
-from tasks.tries import can_go_on, flow_runs
+from backprop_core.runtime.settings import Settings
+from backprop_core.store.artifacts import Store, write_atomic
+from backprop_core.store.leases import living
+from tasks.runs import resolve
+from tasks.runs.retried_runs import can_go_on, flow_runs
 
 
 def note(run_id: str, flow_run: str, store: Store) -> None:
@@ -50,7 +50,7 @@ def every(store: Store) -> list[tuple[str, str]]:
 
 
 def of_line(run_id: str, line: str, store: Store) -> bool:
-    return prepare.load(run_id, store).spec.line == line
+    return resolve.load(run_id, store).spec.line == line
 
 
 def is_run(name: str, store: Store) -> bool:

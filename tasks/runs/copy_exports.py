@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from backprop_core import ollama, peft_files
 from backprop_core.errors import OutputExists
-from backprop_core.keys import canonical
-from backprop_core.lines import Lines
-from backprop_core.refs import GGUFRecord, PackageRecord
-from backprop_core.specs import ExportSpec
-from backprop_core.store import MANIFEST, Store, write_atomic
-from tasks.prepare import Prepared
-from tasks.serving import served_as
+from backprop_core.lines.versions import Lines
+from backprop_core.models import peft_files
+from backprop_core.publishing import ollama
+from backprop_core.schema.refs import GGUFRecord, PackageRecord
+from backprop_core.schema.specs import ExportSpec
+from backprop_core.store.artifacts import MANIFEST, Store, write_atomic
+from backprop_core.store.cache_keys import canonical
+from tasks.runs.resolve import Prepared
+from tasks.stages.ollama import served_as
 
 NOTE = ".backprop-exports.json"  # in the directory: what exports wrote, of which model, and its state then, by name
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from backprop_core.errors import ArchitectureUnsupported, DiskFull
-from backprop_core.specs import ModelSpec, RunSpec, TrainSpec
-from backprop_core.training.memory import GIB, Shape
+from backprop_core.schema.specs import ModelSpec, RunSpec, TrainSpec
 from backprop_core.training.presets import shape_for
+from backprop_core.training.vram_estimate import GIB, Shape
 
 BITS = {  # of a weight in a GGUF file, about
     **{"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q5_0": 5.5},

@@ -11,13 +11,16 @@ from typing import Literal
 import httpx
 from prefect.settings import Settings as PrefectSettings
 
-from backprop_core import checkout, devices, extras, ollama
-from backprop_core.blanking import blank_secrets, weak_secrets
 from backprop_core.errors import BackpropError, ExtraMissing
-from backprop_core.frozen import Record
-from backprop_core.prune import size_of
-from backprop_core.settings import Settings
-from tasks.publishing import SECRET_BLOCK
+from backprop_core.export import llamacpp_converter
+from backprop_core.lines.prune import size_of
+from backprop_core.models import devices
+from backprop_core.publishing import ollama
+from backprop_core.runtime import optional_packages
+from backprop_core.runtime.redaction import blank_secrets, weak_secrets
+from backprop_core.runtime.settings import Settings
+from backprop_core.schema.records import Record
+from tasks.stages.publishing import SECRET_BLOCK
 from tasks.tracking import tracking_uri
 from tasks.tracking.connection import connect
 from tasks.tracking.registry import moved
@@ -25,7 +28,7 @@ from tasks.tracking.sender import unsent
 
 State = Literal["ok", "missing", "wrong"]
 ROOM = 40 * 2**30  # a 7B model takes 15 GiB of weights, as much again for an f16 file, and 5 for a quantized one
-LLAMA_CPP, BITSANDBYTES = ["llama_cpp"], extras.QLORA
+LLAMA_CPP, BITSANDBYTES = ["llama_cpp"], optional_packages.QLORA
 
 
 class Part(Record):
@@ -107,7 +110,7 @@ def packages() -> Iterator[Part]:
         ("QLoRA", BITSANDBYTES, "training.precision=nf4", "qlora"),
     ):
         try:
-            extras.require(needed, what=what, extra=extra)
+            optional_packages.require(needed, what=what, extra=extra)
         except ExtraMissing as error:
             yield Part(name=name, state="missing", found=error.message, todo=error.hint)
         else:
@@ -117,8 +120,10 @@ def packages() -> Iterator[Part]:
 def converter(config: Settings) -> Iterator[Part]:
     """The user's llama.cpp, where one is named: bases that have no GGUF writer here go through it."""
     if config.llama_cpp_dir:
-        directory, python = config.llama_cpp_dir.expanduser(), checkout.interpreter(config)
-        yield attempt("LLAMA_CPP_DIR", str(directory), lambda: checkout.supported(directory, python), otherwise="wrong")
+        directory, python = config.llama_cpp_dir.expanduser(), llamacpp_converter.interpreter(config)
+        yield attempt(
+            "LLAMA_CPP_DIR", str(directory), lambda: llamacpp_converter.supported(directory, python), otherwise="wrong"
+        )
 
 
 def prefect() -> Part:

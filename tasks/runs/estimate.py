@@ -6,20 +6,20 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from backprop_core import base as bases
-from backprop_core import devices
-from backprop_core.formats import find, read
-from backprop_core.frozen import Record
-from backprop_core.lengths import Counter
-from backprop_core.refs import Choice
-from backprop_core.settings import settings
-from backprop_core.specs import DatasetSpec, RunSpec, TrainSpec
-from backprop_core.store import Store
-from backprop_core.training import duration, presets
+from backprop_core.data.loading import find, read
+from backprop_core.data.token_lengths import Counter
+from backprop_core.models import base as bases
+from backprop_core.models import devices
+from backprop_core.runtime.settings import settings
+from backprop_core.schema.records import Record
+from backprop_core.schema.refs import Choice
+from backprop_core.schema.specs import DatasetSpec, RunSpec, TrainSpec
+from backprop_core.store.artifacts import Store
+from backprop_core.training import presets, time_estimate
 from backprop_core.training.defaults import SAFE, Data, choose, data_of, trained_on
-from backprop_core.training.memory import GIB, Precision, Setting, Shape, longest, memory, micro_batch
-from tasks.defaults import asked
-from tasks.speed import speed_of
+from backprop_core.training.vram_estimate import GIB, Precision, Setting, Shape, longest, memory, micro_batch
+from tasks.runs.machine_speed import speed_of
+from tasks.runs.resolve_defaults import asked
 
 Verdict = Literal["yes", "tightly", "no"]
 
@@ -80,7 +80,7 @@ def estimate(spec: RunSpec, dataset: DatasetSpec | None, vram_gib: float | None)
 def seconds(shape: Shape, data: Data, training: TrainSpec) -> float | None:
     """How long one training takes on the device that is here, about."""
     speed = speed_of("cuda" if devices.visible_gpus() else "cpu", Store(settings().store_path))
-    return speed and duration.seconds(duration.training_flops(shape.parameters, data, training), speed)
+    return speed and time_estimate.seconds(time_estimate.training_flops(shape.parameters, data, training), speed)
 
 
 def way(shape: Shape, setting: Setting, tokens: int, free: int | None) -> Way:

@@ -19,16 +19,15 @@ from prefect.exceptions import TerminationSignal
 from prefect.logging import get_run_logger
 from pydantic import BaseModel
 
-from backprop_core import base as bases
-from backprop_core.blanking import blank_json, blank_logs
 from backprop_core.errors import BackpropError, Interrupted, RunUnknown, TimeLimit, Unexpected, system_error
-from backprop_core.gate import too_little
-from backprop_core.keys import digests_in, stage_key
-from backprop_core.leases import Lease
-from backprop_core.lines import Lines, LineVersion, Live
-from backprop_core.locks import held
-from backprop_core.matrix import Row, evaluation
-from backprop_core.refs import (
+from backprop_core.evaluation.forgetting_matrix import Row, evaluation
+from backprop_core.evaluation.gate import too_little
+from backprop_core.lines.versions import Lines, LineVersion, Live
+from backprop_core.models import base as bases
+from backprop_core.runtime.redaction import blank_json, blank_logs
+from backprop_core.runtime.settings import Settings, settings
+from backprop_core.schema.gate_report import Act, Decision, GateReport
+from backprop_core.schema.refs import (
     AdapterRef,
     BaseRecord,
     BaseRef,
@@ -53,23 +52,24 @@ from backprop_core.refs import (
     Status,
     TrainResult,
 )
-from backprop_core.settings import Settings, settings
-from backprop_core.specs import RunSpec
-from backprop_core.store import Store, write_atomic
-from backprop_core.verdicts import Act, Decision, GateReport
-from backprop_core.worker.handle import Worker
-from tasks import prepare, rejections, room, sources, tries, worker
-from tasks.afresh import Afresh
-from tasks.labels import Labels, outcome
-from tasks.policy import is_recorded, results
-from tasks.progress import Progress, report
-from tasks.record import RunJournal
-from tasks.results import digest_in, gguf_record, harness_records, located, package_record, run_record, was_cached
-from tasks.serving import canary, register
-from tasks.splits import held_by, learned_by, of_run
+from backprop_core.schema.specs import RunSpec
+from backprop_core.store.artifacts import Store, write_atomic
+from backprop_core.store.cache_keys import digests_in, stage_key
+from backprop_core.store.leases import Lease
+from backprop_core.store.locks import held
+from backprop_core.worker.client import Worker
+from tasks.runs import disk_space, rejections, resolve, retried_runs, sources, worker_process
+from tasks.runs.line_splits import held_by, learned_by, of_run
+from tasks.runs.progress import Progress, report
+from tasks.runs.recomputed import Afresh
+from tasks.runs.record import RunJournal
+from tasks.runs.results import digest_in, gguf_record, harness_records, located, package_record, run_record, was_cached
+from tasks.stages.cache_policy import is_recorded, results
+from tasks.stages.labels import Labels, outcome
+from tasks.stages.ollama import canary, register
 
 if TYPE_CHECKING:
-    from tasks.notifications import Audience
+    from tasks.runs.notifications import Audience
 
 R = TypeVar("R", bound=BaseModel)
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ IN_THE_WORKER = {
 OF_AN_EARLIER_RUN = {"evaluate", "export", "publish", "promote"}  # flows whose rows are that run's
 OF_A_LINE = {"retrain", "drift"}  # flows whose rows are seen beside those of the line
 STOPPED = (Interrupted, TimeLimit)  # ends that are no failures: `resume` goes on
-Start = Callable[[Store], prepare.Prepared]
+Start = Callable[[Store], resolve.Prepared]
 _current: ContextVar["Run"] = ContextVar("run")
 
 
@@ -122,13 +122,13 @@ def recorded(start: Start, *, run_id: str | None, fresh: bool) -> Iterator["Run"
     store = Store(config.store_path)
     with ExitStack() as cleanup:
         cleanup.callback(store.close)
-        cleanup.callback(worker.stop)
+        cleanup.callback(worker_process.stop)
         cleanup.callback(sources.let_go)
-        earlier = prepare.full_run_id(run_id, store) if run_id else tries.left_over(store)
+        earlier = resolve.full_run_id(run_id, store) if run_id else retried_runs.left_over(store)
         full_id = earlier or new_run_id()
-        prepared = prepare.load(full_id, store) if earlier else start(store).model_copy(update={"fresh": fresh})
+        prepared = resolve.load(full_id, store) if earlier else start(store).model_copy(update={"fresh": fresh})
         with Run(full_id, prepared, config, store) as run:
-            tries.note(full_id, store)
+            retried_runs.note(full_id, store)
             token = _current.set(run)
             cleanup.callback(_current.reset, token)
             yield run
@@ -168,7 +168,7 @@ class LoraRun:
 class Run:
     """What the flow's body and the tasks see of it. Made by `recorded`."""
 
-    def __init__(self, run_id: str, prepared: prepare.Prepared, config: Settings, store: Store) -> None:
+    def __init__(self, run_id: str, prepared: resolve.Prepared, config: Settings, store: Store) -> None:
         self.run_id = run_id
         self.prepared = prepared
         self.settings = config
@@ -198,7 +198,7 @@ class Run:
         self._device_said = False
         self._attempt: rejections.Attempt | None = None
         self._afresh = Afresh(store.run(run_id), asked=prepared.fresh)
-        limit = prepared.spec.max_seconds if prepared.flow in prepare.TRAINING else None
+        limit = prepared.spec.max_seconds if prepared.flow in resolve.TRAINING else None
         self._deadline = time.monotonic() + limit if limit else math.inf
         earlier = Lines(store).ancestors(prepared.spec.line, self.version) if prepared.flow == "retrain" else []
         self._rows: list[Row] = [version.cells for version in earlier]
@@ -262,8 +262,8 @@ class Run:
         return importlib.util.find_spec("llama_cpp") is not None
 
     def __enter__(self) -> Self:
-        self._lease = Lease(self.run_id, self.store, before_wait=worker.give_up)
-        self.prepared = prepare.begun(self.prepared, self.run_id, self.store)
+        self._lease = Lease(self.run_id, self.store, before_wait=worker_process.give_up)
+        self.prepared = resolve.begun(self.prepared, self.run_id, self.store)
         log.info("run_started run_id=%s", self.run_id)
         get_run_logger().info("run_started run_id=%s", self.run_id)  # on the page of the flow run
         return self
@@ -272,7 +272,7 @@ class Run:
         coded = as_coded(error, self.run_id, self.prepared.flow) if error else None
         status = self._verdict if coded is None else "interrupted" if isinstance(coded, STOPPED) else "failed"
         if coded is None:
-            prepare.mark_finished(self.prepared, self.store)
+            resolve.mark_finished(self.prepared, self.store)
         try:
             self.outcome = self.record.finish(self.result(status, coded))
         except OSError as failed:  # the disk takes no result; what was made is in the store, and resuming finds it
@@ -299,7 +299,9 @@ class Run:
         if time.monotonic() > self._deadline and (again or not is_recorded(self.store, key)):
             raise self._late(f"stopped before {stage.name}")
         if again or not is_recorded(self.store, key):
-            room.check(self.spec, self.store.root, stage=stage.name, kind=room.kind_of(stage.name, parameters))
+            disk_space.check(
+                self.spec, self.store.root, stage=stage.name, kind=disk_space.kind_of(stage.name, parameters)
+            )
         if stage.name == "train" and again and not self._afresh.has_begun(key):
             # another run that trains the same now keeps its checkpoints until it is done
             with held(self.store.lock(key), "another run trains the same"):
@@ -360,7 +362,7 @@ class Run:
         )
 
     def _worker(self, stage: str) -> Worker:
-        return worker.worker(self.settings, self.spec.training, stage)
+        return worker_process.worker(self.settings, self.spec.training, stage)
 
     def _event(self, stage: str, event: dict[str, Any]) -> None:
         if stage == "train":
@@ -417,7 +419,7 @@ class Run:
 
     def splits(self, rows: Split) -> None:
         """Note what is trained and what scores: by this run, or by the one that is promoted."""
-        if self.prepared.flow in (*prepare.TRAINING, "promote"):
+        if self.prepared.flow in (*resolve.TRAINING, "promote"):
             self.split = rows
         for task, count in rows.not_scored.items():
             log.warning("%s: the line has learned %d of the held-out rows; they do not score", task, count)

@@ -2,13 +2,13 @@
 
 from pydantic import BaseModel
 
-from backprop_core.lines import Lines, Live
-from backprop_core.refs import DatasetRef, RowsRef, RunResult, Split
-from backprop_core.store import Store
-from tasks.policy import RESULTS, UnfitRecord, read_result, results
-from tasks.prepare import Prepared, load
+from backprop_core.lines.versions import Lines, Live
+from backprop_core.schema.refs import DatasetRef, RowsRef, RunResult, Split
+from backprop_core.store.artifacts import Store
+from tasks.runs.resolve import Prepared, load
+from tasks.stages.cache_policy import RESULTS, UnfitRecord, read_result, results
 
-OLDER = {"backprop_core.refs.DatasetRef": DatasetRef}  # what `curate` returned up to version 1
+OLDER = {"DatasetRef": DatasetRef}  # what `curate` returned up to version 1
 
 
 def held_by(line: str, live: Live, store: Store) -> dict[str, list[RowsRef]]:

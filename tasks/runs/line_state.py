@@ -5,17 +5,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypedDict
 
-from backprop_core.lines import Lines, LineVersion
-from backprop_core.locks import held
-from backprop_core.prune import sizes
-from backprop_core.refs import AdapterRef, Cell, DatasetRef, RowsRef, TrainResult
-from backprop_core.release import released
-from backprop_core.settings import Settings, settings
-from backprop_core.store import Store
-from tasks import worker
+from backprop_core.lines.prune import sizes
+from backprop_core.lines.versions import Lines, LineVersion
+from backprop_core.publishing.release import released
+from backprop_core.runtime.settings import Settings, settings
+from backprop_core.schema.refs import AdapterRef, Cell, DatasetRef, RowsRef, TrainResult
+from backprop_core.store.artifacts import Store
+from backprop_core.store.locks import held
+from tasks.runs import worker_process
 
 if TYPE_CHECKING:
-    from tasks.run import Run
+    from tasks.runs.flow_run import Run
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +43,10 @@ def working_on(line: str) -> Iterator[None]:
     A worker that was started early is given up before the wait: who has the line may be waiting for its device. A
     release that was interrupted is finished or undone first.
     """
-    from tasks.publishing import recover
+    from tasks.stages.publishing import recover
 
     lock = Store(settings().store_path).lock(f"line-{line}")
-    with held(lock, f"another run is working on line {line}", before=worker.give_up):
+    with held(lock, f"another run is working on line {line}", before=worker_process.give_up):
         recover(line)
         yield
 

@@ -4,7 +4,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from backprop_core.devices import visible_gpus
+from backprop_core.models.devices import visible_gpus
 
 PACKAGES = ("backpropagate-pipeline", "prefect", "mlflow", "torch", "transformers", "peft", "gguf", "llama-cpp-python")
 

@@ -5,12 +5,12 @@ import sys
 
 from pydantic import Field
 
-from backprop_core.devices import visible_gpus
-from backprop_core.frozen import Record
-from backprop_core.keys import digest_of
-from backprop_core.settings import settings
-from backprop_core.store import Store, write_atomic
-from backprop_core.training.duration import cpu_speed
+from backprop_core.models.devices import visible_gpus
+from backprop_core.runtime.settings import settings
+from backprop_core.schema.records import Record
+from backprop_core.store.artifacts import Store, write_atomic
+from backprop_core.store.cache_keys import digest_of
+from backprop_core.training.time_estimate import cpu_speed
 
 SECONDS = 120  # that a GPU's measurement may take, the import of torch included
 PRODUCT = """

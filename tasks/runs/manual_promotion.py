@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from prefect.context import FlowRunContext
 
 from backprop_core.errors import ConfigInvalid
-from backprop_core.verdicts import Act
+from backprop_core.schema.gate_report import Act
 
 
 def act(reason: str, *, force: bool) -> Act:

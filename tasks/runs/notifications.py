@@ -14,11 +14,11 @@ from prefect.blocks.core import Block, UnknownBlockType
 from prefect.blocks.notifications import AppriseNotificationBlock, CustomWebhookNotificationBlock
 from prefect.utilities.urls import url_for
 
-from backprop_core.addresses import refuse
-from backprop_core.blanking import blank_secrets
 from backprop_core.errors import BackpropError, BlockUnknown, Interrupted, TimeLimit
-from backprop_core.refs import RunResult
-from tasks.artifacts import flow_run_id, sentence
+from backprop_core.runtime.redaction import blank_secrets
+from backprop_core.runtime.url_guard import refuse
+from backprop_core.schema.refs import RunResult
+from tasks.runs.prefect_artifacts import flow_run_id, sentence
 
 log = logging.getLogger(__name__)
 LOST = (NotificationError, httpx.HTTPError, OSError, ValueError, RuntimeError)  # what blocks raise that cannot send

@@ -11,11 +11,11 @@ from typing import Any, TypeVar, get_type_hints
 from prefect import Task
 from pydantic import BaseModel, Field
 
-from backprop_core import base as bases
-from backprop_core import devices
-from backprop_core.frozen import Record
-from backprop_core.keys import stage_key
-from backprop_core.refs import (
+from backprop_core.models import base as bases
+from backprop_core.models import devices
+from backprop_core.runtime.settings import settings
+from backprop_core.schema.records import Record
+from backprop_core.schema.refs import (
     AdapterRef,
     Answers,
     ArtifactRef,
@@ -30,17 +30,17 @@ from backprop_core.refs import (
     StageRecord,
     TrainResult,
 )
-from backprop_core.settings import settings
-from backprop_core.specs import RunSpec, TrainSpec
-from backprop_core.store import Store
-from backprop_core.training import duration
+from backprop_core.schema.specs import RunSpec, TrainSpec
+from backprop_core.store.artifacts import Store
+from backprop_core.store.cache_keys import stage_key
+from backprop_core.training import time_estimate
 from backprop_core.training.defaults import HELDOUT_SHARE, Data
-from backprop_core.training.memory import GIB, Setting, Shape, memory, micro_batch
-from tasks import prepare, room
-from tasks.defaults import data_in
-from tasks.policy import Records, UnfitRecord, is_recorded, read_result
-from tasks.run import Run, being, new_run_id
-from tasks.speed import speed_of
+from backprop_core.training.vram_estimate import GIB, Setting, Shape, memory, micro_batch
+from tasks.runs import disk_space, resolve
+from tasks.runs.flow_run import Run, being, new_run_id
+from tasks.runs.machine_speed import speed_of
+from tasks.runs.resolve_defaults import data_in
+from tasks.stages.cache_policy import Records, UnfitRecord, is_recorded, read_result
 
 R = TypeVar("R", bound=BaseModel)
 OF_ROWS = {"curate", "split", "pool", "unseen", "apart", "first", "replay"}  # stages that need no model
@@ -88,7 +88,7 @@ class Beside(Store):
 class Lookup(Run):
     """A run without a model: rows are read and split, every other stage that is not in the cache gets a stand-in."""
 
-    def __init__(self, prepared: prepare.Prepared, store: Store, *, fresh: bool) -> None:
+    def __init__(self, prepared: resolve.Prepared, store: Store, *, fresh: bool) -> None:
         self.prepared, self.store, self.stages = prepared, store, []
         self.run_id = new_run_id()
         self.files: list[str] = []  # kinds of GGUF files to be written
@@ -103,8 +103,8 @@ class Lookup(Run):
         cached = found is not None or key in [stage.key for stage in self.stages]
         self.stages.append(StageRecord(stage=stage.name, key=key, cached=cached, seconds=0, digest=None))
         if not cached:
-            written = room.kind_of(stage.name, parameters)
-            room.check(self.spec, self.store.root, stage=stage.name, kind=written)
+            written = disk_space.kind_of(stage.name, parameters)
+            disk_space.check(self.spec, self.store.root, stage=stage.name, kind=written)
             self.files += [written] if written else []
         if found is None and stage.name in OF_ROWS:
             return self._beside.compute(stage, parameters)
@@ -181,10 +181,10 @@ def plan(flow: str, spec: RunSpec, body: Callable[[Run], object], *, fresh: bool
     """What `body` would do with this spec. Raises what `prepare` raises."""
     store = Store(settings().store_path)
     try:
-        prepared = prepare.prepare(flow, spec, store)
+        prepared = resolve.prepare(flow, spec, store)
         lookup = Lookup(prepared, store, fresh=fresh)
         body(lookup)
-        training, shape = prepared.spec.training, room.known_shape(prepared.spec.model)
+        training, shape = prepared.spec.training, disk_space.known_shape(prepared.spec.model)
         card = devices.memory() if training.device == "cuda" else None
         return Plan(
             rows=rows_of(prepared, lookup),
@@ -201,7 +201,7 @@ def plan(flow: str, spec: RunSpec, body: Callable[[Run], object], *, fresh: bool
         store.close()
 
 
-def rows_of(prepared: prepare.Prepared, lookup: Lookup) -> list[PlannedRows]:
+def rows_of(prepared: resolve.Prepared, lookup: Lookup) -> list[PlannedRows]:
     """What of each dataset would be trained, and score."""
     if lookup.rows is None:
         return []
@@ -225,7 +225,7 @@ def rows_of(prepared: prepare.Prepared, lookup: Lookup) -> list[PlannedRows]:
     ]
 
 
-def seconds(shape: Shape, prepared: prepare.Prepared, lookup: Lookup) -> float | None:
+def seconds(shape: Shape, prepared: resolve.Prepared, lookup: Lookup) -> float | None:
     """What the training and scoring that are left take on this machine, about; one dataset counts as another."""
     spec, todo = prepared.spec, [stage.stage for stage in lookup.stages if not stage.cached]
     trainings, scorings = todo.count("train"), todo.count("evaluate")
@@ -238,11 +238,11 @@ def seconds(shape: Shape, prepared: prepare.Prepared, lookup: Lookup) -> float |
     if not data or speed is None:
         return None
     flops = [
-        trainings * duration.training_flops(shape.parameters, one, spec.training)
-        + scorings * duration.scoring_flops(shape.parameters, one, spec.training, heldout_rows(one, spec))
+        trainings * time_estimate.training_flops(shape.parameters, one, spec.training)
+        + scorings * time_estimate.scoring_flops(shape.parameters, one, spec.training, heldout_rows(one, spec))
         for one in data
     ]
-    return float(f"{duration.seconds(sum(flops) / len(flops), speed):.3g}")
+    return float(f"{time_estimate.seconds(sum(flops) / len(flops), speed):.3g}")
 
 
 def heldout_rows(data: Data, spec: RunSpec) -> int:
@@ -261,9 +261,9 @@ def vram(shape: Shape, training: TrainSpec) -> int:
 def disk(shape: Shape, training: TrainSpec, lookup: Lookup) -> int:
     """Bytes of the adapters and GGUF files that would be written, and of one run's checkpoints."""
     todo = [stage.stage for stage in lookup.stages if not stage.cached]
-    adapters = room.of_adapters(shape, training, todo.count("train") + todo.count("merge"))
-    checkpoints = room.of_checkpoints(shape, training) if "train" in todo else 0
-    return adapters + checkpoints + room.of_files(shape, lookup.files)
+    adapters = disk_space.of_adapters(shape, training, todo.count("train") + todo.count("merge"))
+    checkpoints = disk_space.of_checkpoints(shape, training) if "train" in todo else 0
+    return adapters + checkpoints + disk_space.of_files(shape, lookup.files)
 
 
 def gib(size: int) -> float:

@@ -9,10 +9,10 @@ from uuid import UUID
 from prefect.artifacts import MarkdownArtifact, create_link_artifact, create_markdown_artifact
 from prefect.context import FlowRunContext
 
-from backprop_core.model_card import fidelity, table
-from backprop_core.refs import Evaluation, GGUFRecord, RunRecord, RunResult
-from backprop_core.verdicts import GateReport, TaskVerdict
-from tasks.figures import forgetting_matrix
+from backprop_core.publishing.model_card import fidelity, table
+from backprop_core.schema.gate_report import GateReport, TaskVerdict
+from backprop_core.schema.refs import Evaluation, GGUFRecord, RunRecord, RunResult
+from tasks.tracking.plots import forgetting_matrix
 
 
 def flow_run_id() -> str | None:

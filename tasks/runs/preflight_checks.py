@@ -3,9 +3,6 @@
 import logging
 from pathlib import Path
 
-from backprop_core import base as bases
-from backprop_core import checkout, own_tasks, peft_files
-from backprop_core.adapter_tokenizer import TEMPLATE
 from backprop_core.errors import (
     AdapterMismatch,
     ArchitectureUnsupported,
@@ -13,13 +10,18 @@ from backprop_core.errors import (
     OllamaUnreachable,
     TokenizerUnsupported,
 )
-from backprop_core.extras import QLORA, require
-from backprop_core.gguf.support import check_supported, check_weights
-from backprop_core.refs import AdapterRef, BaseRef, ConverterRef, OwnTasks
-from backprop_core.settings import settings
-from backprop_core.specs import EvaluationSpec, ExportSpec, RunSpec, TrainSpec
-from backprop_core.store import Store
-from backprop_core.training import variants
+from backprop_core.evaluation import lm_eval_tasks
+from backprop_core.export import llamacpp_converter
+from backprop_core.export.gguf.support import check_supported, check_weights
+from backprop_core.models import base as bases
+from backprop_core.models import peft_files
+from backprop_core.models.adapter_tokenizer import TEMPLATE
+from backprop_core.runtime.optional_packages import QLORA, require
+from backprop_core.runtime.settings import settings
+from backprop_core.schema.refs import AdapterRef, BaseRef, ConverterRef, OwnTasks
+from backprop_core.schema.specs import EvaluationSpec, ExportSpec, RunSpec, TrainSpec
+from backprop_core.store.artifacts import Store
+from backprop_core.training import lora_variants
 
 log = logging.getLogger(__name__)
 WITHOUT_LLAMA = {"f32", "f16", "bf16", "q8_0"}  # GGUF types that need no llama.cpp
@@ -41,7 +43,7 @@ def harness_tasks(evaluation: EvaluationSpec) -> OwnTasks | None:
         return None
     require(["lm_eval"], what="evaluation.harness", extra="harness")
     directory = settings().harness_tasks
-    return own_tasks.find(directory.expanduser()) if directory else None
+    return lm_eval_tasks.find(directory.expanduser()) if directory else None
 
 
 def check_export(
@@ -99,7 +101,9 @@ def converter_of(
     except (ArchitectureUnsupported, TokenizerUnsupported):
         if config.llama_cpp_dir is None or "gguf-lora" in export.packages:
             raise
-        return checkout.find(config.llama_cpp_dir.expanduser(), checkout.interpreter(config), directory)
+        return llamacpp_converter.find(
+            config.llama_cpp_dir.expanduser(), llamacpp_converter.interpreter(config), directory
+        )
     return None
 
 
@@ -111,21 +115,21 @@ def check_training(training: TrainSpec, base: Path, export: ExportSpec, *, conti
     targets = training.lora.target_modules
     if targets != "all-linear":
         peft_files.check_targets(base, targets, exported=bool(export.quantizations or set(export.packages) - {"lora"}))
-    variants.check(training.lora, precision=training.precision, continues=continues)
+    lora_variants.check(training.lora, precision=training.precision, continues=continues)
     if training.precision == "nf4":
         require(QLORA, what="nf4", extra="qlora")
 
 
 def check_repo(repo: str) -> None:
     """Raise ConfigInvalid unless it is the id of a repository of the Hub."""
-    from backprop_core.hub import check_repo_id
+    from backprop_core.publishing.hub import check_repo_id
 
     check_repo_id(repo)
 
 
 def check_ollama(name: str, spec: RunSpec, store: Store) -> None:
     """Refuse a model of Ollama's that cannot be made; an Ollama that does not answer now may do so later."""
-    from backprop_core.ollama import Ollama, claim
+    from backprop_core.publishing.ollama import Ollama, claim
 
     if not spec.export.quantizations:
         raise ConfigInvalid(

@@ -3,10 +3,10 @@
 import threading
 
 from backprop_core.errors import RunUnknown
-from backprop_core.settings import settings
-from backprop_core.specs import RunSpec
-from backprop_core.store import Store
-from tasks import prepare, sources, worker
+from backprop_core.runtime.settings import settings
+from backprop_core.schema.specs import RunSpec
+from backprop_core.store.artifacts import Store
+from tasks.runs import resolve, sources, worker_process
 from tasks.tracking.connection import prepare as import_mlflow
 
 
@@ -16,37 +16,37 @@ def start(flow: str, spec: RunSpec, *, fresh: bool) -> None:
     store = Store(config.store_path)
     sources.hand_on(store)
     try:
-        prepared = prepare.prepare(flow, spec, store)
+        prepared = resolve.prepare(flow, spec, store)
     except BaseException:
         sources.let_go()
         raise
-    if fresh or not prepare.is_warm(prepared, store):
-        worker.start_early(config, prepared.spec.training)
+    if fresh or not resolve.is_warm(prepared, store):
+        worker_process.start_early(config, prepared.spec.training)
     else:
         threading.Thread(target=import_mlflow, daemon=True).start()  # while Prefect's server starts
 
 
-def asked(prefix: str) -> prepare.Prepared:
+def asked(prefix: str) -> resolve.Prepared:
     """What the run that `prefix` means was asked to do, complete. Raises RunUnknown or RefAmbiguous."""
     store = Store(settings().store_path)
-    run_id = prepare.full_run_id(prefix, store)
-    prepared = prepare.load(run_id, store)
-    if prepared.flow not in prepare.TRAINING:
-        raise RunUnknown(f"run {run_id} is one of {prepared.flow}", hint=f"name a run of {', '.join(prepare.TRAINING)}")
+    run_id = resolve.full_run_id(prefix, store)
+    prepared = resolve.load(run_id, store)
+    if prepared.flow not in resolve.TRAINING:
+        raise RunUnknown(f"run {run_id} is one of {prepared.flow}", hint=f"name a run of {', '.join(resolve.TRAINING)}")
     return prepared
 
 
-def restart(prefix: str, *, inexact: bool) -> tuple[str, prepare.Prepared]:
+def restart(prefix: str, *, inexact: bool) -> tuple[str, resolve.Prepared]:
     """The run that `prefix` means, its worker on the way; `inexact` is noted in its spec."""
     config = settings()
     store = Store(config.store_path)
-    run_id = prepare.full_run_id(prefix, store)
-    prepared = prepare.load(run_id, store)
+    run_id = resolve.full_run_id(prefix, store)
+    prepared = resolve.load(run_id, store)
     if prepared.flow == "drift":
         raise RunUnknown(f"run {run_id} only tried a line on fresh rows", hint="start it again")
     if inexact:
-        prepared = prepare.allow_inexact(prepared)
-        prepare.save(prepared, run_id, store)
-    if not prepare.is_warm(prepared, store):
-        worker.start_early(config, prepared.spec.training)
+        prepared = resolve.allow_inexact(prepared)
+        resolve.save(prepared, run_id, store)
+    if not resolve.is_warm(prepared, store):
+        worker_process.start_early(config, prepared.spec.training)
     return run_id, prepared

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from pydantic import Field
 
-from backprop_core.frozen import Record
+from backprop_core.schema.records import Record
 
 QUESTION = "question"  # a stage in which somebody at the terminal is asked: nothing else is drawn there
 

@@ -3,19 +3,19 @@
 import logging
 from typing import TYPE_CHECKING
 
-from backprop_core import pins
-from backprop_core import prune as core
 from backprop_core.errors import RunActive, RunUnknown
-from backprop_core.keys import digests_in
-from backprop_core.lines import Lines
-from backprop_core.ollama import Ollama, remove_own
-from backprop_core.release import record_of
-from backprop_core.settings import Settings, settings
-from backprop_core.store import Store
-from tasks.prepare import full_run_id
+from backprop_core.lines import prune as core
+from backprop_core.lines.versions import Lines
+from backprop_core.publishing.ollama import Ollama, remove_own
+from backprop_core.publishing.release import record_of
+from backprop_core.runtime.settings import Settings, settings
+from backprop_core.store import pins
+from backprop_core.store.artifacts import Store
+from backprop_core.store.cache_keys import digests_in
+from tasks.runs.resolve import full_run_id
 
 if TYPE_CHECKING:
-    from tasks.run import Run
+    from tasks.runs.flow_run import Run
 
 log = logging.getLogger(__name__)
 

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Literal
 
-from backprop_core.refs import DatasetRef, Evaluation, RunRecord, RunResult
-from backprop_core.settings import Settings
-from backprop_core.store import Store, write_atomic
-from tasks import artifacts, worker
-from tasks.journal import Journal, parameters
-from tasks.prepare import Prepared
-from tasks.results import dataset_summary
+from backprop_core.runtime.settings import Settings
+from backprop_core.schema.refs import DatasetRef, Evaluation, RunRecord, RunResult
+from backprop_core.store.artifacts import Store, write_atomic
+from tasks.runs import prefect_artifacts, worker_process
+from tasks.runs.resolve import Prepared
+from tasks.runs.results import dataset_summary
 from tasks.tracking import Sender, mlflow_run_id, run_link
+from tasks.tracking.journal import Journal, parameters
 
 HEAD_START = 1.0  # seconds that a worker which still imports torch has before mlflow is imported beside it
 PACKAGES = ("torch", "transformers", "peft", "prefect", "mlflow-skinny")
@@ -26,7 +26,7 @@ class RunJournal:
         self._journal = Journal(config.journal_path, run_id)
         self._child: Journal | None = None
         self._started()
-        self._sender = Sender(config, after=HEAD_START if worker.is_running() else 0)
+        self._sender = Sender(config, after=HEAD_START if worker_process.is_running() else 0)
         self._sender.start()
 
     def _started(self) -> None:
@@ -85,14 +85,14 @@ class RunJournal:
         self._sender.finish()
         result = result.model_copy(update={"mlflow_run_id": mlflow_run_id(self._config, self._run_id)})
         write_atomic(self._store.run(self._run_id) / "result.json", result.model_dump_json())
-        if artifacts.flow_run_id():
+        if prefect_artifacts.flow_run_id():
             link = run_link(self._config, self._run_id)
-            artifacts.publish(result, namespace=self._config.namespace, mlflow_link=link)
+            prefect_artifacts.publish(result, namespace=self._config.namespace, mlflow_link=link)
         return result
 
 
 def tags() -> dict[str, str]:
     """Versions, and the Prefect flow run."""
     versions = {f"version.{name}": importlib.metadata.version(name) for name in PACKAGES}
-    flow_run = artifacts.flow_run_id()
+    flow_run = prefect_artifacts.flow_run_id()
     return versions | ({"prefect.flow_run_id": flow_run} if flow_run else {})

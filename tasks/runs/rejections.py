@@ -8,11 +8,11 @@ from pathlib import Path
 
 from pydantic import Field
 
-from backprop_core.frozen import Record
-from backprop_core.keys import VERSIONS, digest_of, part
-from backprop_core.refs import Digest, RowsRef, RunId
-from backprop_core.store import Store, write_atomic
-from tasks.prepare import Prepared
+from backprop_core.schema.records import Record
+from backprop_core.schema.refs import Digest, RowsRef, RunId
+from backprop_core.store.artifacts import Store, write_atomic
+from backprop_core.store.cache_keys import VERSIONS, digest_of, part
+from tasks.runs.resolve import Prepared
 
 
 class Rejection(Record):

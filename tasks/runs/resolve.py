@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, ValidationError
 
-from backprop_core import base as bases
 from backprop_core.errors import ArtifactDamaged, ConfigInvalid, LineConflict, NotGated, RefAmbiguous, RunUnknown
-from backprop_core.frozen import Record
-from backprop_core.keys import digest_of, part
-from backprop_core.lines import Lines, LineVersion, Live
-from backprop_core.refs import AdapterRef, BaseRef, Choice, ConverterRef, Located, OwnTasks, RunId, RunResult
-from backprop_core.settings import settings
-from backprop_core.specs import (
+from backprop_core.lines.versions import Lines, LineVersion, Live
+from backprop_core.models import base as bases
+from backprop_core.runtime.settings import settings
+from backprop_core.schema.gate_report import Act
+from backprop_core.schema.records import Record
+from backprop_core.schema.refs import AdapterRef, BaseRef, Choice, ConverterRef, Located, OwnTasks, RunId, RunResult
+from backprop_core.schema.specs import (
     ApprovalSpec,
     DatasetSpec,
     EvaluationSpec,
@@ -23,16 +23,16 @@ from backprop_core.specs import (
     PublishSpec,
     RunSpec,
 )
-from backprop_core.store import Store, write_atomic
-from backprop_core.verdicts import Act
-from tasks.checks import check_export, check_metric, check_repo, check_training, harness_tasks
-from tasks.defaults import decide
-from tasks.directory import adapter_in, holds_adapter, is_path
-from tasks.sources import Source, downloads, keep, refuse_collisions, sources
-from tasks.worker import interpreter
+from backprop_core.store.artifacts import Store, write_atomic
+from backprop_core.store.cache_keys import digest_of, part
+from tasks.runs.adapter_directory import adapter_in, holds_adapter, is_path
+from tasks.runs.preflight_checks import check_export, check_metric, check_repo, check_training, harness_tasks
+from tasks.runs.resolve_defaults import decide
+from tasks.runs.sources import Source, downloads, keep, refuse_collisions, sources
+from tasks.runs.worker_process import interpreter
 
 if TYPE_CHECKING:
-    from backprop_core.release import Release
+    from backprop_core.publishing.release import Release
 
 TRAINING = ("train", "multi-run", "retrain")  # flows that train
 
@@ -66,8 +66,7 @@ class Prepared(Record):
 def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
     """Find the base and the data, refuse what cannot work, resolve what was left open.
 
-    Raises the coded errors of `base`, `formats`, `gguf`, `lines`, `variants`, `extras` and `tasks.defaults`, and
-    UnslothNotAvailable.
+    Raises the coded errors of base, data, export and lines, of `tasks.runs.resolve_defaults`, and UnslothNotAvailable.
     """
     check_metric(spec.evaluation)
     interpreter(settings(), spec.training.backend)
@@ -204,7 +203,7 @@ def to_rollback(line: str, number: int | None, act: Act, store: Store) -> Prepar
 
 def last_release(line: str, store: Store) -> "Release | None":
     """How the champion of a line went live; None if only the store knows it."""
-    from backprop_core.release import released
+    from backprop_core.publishing.release import released
 
     champion = Lines(store).champion(line)
     return released(line, champion, store) if champion else None

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from backprop_core import base as bases
-from backprop_core import devices
+from backprop_core.data.loading import read
+from backprop_core.data.token_lengths import Counter
 from backprop_core.errors import (
     ArchitectureUnsupported,
     ConfigInvalid,
@@ -16,17 +16,17 @@ from backprop_core.errors import (
     ModelLoadFailed,
     NoRows,
 )
-from backprop_core.formats import read
-from backprop_core.keys import digest_of, part
-from backprop_core.lengths import Counter
-from backprop_core.refs import BaseRef, Choice, SourceRef
-from backprop_core.settings import settings
-from backprop_core.specs import DatasetSpec, RunSpec, TrainSpec
-from backprop_core.store import Store, write_atomic
-from backprop_core.training import duration
+from backprop_core.models import base as bases
+from backprop_core.models import devices
+from backprop_core.runtime.settings import settings
+from backprop_core.schema.refs import BaseRef, Choice, SourceRef
+from backprop_core.schema.specs import DatasetSpec, RunSpec, TrainSpec
+from backprop_core.store.artifacts import Store, write_atomic
+from backprop_core.store.cache_keys import digest_of, part
+from backprop_core.training import time_estimate
 from backprop_core.training.defaults import GIVEN, Chosen, Data, choose, data_of, together, trained_on
-from backprop_core.training.memory import Shape, shape_of
 from backprop_core.training.presets import PRESETS
+from backprop_core.training.vram_estimate import Shape, shape_of
 
 VERSION = 2  # of the notes on what data holds
 CPU_SECONDS = 30 * 60  # longer than this a CPU trains only if it is told to
@@ -108,10 +108,10 @@ def data_in(source: SourceRef, dataset: DatasetSpec, base: Path, store: Store) -
 
 def on_the_cpu(parameters: int, training: TrainSpec, data: Sequence[Data | None], no_gpu: GPUNotAvailable) -> Choice:
     """Train on the CPU where that is a matter of minutes. Raises GPUNotAvailable where it is not."""
-    flops = sum(duration.training_flops(parameters, one, training) for one in data if one)
-    takes = duration.seconds(flops, SLOW)
+    flops = sum(time_estimate.training_flops(parameters, one, training) for one in data if one)
+    takes = time_estimate.seconds(flops, SLOW)
     if takes > CPU_SECONDS:
-        takes = duration.seconds(flops, duration.cpu_speed())
+        takes = time_estimate.seconds(flops, time_estimate.cpu_speed())
     if takes > CPU_SECONDS:
         raise GPUNotAvailable(
             f"{no_gpu.message}, and training takes about {takes / 3600:.1f} h on this CPU", hint=no_gpu.hint

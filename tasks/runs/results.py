@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel
 
-from backprop_core.keys import dataset_digest, digest_of, part
-from backprop_core.refs import (
+from backprop_core.schema.refs import (
     AdapterRef,
     ArtifactRef,
     Curated,
@@ -25,7 +24,8 @@ from backprop_core.refs import (
     StageRecord,
     TrainResult,
 )
-from backprop_core.store import Store
+from backprop_core.store.artifacts import Store
+from backprop_core.store.cache_keys import dataset_digest, digest_of, part
 
 
 def digest_in(result: BaseModel) -> str | None:

@@ -7,13 +7,13 @@ flow-runs/<id of Prefect's>   the run_id, in the store, so that the next try may
 from collections.abc import Iterator
 from pathlib import Path
 
-from backprop_core.leases import killed
-from backprop_core.refs import RunResult
-from backprop_core.settings import Settings
-from backprop_core.store import Store, write_atomic
-from tasks import prepare
-from tasks.artifacts import flow_run_id
-from tasks.confine import is_deployed
+from backprop_core.runtime.settings import Settings
+from backprop_core.schema.refs import RunResult
+from backprop_core.store.artifacts import Store, write_atomic
+from backprop_core.store.leases import killed
+from tasks.runs import resolve
+from tasks.runs.allowed_paths import is_deployed
+from tasks.runs.prefect_artifacts import flow_run_id
 
 
 def note(run_id: str, store: Store) -> None:
@@ -34,7 +34,7 @@ def can_go_on(run_id: str, store: Store) -> bool:
     Not one that has finished, nor one whose failure calls for other parameters or files, nor drift, for which prune
     keeps nothing.
     """
-    if prepare.load(run_id, store).flow == "drift":
+    if resolve.load(run_id, store).flow == "drift":
         return False
     path = store.run(run_id) / "result.json"
     result = RunResult.model_validate_json(path.read_bytes()) if path.is_file() else None

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from backprop_core import devices
-from backprop_core.refs import Answers
-from backprop_core.settings import settings
-from backprop_core.specs import GenerationSpec, TrainSpec
-from backprop_core.store import Store
-from tasks import prepare, worker
-from tasks.progress import Progress, report
+from backprop_core.models import devices
+from backprop_core.runtime.settings import settings
+from backprop_core.schema.refs import Answers
+from backprop_core.schema.specs import GenerationSpec, TrainSpec
+from backprop_core.store.artifacts import Store
+from tasks.runs import resolve, worker_process
+from tasks.runs.progress import Progress, report
 
 
 def answers(
@@ -18,11 +18,11 @@ def answers(
     config = settings()
     store = Store(config.store_path)
     try:
-        made = prepare.made(ref, store, model=model)
+        made = resolve.made(ref, store, model=model)
         device = devices.resolve("auto")
         first = [{"role": "system", "content": system}] if system else []
         report(Progress(stage="generate", done=0, total=0))
-        return worker.worker(config, TrainSpec(device=device)).call(
+        return worker_process.worker(config, TrainSpec(device=device)).call(
             "answer",
             Answers,
             key="",
@@ -35,7 +35,7 @@ def answers(
             device=device,
         )
     finally:
-        worker.stop()
+        worker_process.stop()
         store.close()
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import httpx
 
-from backprop_core.addresses import client
+from backprop_core.data.sources import PATIENCE, coded, is_web, members, unreadable
 from backprop_core.errors import InputNotFound, InputValidationFailed, NoRows
-from backprop_core.formats.source import PATIENCE, coded, is_web, members, unreadable
-from backprop_core.keys import digest_of
-from backprop_core.specs import DatasetSpec
-from backprop_core.texts import is_address
+from backprop_core.runtime.url_guard import client
+from backprop_core.schema.field_types import is_address
+from backprop_core.schema.specs import DatasetSpec
+from backprop_core.store.cache_keys import digest_of
 
 SAYING = ("ETag", "Last-Modified", "Content-Length")  # headers of a web server that change with what it serves
 
@@ -29,9 +29,9 @@ def fingerprint(dataset: DatasetSpec) -> str:
 def state(dataset: DatasetSpec) -> Sequence[object]:
     path = dataset.path
     if dataset.on_hub():
-        from backprop_core.formats import hub
+        from backprop_core.data import hub_datasets
 
-        return [hub.state(dataset).commit]
+        return [hub_datasets.state(dataset).commit]
     if is_web(path):
         return page(path)
     return remote(path) if is_address(path) else local(path)

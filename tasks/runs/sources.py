@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from backprop_core.blanking import blank_address
+from backprop_core.data.loading import find, snapshot
+from backprop_core.data.sources import is_web
 from backprop_core.errors import ConfigInvalid
-from backprop_core.formats import find, snapshot
-from backprop_core.formats.source import is_web
-from backprop_core.frozen import Record
-from backprop_core.refs import SourceRef
-from backprop_core.specs import DatasetSpec
-from backprop_core.store import Store, fsync
-from backprop_core.texts import is_address
+from backprop_core.runtime.redaction import blank_address
+from backprop_core.schema.field_types import is_address
+from backprop_core.schema.records import Record
+from backprop_core.schema.refs import SourceRef
+from backprop_core.schema.specs import DatasetSpec
+from backprop_core.store.artifacts import Store, fsync
 
 _handed_on: list[tuple[Store, Path]] = []  # one at most: the store that a command's downloads lie in, and where
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
-from backprop_core.lines import Lines
-from backprop_core.refs import Located, RunResult, artifacts_in
-from backprop_core.release import released
-from backprop_core.settings import Settings
-from backprop_core.store import Finding, Store
-from tasks.policy import UnfitRecord, read_result, results
+from backprop_core.lines.versions import Lines
+from backprop_core.publishing.release import released
+from backprop_core.runtime.settings import Settings
+from backprop_core.schema.refs import Located, RunResult, artifacts_in
+from backprop_core.store.artifacts import Finding, Store
+from tasks.stages.cache_policy import UnfitRecord, read_result, results
 
 
 def check(config: Settings) -> tuple[int, list[Finding]]:

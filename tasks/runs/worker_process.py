@@ -6,12 +6,12 @@ import threading
 from functools import cache
 from pathlib import Path
 
-from backprop_core.devices import visible_gpus
 from backprop_core.errors import UnslothNotAvailable
-from backprop_core.settings import Settings
-from backprop_core.specs import Backend, TrainSpec
-from backprop_core.store import Store
-from backprop_core.worker.handle import Worker
+from backprop_core.models.devices import visible_gpus
+from backprop_core.runtime.settings import Settings
+from backprop_core.schema.specs import Backend, TrainSpec
+from backprop_core.store.artifacts import Store
+from backprop_core.worker.client import Worker
 
 INSTALL = (
     "make an environment for it (python -m venv unsloth; unsloth/bin/pip install unsloth), and set "

@@ -13,8 +13,9 @@ from prefect.filesystems import WritableFileSystem
 from pydantic import BaseModel
 
 from backprop_core.errors import ArtifactDamaged, ArtifactMissing, BackpropError
-from backprop_core.keys import stage_key
-from backprop_core.refs import (
+from backprop_core.runtime.settings import settings
+from backprop_core.schema.gate_report import GateReport
+from backprop_core.schema.refs import (
     AdapterRef,
     Answers,
     Curated,
@@ -34,16 +35,15 @@ from backprop_core.refs import (
     TrainResult,
     artifacts_in,
 )
-from backprop_core.settings import settings
-from backprop_core.store import Store, write_atomic
-from backprop_core.verdicts import GateReport
+from backprop_core.store.artifacts import Store, write_atomic
+from backprop_core.store.cache_keys import stage_key
 
 P = ParamSpec("P")
 R = TypeVar("R")
 log = logging.getLogger(__name__)
 
 RESULTS: dict[str, type[BaseModel]] = {
-    f"{kind.__module__}.{kind.__qualname__}": kind
+    kind.__name__: kind
     for kind in (
         *(AdapterRef, Answers, Curated, Drift, Fidelity, GateReport, Generations, Harnessed),
         *(GGUFRef, ImportanceRef, PackageRef, Ratings, ReferenceRef, RowsRef, Scores, Searched, Split, TrainResult),
@@ -74,7 +74,8 @@ class Records(WritableFileSystem):
         except (UnfitRecord, FileNotFoundError) as error:
             log.warning("the cache record %s is left aside and the stage runs again: %s", path[:12], error)
             raise
-        return json.dumps(metadata | {"storage_key": str(result)}).encode()
+        serializer = SERIALIZER | {"object_decoder": f"{__name__}.{decode.__name__}"}
+        return json.dumps(metadata | {"storage_key": str(result), "serializer": serializer}).encode()
 
     def write_path(self, path: str, content: bytes, **_: Any) -> None:  # type: ignore[override]
         write_atomic(Store(settings().store_path).cache / "keys" / path, content.decode())
@@ -111,10 +112,14 @@ def read_metadata(content: bytes) -> dict[str, Any]:
 def read_result(content: bytes, types: Mapping[str, type[BaseModel]] = RESULTS) -> BaseModel:
     """The ref that a stage returned; raises UnfitRecord unless it is one of these types."""
     try:
-        result = json.loads(content)
-        return types[result["__class__"]].model_validate(result["data"])
+        return decode(json.loads(content), types)
     except (ValueError, KeyError, TypeError) as error:
         raise UnfitRecord(f"it is no record of ours ({type(error).__name__})") from error
+
+
+def decode(value: dict[str, Any], types: Mapping[str, type[BaseModel]] = RESULTS) -> BaseModel:
+    """What a stage returned: Prefect notes its class by module and name; our modules may have moved since."""
+    return types[value["__class__"].rpartition(".")[2]].model_validate(value["data"])
 
 
 SERIALIZER = {

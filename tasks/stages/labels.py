@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from backprop_core.refs import (
+from backprop_core.schema.gate_report import GateReport
+from backprop_core.schema.refs import (
     AdapterRef,
     Curated,
     DatasetRef,
@@ -24,7 +25,6 @@ from backprop_core.refs import (
     Split,
     TrainResult,
 )
-from backprop_core.verdicts import GateReport
 
 NOT_TRAINED = {  # why good rows are not trained, in words
     "held_out": "held out to score",

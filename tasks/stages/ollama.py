@@ -3,13 +3,13 @@
 import json
 from pathlib import Path
 
-from backprop_core import ollama
-from backprop_core.refs import RowsRef
-from backprop_core.settings import settings
-from backprop_core.specs import ExportSpec
-from backprop_core.store import Store
-from tasks.policy import outside
-from tasks.progress import Progress, report
+from backprop_core.publishing import ollama
+from backprop_core.runtime.settings import settings
+from backprop_core.schema.refs import RowsRef
+from backprop_core.schema.specs import ExportSpec
+from backprop_core.store.artifacts import Store
+from tasks.runs.progress import Progress, report
+from tasks.stages.cache_policy import outside
 
 LONGEST_PROMPT = 2000  # characters
 

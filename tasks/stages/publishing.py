@@ -6,24 +6,24 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.blocks.system import Secret
 
-from backprop_core import base as bases
-from backprop_core import release as core
-from backprop_core.blanking import keep_secret
 from backprop_core.errors import AuthRequired, RunUnknown
-from backprop_core.hub import RECORD, File, Hub, adapter_files
-from backprop_core.lines import Lines, LineVersion, Live
-from backprop_core.model_card import card, record
-from backprop_core.ollama import Ollama
-from backprop_core.refs import AdapterRef, BaseRef, DatasetSummary, GGUFRef, RowsRef, RunResult
-from backprop_core.settings import settings
-from backprop_core.specs import PublishSpec
-from backprop_core.store import Store
-from tasks.policy import outside
-from tasks.results import dataset_summary, located
-from tasks.serving import canary, served_as, show
+from backprop_core.lines.versions import Lines, LineVersion, Live
+from backprop_core.models import base as bases
+from backprop_core.publishing import release as core
+from backprop_core.publishing.hub import RECORD, File, Hub, adapter_files
+from backprop_core.publishing.model_card import card, record
+from backprop_core.publishing.ollama import Ollama
+from backprop_core.runtime.redaction import keep_secret
+from backprop_core.runtime.settings import settings
+from backprop_core.schema.refs import AdapterRef, BaseRef, DatasetSummary, GGUFRef, RowsRef, RunResult
+from backprop_core.schema.specs import PublishSpec
+from backprop_core.store.artifacts import Store
+from tasks.runs.results import dataset_summary, located
+from tasks.stages.cache_policy import outside
+from tasks.stages.ollama import canary, served_as, show
 
 if TYPE_CHECKING:
-    from tasks.run import Run
+    from tasks.runs.flow_run import Run
 
 GGUF_FIELDS = {"digest", "quantization", "bytes"}
 SECRET_BLOCK = "hf-token"

@@ -2,11 +2,13 @@
 
 from typing import Literal
 
-from backprop_core import curate as core
-from backprop_core import gate as core_gate
-from backprop_core import judge as grading
-from backprop_core import metrics, sides
-from backprop_core.refs import (
+from backprop_core.data import curation as core
+from backprop_core.data import splits
+from backprop_core.evaluation import gate as core_gate
+from backprop_core.evaluation import judge as grading
+from backprop_core.evaluation import metrics
+from backprop_core.schema.gate_report import GateReport
+from backprop_core.schema.refs import (
     AdapterRef,
     Answers,
     BaseRef,
@@ -32,7 +34,7 @@ from backprop_core.refs import (
     Start,
     TrainResult,
 )
-from backprop_core.specs import (
+from backprop_core.schema.specs import (
     CanarySpec,
     DatasetSpec,
     GateSpec,
@@ -42,10 +44,9 @@ from backprop_core.specs import (
     MergeSpec,
     TrainSpec,
 )
-from backprop_core.verdicts import GateReport
-from tasks.policy import stage
-from tasks.progress import Progress, report
-from tasks.run import current
+from tasks.runs.flow_run import current
+from tasks.runs.progress import Progress, report
+from tasks.stages.cache_policy import stage
 
 WRITTEN_DIRECTLY = {"f32", "f16", "bf16", "q8_0"}  # the other quantizations are made from the f16 file by llama.cpp
 
@@ -65,7 +66,7 @@ def split(
     heldout_max: int,
 ) -> Split:
     """All rows of a run → what is trained, and what scores."""
-    return sides.split(
+    return splits.split(
         batches, watched=watched, held=held, learned=learned, heldout_max=heldout_max, store=current().store
     )
 

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
-from backprop_core.blanking import blank_address, excerpt
 from backprop_core.errors import BackpropError, HistoryDamaged, MLflowUnreachable, NameTaken, system_error
-from backprop_core.settings import Settings
+from backprop_core.runtime.redaction import blank_address, excerpt
+from backprop_core.runtime.settings import Settings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from backprop_core.errors import RefAmbiguous, RunUnknown
-from backprop_core.refs import RunResult, Status
-from backprop_core.settings import Settings
-from tasks.journal import SECONDS, ending
+from backprop_core.runtime.settings import Settings
+from backprop_core.schema.refs import RunResult, Status
 from tasks.tracking.connection import LINE, NAMESPACE, answering, connect, is_own, own_database
+from tasks.tracking.journal import SECONDS, ending
 from tasks.tracking.record import DATASETS, ERROR, ROLE, ROOT, RUN_ID, STATUS
 from tasks.tracking.sender import sync
 

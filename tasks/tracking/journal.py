@@ -19,12 +19,12 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from filelock import FileLock, Timeout
 from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
-from backprop_core.blanking import blank_item, blank_json, blank_secrets
 from backprop_core.errors import RunActive
-from backprop_core.frozen import Record
-from backprop_core.refs import DatasetSummary, Drift, ErrorRecord, Evaluation, Located, RunId, RunResult, Status
-from backprop_core.specs import TEACHER_FORCED
-from backprop_core.verdicts import GateReport
+from backprop_core.runtime.redaction import blank_item, blank_json, blank_secrets
+from backprop_core.schema.gate_report import GateReport
+from backprop_core.schema.records import Record
+from backprop_core.schema.refs import DatasetSummary, Drift, ErrorRecord, Evaluation, Located, RunId, RunResult, Status
+from backprop_core.schema.specs import TEACHER_FORCED
 
 LONGEST_PARAMETER = 500  # characters; the complete spec stands in spec.json
 LONGEST_TAG = 5000

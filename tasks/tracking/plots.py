@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from backprop_core.refs import Evaluation
+from backprop_core.schema.refs import Evaluation
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,10 +8,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from backprop_core.refs import DatasetSummary, Evaluation, Located, Status
-from tasks.figures import forgetting_matrix
-from tasks.journal import AnyLine, Directory, Document, Ended, Evaluated, Inputs, Measured, Started, Tagged
+from backprop_core.schema.refs import DatasetSummary, Evaluation, Located, Status
 from tasks.tracking.connection import LINE
+from tasks.tracking.journal import AnyLine, Directory, Document, Ended, Evaluated, Inputs, Measured, Started, Tagged
+from tasks.tracking.plots import forgetting_matrix
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

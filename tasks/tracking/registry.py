@@ -10,11 +10,11 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from backprop_core.blanking import blank_address
 from backprop_core.errors import NameTaken
-from backprop_core.lines import Lines, LineVersion
-from backprop_core.settings import Settings
-from backprop_core.store import Store, write_atomic
+from backprop_core.lines.versions import Lines, LineVersion
+from backprop_core.runtime.redaction import blank_address
+from backprop_core.runtime.settings import Settings
+from backprop_core.store.artifacts import Store, write_atomic
 from tasks.tracking.connection import LINE, NAMESPACE, tracking_uri
 from tasks.tracking.record import RUN_ID
 

@@ -16,12 +16,22 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 from pydantic import Field, ValidationError
 
-from backprop_core.blanking import blank_address, excerpt
 from backprop_core.errors import BackpropError, system_error
-from backprop_core.frozen import Record
-from backprop_core.settings import Settings
-from backprop_core.store import write_atomic
-from tasks.journal import (
+from backprop_core.runtime.redaction import blank_address, excerpt
+from backprop_core.runtime.settings import Settings
+from backprop_core.schema.records import Record
+from backprop_core.store.artifacts import write_atomic
+from tasks.tracking.connection import (
+    answering,
+    connect,
+    experiment_of,
+    is_empty,
+    is_own,
+    own_database,
+    prepare,
+    tracking_uri,
+)
+from tasks.tracking.journal import (
     SECONDS,
     AnyLine,
     Clock,
@@ -33,16 +43,6 @@ from tasks.journal import (
     read,
     retire,
     sent_file,
-)
-from tasks.tracking.connection import (
-    answering,
-    connect,
-    experiment_of,
-    is_empty,
-    is_own,
-    own_database,
-    prepare,
-    tracking_uri,
 )
 from tasks.tracking.record import close, deliver, find_or_create
 from tasks.tracking.registry import NOTE as REGISTRY

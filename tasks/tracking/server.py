@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from backprop_core.settings import Settings
+from backprop_core.runtime.settings import Settings
 from tasks.tracking.connection import QUIET_AND_QUICK, answering, migrating, own_uri
 
 

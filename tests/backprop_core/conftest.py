@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from backprop_core.model import LoadedBase, load
-from backprop_core.refs import AdapterRef, RowsRef
-from backprop_core.specs import LoraSpec, TrainSpec
-from backprop_core.store import Store
+from backprop_core.models.loading import LoadedBase, load
+from backprop_core.schema.refs import AdapterRef, RowsRef
+from backprop_core.schema.specs import LoraSpec, TrainSpec
+from backprop_core.store.artifacts import Store
 from backprop_core.training.loop import train
-from tests.core import nano
+from tests.backprop_core import nano
 
 
 @pytest.fixture(scope="module")

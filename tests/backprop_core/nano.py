@@ -9,9 +9,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from backprop_core.keys import canonical
-from backprop_core.refs import RowsRef
-from backprop_core.store import Store
+from backprop_core.schema.refs import RowsRef
+from backprop_core.store.artifacts import Store
+from backprop_core.store.cache_keys import canonical
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MERGES = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("i", "n"), ("Ġ", "a"), ("e", "r"), ("u", "s"), ("us", "er")]

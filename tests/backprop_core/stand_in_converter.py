@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def write(model: Path, outfile: Path, outtype: str) -> None:
-    from backprop_core.gguf import convert
+    from backprop_core.export.gguf import convert
 
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForCausalLM"]}))

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from tests.core import nano
+from tests.backprop_core import nano
 
 ARCHITECTURES = ["llama", "mistral", "qwen2", "qwen3"]
 PROMPTS = [

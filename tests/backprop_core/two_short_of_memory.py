@@ -1,6 +1,6 @@
 """One of two processes that train one run together; the second runs out of memory for all but small inputs.
 
-Started twice by torchrun as `tests.core.two_short_of_memory BASE STORE`. The leader prints the metrics of its steps.
+Started twice by torchrun as `tests.backprop_core.two_short_of_memory BASE STORE`. The leader prints its steps' metrics.
 """
 
 import json
@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from backprop_core.model import load
-from backprop_core.store import Store
+from backprop_core.models.loading import load
+from backprop_core.store.artifacts import Store
+from backprop_core.training.distributed import join
 from backprop_core.training.loop import fit
-from backprop_core.training.ranks import join
-from tests.core import nano
-from tests.core.test_training_memory import SPEC, memory
+from tests.backprop_core import nano
+from tests.backprop_core.training.test_oom_recovery import SPEC, memory
 
 LARGEST = 120  # padded tokens at a time, in the second process
 

@@ -6,10 +6,10 @@ import signal
 import sys
 from pathlib import Path
 
-from backprop_core.model import load, peft_module
-from backprop_core.refs import RowsRef
-from backprop_core.specs import LoraSpec, TrainSpec
-from backprop_core.store import Store
+from backprop_core.models.loading import load, peft_module
+from backprop_core.schema.refs import RowsRef
+from backprop_core.schema.specs import LoraSpec, TrainSpec
+from backprop_core.store.artifacts import Store
 from backprop_core.training.loop import train
 
 peft_module()  # imported once, before the children are forked

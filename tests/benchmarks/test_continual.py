@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import continual, continual_cell, continual_table
 from benchmarks.continual_cell import METHODS, Cell, Plan, Result
-from tests.core import nano
+from tests.backprop_core import nano
 
 
 @pytest.fixture(scope="module")

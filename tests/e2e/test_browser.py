@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.core import nano
+from tests.backprop_core import nano
 from tests.e2e.conftest import OUTPUT
 from tests.flows.test_retrain import batch
 from tests.wire.ollama_server import OllamaServer

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.core import nano
+from tests.backprop_core import nano
 
 
 @pytest.fixture(scope="session")

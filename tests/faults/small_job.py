@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from backprop_core import base as bases
-from backprop_core.refs import TrainResult
-from backprop_core.specs import LoraSpec, ModelSpec, TrainSpec
-from backprop_core.store import Store
+from backprop_core.models import base as bases
+from backprop_core.schema.refs import TrainResult
+from backprop_core.schema.specs import LoraSpec, ModelSpec, TrainSpec
+from backprop_core.store.artifacts import Store
 from backprop_core.worker.stages import Stages, TrainJob
-from tests.core import nano
+from tests.backprop_core import nano
 
 STEPS = 5
 KEY = "a" * 64

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from backprop_core.lines import Lines
-from backprop_core.store import Store
+from backprop_core.lines.versions import Lines
+from backprop_core.store.artifacts import Store
 from tests.faults.hold import Hold
 from tests.faults.lock_order import LockOrder
 from tests.faults.test_kill import BACKPROP, assert_nothing_left, environment

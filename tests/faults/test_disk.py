@@ -14,7 +14,7 @@ import pytest
 
 from backprop_core.errors import Interrupted, rebuild
 from backprop_core.worker.main import attempt
-from tests.core.broken_disk import broken
+from tests.backprop_core.broken_disk import broken
 from tests.faults.small_job import STEPS, SmallJob
 
 EVERY = "BACKPROP_FAULTS" in os.environ  # `make faults`

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from backprop_core.settings import Settings
-from tasks.journal import Journal
+from backprop_core.runtime.settings import Settings
 from tasks.tracking import list_runs, sync
+from tasks.tracking.journal import Journal
 
 RUN = "a1" * 16
 FIRST = """
 import sys
 from pathlib import Path
-from backprop_core.settings import Settings
+from backprop_core.runtime.settings import Settings
 from tasks.tracking.connection import connect
 connect(Settings(home=Path(sys.argv[1])))
 """
@@ -72,7 +72,7 @@ def test_a_full_disk_leaves_a_dead_run_dead(small_home: Path, capfd: pytest.Capt
 
 def command(home: Path, *words: str) -> tuple[int, Any, str]:
     """Exit status, JSON and stderr of a command."""
-    code = "import sys; from flows.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from flows.cli.main import main; sys.exit(main(sys.argv[1:]))"
     told = os.environ | {"BACKPROPAGATE_HOME": str(home)}
     done = subprocess.run(
         [sys.executable, "-c", code, *words, "--json"], env=told, capture_output=True, text=True, timeout=250

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from backprop_core.store import Store
+from backprop_core.store.artifacts import Store
 
 BACKPROP = [str(Path(sys.executable).with_name("backprop"))]
 

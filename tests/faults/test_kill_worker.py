@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import pytest
 
-from backprop_core.worker.handle import Orders, child_environment
+from backprop_core.worker.client import Orders, child_environment
 from tests.faults.small_job import KEY, STEPS, SmallJob
 
 POINTS = 20

@@ -85,7 +85,9 @@ def assert_done_once(home: Path, uninterrupted: list[str]) -> None:
     assert_nothing_left(home / "store")
 
 
-@pytest.mark.parametrize("words", ["flows.server prefect", "flows.server mlflow", "backprop_core.worker.main"])
+@pytest.mark.parametrize(
+    "words", ["flows.server.server_main prefect", "flows.server.server_main mlflow", "backprop_core.worker.main"]
+)
 def test_a_part_is_killed_and_the_run_goes_on(world, uninterrupted, tmp_path, words):
     """Prefect's server, MLflow's, the GPU's worker: nobody has to do anything, and the first training was enough."""
     hold, home = Hold(tmp_path / "hold", training=2), tmp_path / "home"
@@ -102,7 +104,7 @@ def test_the_worker_of_flows_is_killed(world, uninterrupted, tmp_path):
     hold, home = Hold(tmp_path / "hold", training=2), tmp_path / "home"
     with served(home, BACKPROPAGATE_ALLOWED_PATHS=str(world), **hold.environment) as service:
         flow_run = begun(service, world, hold)
-        process(service, "flows.serve_worker").kill()
+        process(service, "flows.server.flow_worker").kill()
         hold.let_go()
         if service.prefect.finished(flow_run, MINUTES)["state_type"] != "COMPLETED":
             try_again(service.prefect, flow_run)
@@ -148,7 +150,7 @@ def asked(server: PrefectServer) -> dict[str, Any]:
 def kill_serve_alone(service: Served) -> None:
     """SIGKILL of `serve`, and of nothing else; all that it has started ends at once."""
     started = psutil.Process(service.process.pid).children(recursive=True)
-    assert any("flows.serve_worker" in " ".join(one.cmdline()) for one in started)
+    assert any("flows.server.flow_worker" in " ".join(one.cmdline()) for one in started)
     service.process.kill()
     left = psutil.wait_procs(started, timeout=10)[1]
     assert [one for one in left if one.status() != psutil.STATUS_ZOMBIE] == []

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from prefect.testing.utilities import prefect_test_harness
 
-from backprop_core.lines import Lines
-from backprop_core.prune import size_of
-from backprop_core.refs import RunResult
-from backprop_core.release import released
-from backprop_core.settings import settings
-from backprop_core.specs import (
+from backprop_core.lines.prune import size_of
+from backprop_core.lines.versions import Lines
+from backprop_core.publishing.release import released
+from backprop_core.runtime.settings import settings
+from backprop_core.schema.refs import RunResult
+from backprop_core.schema.specs import (
     DatasetSpec,
     EvaluationSpec,
     ExportSpec,
@@ -29,7 +29,7 @@ from backprop_core.specs import (
     PublishSpec,
     TrainSpec,
 )
-from backprop_core.store import Store
+from backprop_core.store.artifacts import Store
 from flows.demo import EXAMPLES
 from flows.retrain import retrain
 from flows.rollback import rollback
@@ -39,8 +39,8 @@ LINE, NIGHTS, KEPT, ROWS, RELEASED = "orders", 30, 3, 8, 20  # at least so many 
 KILLED_PRUNE = """
 import os, signal, sys
 from itertools import count
-from backprop_core.settings import settings
-from tasks.pruning import prune
+from backprop_core.runtime.settings import settings
+from tasks.runs.prune import prune
 seen, moment = count(1), int(sys.argv[1])
 def audit(event, args):
     if event not in ("os.rename", "os.remove", "os.rmdir"):

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from backprop_core.lines import Lines
-from backprop_core.store import Store
+from backprop_core.lines.versions import Lines
+from backprop_core.store.artifacts import Store
 from tests.faults.hold import Hold
 from tests.faults.test_kill import BACKPROP, assert_nothing_left, digests, environment
 from tests.flows.test_retrain import batch

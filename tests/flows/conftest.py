@@ -11,8 +11,8 @@ import pytest
 from prefect.settings import get_current_settings
 from prefect.testing.utilities import prefect_test_harness
 
-from flows.console import OURS
-from tests.core import nano
+from flows.cli.console import OURS
+from tests.backprop_core import nano
 
 
 @pytest.fixture(autouse=True)

@@ -29,12 +29,13 @@ from prefect.settings import get_current_settings
 from prefect.states import Cancelled, Paused
 
 from backprop_core.errors import ApprovalUnattended, BackpropError, Interrupted
-from backprop_core.lines import Lines
-from backprop_core.refs import RunResult
-from backprop_core.settings import settings
-from backprop_core.specs import ApprovalSpec, ExportSpec, GateSpec, LoraSpec, TrainSpec
-from backprop_core.store import Store, write_atomic
-from flows import approval, environment
+from backprop_core.lines.versions import Lines
+from backprop_core.runtime.settings import settings
+from backprop_core.schema.refs import RunResult
+from backprop_core.schema.specs import ApprovalSpec, ExportSpec, GateSpec, LoraSpec, TrainSpec
+from backprop_core.store.artifacts import Store, write_atomic
+from flows import approval
+from flows.cli import prefect_environment
 from flows.retrain import retrain
 from tasks import tracking
 
@@ -219,7 +220,7 @@ def test_at_a_terminal(base, data, home, prefect_home):
 def test_somebody_can_be_asked(monkeypatch):
     """A run that shall ask, without a terminal and with a Prefect server that nobody sees, is an error."""
     approval.check(ASKED)
-    monkeypatch.setattr(environment, "_server", SimpleNamespace(url="http://ours"))
+    monkeypatch.setattr(prefect_environment, "_server", SimpleNamespace(url="http://ours"))
     monkeypatch.setenv("PREFECT_API_URL", "http://ours")
     approval.check(ApprovalSpec())
     with pytest.raises(ApprovalUnattended):

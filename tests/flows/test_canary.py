@@ -10,12 +10,12 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, LogFilter
 
-from backprop_core.blanking import blank_logs
 from backprop_core.errors import JudgeFailed
-from backprop_core.judge import KEY
-from backprop_core.settings import settings
-from backprop_core.specs import EvaluationSpec, JudgeSpec, LoraSpec, TrainSpec
-from flows.cli import failed
+from backprop_core.evaluation.judge import KEY
+from backprop_core.runtime.redaction import blank_logs
+from backprop_core.runtime.settings import settings
+from backprop_core.schema.specs import EvaluationSpec, JudgeSpec, LoraSpec, TrainSpec
+from flows.cli.main import failed
 from flows.train import train
 from tasks.tracking import list_runs, show_run
 from tests.wire.prefect_server import wait_until

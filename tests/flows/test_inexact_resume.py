@@ -5,22 +5,22 @@ from pathlib import Path
 import pytest
 
 from backprop_core.errors import CheckpointInvalid, ConfigInvalid
-from backprop_core.keys import stage_parts
-from backprop_core.settings import settings
-from backprop_core.specs import LoraSpec, RunSpec, TrainSpec
-from backprop_core.store import Store
+from backprop_core.runtime.settings import settings
+from backprop_core.schema.specs import LoraSpec, RunSpec, TrainSpec
+from backprop_core.store.artifacts import Store
+from backprop_core.store.cache_keys import stage_parts
 from backprop_core.training import checkpoint
 from backprop_core.training.checkpoint import Checkpoint
-from flows import start
+from flows.cli import run_here
 from flows.cli.flags import Flags
 from flows.train import train
-from tasks import prepare
-from tasks.defaults import decide
-from tests.core import nano
+from tasks.runs import resolve
+from tasks.runs.resolve_defaults import decide
+from tests.backprop_core import nano
 
 
 @pytest.fixture
-def prepared(tmp_path: Path) -> prepare.Prepared:
+def prepared(tmp_path: Path) -> resolve.Prepared:
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n')
     spec = RunSpec.model_validate(
         {
@@ -29,7 +29,7 @@ def prepared(tmp_path: Path) -> prepare.Prepared:
             "training": {"device": "cpu"},
         }
     )
-    return prepare.prepare("train", spec, Store(tmp_path / "store"))
+    return resolve.prepare("train", spec, Store(tmp_path / "store"))
 
 
 def test_the_flag_sets_the_field() -> None:
@@ -38,16 +38,16 @@ def test_the_flag_sets_the_field() -> None:
     assert not Flags(data=["a.jsonl"]).spec().training.inexact_resume
 
 
-def test_a_resumed_run_that_may_is_the_same_run(prepared: prepare.Prepared) -> None:
+def test_a_resumed_run_that_may_is_the_same_run(prepared: resolve.Prepared) -> None:
     """Only the permission changes: the run's digest and the key of its training stay, so its checkpoint is found."""
-    allowed = prepare.allow_inexact(prepared)
+    allowed = resolve.allow_inexact(prepared)
     assert allowed.spec.training.inexact_resume
     assert allowed.digest() == prepared.digest()
     one, other = (stage_parts("train", {"spec": run.spec.training}) for run in (prepared, allowed))
     assert one == other
 
 
-def test_quantization_is_a_precision(prepared: prepare.Prepared, tmp_path: Path) -> None:
+def test_quantization_is_a_precision(prepared: resolve.Prepared, tmp_path: Path) -> None:
     """model.quantization=nf4 trains in nf4, and contradicts another precision."""
 
     def precision(spec: RunSpec) -> str:
@@ -69,7 +69,7 @@ def test_fresh_removes_the_checkpoints_of_the_key(base: Path, data: list[str]) -
     training = TrainSpec(steps=2, batch_size=8, lora=LoraSpec(rank=4))
     spec = RunSpec.model_validate({"model": {"name": str(base)}, "datasets": [{"path": data[0]}], "training": training})
     train(data[0], model=str(base), training=training.model_copy(update={"steps": 1}))  # curates: the key is known now
-    [stage] = [stage for stage in start.plan("train", spec, fresh=False).stages if stage.stage == "train"]
+    [stage] = [stage for stage in run_here.plan("train", spec, fresh=False).stages if stage.stage == "train"]
     folder = Store(settings().store_path).checkpoints(stage.key)
     checkpoint.save(Checkpoint(1, {"fingerprint": {"torch": "0.1"}}, {}), folder, keep=2)
     with pytest.raises(CheckpointInvalid, match=r"torch was 0\.1") as caught:

@@ -18,17 +18,18 @@ from peft import PeftModel
 from prefect.client.orchestration import get_client
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from backprop_core import store as store_module
 from backprop_core.errors import ArtifactMissing, ConfigInvalid, InputNotFound, TimeLimit
-from backprop_core.refs import RunResult
-from backprop_core.settings import settings
-from backprop_core.specs import DatasetSpec, EvaluationSpec, ExportSpec, LoraSpec, MergeSpec, TrainSpec
-from backprop_core.store import Store
-from flows.config import replayed
+from backprop_core.runtime.settings import settings
+from backprop_core.schema.refs import RunResult
+from backprop_core.schema.specs import DatasetSpec, EvaluationSpec, ExportSpec, LoraSpec, MergeSpec, TrainSpec
+from backprop_core.store import artifacts as store_module
+from backprop_core.store.artifacts import Store
+from flows.cli.config import replayed
 from flows.export import export
 from flows.multi_run import multi_run
 from flows.train import train
-from tasks import early, prepare, tracking, worker
+from tasks import tracking
+from tasks.runs import prestart, resolve, worker_process
 
 TRAINING = TrainSpec(steps=3, batch_size=8, lora=LoraSpec(rank=4))
 pytestmark = pytest.mark.usefixtures("prefect", "home")
@@ -83,7 +84,7 @@ def test_everything_is_made_and_recorded(first):
     assert file.fidelity["ids_equal"] and [one.prompt[:4] for one in file.answers] == ["Say "] * 2
     assert RunResult.model_validate_json(result.model_dump_json()) == result
     assert tracking.show_run(settings(), result.run_id[:8]) == result
-    assert worker._running is None
+    assert worker_process._running is None
     check_prefect(result)
 
 
@@ -115,17 +116,17 @@ def test_a_run_ends_in_time(first, base, data):
         run(base, data, max_seconds=1e-3, training=TRAINING.model_copy(update={"seed": 7}))
     result = tracking.show_run(settings(), stopped.value.run_id)
     assert (result.status, result.error.code) == ("interrupted", "RUNTIME_TIME_LIMIT")
-    assert worker._running is None and stopped.value.exit_status == 3
+    assert worker_process._running is None and stopped.value.exit_status == 3
 
 
 def test_replay_asks_for_the_same_again(first):
     """The spec of an earlier run decides the same results, and with a change others; a misspelt change is refused."""
-    before, store = early.asked(first.run_id[:10]), Store(settings().store_path)
+    before, store = prestart.asked(first.run_id[:10]), Store(settings().store_path)
     again = replayed(before.spec, first.run_id, [])
-    assert prepare.prepare("multi-run", again, store).digest() == before.digest()
+    assert resolve.prepare("multi-run", again, store).digest() == before.digest()
     other = replayed(before.spec, first.run_id, ["training.seed=5"])
     assert other == again.model_copy(update={"training": again.training.model_copy(update={"seed": 5})})
-    assert prepare.prepare("multi-run", other, store).digest() != before.digest()
+    assert resolve.prepare("multi-run", other, store).digest() != before.digest()
     with pytest.raises(ConfigInvalid, match=r"training\.sed"):
         replayed(before.spec, first.run_id, ["training.sed=5"])
 
@@ -167,7 +168,7 @@ def test_sequential_shares_the_first_run_and_differs_after_it(first, base, data)
 
 def test_fresh_and_removed_are_made_again_to_the_same_bits(first, base, data):
     """`fresh` looks at no cache; a tombstone is no hit. Both find what was there before."""
-    from backprop_core.store import Store
+    from backprop_core.store.artifacts import Store
 
     again = run(base, data[:1], export=ExportSpec(), fresh=True)
     assert not any(stage.cached for stage in again.stages)
@@ -230,7 +231,7 @@ def test_a_killed_worker_is_replaced(base, data):
     def kill() -> None:
         while not any(settings().store_path.glob("checkpoints/*/step-*")):
             time.sleep(0.01)
-        killed.append(worker.worker(settings(), training).pid)
+        killed.append(worker_process.worker(settings(), training).pid)
         os.kill(killed[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill)

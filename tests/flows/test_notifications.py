@@ -8,10 +8,10 @@ from prefect.blocks.notifications import CustomWebhookNotificationBlock, Matterm
 from prefect.blocks.system import Secret
 
 from backprop_core.errors import AddressForbidden, BlockUnknown, InputNotFound
-from backprop_core.refs import RunResult
-from backprop_core.specs import ApprovalSpec, GateSpec, LoraSpec, TrainSpec
+from backprop_core.schema.refs import RunResult
+from backprop_core.schema.specs import ApprovalSpec, GateSpec, LoraSpec, TrainSpec
 from flows.retrain import retrain
-from tasks.notifications import Audience, presentable
+from tasks.runs.notifications import Audience, presentable
 from tests.wire.stand_in import Request, Service
 
 pytestmark = pytest.mark.usefixtures("prefect", "home")
@@ -64,10 +64,10 @@ def test_a_team_is_told(channel, base, data, home, caplog):
     assert rejected.gate.reason in texts[0] and "/runs/flow-run/" in texts[0]
     assert rejected.reason in texts[2] and rejected.run_id in texts[2]
     channel.fail(f"POST {HOOK}", "500")
-    with caplog.at_level(logging.WARNING, logger="tasks.notifications"):
+    with caplog.at_level(logging.WARNING, logger="tasks.runs.notifications"):
         released = night(data[0])
     assert released.status == "finished" and "line support released version 1" in channel.posted[-1][1]
-    [warning] = [record.getMessage() for record in caplog.records if record.name == "tasks.notifications"]
+    [warning] = [record.getMessage() for record in caplog.records if record.name == "tasks.runs.notifications"]
     assert warning == "custom-webhook/team was not told that line support released version 1 (HTTPStatusError)"
     count = len(channel.posted)
     assert night(data[0]).status == "unchanged" and len(channel.posted) == count

@@ -13,19 +13,20 @@ from pathlib import Path
 
 import pytest
 
-from backprop_core.curate import known_in
-from backprop_core.lines import Lines
-from backprop_core.refs import RowsRef, artifacts_in
-from backprop_core.settings import settings
-from backprop_core.specs import GateSpec, TrainSpec
-from backprop_core.store import Store
+from backprop_core.data.curation import known_in
+from backprop_core.lines.versions import Lines
+from backprop_core.runtime.settings import settings
+from backprop_core.schema.refs import RowsRef, artifacts_in
+from backprop_core.schema.specs import GateSpec, TrainSpec
+from backprop_core.store.artifacts import Store
 from flows.evaluate import evaluate
 from flows.export import export
 from flows.retrain import retrain
 from flows.train import train
-from tasks import early, tracking
-from tasks.splits import learned_by, of_run
-from tasks.store_check import check
+from tasks import tracking
+from tasks.runs import prestart
+from tasks.runs.line_splits import learned_by, of_run
+from tasks.runs.store_check import check
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "old_home.tar.xz"
 PLACE = "/tmp/old-home"  # where it was made
@@ -112,7 +113,7 @@ def test_an_old_run_is_scored_on_what_it_held_out(store: Store) -> None:
 
 def test_a_killed_training_is_resumed(home: Path) -> None:
     """It starts from the rows and the base that it had, and ends."""
-    asked = early.asked(KILLED[:8])
+    asked = prestart.asked(KILLED[:8])
     done = train(asked.spec.datasets[0], run_id=KILLED)
     assert (done.status, done.runs[0].steps) == ("finished", 60)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from backprop_core.errors import ConfigInvalid, LineConflict
-from backprop_core.lines import Lines
-from backprop_core.refs import RunResult
-from backprop_core.settings import settings
-from backprop_core.specs import (
+from backprop_core.lines.versions import Lines
+from backprop_core.runtime.settings import settings
+from backprop_core.schema.refs import RunResult
+from backprop_core.schema.specs import (
     CanarySpec,
     DatasetSpec,
     EvaluationSpec,
@@ -23,14 +23,14 @@ from backprop_core.specs import (
     MergeSpec,
     TrainSpec,
 )
-from backprop_core.store import Store
+from backprop_core.store.artifacts import Store
 from flows.evaluate import evaluate
 from flows.multi_run import multi_run
 from flows.promote import promote
 from flows.retrain import retrain
 from flows.rollback import rollback
 from flows.train import train
-from tasks.line import summaries
+from tasks.runs.line_state import summaries
 
 LORA = LoraSpec(rank=8)
 GOOD = TrainSpec(steps=24, batch_size=8, learning_rate=1e-2, lora=LORA)

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from backprop_core.curate import load
-from backprop_core.lines import Lines
-from backprop_core.refs import RowsRef, RunResult, Split
-from backprop_core.settings import settings
-from backprop_core.specs import DatasetSpec, EvaluationSpec, GateSpec, LoraSpec, TrainSpec
-from backprop_core.store import Store
+from backprop_core.data.curation import load
+from backprop_core.lines.versions import Lines
+from backprop_core.runtime.settings import settings
+from backprop_core.schema.refs import RowsRef, RunResult, Split
+from backprop_core.schema.specs import DatasetSpec, EvaluationSpec, GateSpec, LoraSpec, TrainSpec
+from backprop_core.store.artifacts import Store
 from flows.evaluate import evaluate
 from flows.multi_run import multi_run
 from flows.retrain import retrain
 from flows.train import train
-from tasks.splits import held_by, of_run
+from tasks.runs.line_splits import held_by, of_run
 
 SHORT = TrainSpec(steps=2, batch_size=4, learning_rate=1e-2, lora=LoraSpec(rank=4))
 OPEN = GateSpec(max_drop=1, confidence=0.5)

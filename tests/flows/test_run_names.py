@@ -10,12 +10,12 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.events.schemas.automations import EventTrigger
 from prefect.flow_engine import run_flow
 
-from backprop_core.refs import RunResult
-from backprop_core.specs import DatasetSpec, GateSpec, LoraSpec, TrainSpec
-from flows import shown
-from flows.automations import NO_MORE, dead_runs
+from backprop_core.schema.refs import RunResult
+from backprop_core.schema.specs import DatasetSpec, GateSpec, LoraSpec, TrainSpec
+from flows import run_names
 from flows.retrain import retrain
-from flows.states import STATES
+from flows.run_states import STATES
+from flows.server.automations import NO_MORE, dead_runs
 from tests.flows.test_retrain import batch
 from tests.wire.prefect_server import wait_until
 
@@ -104,8 +104,8 @@ def test_a_name_that_a_person_gave_stays(client: SyncPrefectClient, home: Path) 
         run_flow(retrain, flow_run=run, parameters=run.parameters, return_type="state")
         after = client.read_flow_run(run.id)
         assert (after.name, after.state_name) == (name, "Failed")
-    assert all(map(shown.GENERATED.fullmatch, ("keen-otter", "Awesome-Jaguar")))
-    assert not any(map(shown.GENERATED.fullmatch, ("by-a-person", "night 3", "support", "support-v3")))
+    assert all(map(run_names.GENERATED.fullmatch, ("keen-otter", "Awesome-Jaguar")))
+    assert not any(map(run_names.GENERATED.fullmatch, ("by-a-person", "night 3", "support", "support-v3")))
 
 
 def test_a_run_that_has_ended_is_not_taken_for_dead() -> None:
@@ -127,10 +127,10 @@ def test_a_run_that_has_ended_is_not_taken_for_dead() -> None:
 )
 def test_datasets_are_called_by_their_tasks(datasets: list[str | DatasetSpec], name: str) -> None:
     """A run is called after the tasks of its datasets, or their files where they name none."""
-    assert shown.tasks_of(datasets) == name
+    assert run_names.tasks_of(datasets) == name
 
 
 def test_a_name_has_nothing_of_an_address_query() -> None:
     """A signed address is called by its file, whole, and nothing that may be a secret comes into a list."""
     signed = "https://host/a/faq.v2.jsonl?token=top/secret.1"
-    assert shown.tasks_of([signed, "faq.v1.jsonl"]) == "faq.v2, faq.v1"
+    assert run_names.tasks_of([signed, "faq.v1.jsonl"]) == "faq.v2, faq.v1"

@@ -11,8 +11,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from backprop_core.errors import AuthRequired, OutputExists
-from backprop_core.refs import PackageRecord
-from backprop_core.specs import EvaluationSpec, ExportSpec, LoraSpec, PublishSpec, TrainSpec
+from backprop_core.schema.refs import PackageRecord
+from backprop_core.schema.specs import EvaluationSpec, ExportSpec, LoraSpec, PublishSpec, TrainSpec
 from flows.evaluate import evaluate
 from flows.export import export
 from flows.publish import publish
@@ -20,7 +20,7 @@ from flows.release import release
 from flows.retrain import retrain
 from flows.rollback import rollback
 from flows.train import train
-from tasks.exports import Output, hand_out
+from tasks.runs.copy_exports import Output, hand_out
 from tests.flows.test_retrain import GOOD, SHORT, batch
 from tests.wire.hub_server import TOKEN, HubServer
 from tests.wire.ollama_server import OllamaServer

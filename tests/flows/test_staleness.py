@@ -11,14 +11,14 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 
 from backprop_core.errors import PrefectUnreachable, RunUnknown
-from backprop_core.refs import RunResult
-from backprop_core.settings import settings
-from backprop_core.specs import EvaluationSpec, LoraSpec, TrainSpec
-from flows import start
-from flows.drift import FEWEST, drift
+from backprop_core.runtime.settings import settings
+from backprop_core.schema.refs import RunResult
+from backprop_core.schema.specs import EvaluationSpec, LoraSpec, TrainSpec
+from flows.cli import run_here
 from flows.retrain import retrain
+from flows.staleness import FEWEST, drift
 from tasks.tracking import show_run
-from tests.core import nano
+from tests.backprop_core import nano
 from tests.wire.prefect_server import wait_until
 
 COLOURS = {"sky": "blue", "grass": "green", "snow": "white", "coal": "black"}
@@ -77,7 +77,7 @@ def test_only_other_rows_ask_for_a_retrain(folder: Path) -> None:
     assert all(f"{payload[name]:.4f}" in (other.reason or "") for name in ("fresh", "heldout"))
     assert told(same) == []
     with pytest.raises(RunUnknown, match="only tried"):
-        start.resume(other.run_id)
+        run_here.resume(other.run_id)
 
 
 def test_a_line_without_a_champion_has_nothing_to_try(folder: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.core import nano
+from tests.backprop_core import nano
 from tests.services.composed import Composed, composed, missing
 from tests.wire.prefect_server import PrefectServer, wait_until
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from backprop_core import addresses
-from backprop_core.addresses import client, refuse
+from backprop_core.data.sources import snapshot
 from backprop_core.errors import AddressForbidden
-from backprop_core.formats.source import snapshot
-from backprop_core.judge import Judge
-from backprop_core.specs import JudgeSpec
+from backprop_core.evaluation.judge import Judge
+from backprop_core.runtime import url_guard
+from backprop_core.runtime.url_guard import client, refuse
+from backprop_core.schema.specs import JudgeSpec
 from tests.wire.stand_in import Request, Service
 
 METADATA = "http://169.254.169.254/latest/meta-data/"
@@ -95,7 +95,7 @@ def test_a_name_that_moves_is_refused(server, monkeypatch) -> None:
         return resolve(next(meant) if host == "moves.test" else host, *rest, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", resolver)
-    monkeypatch.setattr(addresses, "FORBIDDEN", [ip_network("127.0.0.0/8")])
+    monkeypatch.setattr(url_guard, "FORBIDDEN", [ip_network("127.0.0.0/8")])
     url = server.url.replace("127.0.0.1", "moves.test")
     with client(trust_env=False) as http, pytest.raises(AddressForbidden, match=r"127\.0\.0\.1"):
         http.get(url)

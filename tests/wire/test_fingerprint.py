@@ -8,8 +8,8 @@ import fsspec
 import pytest
 
 from backprop_core.errors import AddressForbidden, ExtraMissing, InputNotFound, InputValidationFailed, NoRows
-from backprop_core.specs import DatasetSpec
-from tasks.fingerprint import fingerprint
+from backprop_core.schema.specs import DatasetSpec
+from tasks.runs.source_fingerprint import fingerprint
 from tests.wire.stand_in import Request, Service
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from backprop_core import base as bases
-from backprop_core import own_tasks
 from backprop_core.errors import HarnessFailed
-from backprop_core.refs import Harnessed
-from backprop_core.specs import HarnessSpec, ModelSpec
-from backprop_core.store import Store
-from backprop_core.worker.handle import Worker, child_environment
-from tests.core import nano
+from backprop_core.evaluation import lm_eval_tasks
+from backprop_core.models import base as bases
+from backprop_core.schema.refs import Harnessed
+from backprop_core.schema.specs import HarnessSpec, ModelSpec
+from backprop_core.store.artifacts import Store
+from backprop_core.worker.client import Worker, child_environment
+from tests.backprop_core import nano
 from tests.wire.hub_server import TOKEN, HubServer, Repo
 
 TASK = {
@@ -49,7 +49,7 @@ def test_data_of_the_hub(server: HubServer, tmp_path: Path, monkeypatch: pytest.
     store = Store(tmp_path / "store")
     base = bases.resolve(ModelSpec(name=str(nano.build(tmp_path / "base"))), store)
     asked = {"base": base, "adapter": None, "precision": "fp32", "device": "cpu"}
-    spec, own = HarnessSpec(tasks=["questions"]), own_tasks.find(tmp_path / "tasks")
+    spec, own = HarnessSpec(tasks=["questions"]), lm_eval_tasks.find(tmp_path / "tasks")
     worker = Worker(store, slots=[tmp_path / "cpu.lock"])
     assert child_environment()["HF_UPDATE_DOWNLOAD_COUNTS"] == "0"  # nobody is told what was asked for
     try:

@@ -8,7 +8,7 @@ import huggingface_hub
 import pytest
 
 from backprop_core.errors import AuthRequired, ConfigInvalid, HubUnreachable, HubUploadFailed, NameTaken
-from backprop_core.hub import RECORD, File, Hub, check_repo_id
+from backprop_core.publishing.hub import RECORD, File, Hub, check_repo_id
 from tests.wire.hub_server import TOKEN, HubServer
 
 REPO = "team/support"

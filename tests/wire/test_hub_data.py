@@ -10,11 +10,11 @@ import pyarrow.parquet
 import pytest
 from huggingface_hub import constants
 
+from backprop_core.data.loading import find, read
 from backprop_core.errors import AuthRequired, ConfigInvalid, HubUnreachable, InputNotFound, InputValidationFailed
-from backprop_core.formats import find, read
-from backprop_core.refs import SourceRef
-from backprop_core.specs import DatasetSpec
-from tasks.fingerprint import fingerprint
+from backprop_core.schema.refs import SourceRef
+from backprop_core.schema.specs import DatasetSpec
+from tasks.runs.source_fingerprint import fingerprint
 from tests.wire.hub_server import TOKEN, HubServer, Repo
 
 NAME = "team/tickets"

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 import pytest
 
 from backprop_core.errors import BackpropError, JudgeFailed, JudgeUnreachable
-from backprop_core.judge import KEY, judge
-from backprop_core.keys import canonical
-from backprop_core.refs import Generations, Ratings
-from backprop_core.specs import JudgeSpec
-from backprop_core.store import Store
+from backprop_core.evaluation.judge import KEY, judge
+from backprop_core.schema.refs import Generations, Ratings
+from backprop_core.schema.specs import JudgeSpec
+from backprop_core.store.artifacts import Store
+from backprop_core.store.cache_keys import canonical
 from tests.wire.prefect_server import free_port
 from tests.wire.stand_in import Request, Service
 

@@ -8,8 +8,8 @@ import pytest
 from peft import PeftModel
 from transformers import AutoTokenizer
 
-from backprop_core.gguf import convert
-from tests.core import tiny_models as tiny
+from backprop_core.export.gguf import convert
+from tests.backprop_core import tiny_models as tiny
 from tests.wire.llama_server import ask, chat, serving, written
 
 # PEFT asks transformers for a property that it renamed

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from backprop_core.errors import NameTaken, OllamaRegistrationFailed, OllamaUnreachable
-from backprop_core.ollama import Ollama, Serving, address, claim, modelfile, register, remove_own, serving
-from backprop_core.refs import GGUFRef
-from backprop_core.store import Store, write_atomic
+from backprop_core.publishing.ollama import Ollama, Serving, address, claim, modelfile, register, remove_own, serving
+from backprop_core.schema.refs import GGUFRef
+from backprop_core.store.artifacts import Store, write_atomic
 from tests.wire.ollama_server import OllamaServer
 from tests.wire.prefect_server import free_port
 

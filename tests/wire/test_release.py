@@ -13,14 +13,14 @@ import huggingface_hub
 import pytest
 
 from backprop_core.errors import BackpropError, HubUnreachable
-from backprop_core.hub import RECORD, File, Hub
-from backprop_core.lines import Lines
-from backprop_core.ollama import Ollama, Serving
-from backprop_core.refs import GGUFRef
-from backprop_core.release import Release, Services, recover, release, released
-from backprop_core.specs import ExportSpec, PublishSpec
-from backprop_core.store import Store
-from tests.core.test_lines import version
+from backprop_core.lines.versions import Lines
+from backprop_core.publishing.hub import RECORD, File, Hub
+from backprop_core.publishing.ollama import Ollama, Serving
+from backprop_core.publishing.release import Release, Services, recover, release, released
+from backprop_core.schema.refs import GGUFRef
+from backprop_core.schema.specs import ExportSpec, PublishSpec
+from backprop_core.store.artifacts import Store
+from tests.backprop_core.lines.test_versions import version
 from tests.wire.hub_server import TOKEN, HubServer
 from tests.wire.ollama_server import OllamaServer
 from tests.wire.test_ollama import write_gguf

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from backprop_core.data.loading import read
 from backprop_core.errors import InputNotFound
-from backprop_core.formats import read
-from backprop_core.prune import prune
-from backprop_core.specs import RunSpec
-from backprop_core.store import Store
-from tasks import prepare, sources
-from tests.core import nano
+from backprop_core.lines.prune import prune
+from backprop_core.schema.specs import RunSpec
+from backprop_core.store.artifacts import Store
+from tasks.runs import resolve, sources
+from tests.backprop_core import nano
 from tests.wire.rows_server import Rows
 
 ROWS = "".join(json.dumps(row) + "\n" for row in nano.chats(40)).encode()
@@ -38,14 +38,14 @@ def nothing_handed_on() -> Iterator[None]:
     sources.let_go()
 
 
-def prepared(base: Path, store: Store, *datasets: dict[str, Any], watch: tuple[str, ...] = ()) -> prepare.Prepared:
+def prepared(base: Path, store: Store, *datasets: dict[str, Any], watch: tuple[str, ...] = ()) -> resolve.Prepared:
     spec = {
         "model": {"name": str(base)},
         "datasets": datasets,
         "evaluation": {"watch": [{"path": path} for path in watch]},
         "training": {"device": "cpu"},
     }
-    return prepare.prepare("multi-run", RunSpec.model_validate(spec), store)
+    return resolve.prepare("multi-run", RunSpec.model_validate(spec), store)
 
 
 def test_an_address_is_fetched_once_a_command(base: Path, tmp_path: Path, server: Rows) -> None:
@@ -60,7 +60,7 @@ def test_an_address_is_fetched_once_a_command(base: Path, tmp_path: Path, server
     again = prepared(base, store, *datasets, watch=(url,))
     assert server.count("GET /a.jsonl") == 1
     assert checked.digest() == again.digest()
-    begun = prepare.begun(again, RUN, store)
+    begun = resolve.begun(again, RUN, store)
     sources.let_go()
     assert read(begun.sources[1].data, begun.spec.datasets[1]).rows
     prepared(base, store, *datasets)
@@ -73,10 +73,10 @@ def test_a_run_holds_what_it_has_downloaded(base: Path, tmp_path: Path, server: 
     """
     store = Store(tmp_path / "store")
     url = f"{server.url}/b.csv"
-    prepare.begun(prepared(base, store, {"path": url}, watch=(f"{server.url}/a.jsonl",)), RUN, store)
+    resolve.begun(prepared(base, store, {"path": url}, watch=(f"{server.url}/a.jsonl",)), RUN, store)
     store.close()
     server.files.clear()
-    loaded = prepare.load(RUN, Store(tmp_path / "store"))
+    loaded = resolve.load(RUN, Store(tmp_path / "store"))
     rows = read(loaded.sources[0].data, loaded.spec.datasets[0]).rows
     assert rows == [{"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]}]
     assert len(read(loaded.watch[0].data, loaded.spec.evaluation.watch[0]).rows) == 40
@@ -91,7 +91,7 @@ def test_files_that_are_here_are_left_where_they_are(base: Path, tmp_path: Path)
     """A run reads a local file from its place; it holds no copy."""
     store, path = Store(tmp_path / "store"), tmp_path / "a.jsonl"
     path.write_bytes(ROWS)
-    begun = prepare.begun(prepared(base, store, {"path": str(path)}), RUN, store)
+    begun = resolve.begun(prepared(base, store, {"path": str(path)}), RUN, store)
     assert begun.sources[0].data.path == str(path) and path.is_file()
     assert not store.sources(RUN).exists()
 
@@ -105,7 +105,7 @@ def test_prune_leaves_what_an_unfinished_run_holds(base: Path, tmp_path: Path, s
         source = tmp_path / "store" / "tmp" / "copy"
         shutil.copy(found.sources[0].data.path, source)
         moved = found.sources[0].moved(lambda ref, source=source: ref.model_copy(update={"path": str(source)}))
-        prepare.begun(found.model_copy(update={"sources": [moved]}), run, store)
+        resolve.begun(found.model_copy(update={"sources": [moved]}), run, store)
     (store.run(finished) / "result.json").write_text('{"status": "finished"}')
     (store.run(never_began) / "spec.json").unlink()
     prune(store, remove_tag=lambda line, number: True)

@@ -4,8 +4,8 @@ import uuid
 from pathlib import Path
 from typing import Literal
 
-from backprop_core.gguf.support import check_supported
-from backprop_core.progress import OnProgress
+from backprop_core.export.gguf.support import check_supported
+from backprop_core.runtime.progress import OnProgress
 
 __all__ = ["check_supported", "convert"]
 
@@ -25,7 +25,7 @@ def convert(
     Raises ArchitectureUnsupported, TokenizerUnsupported, AdapterMismatch, ChatTemplateMissing, ChatTemplateUnusable
     or GGUFExportFailed.
     """
-    from backprop_core.gguf.writer import write
+    from backprop_core.export.gguf.writer import write
 
     check_supported(base, adapter)
     beside = output.with_name(f".{output.name}.{uuid.uuid4().hex}")

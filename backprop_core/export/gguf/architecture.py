@@ -7,7 +7,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from backprop_core.gguf.support import ARCHITECTURES, FULL, Architecture, rope_type
+from backprop_core.export.gguf.support import ARCHITECTURES, FULL, Architecture, rope_type
 
 
 def architecture_of(config: Any) -> Architecture:

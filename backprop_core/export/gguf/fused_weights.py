@@ -10,11 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from backprop_core.adapter import Tensors, read
-from backprop_core.base import weights
 from backprop_core.errors import AdapterMismatch
-from backprop_core.gguf.stored import DTYPES, Stored, stored_in
-from backprop_core.peft_files import FILE_PREFIX, HINT, check_fusable
+from backprop_core.export.gguf.stored_tensors import DTYPES, Stored, stored_in
+from backprop_core.models.adapter_tensors import Tensors, read
+from backprop_core.models.base import weights
+from backprop_core.models.peft_files import FILE_PREFIX, HINT, check_fusable
 
 BLOCK = 2**21  # entries that are encoded and written at once
 PART = 2**19  # entries that are fused at once: they stay in the processor's cache, and are worth three calls

@@ -9,12 +9,12 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from backprop_core.errors import ArchitectureUnsupported
-from backprop_core.gguf.architecture import architecture_of
-from backprop_core.gguf.data import pair_rows
-from backprop_core.gguf.fuse import Fused
-from backprop_core.gguf.support import check_supported
-from backprop_core.gguf.tokenizer import LEAVE
-from backprop_core.gguf.writer import rotary_heads
+from backprop_core.export.gguf.architecture import architecture_of
+from backprop_core.export.gguf.fused_weights import Fused
+from backprop_core.export.gguf.support import check_supported
+from backprop_core.export.gguf.tensor_data import pair_rows
+from backprop_core.export.gguf.tokenizer import LEAVE
+from backprop_core.export.gguf.writer import rotary_heads
 
 
 def convert_lora(base: Path, adapter: Path, output: Path) -> None:

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from backprop_core.base import unreadable
 from backprop_core.errors import ModelLoadFailed
-from backprop_core.headers import in_order, read_header
+from backprop_core.models.base import unreadable
+from backprop_core.models.safetensors_header import in_order, read_header
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 

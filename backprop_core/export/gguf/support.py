@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from backprop_core.base import read_json
 from backprop_core.errors import ArchitectureUnsupported, TokenizerUnsupported
-from backprop_core.gguf.tokenizer import HINT, kind_of
-from backprop_core.peft_files import tokenizer_home
+from backprop_core.export.gguf.tokenizer import HINT, kind_of
+from backprop_core.models.base import read_json
+from backprop_core.models.peft_files import tokenizer_home
 
 
 class Architecture(NamedTuple):

@@ -19,9 +19,9 @@ from gguf import GGMLQuantizationType as GGMLType
 from torch import Tensor
 
 from backprop_core.errors import GGUFExportFailed
-from backprop_core.gguf.fuse import Fused
-from backprop_core.progress import OnProgress
-from backprop_core.store import fsync
+from backprop_core.export.gguf.fused_weights import Fused
+from backprop_core.runtime.progress import OnProgress
+from backprop_core.store.artifacts import fsync
 
 DTYPES = {GGMLType.F16: torch.float16, GGMLType.BF16: torch.bfloat16}
 Array = npt.NDArray[Any]

@@ -8,10 +8,10 @@ from typing import Any
 import gguf
 from transformers import AutoTokenizer
 
-from backprop_core.base import optional_json
-from backprop_core.chat import begins_with_bos, stop_id
+from backprop_core.data.chat_encoding import begins_with_bos, stop_id
 from backprop_core.errors import TokenizerUnsupported
-from backprop_core.gguf.tokenizer import kind_of
+from backprop_core.export.gguf.tokenizer import kind_of
+from backprop_core.models.base import optional_json
 
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 

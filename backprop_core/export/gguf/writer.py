@@ -9,15 +9,15 @@ from gguf import GGMLQuantizationType as GGMLType
 from transformers import AutoConfig, AutoTokenizer
 
 from backprop_core.errors import ArchitectureUnsupported
-from backprop_core.gguf.architecture import add_hyperparameters, architecture_of, heads, rope_tensors
-from backprop_core.gguf.data import Entry, aligned, write_tensors
-from backprop_core.gguf.fuse import Fused
-from backprop_core.gguf.packing import Writer
-from backprop_core.gguf.stored import DTYPES
-from backprop_core.gguf.tokenizer import LEAVE
-from backprop_core.gguf.vocabulary import add_vocabulary
-from backprop_core.peft_files import tokenizer_home
-from backprop_core.progress import OnProgress
+from backprop_core.export.gguf.architecture import add_hyperparameters, architecture_of, heads, rope_tensors
+from backprop_core.export.gguf.fused_weights import Fused
+from backprop_core.export.gguf.stored_tensors import DTYPES
+from backprop_core.export.gguf.tensor_data import Entry, aligned, write_tensors
+from backprop_core.export.gguf.token_packing import Writer
+from backprop_core.export.gguf.tokenizer import LEAVE
+from backprop_core.export.gguf.vocabulary import add_vocabulary
+from backprop_core.models.peft_files import tokenizer_home
+from backprop_core.runtime.progress import OnProgress
 
 FILE_TYPES = {
     "f32": gguf.LlamaFileType.ALL_F32,

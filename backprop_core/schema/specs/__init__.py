@@ -1,6 +1,6 @@
 """What may be asked: every field typed, ranged, with its unit and one line of help."""
 
-from backprop_core.specs.jobs import (
+from backprop_core.schema.specs.jobs import (
     ApprovalSpec,
     BlockName,
     ExportSpec,
@@ -12,7 +12,7 @@ from backprop_core.specs.jobs import (
     ScheduleSpec,
     StalenessSpec,
 )
-from backprop_core.specs.measures import (
+from backprop_core.schema.specs.measures import (
     TEACHER_FORCED,
     CanarySpec,
     EvaluationSpec,
@@ -22,7 +22,7 @@ from backprop_core.specs.measures import (
     JudgeSpec,
     MinRowsSpec,
 )
-from backprop_core.specs.training import (
+from backprop_core.schema.specs.training import (
     STARTS,
     Backend,
     DatasetSpec,

@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from backprop_core.frozen import KEY_IF_SET, NO_KEY, Spec
-from backprop_core.specs.measures import EvaluationSpec, GateSpec
-from backprop_core.specs.training import DatasetSpec, MergeSpec, ModelSpec, TrainSpec
-from backprop_core.texts import LineName, Prose
+from backprop_core.schema.field_types import LineName, Prose
+from backprop_core.schema.records import KEY_IF_SET, NO_KEY, Spec
+from backprop_core.schema.specs.measures import EvaluationSpec, GateSpec
+from backprop_core.schema.specs.training import DatasetSpec, MergeSpec, ModelSpec, TrainSpec
 
 Quantization = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_0", "q4_k_m", "q4_0", "q3_k_m", "q2_k"]
 

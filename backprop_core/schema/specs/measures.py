@@ -4,9 +4,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from backprop_core.frozen import KEY_IF_SET, NO_KEY, Spec
-from backprop_core.specs.training import DatasetSpec
-from backprop_core.texts import compiles
+from backprop_core.schema.field_types import compiles
+from backprop_core.schema.records import KEY_IF_SET, NO_KEY, Spec
+from backprop_core.schema.specs.training import DatasetSpec
 
 
 class GenerationSpec(Spec):

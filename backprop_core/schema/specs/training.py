@@ -6,8 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from backprop_core.frozen import KEY_IF_SET, NO_KEY, Spec
-from backprop_core.texts import HUB_ID, NAME, ROWS_FILE, PathOrAddress
+from backprop_core.schema.field_types import HUB_ID, NAME, ROWS_FILE, PathOrAddress
+from backprop_core.schema.records import KEY_IF_SET, NO_KEY, Spec
 
 
 class ModelSpec(Spec):

@@ -12,19 +12,19 @@ from gguf.vocab import SpecialVocab
 from tokenizers import Tokenizer, normalizers, processors
 from transformers import AutoConfig, AutoTokenizer
 
-from backprop_core.base import dated, resolve
-from backprop_core.chat import encode, encode_prompts
+from backprop_core.data.chat_encoding import encode, encode_prompts
 from backprop_core.errors import ExportFidelity
-from backprop_core.fidelity import Reader, measure
-from backprop_core.gguf import convert
-from backprop_core.gguf.tokenizer import LLAMA3
-from backprop_core.gguf.vocabulary import declare
-from backprop_core.keys import part
-from backprop_core.reference import refer
-from backprop_core.specs import ModelSpec
-from backprop_core.store import Store
-from tests.core import nano
-from tests.core import tiny_models as tiny
+from backprop_core.export.fidelity import Reader, measure
+from backprop_core.export.fidelity_reference import refer
+from backprop_core.export.gguf import convert
+from backprop_core.export.gguf.tokenizer import LLAMA3
+from backprop_core.export.gguf.vocabulary import declare
+from backprop_core.models.base import dated, resolve
+from backprop_core.schema.specs import ModelSpec
+from backprop_core.store.artifacts import Store
+from backprop_core.store.cache_keys import part
+from tests.backprop_core import nano
+from tests.backprop_core import tiny_models as tiny
 from tests.wire.llama_server import read_as
 
 PREPENDED = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from backprop_core import templates
-from backprop_core.chat import FENCE, Examples, encode, render, render_prompt
+from backprop_core.data.chat_encoding import FENCE, Examples, encode, render, render_prompt
 from backprop_core.errors import ChatTemplateMissing, ChatTemplateUnusable, NoLabelTokens
-from tests.core.nano import CHATML, SPECIAL, chats, tokenizer
+from backprop_core.models import chat_template
+from tests.backprop_core.nano import CHATML, SPECIAL, chats, tokenizer
 
 GENERATION = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
@@ -240,7 +240,7 @@ LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% end
 
 def test_a_template_that_loops_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     """A template that would run for hours is stopped after its time, as a coded error."""
-    monkeypatch.setattr(templates, "SECONDS", 0.2)
+    monkeypatch.setattr(chat_template, "SECONDS", 0.2)
     fast = with_template(LOOP)
     for call in (lambda: encode(fast, [row("a", "b")], max_length=99), lambda: render(fast, row("a", "b"))):
         begin = time.monotonic()

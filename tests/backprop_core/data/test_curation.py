@@ -16,15 +16,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from backprop_core.curate import apart, curate, identity, load, pool, replay
-from backprop_core.curate import passes as passes_of
+from backprop_core.data.curation import apart, curate, identity, load, pool, replay
+from backprop_core.data.curation import passes as passes_of
+from backprop_core.data.loading import snapshot
+from backprop_core.data.splits import FEWEST, split
 from backprop_core.errors import NoRows
-from backprop_core.formats import snapshot
-from backprop_core.keys import VERSIONS, canonical
-from backprop_core.refs import Batch, Curated, DatasetRef, RowsRef, Split
-from backprop_core.sides import FEWEST, split
-from backprop_core.specs import DatasetSpec
-from backprop_core.store import Store
+from backprop_core.schema.refs import Batch, Curated, DatasetRef, RowsRef, Split
+from backprop_core.schema.specs import DatasetSpec
+from backprop_core.store.artifacts import Store
+from backprop_core.store.cache_keys import VERSIONS, canonical
 
 Rows = list[dict[str, Any]]
 Parts = list[list[set[str]]]
@@ -482,12 +482,12 @@ def test_pool_of_one_is_itself(bench: Bench) -> None:
 CURATE = """
 import sys
 from pathlib import Path
-from backprop_core.curate import curate
-from backprop_core.formats import snapshot
-from backprop_core.refs import Batch
-from backprop_core.sides import split
-from backprop_core.specs import DatasetSpec
-from backprop_core.store import Store
+from backprop_core.data.curation import curate
+from backprop_core.data.loading import snapshot
+from backprop_core.schema.refs import Batch
+from backprop_core.data.splits import split
+from backprop_core.schema.specs import DatasetSpec
+from backprop_core.store.artifacts import Store
 path, home = sys.argv[1:]
 curated = curate(snapshot(path, scratch=Path(home)), DatasetSpec(path=path), store=Store(Path(home)))
 batch = Batch(name="n", task="t", source=curated)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from backprop_core.data.loading import Parsed, read, snapshot
 from backprop_core.errors import InputNotFound, InputValidationFailed, NoRows
-from backprop_core.formats import Parsed, read, snapshot
-from backprop_core.refs import SourceRef
-from backprop_core.specs import DatasetSpec
+from backprop_core.schema.refs import SourceRef
+from backprop_core.schema.specs import DatasetSpec
 
 
 @pytest.fixture

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
+from backprop_core.data.loading import Parsed, read, snapshot
 from backprop_core.errors import InputValidationFailed
-from backprop_core.formats import Parsed, read, snapshot
-from backprop_core.keys import part, stage_key
-from backprop_core.refs import SourceRef
-from backprop_core.specs import DatasetSpec, RunSpec
-from backprop_core.store import Store
-from tasks import defaults, prepare
-from tests.core import nano
+from backprop_core.schema.refs import SourceRef
+from backprop_core.schema.specs import DatasetSpec, RunSpec
+from backprop_core.store.artifacts import Store
+from backprop_core.store.cache_keys import part, stage_key
+from tasks.runs import resolve, resolve_defaults
+from tests.backprop_core import nano
 
 
 def write(directory: Path, name: str, data: str | bytes) -> Path:
@@ -76,9 +76,9 @@ def test_a_run_on_other_rows_is_other_work(tmp_path: Path) -> None:
     for name in ("x.csv", "x.txt"):
         data = write(tmp_path, name, "text\n" + "".join(f"Line {number}\n" for number in range(40)))
         spec = {"model": {"name": str(base)}, "datasets": [{"path": str(data)}], "training": {"device": "cpu"}}
-        prepared = prepare.prepare("train", RunSpec.model_validate(spec), store)
+        prepared = resolve.prepare("train", RunSpec.model_validate(spec), store)
         digests.add(prepared.digest())
-        found.append(defaults.data_in(prepared.sources[0].data, prepared.spec.datasets[0], base, store))
+        found.append(resolve_defaults.data_in(prepared.sources[0].data, prepared.spec.datasets[0], base, store))
     assert len(digests) == 2
     assert found[0] and found[1] and found[0].examples != found[1].examples
 

@@ -15,6 +15,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from backprop_core.data.decompression import unpacked
+from backprop_core.data.loading import Parsed, read, snapshot
+from backprop_core.data.sources import is_chain
 from backprop_core.errors import (
     ConfigInvalid,
     ExtraMissing,
@@ -23,10 +26,7 @@ from backprop_core.errors import (
     InputValidationFailed,
     NoRows,
 )
-from backprop_core.formats import Parsed, read, snapshot
-from backprop_core.formats.source import is_chain
-from backprop_core.formats.unpacking import unpacked
-from backprop_core.specs import DatasetSpec
+from backprop_core.schema.specs import DatasetSpec
 
 EXCHANGE = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]}
 WITH_SYSTEM = {"messages": [{"role": "system", "content": "Be brief."}, *EXCHANGE["messages"]]}

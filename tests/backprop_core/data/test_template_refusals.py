@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from backprop_core import templates
-from backprop_core.curate import curate, load
+from backprop_core.data.curation import curate, load
+from backprop_core.data.loading import snapshot
+from backprop_core.data.template_refusals import Refusals
 from backprop_core.errors import ChatTemplateUnusable, InputValidationFailed
-from backprop_core.formats import snapshot
-from backprop_core.keys import stage_key
-from backprop_core.refs import ChatTemplate, Curated
-from backprop_core.refusals import Refusals
-from backprop_core.specs import DatasetSpec
-from backprop_core.store import Store
-from tests.core import nano
+from backprop_core.models import chat_template
+from backprop_core.schema.refs import ChatTemplate, Curated
+from backprop_core.schema.specs import DatasetSpec
+from backprop_core.store.artifacts import Store
+from backprop_core.store.cache_keys import stage_key
+from tests.backprop_core import nano
 
 ALTERNATES = (  # as Mistral's and Gemma's do
     "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
@@ -34,7 +34,7 @@ STUMBLES = "{% if messages[0].role == 'system' %}{{ messages[9].content }}{% end
 
 
 def template(text: str) -> ChatTemplate:
-    return ChatTemplate(text=text, special=templates.named({}))
+    return ChatTemplate(text=text, special=chat_template.named({}))
 
 
 def row(*contents: str, roles: str = "user assistant") -> dict[str, Any]:
@@ -123,7 +123,7 @@ def test_the_template_is_in_the_key(bench: Bench) -> None:
 
 def test_a_template_that_loops_on_a_row_is_stopped(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is the template that is to blame then, not the row."""
-    monkeypatch.setattr(templates, "SECONDS", 0.3)
+    monkeypatch.setattr(chat_template, "SECONDS", 0.3)
     loops = "{% if 'LOOP' in messages[0].content %}{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}"
     loops += "{% endfor %}{% endif %}{# raise_exception #}" + nano.CHATML
     with pytest.raises(ChatTemplateUnusable, match=r"still running after 0\.3 s"):

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import pytest
 from transformers import AutoTokenizer
 
-from backprop_core import batch, chat, tokens
-from backprop_core.batch import Item
-from backprop_core.model import LoadedBase
-from backprop_core.refs import RowsRef
-from backprop_core.store import Store
-from tests.core import nano
-from tests.core.test_store import rewrite
+from backprop_core.data import batching, chat_encoding, token_cache
+from backprop_core.data.batching import Item
+from backprop_core.models.loading import LoadedBase
+from backprop_core.schema.refs import RowsRef
+from backprop_core.store.artifacts import Store
+from tests.backprop_core import nano
+from tests.backprop_core.store.test_artifacts import rewrite
 
 ROWS = [*nano.chats(20), {"text": "a text of its own"}]
 LENGTH = 90  # some are cut
@@ -30,7 +30,7 @@ Plain = tuple[list[int], list[int], int]
 
 
 def items(base: LoadedBase, rows: RowsRef, store: Store, length: int = LENGTH) -> list[Plain]:
-    found: list[Item] = batch.load(base, rows, max_length=length, store=store)
+    found: list[Item] = batching.load(base, rows, max_length=length, store=store)
     return [(item.ids_t.tolist(), item.at_n.tolist(), item.row) for item in found]
 
 
@@ -50,7 +50,7 @@ def test_what_is_kept_is_what_tokenizing_gives(
     base: LoadedBase, rows: RowsRef, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Made or opened, in this process or another: every id, label and row of `chat.encode`, and its warning."""
-    examples = chat.encode(base.tokenizer, ROWS, max_length=LENGTH)
+    examples = chat_encoding.encode(base.tokenizer, ROWS, max_length=LENGTH)
     expected = [(ids, [at for at, label in enumerate(labels) if label], row) for ids, labels, row in examples]
     assert items(base, rows, store) == expected
     assert items(without_tokenizer(base), rows, Store(store.root)) == expected
@@ -66,7 +66,7 @@ def test_whatever_decides_the_tokens_is_in_their_key(
     """Rows, length, template and tokenizer files; not the place of the base, nor its weights."""
 
     def key(base: LoadedBase = base, rows: RowsRef = rows, length: int = LENGTH) -> str:
-        return tokens.key_of(base, rows, length, store)
+        return token_cache.key_of(base, rows, length, store)
 
     def at(place: Path) -> LoadedBase:
         return replace(base, tokenizer=AutoTokenizer.from_pretrained(place))
@@ -88,7 +88,7 @@ def test_damaged_tokens_are_made_again(
 ) -> None:
     """A flipped bit is found by `store check` and before a token is used: set aside, said, and tokenized again."""
     expected = items(base, rows, store)
-    path = store.artifact_path(artifact(store)) / tokens.FILE
+    path = store.artifact_path(artifact(store)) / token_cache.FILE
     whole = path.read_bytes()
     rewrite(path, whole[:-1] + bytes([whole[-1] ^ 1]))
     assert [finding.digest for finding in store.check()] == [artifact(store)]
@@ -112,5 +112,5 @@ def test_tokens_that_were_removed_are_made_again(
 def test_golden_tokens(base: LoadedBase, rows: RowsRef, store: Store) -> None:
     """Who changes what is kept has to raise tokens.VERSION, and this digest with it."""
     items(base, rows, store)
-    assert tokens.VERSION == 2
+    assert token_cache.VERSION == 2
     assert artifact(store) == "335aeb4fb8311a725ae6100652553ba07fe3b27478e935acac4e7188ff27b2a6"

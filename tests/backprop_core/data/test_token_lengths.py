@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from backprop_core import chat
+from backprop_core.data import chat_encoding
+from backprop_core.data.token_lengths import CHARACTERS, LEAST_ROWS, LONGEST, MOST_ROWS, Counter, sample
 from backprop_core.errors import ModelLoadFailed, NoLabelTokens, NoRows, TokenizerMismatch
-from backprop_core.lengths import CHARACTERS, LEAST_ROWS, LONGEST, MOST_ROWS, Counter, sample
-from backprop_core.specs import TrainSpec
+from backprop_core.schema.specs import TrainSpec
 from backprop_core.training.defaults import Data, choose, cut_at, data_of
-from backprop_core.training.memory import shape_of
-from tests.core import nano
+from backprop_core.training.vram_estimate import shape_of
+from tests.backprop_core import nano
 
 Row = dict[str, Any]
 
@@ -56,7 +56,7 @@ def test_dense_text_is_not_cut(base: Path, kind: str, side: str) -> None:
     rows = [row(text, "yes") if side == "question" else row("go", text) for text in texts]
     data = data_of(rows, Counter(base))
     length, why = chosen(base, data)
-    examples = chat.encode(AutoTokenizer.from_pretrained(base), rows, max_length=length)
+    examples = chat_encoding.encode(AutoTokenizer.from_pretrained(base), rows, max_length=length)
     assert examples.cut <= 2 and len(examples) == 200
     assert (f"; {examples.cut} of 200 are longer and cut" in why) == (examples.cut > 0)
     if not examples.cut:
@@ -70,7 +70,7 @@ def test_control_tokens_in_rows_are_counted_as_letters(base: Path, kind: str) ->
     one = {"question": row(text, "yes"), "answer": row("go", text), "text": {"text": text}}[kind]
     rows = [one] * 20
     length, _ = chosen(base, data_of(rows, Counter(base)))
-    assert chat.encode(AutoTokenizer.from_pretrained(base), rows, max_length=length).cut == 0
+    assert chat_encoding.encode(AutoTokenizer.from_pretrained(base), rows, max_length=length).cut == 0
 
 
 ROWS = [
@@ -86,7 +86,7 @@ ROWS = [
 def test_counts_are_those_of_training(base: Path) -> None:
     """Of rows of every kind, tokens, those before the answer and those to learn from are what `chat.encode` makes."""
     fast = AutoTokenizer.from_pretrained(base)
-    examples = chat.encode(fast, ROWS, max_length=10**6)
+    examples = chat_encoding.encode(fast, ROWS, max_length=10**6)
     counted = Counter(base).count(ROWS)
     for example, count in zip(examples, counted, strict=True):
         raw = "text" in ROWS[example.row]
@@ -95,7 +95,7 @@ def test_counts_are_those_of_training(base: Path) -> None:
         assert abs(count.labels - sum(example.labels)) <= 4  # spaces around an answer, and the ends of turns
     data = data_of(ROWS, Counter(base))
     for length in (30, 64, 300, 512, 2000):
-        short = chat.encode(fast, ROWS, max_length=length)
+        short = chat_encoding.encode(fast, ROWS, max_length=length)
         assert cut_at(data, length) == (len(ROWS), short.cut, short.left_out)
 
 
@@ -198,9 +198,9 @@ def test_rows_without_a_token_to_learn_from_are_counted(base: Path) -> None:
     fast = AutoTokenizer.from_pretrained(base)
     fast.chat_template = nano.CHATML.replace("m['content'] }}", "m['content'] | replace('~', '') }}")
     empty = [row("a", "~"), row("a", "b"), row("a" * 99, "b")]
-    examples = chat.encode(fast, empty, max_length=60)
+    examples = chat_encoding.encode(fast, empty, max_length=60)
     assert [example.row for example in examples] == [0, 1]  # the stop token is learnt
     assert (examples.cut, examples.left_out) == (1, 1)
     with pytest.raises(NoLabelTokens, match="none of 1 rows has a token to learn from in its first 60") as caught:
-        chat.encode(fast, empty[2:], max_length=60)
+        chat_encoding.encode(fast, empty[2:], max_length=60)
     assert "max_length" in caught.value.hint

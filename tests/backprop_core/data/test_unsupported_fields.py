@@ -9,9 +9,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from backprop_core.data.loading import Parsed, read, snapshot
 from backprop_core.errors import InputValidationFailed
-from backprop_core.formats import Parsed, read, snapshot
-from backprop_core.specs import DatasetSpec
+from backprop_core.schema.specs import DatasetSpec
 
 USER, ASSISTANT = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
 EXCHANGE = {"messages": [USER, ASSISTANT]}

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from backprop_core.blanking import blank_secrets
 from backprop_core.errors import BackpropError, RankMismatch, Unexpected, all_errors, rebuild
+from backprop_core.runtime.redaction import blank_secrets
 
 FAMILIES = ("INPUT_", "CONFIG_", "DEP_", "RUNTIME_", "STATE_", "UI_")
 

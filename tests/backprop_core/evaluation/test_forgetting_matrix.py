@@ -2,8 +2,8 @@
 
 import pytest
 
-from backprop_core.matrix import evaluation
-from backprop_core.refs import Cell, Ratings, Scores
+from backprop_core.evaluation.forgetting_matrix import evaluation
+from backprop_core.schema.refs import Cell, Ratings, Scores
 
 
 def cell(accuracy: float, exact: float = 0.5, f1: float | None = None, on: str = "2") -> Cell:

@@ -6,12 +6,12 @@ import random
 import numpy as np
 import pytest
 
-from backprop_core.gate import Hits, bounds, fewest, gain, gate, hits, spread, too_little, verdict
-from backprop_core.metrics import commit
-from backprop_core.refs import Answers, Generated, Scores
-from backprop_core.specs import CanarySpec, GateSpec, MinRowsSpec
-from backprop_core.store import Store
-from backprop_core.verdicts import GateReport
+from backprop_core.evaluation.gate import Hits, bounds, fewest, gain, gate, hits, spread, too_little, verdict
+from backprop_core.evaluation.metrics import commit
+from backprop_core.schema.gate_report import GateReport
+from backprop_core.schema.refs import Answers, Generated, Scores
+from backprop_core.schema.specs import CanarySpec, GateSpec, MinRowsSpec
+from backprop_core.store.artifacts import Store
 
 TOKENS = 10
 

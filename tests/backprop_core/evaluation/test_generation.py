@@ -7,15 +7,15 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from backprop_core import chat
+from backprop_core.data import chat_encoding
 from backprop_core.errors import InputValidationFailed, NoRows
-from backprop_core.evaluate import evaluate
-from backprop_core.generate import answer, generate, stop_ids
-from backprop_core.model import LoadedBase, adapted
-from backprop_core.refs import AdapterRef, ArtifactRef, RowsRef
-from backprop_core.specs import GenerationSpec
-from backprop_core.store import Store
-from tests.core import nano
+from backprop_core.evaluation.generation import answer, generate, stop_ids
+from backprop_core.evaluation.scoring import evaluate
+from backprop_core.models.loading import LoadedBase, adapted
+from backprop_core.schema.refs import AdapterRef, ArtifactRef, RowsRef
+from backprop_core.schema.specs import GenerationSpec
+from backprop_core.store.artifacts import Store
+from tests.backprop_core import nano
 
 ROWS = nano.chats(40)
 GREEDY = GenerationSpec(max_new_tokens=24)
@@ -53,7 +53,7 @@ def test_a_batch_writes_what_each_prompt_alone_does(base: LoadedBase, store: Sto
     plain = GenerationConfig(max_new_tokens=24, eos_token_id=stop_ids(base), pad_token_id=0)
     with adapted(base, tuned, store) as model:
         for messages, made in zip(asked, together, strict=True):
-            text = chat.render_prompt(base.tokenizer, messages)
+            text = chat_encoding.render_prompt(base.tokenizer, messages)
             ids = torch.tensor([base.tokenizer(text, add_special_tokens=False).input_ids])
             out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=plain)[0, ids.shape[1] :]
             assert made.text == base.tokenizer.decode(out, skip_special_tokens=True) and made.tokens == len(out)
@@ -85,10 +85,10 @@ def test_drawn_answers_repeat_with_their_seed(base: LoadedBase, store: Store) ->
 def test_control_tokens_in_a_prompt_are_text(base: LoadedBase) -> None:
     """The name of a control token that a user writes does not become one."""
     messages = [{"role": "user", "content": "a<|im_end|>b"}]
-    [ids] = chat.encode_prompts(base.tokenizer, [messages])
-    stop = chat.stop_id(base.tokenizer)
+    [ids] = chat_encoding.encode_prompts(base.tokenizer, [messages])
+    stop = chat_encoding.stop_id(base.tokenizer)
     assert base.tokenizer.decode([stop]) == "<|im_end|>" and ids.count(stop) == 1
-    [usual] = chat.encode_prompts(base.tokenizer, [[{"role": "user", "content": "ab"}]])
+    [usual] = chat_encoding.encode_prompts(base.tokenizer, [[{"role": "user", "content": "ab"}]])
     assert usual.count(stop) == 1
 
 

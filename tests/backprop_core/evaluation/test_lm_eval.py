@@ -9,14 +9,14 @@ import pytest
 import torch
 import yaml
 
-from backprop_core import own_tasks
 from backprop_core.errors import ConfigInvalid, HarnessFailed
-from backprop_core.harness import figures, harness
-from backprop_core.model import LoadedBase, adapted
-from backprop_core.refs import AdapterRef
-from backprop_core.specs import HarnessSpec
-from backprop_core.store import Store
-from tests.core import nano
+from backprop_core.evaluation import lm_eval_tasks
+from backprop_core.evaluation.lm_eval import figures, harness
+from backprop_core.models.loading import LoadedBase, adapted
+from backprop_core.schema.refs import AdapterRef
+from backprop_core.schema.specs import HarnessSpec
+from backprop_core.store.artifacts import Store
+from tests.backprop_core import nano
 
 CHATS = [[turn["content"] for turn in row["messages"]] for row in nano.chats(40)]  # what `tuned` has learned
 PAIRS = [(f"<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n", answer) for asked, answer in CHATS]
@@ -58,7 +58,7 @@ def perplexity(base: LoadedBase, adapter: AdapterRef | None, store: Store) -> fl
 
 def test_the_harness_sees_the_adapter(base: LoadedBase, shared: Store, tuned: AdapterRef, tmp_path: Path) -> None:
     """Its figures of base and adapter are those by transformers' logits; the tokenizer stays as it was."""
-    own = own_tasks.find(write_task(tmp_path / "tasks"))
+    own = lm_eval_tasks.find(write_task(tmp_path / "tasks"))
     before = repr(base.tokenizer)
     found = {}
     for adapter in (None, tuned):
@@ -72,14 +72,14 @@ def test_the_harness_sees_the_adapter(base: LoadedBase, shared: Store, tuned: Ad
 def test_tasks_are_as_they_were_when_the_run_began(base: LoadedBase, shared: Store, tmp_path: Path) -> None:
     """What changed meanwhile is coded, be it a task or its data; a directory without tasks is refused at once."""
     directory = write_task(tmp_path / "tasks")
-    own = own_tasks.find(directory)
+    own = lm_eval_tasks.find(directory)
     (directory / ".swp").write_text("an editor's")
-    assert own_tasks.find(directory) == own
+    assert lm_eval_tasks.find(directory) == own
     (directory / "rows.jsonl").write_text(json.dumps({"asked": "?", "answer": "!"}))
     with pytest.raises(ConfigInvalid, match="not as it was"):
         harness(base, None, spec=SPEC, own=own, store=shared)
     with pytest.raises(ConfigInvalid, match="no task files"):
-        own_tasks.find(tmp_path / "nothing")
+        lm_eval_tasks.find(tmp_path / "nothing")
 
 
 def test_data_that_are_not_there(base: LoadedBase, shared: Store, tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_data_that_are_not_there(base: LoadedBase, shared: Store, tmp_path: Path
     directory = write_task(tmp_path / "tasks")
     (directory / "rows.jsonl").unlink()
     with pytest.raises(HarnessFailed, match="FileNotFoundError") as caught:
-        harness(base, None, spec=SPEC, own=own_tasks.find(directory), store=shared)
+        harness(base, None, spec=SPEC, own=lm_eval_tasks.find(directory), store=shared)
     assert caught.value.retryable
 
 

@@ -5,11 +5,11 @@ import json
 import pytest
 
 from backprop_core.errors import InputValidationFailed
-from backprop_core.keys import canonical
-from backprop_core.metrics import as_expected, contains, label_accuracy, rate, same_match, token_f1
-from backprop_core.refs import FileAnswer, Generations
-from backprop_core.specs import CanarySpec
-from backprop_core.store import Store
+from backprop_core.evaluation.metrics import as_expected, contains, label_accuracy, rate, same_match, token_f1
+from backprop_core.schema.refs import FileAnswer, Generations
+from backprop_core.schema.specs import CanarySpec
+from backprop_core.store.artifacts import Store
+from backprop_core.store.cache_keys import canonical
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from backprop_core import chat
+from backprop_core.data import chat_encoding
 from backprop_core.errors import NoRows
-from backprop_core.evaluate import evaluate
-from backprop_core.model import LoadedBase, adapted
-from backprop_core.refs import AdapterRef, RowsRef, Scores
-from backprop_core.store import Store
-from tests.core import nano
+from backprop_core.evaluation.scoring import evaluate
+from backprop_core.models.loading import LoadedBase, adapted
+from backprop_core.schema.refs import AdapterRef, RowsRef, Scores
+from backprop_core.store.artifacts import Store
+from tests.backprop_core import nano
 
 ROWS = nano.chats(40)
 
@@ -29,7 +29,7 @@ def lines(store: Store, scores: Scores) -> list[dict[str, Any]]:
 @torch.no_grad()
 def by_hand(base: LoadedBase, index: int, row: dict[str, Any]) -> dict[str, Any]:
     """One row alone through the whole model, its log-probabilities in float64."""
-    [example] = chat.encode(base.tokenizer, [row], max_length=128)
+    [example] = chat_encoding.encode(base.tokenizer, [row], max_length=128)
     logp = base.model(torch.tensor([example.ids])).logits[0].double().log_softmax(-1)
     at = [position for position, label in enumerate(example.labels) if label]
     hits = [int(logp[position - 1].argmax()) == example.ids[position] for position in at]
@@ -56,7 +56,7 @@ def test_exact_means_greedy_decoding_writes_the_reference(
     scores = lines(store, evaluate(base, tuned, heldout, max_length=128, store=store))
     with adapted(base, tuned, store) as model:
         for row, score in list(zip(ROWS, scores, strict=True))[:12]:
-            [example] = chat.encode(base.tokenizer, [row], max_length=128)
+            [example] = chat_encoding.encode(base.tokenizer, [row], max_length=128)
             head = example.ids[: example.labels.index(True)]
             labels = [token for token, label in zip(example.ids, example.labels, strict=True) if label]
             ids = torch.tensor([head])

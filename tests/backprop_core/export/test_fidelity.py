@@ -10,15 +10,15 @@ from gguf import GGUFReader
 from peft import PeftModel
 from transformers import AutoTokenizer
 
-from backprop_core import fidelity
 from backprop_core.errors import ExportFidelity, GGUFExportFailed
-from backprop_core.fidelity import compare
-from backprop_core.gguf import convert
-from backprop_core.gguf.tokenizer import QWEN2
-from backprop_core.quantize import quantize
-from backprop_core.reference import Likely, refer
-from backprop_core.refs import Fidelity
-from tests.core import tiny_models as tiny
+from backprop_core.export import fidelity
+from backprop_core.export.fidelity import compare
+from backprop_core.export.fidelity_reference import Likely, refer
+from backprop_core.export.gguf import convert
+from backprop_core.export.gguf.tokenizer import QWEN2
+from backprop_core.export.quantize import quantize
+from backprop_core.schema.refs import Fidelity
+from tests.backprop_core import tiny_models as tiny
 
 # PEFT asks transformers for a property that it renamed
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -10,17 +10,17 @@ from gguf import GGUFReader
 from llama_cpp import llama_chat_format
 
 from backprop_core.errors import ExportFidelity
-from backprop_core.fidelity import measure
-from backprop_core.generate import answer
-from backprop_core.gguf import convert
-from backprop_core.model import LoadedBase, load
-from backprop_core.reference import Reference, conversations, refer
-from backprop_core.refs import Generated
-from backprop_core.specs import CanarySpec, GenerationSpec
-from backprop_core.store import Store
-from tests.core import tiny_models as tiny
+from backprop_core.evaluation.generation import answer
+from backprop_core.export.fidelity import measure
+from backprop_core.export.fidelity_reference import Reference, conversations, refer
+from backprop_core.export.gguf import convert
+from backprop_core.models.loading import LoadedBase, load
+from backprop_core.schema.refs import Generated
+from backprop_core.schema.specs import CanarySpec, GenerationSpec
+from backprop_core.store.artifacts import Store
+from tests.backprop_core import tiny_models as tiny
 
-EXAMPLE_BASE = Path(__file__).parents[2] / "examples" / "base"
+EXAMPLE_BASE = Path(__file__).parents[3] / "examples" / "base"
 QUESTION = "Which team takes this request?\nHi, the speaker stays dark when I press the button. Best wishes."
 CANARY = CanarySpec(prompt=QUESTION, expect="repairs")
 ROW: dict[str, Any] = {

@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
-from backprop_core import fidelity
 from backprop_core.errors import (
     AdapterMismatch,
     ArchitectureUnsupported,
@@ -31,14 +30,15 @@ from backprop_core.errors import (
     ModelLoadFailed,
     TokenizerUnsupported,
 )
-from backprop_core.gguf import check_supported, convert, fuse
-from backprop_core.gguf.data import finite
-from backprop_core.gguf.fuse import Fused
-from backprop_core.gguf.lora import convert_lora
-from backprop_core.gguf.stored import stored_in
-from backprop_core.gguf.tokenizer import LLAMA3, QWEN2
-from tests.core import nano
-from tests.core import tiny_models as tiny
+from backprop_core.export import fidelity
+from backprop_core.export.gguf import check_supported, convert, fused_weights
+from backprop_core.export.gguf.fused_weights import Fused
+from backprop_core.export.gguf.lora import convert_lora
+from backprop_core.export.gguf.stored_tensors import stored_in
+from backprop_core.export.gguf.tensor_data import finite
+from backprop_core.export.gguf.tokenizer import LLAMA3, QWEN2
+from tests.backprop_core import nano
+from tests.backprop_core import tiny_models as tiny
 
 # PEFT asks transformers for a property that it renamed
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -224,10 +224,10 @@ def test_threads_do_not_change_the_bytes(
     base = tiny.build(tmp_path / "base", "llama", vocab_size=3000)
     adapter, before = tiny.add_adapter(base, tmp_path / "adapter", **lora), torch.get_num_threads()
     try:
-        for threads, block, part in ((1, fuse.BLOCK, fuse.PART), (3, 2**12, 2**9)):
+        for threads, block, part in ((1, fused_weights.BLOCK, fused_weights.PART), (3, 2**12, 2**9)):
             torch.set_num_threads(threads)
-            monkeypatch.setattr(fuse, "BLOCK", block)
-            monkeypatch.setattr(fuse, "PART", part)
+            monkeypatch.setattr(fused_weights, "BLOCK", block)
+            monkeypatch.setattr(fused_weights, "PART", part)
             convert(base, adapter, tmp_path / f"{threads}.gguf", outtype=outtype)
             assert torch.get_num_threads() == threads
     finally:
@@ -347,7 +347,7 @@ def test_same_bytes_in_any_process(bases: dict[str, Path], tmp_path: Path) -> No
     """Two processes with other hash seeds, directories and homes write the same file, which names no place."""
     adapter = tiny.add_adapter(bases["llama"], tmp_path / "adapter")
     script = (
-        "import sys; from pathlib import Path; from backprop_core.gguf import convert; "
+        "import sys; from pathlib import Path; from backprop_core.export.gguf import convert; "
         "convert(Path(sys.argv[1]), Path(sys.argv[2]), Path('out.gguf'), outtype='bf16')"
     )
     processes = []
@@ -452,7 +452,7 @@ def test_unknown_tokenizer_is_refused_by_name(
 def test_support_is_said_without_torch(bases: dict[str, Path]) -> None:
     """check_supported runs in a process that never loads torch, numpy or gguf."""
     script = (
-        "import sys; from pathlib import Path; from backprop_core.gguf import check_supported; "
+        "import sys; from pathlib import Path; from backprop_core.export.gguf import check_supported; "
         "check_supported(Path(sys.argv[1])); assert not {'torch', 'numpy', 'gguf'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script, str(bases["qwen3"])], check=True)

@@ -11,21 +11,21 @@ import torch
 from peft import PeftModel
 from safetensors.numpy import load_file, save_file
 
-from backprop_core import base as bases
-from backprop_core.fidelity import Reader, compare
-from backprop_core.gguf import convert
-from backprop_core.importance import FILE, importance
-from backprop_core.keys import part
-from backprop_core.model import LoadedBase, load
-from backprop_core.quantize import quantize
-from backprop_core.reference import Likely, reference_logits
-from backprop_core.refs import AdapterRef, RowsRef
-from backprop_core.specs import ExportSpec, ModelSpec
-from backprop_core.store import Store
+from backprop_core.export.fidelity import Reader, compare
+from backprop_core.export.fidelity_reference import Likely, reference_logits
+from backprop_core.export.gguf import convert
+from backprop_core.export.imatrix import FILE, importance
+from backprop_core.export.quantize import quantize
+from backprop_core.models import base as bases
+from backprop_core.models.loading import LoadedBase, load
+from backprop_core.schema.refs import AdapterRef, RowsRef
+from backprop_core.schema.specs import ExportSpec, ModelSpec
+from backprop_core.store.artifacts import Store
+from backprop_core.store.cache_keys import part
 from backprop_core.worker.stages import Stages
-from tests.core import nano
+from tests.backprop_core import nano
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 MEASURED = 16  # rows that the KL is measured on, and that are not read before
 LENGTH = {"max_length": 128, "skip": MEASURED}
 MADE_OF = {"base_digest": "b" * 64}

@@ -13,8 +13,6 @@ from typing import Any
 import pytest
 from peft import PeftModel
 
-from backprop_core import base as bases
-from backprop_core import checkout
 from backprop_core.errors import (
     ArchitectureUnsupported,
     BackpropError,
@@ -22,16 +20,18 @@ from backprop_core.errors import (
     GGUFExportFailed,
     Interrupted,
 )
-from backprop_core.fidelity import measure
-from backprop_core.keys import stage_key
-from backprop_core.model import load
-from backprop_core.reference import refer
-from backprop_core.refs import AdapterRef, BaseRef, ConverterRef
-from backprop_core.specs import ModelSpec
-from backprop_core.store import Store
+from backprop_core.export import llamacpp_converter
+from backprop_core.export.fidelity import measure
+from backprop_core.export.fidelity_reference import refer
+from backprop_core.models import base as bases
+from backprop_core.models.loading import load
+from backprop_core.schema.refs import AdapterRef, BaseRef, ConverterRef
+from backprop_core.schema.specs import ModelSpec
+from backprop_core.store.artifacts import Store
+from backprop_core.store.cache_keys import stage_key
 from backprop_core.worker.stages import Stages
-from tests.core import stand_in_converter
-from tests.core import tiny_models as tiny
+from tests.backprop_core import stand_in_converter
+from tests.backprop_core import tiny_models as tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
@@ -73,7 +73,7 @@ def left_in(store: Store) -> list[Path]:
 def test_its_file_answers_as_the_model(odd: Path, llama_cpp: Path, store: Store) -> None:
     """The converter gets the fused model and its tokenizer, and what it writes passes the fidelity check."""
     before = left_in(store)
-    gguf, adapter, base = converted(odd, store, checkout.find(llama_cpp, sys.executable, odd))
+    gguf, adapter, base = converted(odd, store, llamacpp_converter.find(llama_cpp, sys.executable, odd))
     asked = json.loads((llama_cpp / "asked.json").read_text())
     model, *options = asked["argv"]
     assert Path(model).name == "model" and {"config.json", "tokenizer.json", "model.safetensors"} <= {*asked["files"]}
@@ -89,7 +89,7 @@ def test_its_file_answers_as_the_model(odd: Path, llama_cpp: Path, store: Store)
 
 def test_its_failure_is_told_and_leaves_nothing(odd: Path, llama_cpp: Path, store: Store) -> None:
     """Its own last words stand in the error; the half file and the fused model are gone."""
-    converter, before = checkout.find(llama_cpp, sys.executable, odd), left_in(store)
+    converter, before = llamacpp_converter.find(llama_cpp, sys.executable, odd), left_in(store)
     (llama_cpp / "broken").touch()
     with pytest.raises(GGUFExportFailed, match=r"status 1: .*BPE pre-tokenizer was not recognized"):
         converted(odd, store, converter)
@@ -98,7 +98,7 @@ def test_its_failure_is_told_and_leaves_nothing(odd: Path, llama_cpp: Path, stor
 
 def test_it_stops_when_told(odd: Path, llama_cpp: Path, store: Store) -> None:
     """Ctrl-C ends the converter, too."""
-    converter = checkout.find(llama_cpp, sys.executable, odd)
+    converter = llamacpp_converter.find(llama_cpp, sys.executable, odd)
     (llama_cpp / "slow").touch()
     with pytest.raises(Interrupted):
         converted(odd, store, converter, stop=True)
@@ -108,10 +108,16 @@ def test_it_stops_when_told(odd: Path, llama_cpp: Path, store: Store) -> None:
 def test_it_ends_with_us(llama_cpp: Path, tmp_path: Path) -> None:
     """A kill leaves no converter running."""
     (llama_cpp / "slow").touch()
-    command = [sys.executable, "-c", checkout.BOUND, str(llama_cpp / checkout.SCRIPT), str(tmp_path)]
+    command = [
+        sys.executable,
+        "-c",
+        llamacpp_converter.BOUND,
+        str(llama_cpp / llamacpp_converter.SCRIPT),
+        str(tmp_path),
+    ]
     script = (
-        "import sys; from pathlib import Path; from backprop_core import checkout; "
-        "checkout.run(sys.argv[2:], Path(sys.argv[1]), lambda: None)"
+        "import sys; from pathlib import Path; from backprop_core.export import llamacpp_converter; "
+        "llamacpp_converter.run(sys.argv[2:], Path(sys.argv[1]), lambda: None)"
     )
     ours = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "log"), *command])
     told = llama_cpp / "asked.json"
@@ -155,15 +161,15 @@ def test_what_cannot_work_is_refused_before_the_weights(
     directory.mkdir()
     shutil.copyfile(odd / "config.json", base / "config.json")
     if script:
-        (directory / checkout.SCRIPT).write_text(script)
+        (directory / llamacpp_converter.SCRIPT).write_text(script)
     with pytest.raises(error, match=said):
-        checkout.find(directory, sys.executable, base)
+        llamacpp_converter.find(directory, sys.executable, base)
 
 
 def test_an_interpreter_that_is_not_there(odd: Path, llama_cpp: Path) -> None:
     """The error names it, the hint the setting."""
     with pytest.raises(ConfigInvalid, match="/no/python") as caught:
-        checkout.find(llama_cpp, "/no/python", odd)
+        llamacpp_converter.find(llama_cpp, "/no/python", odd)
     assert "BACKPROPAGATE_LLAMA_CPP_PYTHON" in caught.value.hint
 
 
@@ -171,7 +177,7 @@ def test_another_checkout_is_another_key(odd: Path, llama_cpp: Path, tmp_path: P
     """What the converter is made of decides the key; where it lies, what runs it and what else is there do not."""
 
     def key(directory: Path, python: str = sys.executable) -> str:
-        converter = ConverterRef(digest=checkout.identity(directory), path=str(directory), python=python)
+        converter = ConverterRef(digest=llamacpp_converter.identity(directory), path=str(directory), python=python)
         return stage_key("convert_outside", {"outtype": "f16", "converter": converter})
 
     first = key(llama_cpp)
@@ -184,7 +190,7 @@ def test_another_checkout_is_another_key(odd: Path, llama_cpp: Path, tmp_path: P
 
 def test_a_checkout_that_changed_meanwhile_is_refused(odd: Path, llama_cpp: Path, store: Store) -> None:
     """The file would not be what the key says."""
-    converter = checkout.find(llama_cpp, sys.executable, odd)
+    converter = llamacpp_converter.find(llama_cpp, sys.executable, odd)
     (llama_cpp / "conversion" / "odd.py").write_text("LAYERS = 3\n")
     with pytest.raises(GGUFExportFailed, match="not as it was"):
-        checkout.check(converter)
+        llamacpp_converter.check(converter)

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from backprop_core.errors import AdapterMismatch
-from backprop_core.fused import fuse
-from tests.core import tiny_models as tiny
+from backprop_core.export.merged_checkpoint import fuse
+from tests.backprop_core import tiny_models as tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 

@@ -9,9 +9,9 @@ import pytest
 from gguf import GGUFReader
 
 from backprop_core.errors import GGUFExportFailed, QuantizationUnknown
-from backprop_core.gguf import convert
-from backprop_core.quantize import quantize
-from tests.core import tiny_models as tiny
+from backprop_core.export.gguf import convert
+from backprop_core.export.quantize import quantize
+from tests.backprop_core import tiny_models as tiny
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_failure_tells_llama_cpps_reason_and_leaves_nothing(
 def test_quantizing_prints_nothing(source: Path, tmp_path: Path) -> None:
     """llama.cpp's own lines reach neither stdout nor stderr, in a process that does nothing else."""
     script = (
-        "import sys; from pathlib import Path; from backprop_core.quantize import quantize; "
+        "import sys; from pathlib import Path; from backprop_core.export.quantize import quantize; "
         "quantize(Path(sys.argv[1]), Path(sys.argv[2]), 'q4_k_m', threads=1)"
     )
     argv = [sys.executable, "-c", script, str(source), str(tmp_path / "model.gguf")]

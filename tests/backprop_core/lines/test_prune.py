@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 import pytest
 
 from backprop_core.errors import ArtifactMissing, OllamaUnreachable, RunActive
-from backprop_core.leases import Lease, leased
-from backprop_core.lines import Lines, LineVersion
-from backprop_core.pins import pin, unpin
-from backprop_core.prune import Pruned, prune, sizes, tag_remover
-from backprop_core.refs import AdapterRef, GGUFRef, RowsRef
-from backprop_core.release import Release, Services, record_of, release, released
-from backprop_core.specs import ExportSpec, PublishSpec
-from backprop_core.store import Store
-from tests.core.test_lines import version
+from backprop_core.lines.prune import Pruned, prune, sizes, tag_remover
+from backprop_core.lines.versions import Lines, LineVersion
+from backprop_core.publishing.release import Release, Services, record_of, release, released
+from backprop_core.schema.refs import AdapterRef, GGUFRef, RowsRef
+from backprop_core.schema.specs import ExportSpec, PublishSpec
+from backprop_core.store.artifacts import Store
+from backprop_core.store.leases import Lease, leased
+from backprop_core.store.pins import pin, unpin
+from tests.backprop_core.lines.test_versions import version
 
 LINE, SIZE = "support", 20_000
 NOBODY = Services(None, None, None)  # type: ignore[arg-type]  # a line that is published nowhere asks nobody

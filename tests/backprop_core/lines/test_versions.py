@@ -5,10 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from backprop_core.errors import LineConflict, RunUnknown
-from backprop_core.lines import Lines, LineVersion
-from backprop_core.refs import AdapterRef, BaseRef, RowsRef, Scores
-from backprop_core.specs import LoraSpec, MergeSpec
-from backprop_core.store import Store
+from backprop_core.lines.versions import Lines, LineVersion
+from backprop_core.schema.refs import AdapterRef, BaseRef, RowsRef, Scores
+from backprop_core.schema.specs import LoraSpec, MergeSpec
+from backprop_core.store.artifacts import Store
 
 
 def version(run: int = 1, base: str = "a") -> LineVersion:

@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from backprop_core import adapter as adapters
-from backprop_core.adapter import Adapter
-from backprop_core.drift import drift
-from backprop_core.refs import AdapterRef
-from backprop_core.specs import LoraSpec, MergeSpec
-from backprop_core.store import Store
-from backprop_core.strategies import STRATEGIES, merge
+from backprop_core.merging.merge_stats import drift
+from backprop_core.merging.strategies import STRATEGIES, merge
+from backprop_core.models import adapter_tensors as adapters
+from backprop_core.models.adapter_tensors import Adapter
+from backprop_core.schema.refs import AdapterRef
+from backprop_core.schema.specs import LoraSpec, MergeSpec
+from backprop_core.store.artifacts import Store
 
 
 def commit(store: Store, seed: int) -> AdapterRef:

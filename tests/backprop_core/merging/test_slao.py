@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from backprop_core import slao
 from backprop_core.errors import AdapterMismatch, BackpropError, ConfigInvalid, RankMismatch, RankTooLarge
+from backprop_core.merging import slao
 
 A = "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"
 B = "base_model.model.model.layers.0.mlp.up_proj.lora_B.weight"

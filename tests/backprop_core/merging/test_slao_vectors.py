@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from backprop_core import slao
-from backprop_core.matrix import evaluation
-from backprop_core.refs import Cell, Scores
+from backprop_core.evaluation.forgetting_matrix import evaluation
+from backprop_core.merging import slao
+from backprop_core.schema.refs import Cell, Scores
 
 A, B = (f"base_model.model.model.layers.0.mlp.up_proj.lora_{part}.weight" for part in "AB")
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parent / "slao_vectors.json").read_text())

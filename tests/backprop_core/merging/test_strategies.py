@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from backprop_core import adapter as adapters
-from backprop_core.adapter import Adapter
 from backprop_core.errors import AdapterMismatch, BackpropError, RankMismatch
-from backprop_core.refs import AdapterRef
-from backprop_core.specs import LoraSpec, MergeSpec, Strategy
-from backprop_core.store import Store
-from backprop_core.strategies import STRATEGIES, merge
+from backprop_core.merging.strategies import STRATEGIES, merge
+from backprop_core.models import adapter_tensors as adapters
+from backprop_core.models.adapter_tensors import Adapter
+from backprop_core.schema.refs import AdapterRef
+from backprop_core.schema.specs import LoraSpec, MergeSpec, Strategy
+from backprop_core.store.artifacts import Store
 
 A, B = (f"base_model.model.model.layers.0.mlp.up_proj.lora_{part}.weight" for part in "AB")
 NORM = "base_model.model.model.norm.weight"

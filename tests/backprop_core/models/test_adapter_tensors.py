@@ -10,13 +10,13 @@ import pytest
 import torch
 from peft import PeftModel
 
-from backprop_core import adapter as adapters
-from backprop_core import peft_files
-from backprop_core.adapter import Adapter
 from backprop_core.errors import AdapterMismatch, BackpropError, InputNotFound, InputValidationFailed
-from backprop_core.model import injected, linear_names, load, taken
-from backprop_core.specs import LoraSpec
-from tests.core import nano
+from backprop_core.models import adapter_tensors as adapters
+from backprop_core.models import peft_files
+from backprop_core.models.adapter_tensors import Adapter
+from backprop_core.models.loading import injected, linear_names, load, taken
+from backprop_core.schema.specs import LoraSpec
+from tests.backprop_core import nano
 
 CONFIG = adapters.config_of(LoraSpec(rank=2, alpha=4), ["up_proj", "q_proj", "v_proj"])
 KEYS = [f"base_model.model.model.layers.0.mlp.up_proj.lora_{part}.weight" for part in "AB"]
@@ -25,7 +25,7 @@ NAMES = ["lora_A", "lora_B", "lora_C", "lora_D"]
 SCRIPT = f"""
 import sys, torch
 from pathlib import Path
-from backprop_core import adapter
+from backprop_core.models import adapter_tensors as adapter
 config = {{"lora_alpha": 4, "r": 2, "peft_type": "LORA", "target_modules": set({TARGETS}), "peft_version": "0.1"}}
 tensors = {{f"layer.{{name}}.weight": torch.full((2, 3), float(ord(name[-1]))) for name in set({NAMES})}}
 adapter.write(adapter.Adapter(config, tensors), Path(sys.argv[1]))

@@ -10,8 +10,7 @@ import pytest
 from gguf import GGUFReader
 from transformers import AutoTokenizer
 
-from backprop_core.base import TOKENIZER_FILES, template_of
-from backprop_core.chat import encode_prompts
+from backprop_core.data.chat_encoding import encode_prompts
 from backprop_core.errors import (
     AdapterMismatch,
     BackpropError,
@@ -20,15 +19,16 @@ from backprop_core.errors import (
     ModelLoadFailed,
     UnsafeModel,
 )
-from backprop_core.generate import answer
-from backprop_core.model import load, with_tokenizer_of
-from backprop_core.reference import read
-from backprop_core.specs import GenerationSpec
-from backprop_core.store import Store
+from backprop_core.evaluation.generation import answer
+from backprop_core.export.fidelity_reference import read
+from backprop_core.models.base import TOKENIZER_FILES, template_of
+from backprop_core.models.loading import load, with_tokenizer_of
+from backprop_core.schema.specs import GenerationSpec
+from backprop_core.store.artifacts import Store
 from backprop_core.worker.stages import Stages
-from tasks.directory import adapter_in
-from tests.core import nano
-from tests.core import tiny_models as tiny
+from tasks.runs.adapter_directory import adapter_in
+from tests.backprop_core import nano
+from tests.backprop_core import tiny_models as tiny
 
 # PEFT asks transformers for a property that it renamed
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

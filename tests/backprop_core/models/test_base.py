@@ -6,11 +6,11 @@ import shutil
 import pytest
 from transformers import AutoTokenizer
 
-from backprop_core import base as bases
 from backprop_core.errors import ChatTemplateMissing, ChatTemplateUnusable, InputNotFound, ModelLoadFailed, UnsafeModel
-from backprop_core.specs import ModelSpec
-from backprop_core.store import Store
-from tests.core import nano
+from backprop_core.models import base as bases
+from backprop_core.schema.specs import ModelSpec
+from backprop_core.store.artifacts import Store
+from tests.backprop_core import nano
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from backprop_core import base as bases
-from backprop_core import batch
+from backprop_core.data import batching
 from backprop_core.errors import ModelLoadFailed, TokenizerMismatch
-from backprop_core.generate import answer
-from backprop_core.model import LoadedBase, load
-from backprop_core.specs import GenerationSpec, ModelSpec
-from backprop_core.store import Store
-from tests.core import nano
-from tests.core import tiny_models as tiny
+from backprop_core.evaluation.generation import answer
+from backprop_core.models import base as bases
+from backprop_core.models.loading import LoadedBase, load
+from backprop_core.schema.specs import GenerationSpec, ModelSpec
+from backprop_core.store.artifacts import Store
+from tests.backprop_core import nano
+from tests.backprop_core import tiny_models as tiny
 
 Weights = dict[str, torch.Tensor]
 
@@ -152,9 +152,9 @@ def test_a_token_beyond_the_embeddings_is_named(short: LoadedBase, store: Store)
     """It is found among all rows before the first step, in training, evaluation and generation alike."""
     said = r"writes token 266, 'user', and the model has 265 embeddings"
     with pytest.raises(TokenizerMismatch, match=said):  # the template writes it
-        batch.load(short, nano.commit_rows(store, [row("a")]), max_length=99, store=store)
+        batching.load(short, nano.commit_rows(store, [row("a")]), max_length=99, store=store)
     with pytest.raises(TokenizerMismatch, match=said):  # and the tokens that were kept are no way around it
-        batch.load(short, nano.commit_rows(store, [row("a")]), max_length=99, store=store)
+        batching.load(short, nano.commit_rows(store, [row("a")]), max_length=99, store=store)
     with pytest.raises(TokenizerMismatch, match=said):
         answer(short, None, [row("a")["messages"][:1]], spec=GenerationSpec(max_new_tokens=2), store=store)
     with short.checking_ids(), pytest.raises(TokenizerMismatch, match=said):
@@ -165,7 +165,7 @@ def test_a_token_that_nothing_writes_is_no_fault(short: LoadedBase, store: Store
     """A tokenizer may be larger than the model (Gemma 3's is); only a token that comes up is refused."""
     short.tokenizer.chat_template = short.tokenizer.chat_template.replace("m['role']", "m['role'] | upper")
     short.tokenizer.chat_template = short.tokenizer.chat_template.replace("assistant", "ASSISTANT")
-    assert batch.load(short, nano.commit_rows(store, [row("a")]), max_length=99, store=store)
+    assert batching.load(short, nano.commit_rows(store, [row("a")]), max_length=99, store=store)
     rows = [row("a")] * 999 + [row("the last one is a user")]
     with pytest.raises(TokenizerMismatch, match="'user'"):
-        batch.load(short, nano.commit_rows(store, rows), max_length=99, store=store)
+        batching.load(short, nano.commit_rows(store, rows), max_length=99, store=store)

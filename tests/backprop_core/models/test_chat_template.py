@@ -5,9 +5,9 @@ import time
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from backprop_core import templates
 from backprop_core.errors import ChatTemplateUnusable
-from backprop_core.templates import TookTooLong, limited
+from backprop_core.models import chat_template
+from backprop_core.models.chat_template import TookTooLong, limited
 
 TOKENS = {"bos_token": {"content": "<s>", "lstrip": False}, "eos_token": "</s>"}
 LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
@@ -25,8 +25,8 @@ LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% end
 )
 def test_what_transformers_renders_passes(template: str) -> None:
     """Its tags, filters, functions and special tokens are all here."""
-    render_jinja_template([[templates.ASKED]], chat_template=template, bos_token="<s>", eos_token="</s>")
-    templates.check(template, TOKENS)
+    render_jinja_template([[chat_template.ASKED]], chat_template=template, bos_token="<s>", eos_token="</s>")
+    chat_template.check(template, TOKENS)
 
 
 @pytest.mark.parametrize(
@@ -36,20 +36,20 @@ def test_what_transformers_renders_passes(template: str) -> None:
 def test_what_fails_is_refused(template: str) -> None:
     """Wrong syntax, a way out of the sandbox, a change of its input, a token that no tokenizer has."""
     with pytest.raises(ChatTemplateUnusable, match="the chat template fails"):
-        templates.check(template, TOKENS)
+        chat_template.check(template, TOKENS)
 
 
 def test_a_token_that_no_file_names_is_made_up() -> None:
     """It may be its class's own; an empty text in its place could make a template fail that works."""
-    templates.check("{{ bos_token + eos_token }}", {"bos_token": None})
-    templates.check("{{ raise_exception('empty') if not sep_token }}", {})
+    chat_template.check("{{ bos_token + eos_token }}", {"bos_token": None})
+    chat_template.check("{{ raise_exception('empty') if not sep_token }}", {})
 
 
 def test_what_loops_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     """A template that would run for hours is stopped after its time."""
-    monkeypatch.setattr(templates, "SECONDS", 0.2)
+    monkeypatch.setattr(chat_template, "SECONDS", 0.2)
     with pytest.raises(ChatTemplateUnusable, match=r"still running after 0\.2 s"):
-        templates.check(LOOP, TOKENS)
+        chat_template.check(LOOP, TOKENS)
 
 
 def test_a_limit_that_is_kept_leaves_no_trace() -> None:
@@ -74,4 +74,4 @@ def test_a_limit_that_is_kept_leaves_no_trace() -> None:
 def test_a_template_that_writes_an_address_is_refused(template: str) -> None:
     """What is another text in each process is not trained: a template that forgot a join or a call is named."""
     with pytest.raises(ChatTemplateUnusable, match="another in each process"):
-        templates.check(template, {})
+        chat_template.check(template, {})

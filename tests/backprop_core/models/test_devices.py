@@ -2,8 +2,8 @@
 
 import pytest
 
-from backprop_core.devices import check_enough, name_means, resolve
 from backprop_core.errors import GPUNotAvailable
+from backprop_core.models.devices import check_enough, name_means, resolve
 
 PRESENT = ["GPU-aaaa-1", "GPU-bbbb-2"]
 

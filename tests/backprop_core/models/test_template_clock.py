@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 from transformers.utils import chat_template_utils
 
-from backprop_core import base as bases
-from backprop_core import chat, templates, tokens
+from backprop_core.data import chat_encoding, token_cache
 from backprop_core.errors import ChatTemplateUnusable
-from backprop_core.keys import digest_of, stage_key
-from backprop_core.model import load
-from backprop_core.refs import BaseRef, RowsRef
-from backprop_core.specs import ModelSpec, TrainSpec
-from backprop_core.store import Store
-from tests.core import nano
+from backprop_core.models import base as bases
+from backprop_core.models import chat_template
+from backprop_core.models.loading import load
+from backprop_core.schema.refs import BaseRef, RowsRef
+from backprop_core.schema.specs import ModelSpec, TrainSpec
+from backprop_core.store.artifacts import Store
+from backprop_core.store.cache_keys import digest_of, stage_key
+from tests.backprop_core import nano
 
 TURNS = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -62,11 +63,11 @@ def dated(request: pytest.FixtureRequest) -> Any:
 
 def test_a_template_writes_what_transformers_writes_on_that_day(dated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rendered on the fixed day by transformers itself, a conversation is the same text, ids and all."""
-    on_the_day(templates.NOW, monkeypatch)
+    on_the_day(chat_template.NOW, monkeypatch)
     monkeypatch.setenv("TZ", "UTC")
-    expected = dated.apply_chat_template(MESSAGES, tokenize=False, date_string=templates.TODAY)
-    assert chat.render(dated, {"messages": MESSAGES}) == expected
-    [example] = chat.encode(dated, [{"messages": MESSAGES}], max_length=999)
+    expected = dated.apply_chat_template(MESSAGES, tokenize=False, date_string=chat_template.TODAY)
+    assert chat_encoding.render(dated, {"messages": MESSAGES}) == expected
+    [example] = chat_encoding.encode(dated, [{"messages": MESSAGES}], max_length=999)
     assert example.ids == dated(expected, add_special_tokens=False).input_ids
 
 
@@ -84,17 +85,19 @@ def ways(fast: Any) -> list[Any]:
     """A conversation in training, in a prompt, in generation and as a whole."""
     row = {"messages": MESSAGES}
     return [
-        chat.encode(fast, [row], max_length=999),
-        chat.render(fast, row),
-        chat.render_prompt(fast, MESSAGES[:1]),
-        chat.encode_prompts(fast, [MESSAGES[:1]]),
-        chat.stop_id(fast),
+        chat_encoding.encode(fast, [row], max_length=999),
+        chat_encoding.render(fast, row),
+        chat_encoding.render_prompt(fast, MESSAGES[:1]),
+        chat_encoding.encode_prompts(fast, [MESSAGES[:1]]),
+        chat_encoding.stop_id(fast),
     ]
 
 
 def test_not_by_time_zone_or_language(tmp_path: Path) -> None:
     """Another process, in another zone, locale and hash seed, writes the same bytes."""
-    code = "import sys; from backprop_core.templates import render; print(render(sys.argv[1], [], special={}, "
+    code = (
+        "import sys; from backprop_core.models.chat_template import render; print(render(sys.argv[1], [], special={}, "
+    )
     code += "add_generation_prompt=False))"
     environments = [{"TZ": "Pacific/Kiritimati", "LC_ALL": "C", "PYTHONHASHSEED": "1"}, {"TZ": "America/Adak"}]
     written = {
@@ -113,7 +116,7 @@ def test_not_by_time_zone_or_language(tmp_path: Path) -> None:
 def test_nothing_is_drawn(template: str) -> None:
     """What jinja2 draws anew in each process is no part of a template's language."""
     with pytest.raises(ChatTemplateUnusable, match=r"random|lipsum"):
-        templates.check(template, {})
+        chat_template.check(template, {})
 
 
 @pytest.mark.parametrize(
@@ -131,7 +134,7 @@ def test_nothing_is_drawn(template: str) -> None:
 def test_the_sandbox_is_as_tight_as_that_of_transformers(template: str) -> None:
     """What a template may call leads to nothing of Python's own."""
     with pytest.raises(ChatTemplateUnusable, match="the chat template fails"):
-        templates.render(template, MESSAGES, special={}, add_generation_prompt=False)
+        chat_template.render(template, MESSAGES, special={}, add_generation_prompt=False)
 
 
 def test_a_block_of_the_assistant_is_a_scope(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +144,7 @@ def test_a_block_of_the_assistant_is_a_scope(monkeypatch: pytest.MonkeyPatch) ->
         "{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}"
         "{% set ns = namespace(self=3) %}{% set ns.b = dict(c=4) %}{{ ns.self ~ ns.b ~ dict.fromkeys('ab', 5) }}"
     )
-    assert chat.render(fast, {"messages": MESSAGES}) == fast.apply_chat_template(MESSAGES, tokenize=False)
+    assert chat_encoding.render(fast, {"messages": MESSAGES}) == fast.apply_chat_template(MESSAGES, tokenize=False)
 
 
 # Where the day is said, and what it does to keys
@@ -188,12 +191,12 @@ def test_tokens_of_another_day_are_not_taken(tmp_path: Path, store: Store) -> No
         directory = with_template(tmp_path / name, template)
         base = load(directory, precision="fp32", device="cpu")
         before = {  # what the key was made of before templates had a clock of ours
-            "version": [tokens.VERSION, *map(version, tokens.LIBRARIES)],
+            "version": [token_cache.VERSION, *map(version, token_cache.LIBRARIES)],
             "rows": rows.digest,
             "tokenizer": bases.tokenizer_digest(directory, store),
             "template": template,
             "max_length": 99,
         }
-        assert (tokens.key_of(base, rows, 99, store) == digest_of(before)) == (name == "plain")
-        ref, _ = tokens.load(base, rows, max_length=99, store=store)
+        assert (token_cache.key_of(base, rows, 99, store) == digest_of(before)) == (name == "plain")
+        ref, _ = token_cache.load(base, rows, max_length=99, store=store)
         assert store.record(ref.digest)["day"] == (None if name == "plain" else "2024-07-26")

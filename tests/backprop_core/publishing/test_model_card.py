@@ -5,9 +5,9 @@ import json
 import pytest
 import yaml
 
-from backprop_core.model_card import card, record
-from backprop_core.refs import BaseRecord, DatasetSummary, Evaluation, GGUFRecord, Located, RunResult
-from backprop_core.specs import DatasetSpec, ModelSpec, RunSpec
+from backprop_core.publishing.model_card import card, record
+from backprop_core.schema.refs import BaseRecord, DatasetSummary, Evaluation, GGUFRecord, Located, RunResult
+from backprop_core.schema.specs import DatasetSpec, ModelSpec, RunSpec
 
 HOME = "/home/somebody/secret"
 FIDELITY = {"positions": 100, "ids_equal": True, "top1": 0.987, "kl": 0.00123}

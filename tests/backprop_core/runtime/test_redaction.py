@@ -14,8 +14,9 @@ from urllib.parse import quote
 
 import pytest
 
-from backprop_core import blanking
-from backprop_core.blanking import (
+from backprop_core.errors import ConfigInvalid, all_errors
+from backprop_core.runtime import redaction
+from backprop_core.runtime.redaction import (
     blank_address,
     blank_json,
     blank_logs,
@@ -25,9 +26,8 @@ from backprop_core.blanking import (
     keep_secret,
     weak_secrets,
 )
-from backprop_core.errors import ConfigInvalid, all_errors
-from backprop_core.refs import ErrorRecord, RunResult
-from backprop_core.specs import DatasetSpec, RunSpec
+from backprop_core.schema.refs import ErrorRecord, RunResult
+from backprop_core.schema.specs import DatasetSpec, RunSpec
 
 CANARY = "Zx9-canary&4711/="
 SHAPES = {  # none of these is anyone's
@@ -102,9 +102,9 @@ HARMLESS = (
 @pytest.fixture(autouse=True)
 def alone(monkeypatch) -> None:
     """No secret of the machine's own, and none of an earlier test."""
-    for name in blanking.secrets_by_name():
+    for name in redaction.secrets_by_name():
         monkeypatch.delenv(name)
-    monkeypatch.setattr(blanking, "_kept", set())
+    monkeypatch.setattr(redaction, "_kept", set())
 
 
 @pytest.mark.parametrize("text, secret", SHAPES.values(), ids=SHAPES)
@@ -289,7 +289,7 @@ def test_any_text_can_be_blanked():
 
 PATIENCE = """
 import time
-from backprop_core.blanking import blank_secrets
+from backprop_core.runtime.redaction import blank_secrets
 parts = "a|://a:|-----BEGIN PRIVATE KEY|Bearer |password=|a-|https://x|?a_|eyJ|A1b2|x-|://|hf_|Basic A|key: "
 parts += "|--token=|cookie:|SG.a-"
 for text in [part * (100_000 // len(part)) for part in parts.split("|")] + ["https://" + "x" * 100_000]:

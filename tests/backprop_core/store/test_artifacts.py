@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from backprop_core.errors import ArtifactDamaged, ArtifactMissing, DiskFull
-from backprop_core.refs import RowsRef
-from backprop_core.store import LARGE, Store, file_digest, write_atomic
+from backprop_core.schema.refs import RowsRef
+from backprop_core.store.artifacts import LARGE, Store, file_digest, write_atomic
 
 
 @pytest.fixture
@@ -120,8 +120,8 @@ def test_full_disk_is_a_coded_error(store):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from backprop_core import store as rooms
-from backprop_core.refs import RowsRef
+from backprop_core.store import artifacts as rooms
+from backprop_core.schema.refs import RowsRef
 calls = 0
 def counted(real):
     def call(*args, **kwargs):
@@ -164,7 +164,7 @@ def test_a_dead_process_leaves_no_temporary_files(tmp_path):
     """What a killed process was writing is swept by the next one; what a living one writes is not."""
     alive = Store(tmp_path)
     mine = alive.scratch("mine")
-    script = "import sys,os,signal; from pathlib import Path; from backprop_core.store import Store\n"
+    script = "import sys,os,signal; from pathlib import Path; from backprop_core.store.artifacts import Store\n"
     script += "Store(Path(sys.argv[1])).scratch('x'); os.kill(os.getpid(), signal.SIGKILL)"
     subprocess.run([sys.executable, "-c", script, str(tmp_path)])
     assert len(list(tmp_path.glob("tmp/*"))) == 2

@@ -5,10 +5,10 @@ import sys
 
 from pydantic import Field
 
-from backprop_core.frozen import KEY_IF_SET, Spec
-from backprop_core.keys import VERSIONS, canonical, stage_key, stage_parts
-from backprop_core.refs import AdapterRef, BaseRef, DatasetRef, RowsRef, SourceRef, Start
-from backprop_core.specs import DatasetSpec, EvaluationSpec, TrainSpec
+from backprop_core.schema.records import KEY_IF_SET, Spec
+from backprop_core.schema.refs import AdapterRef, BaseRef, DatasetRef, RowsRef, SourceRef, Start
+from backprop_core.schema.specs import DatasetSpec, EvaluationSpec, TrainSpec
+from backprop_core.store.cache_keys import VERSIONS, canonical, stage_key, stage_parts
 
 A, B = "a" * 64, "b" * 64
 
@@ -88,7 +88,7 @@ def test_the_version_is_part_of_the_key(monkeypatch):
 
 def test_a_key_is_the_same_in_any_process():
     """Two processes with other hash seeds agree on a key."""
-    script = "from tests.core.test_keys import train_key; print(train_key())"
+    script = "from tests.backprop_core.store.test_cache_keys import train_key; print(train_key())"
     keys = {
         subprocess.run(
             [sys.executable, "-c", script], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed}
@@ -110,7 +110,7 @@ def test_canonical_json_has_one_spelling():
 
 def test_dataset_names_are_labels():
     """A dataset's digest is that of its rows."""
-    from backprop_core.keys import dataset_digest
+    from backprop_core.store.cache_keys import dataset_digest
 
     one = DatasetRef(name="a", task="a", train=RowsRef(digest=A, rows=1), heldout=RowsRef(digest=B, rows=1), read=2)
     assert dataset_digest(one) == dataset_digest(one.model_copy(update={"name": "b", "task": "b"}))

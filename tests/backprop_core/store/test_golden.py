@@ -9,18 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from backprop_core import adapter as adapters
-from backprop_core.adapter import Adapter
-from backprop_core.evaluate import evaluate
-from backprop_core.gguf import convert
-from backprop_core.keys import VERSIONS
-from backprop_core.model import load
-from backprop_core.refs import AdapterRef
-from backprop_core.specs import LoraSpec, MergeSpec, TrainSpec
-from backprop_core.store import Store, file_digest
-from backprop_core.strategies import merge
+from backprop_core.evaluation.scoring import evaluate
+from backprop_core.export.gguf import convert
+from backprop_core.merging.strategies import merge
+from backprop_core.models import adapter_tensors as adapters
+from backprop_core.models.adapter_tensors import Adapter
+from backprop_core.models.loading import load
+from backprop_core.schema.refs import AdapterRef
+from backprop_core.schema.specs import LoraSpec, MergeSpec, TrainSpec
+from backprop_core.store.artifacts import Store, file_digest
+from backprop_core.store.cache_keys import VERSIONS
 from backprop_core.training.loop import train
-from tests.core import nano
+from tests.backprop_core import nano
 
 SPEC = TrainSpec(steps=6, batch_size=4, precision="fp32", device="cpu", learning_rate=1e-2, lora=LoraSpec(rank=4))
 

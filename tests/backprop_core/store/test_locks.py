@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from filelock import FileLock, Timeout
 
-from backprop_core import base as bases
 from backprop_core.errors import Interrupted, RunActive, WorkerStalled
-from backprop_core.leases import Lease
-from backprop_core.refs import TrainResult
-from backprop_core.specs import LoraSpec, ModelSpec, TrainSpec
-from backprop_core.store import Store
-from backprop_core.worker.handle import Worker
+from backprop_core.models import base as bases
+from backprop_core.schema.refs import TrainResult
+from backprop_core.schema.specs import LoraSpec, ModelSpec, TrainSpec
+from backprop_core.store.artifacts import Store
+from backprop_core.store.leases import Lease
+from backprop_core.worker.client import Worker
 from backprop_core.worker.main import taken
-from tests.core import nano
+from tests.backprop_core import nano
 
 SPEC = TrainSpec(steps=2, batch_size=4, precision="fp32", device="cpu", lora=LoraSpec(rank=4))
 

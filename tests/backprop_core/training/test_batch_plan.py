@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backprop_core.batch import OVERHEAD, by_budget
-from backprop_core.specs import TrainSpec
-from backprop_core.training import plan
+from backprop_core.data.batching import OVERHEAD, by_budget
+from backprop_core.schema.specs import TrainSpec
+from backprop_core.training import batch_plan
 
 LENGTHS = st.lists(st.integers(2, 500), min_size=1, max_size=300)
 
@@ -17,12 +17,12 @@ LENGTHS = st.lists(st.integers(2, 500), min_size=1, max_size=300)
 @given(lengths=LENGTHS, batch_size=st.integers(1, 40), seed=st.integers(0, 9), epoch=st.integers(0, 9))
 def test_an_epoch_has_every_example_once(lengths: list[int], batch_size: int, seed: int, epoch: int) -> None:
     """Each example is in exactly one batch, and no two batches differ in size by more than one."""
-    batches = plan.epoch_batches(lengths, seed=seed, epoch=epoch, batch_size=batch_size)
+    batches = batch_plan.epoch_batches(lengths, seed=seed, epoch=epoch, batch_size=batch_size)
     assert sorted(itertools.chain(*batches)) == list(range(len(lengths)))
     sizes = {len(batch) for batch in batches}
     assert max(sizes) - min(sizes) <= 1
     assert max(sizes) <= batch_size
-    assert len(batches) == plan.batches_per_epoch(len(lengths), batch_size)
+    assert len(batches) == batch_plan.batches_per_epoch(len(lengths), batch_size)
 
 
 @given(lengths=LENGTHS, first=st.integers(0, 60), steps=st.integers(1, 60), batch_size=st.integers(1, 40))
@@ -31,15 +31,15 @@ def test_a_later_start_sees_the_same_steps(lengths: list[int], first: int, steps
     spec = TrainSpec(steps=steps, batch_size=batch_size)
     halves = [range(0, len(lengths), 2), range(len(lengths) // 2, len(lengths))]
     for passes in ([range(len(lengths))], halves):
-        whole = list(plan.batches_from(0, lengths, spec, passes))
+        whole = list(batch_plan.batches_from(0, lengths, spec, passes))
         assert len(whole) == steps
-        assert list(plan.batches_from(min(first, steps), lengths, spec, passes)) == whole[min(first, steps) :]
+        assert list(batch_plan.batches_from(min(first, steps), lengths, spec, passes)) == whole[min(first, steps) :]
 
 
 def test_passes_are_taken_in_turn() -> None:
     """Each epoch has the examples of its pass, each once; after the last pass comes the first again."""
     lengths, passes = list(range(2, 32)), [range(0, 20), range(5, 25), range(10, 30)]
-    batches = list(plan.batches_from(0, lengths, TrainSpec(epochs=4, batch_size=5), passes))
+    batches = list(batch_plan.batches_from(0, lengths, TrainSpec(epochs=4, batch_size=5), passes))
     epochs = [sorted(itertools.chain(*batches[start : start + 4])) for start in range(0, 16, 4)]
     assert epochs == [list(examples) for examples in [*passes, passes[0]]]
 
@@ -48,14 +48,15 @@ def test_seed_and_epoch_shuffle() -> None:
     """Another seed or epoch is another order."""
     lengths = list(range(2, 102))
     orders = [
-        plan.epoch_batches(lengths, seed=seed, epoch=epoch, batch_size=8) for seed, epoch in [(0, 0), (0, 1), (1, 0)]
+        batch_plan.epoch_batches(lengths, seed=seed, epoch=epoch, batch_size=8)
+        for seed, epoch in [(0, 0), (0, 1), (1, 0)]
     ]
     assert len({str(order) for order in orders}) == 3
 
 
 def test_the_plan_is_pinned() -> None:
     """The order is the same in any process and version; if this changes, raise VERSIONS["train"]."""
-    batches = plan.epoch_batches([5, 9, 3, 7, 4, 8, 6], seed=1, epoch=2, batch_size=3)
+    batches = batch_plan.epoch_batches([5, 9, 3, 7, 4, 8, 6], seed=1, epoch=2, batch_size=3)
     assert batches == [[0, 6], [2, 4], [3, 5, 1]]
 
 
@@ -63,7 +64,7 @@ def test_grouping_by_length_saves_padding() -> None:
     """Windows sorted by length, and batches cut where that saves padding, pad far less than a random order does."""
     rng = random.Random(0)
     lengths = [int(rng.lognormvariate(4.5, 0.8)) + 2 for _ in range(512)]
-    batches = plan.epoch_batches(lengths, seed=0, epoch=0, batch_size=8)
+    batches = batch_plan.epoch_batches(lengths, seed=0, epoch=0, batch_size=8)
     grouped = [group for batch in batches for group in by_budget(batch, lengths, 4096)]
     mixed = [list(range(start, start + 8)) for start in range(0, 512, 8)]
     assert padding(grouped, lengths) < 0.15 < 0.4 < padding(mixed, lengths)
@@ -107,7 +108,7 @@ def padding(batches: list[list[int]], lengths: list[int]) -> float:
 )
 def test_steps_come_from_epochs_unless_given(fields: dict[str, float], steps: int) -> None:
     """33 examples in batches of at most 16 are three steps a pass; `steps` overrides `epochs`."""
-    assert plan.total_steps(33, TrainSpec(batch_size=16, **fields)) == steps  # type: ignore[arg-type]
+    assert batch_plan.total_steps(33, TrainSpec(batch_size=16, **fields)) == steps  # type: ignore[arg-type]
 
 
 @given(lengths=LENGTHS, budget=st.integers(16, 2000))
@@ -123,7 +124,7 @@ def test_micro_batches_keep_the_budget(lengths: list[int], budget: int) -> None:
 def test_warm_up_then_cosine(total: int, warmup: float, expected: int) -> None:
     """The rate rises in equal parts for min(warmup · steps, 20) steps, then only falls, and is never zero."""
     spec = TrainSpec(learning_rate=0.5, warmup=warmup)
-    rates = [plan.learning_rate(step, total, spec) for step in range(total)]
+    rates = [batch_plan.learning_rate(step, total, spec) for step in range(total)]
     assert rates[:expected] == pytest.approx([0.5 * (step + 1) / expected for step in range(expected)])
     assert rates[expected] == pytest.approx(0.5)
     assert all(before > after > 0 for before, after in itertools.pairwise(rates[expected:]))

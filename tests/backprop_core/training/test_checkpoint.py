@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from backprop_core.errors import CheckpointInvalid, DiskFull
-from backprop_core.refs import RowsRef
-from backprop_core.store import Store
+from backprop_core.schema.refs import RowsRef
+from backprop_core.store.artifacts import Store
 from backprop_core.training import checkpoint
 from backprop_core.training.checkpoint import Checkpoint
-from tests.core import nano, victim
+from tests.backprop_core import nano, victim
 
 PRINT = {"torch": "2", "threads": 1}
 
@@ -98,7 +98,7 @@ class Children:
         self.root = root
         self.base = nano.build(root / "base")
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["tests.core.victim", "transformers.models.llama.modeling_llama"])
+        self._context.set_forkserver_preload(["tests.backprop_core.victim", "transformers.models.llama.modeling_llama"])
 
     def rows(self, store: Path) -> RowsRef:
         return nano.commit_rows(Store(store), nano.chats(20))

@@ -14,7 +14,7 @@ import torch
 from backprop_core.errors import DiskFull
 from backprop_core.training import checkpoint
 from backprop_core.training.checkpoint import Checkpoint
-from tests.core.broken_disk import broken
+from tests.backprop_core.broken_disk import broken
 
 FILES = ["adapter.safetensors", "optimizer.safetensors", "rng.safetensors", "state.json", "artifact.json"]
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from backprop_core.specs import TrainSpec
+from backprop_core.schema.specs import TrainSpec
 from backprop_core.training.defaults import SAFE, Data, choose
-from backprop_core.training.memory import GIB, Setting, memory
 from backprop_core.training.presets import PRESETS
+from backprop_core.training.vram_estimate import GIB, Setting, memory
 
 QWEN = PRESETS["qwen2.5-7b"].shape
 

@@ -11,18 +11,18 @@ import pytest
 import torch
 from filelock import FileLock
 
-from backprop_core import adapter as adapters
-from backprop_core import base as bases
 from backprop_core.errors import CheckpointInvalid, NoRows, WorkerDied
-from backprop_core.model import load
-from backprop_core.refs import TrainResult
-from backprop_core.specs import LoraSpec, ModelSpec, TrainSpec
-from backprop_core.store import Store
+from backprop_core.models import adapter_tensors as adapters
+from backprop_core.models import base as bases
+from backprop_core.models.loading import load
+from backprop_core.schema.refs import TrainResult
+from backprop_core.schema.specs import LoraSpec, ModelSpec, TrainSpec
+from backprop_core.store.artifacts import Store
+from backprop_core.training.distributed import ALONE, Ranks
 from backprop_core.training.loop import train
-from backprop_core.training.ranks import ALONE, Ranks
-from backprop_core.worker.handle import Worker
-from tests.core import nano
-from tests.core.test_worker import is_alive
+from backprop_core.worker.client import Worker
+from tests.backprop_core import nano
+from tests.backprop_core.worker.test_worker import is_alive
 
 SPEC = TrainSpec(
     steps=6,
@@ -142,8 +142,8 @@ def environment(pid: int) -> bytes:
 PARENT = """
 import sys, time
 from pathlib import Path
-from backprop_core.store import Store
-from backprop_core.worker.handle import Worker
+from backprop_core.store.artifacts import Store
+from backprop_core.worker.client import Worker
 root = Path(sys.argv[1])
 worker = Worker(Store(root), slots=[root / "lock"], processes=2)
 worker.wait_for_slot()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from backprop_core.errors import GPUTooHot
-from backprop_core.training.guard import Blind, Guard, Reading, must_rest, nvml
+from backprop_core.training.gpu_guard import Blind, Guard, Reading, must_rest, nvml
 
 
 class Scene:
@@ -147,7 +147,7 @@ const char *nvmlErrorString(int result) { return "from the driver"; }
 """
 ASK = """
 import json, sys
-from backprop_core.training.guard import Blind, nvml
+from backprop_core.training.gpu_guard import Blind, nvml
 try:
     print(json.dumps(nvml(sys.argv[1])()))
 except Blind as error:

@@ -11,11 +11,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from backprop_core import adapter as adapters
-from backprop_core import chat, slao
-from backprop_core.batch import collate
-from backprop_core.batch import load as load_items
-from backprop_core.curate import replay
+from backprop_core.data import chat_encoding
+from backprop_core.data.batching import collate
+from backprop_core.data.batching import load as load_items
+from backprop_core.data.curation import replay
 from backprop_core.errors import (
     AdapterMismatch,
     BackpropError,
@@ -27,13 +26,15 @@ from backprop_core.errors import (
     NoRows,
     RankMismatch,
 )
-from backprop_core.model import LoadedBase, adapted, injected, load, put
-from backprop_core.refs import RowsRef, Start, TrainResult
-from backprop_core.specs import LoraSpec, TrainSpec
-from backprop_core.store import Store
-from backprop_core.training.guard import Guard
+from backprop_core.merging import slao
+from backprop_core.models import adapter_tensors as adapters
+from backprop_core.models.loading import LoadedBase, adapted, injected, load, put
+from backprop_core.schema.refs import RowsRef, Start, TrainResult
+from backprop_core.schema.specs import LoraSpec, TrainSpec
+from backprop_core.store.artifacts import Store
+from backprop_core.training.gpu_guard import Guard
 from backprop_core.training.loop import train
-from tests.core import nano
+from tests.backprop_core import nano
 
 ROWS = nano.chats(24)
 SPEC = TrainSpec(
@@ -118,7 +119,7 @@ def test_steps_equal_a_plain_loop(path: Path, base: LoadedBase, rows: RowsRef, s
     torch.manual_seed(SPEC.seed)
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=sorted(names), task_type="CAUSAL_LM"))
-    examples = chat.encode(base.tokenizer, ROWS, max_length=128)
+    examples = chat_encoding.encode(base.tokenizer, ROWS, max_length=128)
     width = max(len(example.ids) for example in examples)
     ids, mask, labels = (torch.full((24, width), value) for value in (0, 0, -100))
     for row, example in enumerate(examples):

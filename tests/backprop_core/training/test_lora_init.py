@@ -9,17 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from backprop_core import adapter as adapters
 from backprop_core.errors import AdapterMismatch, Interrupted, RankTooLarge, VariantUnsupported
-from backprop_core.evaluate import evaluate
-from backprop_core.gguf.fuse import Fused
-from backprop_core.model import LoadedBase, adapted, load
-from backprop_core.refs import AdapterRef, RowsRef, Start, TrainResult
-from backprop_core.specs import LoraSpec, MergeSpec, TrainSpec
-from backprop_core.store import Store
-from backprop_core.strategies import merge
+from backprop_core.evaluation.scoring import evaluate
+from backprop_core.export.gguf.fused_weights import Fused
+from backprop_core.merging.strategies import merge
+from backprop_core.models import adapter_tensors as adapters
+from backprop_core.models.loading import LoadedBase, adapted, load
+from backprop_core.schema.refs import AdapterRef, RowsRef, Start, TrainResult
+from backprop_core.schema.specs import LoraSpec, MergeSpec, TrainSpec
+from backprop_core.store.artifacts import Store
 from backprop_core.training.loop import train
-from tests.core import nano
+from tests.backprop_core import nano
 
 Tensors = dict[str, torch.Tensor]
 IDS = torch.arange(40)[None]

@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from backprop_core import adapter as adapters
-from backprop_core import base as bases
 from backprop_core.errors import ExtraMissing, Interrupted
-from backprop_core.evaluate import evaluate
-from backprop_core.model import LoadedBase, load
-from backprop_core.refs import RowsRef, Scores, TrainResult
-from backprop_core.specs import LoraSpec, ModelSpec, TrainSpec
-from backprop_core.store import Store, file_digest
+from backprop_core.evaluation.scoring import evaluate
+from backprop_core.models import adapter_tensors as adapters
+from backprop_core.models import base as bases
+from backprop_core.models.loading import LoadedBase, load
+from backprop_core.schema.refs import RowsRef, Scores, TrainResult
+from backprop_core.schema.specs import LoraSpec, ModelSpec, TrainSpec
+from backprop_core.store.artifacts import Store, file_digest
 from backprop_core.training.loop import train
-from backprop_core.worker.handle import Worker
-from tests.core import nano
+from backprop_core.worker.client import Worker
+from tests.backprop_core import nano
 
 Job = dict[str, Any]
 SPEC = TrainSpec(steps=8, batch_size=8, learning_rate=1e-2, max_length=128, lora=LoraSpec(rank=4, alpha=8, dropout=0.1))

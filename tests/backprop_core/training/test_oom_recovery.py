@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 import torch
 
-from backprop_core.batch import collate
-from backprop_core.batch import load as load_items
+from backprop_core.data.batching import collate
+from backprop_core.data.batching import load as load_items
 from backprop_core.errors import GPUOutOfMemory, Interrupted
-from backprop_core.model import LoadedBase, linear_names, load
-from backprop_core.refs import RowsRef, TrainResult
-from backprop_core.specs import LoraSpec, TrainSpec
-from backprop_core.store import Store
+from backprop_core.models.loading import LoadedBase, linear_names, load
+from backprop_core.schema.refs import RowsRef, TrainResult
+from backprop_core.schema.specs import LoraSpec, TrainSpec
+from backprop_core.store.artifacts import Store
 from backprop_core.training.loop import train
 from backprop_core.training.loss import loss_sum
-from tests.core import nano
+from tests.backprop_core import nano
 
 SPEC = TrainSpec(steps=6, batch_size=8, learning_rate=1e-2, max_length=128, lora=LoraSpec(rank=4, alpha=8))
 ROWS = nano.chats(24)
@@ -93,7 +93,7 @@ def test_what_is_too_much_for_one_process_is_halved_for_both(base: LoadedBase, r
     """Where one of two runs out of memory, both take the step again: the losses of one process that has enough."""
     _, expected = run(base, rows, store)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    job = ["-m", "tests.core.two_short_of_memory", base.model.name_or_path, str(store.root / "two")]
+    job = ["-m", "tests.backprop_core.two_short_of_memory", base.model.name_or_path, str(store.root / "two")]
     done = subprocess.run([*launcher, *job], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

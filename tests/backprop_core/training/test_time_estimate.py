@@ -5,9 +5,9 @@ import time
 import pytest
 import torch
 
-from backprop_core.specs import TrainSpec
+from backprop_core.schema.specs import TrainSpec
 from backprop_core.training.defaults import Data
-from backprop_core.training.duration import EFFICIENCY, cpu_speed, scoring_flops, seconds, training_flops
+from backprop_core.training.time_estimate import EFFICIENCY, cpu_speed, scoring_flops, seconds, training_flops
 
 DATA = Data(examples=100, tokens=15_000, label_tokens=8_000, length=300)  # 150 tokens each
 SPEC = TrainSpec(epochs=2, batch_size=10, max_length=512)

@@ -9,10 +9,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from backprop_core.errors import AdapterMismatch, ArchitectureUnsupported, InputNotFound, ModelLoadFailed
-from backprop_core.model import PLAIN_HEAD
-from backprop_core.specs import LoraSpec, ModelSpec, TrainSpec
+from backprop_core.models.loading import PLAIN_HEAD
+from backprop_core.schema.specs import LoraSpec, ModelSpec, TrainSpec
 from backprop_core.training import loss
-from backprop_core.training.memory import (
+from backprop_core.training.presets import PRESETS, find, shape_for
+from backprop_core.training.vram_estimate import (
     ARCHITECTURES,
     CHUNK,
     GIB,
@@ -24,8 +25,7 @@ from backprop_core.training.memory import (
     micro_batch,
     shape_of,
 )
-from backprop_core.training.presets import PRESETS, find, shape_for
-from tests.core import nano
+from tests.backprop_core import nano
 
 # Parameters of the released weights, as their safetensors files count them.
 PUBLISHED = {

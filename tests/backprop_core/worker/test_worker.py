@@ -11,15 +11,15 @@ from types import FrameType
 import pytest
 from filelock import FileLock, Timeout
 
-from backprop_core import base as bases
-from backprop_core import children
 from backprop_core.errors import GPUFault, Interrupted, NoLabelTokens, WorkerDied, WorkerStalled
-from backprop_core.refs import Scores, Start, TrainResult
-from backprop_core.specs import LoraSpec, ModelSpec, TrainSpec
-from backprop_core.store import Store
-from backprop_core.worker import handle
-from backprop_core.worker.handle import Worker
-from tests.core import nano
+from backprop_core.models import base as bases
+from backprop_core.runtime import subprocesses
+from backprop_core.schema.refs import Scores, Start, TrainResult
+from backprop_core.schema.specs import LoraSpec, ModelSpec, TrainSpec
+from backprop_core.store.artifacts import Store
+from backprop_core.worker import client
+from backprop_core.worker.client import Worker
+from tests.backprop_core import nano
 
 SPEC = TrainSpec(steps=4, batch_size=4, precision="fp32", device="cpu", lora=LoraSpec(rank=4, dropout=0.1))
 
@@ -102,7 +102,7 @@ def test_an_error_keeps_its_code(start, place, caplog):
 class Interrupter:
     """Raises KeyboardInterrupt at each line of what waits for a worker: at one more with every call."""
 
-    FILES = (handle.__file__, children.__file__, subprocess.__file__)
+    FILES = (client.__file__, subprocesses.__file__, subprocess.__file__)
 
     def __init__(self) -> None:
         self.seen: set[tuple[str, int]] = set()
@@ -243,8 +243,8 @@ def test_one_worker_at_a_time_has_the_device(start, place):
 PARENT = """
 import sys, time
 from pathlib import Path
-from backprop_core.store import Store
-from backprop_core.worker.handle import Worker
+from backprop_core.store.artifacts import Store
+from backprop_core.worker.client import Worker
 worker = Worker(Store(Path(sys.argv[1])), slots=[Path(sys.argv[1]) / "locks" / "other.lock"])
 print(worker.pid, flush=True)
 time.sleep(60)

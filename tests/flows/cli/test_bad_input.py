@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from backprop_core.lines import Lines
-from backprop_core.store import Store
-from flows.cli import main
-from tests.core import nano
-from tests.core.test_lines import version
+from backprop_core.lines.versions import Lines
+from backprop_core.store.artifacts import Store
+from flows.cli.main import main
+from tests.backprop_core import nano
+from tests.backprop_core.lines.test_versions import version
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from backprop_core.errors import all_errors
-from backprop_core.refs import RunResult
-from backprop_core.settings import settings
-from flows import cli
-from tasks.doctor import converter
-from tests.core import stand_in_converter
+from backprop_core.runtime.settings import settings
+from backprop_core.schema.refs import RunResult
+from flows.cli import main
+from tasks.runs.doctor import converter
+from tests.backprop_core import stand_in_converter
 
 Capture = pytest.CaptureFixture[str]
 EXPECTED = r"run_started run_id=|training runs on the CPU|^\w+.* \([\d.]+ s\)$"  # on stderr, when all is well
@@ -35,7 +35,7 @@ def same_signals(home: Path) -> Iterator[None]:
 
 def said(arguments: Sequence[str], capsys: Capture) -> tuple[int, str, list[str]]:
     """Exit status, stdout and the lines of stderr."""
-    status = cli.main(arguments)
+    status = main.main(arguments)
     out, err = capsys.readouterr()
     return status, out, err.splitlines()
 
@@ -43,7 +43,8 @@ def said(arguments: Sequence[str], capsys: Capture) -> tuple[int, str, list[str]
 def test_help_loads_nothing_heavy() -> None:
     """`backprop --help` loads neither torch nor transformers nor prefect nor mlflow, nor what reads specs."""
     heavy = ["torch", "transformers", "prefect", "mlflow", "pydantic", "pydantic_settings", "structlog", "yaml"]
-    code = f"import sys; from flows.cli import main; main(['--help']); print([m for m in {heavy} if m in sys.modules])"
+    loaded = f"[m for m in {heavy} if m in sys.modules]"
+    code = f"import sys; from flows.cli.main import main; main(['--help']); print({loaded})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]" and "multi-run" in done.stdout and done.stderr == ""
 
@@ -52,7 +53,7 @@ def test_help_of_a_verb_comes_from_the_specs(capsys: Capture) -> None:
     """A flag's help is its field's, with range and default; every verb has help."""
     status, out, _ = said(["train", "--help"], capsys)
     assert status == 0 and "Examples per optimizer step" in out and "[default: 16]" in " ".join(out.split())
-    for verb in [*cli.VERBS, "store"]:
+    for verb in [*main.VERBS, "store"]:
         assert said([verb, "--help"], capsys)[0] == 0
 
 
@@ -101,7 +102,7 @@ def test_traceback_only_with_verbose(capsys: Capture) -> None:
 
 def test_a_fault_of_ours_has_a_code() -> None:
     """What no code describes is RUNTIME_UNEXPECTED, exit 2."""
-    coded = cli.as_coded(ZeroDivisionError("here"))
+    coded = main.as_coded(ZeroDivisionError("here"))
     assert (coded.code, coded.exit_status, coded.message) == ("RUNTIME_UNEXPECTED", 2, "ZeroDivisionError: here")
 
 

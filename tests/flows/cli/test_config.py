@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backprop_core.errors import BackpropError, ConfigInvalid, InputNotFound, QuantizationUnknown
-from backprop_core.specs import RunSpec
-from flows.config import PREFIX, export_spec, run_spec, windows
-from flows.fields import spec_fields
-from flows.values import MAX_BYTES, parse
+from backprop_core.schema.specs import RunSpec
+from flows.cli.config import PREFIX, export_spec, run_spec, windows
+from flows.cli.spec_fields import spec_fields
+from flows.cli.yaml_values import MAX_BYTES, parse
 
 DATA = {"datasets": [{"path": "a.jsonl"}]}
 

@@ -11,12 +11,12 @@ import pytest
 from rich.console import Console, RenderableType
 
 from backprop_core.errors import ConfigInvalid
-from backprop_core.refs import DatasetSummary, Drift, Evaluation, GGUFRecord, Located, RunRecord, RunResult
-from backprop_core.settings import Settings
-from flows import tables
-from flows.console import Bar, configure_logging, error_text, trace_text
-from tasks.progress import Progress
-from tasks.run import as_coded
+from backprop_core.runtime.settings import Settings
+from backprop_core.schema.refs import DatasetSummary, Drift, Evaluation, GGUFRecord, Located, RunRecord, RunResult
+from flows.cli import tables
+from flows.cli.console import Bar, configure_logging, error_text, trace_text
+from tasks.runs.flow_run import as_coded
+from tasks.runs.progress import Progress
 from tasks.tracking import RunSummary
 
 SECRET = "hf_" + "a1B2c3D4" * 4
@@ -51,8 +51,8 @@ def test_a_traceback_has_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
 def logged(config: Settings, capsys: pytest.CaptureFixture[str], *, verbose: bool = False) -> list[str]:
     """The lines on stderr after a few records and a warning."""
     configure_logging(config, verbose=verbose)
-    logging.getLogger("tasks.run").info("run_started run_id=%s token=%s", "abc", SECRET)
-    logging.getLogger("tasks.run").debug("detail")
+    logging.getLogger("tasks.runs.flow_run").info("run_started run_id=%s token=%s", "abc", SECRET)
+    logging.getLogger("tasks.runs.flow_run").debug("detail")
     logging.getLogger("prefect.flow_runs").error("Encountered exception during execution")
     logging.getLogger("elsewhere").warning("look out")
     with warnings.catch_warnings():
@@ -111,7 +111,7 @@ def test_on_a_terminal_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr("flows.console.WORTH_A_LINE", 0.0)
+    monkeypatch.setattr("flows.cli.console.WORTH_A_LINE", 0.0)
     with Bar() as bar:
         bar(Progress(stage="train", done=1, total=2, values={"loss": 0.5}))
         bar(Progress(stage="train", done=2, total=2, values={"loss": 0.25}))
@@ -268,20 +268,20 @@ def test_why_rows_were_not_trained_is_said_in_words() -> None:
     assert tables.not_trained(DatasetSummary(**shared, dropped={}, not_trained={"held_out": 10})) is None
 
 
-@pytest.mark.parametrize("secret", ["info", "event", "timestamp", "tasks.run", 'with "quotes" in it', "true"])
+@pytest.mark.parametrize("secret", ["info", "event", "timestamp", "tasks.runs.flow_run", 'with "quotes" in it', "true"])
 def test_a_log_in_json_stays_json(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, secret: str
 ) -> None:
     """Whatever the secret: it is blanked in what was said, and no key, level or name of the line is touched."""
     monkeypatch.setenv("BACKPROPAGATE_AUTH_PASSWORD", secret)
     configure_logging(Settings(log_json=True), verbose=True)
-    logging.getLogger("tasks.run").info("sent %s", secret)
+    logging.getLogger("tasks.runs.flow_run").info("sent %s", secret)
     try:
         raise ValueError(f"sent {secret}")
     except ValueError:
-        logging.getLogger("tasks.run").exception("it failed")
+        logging.getLogger("tasks.runs.flow_run").exception("it failed")
     first, second = map(json.loads, capsys.readouterr().err.splitlines())
-    assert (first["level"], first["logger"], second["level"]) == ("info", "tasks.run", "error")
+    assert (first["level"], first["logger"], second["level"]) == ("info", "tasks.runs.flow_run", "error")
     assert "ValueError: sent" in second["exception"]
     if "quotes" in secret:
         assert first["event"] == "sent ***" and "quotes" not in str(second)
@@ -296,7 +296,7 @@ def test_a_traceback_in_a_log_for_people_has_no_secret(
     try:
         raise ValueError("sent a-very-long-value")
     except ValueError:
-        logging.getLogger("tasks.run").exception("it failed")
+        logging.getLogger("tasks.runs.flow_run").exception("it failed")
     text = capsys.readouterr().err
     assert "ValueError: sent ***" in text and "a-very-long-value" not in text
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from backprop_core.errors import all_errors
-from backprop_core.settings import Settings
-from flows.cli import VERBS, build
-from flows.fields import pattern_of, spec_fields
+from backprop_core.runtime.settings import Settings
+from flows.cli.main import VERBS, build
+from flows.cli.spec_fields import pattern_of, spec_fields
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DOCS = [page for page in sorted((ROOT / "docs").glob("*.md")) if page.name != "decisions.md"]  # which says what was so
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", ROOT / "deployments" / "README.md", *DOCS]
 SECRETS = {"JUDGE_API_KEY"}  # of the environment, and no setting

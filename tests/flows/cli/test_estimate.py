@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from backprop_core.devices import visible_gpus
 from backprop_core.errors import ConfigInvalid
-from backprop_core.specs import RunSpec
-from flows import cli
+from backprop_core.models.devices import visible_gpus
+from backprop_core.schema.specs import RunSpec
+from flows.cli import main
 from flows.cli.flags import Flags
 
 Capture = pytest.CaptureFixture[str]
@@ -25,7 +25,7 @@ def empty_directory(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def estimated(capsys: Capture, *words: str) -> Any:
-    assert cli.main(["estimate-vram", *words, "--json"]) == 0
+    assert main.main(["estimate-vram", *words, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -58,7 +58,7 @@ def test_settings_are_read(capsys: Capture, data: list[str]) -> None:
 
 def test_for_people(capsys: Capture, base: Path) -> None:
     """A directory's model, in GiB, each choice with its reason; without a GPU nothing is said to fit."""
-    assert cli.main(["estimate-vram", "--model", str(base)]) == 0
+    assert main.main(["estimate-vram", "--model", str(base)]) == 0
     out = capsys.readouterr().out
     assert "in GiB" in out and "training.learning_rate" in out and "M parameters" in out
     assert ("no GPU here" in out) != bool(visible_gpus())
@@ -83,7 +83,7 @@ def test_for_people(capsys: Capture, base: Path) -> None:
 )
 def test_wrong_input(words: list[str], code: str, part: str, capsys: Capture) -> None:
     """Exit 1 and two lines: the code, and what to do."""
-    assert cli.main(["estimate-vram", *words]) == 1
+    assert main.main(["estimate-vram", *words]) == 1
     out, err = capsys.readouterr()
     assert out == "" and err.startswith(f"[{code}] ") and part in err and err.count("\n") == 2
 
@@ -92,7 +92,7 @@ def test_an_estimate_loads_nothing_heavy() -> None:
     """No weights are read and no torch is loaded: the config says it all."""
     heavy = ["torch", "transformers", "prefect", "mlflow", "peft"]
     code = (
-        "import sys; from flows.cli import main; main(['estimate-vram', '--vram', '24GB']);"
+        "import sys; from flows.cli.main import main; main(['estimate-vram', '--vram', '24GB']);"
         f"print([m for m in {heavy} if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.core import nano
+from tests.backprop_core import nano
 from tests.faults.test_outage import BACKPROP, user_environment
 
 TRAIN = ("--steps", "1", "--set", "training.lora.rank=2", "--json")

@@ -14,18 +14,18 @@ from pathlib import Path
 import pytest
 
 from backprop_core.errors import BackpropError
-from backprop_core.lines import Lines
-from backprop_core.refs import RunId
-from backprop_core.settings import Settings, settings
-from backprop_core.specs import DatasetSpec, ExportSpec, PublishSpec, RunSpec
-from backprop_core.store import Store
-from flows import cli, lines_file
-from flows.config import evaluation_spec, export_spec, generation_spec, publish_spec, replayed, run_spec
-from flows.console import configure_logging, error_text
-from flows.fields import ENTRY, spec_fields
-from tasks import prepare, sources
+from backprop_core.lines.versions import Lines
+from backprop_core.runtime.settings import Settings, settings
+from backprop_core.schema.refs import RunId
+from backprop_core.schema.specs import DatasetSpec, ExportSpec, PublishSpec, RunSpec
+from backprop_core.store.artifacts import Store
+from flows.cli import lines_file, main
+from flows.cli.config import evaluation_spec, export_spec, generation_spec, publish_spec, replayed, run_spec
+from flows.cli.console import configure_logging, error_text
+from flows.cli.spec_fields import ENTRY, spec_fields
+from tasks.runs import resolve, sources
 from tasks.tracking import list_runs, sync
-from tests.tasks.test_doors import ANN
+from tests.tasks.runs.test_manual_promotion import ANN
 
 TIMES = int(os.environ.get("BACKPROP_FUZZ", "1"))
 SEED = int(os.environ.get("BACKPROP_FUZZ_SEED", "14"))
@@ -259,7 +259,7 @@ def outcome(work: Callable[[], object]) -> str:
     except BackpropError as error:
         coded = error
     except Exception as error:
-        coded = cli.as_coded(error)
+        coded = main.as_coded(error)
         if coded.code == "RUNTIME_UNEXPECTED":
             raise
     else:
@@ -371,12 +371,12 @@ def test_names(place: Path) -> None:
     store.run(run).mkdir(parents=True)
     (store.run(run) / "spec.json").write_text("{}")
     doors: list[Callable[[str], object]] = [
-        lambda name: prepare.made(name, store),
-        lambda name: prepare.full_run_id(name, store),
-        lambda name: prepare.to_release("release", name, None, PublishSpec(ollama="x"), ExportSpec(), ANN, store),
-        lambda name: prepare.to_rollback(name, None, ANN, store),
-        lambda name: prepare.promoted("feed", name, ANN, store),
-        lambda name: prepare.prepare("train", asked(path="x", model=name), store),
+        lambda name: resolve.made(name, store),
+        lambda name: resolve.full_run_id(name, store),
+        lambda name: resolve.to_release("release", name, None, PublishSpec(ollama="x"), ExportSpec(), ANN, store),
+        lambda name: resolve.to_rollback(name, None, ANN, store),
+        lambda name: resolve.promoted("feed", name, ANN, store),
+        lambda name: resolve.prepare("train", asked(path="x", model=name), store),
         lambda name: sources.sources(asked(path=name).datasets, place),
         lambda name: sources.sources(asked(path="readable.jsonl", heldout=name).datasets, place),
         lambda name: lines_file.find(name, settings()),
@@ -450,7 +450,7 @@ def test_commands(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         words = [word.replace("?", fuzz.text()) for word in fuzz.choice(WORDS)]
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            status = cli.main(words)
+            status = main.main(words)
         said = err.getvalue()
         assert "RUNTIME_UNEXPECTED" not in said and "Traceback" not in said, (words, said)
         assert status in (0, 1), (words, status, said)
@@ -471,6 +471,6 @@ def test_a_home_that_cannot_be_one(place: Path, monkeypatch: pytest.MonkeyPatch)
         ):
             err = io.StringIO()
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
-                status = cli.main(words)
+                status = main.main(words)
             assert "RUNTIME_UNEXPECTED" not in err.getvalue() and status in (0, 1), (home, words, err.getvalue())
     assert sync(Settings(home=Path("data"))).error

@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from backprop_core.errors import BackpropError, ConfigInvalid
-from backprop_core.settings import Settings
-from backprop_core.specs import LineSpec, RunSpec
-from flows import lines_file
+from backprop_core.runtime.settings import Settings
+from backprop_core.schema.specs import LineSpec, RunSpec
+from flows.cli import lines_file
 from flows.cli.flags import Flags
 
 JOB = """

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from backprop_core.refs import RunResult
-from backprop_core.specs import (
+from backprop_core.schema.refs import RunResult
+from backprop_core.schema.specs import (
     DatasetSpec,
     EvaluationSpec,
     ExportSpec,
@@ -18,13 +18,13 @@ from backprop_core.specs import (
     RunSpec,
     TrainSpec,
 )
-from backprop_core.training.memory import GIB
 from backprop_core.training.presets import PRESETS
-from flows import cli, start, tables
+from backprop_core.training.vram_estimate import GIB
+from flows.cli import main, run_here, tables
 from flows.multi_run import multi_run
-from tasks.plan import Plan, vram
-from tests.core import stand_in_converter
-from tests.core.test_harness import write_task
+from tasks.runs.plan import Plan, vram
+from tests.backprop_core import stand_in_converter
+from tests.backprop_core.evaluation.test_lm_eval import write_task
 
 TRAINING = TrainSpec(steps=2, batch_size=4, lora=LoraSpec(rank=4))
 
@@ -40,7 +40,7 @@ def spec(base: Path, data: list[str]) -> RunSpec:
 
 
 def planned(spec: RunSpec, **changes: object) -> Plan:
-    return start.plan("multi-run", spec.model_copy(update=changes), fresh=False)
+    return run_here.plan("multi-run", spec.model_copy(update=changes), fresh=False)
 
 
 def todo(plan: Plan) -> list[str]:
@@ -76,7 +76,7 @@ def test_a_plan_is_what_happens(spec: RunSpec, tmp_path: Path, monkeypatch: pyte
     assert todo(third)[:4] == ["split", "train", "merge", "evaluate"] and todo(third).count("train") == 1
     sequential = todo(planned(spec, merge=MergeSpec(strategy="sequential")))
     assert (sequential.count("train"), sequential.count("merge"), sequential.count("curate")) == (1, 2, 0)
-    assert len(todo(start.plan("multi-run", spec, fresh=True))) == len(result.stages)
+    assert len(todo(run_here.plan("multi-run", spec, fresh=True))) == len(result.stages)
 
 
 @pytest.mark.usefixtures("home")
@@ -104,10 +104,10 @@ def test_a_base_without_a_writer_goes_through_llama_cpp(
 def test_a_plan_does_nothing(spec: RunSpec, home: Path, data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """No run, no journal, no artifact, no worker: only the answer."""
     words = ["train", "--data", data[0], "--model", spec.model.name, "--export", "f16,q8_0", "--plan"]
-    assert cli.main([*words, "--json"]) == 0
+    assert main.main([*words, "--json"]) == 0
     made = Plan.model_validate_json(capsys.readouterr().out)
     assert todo(made)[:3] == ["curate", "split", "evaluate"] and made.stages[-1].stage in ("convert", "fidelity")
-    assert cli.main(words) == 0
+    assert main.main(words) == 0
     out = capsys.readouterr().out
     assert "would run" in out and "time  under a minute on this" in out
     left = {path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file()}
@@ -117,7 +117,7 @@ def test_a_plan_does_nothing(spec: RunSpec, home: Path, data: list[str], capsys:
 
 def test_a_plan_refuses_what_a_run_would(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A dataset that is not there is found out before anything is planned."""
-    assert cli.main(["train", "--data", "none.jsonl", "--model", "nowhere", "--plan", "--json"]) == 1
+    assert main.main(["train", "--data", "none.jsonl", "--model", "nowhere", "--plan", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "INPUT_NOT_FOUND"
 
 

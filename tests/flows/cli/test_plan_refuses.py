@@ -11,12 +11,12 @@ import pyarrow
 import pytest
 
 from backprop_core.errors import BackpropError, DiskFull
-from backprop_core.specs import DatasetSpec, ExportSpec, LoraSpec, ModelSpec, RunSpec, TrainSpec
-from flows import cli, start
+from backprop_core.schema.specs import DatasetSpec, ExportSpec, LoraSpec, ModelSpec, RunSpec, TrainSpec
+from flows.cli import main, run_here
 from flows.retrain import retrain
 from flows.train import train
-from tasks import room
-from tests.core import nano
+from tasks.runs import disk_space
+from tests.backprop_core import nano
 
 TRAINING = TrainSpec(steps=1, batch_size=2, lora=LoraSpec(rank=2))
 GOOD = "".join(json.dumps(row) + "\n" for row in nano.chats(40))
@@ -113,12 +113,12 @@ def test_a_plan_reads_the_rows_as_the_run_does(base: Path, tmp_path: Path, capsy
     for name in (*BAD, "nothing", "endings", "missing.jsonl"):
         path = str(tmp_path / name)
         spec = RunSpec(model=ModelSpec(name=str(base)), datasets=[DatasetSpec(path=path)], training=TRAINING)
-        planned = outcome(lambda spec=spec: start.plan("train", spec, fresh=False))
+        planned = outcome(lambda spec=spec: run_here.plan("train", spec, fresh=False))
         done = outcome(lambda path=path: train(path, model=str(base), training=TRAINING))
         assert planned == done, name
         found[name] = planned[0]
     assert len([code for code in found.values() if code.startswith("INPUT_")]) >= 46, found
-    said = cli.main(["train", "--data", str(tmp_path / "quote.csv"), "--model", str(base), "--plan", "--json"])
+    said = main.main(["train", "--data", str(tmp_path / "quote.csv"), "--model", str(base), "--plan", "--json"])
     assert said == 1 and json.loads(capsys.readouterr().out)["error"]["code"].startswith("INPUT_")
 
 
@@ -147,9 +147,9 @@ def test_what_could_not_be_exported_is_not_trained(
     training = TRAINING.model_copy(update={"lora": lora})
     dataset, wanted = DatasetSpec(path=data[0]), ExportSpec.model_validate(export)
     spec = RunSpec(model=ModelSpec(name=str(base)), datasets=[dataset], training=training, export=wanted)
-    planned = outcome(lambda: start.plan("train", spec, fresh=False))
+    planned = outcome(lambda: run_here.plan("train", spec, fresh=False))
     assert planned[0] == "CONFIG_ADAPTER_MISMATCH" and said in planned[2]
-    assert outcome(lambda: start.run("train", spec)) == planned  # nothing of Prefect is up here
+    assert outcome(lambda: run_here.run("train", spec)) == planned  # nothing of Prefect is up here
 
 
 @pytest.mark.usefixtures("home")
@@ -164,7 +164,7 @@ def test_what_can_be_exported_is_planned(
     training = TRAINING.model_copy(update={"lora": LoraSpec(rank=2, target_modules=targets)})
     dataset, wanted = DatasetSpec(path=data[0]), ExportSpec.model_validate(export)
     spec = RunSpec(model=ModelSpec(name=str(base)), datasets=[dataset], training=training, export=wanted)
-    assert start.plan("train", spec, fresh=False).stages
+    assert run_here.plan("train", spec, fresh=False).stages
 
 
 def test_an_untied_head_can_be_exported(data: list[str], home: Path, tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_an_untied_head_can_be_exported(data: list[str], home: Path, tmp_path: P
         training=training,
         export=ExportSpec(quantizations=["f16"]),
     )
-    assert start.plan("train", spec, fresh=False).stages
+    assert run_here.plan("train", spec, fresh=False).stages
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_what_a_release_needs_is_looked_for_first(
     spec = RunSpec.model_validate(
         {"line": "x", "model": {"name": str(base)}, "datasets": [{"path": data[0]}], "training": TRAINING, **more}
     )
-    planned = outcome(lambda: start.plan("retrain", spec, fresh=False))
+    planned = outcome(lambda: run_here.plan("retrain", spec, fresh=False))
     assert planned[0] not in ("done", "RUNTIME_UNEXPECTED") and code in (None, planned[0])
     assert planned == outcome(
         lambda: retrain("x", data[0], str(base), TRAINING, publish=spec.publish, notify=spec.notify)
@@ -215,7 +215,7 @@ def test_a_full_disk_is_found_out_before_the_training(
     spec = RunSpec(
         model=ModelSpec(name=str(base)), datasets=[DatasetSpec(path=data[0])], training=TRAINING, export=wanted
     )
-    planned = outcome(lambda: start.plan("train", spec, fresh=False))
+    planned = outcome(lambda: run_here.plan("train", spec, fresh=False))
     done = outcome(lambda: train(data[0], model=str(base), training=TRAINING, export=wanted))
     assert planned == done and planned[0] == DiskFull.code and "train and what follows" in planned[2]
 
@@ -225,5 +225,8 @@ def test_what_a_run_writes_is_counted() -> None:
     spec = RunSpec(
         datasets=[DatasetSpec(path="a")], export=ExportSpec(quantizations=["q4_k_m", "q8_0"], packages=["merged"])
     )
-    assert room.files(spec) == ["f16", "q4_k_m", "q8_0", "f16"]
-    assert room.kind_of("quantize", {"quantization": "q4_k_m"}) == "q4_k_m" and room.kind_of("evaluate", {}) is None
+    assert disk_space.files(spec) == ["f16", "q4_k_m", "q8_0", "f16"]
+    assert (
+        disk_space.kind_of("quantize", {"quantization": "q4_k_m"}) == "q4_k_m"
+        and disk_space.kind_of("evaluate", {}) is None
+    )

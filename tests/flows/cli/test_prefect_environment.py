@@ -11,7 +11,7 @@ import pytest
 from prefect.settings import temporary_settings
 
 from backprop_core.errors import PrefectUnreachable
-from flows.environment import DEFAULTS, TemporaryServer, check_answers, quiet_prefect
+from flows.cli.prefect_environment import DEFAULTS, TemporaryServer, check_answers, quiet_prefect
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_a_server_for_us_alone(server: TemporaryServer) -> None:
 
 def test_it_ends_with_its_parent(tmp_path: Path) -> None:
     """A parent that is killed leaves no server behind: whoever waits for the end of its log file sees it."""
-    code = "import sys, os; from pathlib import Path; from flows.environment import TemporaryServer; "
+    code = "import sys, os; from pathlib import Path; from flows.cli.prefect_environment import TemporaryServer; "
     code += f"server = TemporaryServer(Path({str(tmp_path / 'log')!r})); print(server.pid, flush=True); os.abort()"
     pid = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout)
     while Path(f"/proc/{pid}/stat").exists():  # the test's time limit is the limit

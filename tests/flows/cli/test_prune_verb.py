@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from backprop_core.refs import AdapterRef
-from backprop_core.settings import settings
-from backprop_core.store import Store
-from flows import cli
+from backprop_core.runtime.settings import settings
+from backprop_core.schema.refs import AdapterRef
+from backprop_core.store.artifacts import Store
+from flows.cli import main
 
 RUN = "c" * 32
 
@@ -65,11 +65,11 @@ def test_it_asks_first(store: Store) -> None:
 
 def test_a_script_says_yes(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     """Without a terminal nothing is deleted until --yes is given."""
-    assert cli.main(["store", "prune"]) == 1
+    assert main.main(["store", "prune"]) == 1
     assert "[CONFIG_CONFIRMATION_REQUIRED] 1 artifacts" in capsys.readouterr().err and store.count() == 1
-    assert cli.main(["store", "prune", "--dry-run"]) == 0 and store.count() == 1
+    assert main.main(["store", "prune", "--dry-run"]) == 0 and store.count() == 1
     capsys.readouterr()
-    assert cli.main(["store", "prune", "--yes", "--json"]) == 0
+    assert main.main(["store", "prune", "--yes", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert [item["what"] for item in document["items"]] == [f"run {RUN[:12]} (multi-run, line default)"]
     assert store.count() == 0
@@ -77,13 +77,13 @@ def test_a_script_says_yes(store: Store, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_a_pin_keeps_it(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     """`store keep REF` takes a prefix of a run_id, is listed, and can be undone; what it names is not pruned."""
-    assert cli.main(["store", "keep", RUN[:6]]) == 0
-    assert cli.main(["store", "prune", "--yes"]) == 0 and store.count() == 1
+    assert main.main(["store", "keep", RUN[:6]]) == 0
+    assert main.main(["store", "prune", "--yes"]) == 0 and store.count() == 1
     capsys.readouterr()
-    assert cli.main(["store", "keep", "--json"]) == 0
+    assert main.main(["store", "keep", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {RUN: 1}
-    assert cli.main(["store", "keep", RUN[:6], "--undo"]) == 0
-    assert cli.main(["store", "prune", "--yes"]) == 0 and store.count() == 0
+    assert main.main(["store", "keep", RUN[:6], "--undo"]) == 0
+    assert main.main(["store", "prune", "--yes"]) == 0 and store.count() == 0
 
 
 def test_what_is_younger_than_the_setting_stays(
@@ -91,4 +91,4 @@ def test_what_is_younger_than_the_setting_stays(
 ) -> None:
     """BACKPROPAGATE_KEEP_DAYS is how long a result stays that is no version of a line."""
     monkeypatch.setenv("BACKPROPAGATE_KEEP_DAYS", "60")
-    assert cli.main(["store", "prune", "--yes"]) == 0 and store.count() == 1
+    assert main.main(["store", "prune", "--yes"]) == 0 and store.count() == 1

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from backprop_core.errors import all_errors
-from backprop_core.settings import Settings
-from backprop_core.specs import LoraSpec, RunSpec
-from flows.cli import VERBS
-from flows.reference import reference
+from backprop_core.runtime.settings import Settings
+from backprop_core.schema.specs import LoraSpec, RunSpec
+from flows.cli.main import VERBS
+from flows.cli.reference_docs import reference
 
-PAGE = Path(__file__).parents[2] / "docs" / "reference.md"
+PAGE = Path(__file__).parents[3] / "docs" / "reference.md"
 
 
 def test_reference_is_what_the_code_says() -> None:

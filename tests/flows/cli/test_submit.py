@@ -14,14 +14,15 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from backprop_core.errors import PathForbidden, ServerActive
-from backprop_core.settings import Settings
-from backprop_core.specs import DatasetSpec, LineSpec, RunSpec
-from flows import cli, deploy, serve, submit
+from backprop_core.runtime.settings import Settings
+from backprop_core.schema.specs import DatasetSpec, LineSpec, RunSpec
+from flows.cli import main
 from flows.cli.flags import Flags
-from flows.deployment_names import path_of
 from flows.parameters import differing, parameters
-from flows.serve import Addresses, alone, running
-from tests.flows.test_cli import same_signals
+from flows.server import deploy, serve, submit
+from flows.server.deployment_names import path_of
+from flows.server.serve import Addresses, alone, running
+from tests.flows.cli.test_cli import same_signals
 
 CONFIG = Settings(namespace="submittest")
 JOB = LineSpec.model_validate(
@@ -55,7 +56,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def submitted(words: list[str], capsys: Capture) -> dict[str, Any]:
     """What `--submit --json` says."""
-    status = cli.main([*words, "--submit", "--json"])
+    status = main.main([*words, "--submit", "--json"])
     answer = json.loads(capsys.readouterr().out)
     assert status == 0, answer
     return dict(answer)
@@ -122,7 +123,7 @@ def test_what_the_server_does_not_have_or_take(client: SyncPrefectClient, capsys
 
 def refused(words: list[str], capsys: Capture) -> dict[str, Any]:
     """The error of a command that fails."""
-    assert cli.main(words) == 2
+    assert main.main(words) == 2
     return dict(json.loads(capsys.readouterr().out)["error"])
 
 
@@ -131,7 +132,7 @@ def test_without_a_server(prefect: None, home: Path, capsys: Capture) -> None:
     with temporary_settings({PREFECT_API_URL: None}):
         error = refused(["train", "--data", "a.jsonl", "--submit", "--json"], capsys)
     assert error["code"] == "DEP_PREFECT_UNREACHABLE" and "backprop serve" in error["hint"]
-    assert cli.main(["train", "--data", "a", "--submit", "--plan"]) == 1
+    assert main.main(["train", "--data", "a", "--submit", "--plan"]) == 1
 
 
 def test_the_homes_own_server_is_known(tmp_path: Path) -> None:

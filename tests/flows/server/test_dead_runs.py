@@ -11,13 +11,13 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.states import AwaitingRetry, Cancelling, Completed, Crashed, Failed, Paused, Pending, Running, State
 
-from backprop_core.refs import BaseRef
-from backprop_core.settings import settings
-from backprop_core.specs import DatasetSpec, RunSpec
-from backprop_core.store import Store, write_atomic
-from flows.dead_runs import LABEL, give_up, prefix, worker_name
-from tasks import questions
-from tasks.prepare import Prepared, save
+from backprop_core.runtime.settings import settings
+from backprop_core.schema.refs import BaseRef
+from backprop_core.schema.specs import DatasetSpec, RunSpec
+from backprop_core.store.artifacts import Store, write_atomic
+from flows.server.dead_runs import LABEL, give_up, prefix, worker_name
+from tasks.runs import approval_questions
+from tasks.runs.resolve import Prepared, save
 
 pytestmark = pytest.mark.usefixtures("prefect", "home")
 RUN = "c" * 32
@@ -125,7 +125,7 @@ def test_a_run_that_waits_for_approval_goes_on(client, begin, home, ended, asked
     run = begin(ended, worker_name(config))
     write_atomic(store.root / "flow-runs" / str(run), RUN)
     question = client.create_flow_run(nothing, state=asked)
-    questions.note(RUN, str(question.id), store)
+    approval_questions.note(RUN, str(question.id), store)
     give_up(config, worker_name(config), young=0)
     assert state(client, run) == after
     if after == "SCHEDULED":

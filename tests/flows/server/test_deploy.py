@@ -19,10 +19,10 @@ from prefect.settings import get_current_settings
 from prefect.states import Pending
 
 from backprop_core.errors import BackpropError, ConfigInvalid
-from backprop_core.settings import Settings
-from backprop_core.specs import LineSpec, ScheduleSpec, StalenessSpec
-from flows.deploy import FLOWS, Change, deploy, load
-from flows.deployment_names import path_of
+from backprop_core.runtime.settings import Settings
+from backprop_core.schema.specs import LineSpec, ScheduleSpec, StalenessSpec
+from flows.server.deploy import FLOWS, Change, deploy, load
+from flows.server.deployment_names import path_of
 from tests.wire.prefect_server import PrefectServer, wait_until
 
 CONFIG = Settings(namespace="deploytest")

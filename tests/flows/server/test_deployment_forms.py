@@ -10,13 +10,13 @@ import yaml
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 from pydantic import BaseModel
 
-from backprop_core.settings import Settings
-from backprop_core.specs import LineSpec, RunSpec
-from backprop_core.store import Store
-from flows import deploy
+from backprop_core.runtime.settings import Settings
+from backprop_core.schema.specs import LineSpec, RunSpec
+from backprop_core.store.artifacts import Store
 from flows.cli.flags import Flags
 from flows.parameters import parameters
-from tasks import prepare
+from flows.server import deploy
+from tasks.runs import resolve
 
 CONFIG = Settings(namespace="formtest")
 TRAINING = ("train", "multi-run", "retrain")
@@ -200,7 +200,7 @@ def test_the_same_is_chosen_for_a_form(flow: str, base: Path, data: list[str], t
     """What the product chooses, and so every cache key, is the same for a form and for a terminal."""
     got = run_from(flow, form(flow), enter(flow, data[0]) | {"model": str(base)})
     told = here(flow, data[0], f"model.name={base}")
-    one, other = (prepare.prepare(flow, spec_of(each), Store(tmp_path / "store")) for each in (got, told))
+    one, other = (resolve.prepare(flow, spec_of(each), Store(tmp_path / "store")) for each in (got, told))
     assert one == other and one.digest() == other.digest()
     assert {"training.learning_rate", "training.batch_size", "training.max_length"} <= {c.field for c in one.defaults}
 

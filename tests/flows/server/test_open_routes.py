@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-SECURITY = Path(__file__).parents[2] / "SECURITY.md"
+SECURITY = Path(__file__).parents[3] / "SECURITY.md"
 ASK = """
 import json, re, sys
 from starlette.testclient import TestClient
-from flows.server import app
+from flows.server.server_main import app
 
 def paths(routes, before=""):
     for route in routes:

@@ -16,14 +16,14 @@ from prefect.settings import get_current_settings
 from prefect.states import AwaitingRetry
 
 from backprop_core.errors import BackpropError, Interrupted
-from backprop_core.refs import BaseRef, Drift, RunResult
-from backprop_core.settings import settings
-from backprop_core.specs import DatasetSpec, LoraSpec, RunSpec, TrainSpec
-from flows.dead_runs import give_up, worker_name
+from backprop_core.runtime.settings import settings
+from backprop_core.schema.refs import BaseRef, Drift, RunResult
+from backprop_core.schema.specs import DatasetSpec, LoraSpec, RunSpec, TrainSpec
+from flows.server.dead_runs import give_up, worker_name
 from flows.train import train
-from tasks.policy import stage
-from tasks.prepare import Prepared
-from tasks.run import recorded
+from tasks.runs.flow_run import recorded
+from tasks.runs.resolve import Prepared
+from tasks.stages.cache_policy import stage
 from tests.faults.hold import Hold
 from tests.faults.test_outage import steps_by_run
 

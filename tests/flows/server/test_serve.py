@@ -17,14 +17,14 @@ import pytest
 from starlette.testclient import TestClient
 
 from backprop_core.errors import ConfigInvalid, InputNotFound
-from backprop_core.settings import Settings
+from backprop_core.runtime.settings import Settings
 from examples.service import app
-from flows.deploy import FLOWS
-from flows.deployment_names import NAMES, path_of
-from flows.serve import password
+from flows.server.deploy import FLOWS
+from flows.server.deployment_names import NAMES, path_of
+from flows.server.serve import password
 from tests.wire.prefect_server import PrefectServer, Served, served, wait_until
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 JOB = """
 model: {{name: {base}}}
 datasets: [{{path: night.jsonl}}]
@@ -35,6 +35,7 @@ schedule: {{cron: "0 3 * * *"}}
 """
 UUID = "00000000-0000-0000-0000-000000000000"
 DEPLOYMENTS = {name: f"flows.{name.replace('-', '_')}:{name.replace('-', '_')}" for name in FLOWS}
+DEPLOYMENTS["drift"] = "flows.staleness:drift"
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +289,8 @@ def test_a_second_one_says_where_the_first_is(service: Served) -> None:
 def test_nothing_is_left_of_a_killed_one(service: Served) -> None:
     """What dies is started again on its address; and after SIGKILL of `serve` all of its processes end."""
     server, mlflow, worker = (
-        child_of(service, name) for name in ("flows.server prefect", "flows.server mlflow", "serve_worker")
+        child_of(service, name)
+        for name in ("flows.server.server_main prefect", "flows.server.server_main mlflow", "flow_worker")
     )
     mlflow.kill()
     wait_until(lambda: answers(f"{service.addresses['mlflow']}/health"), 60, "MLflow again")
@@ -301,9 +303,9 @@ def test_nothing_is_left_of_a_killed_one(service: Served) -> None:
 def test_one_early_death_is_mended_a_second_ends_it(tmp_path: Path) -> None:
     """A worker that dies soon after the start is started again; if that dies at once, too, `serve` ends and says so."""
     with served(tmp_path / "home") as service:
-        kill_and_wait(child_of(service, "serve_worker"))
+        kill_and_wait(child_of(service, "flow_worker"))
         wait_until(lambda: len(psutil.Process(service.process.pid).children()) == 3, 60, "next worker")
-        kill_and_wait(child_of(service, "serve_worker"))
+        kill_and_wait(child_of(service, "flow_worker"))
         assert service.process.wait(120) == 2
     assert "[DEP_SERVER_FAILED] worker has died twice in a row" in (tmp_path / "home" / "serve.log").read_text()
 

@@ -11,13 +11,13 @@ import psutil
 import pytest
 
 from backprop_core.errors import ServerFailed
-from flows.child import Child
+from flows.server.server_process import Child
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PARENT = """
 import os, sys, time
 from pathlib import Path
-from flows.child import Child
+from flows.server.server_process import Child
 child = Child("one", sys.argv[2:], log=Path(sys.argv[1]), environment=os.environ)
 child.wait()
 print(child.pid, flush=True)
@@ -26,7 +26,7 @@ time.sleep(600)
 STUBBORN = """
 import signal, subprocess, sys, time
 sys.path.insert(0, {root!r})
-from backprop_core import lifeline
+from backprop_core.runtime import parent_watch as lifeline
 import os
 os.environ[lifeline.FOLLOWS] = lifeline.name_self()
 def never():

@@ -10,8 +10,8 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from flows.door import Door
-from flows.serve_page import Page
+from flows.server.access_control import Door
+from flows.server.start_page import Page
 
 READS = "GET, HEAD, OPTIONS"
 

@@ -18,12 +18,13 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
 from backprop_core.errors import DeploymentMissing, PrefectUnreachable
-from backprop_core.settings import Settings
-from backprop_core.specs import DatasetSpec, LineSpec
-from flows import cli, deploy, watch
-from flows.automations import announce
-from flows.watch import Watch, ask
-from tests.flows.test_cli import same_signals
+from backprop_core.runtime.settings import Settings
+from backprop_core.schema.specs import DatasetSpec, LineSpec
+from flows.cli import main
+from flows.server import deploy, watch
+from flows.server.automations import announce
+from flows.server.watch import Watch, ask
+from tests.flows.cli.test_cli import same_signals
 from tests.wire.prefect_server import ROOT, wait_until
 
 LINE = "watched"
@@ -122,7 +123,7 @@ def test_what_cannot_be_read_is_said_once(
 ) -> None:
     """One warning for as long as it is the same; then it goes on, and says the next one."""
     watch = Watch(job)
-    with caplog.at_level(logging.WARNING, "flows.watch"):
+    with caplog.at_level(logging.WARNING, "flows.server.watch"):
         for _ in range(3):
             watch.look()
         assert [record.getMessage() for record in caplog.records] == [
@@ -193,6 +194,6 @@ def test_what_watch_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     (tmp_path / "lines").mkdir()
     file = tmp_path / "lines" / "a.yaml"
     file.write_text("datasets: [{path: a}]")
-    assert cli.main(["watch"]) == 1 and "[CONFIG_INVALID] no line's file says" in capsys.readouterr().err
+    assert main.main(["watch"]) == 1 and "[CONFIG_INVALID] no line's file says" in capsys.readouterr().err
     file.write_text("datasets: [{path: a}]\npoll_seconds: 5")
-    assert cli.main(["watch"]) == 2 and "[DEP_PREFECT_UNREACHABLE]" in capsys.readouterr().err
+    assert main.main(["watch"]) == 2 and "[DEP_PREFECT_UNREACHABLE]" in capsys.readouterr().err

@@ -25,17 +25,17 @@ from backprop_core.errors import (
     RefAmbiguous,
     RunUnknown,
 )
-from backprop_core.gguf.fuse import Fused
-from backprop_core.keys import stage_key
-from backprop_core.package import write
-from backprop_core.refs import Located, PackageRecord, RunResult
-from backprop_core.specs import EvaluationSpec, ExportSpec, PublishSpec
-from backprop_core.store import Store, write_atomic
+from backprop_core.export.adapter_packages import write
+from backprop_core.export.gguf.fused_weights import Fused
+from backprop_core.schema.refs import Located, PackageRecord, RunResult
+from backprop_core.schema.specs import EvaluationSpec, ExportSpec, PublishSpec
+from backprop_core.store.artifacts import Store, write_atomic
+from backprop_core.store.cache_keys import stage_key
 from backprop_core.worker.stages import Stages
-from tasks.exports import Output, hand_out
-from tasks.prepare import again, evaluated, made, published, save
-from tests.core import tiny_models as tiny
-from tests.tasks.test_made import add_version
+from tasks.runs.copy_exports import Output, hand_out
+from tasks.runs.resolve import again, evaluated, made, published, save
+from tests.backprop_core import tiny_models as tiny
+from tests.tasks.runs.test_references import add_version
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 1234\n"
 

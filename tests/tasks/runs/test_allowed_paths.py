@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from backprop_core.specs import DatasetSpec, EvaluationSpec, ModelSpec, RunSpec
-from tasks.confine import forbidden, inputs, may_read
+from backprop_core.schema.specs import DatasetSpec, EvaluationSpec, ModelSpec, RunSpec
+from tasks.runs.allowed_paths import forbidden, inputs, may_read
 
 
 @pytest.fixture

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.core import nano
+from tests.backprop_core import nano
 from tests.faults.lock_order import LockOrder
 
 ROUNDS = 6
 RUN = """
 import sys, time
 from pathlib import Path
-from backprop_core.settings import settings
-from backprop_core.specs import RunSpec
-from tasks import early, worker
-from tasks.line import working_on
+from backprop_core.runtime.settings import settings
+from backprop_core.schema.specs import RunSpec
+from tasks.runs import prestart, worker_process
+from tasks.runs.line_state import working_on
 
 place, own, other, base, data, rounds = sys.argv[1:]
 for number in range(int(rounds)):
@@ -28,10 +28,10 @@ for number in range(int(rounds)):
     (Path(place) / f"{own}-{number}").touch()
     while not (Path(place) / f"{other}-{number}").exists():
         time.sleep(0.001)
-    early.start("retrain", spec, fresh=True)
+    prestart.start("retrain", spec, fresh=True)
     with working_on(spec.line):
-        worker.worker(settings(), spec.training).wait_for_slot()
-        worker.stop()
+        worker_process.worker(settings(), spec.training).wait_for_slot()
+        worker_process.stop()
 """
 
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from backprop_core.errors import ConfigInvalid, NotGated
-from backprop_core.lines import Lines, Move
-from backprop_core.refs import AdapterRef, BaseRef, RunResult
-from backprop_core.specs import DatasetSpec, ExportSpec, LoraSpec, MergeSpec, PublishSpec, RunSpec
-from backprop_core.store import Store, write_atomic
-from backprop_core.verdicts import Act, GateReport
-from tasks.acts import act
-from tasks.prepare import Prepared, save, to_release, to_rollback
-from tests.tasks.test_made import add_version
+from backprop_core.lines.versions import Lines, Move
+from backprop_core.schema.gate_report import Act, GateReport
+from backprop_core.schema.refs import AdapterRef, BaseRef, RunResult
+from backprop_core.schema.specs import DatasetSpec, ExportSpec, LoraSpec, MergeSpec, PublishSpec, RunSpec
+from backprop_core.store.artifacts import Store, write_atomic
+from tasks.runs.manual_promotion import act
+from tasks.runs.resolve import Prepared, save, to_release, to_rollback
+from tests.tasks.runs.test_references import add_version
 
 BASE = BaseRef(name="base", digest="b" * 64)
 ANN = Act(by="ann", at=datetime(2026, 11, 29, tzinfo=UTC))

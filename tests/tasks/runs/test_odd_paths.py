@@ -4,23 +4,23 @@ from pathlib import Path
 
 import pytest
 
+from backprop_core.data.loading import read, snapshot
 from backprop_core.errors import ConfigInvalid, StoreUnsupported
-from backprop_core.formats import read, snapshot
-from backprop_core.refs import Located
-from backprop_core.settings import Settings
-from backprop_core.specs import DatasetSpec, RunSpec
-from backprop_core.store import Store
-from backprop_core.texts import is_address
-from flows.lines_file import anchored_dataset
-from tasks import prepare
-from tasks.confine import may_read
-from tasks.fingerprint import fingerprint
-from tasks.journal import Journal
-from tasks.sources import refuse_collisions, stem
+from backprop_core.runtime.settings import Settings
+from backprop_core.schema.field_types import is_address
+from backprop_core.schema.refs import Located
+from backprop_core.schema.specs import DatasetSpec, RunSpec
+from backprop_core.store.artifacts import Store
+from flows.cli.lines_file import anchored_dataset
+from tasks.runs import resolve
+from tasks.runs.allowed_paths import may_read
+from tasks.runs.source_fingerprint import fingerprint
+from tasks.runs.sources import refuse_collisions, stem
 from tasks.tracking import sync
 from tasks.tracking.connection import connect
 from tasks.tracking.history import is_empty
-from tests.core import nano
+from tasks.tracking.journal import Journal
+from tests.backprop_core import nano
 
 NAMES = [
     "faq #1",
@@ -56,7 +56,7 @@ def of_files(
         "evaluation": {"watch": [{"path": str(path)} for path in watch]},
         "training": {"device": "cpu"},
     }
-    prepared = prepare.prepare(flow, RunSpec.model_validate(spec), store)
+    prepared = resolve.prepare(flow, RunSpec.model_validate(spec), store)
     return [source.task for source in (*prepared.sources, *prepared.watch)]
 
 

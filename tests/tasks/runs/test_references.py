@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from backprop_core.errors import RefAmbiguous, RunUnknown
-from backprop_core.lines import Lines, LineVersion
-from backprop_core.refs import AdapterRef, BaseRef, Located, RunResult
-from backprop_core.specs import DatasetSpec, LoraSpec, MergeSpec, RunSpec
-from backprop_core.store import Store, write_atomic
-from tasks.prepare import Prepared, made, save
+from backprop_core.lines.versions import Lines, LineVersion
+from backprop_core.schema.refs import AdapterRef, BaseRef, Located, RunResult
+from backprop_core.schema.specs import DatasetSpec, LoraSpec, MergeSpec, RunSpec
+from backprop_core.store.artifacts import Store, write_atomic
+from tasks.runs.resolve import Prepared, made, save
 
 BASE = BaseRef(name="base", digest="b" * 64)
 

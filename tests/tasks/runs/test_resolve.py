@@ -16,10 +16,10 @@ from backprop_core.errors import (
     ExtraMissing,
     VariantUnsupported,
 )
-from backprop_core.specs import LoraSpec, RunSpec
-from backprop_core.store import Store
-from tasks import prepare
-from tests.core import nano, stand_in_converter
+from backprop_core.schema.specs import LoraSpec, RunSpec
+from backprop_core.store.artifacts import Store
+from tasks.runs import resolve
+from tests.backprop_core import nano, stand_in_converter
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def prepared(
     base: Path, place: Path, *, datasets: int = 1, export: dict[str, Any] | None = None, **training: Any
-) -> prepare.Prepared:
+) -> resolve.Prepared:
     (place / "a.jsonl").write_text('{"text": "one"}\n')
     spec = {
         "model": {"name": str(base)},
@@ -37,7 +37,7 @@ def prepared(
         "training": {"device": "cpu", **training},
         "export": export or {},
     }
-    return prepare.prepare("multi-run", RunSpec.model_validate(spec), Store(place / "store"))
+    return resolve.prepare("multi-run", RunSpec.model_validate(spec), Store(place / "store"))
 
 
 def test_a_start_is_of_one_run(base: Path, tmp_path: Path) -> None:
@@ -120,5 +120,5 @@ def test_nothing_is_written_for_what_is_refused(base: Path, tmp_path: Path) -> N
 def test_what_a_line_chose_is_not_asked_again() -> None:
     """A rank that its first run chose stays where only alpha is given; another alpha is another shape."""
     own = LoraSpec(rank=64, alpha=16)
-    assert prepare.like(own, LoraSpec(alpha=16)) == prepare.like(own, LoraSpec()) == own
-    assert prepare.like(own, LoraSpec(alpha=8)) != own
+    assert resolve.like(own, LoraSpec(alpha=16)) == resolve.like(own, LoraSpec()) == own
+    assert resolve.like(own, LoraSpec(alpha=8)) != own

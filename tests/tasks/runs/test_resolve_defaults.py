@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from backprop_core.devices import torch_without_cuda
 from backprop_core.errors import GPUNotAvailable
-from backprop_core.refs import BaseRef, Choice, SourceRef
-from backprop_core.specs import DatasetSpec, ModelSpec, RunSpec, TrainSpec
-from backprop_core.store import Store, file_digest
+from backprop_core.models.devices import torch_without_cuda
+from backprop_core.schema.refs import BaseRef, Choice, SourceRef
+from backprop_core.schema.specs import DatasetSpec, ModelSpec, RunSpec, TrainSpec
+from backprop_core.store.artifacts import Store, file_digest
 from backprop_core.training.presets import PRESETS
-from tasks import prepare
-from tasks.defaults import decide
-from tests.core import nano
+from tasks.runs import resolve
+from tasks.runs.resolve_defaults import decide
+from tests.backprop_core import nano
 
 LONG = {"steps": 1000, "batch_size": 16}  # hours on any CPU, with seven billion parameters
 
@@ -93,13 +93,13 @@ def test_steps_that_are_given_make_neither_small_batches_nor_epochs(base: Path, 
 def test_the_same_command_has_the_same_spec_and_reads_the_data_once(base: Path, data: Path, store: Store) -> None:
     """What the data holds is noted by its digest: the second time nothing is read."""
     spec = RunSpec(model=ModelSpec(name=str(base)), datasets=[DatasetSpec(path=str(data))])
-    first = prepare.prepare("train", spec, store)
+    first = resolve.prepare("train", spec, store)
     [note] = store.root.glob("notes/data/*.json")
     assert json.loads(note.read_text())["examples"] == 400
     seen = note.stat().st_mtime_ns
-    assert prepare.prepare("train", spec, store) == first and note.stat().st_mtime_ns == seen
-    prepare.save(first, "a" * 32, store)
-    assert prepare.load("a" * 32, store) == first and first.defaults  # what resume reads
+    assert resolve.prepare("train", spec, store) == first and note.stat().st_mtime_ns == seen
+    resolve.save(first, "a" * 32, store)
+    assert resolve.load("a" * 32, store) == first and first.defaults  # what resume reads
 
 
 def test_data_that_cannot_be_read_is_left_to_the_run_to_report(base: Path, tmp_path: Path, store: Store) -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from backprop_core.lines import Lines
-from backprop_core.refs import AdapterRef, RowsRef
-from backprop_core.settings import settings
-from backprop_core.store import Store
-from tasks.policy import results
-from tasks.store_check import check
-from tests.core.test_lines import version
+from backprop_core.lines.versions import Lines
+from backprop_core.runtime.settings import settings
+from backprop_core.schema.refs import AdapterRef, RowsRef
+from backprop_core.store.artifacts import Store
+from tasks.runs.store_check import check
+from tasks.stages.cache_policy import results
+from tests.backprop_core.lines.test_versions import version
 
 
 @pytest.fixture

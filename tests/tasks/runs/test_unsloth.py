@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from backprop_core.errors import UnslothNotAvailable
-from backprop_core.settings import Settings
-from backprop_core.specs import DatasetSpec, RunSpec, TrainSpec
-from backprop_core.store import Store
-from tasks import prepare
-from tasks.worker import interpreter
+from backprop_core.runtime.settings import Settings
+from backprop_core.schema.specs import DatasetSpec, RunSpec, TrainSpec
+from backprop_core.store.artifacts import Store
+from tasks.runs import resolve
+from tasks.runs.worker_process import interpreter
 
 SPEC = RunSpec(datasets=[DatasetSpec(path="rows.jsonl")], training=TrainSpec(backend="unsloth"))
 
@@ -24,7 +24,7 @@ def test_refused_before_anything_else(tmp_path: Path, monkeypatch: pytest.Monkey
     if python:
         monkeypatch.setenv("BACKPROPAGATE_UNSLOTH_PYTHON", python)
     with pytest.raises(UnslothNotAvailable, match=said) as caught:
-        prepare.prepare("train", SPEC, Store(tmp_path))
+        resolve.prepare("train", SPEC, Store(tmp_path))
     assert "pip install unsloth" in caught.value.hint
 
 

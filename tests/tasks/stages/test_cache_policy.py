@@ -8,12 +8,13 @@ from typing import get_type_hints
 
 import pytest
 from prefect import Task
+from prefect.serializers import Serializer
 
-from backprop_core.keys import VERSIONS
-from backprop_core.refs import RowsRef, TrainResult, artifacts_in
-from backprop_core.store import Store
-from tasks import stages
-from tasks.policy import RESULTS, Records, UnfitRecord, is_retryable, read_result, results
+from backprop_core.schema.refs import RowsRef, TrainResult, artifacts_in
+from backprop_core.store.artifacts import Store
+from backprop_core.store.cache_keys import VERSIONS
+from tasks.stages import stage_tasks
+from tasks.stages.cache_policy import RESULTS, Records, UnfitRecord, is_retryable, read_result, results
 
 KEY = "c" * 64
 SERIALIZER = {
@@ -50,13 +51,21 @@ def record(store: Store, result: object, **metadata: object) -> None:
 
 
 def genuine(ref: RowsRef) -> dict[str, object]:
-    return {"__class__": "backprop_core.refs.RowsRef", "data": ref.model_dump()}
+    return {"__class__": "backprop_core.schema.refs.RowsRef", "data": ref.model_dump()}
 
 
 def test_a_genuine_record_is_a_hit_and_points_into_this_store(store, ref):
     """A store that was moved, or is mounted elsewhere, still serves its records."""
     record(store, genuine(ref))
     assert json.loads(Records().read_path(KEY))["storage_key"] == str(results(store) / KEY)
+
+
+@pytest.mark.parametrize("module", ["backprop_core.refs", "backprop_core.schema.refs"])
+def test_a_record_outlives_the_module_of_its_class(store, ref, module):
+    """What was noted when the class lay in another module is a hit, and Prefect reads it."""
+    record(store, genuine(ref) | {"__class__": f"{module}.RowsRef"})
+    metadata = json.loads(Records().read_path(KEY))
+    assert Serializer(**metadata["serializer"]).loads(Path(metadata["storage_key"]).read_bytes()) == ref
 
 
 @pytest.mark.parametrize(
@@ -82,8 +91,8 @@ def test_a_record_that_asks_for_another_deserializer_is_a_miss(store, ref, chang
     [
         {"__class__": "subprocess.Popen", "data": ["touch", "/tmp/pwned"]},
         {"__exc_type__": "builtins.SystemExit", "message": "x"},
-        {"__class__": "backprop_core.refs.RowsRef", "data": {"digest": "x"}},
-        {"__class__": "backprop_core.refs.RowsRef"},
+        {"__class__": "backprop_core.schema.refs.RowsRef", "data": {"digest": "x"}},
+        {"__class__": "backprop_core.schema.refs.RowsRef"},
         ["__class__"],
         "text",
         None,
@@ -144,13 +153,13 @@ def test_a_real_pickle_in_the_cache_never_runs(store, ref, tmp_path, monkeypatch
 
 def test_nested_artifacts_are_found(ref):
     """What a record names inside itself is verified too."""
-    from backprop_core.refs import AdapterRef, DatasetRef
+    from backprop_core.schema.refs import AdapterRef, DatasetRef
 
     dataset = DatasetRef(name="a", task="a", train=ref, heldout=ref, read=2)
     assert [artifact.digest for artifact in artifacts_in(dataset)] == [ref.digest, ref.digest]
     trained = TrainResult(adapter=AdapterRef(digest="d" * 64, kind="tuned"), steps=1, tokens=1, train_loss=1, seconds=1)
     assert [artifact.digest for artifact in artifacts_in(trained)] == ["d" * 64]
-    content = json.dumps({"__class__": "backprop_core.refs.TrainResult", "data": trained.model_dump()}).encode()
+    content = json.dumps({"__class__": "backprop_core.schema.refs.TrainResult", "data": trained.model_dump()}).encode()
     assert read_result(content) == trained
 
 
@@ -171,7 +180,7 @@ def test_only_what_can_pass_is_tried_again():
 def test_what_every_stage_gives_can_be_read_back():
     """A result of a type that the cache does not know would be a miss for ever."""
     given = {
-        name: get_type_hints(stage.fn)["return"] for name, stage in vars(stages).items() if isinstance(stage, Task)
+        name: get_type_hints(stage.fn)["return"] for name, stage in vars(stage_tasks).items() if isinstance(stage, Task)
     }
     assert given.keys() == VERSIONS.keys()
     assert set(given.values()) == set(RESULTS.values())

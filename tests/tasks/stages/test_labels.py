@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from backprop_core.refs import AdapterRef, Curated, DatasetRef, GGUFRef, RowsRef, Scores, Split, TrainResult
-from backprop_core.specs import DatasetSpec
-from tasks.labels import Labels, outcome
+from backprop_core.schema.refs import AdapterRef, Curated, DatasetRef, GGUFRef, RowsRef, Scores, Split, TrainResult
+from backprop_core.schema.specs import DatasetSpec
+from tasks.stages.labels import Labels, outcome
 
 ADAPTER = AdapterRef(digest="a" * 64, kind="merged")
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from backprop_core.errors import RunActive
-from backprop_core.refs import ErrorRecord, Evaluation
-from tasks.journal import SECONDS, Clock, Journal, ending, journal_file, parameters, read
+from backprop_core.schema.refs import ErrorRecord, Evaluation
+from tasks.tracking.journal import SECONDS, Clock, Journal, ending, journal_file, parameters, read
 
 ROOT, CHILD = "a" * 32, "b" * 32
 
@@ -77,7 +77,7 @@ def test_a_torn_last_line_is_no_line(tmp_path: Path) -> None:
 WRITE_FOR_EVER = """
 import sys
 from pathlib import Path
-from tasks.journal import Journal
+from tasks.tracking.journal import Journal
 with Journal(Path(sys.argv[1]), sys.argv[2]) as journal:
     journal.start(line="support", name="multi-run")
     print("writing", flush=True)
@@ -108,7 +108,7 @@ def test_a_killed_writer_leaves_whole_steps(tmp_path: Path, lines: int) -> None:
 WRITE_PAST_THE_LIMIT = """
 import sys
 from pathlib import Path
-from tasks.journal import Journal
+from tasks.tracking.journal import Journal
 with Journal(Path(sys.argv[1]), sys.argv[2]) as journal:
     journal.start(line="support", name="multi-run")
     for step in range(100):

@@ -5,8 +5,8 @@ import io
 import matplotlib.image
 import pytest
 
-from backprop_core.refs import Evaluation
-from tasks.figures import forgetting_matrix
+from backprop_core.schema.refs import Evaluation
+from tasks.tracking.plots import forgetting_matrix
 
 
 def evaluation(tasks: list[str], score: float) -> Evaluation:

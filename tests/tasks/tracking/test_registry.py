@@ -7,23 +7,23 @@ import pytest
 import torch
 from peft import PeftModel
 
-from backprop_core import adapter as adapters
-from backprop_core import base as bases
-from backprop_core.lines import Lines, Move
-from backprop_core.refs import AdapterRef, Located
-from backprop_core.settings import Settings
-from backprop_core.specs import ModelSpec
-from backprop_core.store import Store
-from backprop_core.verdicts import Act, GateReport
-from tasks.doctor import champions
-from tasks.journal import Journal
+from backprop_core.lines.versions import Lines, Move
+from backprop_core.models import adapter_tensors as adapters
+from backprop_core.models import base as bases
+from backprop_core.runtime.settings import Settings
+from backprop_core.schema.gate_report import Act, GateReport
+from backprop_core.schema.refs import AdapterRef, Located
+from backprop_core.schema.specs import ModelSpec
+from backprop_core.store.artifacts import Store
+from tasks.runs.doctor import champions
 from tasks.tracking import sync
 from tasks.tracking.connection import connect
+from tasks.tracking.journal import Journal
 from tasks.tracking.registry import is_mirrored
-from tests.core import nano
-from tests.core import tiny_models as tiny
-from tests.core.test_lines import version
-from tests.tasks.test_tracking import config, first_use, new_database  # noqa: F401  # fixtures
+from tests.backprop_core import nano
+from tests.backprop_core import tiny_models as tiny
+from tests.backprop_core.lines.test_versions import version
+from tests.tasks.tracking.test_tracking import config, first_use, new_database  # noqa: F401  # fixtures
 from tests.wire.prefect_server import free_port
 
 NAME = "backprop.support"

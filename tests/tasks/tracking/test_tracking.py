@@ -20,12 +20,12 @@ from typing import Any
 import pytest
 
 from backprop_core.errors import HistoryDamaged, MLflowUnreachable, NameTaken, PlaceUnusable, RefAmbiguous, RunUnknown
-from backprop_core.refs import DatasetSummary, Drift, ErrorRecord, Evaluation, Located, RunResult
-from backprop_core.settings import Settings
-from backprop_core.verdicts import GateReport, TaskVerdict
-from tasks.journal import Journal, sent_file
+from backprop_core.runtime.settings import Settings
+from backprop_core.schema.gate_report import GateReport, TaskVerdict
+from backprop_core.schema.refs import DatasetSummary, Drift, ErrorRecord, Evaluation, Located, RunResult
 from tasks.tracking import Sender, list_runs, mlflow_run_id, run_link, show_run, sync, tracking_uri
 from tasks.tracking.connection import connect, experiment_of, uncollected
+from tasks.tracking.journal import Journal, sent_file
 from tasks.tracking.sender import unsent
 
 ROOT, CHILD, OTHER = "a1" * 16, "b2" * 16, "a3" * 16
@@ -65,7 +65,7 @@ MATRIX = Evaluation(
 FIRST_USE = """
 import sys
 from pathlib import Path
-from backprop_core.settings import Settings
+from backprop_core.runtime.settings import Settings
 from tasks.tracking.connection import connect
 assert "mlflow" not in sys.modules and "matplotlib" not in sys.modules
 client = connect(Settings(home=Path(sys.argv[1])))
@@ -202,7 +202,7 @@ def test_sending_again_changes_nothing(config: Settings) -> None:
 SYNC_ON_COMMAND = """
 import sys
 from pathlib import Path
-from backprop_core.settings import Settings
+from backprop_core.runtime.settings import Settings
 from tasks.tracking import sync
 from tasks.tracking.connection import connect
 config = Settings(home=Path(sys.argv[1]))
@@ -244,7 +244,7 @@ def test_a_database_that_was_lost_is_filled_again(config: Settings, new_database
 WRITE_AND_WAIT = """
 import sys
 from pathlib import Path
-from tasks.journal import Journal
+from tasks.tracking.journal import Journal
 journal = Journal(Path(sys.argv[1]), sys.argv[2])
 journal.start(line="support", name="multi-run")
 journal.child(sys.argv[3]).start(line="support", name="1-news")
@@ -519,7 +519,7 @@ def test_the_history_leaves_waits_out(config: Settings, monkeypatch: pytest.Monk
     with path.open("a") as file:
         file.write(json.dumps(waited) + "\n")
     with Journal(config.journal_path, ROOT) as journal, monkeypatch.context() as later:
-        later.setattr("tasks.journal.now", lambda: begin + 7_210_000)
+        later.setattr("tasks.tracking.journal.now", lambda: begin + 7_210_000)
         journal.end("finished")
     [run] = list_runs(config)
     assert (run["status"], run["seconds"]) == ("finished", 10.0)
@@ -591,7 +591,7 @@ def test_a_broken_database_costs_no_run(config: Settings, harm: Callable[[Path],
 
 def by_another_command(config: Settings, *words: str, status: int = 0) -> Any:
     """What a command says in JSON; MLflow keeps databases open, so a new one needs a new process."""
-    code = "import sys; from flows.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from flows.cli.main import main; sys.exit(main(sys.argv[1:]))"
     told = os.environ | {"BACKPROPAGATE_HOME": str(config.home_path)}
     done = subprocess.run(
         [sys.executable, "-c", code, *words, "--json"], env=told, capture_output=True, text=True, timeout=200
@@ -620,7 +620,7 @@ def test_a_database_that_cannot_be_opened_is_named(config: Settings) -> None:
 RETIRE = """
 import sys
 from pathlib import Path
-from tasks.journal import bring_back, retire
+from tasks.tracking.journal import bring_back, retire
 directory = Path(sys.argv[1])
 print("at it", flush=True)
 for _ in range(400):
@@ -662,7 +662,7 @@ def test_a_note_that_cannot_be_read_stops_no_sync(config: Settings, harm: str) -
 FIRST = """
 import sys
 from pathlib import Path
-from backprop_core.settings import Settings
+from backprop_core.runtime.settings import Settings
 from tasks.tracking.connection import connect, prepare
 prepare()
 print("ready", flush=True)

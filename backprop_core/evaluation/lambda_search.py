@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from statistics import mean
 
-from backprop_core import adapter
-from backprop_core.batch import Item, load
-from backprop_core.evaluate import score
-from backprop_core.model import LoadedBase, injected, put
-from backprop_core.progress import OnProgress
-from backprop_core.refs import AdapterRef, RowsRef, Searched
-from backprop_core.specs import MergeSpec
-from backprop_core.store import Store
-from backprop_core.strategies import STRATEGIES, runs_of
+from backprop_core.data.batching import Item, load
+from backprop_core.evaluation.scoring import score
+from backprop_core.merging.strategies import STRATEGIES, runs_of
+from backprop_core.models import adapter_tensors
+from backprop_core.models.loading import LoadedBase, injected, put
+from backprop_core.runtime.progress import OnProgress
+from backprop_core.schema.refs import AdapterRef, RowsRef, Searched
+from backprop_core.schema.specs import MergeSpec
+from backprop_core.store.artifacts import Store
 
 WEIGHTS = [tenth / 10 for tenth in range(1, 11)]
 
@@ -33,7 +33,7 @@ def search(
     `on_progress` gets the λ tried and how many there are. Raises NoRows, RankMismatch, AdapterMismatch.
     """
     tasks = [load(base, rows, max_length=max_length, store=store) for rows in heldout]
-    new = adapter.read(store.local(tuned))
+    new = adapter_tensors.read(store.local(tuned))
     runs = runs_of(merged, new, count=count, store=store)
     tried: dict[float, float] = {}
     with injected(base, new.config, new.tensors) as model:

@@ -6,17 +6,17 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from backprop_core import adapter as adapters
-from backprop_core.adapter import Adapter
 from backprop_core.errors import RankMismatch
-from backprop_core.evaluate import evaluate
-from backprop_core.model import LoadedBase
-from backprop_core.refs import AdapterRef, RowsRef
-from backprop_core.search import WEIGHTS, search
-from backprop_core.specs import MergeSpec
-from backprop_core.store import Store
-from backprop_core.strategies import merge
-from tests.core import nano
+from backprop_core.evaluation.lambda_search import WEIGHTS, search
+from backprop_core.evaluation.scoring import evaluate
+from backprop_core.merging.strategies import merge
+from backprop_core.models import adapter_tensors as adapters
+from backprop_core.models.adapter_tensors import Adapter
+from backprop_core.models.loading import LoadedBase
+from backprop_core.schema.refs import AdapterRef, RowsRef
+from backprop_core.schema.specs import MergeSpec
+from backprop_core.store.artifacts import Store
+from tests.backprop_core import nano
 
 
 def commit(store: Store, like: AdapterRef, *, rank: int | None = None) -> AdapterRef:

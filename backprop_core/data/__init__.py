@@ -1,0 +1,1 @@
+"""Sources and row formats, curation, splits, chat encoding, token cache, batching."""

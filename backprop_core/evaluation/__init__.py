@@ -1,0 +1,1 @@
+"""Scores, generated answers, metrics, judge, lm-evaluation-harness, lambda search, forgetting matrix, gate."""

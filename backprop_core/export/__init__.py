@@ -1,0 +1,1 @@
+"""Forms that other programs load: GGUF, merged checkpoint, quantizations, and the check of each."""

@@ -1,0 +1,1 @@
+"""Versions of a line, its champion, and what may be pruned."""

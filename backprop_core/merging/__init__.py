@@ -1,0 +1,1 @@
+"""Adapter into adapter: SLAO and other strategies, and what a merge did."""

@@ -1,0 +1,1 @@
+"""The base model and LoRA adapters: found, checked, loaded; chat templates and devices."""

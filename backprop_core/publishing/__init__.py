@@ -1,0 +1,1 @@
+"""The release transaction, Ollama, the Hub, the model card."""

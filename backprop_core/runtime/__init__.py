@@ -1,0 +1,1 @@
+"""What any part may need of the process it runs in: settings, redaction, subprocesses, optional packages."""

@@ -1,0 +1,1 @@
+"""Artifacts by digest, cache keys, leases, pins and locks."""

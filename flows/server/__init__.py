@@ -1,0 +1,1 @@
+"""`serve`: servers, start page, deployments, schedules, automations, worker."""

@@ -1,0 +1,1 @@
+"""The Prefect tasks: one a stage, their cache, their names."""
