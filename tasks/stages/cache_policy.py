@@ -112,14 +112,19 @@ def read_metadata(content: bytes) -> dict[str, Any]:
 def read_result(content: bytes, types: Mapping[str, type[BaseModel]] = RESULTS) -> BaseModel:
     """The ref that a stage returned; raises UnfitRecord unless it is one of these types."""
     try:
-        return decode(json.loads(content), types)
+        return known(json.loads(content), types)
     except (ValueError, KeyError, TypeError) as error:
         raise UnfitRecord(f"it is no record of ours ({type(error).__name__})") from error
 
 
-def decode(value: dict[str, Any], types: Mapping[str, type[BaseModel]] = RESULTS) -> BaseModel:
-    """What a stage returned: Prefect notes its class by module and name; our modules may have moved since."""
+def known(value: dict[str, Any], types: Mapping[str, type[BaseModel]]) -> BaseModel:
+    """A ref by the name of its class alone: Prefect notes the module too, and ours may have moved since."""
     return types[value["__class__"].rpartition(".")[2]].model_validate(value["data"])
+
+
+def decode(value: dict[str, Any]) -> Any:
+    """What Prefect reads a result with: it asks for each JSON object in it, from the inside out."""
+    return known(value, RESULTS) if "__class__" in value else value
 
 
 SERIALIZER = {
