@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from benchmarks.measure import BIN, Row, contenders, environment, medians, take_turns
 
 if TYPE_CHECKING:
-    from prefect import Task
-
+    from backprop_core.stages import Stage
     from tasks.runs.flow_run import Run
     from tasks.runs.resolve import Prepared
 
@@ -113,16 +112,14 @@ class Bare:
         self.earlier, self.held, self.learned = None, {}, []
         self.merged = 0
 
-    def call(self, stage: "Task[..., Any]", **parameters: Any) -> Any:
-        from backprop_core.data.curation import curate
-        from backprop_core.data.splits import split
+    def call(self, stage: "Stage[Any]", **parameters: Any) -> Any:
         from backprop_core.store.cache_keys import stage_key
+        from tasks.stages.parent_place import ParentPlace
 
-        if stage.name in ("curate", "split"):
-            return {"curate": curate, "split": split}[stage.name](**parameters, store=self.store)
-        result = stage.fn.__annotations__["return"]
         key = stage_key(stage.name, parameters)
-        made = self.worker.call(stage.name, result, key=key, on_event=lambda _: None, **parameters)
+        if stage.runs_in == "parent":
+            return stage.carry_out(parameters, ParentPlace(self.store, key, stage.name))
+        made = self.worker.call(stage, key=key, on_event=lambda _: None, **parameters)
         shutil.rmtree(self.store.checkpoints(key), ignore_errors=True)
         return made
 

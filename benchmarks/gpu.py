@@ -18,12 +18,13 @@ import torch
 from backprop_core.errors import Interrupted
 from backprop_core.models import adapter_tensors as adapters
 from backprop_core.models import loading
+from backprop_core.schema.field_types import Precision
 from backprop_core.schema.refs import TrainResult
 from backprop_core.schema.specs import TrainSpec
 from backprop_core.store.artifacts import Store
 from backprop_core.training.loop import train
 from backprop_core.training.presets import PRESETS
-from backprop_core.training.vram_estimate import GIB, Precision, Setting, Shape, memory
+from backprop_core.training.vram_estimate import GIB, Setting, Shape, memory
 from tests.backprop_core import nano
 
 SHAPES = ("qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-7b")

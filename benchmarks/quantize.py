@@ -34,13 +34,13 @@ def stage(file: Path, place: Path) -> Callable[[], None]:
     """What a worker does for one file, in a store without it."""
     from backprop_core.schema.refs import GGUFRef
     from backprop_core.store.artifacts import Store
-    from backprop_core.worker.stages import Stages
+    from backprop_core.worker.runner import Runner
 
     store = Store(place)
     with store.begin("gguf") as directory:
         shutil.copyfile(file, directory / "model.gguf")
         source = store.commit(directory, GGUFRef, record={}, quantization="f16", bytes=file.stat().st_size)
-    stages = Stages(store, should_stop=lambda: False)
+    stages = Runner(store, should_stop=lambda: False)
 
     def turn() -> None:
         made = stages.run("quantize", "", {"source": source, "quantization": KIND}, lambda event: None)

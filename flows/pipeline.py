@@ -4,7 +4,11 @@ import logging
 import math
 from typing import Any, NamedTuple
 
+from backprop_core.data import stages as data
 from backprop_core.errors import NoRows
+from backprop_core.evaluation import stages as evaluation
+from backprop_core.export import stages as exporting
+from backprop_core.merging import stages as merging
 from backprop_core.schema.gate_report import GateReport
 from backprop_core.schema.refs import (
     AdapterRef,
@@ -26,10 +30,10 @@ from backprop_core.schema.refs import (
     TrainResult,
 )
 from backprop_core.schema.specs import TEACHER_FORCED, DatasetSpec, TrainSpec
+from backprop_core.training import stages as training
 from tasks.runs.flow_run import Run
 from tasks.runs.line_splits import held_by
 from tasks.runs.sources import Source
-from tasks.stages import stage_tasks
 
 log = logging.getLogger(__name__)
 NO_HELDOUT = "give more rows, or held-out rows that it has not learned (--heldout FILE)"
@@ -112,15 +116,15 @@ def beside_the_champion(run: Run, made: Made) -> Made:
             aside[task] = rest
     scored = heldout
     if run.spec.merge.searches or line.merge.searches:
-        scored = {task: run.call(stage_tasks.apart, heldout=rows, to_choose_by=False) for task, rows in heldout.items()}
+        scored = {task: run.call(data.apart, heldout=rows, to_choose_by=False) for task, rows in heldout.items()}
     cells = {task: score(run, made.merged, rows) for task, rows in scored.items()}
     return made._replace(heldout=heldout, aside=aside, scored=scored, cells=cells)
 
 
 def without(run: Run, sets: list[RowsRef], others: list[RowsRef]) -> RowsRef:
     """The rows of several sets that are in none of some others."""
-    pooled = run.call(stage_tasks.pool, heldouts=sets, heldout_max=sum(rows.rows for rows in sets))
-    return run.call(stage_tasks.unseen, rows=pooled, learned=others)
+    pooled = run.call(data.pool, heldouts=sets, heldout_max=sum(rows.rows for rows in sets))
+    return run.call(data.unseen, rows=pooled, learned=others)
 
 
 def champion(run: Run, scored: dict[str, RowsRef]) -> dict[str, Cell] | None:
@@ -135,7 +139,7 @@ def judged(
     """What the gate says of a candidate, beside the champion if there is one, and the untouched base."""
     live = run.prepared.live
     return run.call(
-        stage_tasks.gate,
+        evaluation.gate,
         candidate=rows_of(cells),
         champion=rows_of(rivals) if rivals else None,
         base=rows_of(base_row),
@@ -184,7 +188,7 @@ def trained(
     spec, rows = run.spec.training, dataset.train
     if spec.replay and before:
         rows = run.call(
-            stage_tasks.replay,
+            data.replay,
             rows=rows,
             earlier=before,
             heldout=list(heldout.values()),
@@ -195,7 +199,7 @@ def trained(
     merge = run.spec.merge
     start = Start(tuned=tuned, orthonormal=merge.orthonormal_start, keep=merge.keeps_function) if tuned else None
     alone = spec.model_copy(update={"replay": 0})  # it is in the rows
-    return run.call(stage_tasks.train, base=run.base, rows=rows, spec=alone, start=start)
+    return run.call(training.train, base=run.base, rows=rows, spec=alone, start=start)
 
 
 def passes(spec: TrainSpec, rows: RowsRef) -> int:
@@ -215,7 +219,7 @@ def merge(
     spec = run.spec.merge
     if merged and spec.searches:
         found = run.call(
-            stage_tasks.search,
+            evaluation.search,
             **base_model(run),
             merged=merged,
             tuned=tuned.adapter,
@@ -226,21 +230,19 @@ def merge(
         )
         spec = spec.model_copy(update={"weight": found.weight})
     earlier = history if spec.takes_all else []
-    return run.call(stage_tasks.merge, merged=merged, tuned=tuned.adapter, earlier=earlier, count=count, spec=spec)
+    return run.call(merging.merge, merged=merged, tuned=tuned.adapter, earlier=earlier, count=count, spec=spec)
 
 
 def part(run: Run, heldout: dict[str, RowsRef], *, to_choose_by: bool) -> dict[str, RowsRef]:
     """The held-out rows that λ is chosen by, or those that score, by task; where nothing is chosen, all score."""
     if not run.spec.merge.searches:
         return {} if to_choose_by else heldout
-    return {
-        task: run.call(stage_tasks.apart, heldout=rows, to_choose_by=to_choose_by) for task, rows in heldout.items()
-    }
+    return {task: run.call(data.apart, heldout=rows, to_choose_by=to_choose_by) for task, rows in heldout.items()}
 
 
 def drift(run: Run, before: AdapterRef | None, tuned: TrainResult, merged: AdapterRef) -> Drift | None:
     """What the merge did to the merged adapter; None for the first."""
-    return run.call(stage_tasks.drift, before=before, tuned=tuned.adapter, after=merged) if before else None
+    return run.call(merging.drift, before=before, tuned=tuned.adapter, after=merged) if before else None
 
 
 def score_again(run: Run) -> None:
@@ -259,7 +261,7 @@ def say_what_was_learned(run: Run, heldout: dict[str, RowsRef]) -> None:
     """Warn where an adapter is scored on rows that it has been trained on."""
     learned = run.learned_before
     for task, rows in heldout.items() if learned else ():
-        if known := rows.rows - run.call(stage_tasks.unseen, rows=rows, learned=learned).rows:
+        if known := rows.rows - run.call(data.unseen, rows=rows, learned=learned).rows:
             log.warning("%s: %d of these %d rows were trained, so the score says little", task, known, rows.rows)
 
 
@@ -274,7 +276,7 @@ def curated(run: Run) -> Split:
     prepared = run.prepared
     datasets = zip(run.spec.datasets, prepared.sources, strict=bool(prepared.sources))  # none to score other rows
     found: Split = run.call(
-        stage_tasks.split,
+        data.split,
         batches=[batch(run, spec, source) for spec, source in datasets],
         watched=[batch(run, *each) for each in zip(run.spec.evaluation.watch, prepared.watch, strict=True)],
         held=run.held,
@@ -290,9 +292,7 @@ def batch(run: Run, spec: DatasetSpec, source: Source) -> Batch:
     alone = spec.model_copy(update={"task": None, "heldout": None, "skip": 0, "rows": None})
 
     def rows(file: SourceRef, path: str) -> Curated:
-        return run.call(
-            stage_tasks.curate, source=file, spec=alone.model_copy(update={"path": path}), template=run.template
-        )
+        return run.call(data.curate, source=file, spec=alone.model_copy(update={"path": path}), template=run.template)
 
     return Batch(
         name=source.name,
@@ -315,7 +315,7 @@ def held_out(run: Run, rows: Split) -> dict[str, RowsRef]:
             raise NoRows(f"no row of task {task} is held out{learned}, so nothing can be scored", hint=NO_HELDOUT)
     most = run.spec.evaluation.heldout_max
     return {
-        task: run.call(stage_tasks.first, rows=one, most=most) if one.rows > most else one
+        task: run.call(data.first, rows=one, most=most) if one.rows > most else one
         for task, one in rows.heldout.items()
     }
 
@@ -333,14 +333,14 @@ def score(run: Run, adapter: AdapterRef | None, rows: RowsRef) -> Cell:
 def scores(run: Run, adapter: AdapterRef | None, rows: RowsRef) -> Scores:
     """How likely an adapter finds the answers of some rows."""
     length = run.spec.training.max_length
-    return run.call(stage_tasks.evaluate, **model(run, adapter), heldout=rows, max_length=length)
+    return run.call(evaluation.evaluate, **model(run, adapter), heldout=rows, max_length=length)
 
 
 def harness(run: Run, adapter: AdapterRef | None) -> Harnessed | None:
     """What lm-evaluation-harness says of an adapter, or of the base; None if it is not asked."""
     spec = run.spec.evaluation.harness
     return (
-        run.call(stage_tasks.harness, **model(run, adapter), spec=spec, own=run.prepared.tasks) if spec.tasks else None
+        run.call(evaluation.harness, **model(run, adapter), spec=spec, own=run.prepared.tasks) if spec.tasks else None
     )
 
 
@@ -351,8 +351,8 @@ def model(run: Run, adapter: AdapterRef | None) -> dict[str, Any]:
 
 def base_model(run: Run) -> dict[str, Any]:
     """The base as it was trained."""
-    training = run.spec.training
-    return {"base": run.base, "precision": training.precision, "device": training.device}
+    spec = run.spec.training
+    return {"base": run.base, "precision": spec.precision, "device": spec.device}
 
 
 def rating(run: Run, adapter: AdapterRef | None, rows: RowsRef) -> Ratings | None:
@@ -360,11 +360,11 @@ def rating(run: Run, adapter: AdapterRef | None, rows: RowsRef) -> Ratings | Non
     spec = run.spec.evaluation
     if spec.metric in TEACHER_FORCED:
         return None
-    written = run.call(stage_tasks.generate, **model(run, adapter), heldout=rows, spec=spec.generation)
+    written = run.call(evaluation.generate, **model(run, adapter), heldout=rows, spec=spec.generation)
     if spec.metric == "judge":
-        return run.call(stage_tasks.judge, generations=written, spec=spec.judge)
+        return run.call(evaluation.judge, generations=written, spec=spec.judge)
     return run.call(
-        stage_tasks.rate,
+        evaluation.rate,
         generations=written,
         metric=spec.metric,
         pattern=spec.pattern if spec.metric == "regex" else None,
@@ -381,7 +381,7 @@ def canaries(run: Run, adapter: AdapterRef) -> Answers | None:
     asked = [[{"role": "user", "content": canary.prompt}] for canary in run.spec.gate.canaries]
     if not asked:
         return None
-    return run.call(stage_tasks.answer, **model(run, adapter), conversations=asked, spec=run.spec.evaluation.generation)
+    return run.call(evaluation.answer, **model(run, adapter), conversations=asked, spec=run.spec.evaluation.generation)
 
 
 def exports(run: Run, merged: AdapterRef | None, heldout: RowsRef) -> None:
@@ -392,7 +392,7 @@ def exports(run: Run, merged: AdapterRef | None, heldout: RowsRef) -> None:
         export(run, merged, quantization, heldout, known)
     for package in run.spec.export.packages:
         hub_id = f"{run.base.name}@{run.base.revision}" if run.base.revision and package == "lora" else None
-        made = run.call(stage_tasks.package, base=run.base, adapter=merged, package=package, hub_id=hub_id)
+        made = run.call(exporting.package, base=run.base, adapter=merged, package=package, hub_id=hub_id)
         run.packaged(made)
     if run.spec.export.ollama:
         run.serve(heldout)
@@ -402,7 +402,7 @@ def reference(run: Run, merged: AdapterRef | None, heldout: RowsRef) -> Referenc
     """What the files are compared with: the model reads held-out rows once, however many files there are."""
     prompts = [canary.prompt for canary in run.spec.gate.canaries]
     return run.call(
-        stage_tasks.reference, base=run.base, adapter=merged, heldout=heldout, rows=FIDELITY_ROWS, prompts=prompts
+        exporting.reference, base=run.base, adapter=merged, heldout=heldout, rows=FIDELITY_ROWS, prompts=prompts
     )
 
 
@@ -410,13 +410,13 @@ def export(
     run: Run, merged: AdapterRef | None, quantization: str, heldout: RowsRef, known: ReferenceRef | None
 ) -> None:
     """One GGUF file of the merged adapter, and how far it answers as the model does, where that is `known`."""
-    if quantization in stage_tasks.WRITTEN_DIRECTLY:
+    if quantization in exporting.WRITTEN_DIRECTLY:
         file = converted(run, merged, quantization)
     else:
         file = quantized(run, merged, quantization, heldout)
     fidelity = None
     if known:
-        fidelity = run.call(stage_tasks.fidelity, reference=known, gguf=file, canaries=run.spec.gate.canaries)
+        fidelity = run.call(exporting.fidelity, reference=known, gguf=file, canaries=run.spec.gate.canaries)
     run.exported(file, fidelity)
 
 
@@ -424,17 +424,17 @@ def converted(run: Run, merged: AdapterRef | None, outtype: str) -> GGUFRef:
     """A file in a type that needs no llama.cpp to be made; its converter is asked where we have none."""
     wanted = {"base": run.base, "adapter": merged, "outtype": outtype}
     if run.prepared.converter:
-        return run.call(stage_tasks.convert_outside, **wanted, converter=run.prepared.converter)
-    return run.call(stage_tasks.convert, **wanted)
+        return run.call(exporting.convert_outside, **wanted, converter=run.prepared.converter)
+    return run.call(exporting.convert, **wanted)
 
 
 def quantized(run: Run, merged: AdapterRef | None, quantization: str, heldout: RowsRef) -> GGUFRef:
     """A file that llama.cpp makes from the f16 one, and from what held-out rows say if that is asked for."""
     source = converted(run, merged, "f16")
     if not run.spec.export.imatrix:
-        return run.call(stage_tasks.quantize, source=source, quantization=quantization)
+        return run.call(exporting.quantize, source=source, quantization=quantization)
     length = run.spec.training.max_length
     weights = run.call(
-        stage_tasks.importance, **model(run, merged), heldout=heldout, skip=FIDELITY_ROWS, max_length=length
+        exporting.importance, **model(run, merged), heldout=heldout, skip=FIDELITY_ROWS, max_length=length
     )
-    return run.call(stage_tasks.quantize_weighted, source=source, quantization=quantization, importance=weights)
+    return run.call(exporting.quantize_weighted, source=source, quantization=quantization, importance=weights)

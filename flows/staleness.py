@@ -6,6 +6,7 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
+from backprop_core.data.stages import first
 from backprop_core.schema.field_types import LineName
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import RunResult
@@ -18,7 +19,6 @@ from tasks.runs.allowed_paths import admit
 from tasks.runs.flow_run import Run, new_run_id, recorded
 from tasks.runs.line_state import has_champion
 from tasks.runs.resolve import to_compare
-from tasks.stages import stage_tasks
 
 log = logging.getLogger(__name__)
 FEWEST = 50  # fresh rows that a mean loss is worth something of
@@ -98,7 +98,7 @@ def compared(run: Run, max_loss_ratio: float) -> Staleness | None:
     if rows.rows < FEWEST:
         run.concludes(f"cannot tell: {rows.rows} rows are new to line {run.spec.line}, not {FEWEST}", "unchanged")
         return None
-    sample = run.call(stage_tasks.first, rows=rows, most=max(FEWEST, run.spec.evaluation.heldout_max))
+    sample = run.call(first, rows=rows, most=max(FEWEST, run.spec.evaluation.heldout_max))
     loss = scores(run, champion.merged, sample).loss
     found = Staleness(fresh=loss, heldout=heldout.loss, rows=sample.rows, max_loss_ratio=max_loss_ratio)
     run.concludes(found.sentence, "finished")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -21,12 +21,12 @@ from backprop_core.models.adapter_tensors import Adapter, Tensors
 from backprop_core.models.base import OTHER_TOKENIZER, weights
 from backprop_core.models.peft_files import tokenizer_home
 from backprop_core.runtime.optional_packages import QLORA, require
+from backprop_core.schema.field_types import Precision
 from backprop_core.schema.refs import AdapterRef
 from backprop_core.store.artifacts import Store
 
 # Architectures whose logits are lm_head of the last hidden state, with nothing in between.
 PLAIN_HEAD = {"llama", "mistral", "qwen2", "qwen3"}
-Precision = Literal["fp32", "bf16", "nf4"]
 INCOMPLETE = "its config.json and its weights do not belong together: get the model's files again"
 
 

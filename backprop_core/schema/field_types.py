@@ -1,7 +1,7 @@
 """Kinds of text that a spec takes."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
@@ -30,6 +30,7 @@ def addressable(place: str) -> str:
     return place
 
 
+Precision = Literal["fp32", "bf16", "nf4"]  # of a base in memory, once `auto` is resolved
 PathOrAddress = Annotated[str, AfterValidator(addressable)]
 ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+::)*[A-Za-z][A-Za-z0-9+.-]+://")  # and chains of them
 LineName = Annotated[str, Field(pattern=NAME)]

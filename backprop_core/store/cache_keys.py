@@ -8,37 +8,7 @@ from typing import Any
 
 from backprop_core.schema.records import KEY_IF_SET, NO_KEY, Record, Spec
 from backprop_core.schema.refs import ArtifactRef, BaseRef, ConverterRef, DatasetRef, OwnTasks, SourceRef
-
-# Raise a number when the stage's result would change; a golden test per stage fails otherwise.
-VERSIONS = {
-    "curate": 3,
-    "split": 1,
-    "pool": 2,
-    "unseen": 2,
-    "first": 1,
-    "replay": 3,
-    "train": 1,
-    "merge": 2,
-    "drift": 1,
-    "apart": 2,
-    "search": 1,
-    "evaluate": 1,
-    "harness": 1,
-    "generate": 1,
-    "rate": 1,
-    "judge": 1,
-    "answer": 1,
-    "gate": 3,
-    "convert": 3,
-    "convert_outside": 3,
-    "quantize": 1,
-    "importance": 1,
-    "quantize_weighted": 1,
-    "reference": 1,
-    "fidelity": 2,
-    "package": 4,
-}
-
+from backprop_core.stages import every
 
 ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
@@ -97,7 +67,7 @@ def set_fields(record: Record) -> dict[str, Any]:
 
 def stage_parts(stage: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The named parts that `stage_key` hashes; what `--explain` compares."""
-    return {"stage": stage, "version": VERSIONS[stage], "parameters": part(dict(parameters))}
+    return {"stage": stage, "version": every()[stage].version, "parameters": part(dict(parameters))}
 
 
 def stage_key(stage: str, parameters: Mapping[str, Any]) -> str:

@@ -13,11 +13,12 @@ from pydantic import Field
 from backprop_core.data.loading import ChatRow
 from backprop_core.data.token_lengths import Counter, sample
 from backprop_core.errors import NoRows
+from backprop_core.schema.field_types import Precision
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import Choice
 from backprop_core.schema.specs import DatasetSpec, LoraSpec, TrainSpec
 from backprop_core.training.batch_plan import total_steps
-from backprop_core.training.vram_estimate import GIB, Precision, Setting, Shape, longest, memory
+from backprop_core.training.vram_estimate import GIB, Setting, Shape, longest, memory
 
 GIVEN = "given"  # the reason of a field that was not ours to choose
 LEAST_RANK, MOST_RANK = 16, 256

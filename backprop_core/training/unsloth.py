@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from backprop_core.errors import ModelLoadFailed
-from backprop_core.models.loading import LoadedBase, Precision
+from backprop_core.models.loading import LoadedBase
+from backprop_core.schema.field_types import Precision
 
 
 def load(path: Path, *, precision: Precision, max_length: int) -> LoadedBase:

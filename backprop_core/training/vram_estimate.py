@@ -6,15 +6,14 @@ parameters. The factors of activations and logits were measured; `make gpu` comp
 
 from bisect import bisect_right
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from backprop_core.errors import AdapterMismatch, ArchitectureUnsupported, ModelLoadFailed
+from backprop_core.schema.field_types import Precision
 from backprop_core.schema.records import Record
 from backprop_core.schema.specs import LoraSpec, TrainSpec
-
-Precision = Literal["fp32", "bf16", "nf4"]
 
 GIB = 1 << 30
 CHUNK = 2**25  # logits that the chunked loss holds at a time

@@ -17,7 +17,7 @@ from pathlib import Path
 from subprocess import PIPE
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel
 
 from backprop_core.errors import WorkerDied, WorkerStalled, rebuild
 from backprop_core.runtime import subprocesses
@@ -25,6 +25,7 @@ from backprop_core.runtime.settings import USER_OFFLINE
 from backprop_core.runtime.subprocesses import POLL
 from backprop_core.schema.records import Record
 from backprop_core.schema.specs import Backend
+from backprop_core.stages import Stage
 from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.store.locks import REMINDER
 
@@ -97,26 +98,19 @@ class Worker:
         return self._process.returncode is None
 
     def call(
-        self,
-        stage: str,
-        result: type[Result],
-        *,
-        key: str,
-        on_event: OnEvent,
-        deadline: float = math.inf,
-        **parameters: Any,
+        self, stage: Stage[Result], *, key: str, on_event: OnEvent, deadline: float = math.inf, **parameters: Any
     ) -> Result:
         """Run one stage and wait for it. At the `deadline`, of the monotonic clock, a training is asked to stop.
 
         Raises what the stage raised, so Interrupted if it has stopped, WorkerDied, or WorkerStalled.
         """
-        job = self._folder / f"{self._jobs:04d}-{stage}"
+        job = self._folder / f"{self._jobs:04d}-{stage.name}"
         self._jobs += 1
         job.mkdir()
-        plain = {name: TypeAdapter(type(value)).dump_python(value, mode="json") for name, value in parameters.items()}
-        write_atomic(job / "job.json", json.dumps({"stage": stage, "key": key, "parameters": plain}))
+        plain = stage.job(**parameters).model_dump(mode="json")
+        write_atomic(job / "job.json", json.dumps({"stage": stage.name, "key": key, "parameters": plain}))
         self._say(f"next {job}")
-        return result.model_validate(self._wait(job, stage, on_event, deadline))
+        return stage.result.model_validate(self._wait(job, stage.name, on_event, deadline))
 
     def _say(self, line: str) -> None:
         assert self._process.stdin is not None

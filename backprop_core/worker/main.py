@@ -26,9 +26,13 @@ from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.worker.client import Orders
 
 if TYPE_CHECKING:
-    from backprop_core.worker.stages import Stages
+    from backprop_core.worker.runner import Runner
 
 stopping = threading.Event()
+USUAL = (  # what the stages of nearly every run import
+    *("training.loop", "merging.strategies", "merging.merge_stats"),
+    *("evaluation.scoring", "evaluation.generation", "evaluation.lambda_search"),
+)
 
 
 def main(text: str) -> None:
@@ -57,9 +61,9 @@ def lead(orders: Orders) -> None:
     orders.waits.touch()
     with taken(orders.slots):
         orders.ready.touch()
-        stages = prepare(orders)
+        runner = prepare(orders)
         while True:
-            run(jobs.get(), stages.run, alone=orders.processes == 1)
+            run(jobs.get(), runner.run, alone=orders.processes == 1)
 
 
 @contextmanager
@@ -75,29 +79,31 @@ def taken(slots: Sequence[Path]) -> Iterator[None]:
 def follow(orders: Orders) -> None:
     """Take part in the trainings of the process that leads."""
     threading.Thread(target=watch, daemon=True).start()
-    stages = prepare(orders)
+    runner = prepare(orders)
     while True:
-        stages.follow()
+        runner.follow()
 
 
-def prepare(orders: Orders) -> "Stages":
+def prepare(orders: Orders) -> "Runner":
     """Import what is heavy, and find the other processes."""
     if orders.backend == "unsloth":
         importlib.import_module("unsloth")  # it wants to be the first
     gc.disable()  # the imports make a million objects that stay
     from backprop_core.training.distributed import join
-    from backprop_core.worker.stages import Stages
+    from backprop_core.worker.runner import Runner
 
     preload()
     gc.freeze()
     gc.enable()
-    return Stages(Store(orders.root), should_stop=stopping.is_set, ranks=join(orders.processes))
+    return Runner(Store(orders.root), should_stop=stopping.is_set, ranks=join(orders.processes))
 
 
 def preload() -> None:
     """What the first training would import: while nobody waits for it yet."""
     from backprop_core.models.loading import peft_module
 
+    for name in USUAL:
+        importlib.import_module(f"backprop_core.{name}")
     importlib.import_module("transformers.modeling_utils")
     importlib.import_module("torch._dynamo")  # the optimizer asks for it
     peft_module()

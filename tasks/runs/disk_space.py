@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from backprop_core.errors import ArchitectureUnsupported, DiskFull
+from backprop_core.export.stages import WRITTEN_DIRECTLY
 from backprop_core.schema.specs import ModelSpec, RunSpec, TrainSpec
 from backprop_core.training.presets import shape_for
 from backprop_core.training.vram_estimate import GIB, Shape
@@ -14,7 +15,6 @@ BITS = {  # of a weight in a GGUF file, about
     **{"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q5_0": 5.5},
     **{"q4_k_m": 4.9, "q4_0": 4.5, "q3_k_m": 3.9, "q2_k": 3.4},
 }
-DIRECT = {"f32", "f16", "bf16", "q8_0"}  # the others are made of an f16 file
 ADAPTER, CHECKPOINT = 4, 12  # bytes a LoRA parameter: float32, and with AdamW's two moments
 
 
@@ -29,7 +29,7 @@ def known_shape(model: ModelSpec) -> Shape | None:
 def files(spec: RunSpec) -> list[str]:
     """The kinds of weights that a run's export writes, as files of GGUF call them."""
     wanted = list(spec.export.quantizations)
-    between = ["f16"] if set(wanted) - DIRECT and "f16" not in wanted else []
+    between = ["f16"] if set(wanted) - WRITTEN_DIRECTLY and "f16" not in wanted else []
     return [*between, *wanted, *(["f16"] if "merged" in spec.export.packages else [])]
 
 

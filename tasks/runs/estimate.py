@@ -11,13 +11,14 @@ from backprop_core.data.token_lengths import Counter
 from backprop_core.models import base as bases
 from backprop_core.models import devices
 from backprop_core.runtime.settings import settings
+from backprop_core.schema.field_types import Precision
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import Choice
 from backprop_core.schema.specs import DatasetSpec, RunSpec, TrainSpec
 from backprop_core.store.artifacts import Store
 from backprop_core.training import presets, time_estimate
 from backprop_core.training.defaults import SAFE, Data, choose, data_of, trained_on
-from backprop_core.training.vram_estimate import GIB, Precision, Setting, Shape, longest, memory, micro_batch
+from backprop_core.training.vram_estimate import GIB, Setting, Shape, longest, memory, micro_batch
 from tasks.runs.machine_speed import speed_of
 from tasks.runs.resolve_defaults import asked
 

@@ -9,12 +9,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from prefect import Task
 from prefect.exceptions import TerminationSignal
 from prefect.logging import get_run_logger
 from pydantic import BaseModel
@@ -53,6 +51,7 @@ from backprop_core.schema.refs import (
     TrainResult,
 )
 from backprop_core.schema.specs import RunSpec
+from backprop_core.stages import Stage
 from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.store.cache_keys import digests_in, stage_key
 from backprop_core.store.leases import Lease
@@ -67,36 +66,18 @@ from tasks.runs.results import digest_in, gguf_record, harness_records, located,
 from tasks.stages.cache_policy import is_recorded, results
 from tasks.stages.labels import Labels, outcome
 from tasks.stages.ollama import canary, register
+from tasks.stages.parent_place import ParentPlace
+from tasks.stages.stage_tasks import stage_task
 
 if TYPE_CHECKING:
     from tasks.runs.notifications import Audience
 
 R = TypeVar("R", bound=BaseModel)
 log = logging.getLogger(__name__)
-IN_THE_WORKER = {
-    *("train", "search", "merge", "drift", "evaluate", "harness", "generate", "answer"),
-    *("convert", "convert_outside", "quantize", "importance", "quantize_weighted", "reference", "fidelity", "package"),
-}
 OF_AN_EARLIER_RUN = {"evaluate", "export", "publish", "promote"}  # flows whose rows are that run's
 OF_A_LINE = {"retrain", "drift"}  # flows whose rows are seen beside those of the line
 STOPPED = (Interrupted, TimeLimit)  # ends that are no failures: `resume` goes on
 Start = Callable[[Store], resolve.Prepared]
-_current: ContextVar["Run"] = ContextVar("run")
-
-
-def current() -> "Run":
-    """The run that this task belongs to."""
-    return _current.get()
-
-
-@contextmanager
-def being(run: "Run") -> Iterator[None]:
-    """Make `run` the one that tasks belong to."""
-    token = _current.set(run)
-    try:
-        yield
-    finally:
-        _current.reset(token)
 
 
 def new_run_id() -> str:
@@ -129,8 +110,6 @@ def recorded(start: Start, *, run_id: str | None, fresh: bool) -> Iterator["Run"
         prepared = resolve.load(full_id, store) if earlier else start(store).model_copy(update={"fresh": fresh})
         with Run(full_id, prepared, config, store) as run:
             retried_runs.note(full_id, store)
-            token = _current.set(run)
-            cleanup.callback(_current.reset, token)
             yield run
 
 
@@ -285,13 +264,13 @@ class Run:
         if coded:
             raise coded from error
 
-    def call(self, stage: Task[..., R], **parameters: Any) -> R:
+    def call(self, stage: Stage[R], **parameters: Any) -> R:
         """Run a stage through Prefect, or take its result from the cache."""
         begin = time.monotonic()
         key = stage_key(stage.name, parameters)
         again = self._afresh.is_due(key)
         self._lease.add(key)
-        if stage.name in IN_THE_WORKER and not is_recorded(self.store, key):
+        if stage.runs_in == "worker" and not is_recorded(self.store, key):
             # whoever has the device now may be doing this very stage
             with self.record.waiting("device"):
                 self._worker(stage.name).wait_for_slot(self._deadline)
@@ -308,7 +287,13 @@ class Run:
                 shutil.rmtree(self.store.checkpoints(key), ignore_errors=True)
         self._afresh.begin(key)
         label = self._labels.name(stage.name, parameters)
-        task = stage.with_options(refresh_cache=again, result_storage=results(self.store), task_run_name=label)
+        task = stage_task(
+            stage,
+            lambda given: self._carry_out(stage, given),
+            refresh_cache=again,
+            result_storage=results(self.store),
+            task_run_name=label,
+        )
         state = task(**parameters, return_state=True)
         result: R = state.result()
         self._afresh.end(key)
@@ -329,18 +314,23 @@ class Run:
         get_run_logger().info("%s (%s)", ": ".join(filter(None, [label, outcome(result)])), took)
         return result
 
-    def work(self, stage: str, result: type[R], **parameters: Any) -> R:
+    def _carry_out(self, stage: Stage[R], parameters: dict[str, Any]) -> R:
+        """Run a stage where it is declared to run."""
+        key = stage_key(stage.name, parameters)
+        if stage.runs_in == "worker":
+            return self._work(stage, key, parameters)
+        return stage.carry_out(parameters, ParentPlace(self.store, key, stage.name))
+
+    def _work(self, stage: Stage[R], key: str, parameters: dict[str, Any]) -> R:
         """Run a stage in the worker process."""
-        if stage == "train":
+        if stage.name == "train":
             self._say_device()
-        report(Progress(stage=stage, done=0, total=0))
-        key = stage_key(stage, parameters)
+        report(Progress(stage=stage.name, done=0, total=0))
         try:
-            return self._worker(stage).call(
+            return self._worker(stage.name).call(
                 stage,
-                result,
                 key=key,
-                on_event=lambda event: self._event(stage, event),
+                on_event=lambda event: self._event(stage.name, event),
                 deadline=self._deadline,
                 **parameters,
             )

@@ -6,7 +6,7 @@ from backprop_core.lines.versions import Lines, Live
 from backprop_core.schema.refs import DatasetRef, RowsRef, RunResult, Split
 from backprop_core.store.artifacts import Store
 from tasks.runs.resolve import Prepared, load
-from tasks.stages.cache_policy import RESULTS, UnfitRecord, read_result, results
+from tasks.stages.cache_policy import UnfitRecord, read_result, result_types, results
 
 OLDER = {"DatasetRef": DatasetRef}  # what `curate` returned up to version 1
 
@@ -78,6 +78,6 @@ def by_task(datasets: list[DatasetRef], live: Live | None) -> dict[str, list[Row
 def returned(key: str, store: Store) -> BaseModel | None:
     """What the stage with this key returned, if the cache has it yet."""
     try:
-        return read_result((results(store) / key).read_bytes(), RESULTS | OLDER)
+        return read_result((results(store) / key).read_bytes(), {**result_types(), **OLDER})
     except (FileNotFoundError, UnfitRecord):
         return None

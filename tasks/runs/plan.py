@@ -4,11 +4,9 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import copy
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
-from prefect import Task
 from pydantic import BaseModel, Field
 
 from backprop_core.models import base as bases
@@ -31,19 +29,20 @@ from backprop_core.schema.refs import (
     TrainResult,
 )
 from backprop_core.schema.specs import RunSpec, TrainSpec
+from backprop_core.stages import Stage
 from backprop_core.store.artifacts import Store
 from backprop_core.store.cache_keys import stage_key
 from backprop_core.training import time_estimate
 from backprop_core.training.defaults import HELDOUT_SHARE, Data
 from backprop_core.training.vram_estimate import GIB, Setting, Shape, memory, micro_batch
 from tasks.runs import disk_space, resolve
-from tasks.runs.flow_run import Run, being, new_run_id
+from tasks.runs.flow_run import Run, new_run_id
 from tasks.runs.machine_speed import speed_of
 from tasks.runs.resolve_defaults import data_in
 from tasks.stages.cache_policy import Records, UnfitRecord, is_recorded, read_result
+from tasks.stages.parent_place import ParentPlace
 
 R = TypeVar("R", bound=BaseModel)
-OF_ROWS = {"curate", "split", "pool", "unseen", "apart", "first", "replay"}  # stages that need no model
 
 
 class PlannedRows(Record):
@@ -94,10 +93,9 @@ class Lookup(Run):
         self.files: list[str] = []  # kinds of GGUF files to be written
         self.rows: Split | None = None
         self._fresh = fresh
-        self._beside = copy(self)
-        self._beside.store = Beside(store)
+        self._beside = Beside(store)
 
-    def call(self, stage: Task[..., R], **parameters: Any) -> R:
+    def call(self, stage: Stage[R], **parameters: Any) -> R:
         key = stage_key(stage.name, parameters)
         found: R | None = None if self._fresh else recorded(self.store, key)
         cached = found is not None or key in [stage.key for stage in self.stages]
@@ -106,16 +104,9 @@ class Lookup(Run):
             written = disk_space.kind_of(stage.name, parameters)
             disk_space.check(self.spec, self.store.root, stage=stage.name, kind=written)
             self.files += [written] if written else []
-        if found is None and stage.name in OF_ROWS:
-            return self._beside.compute(stage, parameters)
-        kind: type[R] = get_type_hints(stage.fn)["return"]
-        return found or stand_in(kind, key)
-
-    def compute(self, stage: Task[..., R], parameters: dict[str, Any]) -> R:
-        """What a stage makes of rows, so that what comes after it is looked up under its true key."""
-        with being(self):
-            made: R = stage.fn(**parameters)
-        return made
+        if found is None and stage.planned:
+            return stage.carry_out(parameters, ParentPlace(self._beside, key, stage.name))
+        return found or stand_in(stage.result, key)
 
     @contextmanager
     def lora_run(self, index: int, dataset: DatasetRef) -> Iterator[Any]:

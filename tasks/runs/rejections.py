@@ -10,8 +10,9 @@ from pydantic import Field
 
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import Digest, RowsRef, RunId
+from backprop_core.stages import versions
 from backprop_core.store.artifacts import Store, write_atomic
-from backprop_core.store.cache_keys import VERSIONS, digest_of, part
+from backprop_core.store.cache_keys import digest_of, part
 from tasks.runs.resolve import Prepared
 
 
@@ -52,7 +53,7 @@ def attempt(run_id: str, prepared: Prepared, rows: RowsRef, heldout: dict[str, R
     settings = [spec.training, spec.merge, spec.evaluation.model_copy(update={"watch": []}), spec.gate]
     parts = [
         spec.line,
-        VERSIONS,
+        versions(),
         [one.model_dump(mode="json") for one in settings],
         prepared.base.digest,
         part(prepared.live),

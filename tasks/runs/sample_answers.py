@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from backprop_core.evaluation.stages import answer
 from backprop_core.models import devices
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.refs import Answers
@@ -23,8 +24,7 @@ def answers(
         first = [{"role": "system", "content": system}] if system else []
         report(Progress(stage="generate", done=0, total=0))
         return worker_process.worker(config, TrainSpec(device=device)).call(
-            "answer",
-            Answers,
+            answer,
             key="",
             on_event=lambda event: None,
             base=made.base,

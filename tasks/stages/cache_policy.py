@@ -1,40 +1,21 @@
-"""Cache keys, cache storage and retries of every stage."""
+"""The cache that Prefect's records of finished stages go through, and when a failed task is tried again."""
 
 import json
 import logging
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import Task, task
-from prefect.cache_policies import CacheKeyFnPolicy
 from prefect.context import TaskRunContext
 from prefect.filesystems import WritableFileSystem
 from pydantic import BaseModel
 
 from backprop_core.errors import ArtifactDamaged, ArtifactMissing, BackpropError
 from backprop_core.runtime.settings import settings
-from backprop_core.schema.gate_report import GateReport
-from backprop_core.schema.refs import (
-    AdapterRef,
-    Answers,
-    Curated,
-    Drift,
-    Fidelity,
-    Generations,
-    GGUFRef,
-    Harnessed,
-    ImportanceRef,
-    PackageRef,
-    Ratings,
-    ReferenceRef,
-    RowsRef,
-    Scores,
-    Searched,
-    Split,
-    TrainResult,
-    artifacts_in,
-)
+from backprop_core.schema.refs import artifacts_in
+from backprop_core.stages import every
 from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.store.cache_keys import stage_key
 
@@ -42,13 +23,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 log = logging.getLogger(__name__)
 
-RESULTS: dict[str, type[BaseModel]] = {
-    kind.__name__: kind
-    for kind in (
-        *(AdapterRef, Answers, Curated, Drift, Fidelity, GateReport, Generations, Harnessed),
-        *(GGUFRef, ImportanceRef, PackageRef, Ratings, ReferenceRef, RowsRef, Scores, Searched, Split, TrainResult),
-    )
-}
+
+@cache
+def result_types() -> Mapping[str, type[BaseModel]]:
+    """What stages return, by the name of the class."""
+    return {stage.result.__name__: stage.result for stage in every().values()}
 
 
 class UnfitRecord(Exception):
@@ -109,10 +88,10 @@ def read_metadata(content: bytes) -> dict[str, Any]:
     return metadata
 
 
-def read_result(content: bytes, types: Mapping[str, type[BaseModel]] = RESULTS) -> BaseModel:
+def read_result(content: bytes, types: Mapping[str, type[BaseModel]] | None = None) -> BaseModel:
     """The ref that a stage returned; raises UnfitRecord unless it is one of these types."""
     try:
-        return known(json.loads(content), types)
+        return known(json.loads(content), types or result_types())
     except (ValueError, KeyError, TypeError) as error:
         raise UnfitRecord(f"it is no record of ours ({type(error).__name__})") from error
 
@@ -124,7 +103,7 @@ def known(value: dict[str, Any], types: Mapping[str, type[BaseModel]]) -> BaseMo
 
 def decode(value: dict[str, Any]) -> Any:
     """What Prefect reads a result with: it asks for each JSON object in it, from the inside out."""
-    return known(value, RESULTS) if "__class__" in value else value
+    return known(value, result_types()) if "__class__" in value else value
 
 
 SERIALIZER = {
@@ -156,20 +135,6 @@ def is_retryable(_task: Any, _run: Any, state: Any) -> bool:
     """Whether the failure can pass by itself, as its code says."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, BackpropError) and error.retryable
-
-
-def stage(function: Callable[P, R]) -> Task[P, R]:
-    """Make a function a stage: cached by content across flow runs and processes, retried when that can help."""
-    return task(
-        name=function.__name__,
-        cache_policy=CacheKeyFnPolicy(cache_key_fn=key_of).configure(key_storage=Records()),
-        result_serializer="json",
-        persist_result=True,
-        cache_result_in_memory=False,
-        retries=2,
-        retry_delay_seconds=[1, 10],
-        retry_condition_fn=is_retryable,
-    )(function)
 
 
 def outside(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:

@@ -16,7 +16,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from backprop_core.worker import main
 
 IMPORTS = [
-    "backprop_core.worker.stages",
+    "backprop_core.worker.runner",
     "transformers.models.llama.modeling_llama",
     "peft.tuners.lora.bnb",
     "peft.utils.transformers_weight_conversion",

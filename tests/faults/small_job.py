@@ -7,7 +7,8 @@ from backprop_core.models import base as bases
 from backprop_core.schema.refs import TrainResult
 from backprop_core.schema.specs import LoraSpec, ModelSpec, TrainSpec
 from backprop_core.store.artifacts import Store
-from backprop_core.worker.stages import Stages, TrainJob
+from backprop_core.training.stages import train
+from backprop_core.worker.runner import Runner
 from tests.backprop_core import nano
 
 STEPS = 5
@@ -31,7 +32,7 @@ class SmallJob:
         self.checkpoints = self.store.checkpoints(KEY)
         ref = bases.resolve(ModelSpec(name=str(base)), self.store)
         rows = nano.commit_rows(self.store, nano.chats(20))
-        self.parameters = TrainJob(base=ref, rows=rows, spec=SPEC, start=None).model_dump(mode="json")
+        self.parameters = train.job(base=ref, rows=rows, spec=SPEC, start=None).model_dump(mode="json")
 
     def train(self, stop_after: int = STEPS) -> TrainResult:
         """The job in this process; Interrupted after a checkpoint at `stop_after`. `done` has the steps."""
@@ -40,7 +41,7 @@ class SmallJob:
         def emit(event: dict[str, Any]) -> None:
             self.done.append(event["done"])
 
-        stages = Stages(self.store, should_stop=lambda: self.done[-1] >= stop_after)
+        stages = Runner(self.store, should_stop=lambda: self.done[-1] >= stop_after)
         result = stages.run("train", KEY, self.parameters, emit)
         assert isinstance(result, TrainResult)
         return result

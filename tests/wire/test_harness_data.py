@@ -9,8 +9,8 @@ import yaml
 
 from backprop_core.errors import HarnessFailed
 from backprop_core.evaluation import lm_eval_tasks
+from backprop_core.evaluation.stages import harness as harness_stage
 from backprop_core.models import base as bases
-from backprop_core.schema.refs import Harnessed
 from backprop_core.schema.specs import HarnessSpec, ModelSpec
 from backprop_core.store.artifacts import Store
 from backprop_core.worker.client import Worker, child_environment
@@ -55,10 +55,10 @@ def test_data_of_the_hub(server: HubServer, tmp_path: Path, monkeypatch: pytest.
     try:
         if offline:
             with pytest.raises(HarnessFailed, match="Offline"):
-                worker.call("harness", Harnessed, key="0" * 64, on_event=print, spec=spec, own=own, **asked)
+                worker.call(harness_stage, key="0" * 64, on_event=print, spec=spec, own=own, **asked)
             assert server.requests == []
         else:
-            made = worker.call("harness", Harnessed, key="0" * 64, on_event=print, spec=spec, own=own, **asked)
+            made = worker.call(harness_stage, key="0" * 64, on_event=print, spec=spec, own=own, **asked)
             assert made.scores["questions"].keys() == {"acc"}
             assert server.count("GET /datasets/team/questions/resolve/") >= 1
     finally:

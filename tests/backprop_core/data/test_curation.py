@@ -23,8 +23,9 @@ from backprop_core.data.splits import FEWEST, split
 from backprop_core.errors import NoRows
 from backprop_core.schema.refs import Batch, Curated, DatasetRef, RowsRef, Split
 from backprop_core.schema.specs import DatasetSpec
+from backprop_core.stages import versions
 from backprop_core.store.artifacts import Store
-from backprop_core.store.cache_keys import VERSIONS, canonical
+from backprop_core.store.cache_keys import canonical
 
 Rows = list[dict[str, Any]]
 Parts = list[list[set[str]]]
@@ -582,7 +583,7 @@ def test_golden_digests(bench: Bench) -> None:
     """What curation makes of these rows is pinned: another result needs another VERSION of the stage."""
     dataset = bench.curate([*numbered(40), pair("  Ein\u0308  ÄÖ\n", "日本")], heldout_max=3)
     pooled = pool([dataset.heldout, bench.curate(numbered(90, start=90)).heldout], heldout_max=9, store=bench.store)
-    assert (VERSIONS["curate"], VERSIONS["split"], VERSIONS["pool"]) == (3, 1, 2)
+    assert [versions()[name] for name in ("curate", "split", "pool")] == [3, 1, 2]
     assert bench.read(numbered(40)).rows.digest.startswith("e802bbb5fdb9a1cc")
     assert dataset.train.digest.startswith("a7b3f200d8c61168")
     assert dataset.heldout.digest.startswith("f404e1e8c80e29cc")

@@ -22,7 +22,7 @@ from backprop_core.schema.refs import AdapterRef, RowsRef
 from backprop_core.schema.specs import ExportSpec, ModelSpec
 from backprop_core.store.artifacts import Store
 from backprop_core.store.cache_keys import part
-from backprop_core.worker.stages import Stages
+from backprop_core.worker.runner import Runner
 from tests.backprop_core import nano
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -87,7 +87,7 @@ def test_small_files_lose_less(shared: Store, tmp_path: Path) -> None:
 
 def test_stages_hand_it_on(path: Path, heldout: RowsRef, shared: Store) -> None:
     """In the worker: rows to weights, weights and file to another file than without them, and the same one again."""
-    stages = Stages(shared, should_stop=lambda: False)
+    stages = Runner(shared, should_stop=lambda: False)
     base = bases.resolve(ModelSpec(name=str(path)), shared).model_dump()
 
     def run(stage: str, **parameters: Any) -> Any:

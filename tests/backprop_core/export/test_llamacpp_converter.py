@@ -29,7 +29,7 @@ from backprop_core.schema.refs import AdapterRef, BaseRef, ConverterRef
 from backprop_core.schema.specs import ModelSpec
 from backprop_core.store.artifacts import Store
 from backprop_core.store.cache_keys import stage_key
-from backprop_core.worker.stages import Stages
+from backprop_core.worker.runner import Runner
 from tests.backprop_core import stand_in_converter
 from tests.backprop_core import tiny_models as tiny
 
@@ -61,7 +61,7 @@ def converted(
     """The stage's result, on an adapter."""
     adapter, base = adapter_on(odd, store), bases.resolve(ModelSpec(name=str(odd)), store)
     job = {"base": base, "adapter": adapter, "outtype": "f32", "converter": converter}
-    stages = Stages(store, should_stop=lambda: stop)
+    stages = Runner(store, should_stop=lambda: stop)
     return stages.run("convert_outside", "k", job, lambda event: None), adapter, base
 
 

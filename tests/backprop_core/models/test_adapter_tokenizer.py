@@ -25,7 +25,7 @@ from backprop_core.models.base import TOKENIZER_FILES, template_of
 from backprop_core.models.loading import load, with_tokenizer_of
 from backprop_core.schema.specs import GenerationSpec
 from backprop_core.store.artifacts import Store
-from backprop_core.worker.stages import Stages
+from backprop_core.worker.runner import Runner
 from tasks.runs.adapter_directory import adapter_in
 from tests.backprop_core import nano
 from tests.backprop_core import tiny_models as tiny
@@ -85,7 +85,7 @@ def test_what_an_adapter_brings_is_used_everywhere(
     assert "chat template of its own" in caplog.text and ("tokenizer" in caplog.text) == (
         (adapter / "tokenizer.json").is_file()
     )
-    stages = Stages(store, should_stop=lambda: False)
+    stages = Runner(store, should_stop=lambda: False)
 
     def run(stage: str, **parameters: Any) -> Any:
         return stages.run(stage, "k", parameters, lambda event: None)
@@ -129,7 +129,7 @@ def test_special_tokens_that_an_adapter_names_are_its_own(
     [prompt] = encode_prompts(changed, [ASKED])
     assert changed.decode(prompt) == "<|im_start|>[user] What is a kettle?<|endoftext|><|im_start|>[assistant] "
     parameters = {"base": base_ref, "adapter": ref, "outtype": "f32"}
-    gguf = Stages(store, should_stop=lambda: False).run("convert", "k", parameters, lambda event: None)
+    gguf = Runner(store, should_stop=lambda: False).run("convert", "k", parameters, lambda event: None)
     fields = GGUFReader(store.local(gguf) / "model.gguf").fields
     assert fields["tokenizer.ggml.eos_token_id"].contents() == changed.convert_tokens_to_ids("<|endoftext|>")
 

@@ -2,13 +2,15 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 from pydantic import Field
 
 from backprop_core.schema.records import KEY_IF_SET, Spec
 from backprop_core.schema.refs import AdapterRef, BaseRef, DatasetRef, RowsRef, SourceRef, Start
 from backprop_core.schema.specs import DatasetSpec, EvaluationSpec, TrainSpec
-from backprop_core.store.cache_keys import VERSIONS, canonical, stage_key, stage_parts
+from backprop_core.stages import every
+from backprop_core.store.cache_keys import canonical, stage_key, stage_parts
 
 A, B = "a" * 64, "b" * 64
 
@@ -82,7 +84,8 @@ def test_nested_specs_are_plain_json():
 def test_the_version_is_part_of_the_key(monkeypatch):
     """Raising a stage's VERSION makes every old record of it a miss."""
     before = train_key()
-    monkeypatch.setitem(VERSIONS, "train", VERSIONS["train"] + 1)
+    raised = replace(every()["train"], version=every()["train"].version + 1)
+    monkeypatch.setattr("backprop_core.store.cache_keys.every", lambda: {"train": raised})
     assert train_key() != before
 
 

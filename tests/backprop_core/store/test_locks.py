@@ -15,6 +15,7 @@ from backprop_core.schema.refs import TrainResult
 from backprop_core.schema.specs import LoraSpec, ModelSpec, TrainSpec
 from backprop_core.store.artifacts import Store
 from backprop_core.store.leases import Lease
+from backprop_core.training.stages import train
 from backprop_core.worker.client import Worker
 from backprop_core.worker.main import taken
 from tests.backprop_core import nano
@@ -120,7 +121,7 @@ def test_a_training_that_another_run_does_is_waited_for(tmp_path, caplog):
     worker = Worker(store, slots=[store.root / "locks" / "cpu.lock"], stall_seconds=15)
     results: list[TrainResult] = []
     call = lambda key, **more: worker.call(  # noqa: E731
-        "train", TrainResult, key=key, on_event=lambda event: None, **job, **more
+        train, key=key, on_event=lambda event: None, **job, **more
     )
     call("a" * 64)  # everything is imported and loaded
     worker.stall_seconds = 3

@@ -55,7 +55,7 @@ def test_seed_and_epoch_shuffle() -> None:
 
 
 def test_the_plan_is_pinned() -> None:
-    """The order is the same in any process and version; if this changes, raise VERSIONS["train"]."""
+    """The order is the same in any process and version; if this changes, raise the version of `train`."""
     batches = batch_plan.epoch_batches([5, 9, 3, 7, 4, 8, 6], seed=1, epoch=2, batch_size=3)
     assert batches == [[0, 6], [2, 4], [3, 5, 1]]
 

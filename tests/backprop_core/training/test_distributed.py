@@ -20,6 +20,7 @@ from backprop_core.schema.specs import LoraSpec, ModelSpec, TrainSpec
 from backprop_core.store.artifacts import Store
 from backprop_core.training.distributed import ALONE, Ranks
 from backprop_core.training.loop import train
+from backprop_core.training.stages import train as train_stage
 from backprop_core.worker.client import Worker
 from tests.backprop_core import nano
 from tests.backprop_core.worker.test_worker import is_alive
@@ -53,7 +54,7 @@ class Place:
         return self.workers[-1]
 
     def train(self, worker: Worker, spec: TrainSpec, key: str, on_event=lambda event: None) -> TrainResult:
-        return worker.call("train", TrainResult, key=key, on_event=on_event, spec=spec, **self.job)
+        return worker.call(train_stage, key=key, on_event=on_event, spec=spec, **self.job)
 
     def train_alone(self, key: str, on_metrics) -> TrainResult:
         """The training of SPEC in this process."""
@@ -126,7 +127,7 @@ def test_two_others_go_on_to_the_same_bits_where_one_of_two_was_killed(place, tw
     assert place.train(again, spec, "killed", lambda event: done.append(event["done"])).adapter == whole.adapter
     assert 1 < done[0] < done[-1] == 40
     with pytest.raises(NoRows):
-        again.call("train", TrainResult, key="no", on_event=print, spec=spec, **place.job | {"rows": nothing})
+        again.call(train_stage, key="no", on_event=print, spec=spec, **place.job | {"rows": nothing})
     assert not again.alive
 
 

@@ -9,13 +9,15 @@ import torch
 
 from backprop_core.errors import ExtraMissing, Interrupted
 from backprop_core.evaluation.scoring import evaluate
+from backprop_core.evaluation.stages import evaluate as evaluate_stage
 from backprop_core.models import adapter_tensors as adapters
 from backprop_core.models import base as bases
 from backprop_core.models.loading import LoadedBase, load
-from backprop_core.schema.refs import RowsRef, Scores, TrainResult
+from backprop_core.schema.refs import RowsRef, TrainResult
 from backprop_core.schema.specs import LoraSpec, ModelSpec, TrainSpec
 from backprop_core.store.artifacts import Store, file_digest
 from backprop_core.training.loop import train
+from backprop_core.training.stages import train as train_stage
 from backprop_core.worker.client import Worker
 from tests.backprop_core import nano
 
@@ -97,10 +99,10 @@ def test_in_the_worker(path: Path, rows: RowsRef, store: Store) -> None:
     job: Job = {"base": base, "on_event": lambda event: None}
     try:
         spec = SPEC.model_copy(update={"precision": "nf4", "device": "cpu"})
-        tuned = worker.call("train", TrainResult, key="a", rows=rows, spec=spec, start=None, **job)
+        tuned = worker.call(train_stage, key="a", rows=rows, spec=spec, start=None, **job)
         assert tuned.adapter == run(load(path, precision="nf4", device="cpu"), rows, store).adapter
         score: Job = {**job, "adapter": tuned.adapter, "heldout": rows, "max_length": 128, "device": "cpu"}
-        small, full = (worker.call("evaluate", Scores, key="b", precision=p, **score) for p in ("nf4", "fp32"))
+        small, full = (worker.call(evaluate_stage, key="b", precision=p, **score) for p in ("nf4", "fp32"))
         assert small.loss != full.loss == pytest.approx(small.loss, rel=0.02)
     finally:
         worker.close()

@@ -12,11 +12,13 @@ import pytest
 from filelock import FileLock, Timeout
 
 from backprop_core.errors import GPUFault, Interrupted, NoLabelTokens, WorkerDied, WorkerStalled
+from backprop_core.evaluation.stages import evaluate as evaluate_stage
 from backprop_core.models import base as bases
 from backprop_core.runtime import subprocesses
-from backprop_core.schema.refs import Scores, Start, TrainResult
+from backprop_core.schema.refs import Start, TrainResult
 from backprop_core.schema.specs import LoraSpec, ModelSpec, TrainSpec
 from backprop_core.store.artifacts import Store
+from backprop_core.training.stages import train as train_stage
 from backprop_core.worker import client
 from backprop_core.worker.client import Worker
 from tests.backprop_core import nano
@@ -51,9 +53,7 @@ def start(place):
 def train(worker: Worker, place, rows: int, key: str, begin: Start | None = None, events=None) -> TrainResult:
     _, base, sets = place
     on_event = (lambda event: None) if events is None else events.append
-    return worker.call(
-        "train", TrainResult, key=key * 64, on_event=on_event, base=base, rows=sets[rows], spec=SPEC, start=begin
-    )
+    return worker.call(train_stage, key=key * 64, on_event=on_event, base=base, rows=sets[rows], spec=SPEC, start=begin)
 
 
 def test_a_training_stops_at_its_deadline(start, place):
@@ -63,10 +63,10 @@ def test_a_training_stops_at_its_deadline(start, place):
     worker = start()
     whole = train(worker, place, 0, "6")
     with pytest.raises(Interrupted, match=r"step [1-3] of 4"):
-        worker.call("train", TrainResult, deadline=time.monotonic(), **job)
+        worker.call(train_stage, deadline=time.monotonic(), **job)
     worker.close()
     assert list(store.checkpoints("5" * 64).iterdir())
-    assert start().call("train", TrainResult, **job).adapter == whole.adapter
+    assert start().call(train_stage, **job).adapter == whole.adapter
 
 
 def test_a_used_worker_gives_the_bits_of_a_fresh_one(start, place):
@@ -91,11 +91,11 @@ def test_an_error_keeps_its_code(start, place, caplog):
     rows = nano.commit_rows(store, [{"messages": [{"role": "user", "content": "only a question"}]}])
     score = {"adapter": None, "max_length": 512, "precision": "fp32", "device": "cpu", "base": base}
     with pytest.raises(NoLabelTokens):
-        worker.call("evaluate", Scores, key="e" * 64, on_event=print, heldout=rows, **score)
+        worker.call(evaluate_stage, key="e" * 64, on_event=print, heldout=rows, **score)
     rows = nano.commit_rows(store, nano.chats(3))
-    assert worker.call("evaluate", Scores, key="f" * 64, on_event=print, heldout=rows, **score).rows == 3
+    assert worker.call(evaluate_stage, key="f" * 64, on_event=print, heldout=rows, **score).rows == 3
     short = score | {"max_length": 64}
-    assert worker.call("evaluate", Scores, key="a" * 64, on_event=print, heldout=rows, **short).rows > 0
+    assert worker.call(evaluate_stage, key="a" * 64, on_event=print, heldout=rows, **short).rows > 0
     assert "longer than 64 tokens" in caplog.text
 
 
@@ -128,7 +128,7 @@ def test_an_interrupt_at_any_moment_leaves_a_worker_that_can_be_ended(start, pla
     def interrupted() -> bool:
         try:
             sys.settrace(interrupter)
-            worker.call("evaluate", Scores, key="3" * 64, on_event=lambda event: None, **score)
+            worker.call(evaluate_stage, key="3" * 64, on_event=lambda event: None, **score)
         except KeyboardInterrupt:
             return True
         finally:
@@ -168,9 +168,9 @@ def test_a_stuck_worker_is_ended(start, place):
     spec = SPEC.model_copy(update={"steps": 60, "checkpoint_seconds": 0})
     job = {"base": base, "rows": sets[0], "spec": spec, "start": None}
     with pytest.raises(WorkerStalled, match=r"0\.5 s during train") as caught:
-        worker.call("train", TrainResult, key="9" * 64, on_event=stop, **job)
+        worker.call(train_stage, key="9" * 64, on_event=stop, **job)
     assert caught.value.retryable and not worker.alive
-    start().call("train", TrainResult, key="9" * 64, on_event=lambda event: done.append(event["done"]), **job)
+    start().call(train_stage, key="9" * 64, on_event=lambda event: done.append(event["done"]), **job)
     assert done[0] >= 3 and done[-1] == 60
 
 
@@ -216,7 +216,7 @@ def test_another_interpreter_trains_with_unsloth(start, place, tmp_path):
     spec = SPEC.model_copy(update={"backend": "unsloth"})
     worker, losses = start(slots=[tmp_path / "lock"], python=python, backend="unsloth"), []
     job = {"base": base, "rows": sets[0], "spec": spec, "start": None}
-    worker.call("train", TrainResult, key="7" * 64, on_event=lambda e: losses.append(e["values"]["loss"]), **job)
+    worker.call(train_stage, key="7" * 64, on_event=lambda e: losses.append(e["values"]["loss"]), **job)
     assert len(losses) == 4
 
 

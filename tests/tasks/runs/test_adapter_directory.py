@@ -31,7 +31,7 @@ from backprop_core.schema.refs import Located, PackageRecord, RunResult
 from backprop_core.schema.specs import EvaluationSpec, ExportSpec, PublishSpec
 from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.store.cache_keys import stage_key
-from backprop_core.worker.stages import Stages
+from backprop_core.worker.runner import Runner
 from tasks.runs.copy_exports import Output, hand_out
 from tasks.runs.resolve import again, evaluated, made, published, save
 from tests.backprop_core import tiny_models as tiny
@@ -223,7 +223,7 @@ def exported(adapter: Path, base: Path, store: Store) -> PackageRecord:
     found = made(str(adapter), store)
     save(found, "cd" * 16, store)
     job = {"base": found.base, "adapter": found.adapter, "package": "lora", "hub_id": None}
-    ref = Stages(store, should_stop=lambda: False).run("package", "k", job, lambda event: None)
+    ref = Runner(store, should_stop=lambda: False).run("package", "k", job, lambda event: None)
     return PackageRecord(digest=ref.digest, path=str(store.local(ref)), package="lora", bytes=1)
 
 

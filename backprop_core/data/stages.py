@@ -1,0 +1,65 @@
+"""Stages on rows: curate, split, and what is made of held-out and training rows."""
+
+from backprop_core.data import curation, splits
+from backprop_core.schema.refs import Batch, ChatTemplate, Curated, RowsRef, SourceRef, Split
+from backprop_core.schema.specs import DatasetSpec
+from backprop_core.stages import Workplace, stage
+
+
+@stage(version=3, runs_in="parent", planned=True)
+def curate(source: SourceRef, spec: DatasetSpec, template: ChatTemplate, *, at: Workplace) -> Curated:
+    """A source → its distinct rows that teach something, and that the base's chat template writes."""
+    return curation.curate(source, spec, template=template, store=at.store)
+
+
+@stage(version=1, runs_in="parent", planned=True)
+def split(
+    batches: list[Batch],
+    watched: list[Batch],
+    held: dict[str, list[RowsRef]],
+    learned: list[RowsRef],
+    heldout_max: int,
+    *,
+    at: Workplace,
+) -> Split:
+    """All rows of a run → what is trained, and what scores."""
+    return splits.split(batches, watched=watched, held=held, learned=learned, heldout_max=heldout_max, store=at.store)
+
+
+@stage(version=2, runs_in="parent", planned=True)
+def pool(heldouts: list[RowsRef], heldout_max: int, *, at: Workplace) -> RowsRef:
+    """Several held-out sets → one."""
+    return curation.pool(heldouts, heldout_max=heldout_max, store=at.store)
+
+
+@stage(version=2, runs_in="parent", planned=True)
+def apart(heldout: RowsRef, to_choose_by: bool, *, at: Workplace) -> RowsRef:
+    """Held-out rows → those that λ is chosen by, or those that score the choice."""
+    return curation.apart(heldout, to_choose_by=to_choose_by, store=at.store)
+
+
+@stage(version=2, runs_in="parent", planned=True)
+def unseen(rows: RowsRef, learned: list[RowsRef], *, at: Workplace) -> RowsRef:
+    """Training rows → those that a line has not learned."""
+    return curation.unseen(rows, learned=learned, store=at.store)
+
+
+@stage(version=1, runs_in="parent", planned=True)
+def first(rows: RowsRef, most: int, *, at: Workplace) -> RowsRef:
+    """Rows → the first `most` of them."""
+    return curation.first(rows, most=most, store=at.store)
+
+
+@stage(version=3, runs_in="parent", planned=True)
+def replay(
+    rows: RowsRef,
+    earlier: list[RowsRef],
+    heldout: list[RowsRef],
+    share: float,
+    passes: int,
+    seed: int,
+    *,
+    at: Workplace,
+) -> RowsRef:
+    """New rows and a share of those of earlier datasets → what the next run trains on."""
+    return curation.replay(rows, earlier, heldout=heldout, share=share, passes=passes, seed=seed, store=at.store)

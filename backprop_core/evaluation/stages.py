@@ -1,0 +1,162 @@
+"""Stages that try a model, rate its answers, and decide whether it may go live."""
+
+from backprop_core.evaluation import gate as gating
+from backprop_core.evaluation import judge as judging
+from backprop_core.evaluation import metrics
+from backprop_core.schema.field_types import Precision
+from backprop_core.schema.gate_report import GateReport
+from backprop_core.schema.refs import (
+    AdapterRef,
+    Answers,
+    BaseRef,
+    Generations,
+    Harnessed,
+    OwnTasks,
+    Ratings,
+    RowsRef,
+    Scores,
+    Searched,
+)
+from backprop_core.schema.specs import GateSpec, GenerationSpec, HarnessSpec, JudgeSpec, MergeSpec
+from backprop_core.stages import WorkerPlace, Workplace, stage
+
+
+@stage(version=1, runs_in="worker")
+def evaluate(
+    base: BaseRef,
+    adapter: AdapterRef | None,
+    heldout: RowsRef,
+    max_length: int,
+    precision: Precision,
+    device: str,
+    *,
+    at: WorkerPlace,
+) -> Scores:
+    """One cell of the matrix: a model on held-out rows, teacher-forced."""
+    from backprop_core.evaluation import scoring
+
+    model = at.model(base, adapter, precision, device)
+    return scoring.evaluate(model, adapter, heldout, max_length=max_length, store=at.store, on_progress=at.progress)
+
+
+@stage(version=1, runs_in="worker")
+def search(
+    base: BaseRef,
+    merged: AdapterRef,
+    tuned: AdapterRef,
+    count: int,
+    spec: MergeSpec,
+    heldout: list[RowsRef],
+    max_length: int,
+    precision: Precision,
+    device: str,
+    *,
+    at: WorkerPlace,
+) -> Searched:
+    """The merged adapter so far, a tuned one and rows to choose by → the λ of the tuned one."""
+    from backprop_core.evaluation import lambda_search
+
+    return lambda_search.search(
+        at.base(base, precision, device),
+        merged,
+        tuned,
+        count=count,
+        spec=spec,
+        heldout=heldout,
+        max_length=max_length,
+        store=at.store,
+        on_progress=at.progress,
+    )
+
+
+@stage(version=1, runs_in="worker")
+def harness(
+    base: BaseRef,
+    adapter: AdapterRef | None,
+    spec: HarnessSpec,
+    own: OwnTasks | None,
+    precision: Precision,
+    device: str,
+    *,
+    at: WorkerPlace,
+) -> Harnessed:
+    """A model on tasks of lm-evaluation-harness."""
+    from backprop_core.evaluation import lm_eval
+
+    return lm_eval.harness(at.model(base, adapter, precision, device), adapter, spec=spec, own=own, store=at.store)
+
+
+@stage(version=1, runs_in="worker")
+def generate(
+    base: BaseRef,
+    adapter: AdapterRef | None,
+    heldout: RowsRef,
+    spec: GenerationSpec,
+    precision: Precision,
+    device: str,
+    *,
+    at: WorkerPlace,
+) -> Generations:
+    """Held-out rows → what the model answers to them."""
+    from backprop_core.evaluation import generation
+
+    model = at.model(base, adapter, precision, device)
+    return generation.generate(model, adapter, heldout, spec=spec, store=at.store, on_progress=at.progress)
+
+
+@stage(version=1, runs_in="worker")
+def answer(
+    base: BaseRef,
+    adapter: AdapterRef | None,
+    conversations: list[list[dict[str, str]]],
+    spec: GenerationSpec,
+    precision: Precision,
+    device: str,
+    *,
+    at: WorkerPlace,
+) -> Answers:
+    """Conversations → what the model says next."""
+    from backprop_core.evaluation import generation
+
+    model = at.model(base, adapter, precision, device)
+    made = generation.answer(model, adapter, conversations, spec=spec, store=at.store, on_progress=at.progress)
+    return Answers(answers=made)
+
+
+@stage(version=1, runs_in="parent")
+def rate(generations: Generations, metric: str, pattern: str | None, *, at: Workplace) -> Ratings:
+    """Answers → how good each is."""
+    return metrics.rate(generations, metric=metric, pattern=pattern, store=at.store)
+
+
+@stage(version=1, runs_in="parent")
+def judge(generations: Generations, spec: JudgeSpec, *, at: Workplace) -> Ratings:
+    """Answers → how good each is in the eyes of another model."""
+    return judging.judge(generations, spec=spec, store=at.store, on_progress=at.progress)
+
+
+@stage(version=3, runs_in="parent")
+def gate(
+    candidate: dict[str, Scores | Ratings],
+    champion: dict[str, Scores | Ratings] | None,
+    base: dict[str, Scores | Ratings],
+    watch: list[str],
+    metric: str,
+    spec: GateSpec,
+    answers: Answers | None,
+    champion_answers: Answers | None,
+    *,
+    at: Workplace,
+) -> GateReport:
+    """Scores of the candidate, the champion and the base → whether the candidate may go live."""
+    return gating.gate(
+        candidate,
+        champion,
+        base,
+        watch=watch,
+        metric=metric,
+        spec=spec,
+        answers=answers,
+        champion_answers=champion_answers,
+        store=at.store,
+    )

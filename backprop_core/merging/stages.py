@@ -1,0 +1,29 @@
+"""Stages that make the merged adapter, and say what a merge did."""
+
+from backprop_core.schema.refs import AdapterRef, Drift
+from backprop_core.schema.specs import MergeSpec
+from backprop_core.stages import Workplace, stage
+
+
+@stage(version=2, runs_in="worker")
+def merge(
+    merged: AdapterRef | None,
+    tuned: AdapterRef,
+    earlier: list[AdapterRef],
+    count: int,
+    spec: MergeSpec,
+    *,
+    at: Workplace,
+) -> AdapterRef:
+    """The merged adapter so far and a tuned one → the next merged adapter."""
+    from backprop_core.merging import strategies
+
+    return strategies.merge(merged, tuned, earlier=earlier, count=count, spec=spec, store=at.store)
+
+
+@stage(version=1, runs_in="worker")
+def drift(before: AdapterRef, tuned: AdapterRef, after: AdapterRef, *, at: Workplace) -> Drift:
+    """What a merge did to the merged adapter."""
+    from backprop_core.merging import merge_stats
+
+    return merge_stats.drift(before, tuned, after, store=at.store)
