@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from huggingface_hub import ModelCardData
+
 from backprop_core.schema.refs import BaseRecord, DatasetSummary, GGUFRecord, RunResult
 from backprop_core.store.cache_keys import canonical
 
@@ -62,10 +64,9 @@ def section(title: str, lines: Sequence[str] | Iterator[str]) -> list[str]:
 
 def front_matter(base: BaseRecord) -> str:
     """What the Hub reads."""
-    named = [f"base_model: {base.name}", "base_model_relation: adapter"] if base.revision else []
-    return "\n".join(
-        ["---", *named, "library_name: peft", "pipeline_tag: text-generation", "tags:", "- lora", "- slao", "---", ""]
-    )
+    named = {"base_model": base.name, "base_model_relation": "adapter"} if base.revision else {}
+    data = ModelCardData(**named, library_name="peft", pipeline_tag="text-generation", tags=["lora", "slao"])
+    return f"---\n{data.to_yaml()}\n---\n"
 
 
 def base_name(base: BaseRecord) -> str:

@@ -7,6 +7,7 @@ from cyclopts import App
 
 from backprop_core.errors import all_errors
 from backprop_core.runtime.settings import Settings
+from backprop_core.stages import every
 from flows.cli.config import variable_of
 from flows.cli.main import build
 from flows.cli.spec_fields import Field, fields_of, spec_fields
@@ -32,7 +33,8 @@ of the working directory, that beats the default. `BACKPROPAGATE_LORA__R` is sho
 
 def reference() -> str:
     """The page."""
-    parts = [[OPENING, "## Verbs", ""], verbs(build(), "backprop"), [FIELDS], spec_table(), settings(), errors()]
+    what = (spec_table(), settings(), stages(), errors())
+    parts = [[OPENING, "## Verbs", ""], verbs(build(), "backprop"), [FIELDS], *what]
     return "\n".join(chain.from_iterable(parts))
 
 
@@ -67,6 +69,16 @@ def settings() -> Iterator[str]:
     fields = fields_of(Settings).values()
     rows = ([f"`{variable_of(field.path)}`", *row(field)[1:]] for field in fields)
     yield from table(["variable", "value", "default", "meaning"], rows)
+
+
+def stages() -> Iterator[str]:
+    """Every stage."""
+    yield "## Stages\n\nEach is cached by its inputs, its parameters and its version.\n"
+    rows = (
+        [f"`{name}`", str(one.version), one.runs_in, ", ".join(one.signature.parameters), one.help]
+        for name, one in every().items()
+    )
+    yield from table(["stage", "version", "runs in", "parameters", "what it makes"], rows)
 
 
 def errors() -> Iterator[str]:
