@@ -1,18 +1,21 @@
 """The data of a run, found and hashed before anything is computed. What comes from an address is kept for its run.
 
-An address is fetched once a command: what the check before the run has downloaded is handed on to the run. From its
-begin to its end the run holds the bytes that were hashed, in runs/<run_id>/sources/, so that it can be resumed without
-the server. Prune frees those of runs that nothing goes on with.
+A command prepares once: what the check before the run has fetched and hashed is handed on to the run. A local file
+that has changed in between is hashed again. From its begin to its end the run holds the bytes that were fetched, in
+runs/<run_id>/sources/, so that it can be resumed without the server. Prune frees those of runs that are not resumed.
 """
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from backprop_core.data.loading import find, snapshot
-from backprop_core.data.sources import is_web
+from backprop_core.data.sources import is_web, members
 from backprop_core.errors import ConfigInvalid
 from backprop_core.runtime.redaction import blank_address
 from backprop_core.schema.field_types import is_address
@@ -20,8 +23,7 @@ from backprop_core.schema.records import Record
 from backprop_core.schema.refs import SourceRef
 from backprop_core.schema.specs import DatasetSpec
 from backprop_core.store.artifacts import Store, fsync
-
-_handed_on: list[tuple[Store, Path]] = []  # one at most: the store that a command's downloads lie in, and where
+from backprop_core.store.cache_keys import canonical
 
 
 class Source(Record):
@@ -46,7 +48,38 @@ def sources(datasets: Sequence[DatasetSpec], scratch: Path, *, task: str | None 
     return [source(dataset, scratch, task=task) for dataset in datasets]
 
 
+class HandedOn(NamedTuple):
+    """What a command has found before its run: where its downloads lie, and the sources by what they were found for."""
+
+    store: Store
+    scratch: Path
+    known: dict[str, Source]
+
+
+_handed_on: list[HandedOn] = []  # one at most; Prefect starts the run, so it cannot be passed
+
+
 def source(dataset: DatasetSpec, scratch: Path, *, task: str | None) -> Source:
+    """A dataset's files by digest, as they are now."""
+    known = _handed_on[0].known if _handed_on else {}
+    asked = canonical([dataset.model_dump(mode="json"), task, state(dataset.path), state(dataset.heldout)])
+    if asked not in known:
+        known[asked] = found(dataset, scratch, task=task)
+    return known[asked]
+
+
+def state(path: str | None) -> list[list[str | int]]:
+    """Name, size, time and inode of each local file that a path names: what changes when its bytes do."""
+    if path is None or is_address(path):
+        return []
+    with suppress(OSError, ValueError):  # reading it says what is wrong
+        stats = [(file.name, file.stat()) for file in members(path) or [Path(os.path.expanduser(path))]]
+        return [[name, stat.st_size, stat.st_mtime_ns, stat.st_ino] for name, stat in stats]
+    return []
+
+
+def found(dataset: DatasetSpec, scratch: Path, *, task: str | None) -> Source:
+    """The same, found, fetched and hashed anew."""
     name = stem(dataset.path)
     return Source(
         name=name,
@@ -92,19 +125,19 @@ def task_name(name: str) -> str:
 
 def downloads(store: Store) -> Path:
     """Where to put what is downloaded: where it is already, if it was handed on."""
-    return _handed_on[0][1] if _handed_on else store.scratch("source")
+    return _handed_on[0].scratch if _handed_on else store.scratch("source")
 
 
 def hand_on(store: Store) -> None:
-    """What is downloaded from now on is there for the run that follows in this process. `let_go` ends it."""
+    """What is found from now on is there for the run that follows in this process. `let_go` ends it."""
     let_go()
-    _handed_on.append((store, store.scratch("source")))
+    _handed_on.append(HandedOn(store, store.scratch("source"), {}))
 
 
 def let_go() -> None:
     """Remove what was downloaded and no run has taken."""
     while _handed_on:
-        _handed_on.pop()[0].close()
+        _handed_on.pop().store.close()
 
 
 def keep(found: Iterable[Source], run_id: str, store: Store) -> list[Source]:

@@ -1,8 +1,9 @@
-"""What comes from an address is fetched once a command, and held from the begin of its run to its end."""
+"""What a command finds is found once, handed on to its run, and held from its begin to its end."""
 
 import json
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,33 @@ def test_an_address_is_fetched_once_a_command(base: Path, tmp_path: Path, server
     assert read(begun.sources[1].data, begun.spec.datasets[1]).rows
     prepared(base, store, *datasets)
     assert server.count("GET /a.jsonl") == 2
+
+
+def opened(path: Path, work: Callable[[], object]) -> int:
+    """How often `work` opens a file of this process."""
+    seen: list[object] = []
+    sys.addaudithook(lambda event, args: seen.append(args[0]) if event == "open" and watching else None)
+    watching = True
+    work()
+    watching = False
+    return sum(str(name) == str(path) for name in seen)
+
+
+def test_a_file_is_read_once_before_its_run(base: Path, tmp_path: Path) -> None:
+    """What the check before the run has hashed is not hashed again by the run, unless the file has changed meanwhile;
+    the next command hashes it anew.
+    """
+    file, store = tmp_path / "a.jsonl", Store(tmp_path / "store")
+    file.write_bytes(ROWS)
+    sources.hand_on(Store(tmp_path / "store"))
+    look = lambda: prepared(base, store, {"path": str(file)})  # noqa: E731
+    assert opened(file, look) > 0
+    before = look()
+    assert opened(file, look) == 0
+    file.write_bytes(ROWS + ROWS)
+    assert look().sources[0].data.digest != before.sources[0].data.digest
+    sources.let_go()
+    assert opened(file, look) > 0
 
 
 def test_a_run_holds_what_it_has_downloaded(base: Path, tmp_path: Path, server: Rows) -> None:
