@@ -64,7 +64,7 @@ def section(title: str, lines: Sequence[str] | Iterator[str]) -> list[str]:
 
 def front_matter(base: BaseRecord) -> str:
     """What the Hub reads."""
-    named = {"base_model": base.name, "base_model_relation": "adapter"} if base.revision else {}
+    named: dict[str, Any] = {"base_model": base.name, "base_model_relation": "adapter"} if base.revision else {}
     data = ModelCardData(**named, library_name="peft", pipeline_tag="text-generation", tags=["lora", "slao"])
     return f"---\n{data.to_yaml()}\n---\n"
 
