@@ -59,7 +59,7 @@ def main(base: Path, data: Path) -> None:
                 should_stop=lambda: False,
                 keep_checkpoints=True,
             )
-            saved = len(list(store.checkpoints(KEY).iterdir()))
+            saved = len(list(store.layout.checkpoints(KEY).iterdir()))
             store.close()
         assert saved >= least, saved
         return result.seconds

@@ -20,7 +20,7 @@ def pool_base(tasks: Path, store: Store) -> Path:
     """The base's directory in the store, built where it is not there yet."""
     files = sorted(tasks.glob("*.pool.jsonl"))
     key = digest_of([EPOCHS, LEARNING_RATE, LAYERS, HIDDEN, VOCABULARY, *map(file_digest, files)])
-    directory = store.cache / "bases" / key
+    directory = store.layout.cache / "bases" / key
     if not directory.is_dir():
         made = store.scratch("base")
         build([row for file in files for row in exchanges(file, store)], made)

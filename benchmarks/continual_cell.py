@@ -126,7 +126,7 @@ class Bench:
     def noted(self, stage: str, kind: type[R], make: Callable[[str], R], **parameters: Any) -> R:
         """What `make` gives, or gave before with these parameters."""
         key = stage_key(stage, parameters)
-        note = self.store.cache / "notes" / key
+        note = self.store.layout.cache / "notes" / key
         if note.is_file():
             return kind.model_validate_json(note.read_bytes())
         result = make(key)

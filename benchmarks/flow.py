@@ -120,7 +120,7 @@ class Bare:
         if stage.runs_in == "parent":
             return stage.carry_out(parameters, ParentPlace(self.store, key, stage.name))
         made = self.worker.call(stage, key=key, on_event=lambda _: None, **parameters)
-        shutil.rmtree(self.store.checkpoints(key), ignore_errors=True)
+        shutil.rmtree(self.store.layout.checkpoints(key), ignore_errors=True)
         return made
 
     def splits(self, *_: object) -> None:

@@ -39,7 +39,7 @@ def load(base: LoadedBase, rows: RowsRef, *, max_length: int, store: Store) -> t
     `ids_t`; `at_n`, the positions of the label tokens, each counted in its example; and of every example `length_e`,
     `labels_e` (how many) and `row_e`. Raises what `chat.encode` raises, and TokenizerMismatch.
     """
-    note = store.note("tokens", key_of(base, rows, max_length, store))
+    note = store.layout.note("tokens", key_of(base, rows, max_length, store))
     ref = kept(note, store)
     if ref is None:
         examples = chat_encoding.encode(base.tokenizer, curation.load(store.local(rows)), max_length=max_length)

@@ -17,10 +17,11 @@ from pydantic import Field
 
 from backprop_core.errors import BackpropError, RunActive
 from backprop_core.lines.versions import Lines
-from backprop_core.publishing.release import record_of, released
+from backprop_core.publishing.release import released
 from backprop_core.schema.records import Record
 from backprop_core.store.artifacts import Store
 from backprop_core.store.cache_keys import digests_in
+from backprop_core.store.layout import RunLayout
 from backprop_core.store.leases import leased, living
 from backprop_core.store.locks import held
 from backprop_core.store.pins import pinned
@@ -102,10 +103,10 @@ class Plan:
         names = self._lines.names()
         self._dropped = {name: self._not_kept(name, keep) for name in names if line in (None, name)}
         kept = self._held_by_versions(names) | self._held_by_runs(names, young) | self._pinned
-        self._sizes = {path.name: size_of(path) for path in store.root.glob("artifacts/*")}
+        self._sizes = {path.name: size_of(path) for path in store.layout.artifacts.glob("*")}
         candidates = self._sizes.keys() if line is None else self._left_behind(line) & self._sizes.keys()
         self._artifacts = sorted(candidates - kept)
-        checkpoints = {path: size_of(path) for path in store.root.glob("checkpoints/*")}
+        checkpoints = {path: size_of(path) for path in store.layout.trainings.glob("*")}
         self._checkpoints = {path: size for path, size in checkpoints.items() if path.name not in kept}
         self._all = sum(self._sizes.values()) + sum(checkpoints.values())
 
@@ -155,16 +156,16 @@ class Plan:
         for line, numbers in self._dropped.items():
             for number in numbers:
                 named = digests_in(self._lines.version(line, number).model_dump_json())
-                yield f"{line}@{number}", None, named | digests_of(record_of(line, number, self._store))
+                yield f"{line}@{number}", None, named | digests_of(self._store.layout.line(line).release(number))
 
     def _runs(self) -> list[tuple[str, float, set[str]]]:
         """Every run with what it names, the newest first."""
         found = []
-        for spec in self._store.root.glob("runs/*/spec.json"):
-            asked, result = json.loads(spec.read_bytes()), spec.with_name("result.json")
-            name = f"run {spec.parent.name[:12]} ({asked['flow']}, line {asked['spec']['line']})"
-            found.append((name, ended_at(result) or 0.0, digests_of(spec) | digests_of(result)))
-        return sorted(found, key=lambda run: run[1], reverse=True)
+        for run in self._store.layout.begun():
+            asked = json.loads(run.spec.read_bytes())
+            name = f"run {run.run_id[:12]} ({asked['flow']}, line {asked['spec']['line']})"
+            found.append((name, ended_at(run) or 0.0, named_by(run)))
+        return sorted(found, key=lambda one: one[1], reverse=True)
 
     def carry_out(self, remove_tag: RemoveTag) -> None:
         """Records of releases last, and not those of versions that still have a tag: the next prune goes by them."""
@@ -173,22 +174,22 @@ class Plan:
         for path in self._checkpoints:
             shutil.rmtree(path, ignore_errors=True)
         self._forget(set(self._artifacts))
-        for kept in self._store.root.glob("runs/*/sources"):
-            if not is_unfinished(kept.parent):
-                shutil.rmtree(kept, ignore_errors=True)
-        for note in self._store.root.glob("flow-runs/*"):
-            if not is_unfinished(self._store.run(note.read_text(encoding="utf-8"))):
+        for run in self._store.layout.holding():
+            if not is_unfinished(run):
+                shutil.rmtree(run.sources, ignore_errors=True)
+        for note in self._store.layout.flow_runs.glob("*"):
+            if not is_unfinished(self._store.layout.run(note.read_text(encoding="utf-8"))):
                 note.unlink()
         for line, numbers in self._dropped.items():
             for number in numbers:
                 if remove_tag(line, number):
-                    record_of(line, number, self._store).unlink(missing_ok=True)
+                    self._store.layout.line(line).release(number).unlink(missing_ok=True)
 
     def _forget(self, gone: set[str]) -> None:
         """The cache's records of what is gone."""
-        for result in self._store.cache.glob("results/*"):
+        for result in self._store.layout.cache_results.glob("*"):
             if gone & digests_in(result.read_text(encoding="utf-8")):
-                (self._store.cache / "keys" / result.name).unlink(missing_ok=True)
+                self._store.layout.cache_key(result.name).unlink(missing_ok=True)
                 result.unlink()
 
     def _not_kept(self, line: str, keep: int) -> list[int]:
@@ -208,8 +209,8 @@ class Plan:
         for name in names:
             for number in set(self._lines.versions(name)) - set(self._dropped.get(name, [])):
                 found |= digests_in(self._lines.version(name, number).model_dump_json())
-                found |= digests_of(record_of(name, number, self._store))
-            found |= digests_of(self._store.lines / name / "transaction.json")
+                found |= digests_of(self._store.layout.line(name).release(number))
+            found |= digests_of(self._store.layout.line(name).transaction)
         return found
 
     def _held_by_runs(self, names: list[str], young: float) -> set[str]:
@@ -219,41 +220,44 @@ class Plan:
         """
         held, found = leased(self._store), set[str]()
         made = {self._lines.version(name, number).run_id for name in names for number in self._lines.versions(name)}
-        for spec in self._store.root.glob("runs/*/spec.json"):
-            flow, result = json.loads(spec.read_bytes())["flow"], spec.with_name("result.json")
-            recent = flow in RESULTS and spec.parent.name not in made and (ended_at(result) or 0) > young
+        for run in self._store.layout.begun():
+            flow = json.loads(run.spec.read_bytes())["flow"]
+            recent = flow in RESULTS and run.run_id not in made and (ended_at(run) or 0) > young
             if flow == "drift":
-                held.pop(spec.parent.name, None)
-            elif recent or is_unfinished(spec.parent):
-                found |= digests_of(spec) | digests_of(result)
+                held.pop(run.run_id, None)
+            elif recent or is_unfinished(run):
+                found |= named_by(run)
         return found.union(*held.values())
 
     def _left_behind(self, line: str) -> set[str]:
         """What the line's finished runs and dropped versions name, and no run that is not the line's."""
         own, others = set[str](), set[str]()
-        for spec in self._store.root.glob("runs/*/spec.json"):
-            asked = json.loads(spec.read_bytes())
-            named = digests_of(spec) | digests_of(spec.with_name("result.json"))
+        for run in self._store.layout.begun():
+            asked, named = json.loads(run.spec.read_bytes()), named_by(run)
             if asked["spec"]["line"] == line and asked["flow"] in OF_A_LINE:
                 own |= named
             else:
                 others |= named
         for number in self._dropped[line]:
             own |= digests_in(self._lines.version(line, number).model_dump_json())
-            own |= digests_of(record_of(line, number, self._store))
+            own |= digests_of(self._store.layout.line(line).release(number))
         return own - others
 
 
-def is_unfinished(run: Path) -> bool:
+def is_unfinished(run: RunLayout) -> bool:
     """Whether there is such a run, and it has not come to its end."""
-    result = run / "result.json"
-    ended = result.is_file() and json.loads(result.read_bytes())["status"] not in UNFINISHED
-    return (run / "spec.json").is_file() and not ended
+    ended = run.result.is_file() and json.loads(run.result.read_bytes())["status"] not in UNFINISHED
+    return run.spec.is_file() and not ended
 
 
-def ended_at(result: Path) -> float | None:
+def ended_at(run: RunLayout) -> float | None:
     """When a run wrote its result, in seconds since 1970; None before it has."""
-    return result.stat().st_mtime if result.is_file() else None
+    return run.result.stat().st_mtime if run.result.is_file() else None
+
+
+def named_by(run: RunLayout) -> set[str]:
+    """The digests in a run's spec and result."""
+    return digests_of(run.spec) | digests_of(run.result)
 
 
 def digests_of(path: Path) -> set[str]:
@@ -284,6 +288,6 @@ def tag_remover(store: Store, remove: Callable[[str], None]) -> RemoveTag:
 def sizes(store: Store) -> Iterator[tuple[str, int]]:
     """Bytes of every line: of what its versions and releases name."""
     for name in Lines(store).names():
-        folder = store.lines / name
+        folder = store.layout.line(name).root
         named = set[str]().union(*(digests_of(path) for path in folder.rglob("*.json")))
-        yield name, sum(size_of(store.artifact_path(digest)) for digest in named)
+        yield name, sum(size_of(store.layout.artifact(digest)) for digest in named)

@@ -2,7 +2,6 @@
 
 import os
 import uuid
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -79,17 +78,17 @@ class Lines:
     """The lines of a store."""
 
     def __init__(self, store: Store) -> None:
-        self._root = store.lines
+        self._layout = store.layout
 
     def names(self) -> list[str]:
-        return sorted(path.name for path in self._root.glob("*") if path.is_dir())
+        return sorted(path.name for path in self._layout.lines.glob("*") if path.is_dir())
 
     def versions(self, line: str) -> list[int]:
         """Version numbers of a line, ascending; empty if there is no such line."""
-        return sorted(int(path.stem) for path in (self._root / line / "versions").glob("*.json"))
+        return sorted(int(path.stem) for path in self._layout.line(line).versions.glob("*.json"))
 
     def version(self, line: str, number: int) -> LineVersion:
-        path = self._path(line, number)
+        path = self._layout.line(line).version(number)
         if not path.is_file():
             raise RunUnknown(f"line {line} has no version {number}", hint="`backprop lines` lists what there is")
         return LineVersion.model_validate_json(path.read_bytes())
@@ -99,7 +98,7 @@ class Lines:
         number = after + 1
         if self.versions(line)[-1:] not in ([after], []) or (after and not self.versions(line)):
             raise self._conflict(line, number)
-        path = self._path(line, number)
+        path = self._layout.line(line).version(number)
         beside = path.with_name(f".{uuid.uuid4().hex}")
         write_atomic(beside, version.model_dump_json())
         try:
@@ -112,29 +111,29 @@ class Lines:
 
     def champion(self, line: str) -> int | None:
         """The version that is live, or None."""
-        path = self._root / line / "champion"
+        path = self._layout.line(line).champion
         return int(path.read_text()) if path.is_file() else None
 
     def set_champion(self, line: str, number: int | None) -> None:
         """Make a version the live one, or none."""
         if number is None:
-            (self._root / line / "champion").unlink(missing_ok=True)
+            self._layout.line(line).champion.unlink(missing_ok=True)
             return
         self.version(line, number)
-        write_atomic(self._root / line / "champion", str(number))
+        write_atomic(self._layout.line(line).champion, str(number))
 
     def moves(self, line: str) -> list[Move]:
         """What people made the champion, the oldest first."""
-        notes = [Move.model_validate_json(path.read_bytes()) for path in (self._root / line / "moves").glob("*.json")]
+        notes = [Move.model_validate_json(path.read_bytes()) for path in self._layout.line(line).moves.glob("*.json")]
         return sorted(notes, key=lambda move: (move.act.at, move.run_id))
 
     def note_move(self, line: str, move: Move) -> None:
         """Keep who made a version the champion, and why; the same run notes it once."""
-        write_atomic(self._move_of(line, move.run_id), move.model_dump_json())
+        write_atomic(self._layout.line(line).move(move.run_id), move.model_dump_json())
 
     def forget_move(self, line: str, run_id: str) -> None:
         """It was undone."""
-        self._move_of(line, run_id).unlink(missing_ok=True)
+        self._layout.line(line).move(run_id).unlink(missing_ok=True)
 
     def act(self, line: str, number: int) -> Act | None:
         """The act that forced a version, else the newest that made it the champion; None: no person did that."""
@@ -180,12 +179,6 @@ class Lines:
                 f"line {line} is built on {known.name} ({known.digest[:12]}), not on {base.name} ({base.digest[:12]})",
                 hint="give --model the line's base, or another --line",
             )
-
-    def _move_of(self, line: str, run_id: str) -> Path:
-        return self._root / line / "moves" / f"{run_id}.json"
-
-    def _path(self, line: str, number: int) -> Path:
-        return self._root / line / "versions" / f"{number:06d}.json"
 
     def _conflict(self, line: str, number: int) -> LineConflict:
         return LineConflict(

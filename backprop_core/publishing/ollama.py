@@ -20,7 +20,7 @@ from backprop_core.runtime.redaction import excerpt
 from backprop_core.runtime.url_guard import client
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import GGUFRef
-from backprop_core.store.artifacts import MANIFEST, Store, file_digest, write_atomic
+from backprop_core.store.artifacts import Store, file_digest, write_atomic
 from backprop_core.store.cache_keys import digest_of
 
 OLDEST = (0, 17, 1)  # before it, a file could make `create` read beyond its memory
@@ -245,7 +245,7 @@ class NotThere(OllamaRegistrationFailed):
 
 
 class Claim(Record):
-    """What this store has made under one name of one Ollama server: `ollama-servers/<server>/<name>.json`."""
+    """What this store has made under one name of one Ollama server."""
 
     format: Literal[1] = 1
     server: str
@@ -258,7 +258,7 @@ class Claim(Record):
 
 
 def claim_path(name: str, server: str, store: Store) -> Path:
-    return store.root / "ollama-servers" / digest_of(server)[:16] / f"{name}.json"
+    return store.layout.ollama_claim(digest_of(server)[:16], name)
 
 
 def claimed(name: str, ollama: Ollama, store: Store) -> Claim:
@@ -286,7 +286,7 @@ def claim(name: str, ollama: Ollama, store: Store) -> None:
 
 def store_files(store: Store) -> set[str]:
     """sha256 of every GGUF file in the store, as its manifests have them."""
-    manifests = (json.loads(path.read_bytes()) for path in store.root.glob(f"artifacts/*/{MANIFEST}"))
+    manifests = (json.loads(path.read_bytes()) for path in store.layout.manifests())
     return {sha256 for one in manifests if one["kind"] == GGUFRef.artifact for _, _, sha256 in one["files"]}
 
 

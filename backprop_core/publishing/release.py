@@ -11,7 +11,6 @@ lines/<name>/moves/RUN_ID.json  who made a version the champion by hand
 
 import logging
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pydantic import Field
@@ -88,7 +87,7 @@ def release(wanted: Release, *, store: Store, services: Services) -> Release:
 
 def recover(line: str, *, store: Store, services: Services) -> None:
     """Finish or undo what somebody began and could not end. Raises what Ollama and the Hub raise."""
-    journal = journal_of(line, store)
+    journal = store.layout.line(line).transaction
     if not journal.is_file():
         return
     begun = Transaction.model_validate_json(journal.read_bytes())
@@ -106,16 +105,8 @@ def recover(line: str, *, store: Store, services: Services) -> None:
 
 def released(line: str, number: int, store: Store) -> Release | None:
     """What went live with a version; None if it only was the champion, or never went live."""
-    path = record_of(line, number, store)
+    path = store.layout.line(line).release(number)
     return Release.model_validate_json(path.read_bytes()) if path.is_file() else None
-
-
-def journal_of(line: str, store: Store) -> Path:
-    return store.lines / line / "transaction.json"
-
-
-def record_of(line: str, number: int, store: Store) -> Path:
-    return store.lines / line / "releases" / f"{number:06d}.json"
 
 
 def nothing() -> None:
@@ -139,7 +130,7 @@ class Steps:
         self._state, self._store, self._services = transaction, store, services
         self._release, self._lines = transaction.release, Lines(store)
         self._publish = transaction.release.publish
-        self._record = record_of(self._release.line, self._release.number, store)
+        self._record = store.layout.line(self._release.line).release(self._release.number)
 
     def do(self) -> None:
         """All that are not done yet."""
@@ -156,7 +147,7 @@ class Steps:
         self._save()
         for step in reversed(self._begun()):
             step.undo()
-        journal_of(self._release.line, self._store).unlink()
+        self._store.layout.line(self._release.line).transaction.unlink()
 
     def finish(self) -> Release:
         """Nothing can undo it any more. What cannot be tidied up now is tidied up by whoever comes next."""
@@ -164,7 +155,7 @@ class Steps:
             if self._publish.ollama:
                 with self._server() as server:
                     server.remove(self._model("previous"))
-            journal_of(self._release.line, self._store).unlink()
+            self._store.layout.line(self._release.line).transaction.unlink()
         except BackpropError as error:
             log.warning("a tag is left to be removed later: %s", error.message)
         return self._outcome()
@@ -307,4 +298,4 @@ class Steps:
         self._lines.set_champion(self._release.line, self._state.champion)
 
     def _save(self) -> None:
-        write_atomic(journal_of(self._release.line, self._store), self._state.model_dump_json())
+        write_atomic(self._store.layout.line(self._release.line).transaction, self._state.model_dump_json())

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from backprop_core.errors import ConfigInvalid, StoreUnsupported
 from backprop_core.runtime.redaction import keep_secret
 from backprop_core.schema.field_types import NAME, is_address
+from backprop_core.store.layout import HomeLayout
 
 USER_OFFLINE = "BACKPROPAGATE_USER_OFFLINE"  # a worker's HF_HUB_OFFLINE as the user has set it: its own is always set
 SHOWN = 60  # characters of a refused value that an error repeats
@@ -101,10 +102,15 @@ class Settings(BaseSettings):
         return self.home.expanduser().absolute()
 
     @property
+    def layout(self) -> HomeLayout:
+        """Every path of the home."""
+        return HomeLayout(self.home_path)
+
+    @property
     def store_path(self) -> Path:
         """The store's directory, named by its path or as a `file:` address. Raises StoreUnsupported for others."""
         if self.store is None:
-            return self.home_path / "store"
+            return self.layout.store
         if self.store.lower().startswith("file:"):
             return file_path(self.store)
         if is_address(self.store):
@@ -115,12 +121,12 @@ class Settings(BaseSettings):
     @property
     def allowed_roots(self) -> list[Path]:
         """What runs started by a deployment may read and write, symlinks resolved."""
-        named = self.allowed_paths.split(os.pathsep) if self.allowed_paths else [str(self.home_path / "data")]
+        named = self.allowed_paths.split(os.pathsep) if self.allowed_paths else [str(self.layout.data)]
         return [Path(path).expanduser().resolve() for path in named]
 
     @property
     def journal_path(self) -> Path:
-        return self.home_path / "journal"
+        return self.layout.journal.root
 
 
 def refused(error: ValidationError) -> ConfigInvalid:

@@ -1,39 +1,4 @@
-"""The only room that lays out paths, hashes and commits.
-
-artifacts/<digest>/     payload files and `artifact.json`, whose sha256 is the digest; read-only
-records/<digest>.json   where it came from: outside the digest
-tombstones/<digest>.json  removed on purpose
-pins/<name>.txt         digests that a person keeps, one a line
-damaged/<digest>-<n>/   set aside by verification
-cache/                  Prefect's records of finished stages
-notes/<kind>/<key>.json what was found out once and can be found out again
-checkpoints/<key>/      of interrupted trainings, under their stage's key
-runs/<run_id>/          spec.json, result.json; fresh.txt: what a run with `fresh` has done; sources/<sha256>: what it
-                        has downloaded, from its begin to its end
-finished/<digest>       of runs whose stages are all in the cache
-hashes/<digest>.json    sha256 of large files outside, with their state
-rejected/<key>.json     when a retrain was rejected, by which run, and why
-flow-runs/<id>          the run_id that a flow run of a deployment has begun, until that is finished and pruned
-questions/<run_id>      Prefect's id of the flow run that asks a person about what the run made
-lines/<name>/           versions and champion
-ollama-servers/<server>/  what was made on an Ollama server, by name of the model
-locks/                  freed by the kernel when their holder dies
-tmp/<session>/          what is being written; swept once its process is gone
-
-All locks, in the one order in which they are taken. Who waits for one holds none that comes after it:
-
-1. a slot of the deployment     Prefect's, before the run has a process
-2. locks/line-<name>            of a run that goes on with the line, and of its release
-3. the journal of the run       in the home; not waited for: RunActive
-4. locks/prune                  of a prune to its end; of a run for the moment in which it takes its lease
-5. leases/<run_id>              not waited for: RunActive
-6. the device                   locks/cpu, or of the machine for each GPU, by name; the worker's, to its end
-7. locks/<key>                  of a training and its checkpoints
-
-A worker that starts before a stage needs it has the device out of turn, so its run gives it up before it waits for
-anything (`tasks.runs.worker_process.give_up`). While one of the others is held, no lock is waited for: serve.lock of
-the home, sync.lock of the journals, the lock of a session in tmp/, and those beside Prefect's and MLflow's databases.
-"""
+"""The only room that hashes and commits: an artifact is a directory named by its digest, read-only once it is there."""
 
 import errno
 import hashlib
@@ -55,8 +20,8 @@ from backprop_core.errors import ArtifactDamaged, ArtifactMissing, DiskFull, sys
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import ArtifactRef
 from backprop_core.store.cache_keys import canonical, digest_of
+from backprop_core.store.layout import MANIFEST, StoreLayout
 
-MANIFEST = "artifact.json"
 LARGE = 64 * 2**20  # bytes
 Stat = tuple[object, ...]  # names, sizes, times and inodes of a directory's files
 _verified: dict[Path, dict[str, Stat]] = {}  # of each store, what this process has read: every Store object knows it
@@ -119,47 +84,11 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
+        self.layout = StoreLayout(self.root)
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._session: Path | None = None
         self._verified = _verified.setdefault(self.root, {})
         self._guard = threading.Lock()
-
-    # Places
-
-    def artifact_path(self, digest: str) -> Path:
-        return self.root / "artifacts" / digest
-
-    def checkpoints(self, key: str) -> Path:
-        """Where the checkpoints of the stage with this key lie."""
-        return self.root / "checkpoints" / key
-
-    def note(self, kind: str, key: str) -> Path:
-        """Where something is noted that was found out of what this key stands for."""
-        return self.root / "notes" / kind / f"{key}.json"
-
-    def run(self, run_id: str) -> Path:
-        return self.root / "runs" / run_id
-
-    def pin_path(self, name: str) -> Path:
-        return self.root / "pins" / f"{name}.txt"
-
-    def sources(self, run_id: str) -> Path:
-        """Where a run holds what it has downloaded, each file by its digest."""
-        return self.run(run_id) / "sources"
-
-    @property
-    def cache(self) -> Path:
-        return self.root / "cache"
-
-    @property
-    def lines(self) -> Path:
-        return self.root / "lines"
-
-    def _record_path(self, digest: str) -> Path:
-        return self.root / "records" / f"{digest}.json"
-
-    def _tombstone_path(self, digest: str) -> Path:
-        return self.root / "tombstones" / f"{digest}.json"
 
     # Writing
 
@@ -187,9 +116,9 @@ class Store:
         digest = hashlib.sha256(text.encode()).hexdigest()
         if not self._intact(digest):
             self._publish(directory, digest, text)
-        self._tombstone_path(digest).unlink(missing_ok=True)
-        if not self._record_path(digest).is_file():  # the first origin stays: a first merge is its tuned adapter
-            write_atomic(self._record_path(digest), canonical({"format": 1, "kind": ref.artifact, **record}))
+        self.layout.tombstone(digest).unlink(missing_ok=True)
+        if not self.layout.record(digest).is_file():  # the first origin stays: a first merge is its tuned adapter
+            write_atomic(self.layout.record(digest), canonical({"format": 1, "kind": ref.artifact, **record}))
         return ref(digest=digest, **fields)
 
     def _intact(self, digest: str) -> bool:
@@ -209,7 +138,7 @@ class Store:
             if path.is_file():
                 path.chmod(0o444)
         fsync(directory)
-        target = self.artifact_path(digest)
+        target = self.layout.artifact(digest)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             directory.rename(target)
@@ -230,22 +159,22 @@ class Store:
     def _open_session(self) -> Path:
         self.sweep()
         while True:
-            session = self.root / "tmp" / uuid.uuid4().hex
+            session = self.layout.session(uuid.uuid4().hex)
             session.mkdir(parents=True)
-            self._session_lock = FileLock(session / "lock", thread_local=False)
+            self._session_lock = FileLock(self.layout.session_lock(session.name), thread_local=False)
             with suppress(FileNotFoundError, FileExistsError):  # another process swept it before there was a lock
                 self._session_lock.acquire()
-                if (session / "lock").is_file():  # else it was swept between the two lines above
+                if self.layout.session_lock(session.name).is_file():  # else it was swept between the two lines above
                     return session
 
     def sweep(self) -> None:
         """Remove the temporary directories of processes that are gone."""
-        for session in self.root.glob("tmp/*"):
+        for session in self.layout.sessions.glob("*"):
             gone = (
                 FileNotFoundError,
                 FileExistsError,
             )  # swept by another; FileLock makes a directory that is not there
-            with suppress(Timeout, *gone), FileLock(session / "lock", timeout=0):
+            with suppress(Timeout, *gone), FileLock(self.layout.session_lock(session.name), timeout=0):
                 shutil.rmtree(session, ignore_errors=True)
 
     def close(self) -> None:
@@ -262,11 +191,11 @@ class Store:
     def local(self, ref: ArtifactRef) -> Path:
         """The artifact's directory on this machine, verified."""
         self.verify(ref.digest)
-        return self.artifact_path(ref.digest)
+        return self.layout.artifact(ref.digest)
 
     def verify(self, digest: str) -> None:
         """Read every byte and compare. Once per process, unless a file's size or time changed since."""
-        directory = self.artifact_path(digest)
+        directory = self.layout.artifact(digest)
         if not directory.is_dir():
             raise ArtifactMissing(f"the store has no artifact {digest[:12]}", hint=self._missing_hint(digest))
         state = stat_of(directory)
@@ -286,14 +215,14 @@ class Store:
             raise ArtifactDamaged(f"artifact {digest[:12]}: {', '.join(names)} is not what was committed", hint=hint)
 
     def _missing_hint(self, digest: str) -> str:
-        tombstone = self._tombstone_path(digest)
+        tombstone = self.layout.tombstone(digest)
         if tombstone.is_file():
             return f"it was removed: {json.loads(tombstone.read_text())['reason']}"
         return "run the command that made it again"
 
     def record(self, digest: str) -> dict[str, Any]:
         """Where an artifact came from; empty if nobody noted it."""
-        path = self._record_path(digest)
+        path = self.layout.record(digest)
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def digest_of_file(self, path: Path) -> str:
@@ -302,7 +231,7 @@ class Store:
         if stat.st_size < LARGE:
             return file_digest(path)
         state = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-        note = self.root / "hashes" / f"{digest_of(state[0])}.json"
+        note = self.layout.hashed(digest_of(state[0]))
         known = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
         if known.get("state") != state:
             known = {"state": state, "sha256": file_digest(path)}
@@ -313,26 +242,26 @@ class Store:
 
     def set_aside(self, digest: str) -> None:
         """Move a damaged artifact out of sight, so that it can be made again."""
-        damaged = self.root / "damaged"
+        damaged = self.layout.damaged
         damaged.mkdir(exist_ok=True)
         self._verified.pop(digest, None)
         with suppress(FileNotFoundError):
-            self.artifact_path(digest).rename(damaged / f"{digest}-{uuid.uuid4().hex[:8]}")
+            self.layout.artifact(digest).rename(damaged / f"{digest}-{uuid.uuid4().hex[:8]}")
 
     def remove(self, digest: str, reason: str) -> None:
         """Delete an artifact and leave a tombstone; whoever finds it by its digest is told why."""
-        write_atomic(self._tombstone_path(digest), canonical({"reason": reason, "time": now()}))
+        write_atomic(self.layout.tombstone(digest), canonical({"reason": reason, "time": now()}))
         self._verified.pop(digest, None)
         with self.begin("removed") as directory, suppress(FileNotFoundError):
-            self.artifact_path(digest).rename(directory / digest)
+            self.layout.artifact(digest).rename(directory / digest)
 
     def was_removed(self, digest: str) -> bool:
         """Whether an artifact was removed on purpose."""
-        return self._tombstone_path(digest).is_file()
+        return self.layout.tombstone(digest).is_file()
 
     def check(self) -> Iterator[Finding]:
         """Read every artifact and yield what is wrong. Changes nothing on disk."""
-        for directory in sorted(self.root.glob("artifacts/*")):
+        for directory in sorted(self.layout.artifacts.glob("*")):
             try:
                 self._verify_bytes(directory, directory.name)
             except (ArtifactDamaged, OSError, ValueError) as error:
@@ -341,11 +270,11 @@ class Store:
 
     def count(self) -> int:
         """How many artifacts there are."""
-        return sum(1 for _ in self.root.glob("artifacts/*"))
+        return sum(1 for _ in self.layout.artifacts.glob("*"))
 
     def lock(self, name: str) -> FileLock:
         """A lock that the kernel frees when its holder dies."""
-        path = self.root / "locks" / f"{name}.lock"
+        path = self.layout.lock(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(path, thread_local=False)
 

@@ -1,7 +1,6 @@
 """What a run has used so far: artifacts that must not go, and the keys under which its checkpoints lie.
 
-leases/<run_id>.txt     one digest or key a line; there until the run is finished, whatever happens to its process
-leases/<run_id>.lock    held while the process lives
+A lease is there until the run is finished, whatever happens to its process; its lock is held while the process lives.
 """
 
 import time
@@ -25,9 +24,9 @@ class Lease:
     """
 
     def __init__(self, run_id: str, store: Store, before_wait: Callable[[], None] = nothing) -> None:
-        self._path = store.root / "leases" / f"{run_id}.txt"
+        self._path, self._lock_path = store.layout.lease(run_id), store.layout.lease_lock(run_id)
         self._path.parent.mkdir(exist_ok=True)
-        self._lock = FileLock(self._path.with_suffix(".lock"), thread_local=False)
+        self._lock = FileLock(self._lock_path, thread_local=False)
         deadline = time.monotonic() + LOOK
         while not self._taken(store, before_wait):
             if time.monotonic() > deadline:
@@ -52,12 +51,12 @@ class Lease:
             self._path.unlink()
         self._lock.release()
         with suppress(PermissionError):  # Windows keeps a file that is open
-            self._path.with_suffix(".lock").unlink(missing_ok=True)
+            self._lock_path.unlink(missing_ok=True)
 
 
 def leased(store: Store) -> dict[str, set[str]]:
     """What each unfinished run holds, by run_id."""
-    paths = (store.root / "leases").glob("*.txt")
+    paths = store.layout.leases.glob("*.txt")
     return {path.stem: set(path.read_text(encoding="utf-8").split()) for path in paths}
 
 
@@ -72,7 +71,7 @@ def killed(store: Store) -> Iterator[str]:
 
 
 def locks(store: Store) -> Iterator[Path]:
-    return (store.root / "leases").glob("*.lock")
+    return store.layout.leases.glob("*.lock")
 
 
 def is_held(path: Path) -> bool:

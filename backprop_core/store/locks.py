@@ -1,6 +1,6 @@
 """Waiting for a lock that another process holds: it is said what is waited for, and Ctrl-C ends the wait.
 
-The order of all locks stands in `backprop_core.store.artifacts`.
+The order of all locks stands in `backprop_core.store.layout`.
 """
 
 import logging

@@ -1,7 +1,4 @@
-"""What a person keeps: artifacts that no prune removes.
-
-pins/<name>.txt     digests, one a line; the name is a run_id or `line@version`
-"""
+"""What a person keeps: artifacts that no prune removes."""
 
 from collections.abc import Iterable
 
@@ -10,12 +7,12 @@ from backprop_core.store.artifacts import Store, write_atomic
 
 def pin(name: str, digests: Iterable[str], store: Store) -> None:
     """Keep these artifacts until `unpin`."""
-    write_atomic(store.pin_path(name), "".join(f"{digest}\n" for digest in sorted(digests)))
+    write_atomic(store.layout.pin(name), "".join(f"{digest}\n" for digest in sorted(digests)))
 
 
 def unpin(name: str, store: Store) -> bool:
     """Keep them no longer; whether they were kept."""
-    path = store.pin_path(name)
+    path = store.layout.pin(name)
     known = path.is_file()
     path.unlink(missing_ok=True)
     return known
@@ -23,5 +20,5 @@ def unpin(name: str, store: Store) -> bool:
 
 def pinned(store: Store) -> dict[str, set[str]]:
     """Digests that are kept, by name."""
-    paths = sorted((store.root / "pins").glob("*.txt"))
+    paths = sorted(store.layout.pins.glob("*.txt"))
     return {path.stem: set(path.read_text(encoding="utf-8").split()) for path in paths}

@@ -12,8 +12,9 @@ import safetensors.torch
 
 from backprop_core.errors import CheckpointInvalid, DiskFull, system_error
 from backprop_core.models.adapter_tensors import Tensors
-from backprop_core.store.artifacts import MANIFEST, fsync, manifest_of
+from backprop_core.store.artifacts import fsync, manifest_of
 from backprop_core.store.cache_keys import canonical
+from backprop_core.store.layout import MANIFEST
 
 KIND, FORMAT = "checkpoint", 2
 STATE = "state.json"

@@ -96,7 +96,7 @@ def train(
             adapters.write(adapter, directory)
             ref = store.commit(directory, AdapterRef, kind="tuned", record=record)
         if not keep_checkpoints:
-            shutil.rmtree(store.checkpoints(key), ignore_errors=True)
+            shutil.rmtree(store.layout.checkpoints(key), ignore_errors=True)
         return run.result(ref)
 
 
@@ -128,7 +128,7 @@ def fit(
             torch.manual_seed(spec.seed + ranks.rank)  # dropout of its own
         identity = fingerprint(base, rows, spec, ranks)
         passes = by_pass(items, rows, store)
-        run = Run(base, model, first, items, passes, spec, identity, store.checkpoints(key), guard, ranks)
+        run = Run(base, model, first, items, passes, spec, identity, store.layout.checkpoints(key), guard, ranks)
         try:
             run.train(on_metrics, should_stop)
         except torch.OutOfMemoryError as error:

@@ -13,7 +13,6 @@ from flows.cli.config import Draft, LineFile, add_file, validated
 from flows.cli.spec_fields import spec_fields
 
 R = TypeVar("R", bound=RunSpec)
-FOLDER = "lines"
 SCHEMA = "line.schema.json"
 TEMPLATE = """\
 # yaml-language-server: $schema={schema}
@@ -62,7 +61,7 @@ export:
 
 def folders(config: Settings) -> list[Path]:
     """Where files of lines are looked for, in this order."""
-    return [Path.cwd() / FOLDER, config.home_path / FOLDER]
+    return [Path.cwd() / config.layout.jobs.name, config.layout.jobs]
 
 
 def find(name: str, config: Settings) -> LineFile | None:
@@ -105,7 +104,7 @@ def read(path: Path) -> LineFile:
 
 def write(name: str, config: Settings) -> Path:
     """A new file for a line, with comments, and the schema for editors beside it. Raises ConfigInvalid."""
-    data = config.home_path / "data" / f"{name}.jsonl"
+    data = config.layout.dataset(name)
     draft = Draft({"line": name, "datasets": [{"path": str(data)}]}, {("line",): "LINE"})
     path = folders(config)[0] / f"{validated(LineSpec, draft).line}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)

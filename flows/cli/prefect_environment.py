@@ -57,11 +57,11 @@ class TemporaryServer(Child):
 _server: TemporaryServer | None = None
 
 
-def start_server(home: Path) -> None:
+def start_server(log: Path) -> None:
     """Start a temporary server unless the user has named one. Returns at once; `connected` waits for it."""
     global _server
     if "PREFECT_API_URL" not in os.environ and os.name == "posix" and _server is None:  # Windows passes no sockets on
-        _server = TemporaryServer(home / "prefect-server.log")
+        _server = TemporaryServer(log)
 
 
 def is_temporary() -> bool:

@@ -60,7 +60,7 @@ def next_version(run: "Run") -> None:
     spec = run.spec
     if spec.notify or spec.approval.ask or (spec.publish.repo and not os.environ.get("HF_TOKEN")):
         if get_current_settings().api.url is None:
-            start_server(settings().home_path)
+            start_server(settings().layout.log("prefect-server"))
         with connected():
             Audience(spec.line).invite(spec.notify)
             ready(spec)

@@ -219,7 +219,7 @@ def handed_over(flow: str, spec: RunSpec, flags: Flags) -> Answer:
 def watched(output: Output) -> Iterator[None]:
     """Logs, a bar, and Prefect, for as long as something runs."""
     quiet_prefect()
-    start_server(settings().home_path)
+    start_server(settings().layout.log("prefect-server"))
     with shown(output):
         yield
 

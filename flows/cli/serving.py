@@ -86,10 +86,10 @@ def serve(
             log.warning("line %s names %s, outside of BACKPROPAGATE_ALLOWED_PATHS: its runs will fail", name, path)
     credentials = password(auth, host, config)
     with (
-        alone(config) as (place, known),
+        alone(config) as known,
         Service(config, host=host, port=port, auth=credentials, known=known) as service,
     ):
-        write(place, service.addresses)
+        write(config, service.addresses)
         with suppress(KeyboardInterrupt):
             service.start()
             printed(Answer(service.addresses.model_dump(), where(service.addresses)), as_json=output.json)

@@ -36,7 +36,7 @@ def worker_name(config: Settings) -> str:
 
 def prefix(config: Settings) -> str:
     """How the names of a home's workers begin, on whatever machine or in whatever container it is."""
-    place = config.home_path / "serve-id"
+    place = config.layout.serve_id
     if not place.is_file():
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         place.write_text(uuid.uuid4().hex[:8], encoding="utf-8")

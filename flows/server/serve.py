@@ -99,32 +99,30 @@ def pattern(host: str) -> str:
 
 
 @contextmanager
-def alone(config: Settings) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """One `serve` a home: the file for its addresses, which is not there yet, and the addresses of the last time.
+def alone(config: Settings) -> Iterator[dict[str, Any]]:
+    """One `serve` a home, with the addresses of the last time; those of this time are not there yet.
 
     Raises ServerActive with those of the one that runs.
     """
-    place = config.home_path / "serve.json"
-    place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    before = place.with_stem("serve-before")
+    layout = config.layout
+    layout.root.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
-        held = FileLock(place.with_suffix(".lock")).acquire(timeout=ASKED)
+        held = FileLock(layout.serve_lock).acquire(timeout=ASKED)
     except Timeout as error:
-        page = read(place).get("page", "an address that is not known yet")
+        page = read(layout.serve).get("page", "an address that is not known yet")
         raise ServerActive(
             f"this home is served already: {page}", hint="use that one, or end it with Ctrl-C where it runs"
         ) from error
     with held:
         with suppress(FileNotFoundError):
-            place.replace(before)
-        yield place, read(before)
+            layout.serve.replace(layout.serve_before)
+        yield read(layout.serve_before)
 
 
-def write(place: Path, addresses: Addresses) -> None:
+def write(config: Settings, addresses: Addresses) -> None:
     """The file of addresses, whole from its first moment."""
-    beside = place.with_suffix(".new")
-    beside.write_text(addresses.model_dump_json())
-    beside.replace(place)
+    config.layout.serve_new.write_text(addresses.model_dump_json())
+    config.layout.serve_new.replace(config.layout.serve)
 
 
 def read(place: Path) -> dict[str, Any]:
@@ -137,11 +135,11 @@ def read(place: Path) -> dict[str, Any]:
 
 def running(config: Settings) -> Addresses | None:
     """Where everything of this home's `serve` is; None if none runs, or is about to."""
-    place = config.home_path / "serve.json"
+    place = config.layout.serve
     if not place.is_file():
         return None
     try:
-        with FileLock(place.with_suffix(".lock"), timeout=0):
+        with FileLock(config.layout.serve_lock, timeout=0):
             return None
     except Timeout:
         known = read(place)
@@ -226,7 +224,7 @@ class Service:
         """`again`: when it was started again, if it was."""
         sockets = [listening.fileno()] if listening else []
         words = [*map(str, sockets), ",".join(self._hosts)] if listening else []
-        place = self._config.home_path / f"{name}.log"
+        place = self._config.layout.log(name)
         child = Child(name, [*arguments, *words], log=place, environment=self._environment(name), sockets=sockets)
         self._children[name] = child, again
         return child
@@ -255,7 +253,7 @@ class Service:
     def _prefect_server(self) -> dict[str, str]:
         return {
             "PREFECT_SERVER_UI_API_URL": "/api",
-            "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(self._config.home_path / "prefect-ui"),
+            "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(self._config.layout.prefect_ui),
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
             "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
             "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": self._api.removesuffix("/api"),

@@ -85,8 +85,8 @@ def digest_in(directory: Path) -> str | None:
 
 def known_base(digest: str, store: Store) -> ModelSpec | None:
     """A base with this digest that a run here has used and that is still where it was."""
-    for path in store.root.glob("runs/*/spec.json"):
-        base = json.loads(path.read_bytes()).get("base", {})
+    for run in store.layout.begun():
+        base = json.loads(run.spec.read_bytes()).get("base", {})
         if base.get("digest") == digest and (base["revision"] or Path(base["name"]).is_dir()):
             return ModelSpec(name=base["name"], revision=base["revision"])
     return None

@@ -1,11 +1,8 @@
 """Questions that wait for a person: which flow run of Prefect's asks for which run. Kept in the store, so that a run
 that is resumed goes on with the question that was asked before, on the same page.
-
-questions/<run_id>   Prefect's id of the flow run that asks; older stores have one for each line: questions/<line>
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from backprop_core.runtime.settings import Settings
 from backprop_core.store.artifacts import Store, write_atomic
@@ -16,12 +13,12 @@ from tasks.runs.retried_runs import can_go_on, flow_runs
 
 def note(run_id: str, flow_run: str, store: Store) -> None:
     """A flow run asks about what this run made."""
-    write_atomic(place(run_id, store), flow_run)
+    write_atomic(store.layout.question(run_id), flow_run)
 
 
 def forget(run_id: str, store: Store) -> None:
     """The question is answered."""
-    place(run_id, store).unlink(missing_ok=True)
+    store.layout.question(run_id).unlink(missing_ok=True)
 
 
 def unattended(config: Settings) -> Iterator[tuple[str, str]]:
@@ -46,7 +43,7 @@ def is_resumable(run_id: str, store: Store) -> bool:
 
 
 def every(store: Store) -> list[tuple[str, str]]:
-    return [(path.name, path.read_text(encoding="utf-8")) for path in (store.root / "questions").glob("[!.]*")]
+    return [(path.name, path.read_text(encoding="utf-8")) for path in store.layout.questions.glob("[!.]*")]
 
 
 def of_line(run_id: str, line: str, store: Store) -> bool:
@@ -54,8 +51,4 @@ def of_line(run_id: str, line: str, store: Store) -> bool:
 
 
 def is_run(name: str, store: Store) -> bool:
-    return (store.run(name) / "spec.json").is_file()
-
-
-def place(name: str, store: Store) -> Path:
-    return store.root / "questions" / name
+    return store.layout.run(name).spec.is_file()

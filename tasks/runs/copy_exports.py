@@ -13,8 +13,9 @@ from backprop_core.models import peft_files
 from backprop_core.publishing import ollama
 from backprop_core.schema.refs import GGUFRecord, PackageRecord
 from backprop_core.schema.specs import ExportSpec
-from backprop_core.store.artifacts import MANIFEST, Store, write_atomic
+from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.store.cache_keys import canonical
+from backprop_core.store.layout import MANIFEST
 from tasks.runs.resolve import Prepared
 from tasks.stages.ollama import served_as
 

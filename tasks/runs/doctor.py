@@ -20,6 +20,7 @@ from backprop_core.runtime import optional_packages
 from backprop_core.runtime.redaction import blank_secrets, weak_secrets
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.records import Record
+from backprop_core.store.layout import StoreLayout
 from tasks.stages.publishing import SECRET_BLOCK
 from tasks.tracking import tracking_uri
 from tasks.tracking.connection import connect
@@ -72,17 +73,17 @@ def home(config: Settings) -> Part:
 def disk(config: Settings) -> Part:
     """What is free, and what the store takes."""
     free = shutil.disk_usage(existing(config.store_path)).free
-    parts = ", ".join(f"{name} {gib(size)}" for name, size in taken(config.store_path))
+    parts = ", ".join(f"{name} {gib(size)}" for name, size in taken(StoreLayout(config.store_path)))
     found = f"{gib(free)} free; the store has {parts}"
     if free < ROOM:
         return Part(name="disk", state="missing", found=found, todo="a 7B model wants 40 GiB: backprop store prune")
     return Part(name="disk", state="ok", found=found)
 
 
-def taken(store: Path) -> Iterator[tuple[str, int]]:
+def taken(store: StoreLayout) -> Iterator[tuple[str, int]]:
     """Bytes of what grows in a store."""
-    for name in ("artifacts", "checkpoints", "tmp"):
-        yield name, size_of(store / name)
+    for folder in (store.artifacts, store.trainings, store.sessions):
+        yield folder.name, size_of(folder)
 
 
 def existing(path: Path) -> Path:

@@ -63,7 +63,7 @@ from tasks.runs.progress import Progress, report
 from tasks.runs.recomputed import Afresh
 from tasks.runs.record import RunJournal
 from tasks.runs.results import digest_in, gguf_record, harness_records, located, package_record, run_record, was_cached
-from tasks.stages.cache_policy import is_recorded, results
+from tasks.stages.cache_policy import is_recorded
 from tasks.stages.labels import Labels, outcome
 from tasks.stages.ollama import canary, register
 from tasks.stages.parent_place import ParentPlace
@@ -176,7 +176,7 @@ class Run:
         self._reason: str | None = None
         self._device_said = False
         self._attempt: rejections.Attempt | None = None
-        self._afresh = Afresh(store.run(run_id), asked=prepared.fresh)
+        self._afresh = Afresh(store.layout.run(run_id).fresh, asked=prepared.fresh)
         limit = prepared.spec.max_seconds if prepared.flow in resolve.TRAINING else None
         self._deadline = time.monotonic() + limit if limit else math.inf
         earlier = Lines(store).ancestors(prepared.spec.line, self.version) if prepared.flow == "retrain" else []
@@ -284,14 +284,14 @@ class Run:
         if stage.name == "train" and again and not self._afresh.has_begun(key):
             # another run that trains the same now keeps its checkpoints until it is done
             with held(self.store.lock(key), "another run trains the same"):
-                shutil.rmtree(self.store.checkpoints(key), ignore_errors=True)
+                shutil.rmtree(self.store.layout.checkpoints(key), ignore_errors=True)
         self._afresh.begin(key)
         label = self._labels.name(stage.name, parameters)
         task = stage_task(
             stage,
             lambda given: self._carry_out(stage, given),
             refresh_cache=again,
-            result_storage=results(self.store),
+            result_storage=self.store.layout.cache_results,
             task_run_name=label,
         )
         state = task(**parameters, return_state=True)
@@ -299,7 +299,9 @@ class Run:
         self._afresh.end(key)
         for name in digests_in(result.model_dump_json()):
             self._lease.add(name)
-        shutil.rmtree(self.store.checkpoints(key), ignore_errors=True)  # only now: Prefect has noted what it made
+        shutil.rmtree(
+            self.store.layout.checkpoints(key), ignore_errors=True
+        )  # only now: Prefect has noted what it made
         self.stages.append(
             StageRecord(
                 stage=stage.name,
@@ -457,12 +459,12 @@ class Run:
 
     def decision(self) -> Decision | None:
         """What was said of what this run made, if it was asked; also in an earlier process."""
-        path = self.store.run(self.run_id) / "decision.json"
+        path = self.store.layout.run(self.run_id).decision
         return Decision.model_validate_json(path.read_bytes()) if path.is_file() else None
 
     def decided(self, decision: Decision) -> bool:
         """Note what is said of the last LoRA run; whether its adapter may go live."""
-        write_atomic(self.store.run(self.run_id) / "decision.json", decision.model_dump_json())
+        write_atomic(self.store.layout.run(self.run_id).decision, decision.model_dump_json())
         self._reason = decision.sentence
         if decision.by == "person" and not decision.approved:
             self._rejects(f"by a person: {decision.reason}" if decision.reason else "by a person")

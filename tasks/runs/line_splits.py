@@ -6,7 +6,7 @@ from backprop_core.lines.versions import Lines, Live
 from backprop_core.schema.refs import DatasetRef, RowsRef, RunResult, Split
 from backprop_core.store.artifacts import Store
 from tasks.runs.resolve import Prepared, load
-from tasks.stages.cache_policy import UnfitRecord, read_result, result_types, results
+from tasks.stages.cache_policy import UnfitRecord, read_result, result_types
 
 OLDER = {"DatasetRef": DatasetRef}  # what `curate` returned up to version 1
 
@@ -22,7 +22,7 @@ def held_by(line: str, live: Live, store: Store) -> dict[str, list[RowsRef]]:
     if version.aside is None:
         earlier = Lines(store).ancestors(line, live.number)[:-1]
         every = [one for each in earlier[::-1] for one in each.heldout.items()]
-        sets = [(task, rows) for task, rows in every if store.artifact_path(rows.digest).is_dir()]  # else pruned
+        sets = [(task, rows) for task, rows in every if store.layout.artifact(rows.digest).is_dir()]  # else pruned
     for task, rows in sets:
         known = found.setdefault(task, [])
         if rows not in known:
@@ -32,7 +32,7 @@ def held_by(line: str, live: Live, store: Store) -> dict[str, list[RowsRef]]:
 
 def of_run(run_id: str, store: Store) -> Split | None:
     """What a run trained and held out; None if it has no result, or an older one whose stages' records are gone."""
-    path = store.run(run_id) / "result.json"
+    path = store.layout.run(run_id).result
     if not path.is_file():
         return None
     result = RunResult.model_validate_json(path.read_bytes())
@@ -78,6 +78,6 @@ def by_task(datasets: list[DatasetRef], live: Live | None) -> dict[str, list[Row
 def returned(key: str, store: Store) -> BaseModel | None:
     """What the stage with this key returned, if the cache has it yet."""
     try:
-        return read_result((results(store) / key).read_bytes(), {**result_types(), **OLDER})
+        return read_result(store.layout.cache_result(key).read_bytes(), {**result_types(), **OLDER})
     except (FileNotFoundError, UnfitRecord):
         return None

@@ -40,7 +40,7 @@ def speed_of(device: str, store: Store) -> float | None:
     """
     if device == "cpu":
         return cpu_speed()
-    note = store.note("speed", digest_of(visible_gpus()[0]))
+    note = store.layout.note("speed", digest_of(visible_gpus()[0]))
     if not note.is_file():
         command = [settings().worker_python or sys.executable, "-c", PRODUCT]
         try:

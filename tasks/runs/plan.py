@@ -80,7 +80,7 @@ class Beside(Store):
         self._below = below
 
     def local(self, ref: ArtifactRef) -> Path:
-        is_here = self.artifact_path(ref.digest).is_dir()
+        is_here = self.layout.artifact(ref.digest).is_dir()
         return super().local(ref) if is_here else self._below.local(ref)
 
 

@@ -7,7 +7,6 @@ from backprop_core.errors import RunActive, RunUnknown
 from backprop_core.lines import prune as core
 from backprop_core.lines.versions import Lines
 from backprop_core.publishing.ollama import Ollama, remove_own
-from backprop_core.publishing.release import record_of
 from backprop_core.runtime.settings import Settings, settings
 from backprop_core.store import pins
 from backprop_core.store.artifacts import Store
@@ -56,7 +55,7 @@ def keep(ref: str, config: Settings) -> tuple[str, int]:
     """
     store = Store(config.store_path)
     name, named = meant(ref, store)
-    there = {digest for digest in named if store.artifact_path(digest).is_dir()}
+    there = {digest for digest in named if store.layout.artifact(digest).is_dir()}
     pins.pin(name, there, store)
     return name, len(there)
 
@@ -82,13 +81,13 @@ def meant(ref: str, store: Store) -> tuple[str, set[str]]:
     line, _, number = ref.partition("@")
     lines = Lines(store)
     if line not in lines.names():
-        run = store.run(full_run_id(ref, store))
-        return run.name, core.digests_of(run / "spec.json") | core.digests_of(run / "result.json")
+        run = store.layout.run(full_run_id(ref, store))
+        return run.run_id, core.named_by(run)
     version = int(number) if number.isdecimal() else lines.champion(line)
     if version is None or (number and not number.isdecimal()):
         raise RunUnknown(f"{ref} is no version of line {line}", hint=f"name a version: {line}@1")
     named = digests_in(lines.version(line, version).model_dump_json())
-    return f"{line}@{version}", named | core.digests_of(record_of(line, version, store))
+    return f"{line}@{version}", named | core.digests_of(store.layout.line(line).release(version))
 
 
 def remove_tag(model: str) -> None:

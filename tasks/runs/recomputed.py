@@ -1,7 +1,4 @@
-"""What a run with `fresh` has done by itself: gone on with, it takes that from the cache, and nothing else.
-
-runs/<run_id>/fresh.txt   `begun KEY` or `done KEY` a line
-"""
+"""What a run with `fresh` has done by itself: gone on with, it takes that from the cache, and nothing else."""
 
 from pathlib import Path
 
@@ -9,8 +6,8 @@ from pathlib import Path
 class Afresh:
     """The stages of a run and of its earlier processes; where `fresh` was not asked none is done again."""
 
-    def __init__(self, run: Path, *, asked: bool) -> None:
-        self._path, self._asked = run / "fresh.txt", asked
+    def __init__(self, path: Path, *, asked: bool) -> None:
+        self._path, self._asked = path, asked
         self._earlier = set(self._path.read_text(encoding="utf-8").split("\n")) if self._path.is_file() else set()
         self._done: set[str] = set()  # by this process
 

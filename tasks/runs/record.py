@@ -84,7 +84,7 @@ class RunJournal:
         self._journal.close()
         self._sender.finish()
         result = result.model_copy(update={"mlflow_run_id": mlflow_run_id(self._config, self._run_id)})
-        write_atomic(self._store.run(self._run_id) / "result.json", result.model_dump_json())
+        write_atomic(self._store.layout.run(self._run_id).result, result.model_dump_json())
         if prefect_artifacts.flow_run_id():
             link = run_link(self._config, self._run_id)
             prefect_artifacts.publish(result, namespace=self._config.namespace, mlflow_link=link)

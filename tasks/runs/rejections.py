@@ -1,10 +1,6 @@
-"""What was rejected before: the same new rows on the same champion with the same settings are not trained again.
-
-rejected/KEY.json in the store   when, by which run, and why
-"""
+"""What was rejected before: the same new rows on the same champion with the same settings are not trained again."""
 
 from datetime import UTC, datetime
-from pathlib import Path
 
 from pydantic import Field
 
@@ -37,14 +33,14 @@ class Attempt(Record):
 
     def earlier(self, store: Store) -> Rejection | None:
         """The rejection of another run that had the same; None: there is none."""
-        path = place(self.key, store)
+        path = store.layout.rejection(self.key)
         found = Rejection.model_validate_json(path.read_bytes()) if path.is_file() else None
         return found if found and found.run_id != self.run_id else None
 
     def note(self, reason: str, store: Store) -> None:
         """Keep why this one was rejected."""
         rejection = Rejection(run_id=self.run_id, at=datetime.now(UTC), reason=reason)
-        write_atomic(place(self.key, store), rejection.model_dump_json())
+        write_atomic(store.layout.rejection(self.key), rejection.model_dump_json())
 
 
 def attempt(run_id: str, prepared: Prepared, rows: RowsRef, heldout: dict[str, RowsRef]) -> Attempt:
@@ -61,7 +57,3 @@ def attempt(run_id: str, prepared: Prepared, rows: RowsRef, heldout: dict[str, R
         {task: ref.digest for task, ref in heldout.items()},
     ]
     return Attempt(key=digest_of(parts), run_id=run_id)
-
-
-def place(key: str, store: Store) -> Path:
-    return store.root / "rejected" / f"{key}.json"

@@ -178,7 +178,7 @@ def is_forced(flow: str, line: str, live: Live, act: Act, store: Store) -> bool:
     What passed the gate once, or was forced past it once, goes live again without.
     """
     version, moves = live.version, Lines(store).moves(line)
-    path = store.run(version.run_id) / "result.json"
+    path = store.layout.run(version.run_id).result
     report = version.gate or (RunResult.model_validate_json(path.read_bytes()).gate if path.is_file() else None)
     if (report and report.accepted) or any(move.number == live.number and move.act.forced for move in moves):
         return False
@@ -241,7 +241,7 @@ def made(ref: str, store: Store, *, model: str | None = None) -> Prepared:
     if line not in Lines(store).names():
         run_id = full_run_id(ref, store)
         return by(run_id, AdapterRef(digest=merged_of(run_id, store).digest, kind="merged"), store)
-    if not version and any((store.root / "runs").glob(f"{line}*/spec.json")):
+    if not version and any(store.layout.begun(line)):
         raise RefAmbiguous(f"{ref} is a line and the start of a run_id", hint="give more digits, or line@version")
     found = version_of(line, version, store)
     return by(found.run_id, found.merged, store)
@@ -249,7 +249,7 @@ def made(ref: str, store: Store, *, model: str | None = None) -> Prepared:
 
 def is_known(name: str, store: Store) -> bool:
     """Whether a line has this name, or a run_id starts with it."""
-    return name in Lines(store).names() or any((store.root / "runs").glob(f"{name}*/spec.json"))
+    return name in Lines(store).names() or any(store.layout.begun(name))
 
 
 def of_directory(ref: str, model: str | None, store: Store) -> Prepared:
@@ -350,7 +350,7 @@ def judged_as(spec: RunSpec, version: LineVersion, store: Store) -> RunSpec:
 
 def merged_of(run_id: str, store: Store) -> Located:
     """The merged adapter of a run. Raises RunUnknown if it has not made one."""
-    path = store.run(run_id) / "result.json"
+    path = store.layout.run(run_id).result
     merged = RunResult.model_validate_json(path.read_bytes()).merged if path.is_file() else None
     if merged is None:
         raise RunUnknown(f"run {run_id} has made no adapter", hint=f"finish it first: backprop resume {run_id}")
@@ -367,12 +367,12 @@ def begun(prepared: Prepared, run_id: str, store: Store) -> Prepared:
 
 def save(prepared: Prepared, run_id: str, store: Store) -> None:
     """Commit what a run was asked to do."""
-    write_atomic(store.run(run_id) / "spec.json", prepared.model_dump_json())
+    write_atomic(store.layout.run(run_id).spec, prepared.model_dump_json())
 
 
 def load(run_id: str, store: Store) -> Prepared:
     """What the run with this id was asked to do. Raises ArtifactDamaged if its record cannot be read."""
-    path = store.run(run_id) / "spec.json"
+    path = store.layout.run(run_id).spec
     try:
         prepared = Prepared.model_validate_json(path.read_bytes())
     except ValidationError as error:
@@ -390,7 +390,7 @@ def allow_inexact(prepared: Prepared) -> Prepared:
 
 def full_run_id(prefix: str, store: Store) -> str:
     """The one run_id that starts with `prefix`. Raises RunUnknown or RefAmbiguous."""
-    found = sorted(path.parent.name for path in (store.root / "runs").glob("*/spec.json"))
+    found = sorted(run.run_id for run in store.layout.begun())
     matching = [name for name in found if name.startswith(prefix)]
     if not matching:
         raise RunUnknown(f"no run {prefix} in {store.root}", hint="`backprop list-runs` lists the runs")
@@ -403,9 +403,9 @@ def full_run_id(prefix: str, store: Store) -> str:
 
 def is_warm(prepared: Prepared, store: Store) -> bool:
     """Whether the same work was finished before, so that the caches will probably have everything."""
-    return (store.root / "finished" / prepared.digest()).is_file()
+    return store.layout.finished(prepared.digest()).is_file()
 
 
 def mark_finished(prepared: Prepared, store: Store) -> None:
     """Remember that all stages of this work are in the caches."""
-    write_atomic(store.root / "finished" / prepared.digest(), "")
+    write_atomic(store.layout.finished(prepared.digest()), "")

@@ -95,7 +95,7 @@ def data_in(source: SourceRef, dataset: DatasetSpec, base: Path, store: Store) -
     """
     tokenizer = bases.tokenizer_digest(base, store)
     key = digest_of([VERSION, part(source), dataset.format, dataset.columns, dataset.max_bad_rows, tokenizer])
-    note = store.note("data", key)
+    note = store.layout.note("data", key)
     if not note.is_file():
         try:
             rows = read(source, dataset).rows

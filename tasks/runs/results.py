@@ -43,7 +43,7 @@ def digest_in(result: BaseModel) -> str | None:
 
 
 def located(ref: ArtifactRef, store: Store) -> Located:
-    return Located(digest=ref.digest, path=str(store.artifact_path(ref.digest)))
+    return Located(digest=ref.digest, path=str(store.layout.artifact(ref.digest)))
 
 
 def dataset_summary(dataset: DatasetRef) -> DatasetSummary:
@@ -101,7 +101,7 @@ def gguf_record(file: GGUFRef, fidelity: Fidelity | None, store: Store) -> GGUFR
     return GGUFRecord(
         quantization=file.quantization,
         digest=file.digest,
-        path=str(store.artifact_path(file.digest) / "model.gguf"),
+        path=str(store.layout.artifact(file.digest) / "model.gguf"),
         bytes=file.bytes,
         fidelity=fidelity.model_dump() if fidelity else {},
     )

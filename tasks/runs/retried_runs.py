@@ -1,11 +1,9 @@
 """Which run a deployed flow run has begun: tried again, it goes on with that one.
 
-flow-runs/<id of Prefect's>   the run_id, in the store, so that the next try may be another machine's;
-                              pruned when that run is finished
+It stands in the store, so that the next try may be another machine's, and is pruned when that run is finished.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.refs import RunResult
@@ -19,7 +17,7 @@ from tasks.runs.prefect_artifacts import flow_run_id
 def note(run_id: str, store: Store) -> None:
     """Keep the run_id for the next try of this flow run, if a deployment started it."""
     if is_deployed():
-        write_atomic(place(flow_run_id() or "", store), run_id)
+        write_atomic(store.layout.flow_run(flow_run_id() or ""), run_id)
 
 
 def left_over(store: Store) -> str | None:
@@ -36,7 +34,7 @@ def can_go_on(run_id: str, store: Store) -> bool:
     """
     if resolve.load(run_id, store).flow == "drift":
         return False
-    path = store.run(run_id) / "result.json"
+    path = store.layout.run(run_id).result
     result = RunResult.model_validate_json(path.read_bytes()) if path.is_file() else None
     return result is None or result.status == "interrupted" or bool(result.error and result.error.retryable)
 
@@ -49,14 +47,10 @@ def has_died(flow_run: str, config: Settings) -> bool:
 
 def flow_runs(store: Store) -> Iterator[tuple[str, str]]:
     """Each flow run of a deployment that has begun a run, and the run_id."""
-    for path in (store.root / "flow-runs").glob("[!.]*"):
+    for path in store.layout.flow_runs.glob("[!.]*"):
         yield path.name, path.read_text(encoding="utf-8")
 
 
 def begun(flow_run: str, store: Store) -> str | None:
-    path = place(flow_run, store)
+    path = store.layout.flow_run(flow_run)
     return path.read_text() if path.is_file() else None
-
-
-def place(flow_run: str, store: Store) -> Path:
-    return store.root / "flow-runs" / flow_run

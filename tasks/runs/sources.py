@@ -142,10 +142,10 @@ def let_go() -> None:
 
 def keep(found: Iterable[Source], run_id: str, store: Store) -> list[Source]:
     """The sources with what was downloaded for them in the run's own directory, forced to disk."""
-    place = store.sources(run_id)
+    place = store.layout.run(run_id).sources
 
     def move(ref: SourceRef) -> SourceRef:
-        if not Path(ref.path).is_relative_to(store.root / "tmp"):
+        if not Path(ref.path).is_relative_to(store.layout.sessions):
             return ref
         if not (place / ref.digest).is_file():  # one address may be named twice
             place.mkdir(parents=True, exist_ok=True)
@@ -159,4 +159,4 @@ def keep(found: Iterable[Source], run_id: str, store: Store) -> list[Source]:
 
 def free(run_id: str, store: Store) -> None:
     """Remove what a run has held of its data: it has ended."""
-    shutil.rmtree(store.sources(run_id), ignore_errors=True)
+    shutil.rmtree(store.layout.run(run_id).sources, ignore_errors=True)

@@ -7,7 +7,7 @@ from backprop_core.publishing.release import released
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.refs import Located, RunResult, artifacts_in
 from backprop_core.store.artifacts import Finding, Store
-from tasks.stages.cache_policy import UnfitRecord, read_result, results
+from tasks.stages.cache_policy import UnfitRecord, read_result
 
 
 def check(config: Settings) -> tuple[int, list[Finding]]:
@@ -25,7 +25,7 @@ def missing(store: Store) -> Iterator[Finding]:
     for who, digest in [*of_versions(store), *of_runs(store), *of_cache(store)]:
         named.setdefault(digest, []).append(who)
     for digest, names in sorted(named.items()):
-        if not store.artifact_path(digest).is_dir() and not store.was_removed(digest):
+        if not store.layout.artifact(digest).is_dir() and not store.was_removed(digest):
             what = f"missing, but named by {', '.join(dict.fromkeys(names))}"
             yield Finding(digest=digest, what=what, missing=True)
 
@@ -41,17 +41,17 @@ def of_versions(store: Store) -> Iterator[tuple[str, str]]:
 
 def of_runs(store: Store) -> Iterator[tuple[str, str]]:
     """Adapters and files in the results of runs, with the run."""
-    for path in store.root.glob("runs/*/result.json"):
-        result = RunResult.model_validate_json(path.read_bytes())
-        adapters = [adapter for run in result.runs for adapter in (run.tuned, run.merged)]
+    for run in store.layout.ended():
+        result = RunResult.model_validate_json(run.result.read_bytes())
+        adapters = [adapter for one in result.runs for adapter in (one.tuned, one.merged)]
         made: list[Located] = [*adapters, *result.packages, *([result.merged] if result.merged else [])]
         for digest in [*(each.digest for each in made), *(file.digest for file in result.gguf)]:
-            yield f"run {path.parent.name[:12]}", digest
+            yield f"run {run.run_id[:12]}", digest
 
 
 def of_cache(store: Store) -> Iterator[tuple[str, str]]:
     """What the results of finished stages name, with the stage's key."""
-    for path in results(store).glob("*"):
+    for path in store.layout.cache_results.glob("*"):
         try:
             result = read_result(path.read_bytes())
         except UnfitRecord:

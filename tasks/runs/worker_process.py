@@ -105,5 +105,5 @@ def _end() -> None:
 def slots_of(store: Store, device: str, gpus: int) -> list[Path]:
     """The lock files that let one worker at a time use a device: the store's for a CPU, the machine's for each GPU."""
     if device == "cpu":
-        return [store.root / "locks" / "cpu.lock"]
+        return [store.layout.lock("cpu")]
     return [Path(tempfile.gettempdir()) / f"backpropagate-{uuid}.lock" for uuid in visible_gpus()[:gpus]]

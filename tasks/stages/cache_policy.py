@@ -4,7 +4,6 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import Task, task
@@ -45,8 +44,8 @@ class Records(WritableFileSystem):
 
     def read_path(self, path: str, **_: Any) -> bytes:  # type: ignore[override]  # Prefect calls it from sync code
         store = Store(settings().store_path)
-        content = (store.cache / "keys" / path).read_bytes()
-        result = results(store) / path
+        content = store.layout.cache_key(path).read_bytes()
+        result = store.layout.cache_result(path)
         try:
             metadata = read_metadata(content)
             verify(store, read_result(result.read_bytes()))
@@ -57,7 +56,7 @@ class Records(WritableFileSystem):
         return json.dumps(metadata | {"storage_key": str(result), "serializer": serializer}).encode()
 
     def write_path(self, path: str, content: bytes, **_: Any) -> None:  # type: ignore[override]
-        write_atomic(Store(settings().store_path).cache / "keys" / path, content.decode())
+        write_atomic(Store(settings().store_path).layout.cache_key(path), content.decode())
 
     async def aread_path(self, path: str, **_: Any) -> bytes:
         return self.read_path(path)
@@ -66,14 +65,9 @@ class Records(WritableFileSystem):
         self.write_path(path, content)
 
 
-def results(store: Store) -> Path:
-    """Where Prefect writes what stages returned."""
-    return store.cache / "results"
-
-
 def is_recorded(store: Store, key: str) -> bool:
     """Whether there is a record under this key, good or not."""
-    return (store.cache / "keys" / key).is_file()
+    return store.layout.cache_key(key).is_file()
 
 
 def read_metadata(content: bytes) -> dict[str, Any]:

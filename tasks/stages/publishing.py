@@ -116,7 +116,7 @@ def publish(run: "Run") -> None:
 
 def result_of(run_id: str, store: Store) -> RunResult:
     """What a run came to. Raises RunUnknown if it has not ended."""
-    path = store.run(run_id) / "result.json"
+    path = store.layout.run(run_id).result
     if not path.is_file():
         raise RunUnknown(f"run {run_id} has not ended", hint=f"finish it first: backprop resume {run_id}")
     return RunResult.model_validate_json(path.read_bytes())

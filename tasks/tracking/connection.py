@@ -32,13 +32,9 @@ QUIET_AND_QUICK = {
 }
 
 
-def own_database(settings: Settings) -> Path:
-    return settings.home_path / "mlflow.db"
-
-
 def own_uri(settings: Settings) -> str:
     """The address of the home's database. SQLAlchemy ends a path at `?`: one that has it is written as SQLite's URI."""
-    path = own_database(settings)
+    path = settings.layout.mlflow_database
     if "?" in path.as_posix():
         return f"sqlite+pysqlite:///{path.as_uri()}?uri=true"
     return f"{SQLITE}{path.as_posix()}"
@@ -85,7 +81,7 @@ def connect(settings: Settings) -> "MlflowClient":
     uri = tracking_uri(settings)
     with answering(settings), migrating(settings):
         if is_own(settings):
-            try_database(own_database(settings))
+            try_database(settings.layout.mlflow_database)
         elif uri.startswith(SQLITE):
             try_database(Path(uri.removeprefix(SQLITE)))
         with uncollected():
@@ -110,7 +106,7 @@ def answering(settings: Settings, fault: str = "does not answer") -> Iterator[No
 def refusal(error: Exception, settings: Settings, fault: str) -> BackpropError:
     """The coded error for what MLflow says."""
     if is_own(settings):
-        own, said = own_database(settings), str(error)
+        own, said = settings.layout.mlflow_database, str(error)
         if known := broken(settings, said) or system_error(error) or system_error(attempted(own)):
             return known
     reason = (excerpt(str(error), 200) or type(error).__name__).split(" (Background on this error")[0]
@@ -122,8 +118,10 @@ def refusal(error: Exception, settings: Settings, fault: str) -> BackpropError:
 
 def broken(settings: Settings, said: str) -> BackpropError | None:
     """What is wrong with the home's database, if it is that which MLflow does not take."""
-    path = own_database(settings)
-    aside = f"mv {path} {path}.broken; the next command makes it again, with every run of {path.parent / 'journal'}"
+    path = settings.layout.mlflow_database
+    aside = (
+        f"mv {path} {path}.broken; the next command makes it again, with every run of {settings.layout.journal.root}"
+    )
     if "database schema" in said or "Can't locate revision" in said:
         return HistoryDamaged(
             f"{path} is of another version of MLflow than this one",
@@ -174,18 +172,18 @@ def migrating(settings: Settings) -> Iterator[None]:
 
     Raises MLflowUnreachable if another one takes longer than minutes.
     """
-    own = own_database(settings)
+    own = settings.layout.mlflow_database
     if own in _made or not is_own(settings):
         yield
         return
     own.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
-        held = FileLock(own.with_suffix(".lock")).acquire(timeout=PATIENCE)
+        held = FileLock(settings.layout.mlflow_lock).acquire(timeout=PATIENCE)
     except Timeout as error:
         raise MLflowUnreachable(
             f"another command has been making {own} for {PATIENCE:g} s", hint="end it, and run this again"
         ) from error
-    begun = own.with_suffix(".begun")
+    begun = settings.layout.mlflow_begun
     with held:
         if begun.is_file():  # killed, or out of space, before the last table: nothing is in it yet
             own.unlink(missing_ok=True)
@@ -221,4 +219,4 @@ def artifact_location(settings: Settings, name: str) -> str | None:
     """A server decides itself; for a database it would be the current directory."""
     if urlsplit(tracking_uri(settings)).scheme in ("http", "https"):
         return None
-    return (settings.home_path / "mlruns" / name).as_uri()
+    return (settings.layout.mlflow_artifacts / name).as_uri()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from backprop_core.errors import RefAmbiguous, RunUnknown
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.refs import RunResult, Status
-from tasks.tracking.connection import LINE, NAMESPACE, answering, connect, is_own, own_database
+from tasks.tracking.connection import LINE, NAMESPACE, answering, connect, is_own
 from tasks.tracking.journal import SECONDS, ending
 from tasks.tracking.record import DATASETS, ERROR, ROLE, ROOT, RUN_ID, STATUS
 from tasks.tracking.sender import sync
@@ -112,7 +112,7 @@ class History:
         status = tags.get(STATUS, "running")
         if status != "running":
             return status, float(tags[SECONDS]) if SECONDS in tags else (end - start) / 1000
-        known = ending(self.settings.journal_path, tags[ROOT], tags[RUN_ID])
+        known = ending(self.settings.layout.journal, tags[ROOT], tags[RUN_ID])
         return (known.status, known.seconds) if known else (status, None)
 
     def summary(self, run: "Run") -> RunSummary:
@@ -139,7 +139,7 @@ class History:
 
 def is_empty(settings: Settings) -> bool:
     """Nothing was ever recorded here: no need to make a database to find that out."""
-    return is_own(settings) and not own_database(settings).exists()
+    return is_own(settings) and not settings.layout.mlflow_database.exists()
 
 
 def escaped(text: str) -> str:

@@ -1,9 +1,6 @@
 """What is to be recorded, on disk first: append-only lines of JSON, one file for a run and its child runs.
 
-<run_id>.jsonl  the lines; times in ms since 1970
-<run_id>.lock   held by the process that writes, freed by the kernel when it dies
-<run_id>.sent   how much of it MLflow has
-sent/           journals that MLflow has to the end
+Times are in ms since 1970. `backprop_core.store.layout` has the files of a directory of journals.
 """
 
 import errno
@@ -25,6 +22,7 @@ from backprop_core.schema.gate_report import GateReport
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import DatasetSummary, Drift, ErrorRecord, Evaluation, Located, RunId, RunResult, Status
 from backprop_core.schema.specs import TEACHER_FORCED
+from backprop_core.store.layout import JournalLayout
 
 LONGEST_PARAMETER = 500  # characters; the complete spec stands in spec.json
 LONGEST_TAG = 5000
@@ -161,13 +159,13 @@ class Ending(NamedTuple):
     seconds: float
 
 
-def ending(directory: Path, root: str, run: str) -> Ending | None:
+def ending(journals: JournalLayout, root: str, run: str) -> Ending | None:
     """How a run has ended whose root is `root`: a run without an end whose writer is gone was interrupted.
 
     None while it goes on, and where this machine has no journal of it.
     """
-    path, clock, status = journal_file(directory, root), Clock(), None
-    if not path.is_file() or is_written(directory, root):
+    path, clock, status = journals.lines(root), Clock(), None
+    if not path.is_file() or is_written(journals, root):
         return None
     for _, line in read(path):
         clock.see(line)
@@ -176,23 +174,15 @@ def ending(directory: Path, root: str, run: str) -> Ending | None:
     return Ending(status or "interrupted", clock.seconds(run))
 
 
-def journal_file(directory: Path, run_id: str) -> Path:
-    return directory / f"{run_id}.jsonl"
-
-
-def sent_file(directory: Path, run_id: str) -> Path:
-    return directory / f"{run_id}.sent"
-
-
-def writer_lock(directory: Path, run_id: str) -> FileLock:
+def writer_lock(journals: JournalLayout, run_id: str) -> FileLock:
     """Held while a process writes this run's journal: who cannot get it knows that the run is alive."""
-    return FileLock(directory / f"{run_id}.lock", thread_local=False)
+    return FileLock(journals.lock(run_id), thread_local=False)
 
 
-def is_written(directory: Path, run_id: str) -> bool:
+def is_written(journals: JournalLayout, run_id: str) -> bool:
     """Whether a living process has the journal open."""
     try:
-        with writer_lock(directory, run_id).acquire(timeout=0):
+        with writer_lock(journals, run_id).acquire(timeout=0):
             return False
     except Timeout:
         return True
@@ -212,37 +202,38 @@ def read(path: Path, offset: int = 0) -> Iterator[tuple[int, AnyLine]]:
                 log.warning("%s: the line before byte %d cannot be read and is left out", path, offset)
 
 
-def retire(directory: Path, run_id: str, offset: int) -> None:
+def retire(journals: JournalLayout, run_id: str, offset: int) -> None:
     """Move a journal that was sent up to `offset` to `sent/`, unless somebody writes it or has written more."""
-    with suppress(Timeout), writer_lock(directory, run_id).acquire(timeout=0):
-        if next(read(journal_file(directory, run_id), offset), None) is None:
-            (directory / "sent").mkdir(exist_ok=True, mode=0o700)
-            for place in (journal_file, sent_file):
+    with suppress(Timeout), writer_lock(journals, run_id).acquire(timeout=0):
+        if next(read(journals.lines(run_id), offset), None) is None:
+            journals.sent.root.mkdir(exist_ok=True, mode=0o700)
+            for file in (JournalLayout.lines, JournalLayout.sent_note):
                 with suppress(FileNotFoundError):
-                    place(directory, run_id).replace(place(directory / "sent", run_id))
+                    file(journals, run_id).replace(file(journals.sent, run_id))
             with suppress(PermissionError):  # Windows keeps a file that is open
-                (directory / f"{run_id}.lock").unlink()
+                journals.lock(run_id).unlink()
 
 
-def bring_back(directory: Path, run_id: str) -> None:
+def bring_back(journals: JournalLayout, run_id: str) -> None:
     """Undo `retire`: the run goes on."""
-    for place in (sent_file, journal_file):
+    for file in (JournalLayout.sent_note, JournalLayout.lines):
         with suppress(FileNotFoundError):
-            place(directory / "sent", run_id).replace(place(directory, run_id))
+            file(journals.sent, run_id).replace(file(journals, run_id))
 
 
 class JournalFile:
     """The file behind a run and its child runs: one writing process, any number of threads."""
 
     def __init__(self, directory: Path, run_id: str) -> None:
+        journals = JournalLayout(directory)
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.path = journal_file(directory, run_id)
-        self._lock = writer_lock(directory, run_id)
+        self.path = journals.lines(run_id)
+        self._lock = writer_lock(journals, run_id)
         try:
             self._lock.acquire(timeout=1)  # a look whether we live takes a moment
         except Timeout:
             raise RunActive(f"run {run_id} is being worked on", hint="wait until it ends, or stop it") from None
-        bring_back(directory, run_id)
+        bring_back(journals, run_id)
         self._guard = threading.Lock()
         self._warned = False
         self.started: set[str] = set()

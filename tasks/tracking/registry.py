@@ -15,6 +15,7 @@ from backprop_core.lines.versions import Lines, LineVersion
 from backprop_core.runtime.redaction import blank_address
 from backprop_core.runtime.settings import Settings
 from backprop_core.store.artifacts import Store, write_atomic
+from backprop_core.store.layout import StoreLayout
 from tasks.tracking.connection import LINE, NAMESPACE, tracking_uri
 from tasks.tracking.record import RUN_ID
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"
 NUMBER = "backprop.version"  # tag of a model version: its number in the line
-NOTE = "registry.json"  # beside the journals: what MLflow was last known to have
 GATE, ACT = "backprop.gate", "backprop.act"  # tags of a model version: what the gate said, who made it live by hand
 LONGEST = 5000  # characters of a tag in MLflow
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 def wanted(settings: Settings) -> dict[str, Any]:
     """What MLflow should have: where it is, and the versions and the champion of every line."""
-    if not (settings.store_path / "lines").is_dir():
+    if not StoreLayout(settings.store_path).lines.is_dir():
         return {}
     lines = Lines(Store(settings.store_path))
     known = {
@@ -45,7 +45,7 @@ def wanted(settings: Settings) -> dict[str, Any]:
 def noted(settings: Settings) -> dict[str, Any]:
     """What MLflow was last known to have, and where the aliases were."""
     try:
-        known: dict[str, Any] = json.loads((settings.journal_path / NOTE).read_text(encoding="utf-8"))
+        known: dict[str, Any] = json.loads(settings.layout.journal.registry.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):  # there is none, or half of one: what it says is found out again
         return {}
     return known
@@ -64,7 +64,7 @@ def mirror(client: "MlflowClient", settings: Settings) -> None:
     aim, lines = wanted(settings), Lines(Store(settings.store_path))
     done = [mirror_line(client, settings, line, lines) for line in lines.names()]
     if all(done):
-        write_atomic(settings.journal_path / NOTE, json.dumps(aim | {"aliases": aliases(client, settings)}))
+        write_atomic(settings.layout.journal.registry, json.dumps(aim | {"aliases": aliases(client, settings)}))
 
 
 def aliases(client: "MlflowClient", settings: Settings) -> dict[str, str]:
@@ -143,13 +143,13 @@ def register(
     run = run_of(client, settings, version.run_id)
     if run:
         if not client.list_artifacts(run.info.run_id, "merged"):
-            on_its_way = Store(settings.store_path).artifact_path(version.merged.digest).is_dir()
+            on_its_way = StoreLayout(settings.store_path).artifact(version.merged.digest).is_dir()
             return None if on_its_way else {}
         source = f"runs:/{run.info.run_id}/merged"
     elif tracking_uri(settings).startswith("http"):
         return {}
     else:
-        source = Store(settings.store_path).artifact_path(version.merged.digest).as_uri()
+        source = StoreLayout(settings.store_path).artifact(version.merged.digest).as_uri()
     tags = {
         NUMBER: str(number),
         RUN_ID: version.run_id,

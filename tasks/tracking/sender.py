@@ -21,13 +21,13 @@ from backprop_core.runtime.redaction import blank_address, excerpt
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.records import Record
 from backprop_core.store.artifacts import write_atomic
+from backprop_core.store.layout import JournalLayout
 from tasks.tracking.connection import (
     answering,
     connect,
     experiment_of,
     is_empty,
     is_own,
-    own_database,
     prepare,
     tracking_uri,
 )
@@ -39,13 +39,10 @@ from tasks.tracking.journal import (
     Started,
     bring_back,
     is_written,
-    journal_file,
     read,
     retire,
-    sent_file,
 )
 from tasks.tracking.record import close, deliver, find_or_create
-from tasks.tracking.registry import NOTE as REGISTRY
 from tasks.tracking.registry import is_mirrored, mirror, set_back
 
 if TYPE_CHECKING:
@@ -72,9 +69,9 @@ class Sent(Record):
     runs: dict[str, str] = Field(default_factory=dict, description="run_id -> MLflow's id")
 
 
-def load_sent(directory: Path, run_id: str, uri: str) -> Sent:
+def load_sent(journals: JournalLayout, run_id: str, uri: str) -> Sent:
     """What was noted for this MLflow; another MLflow has nothing yet."""
-    known = load_note(sent_file(directory, run_id), uri)
+    known = load_note(journals.sent_note(run_id), uri)
     return known if known.uri == uri else Sent(uri=uri)
 
 
@@ -96,7 +93,7 @@ def sync(settings: Settings, *, look: bool = False) -> SyncReport:
         if not (any(unsent(settings)) or is_lost(settings) or look) and is_mirrored(settings):
             return SyncReport(sent=0, waiting=0, error=None)
         settings.journal_path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with FileLock(settings.journal_path / "sync.lock").acquire(timeout=2):
+        with FileLock(settings.layout.journal.sync_lock).acquire(timeout=2):
             restore(settings)
             if look or any(unsent(settings)) or not is_mirrored(settings):
                 sent, error = send_all(settings)
@@ -113,29 +110,29 @@ def sync(settings: Settings, *, look: bool = False) -> SyncReport:
 
 def is_lost(settings: Settings) -> bool:
     """Whether the home's database is gone, and there was one that journals were sent to."""
-    here = is_own(settings) and is_empty(own_database(settings))
+    here = is_own(settings) and is_empty(settings.layout.mlflow_database)
     return here and any(settings.journal_path.rglob("*.sent"))
 
 
 def restore(settings: Settings) -> None:
     """Where the home's database is gone, take back every journal that it had, to be sent to a new one."""
-    directory = settings.journal_path
+    journals = settings.layout.journal
     if not is_lost(settings):
         return
-    for note in list(directory.rglob("*.sent")):
+    for note in list(journals.root.rglob("*.sent")):
         if load_note(note, "").uri == blank_address(tracking_uri(settings)):
             note.unlink(missing_ok=True)
-            bring_back(directory, note.stem)
-    (directory / REGISTRY).unlink(missing_ok=True)
+            bring_back(journals, note.stem)
+    journals.registry.unlink(missing_ok=True)
 
 
 def unsent(settings: Settings) -> Iterator[str]:
     """Journals with lines that MLflow has not, or whose writer is gone; the oldest first."""
-    uri = blank_address(tracking_uri(settings))
-    for path in by_age(settings.journal_path):
+    uri, journals = blank_address(tracking_uri(settings)), settings.layout.journal
+    for path in by_age(journals.root):
         with suppress(FileNotFoundError):  # another process has sent it meanwhile, and put it away
-            offset = load_sent(path.parent, path.stem, uri).offset
-            if path.stat().st_size > offset or not is_written(path.parent, path.stem):
+            offset = load_sent(journals, path.stem, uri).offset
+            if path.stat().st_size > offset or not is_written(journals, path.stem):
                 yield path.stem
 
 
@@ -175,19 +172,19 @@ def attempt(settings: Settings, work: "Callable[[MlflowClient, Settings], None]"
 
 def send(client: "MlflowClient", settings: Settings, run_id: str) -> None:
     """Send the rest of one journal, and put it away if its writer is gone."""
-    directory = settings.journal_path
-    path = journal_file(directory, run_id)
-    sent = load_sent(directory, run_id, blank_address(tracking_uri(settings)))
+    journals = settings.layout.journal
+    path, note = journals.lines(run_id), journals.sent_note(run_id)
+    sent = load_sent(journals, run_id, blank_address(tracking_uri(settings)))
     while chunk := list(islice(read(path, sent.offset), CHUNK)):
-        with from_the_start_if_lost(sent_file(directory, run_id)):
+        with from_the_start_if_lost(note):
             sent = send_chunk(client, settings, sent, [line for _, line in chunk], chunk[-1][0])
-        write_atomic(sent_file(directory, run_id), sent.model_dump_json())
-    if not is_written(directory, run_id):
+        write_atomic(note, sent.model_dump_json())
+    if not is_written(journals, run_id):
         for run, (last, seconds) in unfinished(path).items():
             if not ended_since(client, sent.runs[run], last):
                 client.set_tag(sent.runs[run], SECONDS, f"{seconds:.3f}")
                 close(client, sent.runs[run], "interrupted", last)
-        retire(directory, run_id, sent.offset)
+        retire(journals, run_id, sent.offset)
 
 
 def ended_since(client: "MlflowClient", run: str, last: int) -> bool:
@@ -234,8 +231,8 @@ def unfinished(path: Path) -> dict[str, tuple[int, float]]:
 
 
 def noted(settings: Settings, run_id: str) -> Sent | None:
-    directory = settings.journal_path
-    places = (sent_file(directory, run_id), sent_file(directory / "sent", run_id))
+    journals = settings.layout.journal
+    places = (journals.sent_note(run_id), journals.sent.sent_note(run_id))
     return next((load_note(path, "") for path in places if path.is_file()), None)
 
 

@@ -18,7 +18,7 @@ def application(settings: Settings) -> Any:
 
     settings.home_path.mkdir(parents=True, exist_ok=True, mode=0o700)
     database = own_uri(settings)
-    artifacts = (settings.home_path / "mlruns").as_uri()
+    artifacts = settings.layout.mlflow_artifacts.as_uri()
     os.environ |= {
         constants.BACKEND_STORE_URI_ENV_VAR: database,
         constants.REGISTRY_STORE_URI_ENV_VAR: database,

@@ -29,7 +29,7 @@ class SmallJob:
 
     def __init__(self, base: Path, root: Path) -> None:
         self.store = Store(root)
-        self.checkpoints = self.store.checkpoints(KEY)
+        self.checkpoints = self.store.layout.checkpoints(KEY)
         ref = bases.resolve(ModelSpec(name=str(base)), self.store)
         rows = nano.commit_rows(self.store, nano.chats(20))
         self.parameters = train.job(base=ref, rows=rows, spec=SPEC, start=None).model_dump(mode="json")

@@ -70,7 +70,7 @@ def test_fresh_removes_the_checkpoints_of_the_key(base: Path, data: list[str]) -
     spec = RunSpec.model_validate({"model": {"name": str(base)}, "datasets": [{"path": data[0]}], "training": training})
     train(data[0], model=str(base), training=training.model_copy(update={"steps": 1}))  # curates: the key is known now
     [stage] = [stage for stage in run_here.plan("train", spec, fresh=False).stages if stage.stage == "train"]
-    folder = Store(settings().store_path).checkpoints(stage.key)
+    folder = Store(settings().store_path).layout.checkpoints(stage.key)
     checkpoint.save(Checkpoint(1, {"fingerprint": {"torch": "0.1"}}, {}), folder, keep=2)
     with pytest.raises(CheckpointInvalid, match=r"torch was 0\.1") as caught:
         train(data[0], model=str(base), training=training)

@@ -27,6 +27,7 @@ from tasks import tracking
 from tasks.runs import prestart
 from tasks.runs.line_splits import learned_by, of_run
 from tasks.runs.store_check import check
+from tests.backprop_core.store.test_layout import unknown
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "old_home.tar.xz"
 PLACE = "/tmp/old-home"  # where it was made
@@ -143,3 +144,8 @@ def test_the_line_goes_on(home: Path, store: Store) -> None:
     assert scored <= rows_of([*done.split.heldout.values(), *done.split.aside.values()], store)
     assert not rows & learned and not rows & scored
     assert len(rows) >= 50 + 12 - made.heldout_rows
+
+
+def test_its_paths_are_those_of_the_layout(home: Path) -> None:
+    """Neither the old runs nor those above have left a file or a directory that the layout does not name."""
+    assert (home / "journal" / "sent").is_dir() and unknown(home) == []

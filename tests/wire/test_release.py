@@ -48,7 +48,7 @@ class World(NamedTuple):
             "models": {name: model["files"] for name, model in sorted(self.ollama.models.items())},
             "repository": {n: self.hub.read(REPO, n) for n in sorted(repo.files) if n[0] != "."} if repo else {},
             "records": [bool(released(LINE, number, self.store)) for number in (1, 2)],
-            "unfinished": [path.name for path in (self.store.lines / LINE).glob("*.json")],
+            "unfinished": [path.name for path in (self.store.layout.lines / LINE).glob("*.json")],
         }
 
     def release(self, number: int, publish: PublishSpec = PUBLISH) -> Release:
@@ -59,7 +59,7 @@ class World(NamedTuple):
         with self.store.begin("gguf") as directory:
             write_gguf(directory / "model.gguf", weight=number)
             file = self.store.commit(directory, GGUFRef, record={}, quantization="f32", bytes=1)
-        path = str(self.store.artifact_path(file.digest) / "model.gguf")
+        path = str(self.store.layout.artifact(file.digest) / "model.gguf")
         return Release(
             line=LINE,
             number=number,
@@ -194,7 +194,7 @@ def test_killed_and_it_cannot_be_finished(world: World) -> None:
     world.release(1)
     before = world.state()
     assert killed_at(world, 2, 21)
-    journal = json.loads((world.store.lines / LINE / "transaction.json").read_text())
+    journal = json.loads(world.store.layout.line(LINE).transaction.read_text())
     assert "ollama version" in journal["done"] and "ollama latest" not in journal["done"]
     world.ollama.fail("POST /api/copy", "500")
     recover(LINE, store=world.store, services=world.services)

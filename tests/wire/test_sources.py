@@ -109,7 +109,7 @@ def test_a_run_holds_what_it_has_downloaded(base: Path, tmp_path: Path, server: 
     assert rows == [{"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]}]
     assert len(read(loaded.watch[0].data, loaded.spec.evaluation.watch[0]).rows) == 40
     sources.free(RUN, store)
-    assert not store.sources(RUN).exists()
+    assert not store.layout.run(RUN).sources.exists()
     with pytest.raises(InputNotFound, match="gone") as caught:
         read(loaded.sources[0].data, loaded.spec.datasets[0])
     assert caught.value.hint == "start it again"
@@ -121,7 +121,7 @@ def test_files_that_are_here_are_left_where_they_are(base: Path, tmp_path: Path)
     path.write_bytes(ROWS)
     begun = resolve.begun(prepared(base, store, {"path": str(path)}), RUN, store)
     assert begun.sources[0].data.path == str(path) and path.is_file()
-    assert not store.sources(RUN).exists()
+    assert not store.layout.run(RUN).sources.exists()
 
 
 def test_prune_leaves_what_an_unfinished_run_holds(base: Path, tmp_path: Path, server: Rows) -> None:
@@ -134,7 +134,7 @@ def test_prune_leaves_what_an_unfinished_run_holds(base: Path, tmp_path: Path, s
         shutil.copy(found.sources[0].data.path, source)
         moved = found.sources[0].moved(lambda ref, source=source: ref.model_copy(update={"path": str(source)}))
         resolve.begun(found.model_copy(update={"sources": [moved]}), run, store)
-    (store.run(finished) / "result.json").write_text('{"status": "finished"}')
-    (store.run(never_began) / "spec.json").unlink()
+    store.layout.run(finished).result.write_text('{"status": "finished"}')
+    store.layout.run(never_began).spec.unlink()
     prune(store, remove_tag=lambda line, number: True)
-    assert [store.sources(run).is_dir() for run in (RUN, finished, never_began)] == [True, False, False]
+    assert [store.layout.run(run).sources.is_dir() for run in (RUN, finished, never_began)] == [True, False, False]

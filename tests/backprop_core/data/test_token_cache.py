@@ -88,7 +88,7 @@ def test_damaged_tokens_are_made_again(
 ) -> None:
     """A flipped bit is found by `store check` and before a token is used: set aside, said, and tokenized again."""
     expected = items(base, rows, store)
-    path = store.artifact_path(artifact(store)) / token_cache.FILE
+    path = store.layout.artifact(artifact(store)) / token_cache.FILE
     whole = path.read_bytes()
     rewrite(path, whole[:-1] + bytes([whole[-1] ^ 1]))
     assert [finding.digest for finding in store.check()] == [artifact(store)]

@@ -15,7 +15,7 @@ import pytest
 from backprop_core.errors import ArtifactMissing, OllamaUnreachable, RunActive
 from backprop_core.lines.prune import Pruned, prune, sizes, tag_remover
 from backprop_core.lines.versions import Lines, LineVersion
-from backprop_core.publishing.release import Release, Services, record_of, release, released
+from backprop_core.publishing.release import Release, Services, release, released
 from backprop_core.schema.refs import AdapterRef, GGUFRef, RowsRef
 from backprop_core.schema.specs import ExportSpec, PublishSpec
 from backprop_core.store.artifacts import Store
@@ -29,7 +29,7 @@ NOBODY = Services(None, None, None)  # type: ignore[arg-type]  # a line that is 
 
 def looked_at(store: Store, run_id: str, made: LineVersion, status: str | None) -> None:
     """A drift run over a version, its lease left over unless it has finished."""
-    folder = store.run(run_id)
+    folder = store.layout.run(run_id).root
     folder.mkdir(parents=True)
     asked = {"flow": "drift", "spec": {"line": LINE}, "live": {"version": made.model_dump(mode="json")}}
     (folder / "spec.json").write_text(json.dumps(asked))
@@ -64,7 +64,7 @@ def night(store: Store, number: int) -> LineVersion:
 
 
 def ended(store: Store, run_id: str, *, flow: str, stages: list[str], status: str = "finished") -> None:
-    folder = store.run(run_id)
+    folder = store.layout.run(run_id).root
     folder.mkdir(parents=True)
     (folder / "spec.json").write_text(json.dumps({"flow": flow, "spec": {"line": LINE}}))
     (folder / "result.json").write_text(json.dumps({"status": status, "stages": stages}))
@@ -78,7 +78,7 @@ def lived(store: Store, number: int) -> list[str]:
     wanted = Release(line=LINE, number=number, publish=PublishSpec(), export=ExportSpec(), gguf=[gguf])
     release(wanted, store=store, services=NOBODY)
     went_out = wanted.model_copy(update={"publish": PublishSpec(ollama="support")})
-    path = record_of(LINE, number, store)
+    path = store.layout.line(LINE).release(number)
     path.parent.mkdir(exist_ok=True)
     path.write_text(went_out.model_dump_json())
     return [made.tuned.digest, made.merged.digest, made.heldout["t"].digest, gguf.digest]
@@ -116,12 +116,12 @@ def world(tmp_path: Path) -> Iterator[World]:
     candidate = artifact(store, "candidate", kind="merged").digest
     ended(store, "c" * 32, flow="multi-run", stages=[candidate])
     for key in ("e" * 64, "f" * 64):
-        store.checkpoints(key).mkdir(parents=True)
-        (store.checkpoints(key) / "weights").write_text("x" * 1000)
+        store.layout.checkpoints(key).mkdir(parents=True)
+        (store.layout.checkpoints(key) / "weights").write_text("x" * 1000)
     for folder in ("keys", "results"):
-        (store.cache / folder).mkdir(parents=True)
+        (store.layout.cache / folder).mkdir(parents=True)
         for name, digest in {"old": versions[1][0], "new": versions[6][0]}.items():
-            (store.cache / folder / name).write_text(json.dumps({"digest": digest}))
+            (store.layout.cache / folder / name).write_text(json.dumps({"digest": digest}))
     yield World(store, versions, [mine], candidate, [f"support:v{number}" for number in range(1, 7)])
     store.close()
 
@@ -134,7 +134,7 @@ def test_what_is_kept_and_what_goes(world: World) -> None:
     assert world.there() == kept | set(world.unfinished) and world.holds(sorted(world.there()))
     assert done.versions == {LINE: [1, 2]} and world.tags == [f"support:v{number}" for number in (3, 4, 5, 6)]
     assert [path.name for path in world.store.root.glob("checkpoints/*")] == ["e" * 64]
-    assert [path.name for path in world.store.cache.glob("*/*")] == ["new", "new"]
+    assert [path.name for path in world.store.layout.cache.glob("*/*")] == ["new", "new"]
     with pytest.raises(ArtifactMissing) as caught:
         world.store.verify(world.versions[1][0])
     assert "pruned" in caught.value.hint
@@ -196,7 +196,7 @@ def test_notes_of_tries_go_with_the_end_of_their_runs(world: World) -> None:
     for status, digit in states.items():
         ended(world.store, digit * 32, flow="drift", stages=[], status=status)
         (notes / status).write_text(digit * 32)
-    (world.store.run("4" * 32) / "result.json").unlink()
+    (world.store.layout.run("4" * 32).result).unlink()
     (notes / "interrupted").rename(notes / "killed")
     (notes / "gone").write_text("9" * 32)
     world.prune(dry_run=True)
@@ -220,7 +220,7 @@ def test_a_tag_that_cannot_go_is_tried_again(world: World) -> None:
 def age(store: Store, run_id: str, days: float) -> None:
     """Let a run have ended so many days ago."""
     then = time.time() - days * 86400
-    os.utime(store.run(run_id) / "result.json", (then, then))
+    os.utime(store.layout.run(run_id).result, (then, then))
 
 
 def test_recent_results_stay(world: World) -> None:

@@ -48,7 +48,7 @@ def test_same_bytes_same_name(store):
 def test_digest_is_that_of_the_manifest(store):
     """Anybody can check an artifact with sha256sum: its name is the digest of artifact.json."""
     ref = rows(store)
-    manifest = store.artifact_path(ref.digest) / "artifact.json"
+    manifest = store.layout.artifact(ref.digest) / "artifact.json"
     assert file_digest(manifest) == ref.digest
     assert json.loads(manifest.read_text())["files"] == [
         ["rows.jsonl", 3, "ca3d163bab055381827226140568f3bef7eaac187cebd76878e0b63e9e442356"]
@@ -65,7 +65,7 @@ def test_committed_files_are_read_only(store):
 def test_damage_is_seen(store, damage):
     """A flipped, cut or emptied file is an error that names it, in a process that has not read it before."""
     ref = rows(store)
-    rewrite(store.artifact_path(ref.digest) / "rows.jsonl", damage)
+    rewrite(store.layout.artifact(ref.digest) / "rows.jsonl", damage)
     with pytest.raises(ArtifactDamaged, match=r"rows\.jsonl"):
         Store(store.root).local(ref)
     assert [finding.digest for finding in store.check()] == [ref.digest]
@@ -74,7 +74,7 @@ def test_damage_is_seen(store, damage):
 def test_a_missing_file_is_damage(store):
     """An artifact without one of its files is not whole."""
     ref = rows(store)
-    (store.artifact_path(ref.digest) / "rows.jsonl").unlink()
+    (store.layout.artifact(ref.digest) / "rows.jsonl").unlink()
     with pytest.raises(ArtifactDamaged, match=r"rows\.jsonl"):
         store.local(ref)
 
@@ -82,7 +82,7 @@ def test_a_missing_file_is_damage(store):
 def test_damaged_is_set_aside_and_made_again(store):
     """Committing the same payload again heals the artifact and keeps the damaged one for whoever wants to look."""
     ref = rows(store)
-    rewrite(store.artifact_path(ref.digest) / "rows.jsonl", b"[]\n")
+    rewrite(store.layout.artifact(ref.digest) / "rows.jsonl", b"[]\n")
     fresh = Store(store.root)
     assert rows(fresh) == ref
     assert (fresh.local(ref) / "rows.jsonl").read_text() == "{}\n"

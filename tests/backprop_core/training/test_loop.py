@@ -89,7 +89,7 @@ def test_it_learns_and_reports_every_step(base: LoadedBase, rows: RowsRef, store
     lengths = [len(item) for item in load_items(base, rows, max_length=128, store=store)]
     assert result.tokens == sum(values["tokens"] for _, values in metrics) == 10 * sum(lengths)
     assert result.train_loss == pytest.approx(sum(values["loss"] for _, values in metrics[-3:]) / 3, rel=0.05)
-    assert not store.checkpoints("key").exists()
+    assert not store.layout.checkpoints("key").exists()
 
 
 def test_a_gpu_that_stays_hot_stops_the_run_with_a_checkpoint(base: LoadedBase, rows: RowsRef, store: Store) -> None:
@@ -100,7 +100,7 @@ def test_a_gpu_that_stays_hot_stops_the_run_with_a_checkpoint(base: LoadedBase, 
     with pytest.raises(GPUTooHot):
         run(base, rows, store, metrics=metrics, guard=guard)
     assert [values["gpu_temperature"] for _, values in metrics] == [70.0, 90.0]
-    assert [path.name for path in store.checkpoints("key").glob("step-*")] == ["step-000002"]
+    assert [path.name for path in store.layout.checkpoints("key").glob("step-*")] == ["step-000002"]
     assert run(base, rows, store).adapter == run(base, rows, store, key="other").adapter
 
 
@@ -193,11 +193,11 @@ def test_stopped_and_run_again_is_the_same(base: LoadedBase, rows: RowsRef, stor
     whole = run(base, rows, store, metrics=straight, lora=dropout)
     with pytest.raises(Interrupted, match="after step 2 of 6"):
         run(base, rows, store, lora=dropout, stop_after=2)
-    assert [path.name for path in store.checkpoints("key").iterdir()] == ["step-000002"]
+    assert [path.name for path in store.layout.checkpoints("key").iterdir()] == ["step-000002"]
     resumed = run(base, rows, store, metrics=again, lora=dropout)
     assert again == straight[2:]
     assert resumed.model_copy(update={"seconds": whole.seconds}) == whole
-    assert not store.checkpoints("key").exists()
+    assert not store.layout.checkpoints("key").exists()
 
 
 def test_each_epoch_replays_its_own_rows(base: LoadedBase, rows: RowsRef, store: Store) -> None:
@@ -227,7 +227,7 @@ def test_checkpoints_by_steps_and_at_the_end(base: LoadedBase, rows: RowsRef, st
     artifacts, aside = store.root / "artifacts", store.root / "aside"
 
     def look(step: int, total: int, _: dict[str, float]) -> None:
-        seen.append(sorted(path.name for path in store.checkpoints("key").glob("*")))
+        seen.append(sorted(path.name for path in store.layout.checkpoints("key").glob("*")))
         if step == total:  # and from now on nothing can be committed
             artifacts.rename(aside)
             artifacts.touch()
@@ -278,7 +278,7 @@ def test_a_loss_that_is_not_finite_saves_nothing(path: Path, rows: RowsRef, stor
     with pytest.raises(LossNotFinite, match="step 1 of 6"):
         run(broken, rows, store, checkpoint_seconds=0)
     assert store.count() == 2  # the rows and their tokens
-    assert not store.checkpoints("key").exists()
+    assert not store.layout.checkpoints("key").exists()
 
 
 def test_no_rows_is_refused(base: LoadedBase, store: Store) -> None:

@@ -65,7 +65,7 @@ def test_a_training_stops_at_its_deadline(start, place):
     with pytest.raises(Interrupted, match=r"step [1-3] of 4"):
         worker.call(train_stage, deadline=time.monotonic(), **job)
     worker.close()
-    assert list(store.checkpoints("5" * 64).iterdir())
+    assert list(store.layout.checkpoints("5" * 64).iterdir())
     assert start().call(train_stage, **job).adapter == whole.adapter
 
 

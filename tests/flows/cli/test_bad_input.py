@@ -118,8 +118,8 @@ def test_bad_input(world, home, capsys, arguments, code, named):
     store = Store(home / "store")
     Lines(store).append("taken", version(), after=0)
     for run in ("ab" * 16, "abc" + "d" * 29):
-        store.run(run).mkdir(parents=True)
-        (store.run(run) / "spec.json").write_text("{}")
+        store.layout.run(run).root.mkdir(parents=True)
+        store.layout.run(run).spec.write_text("{}")
     assert main([*arguments, "--json"]) == 1
     out, err = capsys.readouterr()
     *started, what, hint = err.strip().splitlines()

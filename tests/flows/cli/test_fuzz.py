@@ -368,8 +368,8 @@ def test_names(place: Path) -> None:
     """Any name of a run, a line, a version, a file or a base, at every door that finds things by name."""
     store = Store(place / "store")
     run: RunId = "ab" * 16
-    store.run(run).mkdir(parents=True)
-    (store.run(run) / "spec.json").write_text("{}")
+    store.layout.run(run).root.mkdir(parents=True)
+    store.layout.run(run).spec.write_text("{}")
     doors: list[Callable[[str], object]] = [
         lambda name: resolve.made(name, store),
         lambda name: resolve.full_run_id(name, store),

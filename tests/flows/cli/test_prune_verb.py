@@ -26,7 +26,7 @@ def store(home: Path) -> Iterator[Store]:
     with store.begin("test") as directory:
         (directory / "weights").write_text("x" * 1000)
         ref = store.commit(directory, AdapterRef, record={}, kind="merged")
-    folder = store.run(RUN)
+    folder = store.layout.run(RUN).root
     folder.mkdir(parents=True)
     (folder / "spec.json").write_text(json.dumps({"flow": "multi-run", "spec": {"line": "default"}}))
     (folder / "result.json").write_text(json.dumps({"status": "finished", "merged": ref.digest}))

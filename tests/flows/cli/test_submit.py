@@ -142,15 +142,15 @@ def test_the_homes_own_server_is_known(tmp_path: Path) -> None:
         page="http://page", prefect="http://p", api="http://p/api", mlflow="http://m", pid=1, allowed=[str(tmp_path)]
     )
     assert running(config) is None
-    with alone(config) as (place, known):
+    with alone(config) as known:
         assert (running(config), known) == (None, {})
-        serve.write(place, addresses)
+        serve.write(config, addresses)
         assert running(config) == addresses
         with pytest.raises(ServerActive, match="http://page"), alone(config):
             pass
     assert running(config) is None
     for _ in range(2):  # one that never came up forgets nothing
-        with alone(config) as (_, known):
+        with alone(config) as known:
             assert running(config) is None and Addresses.model_validate(known) == addresses
     submit.refuse_paths(RunSpec(datasets=[DatasetSpec(path=str(tmp_path / "a"))]), addresses)
     with pytest.raises(PathForbidden, match=r"/etc/passwd .* http://page"):

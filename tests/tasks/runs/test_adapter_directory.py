@@ -162,7 +162,7 @@ def test_a_run_of_what_a_directory_has_no_more_than_it(adapter: Path, store: Sto
     save(exported, "ef" * 16, store)
     merged = Located(digest=exported.adapter.digest, path="")
     result = RunResult(run_id="ef" * 16, line="x", status="finished", spec={}, merged=merged)
-    write_atomic(store.run("ef" * 16) / "result.json", result.model_dump_json())
+    write_atomic(store.layout.run("ef" * 16).result, result.model_dump_json())
     with pytest.raises(ConfigInvalid, match="no held-out rows"):
         evaluated("efef", [], EvaluationSpec(), store)
     for files in (ExportSpec(), ExportSpec(quantizations=["q8_0"])):

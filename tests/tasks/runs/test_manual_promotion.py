@@ -40,7 +40,7 @@ def store(tmp_path: Path) -> Store:
             store,
         )
         result = RunResult(run_id=run_id, line="support", status="finished", spec={}, gate=report)
-        write_atomic(store.run(run_id) / "result.json", result.model_dump_json())
+        write_atomic(store.layout.run(run_id).result, result.model_dump_json())
         add_version(store, "support", run_id, str(number) * 64)
     Lines(store).set_champion("support", 3)
     return store
@@ -75,7 +75,7 @@ def test_a_release_is_a_door_too(store: Store) -> None:
     with pytest.raises(NotGated, match="version 3 of line support has never") as caught:
         to_release("release", "support", None, where, ExportSpec(quantizations=[]), ANN, store)
     assert "backprop release support --force --reason TEXT" in caught.value.hint
-    (store.run("3" * 32) / "result.json").unlink()
+    store.layout.run("3" * 32).result.unlink()
     with pytest.raises(NotGated):
         to_release("release", "support", None, where, ExportSpec(), ANN, store)
     assert to_release("release", "support", None, where, ExportSpec(), FORCED, store).act == FORCED
@@ -86,7 +86,7 @@ def test_the_version_itself_knows_what_the_gate_said(store: Store) -> None:
     lines = Lines(store)
     known = lines.version("support", 2).model_copy(update={"gate": verdict(True)})
     assert lines.append("support", known, after=3) == 4
-    (store.run("2" * 32) / "result.json").unlink()
+    store.layout.run("2" * 32).result.unlink()
     assert to_rollback("support", 4, ANN, store).act == ANN
 
 

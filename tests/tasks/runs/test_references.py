@@ -20,7 +20,7 @@ def add_run(store: Store, run_id: str, digest: str | None) -> None:
     if digest:
         merged = Located(digest=digest, path="")
         result = RunResult(run_id=run_id, line="x", status="finished", spec={}, merged=merged)
-        write_atomic(store.run(run_id) / "result.json", result.model_dump_json())
+        write_atomic(store.layout.run(run_id).result, result.model_dump_json())
 
 
 def add_version(store: Store, line: str, run_id: str, digest: str) -> None:

@@ -34,7 +34,7 @@ def test_what_another_try_goes_on_with(tmp_path: Path, status: Status | None, re
     if status:
         error = ErrorRecord(code="X", message="", hint="", retryable=retryable)
         result = RunResult(run_id=RUN, line="x", status=status, spec={}, error=error)
-        write_atomic(store.run(RUN) / "result.json", result.model_dump_json())
+        write_atomic(store.layout.run(RUN).result, result.model_dump_json())
     assert can_go_on(RUN, store) is goes_on
     begun(store, "drift")
     assert not can_go_on(RUN, store)
@@ -48,13 +48,13 @@ def test_fresh_is_no_part_of_what_a_run_is(tmp_path: Path) -> None:
 
 def test_a_fresh_run_knows_what_it_has_done(tmp_path: Path) -> None:
     """Gone on with, it does again all but what it ended itself, and keeps the checkpoints of what it began itself."""
-    first = Afresh(tmp_path, asked=True)
+    first = Afresh(tmp_path / "fresh.txt", asked=True)
     for key in (KEY, OTHER):
         assert first.is_due(key) and not first.has_begun(key)
         first.begin(key)
     first.end(KEY)
     assert not first.is_due(KEY) and first.is_due(OTHER)  # what three files are made of is made once
-    second = Afresh(tmp_path, asked=True)
+    second = Afresh(tmp_path / "fresh.txt", asked=True)
     assert not second.is_due(KEY)
     assert second.is_due(OTHER) and second.has_begun(OTHER)
     assert second.is_due("3" * 64) and not second.has_begun("3" * 64)
@@ -63,13 +63,13 @@ def test_a_fresh_run_knows_what_it_has_done(tmp_path: Path) -> None:
 def test_a_line_that_was_cut_off_counts_for_nothing(tmp_path: Path) -> None:
     """A stage whose end was not wholly noted is done again."""
     (tmp_path / "fresh.txt").write_text(f"begun {KEY}\ndone {KEY[:40]}")
-    after = Afresh(tmp_path, asked=True)
+    after = Afresh(tmp_path / "fresh.txt", asked=True)
     assert after.is_due(KEY) and after.has_begun(KEY)
 
 
 def test_without_fresh_nothing_is_noted(tmp_path: Path) -> None:
     """The cache alone decides."""
-    run = Afresh(tmp_path, asked=False)
+    run = Afresh(tmp_path / "fresh.txt", asked=False)
     run.begin(KEY)
     run.end(KEY)
     assert not run.is_due(KEY) and not list(tmp_path.iterdir())

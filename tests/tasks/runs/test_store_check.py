@@ -12,7 +12,6 @@ from backprop_core.runtime.settings import settings
 from backprop_core.schema.refs import AdapterRef, RowsRef
 from backprop_core.store.artifacts import Store
 from tasks.runs.store_check import check
-from tasks.stages.cache_policy import results
 from tests.backprop_core.lines.test_versions import version
 
 
@@ -38,7 +37,7 @@ def named_by_a_version(store: Store, digest: str) -> str:
 
 
 def named_by_a_run(store: Store, digest: str) -> str:
-    folder = store.run("a" * 32)
+    folder = store.layout.run("a" * 32).root
     folder.mkdir(parents=True)
     merged = {"digest": digest, "path": ""}
     result = {"run_id": "a" * 32, "line": "x", "status": "finished", "spec": {}, "merged": merged}
@@ -47,10 +46,10 @@ def named_by_a_run(store: Store, digest: str) -> str:
 
 
 def named_by_the_cache(store: Store, digest: str) -> str:
-    results(store).mkdir(parents=True)
+    store.layout.cache_results.mkdir(parents=True)
     kind = f"{AdapterRef.__module__}.{AdapterRef.__qualname__}"
     record = {"__class__": kind, "data": {"digest": digest, "kind": "merged"}}
-    (results(store) / ("b" * 64)).write_text(json.dumps(record))
+    (store.layout.cache_results / ("b" * 64)).write_text(json.dumps(record))
     return f"the cached stage {'b' * 12}"
 
 
@@ -61,10 +60,10 @@ def test_what_is_gone_is_found(store: Store, named: Callable[[Store, str], str])
     who = named(store, digest)
     assert check(settings()) == (1, [])
     kept = store.root / "elsewhere"
-    shutil.move(store.artifact_path(digest), kept)
+    shutil.move(store.layout.artifact(digest), kept)
     count, [finding] = check(settings())
     assert (count, finding.digest, finding.missing) == (0, digest, True) and who in finding.what
-    shutil.move(kept, store.artifact_path(digest))
+    shutil.move(kept, store.layout.artifact(digest))
     store.remove(digest, "pruned")
     assert check(settings()) == (0, [])
 

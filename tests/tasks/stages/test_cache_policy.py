@@ -11,7 +11,7 @@ from prefect.serializers import Serializer
 from backprop_core.schema.refs import RowsRef, TrainResult, artifacts_in
 from backprop_core.stages import every
 from backprop_core.store.artifacts import Store
-from tasks.stages.cache_policy import Records, UnfitRecord, is_retryable, read_result, result_types, results
+from tasks.stages.cache_policy import Records, UnfitRecord, is_retryable, read_result, result_types
 
 KEY = "c" * 64
 SERIALIZER = {
@@ -43,8 +43,8 @@ def record(store: Store, result: object, **metadata: object) -> None:
     """Put a record in the cache, as Prefect writes it."""
     text = json.dumps({"serializer": SERIALIZER, "storage_key": "/elsewhere", "expiration": None} | metadata)
     Records().write_path(KEY, text.encode())
-    results(store).mkdir(parents=True, exist_ok=True)
-    (results(store) / KEY).write_text(json.dumps(result))
+    store.layout.cache_results.mkdir(parents=True, exist_ok=True)
+    store.layout.cache_result(KEY).write_text(json.dumps(result))
 
 
 def genuine(ref: RowsRef) -> dict[str, object]:
@@ -54,7 +54,7 @@ def genuine(ref: RowsRef) -> dict[str, object]:
 def test_a_genuine_record_is_a_hit_and_points_into_this_store(store, ref):
     """A store that was moved, or is mounted elsewhere, still serves its records."""
     record(store, genuine(ref))
-    assert json.loads(Records().read_path(KEY))["storage_key"] == str(results(store) / KEY)
+    assert json.loads(Records().read_path(KEY))["storage_key"] == str(store.layout.cache_result(KEY))
 
 
 @pytest.mark.parametrize("module", ["backprop_core.refs", "backprop_core.schema.refs"])
@@ -106,7 +106,7 @@ def test_a_result_that_is_none_of_our_refs_is_a_miss(store, result):
 def test_a_torn_result_is_a_miss(store, ref):
     """Prefect writes results in place: what a crash leaves is not taken."""
     record(store, genuine(ref))
-    path = results(store) / KEY
+    path = store.layout.cache_result(KEY)
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(UnfitRecord):
         Records().read_path(KEY)
@@ -118,12 +118,12 @@ def test_a_torn_result_is_a_miss(store, ref):
 def test_a_record_without_its_artifact_is_a_miss(store, ref):
     """A tombstone and a damaged artifact count as absent; the damaged one is set aside to be made again."""
     record(store, genuine(ref))
-    path = store.artifact_path(ref.digest) / "rows.jsonl"
+    path = store.layout.artifact(ref.digest) / "rows.jsonl"
     path.chmod(0o644)
     path.write_text("[]\n")
     with pytest.raises(UnfitRecord):
         Records().read_path(KEY)
-    assert not store.artifact_path(ref.digest).exists()
+    assert not store.layout.artifact(ref.digest).exists()
     assert len(list((store.root / "damaged").iterdir())) == 1
     with pytest.raises(UnfitRecord):
         Records().read_path(KEY)

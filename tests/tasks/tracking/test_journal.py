@@ -15,7 +15,8 @@ import pytest
 
 from backprop_core.errors import RunActive
 from backprop_core.schema.refs import ErrorRecord, Evaluation
-from tasks.tracking.journal import SECONDS, Clock, Journal, ending, journal_file, parameters, read
+from backprop_core.store.layout import JournalLayout
+from tasks.tracking.journal import SECONDS, Clock, Journal, ending, parameters, read
 
 ROOT, CHILD = "a" * 32, "b" * 32
 
@@ -28,7 +29,7 @@ def open_journal(directory: Path) -> Journal:
 
 def lines_of(directory: Path) -> list[dict[str, object]]:
     """What is in the file, read without the code under test."""
-    return [json.loads(line) for line in journal_file(directory, ROOT).read_text().splitlines()]
+    return [json.loads(line) for line in JournalLayout(directory).lines(ROOT).read_text().splitlines()]
 
 
 def steps_of(directory: Path) -> list[object]:
@@ -65,10 +66,10 @@ def test_a_torn_last_line_is_no_line(tmp_path: Path) -> None:
     """Wherever the last line is cut, the lines before it are read and the next one stands alone."""
     with open_journal(tmp_path) as journal:
         journal.metrics(1, {"loss": 1.0})
-    whole = journal_file(tmp_path, ROOT).read_bytes()
+    whole = JournalLayout(tmp_path).lines(ROOT).read_bytes()
     for cut in range(whole.rindex(b"\n", 0, -1) + 1, len(whole)):
-        journal_file(tmp_path, ROOT).write_bytes(whole[:cut])
-        assert [line.kind for _, line in read(journal_file(tmp_path, ROOT))] == ["start"]
+        JournalLayout(tmp_path).lines(ROOT).write_bytes(whole[:cut])
+        assert [line.kind for _, line in read(JournalLayout(tmp_path).lines(ROOT))] == ["start"]
         with Journal(tmp_path, ROOT) as journal:
             journal.metrics(1, {"loss": 2.0})
         assert [line["kind"] for line in lines_of(tmp_path)] == ["start", "metrics"]
@@ -91,7 +92,7 @@ def test_a_killed_writer_leaves_whole_steps(tmp_path: Path, lines: int) -> None:
     """After SIGKILL of the writer the lock is free, every step from the first is there once, and work goes on."""
     writer = run_python(WRITE_FOR_EVER, tmp_path, ROOT)
     assert writer.stdout and writer.stdout.readline() == "writing\n"
-    while journal_file(tmp_path, ROOT).stat().st_size < lines * 8_000:
+    while JournalLayout(tmp_path).lines(ROOT).stat().st_size < lines * 8_000:
         pass
     writer.send_signal(signal.SIGSTOP)
     with pytest.raises(RunActive):
@@ -142,7 +143,7 @@ def test_secrets_are_blanked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         journal.document("spec.json", {"datasets": [{"path": "canary-8461"}], "max_length": 131072})
         error = ErrorRecord(code="X", message="canary-8461", hint="canary-8461", retryable=False)
         journal.end("failed", error)
-    text = journal_file(tmp_path, ROOT).read_text()
+    text = JournalLayout(tmp_path).lines(ROOT).read_text()
     assert "canary" not in text and "pass1234" not in text and text.count("***") == 6
     assert lines_of(tmp_path)[2]["value"] == {"datasets": [{"path": "***"}], "max_length": 131072}
 
@@ -153,7 +154,7 @@ def test_times_are_milliseconds_that_do_not_go_back(tmp_path: Path) -> None:
         for step in range(5):
             journal.metrics(step, {"loss": float("nan")})
     times = [int(str(line["time"])) for line in lines_of(tmp_path)]
-    written = os.stat(journal_file(tmp_path, ROOT)).st_mtime_ns // 1_000_000
+    written = os.stat(JournalLayout(tmp_path).lines(ROOT)).st_mtime_ns // 1_000_000
     assert all(a <= b for a, b in pairwise(times)) and abs(times[-1] - written) < 1000
 
 
@@ -214,7 +215,7 @@ def test_parameters_are_the_leaves_of_a_spec() -> None:
 
 def at(directory: Path, *lines: tuple[str, int, dict[str, object]]) -> Path:
     """A journal with these lines: kind, second, the rest."""
-    path = journal_file(directory, ROOT)
+    path = JournalLayout(directory).lines(ROOT)
     defaults: dict[str, dict[str, object]] = {
         "start": {"format": 1, "line": "support", "name": "retrain", "parent": None, "params": {}, "tags": {}},
         "end": {"status": "finished", "error": None},
@@ -245,7 +246,7 @@ def test_a_wait_is_no_time_at_work(tmp_path: Path) -> None:
     for _, line in read(path):
         clock.see(line)
     assert clock.seconds(ROOT) == (70 - 50) + 4 + 6
-    assert ending(tmp_path, ROOT, ROOT) == ("finished", 30)
+    assert ending(JournalLayout(tmp_path), ROOT, ROOT) == ("finished", 30)
 
 
 def test_a_run_says_how_long_it_worked(tmp_path: Path) -> None:
@@ -265,9 +266,9 @@ def test_what_a_run_came_to_stands_in_its_journal(tmp_path: Path) -> None:
     """Nothing while its writer lives; interrupted when that is gone without an end; else its end."""
     with open_journal(tmp_path) as journal:
         journal.metrics(1, {"loss": 1.0})
-        assert ending(tmp_path, ROOT, ROOT) is None
-    assert ending(tmp_path, ROOT, ROOT) == ("interrupted", pytest.approx(0, abs=5))
+        assert ending(JournalLayout(tmp_path), ROOT, ROOT) is None
+    assert ending(JournalLayout(tmp_path), ROOT, ROOT) == ("interrupted", pytest.approx(0, abs=5))
     with open_journal(tmp_path) as journal:
         journal.end("failed")
-    assert ending(tmp_path, ROOT, ROOT) == ("failed", pytest.approx(0, abs=5))
-    assert ending(tmp_path, CHILD, CHILD) is None
+    assert ending(JournalLayout(tmp_path), ROOT, ROOT) == ("failed", pytest.approx(0, abs=5))
+    assert ending(JournalLayout(tmp_path), CHILD, CHILD) is None

@@ -160,7 +160,7 @@ def test_mlflow_away_meanwhile(config: Settings, lines: Lines, monkeypatch: pyte
 
 def test_a_run_still_on_its_way_is_waited_for(config: Settings, lines: Lines) -> None:  # noqa: F811
     """No version points to files that are not there: it comes with the sync that finds them."""
-    Store(config.store_path).artifact_path(f"{1:064x}").mkdir(parents=True)
+    Store(config.store_path).layout.artifact(f"{1:064x}").mkdir(parents=True)
     with Journal(config.journal_path, f"{1:032x}") as journal:
         journal.start(line="support", name="retrain")
         lines.append("support", version(1), after=0)
@@ -183,7 +183,7 @@ def test_a_champion_still_on_its_way_moves_no_alias(
     lines.append("support", version(1), after=0)
     lines.set_champion("support", 1)
     assert sync(config).error is None
-    Store(config.store_path).artifact_path(f"{2:064x}").mkdir(parents=True)
+    Store(config.store_path).layout.artifact(f"{2:064x}").mkdir(parents=True)
     with Journal(config.journal_path, f"{2:032x}") as journal:
         journal.start(line="support", name="retrain")
         lines.append("support", version(2), after=1)

@@ -25,7 +25,7 @@ from backprop_core.schema.gate_report import GateReport, TaskVerdict
 from backprop_core.schema.refs import DatasetSummary, Drift, ErrorRecord, Evaluation, Located, RunResult
 from tasks.tracking import Sender, list_runs, mlflow_run_id, run_link, show_run, sync, tracking_uri
 from tasks.tracking.connection import connect, experiment_of, uncollected
-from tasks.tracking.journal import Journal, sent_file
+from tasks.tracking.journal import Journal
 from tasks.tracking.sender import unsent
 
 ROOT, CHILD, OTHER = "a1" * 16, "b2" * 16, "a3" * 16
@@ -194,7 +194,7 @@ def test_sending_again_changes_nothing(config: Settings) -> None:
     assert before["metrics"] == 1200 + sum(len(row) for row in ([0] * 4, [0] * 4, [0] * 12, [0] * 4))
     sent = config.journal_path / "sent"
     (sent / f"{ROOT}.jsonl").rename(config.journal_path / f"{ROOT}.jsonl")
-    sent_file(sent, ROOT).unlink()
+    config.layout.journal.sent.sent_note(ROOT).unlink()
     assert sync(config).sent == 1
     assert counts(config) == before
 
@@ -460,7 +460,7 @@ def test_a_run_that_is_over_before_mlflow_was_due_is_recorded(config: Settings) 
     record(config)
     sender = Sender(config, after=600)
     sender.start()
-    assert not sent_file(config.journal_path, ROOT).exists()
+    assert not config.layout.journal.sent_note(ROOT).exists()
     sender.finish(60)
     assert not list(config.journal_path.glob("*.jsonl")) and len(list_runs(config)) == 1
 
@@ -492,7 +492,7 @@ def test_a_server_that_goes_and_comes_gets_every_step_once(
     server.wait()
     sender = Sender(config, every=0.1)
     sender.start()
-    while not sent_file(config.journal_path, ROOT).exists():
+    while not config.layout.journal.sent_note(ROOT).exists():
         time.sleep(0.01)
     server.kill()
     sender.finish(20)
@@ -620,14 +620,15 @@ def test_a_database_that_cannot_be_opened_is_named(config: Settings) -> None:
 RETIRE = """
 import sys
 from pathlib import Path
+from backprop_core.store.layout import JournalLayout
 from tasks.tracking.journal import bring_back, retire
-directory = Path(sys.argv[1])
+journals = JournalLayout(Path(sys.argv[1]))
 print("at it", flush=True)
 for _ in range(400):
     for number in range(8):
-        retire(directory, f"{number:032x}", 10**9)
+        retire(journals, f"{number:032x}", 10**9)
     for number in range(8):
-        bring_back(directory, f"{number:032x}")
+        bring_back(journals, f"{number:032x}")
 """
 
 
@@ -650,7 +651,7 @@ def test_a_sync_beside_another_that_puts_journals_away_never_raises(config: Sett
 def test_a_note_that_cannot_be_read_stops_no_sync(config: Settings, harm: str) -> None:
     """Half a note, or a directory in its place: it is said, or found out again, and nothing is raised."""
     record(config)
-    path = sent_file(config.journal_path, ROOT) if harm == ".sent" else config.journal_path / harm
+    path = config.layout.journal.sent_note(ROOT) if harm == ".sent" else config.journal_path / harm
     if harm == "sync.lock":
         path.mkdir()
         assert sync(config).error

@@ -1,0 +1,444 @@
+"""Every path of a home and of a store. Nothing else spells one; what is inside an artifact, a checkpoint or a temporary
+directory belongs to the room that writes it.
+
+The home, BACKPROPAGATE_HOME:
+
+store/                  the store, unless BACKPROPAGATE_STORE names another place
+data/                   what deployed runs may read, unless BACKPROPAGATE_ALLOWED_PATHS names other places
+lines/<line>.yaml       the job of a line; line.schema.json describes such a file to editors
+journal/                what MLflow gets
+  <run_id>.jsonl          the lines of a run and its child runs
+  <run_id>.lock           held by the process that writes them
+  <run_id>.sent           how much of it MLflow has
+  sent/                   journals that MLflow has to the end, with their .sent
+  sync.lock               held by the process that sends
+  registry.json           the lines as MLflow was last known to have them
+mlflow.db, mlruns/      MLflow's database and artifacts; mlflow.lock: held while its tables are made; mlflow.begun: they
+                        are not complete
+serve.json              where a running `serve` is; serve.new: the same, being written; serve-before.json: the last one
+serve.lock              held by `serve`
+serve-id                how the names of this home's workers begin
+prefect-ui/             Prefect's pages
+<server>.log            of a server that was started here
+
+The store:
+
+artifacts/<digest>/     payload files and `artifact.json`, whose sha256 is the digest; read-only
+records/<digest>.json   where it came from: outside the digest
+tombstones/<digest>.json  removed on purpose
+pins/<name>.txt         digests that a person keeps, one a line; the name is a run_id or `line@version`
+damaged/<digest>-<n>/   set aside by verification
+cache/                  Prefect's records of finished stages
+  keys/<key>              one record a key
+  results/<key>           what the record points to
+notes/<kind>/<key>.json what was found out once and can be found out again
+checkpoints/<key>/      of interrupted trainings, under their stage's key
+runs/<run_id>/          of one run
+  spec.json               the complete resolved spec
+  result.json             what it made
+  decision.json           what the gate decided
+  fresh.txt               what a run with `fresh` has done: `begun KEY` or `done KEY` a line
+  sources/<sha256>        what it has downloaded, from its begin to its end
+finished/<digest>       of runs whose stages are all in the cache
+hashes/<digest>.json    sha256 of large files outside, with their state
+rejected/<key>.json     when a retrain was rejected, by which run, and why
+flow-runs/<id>          the run_id that a flow run of a deployment has begun, until that is finished and pruned
+questions/<run_id>      Prefect's id of the flow run that asks a person about what the run made; in older stores <line>
+lines/<line>/           of one line
+  versions/<number>.json  append-only
+  champion                the number of the live version
+  moves/<run_id>.json     who made a version the champion by hand, and why
+  releases/<number>.json  what went live with a version
+  transaction.json        a release that has begun and has not ended
+leases/<run_id>.txt     what a run uses, one digest or key a line, until it is finished; .lock: held by its process
+ollama-servers/<server>/<name>.json  what was made on an Ollama server under a name
+locks/<name>.lock       freed by the kernel when their holder dies
+tmp/<session>/          what a process is writing; swept once its `lock` is free
+
+All locks, in the one order in which they are taken. A process that waits for one holds none that comes after it:
+
+1. a slot of the deployment     Prefect's, before the run has a process
+2. locks/line-<name>            of a run that continues the line, and of its release
+3. the journal of the run       in the home; not waited for: RunActive
+4. locks/prune                  of a prune to its end; of a run for the moment in which it takes its lease
+5. leases/<run_id>              not waited for: RunActive
+6. the device                   locks/cpu, or of the machine for each GPU, by name; the worker's, to its end
+7. locks/<key>                  of a training and its checkpoints
+
+A worker that starts before a stage needs it has the device out of turn, so its run gives it up before it waits for
+anything (`tasks.runs.worker_process.give_up`). While one of the others is held, no lock is waited for: serve.lock of
+the home, sync.lock of the journals, the lock of a session in tmp/, and those beside Prefect's and MLflow's databases.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+MANIFEST = "artifact.json"  # in every artifact: kind, format, and the name, size and sha256 of each payload file
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    """The directory of one run in a store."""
+
+    root: Path
+
+    @property
+    def run_id(self) -> str:
+        """Which run it is."""
+        return self.root.name
+
+    @property
+    def spec(self) -> Path:
+        """The complete resolved spec."""
+        return self.root / "spec.json"
+
+    @property
+    def result(self) -> Path:
+        """What the run made."""
+        return self.root / "result.json"
+
+    @property
+    def decision(self) -> Path:
+        """What the gate decided."""
+        return self.root / "decision.json"
+
+    @property
+    def fresh(self) -> Path:
+        """What a run with `fresh` has done."""
+        return self.root / "fresh.txt"
+
+    @property
+    def sources(self) -> Path:
+        """Where the run holds what it has downloaded, each file by its digest."""
+        return self.root / "sources"
+
+
+@dataclass(frozen=True)
+class LineLayout:
+    """The directory of one line in a store."""
+
+    root: Path
+
+    @property
+    def versions(self) -> Path:
+        """The folder of its versions."""
+        return self.root / "versions"
+
+    def version(self, number: int) -> Path:
+        """One version."""
+        return self.versions / f"{number:06d}.json"
+
+    @property
+    def champion(self) -> Path:
+        """The number of the live version."""
+        return self.root / "champion"
+
+    @property
+    def moves(self) -> Path:
+        """The folder of what people made the champion."""
+        return self.root / "moves"
+
+    def move(self, run_id: str) -> Path:
+        """One of them."""
+        return self.moves / f"{run_id}.json"
+
+    def release(self, number: int) -> Path:
+        """What went live with a version."""
+        return self.root / "releases" / f"{number:06d}.json"
+
+    @property
+    def transaction(self) -> Path:
+        """A release that has begun and has not ended."""
+        return self.root / "transaction.json"
+
+
+@dataclass(frozen=True)
+class StoreLayout:
+    """A store."""
+
+    root: Path
+
+    @property
+    def artifacts(self) -> Path:
+        """The folder of all artifacts."""
+        return self.root / "artifacts"
+
+    def artifact(self, digest: str) -> Path:
+        """The directory of one artifact."""
+        return self.artifacts / digest
+
+    def manifests(self) -> Iterator[Path]:
+        """The manifests of all artifacts, in no order."""
+        return self.artifacts.glob(f"*/{MANIFEST}")
+
+    def record(self, digest: str) -> Path:
+        """Where an artifact came from."""
+        return self.root / "records" / f"{digest}.json"
+
+    def tombstone(self, digest: str) -> Path:
+        """Why and when an artifact was removed."""
+        return self.root / "tombstones" / f"{digest}.json"
+
+    @property
+    def pins(self) -> Path:
+        """The folder of all pins."""
+        return self.root / "pins"
+
+    def pin(self, name: str) -> Path:
+        """The digests that a person keeps under this name."""
+        return self.pins / f"{name}.txt"
+
+    @property
+    def damaged(self) -> Path:
+        """Where verification sets artifacts aside."""
+        return self.root / "damaged"
+
+    @property
+    def cache(self) -> Path:
+        """The folder of Prefect's records of finished stages."""
+        return self.root / "cache"
+
+    @property
+    def cache_keys(self) -> Path:
+        """The folder of the records, by key."""
+        return self.cache / "keys"
+
+    def cache_key(self, key: str) -> Path:
+        """One record."""
+        return self.cache_keys / key
+
+    @property
+    def cache_results(self) -> Path:
+        """The folder of what the records point to."""
+        return self.cache / "results"
+
+    def cache_result(self, key: str) -> Path:
+        """What a stage returned."""
+        return self.cache_results / key
+
+    def note(self, kind: str, key: str) -> Path:
+        """What was found out about what this key stands for."""
+        return self.root / "notes" / kind / f"{key}.json"
+
+    @property
+    def trainings(self) -> Path:
+        """The folder of all checkpoints."""
+        return self.root / "checkpoints"
+
+    def checkpoints(self, key: str) -> Path:
+        """The checkpoints of the stage with this key."""
+        return self.trainings / key
+
+    @property
+    def runs(self) -> Path:
+        """The folder of all runs."""
+        return self.root / "runs"
+
+    def run(self, run_id: str) -> RunLayout:
+        """One run."""
+        return RunLayout(self.runs / run_id)
+
+    def begun(self, prefix: str = "") -> Iterator[RunLayout]:
+        """The runs that have a spec and whose run_id begins with `prefix`, in no order."""
+        return (RunLayout(spec.parent) for spec in self.runs.glob(f"{prefix}*/spec.json"))
+
+    def ended(self) -> Iterator[RunLayout]:
+        """The runs that have a result, in no order."""
+        return (RunLayout(result.parent) for result in self.runs.glob("*/result.json"))
+
+    def holding(self) -> Iterator[RunLayout]:
+        """The runs that hold what they have downloaded, in no order."""
+        return (RunLayout(sources.parent) for sources in self.runs.glob("*/sources"))
+
+    def finished(self, digest: str) -> Path:
+        """There, if the stages of what has this digest are all in the cache."""
+        return self.root / "finished" / digest
+
+    def hashed(self, digest: str) -> Path:
+        """The sha256 and the state of a large file outside, by the digest of its path."""
+        return self.root / "hashes" / f"{digest}.json"
+
+    def rejection(self, key: str) -> Path:
+        """When a retrain was rejected, by which run, and why."""
+        return self.root / "rejected" / f"{key}.json"
+
+    @property
+    def flow_runs(self) -> Path:
+        """The folder of what flow runs of deployments have begun."""
+        return self.root / "flow-runs"
+
+    def flow_run(self, id: str) -> Path:
+        """The run_id that a flow run of Prefect's has begun."""
+        return self.flow_runs / id
+
+    @property
+    def questions(self) -> Path:
+        """The folder of the questions that wait for a person."""
+        return self.root / "questions"
+
+    def question(self, run_id: str) -> Path:
+        """Prefect's id of the flow run that asks about this run."""
+        return self.questions / run_id
+
+    @property
+    def lines(self) -> Path:
+        """The folder of all lines."""
+        return self.root / "lines"
+
+    def line(self, name: str) -> LineLayout:
+        """One line."""
+        return LineLayout(self.lines / name)
+
+    @property
+    def leases(self) -> Path:
+        """The folder of all leases and their locks."""
+        return self.root / "leases"
+
+    def lease(self, run_id: str) -> Path:
+        """What a run uses."""
+        return self.leases / f"{run_id}.txt"
+
+    def lease_lock(self, run_id: str) -> Path:
+        """Held by the process of a run."""
+        return self.leases / f"{run_id}.lock"
+
+    def ollama_claim(self, server: str, name: str) -> Path:
+        """What was made under this name on an Ollama server; `server` is short for its address."""
+        return self.root / "ollama-servers" / server / f"{name}.json"
+
+    def lock(self, name: str) -> Path:
+        """A lock of this store."""
+        return self.root / "locks" / f"{name}.lock"
+
+    @property
+    def sessions(self) -> Path:
+        """The folder of all temporary directories."""
+        return self.root / "tmp"
+
+    def session(self, name: str) -> Path:
+        """The temporary directory of one process."""
+        return self.sessions / name
+
+    def session_lock(self, name: str) -> Path:
+        """Held by that process."""
+        return self.session(name) / "lock"
+
+
+@dataclass(frozen=True)
+class JournalLayout:
+    """A directory of journals."""
+
+    root: Path
+
+    def lines(self, run_id: str) -> Path:
+        """What is to be recorded of a run and its child runs."""
+        return self.root / f"{run_id}.jsonl"
+
+    def lock(self, run_id: str) -> Path:
+        """Held by the process that writes the journal."""
+        return self.root / f"{run_id}.lock"
+
+    def sent_note(self, run_id: str) -> Path:
+        """How much of the journal MLflow has."""
+        return self.root / f"{run_id}.sent"
+
+    @property
+    def sent(self) -> "JournalLayout":
+        """The journals that MLflow has to the end."""
+        return JournalLayout(self.root / "sent")
+
+    @property
+    def sync_lock(self) -> Path:
+        """Held by the process that sends."""
+        return self.root / "sync.lock"
+
+    @property
+    def registry(self) -> Path:
+        """The lines as MLflow was last known to have them."""
+        return self.root / "registry.json"
+
+
+@dataclass(frozen=True)
+class HomeLayout:
+    """BACKPROPAGATE_HOME."""
+
+    root: Path
+
+    @property
+    def store(self) -> Path:
+        """The store, unless another place is set."""
+        return self.root / "store"
+
+    @property
+    def data(self) -> Path:
+        """What deployed runs may read, unless other places are set."""
+        return self.root / "data"
+
+    def dataset(self, line: str) -> Path:
+        """Where a new line's job looks for its data."""
+        return self.data / f"{line}.jsonl"
+
+    @property
+    def jobs(self) -> Path:
+        """The folder of the jobs of all lines."""
+        return self.root / "lines"
+
+    @property
+    def journal(self) -> JournalLayout:
+        """What MLflow gets."""
+        return JournalLayout(self.root / "journal")
+
+    @property
+    def mlflow_database(self) -> Path:
+        """MLflow's database."""
+        return self.root / "mlflow.db"
+
+    @property
+    def mlflow_lock(self) -> Path:
+        """Held while the tables of that database are made."""
+        return self.root / "mlflow.lock"
+
+    @property
+    def mlflow_begun(self) -> Path:
+        """There, while those tables are not complete."""
+        return self.root / "mlflow.begun"
+
+    @property
+    def mlflow_artifacts(self) -> Path:
+        """MLflow's artifacts, a folder for each experiment."""
+        return self.root / "mlruns"
+
+    @property
+    def serve(self) -> Path:
+        """Where a running `serve` is."""
+        return self.root / "serve.json"
+
+    @property
+    def serve_new(self) -> Path:
+        """The same while it is being written."""
+        return self.root / "serve.new"
+
+    @property
+    def serve_before(self) -> Path:
+        """Where the last `serve` was."""
+        return self.root / "serve-before.json"
+
+    @property
+    def serve_lock(self) -> Path:
+        """Held by `serve`."""
+        return self.root / "serve.lock"
+
+    @property
+    def serve_id(self) -> Path:
+        """How the names of this home's workers begin."""
+        return self.root / "serve-id"
+
+    @property
+    def prefect_ui(self) -> Path:
+        """Prefect's pages."""
+        return self.root / "prefect-ui"
+
+    def log(self, server: str) -> Path:
+        """What a server says that was started here."""
+        return self.root / f"{server}.log"
