@@ -1,19 +1,17 @@
 """The command: `backprop`, or `python -m flows`."""
 
-import atexit
-import gc
 import sys
+
+from backprop_core.runtime import garbage
 
 
 def main() -> int:
     """Run one command.
 
-    What it imports stays, so Python does not look it through for garbage: that would be a third of a short command, and
-    at the end a second of a long one. What works for long turns the collection on
-    (`flows.cli.prefect_environment.connected`).
+    The search for garbage begins with what works for long (`flows.cli.prefect_environment.connected`).
     """
-    gc.disable()
-    atexit.register(gc.freeze)
+    garbage.put_off()
+    garbage.never_at_exit()
     from flows.cli.main import main as command_line
 
     return command_line()

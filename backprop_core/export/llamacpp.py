@@ -7,12 +7,12 @@ from typing import Any
 from backprop_core.errors import ExtraMissing
 
 ERROR = 4  # ggml_log_level
-ERRORS: deque[str] = deque(maxlen=3)
+_errors: deque[str] = deque(maxlen=3)  # the library has one log callback a process, and calls it without a context
 
 
 def library() -> Any:
     """The module `llama_cpp` (its functions are made at import, so it has no types); raises ExtraMissing."""
-    ERRORS.clear()
+    _errors.clear()
     return _load()[0]
 
 
@@ -33,9 +33,9 @@ def _load() -> tuple[Any, Any]:
 
 def _keep_errors(level: int, text: bytes, _: object) -> None:
     if level == ERROR:
-        ERRORS.append(text.decode("utf-8", "replace").strip())
+        _errors.append(text.decode("utf-8", "replace").strip())
 
 
 def last_error() -> str:
     """The last error lines of llama.cpp since `library()` was called, as one line."""
-    return " ".join(ERRORS) or "llama.cpp gave no reason"
+    return " ".join(_errors) or "llama.cpp gave no reason"

@@ -24,7 +24,8 @@ from backprop_core.store.layout import MANIFEST, StoreLayout
 
 LARGE = 64 * 2**20  # bytes
 Stat = tuple[object, ...]  # names, sizes, times and inodes of a directory's files
-_verified: dict[Path, dict[str, Stat]] = {}  # of each store, what this process has read: every Store object knows it
+# by store, what this process has verified: Prefect calls the cache without a Store, so the object cannot be passed
+_verified: dict[Path, dict[str, Stat]] = {}
 Ref = TypeVar("Ref", bound=ArtifactRef)
 
 

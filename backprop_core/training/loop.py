@@ -272,7 +272,7 @@ class Run:
                 return loss
             self.optimizer.zero_grad()
             rng_state.put(before)
-            gc.collect()
+            gc.collect()  # tensors of the failed step can be in reference cycles
             torch.cuda.empty_cache()
             self.step_down(*min(failed))
 

@@ -1,6 +1,5 @@
 """The child: everything that touches a tensor. Started as `python -m backprop_core.worker.main ORDERS`."""
 
-import gc
 import importlib
 import json
 import logging
@@ -21,6 +20,7 @@ from pydantic import BaseModel
 
 from backprop_core.errors import BackpropError, GPUFault, Unexpected, system_error
 from backprop_core.models.devices import visible_gpus
+from backprop_core.runtime import garbage
 from backprop_core.runtime.redaction import blank_logs, blank_secrets
 from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.worker.client import Orders
@@ -88,13 +88,12 @@ def prepare(orders: Orders) -> "Runner":
     """Import what is heavy, and find the other processes."""
     if orders.backend == "unsloth":
         importlib.import_module("unsloth")  # it wants to be the first
-    gc.disable()  # the imports make a million objects that stay
+    garbage.put_off()
     from backprop_core.training.distributed import join
     from backprop_core.worker.runner import Runner
 
     preload()
-    gc.freeze()
-    gc.enable()
+    garbage.begin()
     return Runner(Store(orders.root), should_stop=stopping.is_set, ranks=join(orders.processes))
 
 

@@ -6,7 +6,6 @@ for it. With a server of the user's choice nothing is started here.
 """
 
 import atexit
-import gc
 import os
 import secrets
 import socket
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from backprop_core.errors import DeploymentRefused, PrefectUnreachable
+from backprop_core.runtime import garbage
 from flows.server.server_process import Child
 
 DEFAULTS = {
@@ -54,7 +54,7 @@ class TemporaryServer(Child):
         atexit.register(self.stop)  # before Prefect's own, which still send something: the last in is the first out
 
 
-_server: TemporaryServer | None = None
+_server: TemporaryServer | None = None  # Prefect, too, has one server a process
 
 
 def start_server(log: Path) -> None:
@@ -75,8 +75,7 @@ def connected() -> Iterator[None]:
     from prefect.context import refresh_global_settings_context
     from prefect.settings import get_current_settings, temporary_settings
 
-    gc.freeze()  # what was imported stays
-    gc.enable()  # what comes now can be long
+    garbage.begin()
     url = get_current_settings().api.url
     if _server is None or url not in (
         None,

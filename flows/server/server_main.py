@@ -5,7 +5,6 @@ answers to those names only, to no page of another origin, and, with BACKPROPAGA
 password.
 """
 
-import gc
 import os
 import signal
 import socket
@@ -19,7 +18,7 @@ from typing import Any
 import uvicorn
 from filelock import FileLock, Timeout
 
-from backprop_core.runtime import parent_watch
+from backprop_core.runtime import garbage, parent_watch
 
 LONGEST = 120.0  # seconds: a first database takes four, on a busy machine many times that
 PATIENCE = 5.0  # seconds for what is still to be written
@@ -33,7 +32,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         with migrating(lambda: self.started) if self.is_prefect else nullcontext():
             await super().startup(sockets)
-        gc.enable()
+        garbage.begin()
         print("up", flush=True)
 
     def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]  # it is a generator there
@@ -81,7 +80,7 @@ def end(server: Server) -> None:
 
 def main() -> None:
     """Serve one application."""
-    gc.disable()  # the imports make a million objects that stay; a sixth of the start would go into counting them
+    garbage.put_off()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     name, descriptor, *hosts = sys.argv[1:]
     listening = socket.socket(fileno=int(descriptor))
@@ -97,7 +96,6 @@ def app(name: str, hosts: list[str]) -> Callable[[], Any]:
 
     def make() -> Any:
         made = APPLICATIONS[name]()
-        gc.freeze()
         if hosts:
             from flows.server.access_control import Door
 

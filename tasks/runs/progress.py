@@ -20,7 +20,7 @@ class Progress(Record):
 
 
 Listener = Callable[[Progress], None]
-_listeners: list[Listener] = []
+_listeners: list[Listener] = []  # Prefect calls the stages, on threads of its own: nothing of ours can be passed
 
 
 @contextmanager

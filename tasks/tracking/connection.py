@@ -1,6 +1,5 @@
 """Where MLflow is, and a client that has proved to reach it."""
 
-import gc
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from urllib.parse import urlsplit
 from filelock import FileLock, Timeout
 
 from backprop_core.errors import BackpropError, HistoryDamaged, MLflowUnreachable, NameTaken, system_error
+from backprop_core.runtime import garbage
 from backprop_core.runtime.redaction import blank_address, excerpt
 from backprop_core.runtime.settings import Settings
 
@@ -54,20 +54,8 @@ def prepare() -> None:
     """Import mlflow with telemetry, chatter and long retries off, unless the environment says otherwise."""
     for name, value in QUIET_AND_QUICK.items():
         os.environ.setdefault(name, value)
-    with uncollected():
+    with garbage.none():
         import mlflow  # noqa: F401
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """No search for garbage while the block runs: what an import makes stays, and a third of it would be searching."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def connect(settings: Settings) -> "MlflowClient":
@@ -84,7 +72,7 @@ def connect(settings: Settings) -> "MlflowClient":
             try_database(settings.layout.mlflow_database)
         elif uri.startswith(SQLITE):
             try_database(Path(uri.removeprefix(SQLITE)))
-        with uncollected():
+        with garbage.none():
             client = MlflowClient(tracking_uri=uri)
             client.search_experiments(max_results=1)
     return client
@@ -163,7 +151,8 @@ def try_database(path: Path) -> None:
         database.execute("ROLLBACK")
 
 
-_made: set[Path] = set()  # databases that this process has seen complete
+# databases that this process has seen complete: many callers connect, and each would take the lock to look again
+_made: set[Path] = set()
 
 
 @contextmanager

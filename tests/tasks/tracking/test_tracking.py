@@ -20,11 +20,12 @@ from typing import Any
 import pytest
 
 from backprop_core.errors import HistoryDamaged, MLflowUnreachable, NameTaken, PlaceUnusable, RefAmbiguous, RunUnknown
+from backprop_core.runtime import garbage
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.gate_report import GateReport, TaskVerdict
 from backprop_core.schema.refs import DatasetSummary, Drift, ErrorRecord, Evaluation, Located, RunResult
 from tasks.tracking import Sender, list_runs, mlflow_run_id, run_link, show_run, sync, tracking_uri
-from tasks.tracking.connection import connect, experiment_of, uncollected
+from tasks.tracking.connection import connect, experiment_of
 from tasks.tracking.journal import Journal
 from tasks.tracking.sender import unsent
 
@@ -470,7 +471,7 @@ def test_an_import_leaves_the_search_for_garbage_as_it_was(collecting: bool) -> 
     """Off while the block runs, also where it fails; then as before."""
     before = gc.isenabled()
     (gc.enable if collecting else gc.disable)()
-    with pytest.raises(ImportError), uncollected():
+    with pytest.raises(ImportError), garbage.none():
         assert not gc.isenabled()
         raise ImportError
     after = gc.isenabled()
