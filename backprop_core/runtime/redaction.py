@@ -71,7 +71,7 @@ FREE_TEXT = {  # names under which people, or the programs of others, write what
     *("system", "license", "pattern"),
 }
 PLACE = "place"  # of a file: no text, even with a space in it
-_kept: set[str] = set()
+_kept: set[str] = set()  # every log record and error of the process is blanked, also those of others' code
 
 
 def keep_secret(value: str) -> None:

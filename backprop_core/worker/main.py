@@ -28,7 +28,7 @@ from backprop_core.worker.client import Orders
 if TYPE_CHECKING:
     from backprop_core.worker.runner import Runner
 
-stopping = threading.Event()
+stopping = threading.Event()  # set by a signal handler, which takes no argument of ours
 USUAL = (  # what the stages of nearly every run import
     *("training.loop", "merging.strategies", "merging.merge_stats"),
     *("evaluation.scoring", "evaluation.generation", "evaluation.lambda_search"),
