@@ -10,7 +10,7 @@ export CMAKE_ARGS ?= -DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF \
 	-DCMAKE_PROJECT_llama_cpp_INCLUDE=$(CURDIR)/deployments/llama_cpp.cmake
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format base data docs bench bench-continual gpu faults e2e services clean
+.PHONY: help demo test test-fast check format base data docs bench bench-continual gpu faults e2e services clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -26,6 +26,13 @@ demo: $(READY) ## the main job on embedded defaults: no GPU, no server, no accou
 
 test: check ## every check: lint, types, layers, tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+FAST := $(addprefix tests/backprop_core/,test_stages.py data errors lines merging models publishing runtime store evaluation/test_gate.py) \
+	tests/tasks/stages $(addprefix tests/flows/cli/test_,config.py console.py docs.py reference_docs.py)
+
+test-fast: $(READY) ## what needs no Prefect server and no training: to run while you work
+	$(BIN)/ruff check
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m "not slow" $(FAST)
 
 check: $(READY) ## lint, types, layers
 	$(BIN)/ruff check

@@ -399,6 +399,7 @@ one_night = st.tuples(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(one_night, min_size=1, max_size=4))
 def test_whatever_a_line_is_given_a_row_has_one_side(bench: Bench, line: list[Any]) -> None:
@@ -554,6 +555,7 @@ def test_held_out_rows_are_to_choose_by_or_to_score(bench: Bench) -> None:
         [apart(one, to_choose_by=side, store=bench.store) for side in (True, False)]
 
 
+@pytest.mark.slow
 def test_the_same_bytes_in_any_process(bench: Bench) -> None:
     """Two processes with another PYTHONHASHSEED, directory and locale commit the same digests."""
     path = bench.write([*numbered(100), pair("日本\u2028\x00é")])

@@ -118,6 +118,7 @@ def test_long_rows_that_are_few_do_not_decide(base: Path) -> None:
     assert chosen(base, data_of(two, Counter(base)))[0] == 4096
 
 
+@pytest.mark.slow
 def test_a_sample_is_bounded_and_fair(base: Path) -> None:
     """Of a large file some rows are counted, drawn from all of it and the same each time; of long rows fewer."""
     many = [row("a", str(number)) for number in range(100_000)]

@@ -143,6 +143,7 @@ def tokens(correct: list[int]) -> Hits:
     return Hits(np.array(correct, dtype=float), np.full(len(correct), TOKENS))
 
 
+@pytest.mark.slow
 def test_what_has_learned_nothing_passes_by_chance_no_oftener_than_asked(bench):
     """Of runs that only shuffle which rows are right, about one in twenty may pass, not one in two."""
     assert surely_better(0.0, rows=100, times=100) <= 10
@@ -329,6 +330,7 @@ def accepted(rows: int, tasks: int, times: int, spec: GateSpec) -> float:
     return passed / times
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tasks", "confidence"), [(1, 0.9), (1, 0.95), (3, 0.95), (1, 0.99)])
 def test_the_minimum_follows_from_a_simulation(tasks, confidence):
     """With no true difference (30 % of the answers redrawn) about 1 - confidence is accepted, or less."""

@@ -299,6 +299,7 @@ def test_only_what_was_listed_goes(world: World) -> None:
     assert world.prune(keep=2, only=listed).versions == {LINE: [1, 2, 3, 4]} and "support:v5" in world.tags
 
 
+@pytest.mark.slow
 def test_killed_anywhere_loses_nothing(world: World) -> None:
     """SIGKILL before any removal: all that is kept is whole, and the next prune does the rest."""
     kept = [*world.versions[5], *world.versions[6], *world.unfinished]
@@ -326,6 +327,7 @@ def test_killed_anywhere_loses_nothing(world: World) -> None:
     assert world.there() == set(kept) and list(world.store.check()) == []
 
 
+@pytest.mark.slow
 def test_thirty_nights_take_the_room_of_three(tmp_path: Path) -> None:
     """A release and a prune a night: the store stays under 1.2 times what three versions need."""
     store = Store(tmp_path)

@@ -45,6 +45,7 @@ def test_read_gives_what_was_written(tmp_path: Path) -> None:
     assert all(torch.equal(found.tensors[key], some().tensors[key]) for key in KEYS)
 
 
+@pytest.mark.slow
 def test_same_content_same_bytes_in_any_process(tmp_path: Path) -> None:
     """A process with another hash seed, directory and library version writes the same two files as this one."""
     here, there = tmp_path / "here", tmp_path / "there"

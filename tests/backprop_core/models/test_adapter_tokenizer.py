@@ -74,6 +74,7 @@ def template_in_older_config(adapter: Path, base: Path) -> None:
     (adapter / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": named}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bring", [template_file, template_in_config, whole_tokenizer, template_in_older_config])
 def test_what_an_adapter_brings_is_used_everywhere(
     bring: Any, adapter: Path, base: Path, store: Store, caplog: pytest.LogCaptureFixture

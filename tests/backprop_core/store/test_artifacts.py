@@ -140,6 +140,7 @@ print(ref.digest)
 """
 
 
+@pytest.mark.slow
 def test_killed_at_every_write_leaves_all_or_nothing(tmp_path):
     """SIGKILL at each fsync, chmod and rename of a commit, in turn: a whole artifact or none, and nothing left over."""
     for call in range(1, 40):

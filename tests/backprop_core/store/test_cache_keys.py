@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import pytest
 from pydantic import Field
 
 from backprop_core.schema.records import KEY_IF_SET, Spec
@@ -89,6 +90,7 @@ def test_the_version_is_part_of_the_key(monkeypatch):
     assert train_key() != before
 
 
+@pytest.mark.slow
 def test_a_key_is_the_same_in_any_process():
     """Two processes with other hash seeds agree on a key."""
     script = "from tests.backprop_core.store.test_cache_keys import train_key; print(train_key())"

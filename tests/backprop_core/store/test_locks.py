@@ -95,6 +95,7 @@ def test_devices_are_taken_in_one_order(tmp_path):
     assert has.is_set()
 
 
+@pytest.mark.slow
 def test_a_worker_that_does_not_start_is_stalled(tmp_path):
     """The stall limit sees a child that never comes to wait for its device; one that waits for it is not stuck."""
     python = tmp_path / "python"
@@ -112,13 +113,14 @@ def test_a_worker_that_does_not_start_is_stalled(tmp_path):
     waits.close()
 
 
+@pytest.mark.slow
 def test_a_training_that_another_run_does_is_waited_for(tmp_path, caplog):
     """The wait for a key is no stall, it is said, and a wish to stop ends it."""
     caplog.set_level(logging.WARNING)
     store = Store(tmp_path / "store")
     base = bases.resolve(ModelSpec(name=str(nano.build(tmp_path / "base"))), store)
     job = {"base": base, "rows": nano.commit_rows(store, nano.chats(12)), "spec": SPEC, "start": None}
-    worker = Worker(store, slots=[store.root / "locks" / "cpu.lock"], stall_seconds=15)
+    worker = Worker(store, slots=[store.root / "locks" / "cpu.lock"], stall_seconds=120)
     results: list[TrainResult] = []
     call = lambda key, **more: worker.call(  # noqa: E731
         train, key=key, on_event=lambda event: None, **job, **more
