@@ -30,7 +30,7 @@ from flows.server.watch import watching
 log = logging.getLogger("flows.server.flow_worker")
 PATIENCE = 75.0  # seconds for a run to finish its step, save it, and note that it was interrupted
 LOOK = 15.0  # seconds between two looks for runs whose process is gone
-ending = threading.Event()  # set by a signal handler, and read by a class that Prefect makes
+ending = threading.Event()  # set when `serve` ends, and read by a class that Prefect makes
 
 
 class Worker(ProcessWorker, ABC):  # what is an ABC itself, Prefect does not list as a type of worker
