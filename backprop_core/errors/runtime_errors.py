@@ -1,18 +1,18 @@
-"""It was asked rightly: something is missing, failed, or stands in the way: DEP_, RUNTIME_ and STATE_."""
+"""Errors at run time: missing dependencies (DEP_), failures (RUNTIME_) and conflicts on disk (STATE_)."""
 
 from backprop_core.errors.root import BackpropError
 
-# DEP_: something that this needs is not there
+# DEP_: a dependency or service is missing or unreachable
 
 
 class ModelLoadFailed(BackpropError):
-    """The base model is not complete or cannot be loaded."""
+    """The base model is incomplete or cannot be loaded."""
 
     code = "DEP_MODEL_LOAD_FAILED"
 
 
 class GPUNotAvailable(BackpropError):
-    """A GPU was asked for and none can be used."""
+    """A GPU was requested, but none is usable."""
 
     code = "DEP_GPU_NOT_AVAILABLE"
 
@@ -24,112 +24,112 @@ class ExtraMissing(BackpropError):
 
 
 class UnslothNotAvailable(BackpropError):
-    """Unsloth was asked for and cannot be imported where it should be."""
+    """Unsloth was requested, but its environment cannot import it."""
 
     code = "DEP_UNSLOTH_NOT_AVAILABLE"
 
 
 class MLflowUnreachable(BackpropError):
-    """The history cannot be read because MLflow does not answer."""
+    """MLflow does not respond, so the run history cannot be read."""
 
     code, exit_status, retryable = "DEP_MLFLOW_UNREACHABLE", 2, True
 
 
 class PrefectUnreachable(BackpropError):
-    """No Prefect server answers, so that nothing can be ordered or cached."""
+    """No Prefect server responds."""
 
     code, exit_status, retryable = "DEP_PREFECT_UNREACHABLE", 2, True
 
 
 class OllamaUnreachable(BackpropError):
-    """Ollama does not answer, or stopped answering in the middle; what it had before, it still has."""
+    """Ollama does not respond, or stopped responding. Its existing models are unchanged."""
 
     code, exit_status, retryable = "DEP_OLLAMA_UNREACHABLE", 2, True
 
 
 class OllamaRegistrationFailed(BackpropError):
-    """Ollama is too old, out of disk, or did not make a model that answers; what it had before, it still has."""
+    """Ollama is too old, out of disk space, or failed to create a working model. Its existing models are unchanged."""
 
     code, exit_status, retryable = "DEP_OLLAMA_REGISTRATION_FAILED", 2, True
 
 
 class ServerFailed(BackpropError):
-    """A server or worker that `serve` starts does not start."""
+    """A server or worker process that `serve` launches failed to start."""
 
     code, exit_status, retryable = "DEP_SERVER_FAILED", 2, True
 
 
 class DeploymentRefused(BackpropError):
-    """The Prefect server does not take a deployment, or a run of one, as it shall be."""
+    """The Prefect server rejected a deployment or a deployment run."""
 
     code, exit_status = "DEP_PREFECT_REFUSED", 2
 
 
 class DeploymentMissing(BackpropError):
-    """The Prefect server has no deployment of the flow that is asked for."""
+    """The Prefect server has no deployment of the requested flow."""
 
     code, exit_status = "DEP_DEPLOYMENT_MISSING", 2
 
 
 class HubUnreachable(BackpropError):
-    """The Hub does not answer, or asks to come back later; what was uploaded is not uploaded again."""
+    """The Hub does not respond, or limits the rate of requests. Files already uploaded are not uploaded again."""
 
     code, exit_status, retryable = "DEP_HUB_UNREACHABLE", 2, True
 
 
 class JudgeUnreachable(BackpropError):
-    """The model that grades answers does not answer, or is too busy."""
+    """The judge model does not respond, or is overloaded."""
 
     code, exit_status, retryable = "DEP_JUDGE_UNREACHABLE", 2, True
 
 
 class JudgeFailed(BackpropError):
-    """The model that grades answers refuses, or gives no grade."""
+    """The judge model rejected the request, or returned no grade."""
 
     code, exit_status = "DEP_JUDGE_FAILED", 2
 
 
 class HarnessFailed(BackpropError):
-    """lm-evaluation-harness cannot have a task's data, or cannot score it."""
+    """lm-evaluation-harness cannot load or score a task."""
 
     code, exit_status, retryable = "DEP_HARNESS_FAILED", 2, True
 
 
-# RUNTIME_: it was asked rightly and failed
+# RUNTIME_: a valid request failed
 
 
 class GPUOutOfMemory(BackpropError):
-    """The step does not fit into the GPU's memory."""
+    """The training step does not fit into GPU memory."""
 
     code, exit_status = "RUNTIME_GPU_OOM", 2
 
 
 class GPUTooHot(BackpropError):
-    """The GPU did not cool down; a checkpoint was saved."""
+    """The GPU stayed too hot. A checkpoint was saved."""
 
     code, exit_status, retryable = "RUNTIME_GPU_TEMPERATURE_CRITICAL", 2, True
 
 
 class LossNotFinite(BackpropError):
-    """The loss became NaN or infinite; nothing of it was saved."""
+    """The loss became NaN or infinite. The step was not saved."""
 
     code, exit_status = "RUNTIME_LOSS_NOT_FINITE", 2
 
 
 class WorkerDied(BackpropError):
-    """The worker process ended without a result."""
+    """The worker process exited without a result."""
 
     code, exit_status, retryable = "RUNTIME_WORKER_DIED", 2, True
 
 
 class WorkerStalled(BackpropError):
-    """The worker process was alive and came no further; it was ended."""
+    """The worker process made no progress and was killed."""
 
     code, exit_status, retryable = "RUNTIME_WORKER_STALLED", 2, True
 
 
 class GPUFault(BackpropError):
-    """The GPU or its driver failed; only a new process can go on."""
+    """The GPU or its driver failed. Only a new process can use it again."""
 
     code, exit_status, retryable = "RUNTIME_GPU_FAULT", 2, True
 
@@ -141,25 +141,25 @@ class GGUFExportFailed(BackpropError):
 
 
 class ExportFidelity(BackpropError):
-    """An exported file does not answer as the model it came from."""
+    """An exported file gives other answers than the model it was made from."""
 
     code, exit_status = "RUNTIME_EXPORT_FIDELITY", 2
 
 
 class HubUploadFailed(BackpropError):
-    """The Hub did not take the files; the repository is as it was."""
+    """The Hub rejected the upload. The repository is unchanged."""
 
     code, exit_status = "RUNTIME_HUB_UPLOAD_FAILED", 2
 
 
 class DiskFull(BackpropError):
-    """No space left; what was being written is gone, everything else is untouched."""
+    """No disk space left. The partial file was removed; everything else is unchanged."""
 
     code, exit_status, retryable = "RUNTIME_DISK_FULL", 2, True
 
 
 class StorageFailed(BackpropError):
-    """The disk, or the network behind it, failed to read or write; a half-written artifact is gone."""
+    """The disk or network storage failed to read or write. A partial artifact was removed."""
 
     code, exit_status, retryable = "RUNTIME_STORAGE_FAILED", 2, True
 
@@ -171,18 +171,18 @@ class Interrupted(BackpropError):
 
 
 class TimeLimit(BackpropError):
-    """The run took longer than max_seconds; what it has done is kept, and it can be resumed."""
+    """The run reached max_seconds. Finished work is kept, and the run can be resumed."""
 
     code, exit_status = "RUNTIME_TIME_LIMIT", 3
 
 
 class Unexpected(BackpropError):
-    """A fault of ours that no other code describes."""
+    """An unexpected error: most likely a bug in this project."""
 
     code, exit_status = "RUNTIME_UNEXPECTED", 2
 
 
-# STATE_: what is on disk does not allow it
+# STATE_: the state on disk does not allow it
 
 
 class ArtifactMissing(BackpropError):
@@ -192,43 +192,43 @@ class ArtifactMissing(BackpropError):
 
 
 class ArtifactDamaged(BackpropError):
-    """A stored file is not what its digest says."""
+    """A stored file does not match its digest."""
 
     code, exit_status = "STATE_ARTIFACT_DAMAGED", 2
 
 
 class CheckpointInvalid(BackpropError):
-    """A checkpoint does not verify or belongs to another job."""
+    """A checkpoint is damaged or belongs to another job."""
 
     code, exit_status = "STATE_CHECKPOINT_INVALID", 2
 
 
 class LineConflict(BackpropError):
-    """The line cannot be continued this way: another base, or somebody was faster."""
+    """The line cannot be continued: its base or shape differs, or another run added a version meanwhile."""
 
     code = "STATE_LINE_CONFLICT"
 
 
 class NotGated(BackpropError):
-    """The gate has refused this version of a line, or has never judged it."""
+    """The gate rejected this version of a line, or never checked it."""
 
     code = "STATE_NOT_GATED"
 
 
 class NameTaken(BackpropError):
-    """The name is used by something that is not ours."""
+    """The name is already used by something that this project did not create."""
 
     code = "STATE_NAME_TAKEN"
 
 
 class HistoryDamaged(BackpropError):
-    """MLflow's database in the home is broken, or of another version of MLflow; the journals still have every run."""
+    """The MLflow database in the home is damaged or from another MLflow version. The journals still hold every run."""
 
     code, exit_status = "STATE_HISTORY_DAMAGED", 2
 
 
 class ServerActive(BackpropError):
-    """Another `serve` of this home is running."""
+    """Another `serve` is already running for this home."""
 
     code = "STATE_SERVER_ACTIVE"
 

@@ -1,4 +1,4 @@
-"""What the operating system or SQLite refuses, as a coded error, wherever it comes up."""
+"""Turns OSError and SQLite errors (disk full, I/O error, no permission, missing file) into coded errors."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ SQLITE |= {"SQLITE_CANTOPEN": errno.EACCES, "SQLITE_PERM": errno.EACCES}
 
 
 def system_error(error: BaseException) -> BackpropError | None:
-    """The coded error for what the system says of a disk, a file or a directory; None for all else."""
+    """The coded error for an operating system or SQLite error about a disk or file; None for any other error."""
     for each in chain(error):
         if isinstance(each, BackpropError):
             return each
@@ -26,37 +26,35 @@ def system_error(error: BaseException) -> BackpropError | None:
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it came from."""
+    """An error and its causes, outermost first."""
     seen = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error
-        error = error.__cause__ or getattr(error, "orig", None)  # SQLAlchemy's name for what the database said
+        error = error.__cause__ or getattr(error, "orig", None)  # SQLAlchemy's name for the database's error
 
 
 def of_one(error: BaseException) -> BackpropError | None:
     """The coded error for this one error alone."""
     if isinstance(error, RuntimeError) and str(error).startswith("Could not determine home directory"):  # pathlib's
-        return InputNotFound("a path begins with ~ and a user who is not there", hint="write the path out")
+        return InputNotFound("a path starts with ~ and an unknown user", hint="use the full path")
     number, place = number_of(error), place_of(error)
     if number in FULL:
-        return DiskFull(f"no space left{place}: {error}", hint="free some space and run it again")
+        return DiskFull(f"no space left{place}: {error}", hint="free some disk space and run it again")
     if number == errno.EIO:
-        return StorageFailed(
-            f"the disk failed{place}: {error}", hint="see what the system's log says, then run it again"
-        )
+        return StorageFailed(f"disk I/O error{place}: {error}", hint="check the system log, then run it again")
     if number in UNUSABLE:
         return PlaceUnusable(
-            f"{place.strip() or 'a place'} cannot be used: {error.strerror if isinstance(error, OSError) else error}",
-            hint="make it readable and writable, or name another place: BACKPROPAGATE_HOME, BACKPROPAGATE_STORE",
+            f"cannot use {place.strip() or 'a path'}: {error.strerror if isinstance(error, OSError) else error}",
+            hint="make it readable and writable, or choose another path with BACKPROPAGATE_HOME or BACKPROPAGATE_STORE",
         )
     if number == errno.ENOENT and place:
-        return InputNotFound(f"there is no{place}", hint="put it back, or name another one")
+        return InputNotFound(f"not found:{place}", hint="restore it, or choose another path")
     return None
 
 
 def number_of(error: BaseException) -> int | None:
-    """The system's number for it."""
+    """The errno of an OSError or SQLite error."""
     if isinstance(error, OSError):
         return error.errno
     name = str(getattr(error, "sqlite_errorname", ""))
@@ -64,6 +62,6 @@ def number_of(error: BaseException) -> int | None:
 
 
 def place_of(error: BaseException) -> str:
-    """` PATH`, if it is known."""
+    """` PATH` of the file the error is about, or an empty string."""
     named = getattr(error, "filename", None)
     return f" {os.fsdecode(named)}" if isinstance(named, str | bytes | os.PathLike) else ""

@@ -1,36 +1,36 @@
-"""What was asked or given is wrong: INPUT_ and CONFIG_."""
+"""Errors in what the user gave: data and names (INPUT_) and configuration (CONFIG_)."""
 
 from backprop_core.errors.root import BackpropError
 
-# INPUT_: the data or the name that was given
+# INPUT_: data, names and paths
 
 
 class InputNotFound(BackpropError):
-    """A file, a directory or a dataset of the Hub that was named does not exist."""
+    """A file, directory or Hub dataset does not exist."""
 
     code = "INPUT_NOT_FOUND"
 
 
 class InputValidationFailed(BackpropError):
-    """The data cannot be read as rows, or too many of its rows are bad."""
+    """The data cannot be parsed, or too many of its rows are malformed."""
 
     code = "INPUT_VALIDATION_FAILED"
 
 
 class FormatUnknown(BackpropError):
-    """No known row format fits the rows."""
+    """The rows match no known format."""
 
     code = "INPUT_FORMAT_UNKNOWN"
 
 
 class NoRows(BackpropError):
-    """Nothing is left of a dataset."""
+    """A dataset has no usable rows."""
 
     code = "INPUT_NO_ROWS"
 
 
 class NoLabelTokens(BackpropError):
-    """A row has no token that training could learn from."""
+    """A row has no label tokens to train on."""
 
     code = "INPUT_NO_LABEL_TOKENS"
 
@@ -42,58 +42,58 @@ class RunUnknown(BackpropError):
 
 
 class PathForbidden(BackpropError):
-    """A run started by a deployment names a file outside of the allowed directories."""
+    """A deployed run names a file outside the allowed directories."""
 
     code = "INPUT_PATH_FORBIDDEN"
 
 
 class AddressForbidden(BackpropError):
-    """An address leads, by itself or by a redirect, to a cloud's metadata service or a link-local address."""
+    """A URL, or a redirect from it, leads to a cloud metadata service or a link-local address."""
 
     code = "INPUT_ADDRESS_FORBIDDEN"
 
 
 class OutputForbidden(BackpropError):
-    """A run started by a deployment would write outside of the allowed directories."""
+    """A deployed run would write outside the allowed directories."""
 
     code = "UI_OUTPUT_DIR_FORBIDDEN"
 
 
 class RefAmbiguous(BackpropError):
-    """A name or prefix means more than one thing."""
+    """A name or prefix matches more than one run, version or artifact."""
 
     code = "INPUT_REF_AMBIGUOUS"
 
 
 class AuthRequired(BackpropError):
-    """A password or token is missing, or the service refuses the one that it was given."""
+    """A password or token is missing, or the service rejected it."""
 
     code = "INPUT_AUTH_REQUIRED"
 
 
-# CONFIG_: what was asked cannot be done that way
+# CONFIG_: configuration
 
 
 class ConfigInvalid(BackpropError):
-    """A field is unknown, of the wrong type, or out of its range."""
+    """A field is unknown, of the wrong type, or out of range."""
 
     code = "CONFIG_INVALID"
 
 
 class PlaceUnusable(BackpropError):
-    """A file or directory that is needed cannot be made, read or written."""
+    """A required file or directory cannot be created, read or written."""
 
     code = "CONFIG_PLACE_UNUSABLE"
 
 
 class StoreUnsupported(BackpropError):
-    """The store's address has a scheme that is not supported."""
+    """The store URL has an unsupported scheme."""
 
     code = "CONFIG_STORE_UNSUPPORTED"
 
 
 class QuantizationUnknown(BackpropError):
-    """No such quantization."""
+    """Unknown quantization."""
 
     code = "CONFIG_QUANTIZATION_UNKNOWN"
 
@@ -105,19 +105,19 @@ class RankMismatch(BackpropError):
 
 
 class AdapterMismatch(BackpropError):
-    """Two adapters differ in alpha, scaling, target modules or kind of parameters."""
+    """Two adapters differ in alpha, scaling, target modules or LoRA variant."""
 
     code = "CONFIG_ADAPTER_MISMATCH"
 
 
 class RankTooLarge(BackpropError):
-    """A rank above the input width has no orthonormal rows."""
+    """The rank is larger than a layer's input width, so A cannot have orthonormal rows."""
 
     code = "CONFIG_RANK_TOO_LARGE"
 
 
 class VariantUnsupported(BackpropError):
-    """This variant of LoRA cannot be used for such a run."""
+    """This LoRA variant does not work with the other settings of the run."""
 
     code = "CONFIG_VARIANT_UNSUPPORTED"
 
@@ -129,54 +129,54 @@ class ChatTemplateMissing(BackpropError):
 
 
 class ChatTemplateUnusable(BackpropError):
-    """The chat template fails, or ends no assistant turn with a stop token."""
+    """The chat template fails to render, or does not end assistant turns with a stop token."""
 
     code = "CONFIG_CHAT_TEMPLATE_UNUSABLE"
 
 
 class UnsafeModel(BackpropError):
-    """The model would run code: pickled weights, or code named in its config."""
+    """Loading the model would run code: pickled weights, or code named in its config."""
 
     code = "CONFIG_UNSAFE_MODEL"
 
 
 class ArchitectureUnsupported(BackpropError):
-    """No writer for this architecture."""
+    """No GGUF writer supports this architecture."""
 
     code = "CONFIG_ARCHITECTURE_UNSUPPORTED"
 
 
 class ApprovalUnattended(BackpropError):
-    """A person shall be asked before the release, and nobody can be."""
+    """Approval is required, but there is no terminal or Prefect server to ask on."""
 
     code = "CONFIG_APPROVAL_UNATTENDED"
 
 
 class ConfirmationRequired(BackpropError):
-    """Something would be deleted, and there is no terminal to ask at."""
+    """Deleting needs confirmation, but there is no terminal to ask on."""
 
     code = "CONFIG_CONFIRMATION_REQUIRED"
 
 
 class OutputExists(BackpropError):
-    """A file of this name is there that an export of this model did not write."""
+    """The output file already exists, and no export of this model wrote it."""
 
     code = "INPUT_OUTPUT_EXISTS"
 
 
 class BlockUnknown(BackpropError):
-    """Prefect has no such notification block."""
+    """Prefect has no notification block of this name."""
 
     code = "CONFIG_BLOCK_UNKNOWN"
 
 
 class TokenizerUnsupported(BackpropError):
-    """llama.cpp would read text otherwise than this tokenizer."""
+    """llama.cpp would tokenize text differently from this tokenizer."""
 
     code = "CONFIG_TOKENIZER_UNSUPPORTED"
 
 
 class TokenizerMismatch(BackpropError):
-    """The tokenizer writes tokens that the model has no embedding for."""
+    """The tokenizer produces tokens that the model has no embedding for."""
 
     code = "CONFIG_TOKENIZER_MISMATCH"
