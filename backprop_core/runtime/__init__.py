@@ -1,1 +1,1 @@
-"""What any part may need of the process it runs in: settings, redaction, subprocesses, optional packages."""
+"""Settings, redaction of secrets, URL checks, subprocesses, optional packages."""

@@ -1,7 +1,7 @@
-"""A process that ends when its parent does, however that ends: nothing of a killed command goes on working.
+"""Ends a child process when its parent dies, even by SIGKILL, so that no process is left behind.
 
-A parent that ends in order says `STOP` on the child's stdin first. A pipe that closes without that word says that the
-parent was killed. The kernel says so too, on Linux, even to a child that is stuck.
+A parent that exits normally first writes `STOP` to the child's stdin. If the pipe closes without it, the parent was
+killed. On Linux the kernel also kills the child (PR_SET_PDEATHSIG), even if it hangs.
 """
 
 import ctypes
@@ -14,13 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 STOP = b"stop\n"
-FOLLOWS = "BACKPROPAGATE_FOLLOWS"  # the process that one started with this in its environment ends with
-LOOK = 0.2  # seconds between two looks whether a process lives
+FOLLOWS = "BACKPROPAGATE_FOLLOWS"  # a process started with this variable exits when the process named in it does
+LOOK = 0.2  # seconds between checks whether a process is alive
 PR_SET_PDEATHSIG = 1
 
 
 def hold(stop: Callable[[], None]) -> None:
-    """From now on, `stop` is called in a thread when the parent says so, and this process ends when the parent dies."""
+    """Call `stop` in a thread when the parent writes STOP; exit this process when the parent dies."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -34,42 +34,39 @@ def hold(stop: Callable[[], None]) -> None:
 
 
 def name_self() -> str:
-    """This process as `follow` knows it: its number alone may be another's later."""
+    """This process's pid and start time, for `follow`: a pid alone can be reused."""
     return f"{os.getpid()} {beginning(os.getpid())}"
 
 
 def follow(named: str) -> None:
-    """End this process soon after the one with this name has ended; at once if it has."""
+    """Exit this process soon after the named one has exited; at once if it already has."""
     if not is_alive(named):
         os._exit(1)
     threading.Thread(target=outlive, args=[named], name="lifeline", daemon=True).start()
 
 
 def outlive(named: str) -> None:
-    """Wait for the end of a process, then end this one."""
+    """Wait until the named process has exited, then exit this one."""
     while is_alive(named):
         time.sleep(LOOK)
     os._exit(1)
 
 
 def is_alive(named: str) -> bool:
-    """Whether the process with this name lives."""
+    """Whether the named process is alive."""
     pid, began = named.split()
     return beginning(int(pid)) == began
 
 
 def beginning(pid: int) -> str | None:
-    """When a process began, by a clock that is never set, where the system says that; None if it lives no more.
-
-    A process that was not reaped lives no more.
-    """
+    """Start time of a process by a monotonic clock (`unknown` outside Linux); None if it is dead or a zombie."""
     if sys.platform == "linux":
         try:
             state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             return None
         return None if state in "ZX" else fields[18]
-    import psutil  # costs every command a tenth of its start
+    import psutil  # slow to import: a tenth of a command's start
 
     try:
         return None if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE else "unknown"

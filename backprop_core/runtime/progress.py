@@ -1,5 +1,5 @@
-"""How far something is."""
+"""The type of progress callbacks."""
 
 from collections.abc import Callable
 
-OnProgress = Callable[[int, int], None]  # gets how much is done, of how much
+OnProgress = Callable[[int, int], None]  # (done, total)

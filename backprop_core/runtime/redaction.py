@@ -1,9 +1,8 @@
-"""Secrets are blanked in text for people, and never in values that a program reads again.
+"""Redacts secrets in logs, messages and JSON for people, but never in values that a program reads again.
 
-A secret is found by its value, when a variable of the environment holds it, or by its shape: a token of a known
-service, an authorization header, a private key, a password in an address. Its value is replaced only where it cannot be
-taken for something else: a password like `finished` or `1234567` is a word that texts use, so replacing it would garble
-them, and what is missing would tell the password. `weak_secrets` names the variables that hold one.
+A secret is recognized by its value, if an environment variable holds it, or by its pattern: a token of a known service,
+an authorization header, a private key, a password in a URL. A weak value, like `finished` or `1234567`, is not
+replaced: it occurs in ordinary text, and the gaps would reveal the password. `weak_secrets` lists such variables.
 """
 
 import json
@@ -20,10 +19,10 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
 BLANK = "***"
-SHORTEST = 8  # characters of a secret that is replaced by its value
-DEEPEST = 3  # times that JSON lies in a text of JSON
-LONGEST_WORD = 15  # letters of what may be a word of some language
-# Patterns are text: a command that prints its help needs none of them compiled.
+SHORTEST = 8  # shorter values are not replaced
+DEEPEST = 3  # levels of JSON nested in JSON strings
+LONGEST_WORD = 15  # letters of what may be an ordinary word
+# Patterns stay strings: compiling them all would slow `--help` down.
 SECRET_NAME = (
     r"(?i)TOKEN(?![A-Z])|SECRET|PASSWORD|PASSWD|PASSPHRASE|(?:^|_)PASS(?:_|$)|_PWD$|API_?KEY|ACCESS_KEY|PRIVATE_KEY|"
     r"AUTH_STRING|(?<!APPLICATION_)CREDENTIAL"
@@ -31,7 +30,7 @@ SECRET_NAME = (
 NO_SECRET_NAME = r"(?i)_(FILE|PATH|DIR|URL|URI|NAME|USER|USERNAME|HELPER|ID)$"
 IN_AN_ADDRESS = r"://[^\s/:@]*:(?!\d+/)((?:(?!://)\S)+)@"
 PRIVATE_KEY = r"(?s)-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----.*?(?:-----END [A-Z0-9 ]*PRIVATE KEY-----|\Z)"
-TOKEN = r"""(?x)  # of known services: nothing else looks like one
+TOKEN = r"""(?x)  # tokens of known services, with unmistakable prefixes
     (?<![A-Za-z0-9_-])(?:
         hf_[A-Za-z0-9]{16,} | sk-[A-Za-z0-9_-]{16,} | [rs]k_(?:live|test)_[A-Za-z0-9]{16,}
         | gh[pousr]_[A-Za-z0-9]{16,} | github_pat_\w{16,} | gl(?:pat|ptt|dt|rt)-[\w-]{16,}
@@ -49,8 +48,8 @@ FIELD = (
     r"password|passwd|secret|api[_-]?key|access[_-]?key|account[_-]?key|private[_-]?key|auth[_-]?string|"
     r"(?:access|auth|refresh|id|api|session|bearer|hf|hub|github)[_-]?token|(?<![\w-])token"
 )
-MIXED = r"(?=[^\s\"',;]{0,99}[A-Za-z])(?=[^\s\"',;]{0,99}\d)"  # no word and no number
-IN_TEXT = (  # what the group finds is kept, what follows it is blanked
+MIXED = r"(?=[^\s\"',;]{0,99}[A-Za-z])(?=[^\s\"',;]{0,99}\d)"  # letters and digits: neither a word nor a number
+IN_TEXT = (  # keep the group, redact the rest of the match
     r"(?i)(hooks\.slack\.com/\w+/|discord(?:app)?\.com/api/webhooks/|webhook\.office\.com/\w+/)[\w/@-]+",
     r"(api\.telegram\.org/bot)[\w:-]+",
     r"(?<=://)()[^\s/:@\"'<>?#]*:(?!\d+[/?#])(?:(?!://)[^\s\"'<>])*(?=@)",  # greedy: a password may hold an @
@@ -66,28 +65,28 @@ IN_TEXT = (  # what the group finds is kept, what follows it is blanked
     rf"(?i)((?:{FIELD})(?:\\?[\"']?=|\\?[\"']:\s*)\\?[\"']?)(?!null\b|none\b|true\b|false\b)[^\s\"',;&)}}\]]+",
 )
 AWS_SECRET = r"(?<![A-Za-z0-9/+=_-])[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=_-])"
-FREE_TEXT = {  # names under which people, or the programs of others, write what they like
+FREE_TEXT = {  # keys whose values are free text
     *("message", "hint", "reason", "sentence", "path", "heldout", "address", "prompt", "answer", "reference", "expect"),
     *("system", "license", "pattern"),
 }
-PLACE = "place"  # of a file: no text, even with a space in it
-_kept: set[str] = set()  # every log record and error of the process is blanked, also those of others' code
+PLACE = "place"  # a file's path: not text, even with a space in it
+_kept: set[str] = set()  # module state: it applies to all log records and errors of the process, including those of libraries
 
 
 def keep_secret(value: str) -> None:
-    """Blank this secret too, for as long as the process lives: it came from a file, a prompt or a service."""
+    """Also redact this secret, from a file, a prompt or a service, for the rest of the process."""
     _kept.add(value)
 
 
 def is_weak(value: str) -> bool:
-    """Whether a secret is too short, or too much of a word, to be found in a text without finding other things."""
+    """Whether a secret is too short or too word-like to be replaced in text without false matches."""
     return (
         len(value) < SHORTEST or re.fullmatch(rf"[A-Za-z]?[a-z]{{,{LONGEST_WORD}}}|[A-Z]+|\d{{,11}}", value) is not None
     )
 
 
 def secrets_by_name() -> dict[str, str]:
-    """The variables of the environment that hold a secret, as their names say."""
+    """Environment variables whose names say that they hold a secret."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -96,12 +95,12 @@ def secrets_by_name() -> dict[str, str]:
 
 
 def weak_secrets() -> list[str]:
-    """The variables whose secret is not blanked by its value, because it is too short or a word."""
+    """Environment variables whose secret is too weak to be redacted by its value."""
     return sorted(name for name, value in secrets_by_name().items() if is_weak(value))
 
 
 def blank_secrets(text: str) -> str:
-    """A text for people, with `***` for every secret of the environment and everything that looks like one."""
+    """The text with `***` for every secret of the environment and everything that looks like a secret."""
     for value in values():
         if value in text:
             text = text.replace(value, BLANK)
@@ -112,17 +111,17 @@ def blank_secrets(text: str) -> str:
 
 
 def excerpt(text: str, length: int) -> str:
-    """The beginning of what a service said, in one line; cut only once no half of a secret can stay."""
+    """The start of a service's reply on one line, redacted before it is cut so that no part of a secret remains."""
     return " ".join(blank_secrets(text).split())[:length]
 
 
 def blank_tokens(text: str) -> str:
-    """A value without private keys and tokens of known services, which nothing else looks like."""
+    """The value with private keys and tokens of known services redacted."""
     return re.sub(TOKEN, BLANK, re.sub(PRIVATE_KEY, BLANK, text))
 
 
 def values() -> list[str]:
-    """Every secret that can be replaced by its value, as it is and as texts write it, the longest first."""
+    """All secret values to replace, in all their encodings, longest first."""
     named = secrets_by_name()
     known = {*named.values(), *_kept}
     known |= {value.partition(":")[2] for name, value in named.items() if "AUTH" in name.upper()}  # USER:PASSWORD
@@ -133,7 +132,7 @@ def values() -> list[str]:
 
 
 def forms(value: str) -> Iterator[str]:
-    """A secret as it is, and as addresses, JSON and Python write it."""
+    """A secret, and its forms in URLs, JSON and Python literals."""
     yield value
     yield from (quote(value), quote(value, safe=""), quote_plus(value))
     yield from (json.dumps(value, ensure_ascii=False)[1:-1], repr(value)[1:-1])
@@ -143,28 +142,30 @@ def forms(value: str) -> Iterator[str]:
 
 
 def is_random(text: str) -> bool:
-    """Whether 40 characters are a secret key of AWS's: not a commit's hash, a path or a name in camel case."""
+    """Whether 40 characters look like an AWS secret key, not like a commit hash, a path or a camel-case name."""
     kinds = (str.isupper, str.islower, str.isdigit)
     upper, lower, digits = (sum(map(kind, text)) for kind in kinds)
     return upper >= 8 and lower >= 8 and digits >= 1 and text.count("/") <= 4
 
 
 def blank_address(address: str) -> str:
-    """An address without its password: the same one again, whatever else is a secret in this environment."""
+    """The URL with its user and password redacted, and nothing else."""
     return re.sub(r"(?<=://)[^/\s]*(?=@)", BLANK, address)
 
 
 def blank_json(value: "JsonValue", name: str = "") -> "JsonValue":
-    """The same document for others to see: secrets blanked in its text, every other value as it is.
+    """The document with secrets redacted in its text, and all other values unchanged.
 
-    Text is what has a space or an address in it, and what stands under a name of FREE_TEXT. Status, ids, digests, keys,
-    names, numbers and the place of an artifact are no text: a program reads them again.
+    Text is any string with a space or a URL in it, and any string under a key in FREE_TEXT. Status, ids, digests, keys,
+    names, numbers and artifact paths are not text: a program reads them again.
     """
     match value:
         case str():
             return blank_item(name, value)
         case dict():
-            place = PLACE if "digest" in value else "path"  # beside a digest it is where a file or an artifact lies
+            place = (
+                PLACE if "digest" in value else "path"
+            )  # beside a digest, `path` is the location of a file or artifact
             return {key: blank_json(item, place if key == "path" else key) for key, item in value.items()}
         case list():
             return [blank_json(item, name) for item in value]
@@ -173,31 +174,31 @@ def blank_json(value: "JsonValue", name: str = "") -> "JsonValue":
 
 
 def blank_item(name: str, text: str) -> str:
-    """A named text without secrets, or a value that is no text as it is, without a token of a known service."""
+    """A named string, redacted if it is text; otherwise only without tokens of known services."""
     last = name.rpartition(".")[2]
     is_text = last in FREE_TEXT or "://" in text or (last != PLACE and re.search(r"\s", text))
     return blank_secrets(text) if is_text else blank_tokens(text)
 
 
 class BlankRecord(logging.LogRecord):
-    """What is logged, without secrets, for every handler of this process, those of Prefect and of libraries too."""
+    """A log record with secrets redacted, for every handler of this process, including those of libraries."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.logged = self.msg
         if self.exc_info and self.exc_info[0]:
-            self.exc_text = blank_trace(self.exc_info)  # formatters use it if it is there
+            self.exc_text = blank_trace(self.exc_info)  # formatters use it if set
 
     def getMessage(self) -> str:
         said = super().getMessage()
-        return blank_secrets(said) if self.msg is self.logged else said  # else a formatter has put its line there
+        return blank_secrets(said) if self.msg is self.logged else said  # else a formatter has already set msg
 
 
 def blank_trace(error: tuple[type[BaseException], BaseException, TracebackType | None] | Any) -> str:
-    """A traceback without secrets."""
+    """The formatted traceback with secrets redacted."""
     return blank_secrets("".join(traceback.format_exception(*error))).rstrip("\n")
 
 
 def blank_logs() -> None:
-    """Blank secrets in everything that this process logs from now on."""
+    """Redact secrets in everything this process logs from now on."""
     logging.setLogRecordFactory(BlankRecord)

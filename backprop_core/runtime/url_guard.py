@@ -1,7 +1,7 @@
-"""Where a request of ours may go: nowhere that hands the credentials of this machine to whoever asks.
+"""Blocks requests to cloud metadata services and link-local addresses (SSRF protection).
 
-Clouds give each machine an address, link-local as a rule, that answers with its keys. An address in a spec may come
-from somebody who is not on that machine. Loopback and private networks stay open: that is where models are served.
+Metadata services give the machine's credentials to any local caller, and a URL in a spec may come from a remote user.
+Loopback and private networks stay allowed: models are served there.
 """
 
 import socket
@@ -21,18 +21,18 @@ FORBIDDEN = [
         "fd00:ec2::/32",  # AWS, over IPv6
         "fd20:ce::254/128",  # Google Cloud, over IPv6
         "100.100.100.200/32",  # Alibaba Cloud
-        "168.63.129.16/32",  # Azure, to the agent of a machine
+        "168.63.129.16/32",  # Azure's machine agent
     )
 ]
-NAMES = {"metadata.google.internal", "metadata.goog"}  # a proxy may know them where this machine does not
+NAMES = {"metadata.google.internal", "metadata.goog"}  # a proxy may resolve them even if this machine does not
 MAPPED = [ip_network(network) for network in ("::/96", "::ffff:0:0/96", "64:ff9b::/96")]  # IPv4 in the last 32 bits
 
 
 def client(**options: Any) -> httpx.Client:
-    """An httpx.Client whose every request, redirects too, raises AddressForbidden where `refuse` does.
+    """An httpx.Client that raises AddressForbidden for every request, including redirects, to a forbidden host.
 
-    What a name means is asked again when the connection is made: that address is looked at too, before anything is
-    sent. Behind a proxy, which does its own asking, only the name counts.
+    The name is resolved again on connect, so the connected address is checked too, before anything is sent. Behind a
+    proxy, which resolves names itself, only the name is checked.
     """
     return httpx.Client(event_hooks={"request": [guard]}, **options)
 
@@ -43,7 +43,7 @@ def guard(request: httpx.Request) -> None:
 
 
 def connected(event: str, about: dict[str, Any]) -> None:
-    """Called by the client at each step of a request: look at the other end of a new connection."""
+    """httpx trace hook: check the remote address of a new connection."""
     if event != "connection.connect_tcp.complete":
         return
     stream = about["return_value"]
@@ -55,18 +55,18 @@ def connected(event: str, about: dict[str, Any]) -> None:
 
 
 def refuse(host: str) -> None:
-    """Raise AddressForbidden if the host is a metadata service or link-local, however it is written."""
+    """Raise AddressForbidden if the host is a metadata service or link-local, in any notation."""
     if host.lower().rstrip(".") in NAMES or any(map(is_forbidden, addresses(host))):
         raise AddressForbidden(
-            f"{host} is where a cloud gives a machine its credentials", hint="name the address of the service itself"
+            f"{host} is a cloud metadata service or a link-local address", hint="use the address of the service itself"
         )
 
 
 def addresses(host: str) -> Iterator[str]:
-    """What the name or numeral means here, by the resolver that connections use; nothing if it means nothing."""
+    """The addresses that a host resolves to, by the resolver that connections use; none if it does not resolve."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):  # the request itself will say so
+    except (OSError, UnicodeError):  # the request itself reports it
         return
     yield from (str(address[0]) for *_, address in found)
 
@@ -78,7 +78,7 @@ def is_forbidden(address: str) -> bool:
 
 
 def meant(address: IPv4Address | IPv6Address) -> Iterator[IPv4Address | IPv6Address]:
-    """An address, and the IPv4 address that an IPv6 one carries."""
+    """An address, and the IPv4 address embedded in an IPv6 one."""
     yield address
     if isinstance(address, IPv6Address):
         if any(address in network for network in MAPPED):

@@ -1,1 +1,1 @@
-"""What may be asked (specs), what exists (refs, records, results), and the types of their fields."""
+"""Specs (user configuration), refs (stored artifacts), records, results, and their field types."""

@@ -1,4 +1,4 @@
-"""What the gate and a person said of a candidate."""
+"""GateReport: the gate's verdict on a candidate, per task and canary; manual promotions and approval decisions."""
 
 from datetime import datetime
 from typing import Literal
@@ -9,7 +9,7 @@ from backprop_core.schema.records import Record
 
 
 class TaskVerdict(Record):
-    """One task in the gate: the candidate beside its rival, and the bounds of the difference."""
+    """The gate's comparison of candidate and rival on one task, with a confidence interval of the difference."""
 
     task: str
     rows: int = Field(description="Held-out rows.")
@@ -17,26 +17,24 @@ class TaskVerdict(Record):
     rival: float
     difference: float
     low: float | None = Field(
-        None, description="The difference is above this with the asked confidence; null: too few rows to tell."
+        None, description="Lower bound of the difference at the configured confidence; null: too few rows."
     )
-    high: float | None = Field(None, description="And below this.")
-    worse: bool = Field(description="Clearly worse than allowed: a reason to reject.")
-    too_small: bool = Field(
-        description="Too few rows to tell anything, or to notice a drop as large as the allowed one."
-    )
+    high: float | None = Field(None, description="Upper bound of the difference.")
+    worse: bool = Field(description="Significantly worse than max_drop allows: a reason to reject.")
+    too_small: bool = Field(description="Too few rows to compare, or to detect a drop as large as max_drop.")
     detectable: float | None = Field(
-        None, description="The least drop that these rows would have shown as clearly worse; null: none."
+        None, description="Smallest drop that this many rows can show as significantly worse; null: none."
     )
 
 
 class CanaryVerdict(Record):
-    """What the candidate says to one canary prompt."""
+    """The candidate's answer to one canary prompt."""
 
     prompt: str
     expect: str
     answer: str
     passed: bool
-    rival_passed: bool | None = Field(description="Whether the champion passes it; null without one.")
+    rival_passed: bool | None = Field(description="Whether the champion passes it; null without a champion.")
 
 
 class GateReport(Record):
@@ -44,33 +42,35 @@ class GateReport(Record):
 
     accepted: bool
     reason: str
-    against: Literal["champion", "base"] = Field(description="The rival.")
+    against: Literal["champion", "base"] = Field(description="The rival that the candidate is compared with.")
     metric: str
-    average: float = Field(description="Mean over the trained tasks with enough rows, of the candidate.")
+    average: float = Field(description="The candidate's mean score over the trained tasks with enough rows.")
     rival_average: float
     base_average: float
-    gain_low: float | None = Field(None, description="The average gained more than this, with the asked confidence.")
+    gain_low: float | None = Field(
+        None, description="Lower bound of the gain in the average, at the configured confidence."
+    )
     tasks: list[TaskVerdict]
     canaries: list[CanaryVerdict] = Field(default_factory=list)
 
 
 class Act(Record):
-    """Who made a version the champion by hand, when, and why."""
+    """Who made a version the champion manually, when, and why."""
 
-    by: str = Field(description="Name of the user, or of the flow run's author.")
+    by: str = Field(description="Name of the user, or of the flow run's creator.")
     at: datetime
     reason: str = ""
-    forced: bool = Field(False, description="Although the gate had refused it, or never judged it.")
+    forced: bool = Field(False, description="Whether the gate had rejected the version, or never checked it.")
 
     @property
     def sentence(self) -> str:
-        """The same in words."""
+        """One sentence for people."""
         said = f"{'forced past the gate' if self.forced else 'made live'} by {self.by} on {self.at:%Y-%m-%d}"
         return f"{said}: {self.reason}" if self.reason else said
 
 
 class Decision(Record):
-    """What was said of a version that waited to go live; by nobody if the time was over."""
+    """The answer to an approval request; `by` is `time` if none came in time."""
 
     approved: bool
     reason: str = ""
@@ -78,6 +78,6 @@ class Decision(Record):
 
     @property
     def sentence(self) -> str:
-        """The same in words."""
+        """One sentence for people."""
         said = f"{'approved' if self.approved else 'rejected'}{' by a person' if self.by == 'person' else ''}"
         return f"{said}: {self.reason}" if self.reason else said

@@ -1,21 +1,21 @@
-"""What all that is asked for and all that is written down has in common: typed, frozen, no unknown fields."""
+"""Spec and Record, the pydantic base classes of all specs, refs and results: frozen, no unknown fields."""
 
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.config import JsonDict
 
-NO_KEY: JsonDict = {"key": False}  # the field cannot change a result, so it is no part of a cache key
-KEY_IF_SET: JsonDict = {"key": "if set"}  # a field that came later: part of a key where it is not at its default
+NO_KEY: JsonDict = {"key": False}  # the field cannot change a result, so cache keys omit it
+KEY_IF_SET: JsonDict = {"key": "if set"}  # a field added later: cache keys contain it only if it is not at its default
 
 
 class Spec(BaseModel):
-    """Frozen, no unknown fields."""
+    """Base class of what a user configures: frozen, no unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     def semantic(self) -> dict[str, Any]:
-        """The fields that can change a result."""
+        """The fields that can change a result: what a cache key contains."""
         every = {name: (getattr(self, name), field) for name, field in type(self).model_fields.items()}
         return {
             name: value
@@ -24,7 +24,7 @@ class Spec(BaseModel):
         }
 
     def over(self, known: Self) -> Self:
-        """`known`, with the fields of this one that are not at their defaults."""
+        """`known`, updated with all fields of this spec that are not at their defaults."""
         return known.model_copy(
             update={
                 name: getattr(self, name)
@@ -35,6 +35,6 @@ class Spec(BaseModel):
 
 
 class Record(BaseModel):
-    """Frozen, no unknown fields."""
+    """Base class of what is stored and returned: frozen, no unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,4 +1,4 @@
-"""What exists: frozen records of artifacts and of what a run did. JSON in, JSON out, nothing else."""
+"""Refs to artifacts in the store (AdapterRef, RowsRef, Scores, …), and RunResult with its records. Plain JSON."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
@@ -22,7 +22,7 @@ class ArtifactRef(Record):
 
 
 def artifacts_in(value: Any) -> Iterator[ArtifactRef]:
-    """Every artifact that a record names, however deep it lies."""
+    """Every artifact ref in a record, at any depth."""
     match value:
         case BaseModel():
             if isinstance(value, ArtifactRef):
@@ -39,49 +39,49 @@ def artifacts_in(value: Any) -> Iterator[ArtifactRef]:
 
 
 class Reading(Record):
-    """How the bytes of a file are read, decided when the file is found; what is compressed shows in the bytes alone."""
+    """How to parse a file, decided when the file is found. Compression is detected from the bytes alone."""
 
     shape: Literal["json-lines", "json-array", "csv", "text", "parquet", "unknown"]
     encoding: Literal["utf-8", "utf-8-sig", "utf-16", "utf-32"] = "utf-8"
-    separator: str | None = Field(None, description="Of the cells of a CSV; None there: it could be several.")
+    separator: str | None = Field(None, description="Separator of CSV cells; None: ambiguous.")
 
 
 class SourceFile(Record):
-    """One of the files of a source, by its name there."""
+    """One file of a source directory, named relative to it."""
 
     name: str
     digest: Digest
-    reading: Reading | None = Field(None, description="None in records that are older than this field.")
+    reading: Reading | None = Field(None, description="None in records older than this field.")
 
 
 class SourceRef(Record):
-    """A file of rows as it was when it was hashed, and how it is read: the two name it. `path` is where it lies.
+    """A file of rows as it was when it was hashed, and how to parse it: both identify it. `path` is its location.
 
-    Of a directory it has the files that were in it then, in the order of their names: what comes later is not in it.
+    For a directory, `files` lists its files at that time, sorted by name; files added later are not included.
     """
 
     digest: Digest
     path: str
     files: list[SourceFile] = Field(default_factory=list)
-    reading: Reading | None = Field(None, description="Of a single file; None in records that are older.")
+    reading: Reading | None = Field(None, description="For a single file; None in records older than this field.")
 
     @property
     def readings(self) -> list[Reading]:
-        """How each file is read, where that is recorded: the same bytes read otherwise are other rows."""
+        """How to parse each file, where recorded. It identifies the rows, as the same bytes can be parsed otherwise."""
         found = [file.reading for file in self.files] or [self.reading]
         return [reading for reading in found if reading]
 
 
 class ConverterRef(Record):
-    """The converter of a llama.cpp checkout as it was when it was hashed; the digest alone names it."""
+    """The converter of a llama.cpp checkout as it was when it was hashed, identified by the digest alone."""
 
     digest: Digest
     path: str
-    python: str = Field(description="Interpreter that runs it.")
+    python: str = Field(description="Python interpreter that runs it.")
 
 
 class OwnTasks(Record):
-    """A directory of lm-evaluation-harness tasks as it was when it was hashed; the digest alone names it."""
+    """A directory of custom lm-evaluation-harness tasks as it was when hashed, identified by the digest alone."""
 
     digest: Digest
     path: str
@@ -90,7 +90,7 @@ class OwnTasks(Record):
 class RowsRef(ArtifactRef):
     """Rows as `rows.jsonl`: canonical JSON, one `{"messages": [...]}` a line, or `{"text": ...}` for raw text.
 
-    `passes.json`, where it is there: for each pass over them the numbers of the rows that only some passes have.
+    `passes.json`, if present, lists for each epoch the indices of rows that only some epochs contain (replay).
     """
 
     artifact: ClassVar[str] = "rows"
@@ -98,15 +98,15 @@ class RowsRef(ArtifactRef):
 
 
 class TokensRef(ArtifactRef):
-    """Rows as one tokenizer writes them, in `tokens.safetensors`: flat token ids, label positions, lengths, rows."""
+    """Tokenized rows in `tokens.safetensors`: flat token ids, label positions, lengths, row numbers."""
 
     artifact: ClassVar[str] = "tokens"
-    cut: int = Field(description="Examples that were longer than the length.")
-    left_out: int = Field(description="Examples without a label, most of them for the cut.")
+    cut: int = Field(description="Examples cut to the maximum length.")
+    left_out: int = Field(description="Examples left out because no label token remains, mostly due to cutting.")
 
 
 class DatasetRef(Record):
-    """A curated batch of rows: what is trained on, and what is held out from training."""
+    """A curated dataset: its training rows and its held-out rows."""
 
     name: str
     task: str
@@ -114,57 +114,57 @@ class DatasetRef(Record):
     heldout: RowsRef
     read: int = Field(ge=0, description="Rows in the source.")
     dropped: dict[str, int] = Field(
-        default_factory=dict, description="Rows that nothing is made of, by reason: malformed, empty or there twice."
+        default_factory=dict, description="Dropped rows by reason: malformed, empty or duplicate."
     )
-    not_trained: dict[str, int] = Field(default_factory=dict, description="Good rows that are not trained, by reason.")
+    not_trained: dict[str, int] = Field(default_factory=dict, description="Usable rows not trained on, by reason.")
 
 
 class Curated(Record):
-    """A source by itself: its distinct rows that teach something, in order of identity."""
+    """One source after curation: its distinct usable rows, sorted by their hash."""
 
     rows: RowsRef
     read: int = Field(ge=0, description="Rows in the source.")
-    dropped: dict[str, int] = Field(default_factory=dict, description="The other rows, by reason.")
+    dropped: dict[str, int] = Field(default_factory=dict, description="Dropped rows by reason.")
 
 
 class Batch(Record):
-    """A curated source as a run takes it."""
+    """A curated source as one run uses it."""
 
     name: str
     task: str
     source: Curated
-    heldout: RowsRef | None = Field(None, description="The rows of its held-out file; None: some of its own are.")
+    heldout: RowsRef | None = Field(None, description="Rows of its held-out file; None: held out from its own rows.")
     skip: int = 0
     rows: int | None = None
 
 
 class Split(Record):
-    """Which rows of a run are trained, and which score."""
+    """Which rows a run trains on, and which rows it is scored on."""
 
-    datasets: list[DatasetRef] = Field(description="What is trained, in the order of the runs.")
-    heldout: dict[str, RowsRef] = Field(description="Rows that score, by task; those of the line's tasks first.")
-    aside: dict[str, RowsRef] = Field(description="Rows held out of a task that do not score: over its cap.")
+    datasets: list[DatasetRef] = Field(description="Datasets to train on, in the order of the runs.")
+    heldout: dict[str, RowsRef] = Field(description="Rows used for scoring, by task; the line's earlier tasks first.")
+    aside: dict[str, RowsRef] = Field(description="Held-out rows beyond the cap, by task: neither trained nor scored.")
     not_scored: dict[str, int] = Field(
-        default_factory=dict, description="Rows of files of held-out rows that the line has learned, by task."
+        default_factory=dict, description="Rows of held-out files not scored because the line trained on them, by task."
     )
 
 
 class BaseRef(Record):
-    """The pretrained model. `digest` covers names and hashes of config, tokenizer, template and weights."""
+    """The base model. `digest` covers names and hashes of config, tokenizer, chat template and weights."""
 
     name: str
     revision: str | None = None
     digest: Digest
     day: str | None = Field(
-        None, description="ISO date that its chat template writes wherever it asks for today; None if it never asks."
+        None, description="ISO date that its chat template renders as today; None if it uses no date."
     )
     bare: bool = Field(
-        False, description="Its tokenizer names a BOS token and its chats begin without it: raw text does so too."
+        False, description="The tokenizer has a BOS token, but chats start without it; so does raw text."
     )
 
 
 class ChatTemplate(Record):
-    """The template that conversations are written by, and the special tokens that it may ask for, by name."""
+    """A chat template, and the special tokens it can use, by name."""
 
     text: str
     special: dict[str, str]
@@ -178,50 +178,53 @@ class AdapterRef(ArtifactRef):
 
 
 class Start(Record):
-    """Where a run starts from: the adapter tuned last, as it is or with orthonormal rows of A (SLAO)."""
+    """The adapter that a run starts from: the last tuned one, unchanged or with orthonormal rows of A (SLAO)."""
 
     tuned: AdapterRef
     orthonormal: bool
     keep: bool = Field(
-        False, description="Turn B with the rows, so that B·A stays as tuned.", json_schema_extra={"key": "if set"}
+        False, description="Rotate B accordingly, so that B·A stays as tuned.", json_schema_extra={"key": "if set"}
     )
 
 
 class Drift(Record):
-    """What a merge did to the merged adapter."""
+    """How much a merge changed the merged adapter."""
 
-    a: float = Field(description="Frobenius norm of A's change over that of A before.")
-    b: float = Field(description="The same of B.")
-    weight: float = Field(description="λ: how far B went towards the tuned one.")
+    a: float = Field(description="Frobenius norm of the change of A, relative to that of A before.")
+    b: float = Field(description="The same for B.")
+    weight: float = Field(description="λ: how far B moved towards the tuned adapter.")
 
 
 class Searched(Record):
-    """The λ that held-out rows like best."""
+    """The λ with the lowest loss on held-out rows."""
 
     weight: float
-    tried: dict[str, float] = Field(description="λ -> mean over the tasks of the loss per label token, in nats.")
+    tried: dict[str, float] = Field(description="λ -> loss per label token in nats, averaged over the tasks.")
 
 
 class Harnessed(Record):
-    """What lm-evaluation-harness measured of one adapter, or of the base."""
+    """lm-evaluation-harness scores of one adapter, or of the base."""
 
     scores: dict[str, dict[str, float]] = Field(description="Task or group -> metric -> score.")
 
 
 class TrainResult(Record):
-    """What one LoRA run made, and what it took."""
+    """The adapter that one LoRA run produced, with steps, tokens, loss and time."""
 
     adapter: AdapterRef
     steps: int
-    tokens: int = Field(description="Tokens seen, padding not counted.")
+    tokens: int = Field(description="Tokens seen, without padding.")
     train_loss: float = Field(description="Mean loss per label token over the last tenth of the steps.")
     seconds: float
-    cut: int = Field(0, description="Examples that were longer than max_length.")
-    left_out: int = Field(0, description="Examples without a token to learn from, most of them for the cut.")
+    cut: int = Field(0, description="Examples cut to max_length.")
+    left_out: int = Field(0, description="Examples left out because no label token remains, mostly due to cutting.")
 
 
 class Scores(ArtifactRef):
-    """One cell of the matrix: one adapter (or the bare base) on one held-out set. `scores.jsonl` has it per row."""
+    """Scores of one adapter (or the base) on one held-out set: one cell of the forgetting matrix.
+
+    `scores.jsonl` has them per row.
+    """
 
     artifact: ClassVar[str] = "scores"
     rows: int
@@ -232,29 +235,29 @@ class Scores(ArtifactRef):
 
 
 class Generated(Record):
-    """What a model wrote."""
+    """A generated answer."""
 
-    text: str = Field(description="Without the stop token.")
-    tokens: int = Field(description="Written, the stop token included.")
-    stopped: bool = Field(description="It ended by itself, not at the longest allowed length.")
+    text: str = Field(description="The answer without the stop token.")
+    tokens: int = Field(description="Generated tokens, including the stop token.")
+    stopped: bool = Field(description="Whether it ended with a stop token, not at the length limit.")
 
 
 class Answers(Record):
-    """What a model wrote to several prompts, in their order."""
+    """Generated answers to several prompts, in the same order."""
 
     answers: list[Generated]
 
 
 class Generations(ArtifactRef):
-    """What one adapter (or the bare base) answers to one held-out set: `generations.jsonl`, a row a line."""
+    """Answers of one adapter (or the base) to one held-out set: `generations.jsonl`, one row per line."""
 
     artifact: ClassVar[str] = "generations"
     rows: int
-    stopped: int = Field(description="Answers that ended by themselves, not at the longest allowed length.")
+    stopped: int = Field(description="Answers that ended with a stop token, not at the length limit.")
 
 
 class Ratings(ArtifactRef):
-    """How good each of those answers is, from 0 to 1: `ratings.jsonl`, a row a line."""
+    """Ratings of generated answers, from 0 to 1: `ratings.jsonl`, one row per line."""
 
     artifact: ClassVar[str] = "ratings"
     metric: str
@@ -263,14 +266,16 @@ class Ratings(ArtifactRef):
 
 
 class Cell(Record):
-    """One cell of the matrix: one adapter (or the bare base) on one held-out set."""
+    """One cell of the forgetting matrix: one adapter (or the base) on one held-out set."""
 
     scores: Scores
-    rating: Ratings | None = Field(None, description="Of what it writes, where the metric asks for it.")
-    heldout: Digest | None = Field(None, description="Of the rows that were scored: only scores of the same compare.")
+    rating: Ratings | None = Field(None, description="Ratings of its generated answers, if the metric needs them.")
+    heldout: Digest | None = Field(
+        None, description="Digest of the scored rows; only scores on the same rows are comparable."
+    )
 
     def score(self, metric: str) -> float | None:
-        """In this metric, more is better: of loss it is the negative. None if it was not rated in it."""
+        """The score in this metric, higher is better (loss is negated). None if it was not measured."""
         match metric:
             case "loss":
                 return -self.scores.loss
@@ -280,7 +285,7 @@ class Cell(Record):
 
     @property
     def rows(self) -> "Scores | Ratings":
-        """Where the score of each row stands."""
+        """The artifact with the score of each row."""
         return self.rating or self.scores
 
 
@@ -293,21 +298,21 @@ class GGUFRef(ArtifactRef):
 
 
 class ReferenceRef(ArtifactRef):
-    """What GGUF files of a model are compared with: `reference.json` and `likely.safetensors`."""
+    """The fused model's outputs that GGUF files are compared with: `reference.json` and `likely.safetensors`."""
 
     artifact: ClassVar[str] = "reference"
-    positions: int = Field(description="Tokens that the model has read.")
+    positions: int = Field(description="Tokens read by the model.")
 
 
 class ImportanceRef(ArtifactRef):
-    """What counts in each matrix of a model, on held-out text: `importance.safetensors`."""
+    """Importance matrix (imatrix) of a model, computed on held-out text: `importance.safetensors`."""
 
     artifact: ClassVar[str] = "importance"
-    rows: int = Field(description="Read for it.")
+    rows: int = Field(description="Rows it was computed on.")
 
 
 class PackageRef(ArtifactRef):
-    """What was trained, in a form that other programs load: a directory, or `adapter.gguf`."""
+    """The trained model or adapter in a format for other programs: a directory, or `adapter.gguf`."""
 
     artifact: ClassVar[str] = "package"
     package: str
@@ -315,33 +320,33 @@ class PackageRef(ArtifactRef):
 
 
 class FileAnswer(Record):
-    """What a GGUF file answers through llama.cpp and its own template, beside the fused model it came from."""
+    """A GGUF file's answer through llama.cpp and its own chat template, beside the fused model's answer."""
 
-    prompt: str = Field(description="What the user said last.")
+    prompt: str = Field(description="The last user message.")
     answer: str
-    reference: str = Field(description="What the fused model answers.")
-    stopped: bool = Field(description="The file's answer ended by itself, not at the longest allowed length.")
+    reference: str = Field(description="The fused model's answer.")
+    stopped: bool = Field(description="Whether the file's answer ended with a stop token, not at the length limit.")
 
     @property
     def same(self) -> bool:
-        """Word for word, indentation included. What ends it, and a tokenizer's one space before it, do not count."""
+        """Whether both are equal, ignoring trailing whitespace and the one leading space some tokenizers add."""
         return self.answer.rstrip().removeprefix(" ") == self.reference.rstrip().removeprefix(" ")
 
 
 class Fidelity(Record):
-    """How far a GGUF file answers as the fused model it came from, over held-out rows."""
+    """How closely a GGUF file matches the fused model it was made from, on held-out rows."""
 
     positions: int = Field(description="Tokens compared.")
-    ids_equal: bool = Field(description="Every text gave the same token ids.")
+    ids_equal: bool = Field(description="Whether every text gave the same token ids.")
     top1: float = Field(ge=0, le=1, description="Share of positions with the same most likely token.")
     kl: float = Field(description="Mean KL divergence from the fused model, in nats per token.")
     answers: list[FileAnswer] = Field(
-        default_factory=list, description="The most likely ones, to the canaries, else to the first held-out rows."
+        default_factory=list, description="Greedy answers to the canaries, or else to the first held-out rows."
     )
 
 
 class ErrorRecord(Record):
-    """An error as it is reported: code, what and which, what to do."""
+    """An error as reported to the user: code, message, hint."""
 
     code: str
     message: str
@@ -350,7 +355,7 @@ class ErrorRecord(Record):
 
 
 class StageRecord(Record):
-    """One stage of a flow run: its cache key, and whether the cache had it."""
+    """One stage of a flow run: its cache key, and whether its result came from the cache."""
 
     stage: str
     key: Digest
@@ -360,25 +365,25 @@ class StageRecord(Record):
 
 
 class Located(Record):
-    """An artifact and where it lies on this machine."""
+    """An artifact and its path on this machine."""
 
     digest: Digest
     path: str
 
 
 class DatasetSummary(Record):
-    """A dataset as it stands in a result."""
+    """A dataset in a RunResult."""
 
     name: str
     task: str
     digest: Digest
     train_rows: int
     heldout_rows: int
-    dropped: dict[str, int] = Field(description="Rows that nothing is made of, by reason.")
+    dropped: dict[str, int] = Field(description="Dropped rows by reason.")
     not_trained: dict[str, int] = Field(
         default_factory=dict,
-        description="Good rows that are not trained, by reason: held_out, watched, held_out_elsewhere (they score "
-        "another dataset), set_aside (held out, over the cap), learned (by the line), outside_window (skip and rows).",
+        description="Usable rows not trained on, by reason: held_out, watched, held_out_elsewhere (they score another "
+        "dataset), set_aside (held out, beyond the cap), learned (by the line), outside_window (skip and rows).",
     )
 
 
@@ -395,42 +400,42 @@ class RunRecord(Record):
     train_loss: float
     cached: bool
     accepted: bool
-    cut: int = Field(0, description="Examples that were longer than max_length.")
-    left_out: int = Field(0, description="Examples without a token to learn from, most of them for the cut.")
-    drift: Drift | None = Field(None, description="Of its merge into what was merged before; null for the first.")
+    cut: int = Field(0, description="Examples cut to max_length.")
+    left_out: int = Field(0, description="Examples left out because no label token remains, mostly due to cutting.")
+    drift: Drift | None = Field(None, description="Change made by its merge; null for the first run.")
 
 
 class Evaluation(Record):
-    """The forgetting matrix: `matrix[i][t]` is the token accuracy of task t after run i, null where t came later."""
+    """The forgetting matrix: `matrix[i][t]` is the token accuracy of task t after run i, null if t came later."""
 
     tasks: list[str] = Field(description="Columns: the trained tasks in order, then the watched ones.")
-    watch: list[str] = Field(description="The columns that no run trained; not part of the averages.")
-    metric: str = Field(description="What average, backward_transfer and forgetting are in.")
+    watch: list[str] = Field(description="The watched columns; not part of the averages.")
+    metric: str = Field(description="Metric of average, backward_transfer and forgetting.")
     matrix: list[list[float | None]]
     loss: list[list[float | None]]
     exact_match: list[list[float | None]]
-    base: list[float] = Field(description="Token accuracy of the untouched base, by task.")
+    base: list[float] = Field(description="Token accuracy of the base model, by task.")
     base_exact_match: list[float]
     scores: list[list[float | None]] = Field(default_factory=list, description="The matrix in `metric`.")
-    base_scores: list[float] = Field(default_factory=list, description="Of the untouched base, in `metric`.")
+    base_scores: list[float] = Field(default_factory=list, description="The base model's scores in `metric`.")
     average: float
     backward_transfer: float | None
     forgetting: list[float | None] = Field(
-        description="By task; null where no earlier run was scored on the rows that the last one was."
+        description="By task; null if no earlier run was scored on the same rows as the last one."
     )
 
 
 class HarnessRecord(Record):
-    """A figure of lm-evaluation-harness as it stands in a result."""
+    """One lm-evaluation-harness score in a RunResult."""
 
     task: str
     metric: str
-    base: float = Field(description="Of the untouched base.")
-    score: float = Field(description="Of the merged adapter.")
+    base: float = Field(description="Score of the base model.")
+    score: float = Field(description="Score of the merged adapter.")
 
 
 class Choice(Record):
-    """A field of the spec that was left open, what stands there, and why."""
+    """A spec field that the user left unset, the value chosen for it, and why."""
 
     field: str
     value: Any
@@ -438,16 +443,16 @@ class Choice(Record):
 
 
 class BaseRecord(Record):
-    """The base as it stands in a result."""
+    """The base model in a RunResult."""
 
     name: str
     revision: str | None
     digest: Digest
-    day: str | None = Field(None, description="What its chat template writes as the day, where it writes one.")
+    day: str | None = Field(None, description="The date its chat template renders as today, if it uses one.")
 
 
 class GGUFRecord(Record):
-    """A GGUF file as it stands in a result."""
+    """A GGUF file in a RunResult."""
 
     quantization: str
     digest: Digest
@@ -457,46 +462,46 @@ class GGUFRecord(Record):
 
     @property
     def answers(self) -> list[FileAnswer]:
-        """What it was seen to answer."""
+        """Its answers from the fidelity check."""
         return [FileAnswer.model_validate(answer) for answer in self.fidelity.get("answers", [])]
 
     @property
     def same_answers(self) -> str:
-        """How many of them are the fused model's, like `2 of 2`; nothing if none was asked for."""
+        """How many answers equal the fused model's, like `2 of 2`; empty if there are none."""
         return f"{sum(answer.same for answer in self.answers)} of {len(self.answers)}" if self.answers else ""
 
 
 class PackageRecord(Located):
-    """What another program loads, as it stands in a result."""
+    """An exported package in a RunResult."""
 
     package: str
     bytes: int
 
 
 class RunResult(Record):
-    """What every flow returns, as JSON."""
+    """The result that every flow returns, as JSON."""
 
     format: Literal[1] = 1
     run_id: RunId
     mlflow_run_id: str | None = None
-    flow: str | None = Field(None, description="None in records that are older than this field.")
+    flow: str | None = Field(None, description="None in records older than this field.")
     line: str
     version: int | None = None
     status: Status
-    reason: str | None = Field(None, description="Why nothing was done, or what was said of it before the release.")
+    reason: str | None = Field(None, description="Why nothing was done, or the approval decision.")
     spec: dict[str, Any]
-    defaults: list[Choice] = Field(default_factory=list, description="What of the spec was chosen, not given.")
+    defaults: list[Choice] = Field(default_factory=list, description="Spec fields chosen automatically.")
     base: BaseRecord | None = None
     runs: list[RunRecord] = Field(default_factory=list)
-    split: Split | None = Field(None, description="Which rows were trained, and which score; None in older records.")
+    split: Split | None = Field(None, description="Which rows were trained and which scored; None in older records.")
     evaluation: Evaluation | None = None
     harness: list[HarnessRecord] = Field(default_factory=list)
     gate: GateReport | None = None
-    act: Act | None = Field(None, description="Of a person who made this version the champion; null: the gate did.")
+    act: Act | None = Field(None, description="The manual promotion of this version; null: the gate decided.")
     merged: Located | None = None
     gguf: list[GGUFRecord] = Field(default_factory=list)
     packages: list[PackageRecord] = Field(default_factory=list)
-    written: list[str] = Field(default_factory=list, description="Files copied to the directory that was named.")
+    written: list[str] = Field(default_factory=list, description="Files copied to the output directory.")
     ollama: dict[str, str] | None = None
     hub: dict[str, str] | None = None
     stages: list[StageRecord] = Field(default_factory=list)

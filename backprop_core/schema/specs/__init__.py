@@ -1,4 +1,4 @@
-"""What may be asked: every field typed, ranged, with its unit and one line of help."""
+"""Specs: all fields a user can configure, with type, range, unit and one line of help."""
 
 from backprop_core.schema.specs.jobs import (
     ApprovalSpec,

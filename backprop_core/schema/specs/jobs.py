@@ -1,4 +1,4 @@
-"""What is made of it, who is asked, and when: runs and lines."""
+"""RunSpec and LineSpec: a run, its export, publishing, approval, notifications, and a line's schedule."""
 
 from typing import Annotated, Literal
 
@@ -16,57 +16,59 @@ Package = Literal["merged", "lora", "gguf-lora"]
 
 
 class ExportSpec(Spec):
-    """Which files are made, and how they are served."""
+    """Which files to export, and how Ollama serves them."""
 
-    quantizations: list[Quantization] = Field(default_factory=list, description="GGUF files to write, if any.")
+    quantizations: list[Quantization] = Field(default_factory=list, description="GGUF files to write.")
     packages: list[Package] = Field(
         [],
-        description="Beside them: merged is the fused model as safetensors, lora the adapter with its tokenizer, "
-        "gguf-lora the adapter as a GGUF file.",
+        description="Other formats to write. merged: the fused model as safetensors; lora: the adapter with its "
+        "tokenizer; gguf-lora: the adapter as a GGUF file.",
         json_schema_extra=KEY_IF_SET,
     )
     imatrix: bool = Field(
         False,
-        description="What counts in each matrix, on held-out rows, decides how llama.cpp rounds: for q2_k and q3_k_m.",
+        description="Quantize with an importance matrix from held-out rows; useful for q2_k and q3_k_m.",
         json_schema_extra=KEY_IF_SET,
     )
     ollama: LineName | None = Field(
-        None, description="Make the first of the files this model of Ollama's.", json_schema_extra=NO_KEY
+        None, description="Register the first GGUF file in Ollama under this name.", json_schema_extra=NO_KEY
     )
     num_ctx: int | None = Field(
         None,
         ge=16,
-        description="Tokens of context that Ollama keeps; default: the model's, at most 8192.",
+        description="Ollama's context length in tokens; default: the model's, at most 8192.",
         json_schema_extra=NO_KEY,
     )
     system: Prose | None = Field(None, description="System prompt of the served model.", json_schema_extra=NO_KEY)
-    license: Prose | None = Field(None, description="Licence of the served model, as text.", json_schema_extra=NO_KEY)
+    license: Prose | None = Field(None, description="License text of the served model.", json_schema_extra=NO_KEY)
 
 
 class PublishSpec(Spec):
-    """Where a line's version goes when it goes live: everywhere that is named here, or nowhere."""
+    """Where to publish a version when it goes live: to all named targets, or to none if one fails."""
 
-    ollama: LineName | None = Field(None, description="Model of Ollama's: the version is its tag vN, and latest.")
-    repo: str | None = Field(None, min_length=3, max_length=96, description="Repository of the Hub, OWNER/NAME.")
-    private: bool = Field(True, description="Whether a repository that is made is private.")
-    gguf: bool = Field(False, description="Put the GGUF files into the repository, too.")
-    keep: int | None = Field(None, ge=1, description="Versions whose files are kept after a release; default: all.")
+    ollama: LineName | None = Field(None, description="Ollama model; the version gets the tags vN and latest.")
+    repo: str | None = Field(None, min_length=3, max_length=96, description="Hub repository, OWNER/NAME.")
+    private: bool = Field(True, description="Whether a newly created repository is private.")
+    gguf: bool = Field(False, description="Upload the GGUF files to the repository too.")
+    keep: int | None = Field(
+        None, ge=1, description="How many versions keep their files after a release; default: all."
+    )
 
 
 BlockName = Annotated[str, Field(pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")]
 
 
 class ApprovalSpec(Spec):
-    """Whether a person is asked before a version goes live."""
+    """Whether a version needs a person's approval before it goes live."""
 
-    ask: bool = Field(False, description="Ask, in the Prefect UI or at the terminal, before anything is released.")
+    ask: bool = Field(False, description="Ask for approval before a release, in the Prefect UI or at the terminal.")
     hours: float = Field(
-        24, gt=0, le=8760, description="How long the Prefect UI waits for the answer; then the version is rejected."
+        24, gt=0, le=8760, description="Hours to wait for approval in the Prefect UI; then the version is rejected."
     )
 
 
 class RunSpec(Spec):
-    """Everything that a run asks for: one dataset a LoRA run, merged after each."""
+    """Configuration of a run: one LoRA training per dataset, merged after each."""
 
     line: LineName = Field("default", description="Name under which the run is recorded.")
     model: ModelSpec = ModelSpec()
@@ -80,59 +82,59 @@ class RunSpec(Spec):
     approval: ApprovalSpec = Field(ApprovalSpec(), json_schema_extra=NO_KEY)
     notify: list[BlockName] = Field(
         [],
-        description="Notification blocks of Prefect, like slack-webhook/team, that are told how a retrain went, and "
-        "that it waits for approval.",
+        description="Prefect notification blocks, like slack-webhook/team. They get the result of each retrain and "
+        "its approval requests.",
         json_schema_extra=NO_KEY,
     )
     max_seconds: float | None = Field(
         None,
         gt=0,
-        description="Time for a run: then it stops, in training at a step with a checkpoint, and `resume` goes on for "
-        "as long again. The wait for approval does not count.",
+        description="Time limit of a run in seconds. Training saves a checkpoint before it stops; `resume` continues "
+        "with a new limit. Waiting for approval does not count.",
         json_schema_extra=NO_KEY,
     )
     min_new_rows: int = Field(
         1,
         ge=1,
-        description="A retrain waits until so many training rows are new to the line; in a line's file 200 by default.",
+        description="Training rows new to the line that a retrain needs to start; default in a line file: 200.",
         json_schema_extra=KEY_IF_SET,
     )
 
 
 class ScheduleSpec(Spec):
-    """When a line's job runs by itself."""
+    """When a line's job runs automatically."""
 
     cron: str = Field(min_length=9, description="Minute, hour, day, month, weekday: `0 3 * * *` is every night at 3.")
     timezone: str = Field("UTC", min_length=1, description="Name of the time zone, like Europe/Berlin.")
 
 
 class StalenessSpec(ScheduleSpec):
-    """How often the champion is tried on rows that it has not learned, and when a retrain is asked for."""
+    """When to check the champion on new rows for staleness, and at which loss to recommend a retrain."""
 
     max_loss_ratio: float = Field(
-        1.3, gt=1, description="Its loss on them over that on the held-out rows: above this it no longer fits."
+        1.3, gt=1, description="Stale above this ratio: loss on new rows divided by loss on held-out rows."
     )
 
 
 class LineSpec(RunSpec):
-    """A line's job, `lines/NAME.yaml`: what its next run does, and when."""
+    """A line's job, `lines/NAME.yaml`: configuration of its next run, and its schedule."""
 
-    line: LineName = Field("default", description="Name under which the run is recorded; of a line's file: its name.")
-    datasets: list[DatasetSpec] = Field(min_length=1, max_length=1, description="Where the line's new rows are found.")
+    line: LineName = Field("default", description="Name under which the run is recorded; in a line file: its name.")
+    datasets: list[DatasetSpec] = Field(min_length=1, max_length=1, description="Where to find the line's new rows.")
     min_new_rows: int = Field(
-        200, ge=1, description="A retrain waits until so many training rows are new to the line; 1 without a file."
+        200, ge=1, description="Training rows new to the line that a retrain needs to start; 1 without a line file."
     )
-    schedule: ScheduleSpec | None = Field(None, description="When it runs by itself; only in a line's file.")
+    schedule: ScheduleSpec | None = Field(None, description="When to run automatically; only in a line file.")
     poll_seconds: float | None = Field(
         None,
         ge=1,
-        description="Seconds between looks of `serve` and `watch` for new data, which starts a run when it stays from "
-        "one look to the next; only in a line's file.",
+        description="Seconds between checks of `serve` and `watch` for new data. New data starts a run once two checks "
+        "in a row see it unchanged; only in a line file.",
     )
     drift: StalenessSpec | None = Field(
-        None, description="When the champion is tried on fresh rows by itself; only in a line's file."
+        None, description="When to check the champion on new rows automatically; only in a line file."
     )
 
     def run(self) -> RunSpec:
-        """What one run of the job asks for."""
+        """The configuration of one run of the job."""
         return RunSpec(**{name: getattr(self, name) for name in RunSpec.model_fields})

@@ -1,4 +1,4 @@
-"""What is measured, and what lets a version go live."""
+"""EvaluationSpec and GateSpec: metrics, generation, judge, lm-evaluation-harness, canaries, gate thresholds."""
 
 from typing import Annotated, Literal, Self
 
@@ -10,68 +10,68 @@ from backprop_core.schema.specs.training import DatasetSpec
 
 
 class GenerationSpec(Spec):
-    """How answers are written."""
+    """How to generate answers."""
 
-    max_new_tokens: int = Field(128, ge=1, le=32768, description="Tokens of an answer at most.")
-    temperature: float = Field(0.0, ge=0, le=2, description="0: the most likely token; above: drawn, more evenly.")
-    seed: int = Field(0, ge=0, lt=2**31, description="Seeds what is drawn.")
+    max_new_tokens: int = Field(128, ge=1, le=32768, description="Maximum tokens per answer.")
+    temperature: float = Field(0.0, ge=0, le=2, description="Sampling temperature; 0: greedy.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Random seed for sampling.")
 
 
 class JudgeSpec(Spec):
-    """A language model that grades answers; its key, if it wants one, is BACKPROPAGATE_JUDGE_API_KEY."""
+    """A language model that grades answers. Set its API key, if any, in BACKPROPAGATE_JUDGE_API_KEY."""
 
     address: str | None = Field(
         None,
         pattern=r"^https?://[^@\s]+$",
-        description="OpenAI-compatible, like https://host/v1; what is graded is sent there.",
+        description="OpenAI-compatible URL, like https://host/v1; the rows to grade are sent there.",
     )
-    model: str | None = Field(None, min_length=1, description="Its name at that address.")
+    model: str | None = Field(None, min_length=1, description="Model name at that URL.")
     timeout: float = Field(60, gt=0, description="Seconds to wait for a grade.", json_schema_extra=NO_KEY)
 
 
 Metric = Literal["token_accuracy", "exact_match", "loss", "token_f1", "label_accuracy", "contains", "regex", "judge"]
-TEACHER_FORCED = {"token_accuracy", "exact_match", "loss"}  # the other metrics are of answers that the model writes
+TEACHER_FORCED = {"token_accuracy", "exact_match", "loss"}  # the other metrics rate generated answers
 
 
 class HarnessSpec(Spec):
-    """Tasks of lm-evaluation-harness; they are recorded beside the base's, and decide nothing."""
+    """lm-evaluation-harness tasks. Their scores are recorded beside the base model's; the gate ignores them."""
 
-    tasks: list[str] = Field(default_factory=list, description="Tasks and groups by its names, like [arc_easy].")
-    limit: int | None = Field(None, ge=1, description="Examples of each task, the first ones; default: all.")
-    shots: int | None = Field(None, ge=0, description="Examples shown before each question; default: the task's own.")
+    tasks: list[str] = Field(default_factory=list, description="Names of harness tasks and groups, like [arc_easy].")
+    limit: int | None = Field(None, ge=1, description="Use only the first N examples of each task; default: all.")
+    shots: int | None = Field(None, ge=0, description="Few-shot examples per question; default: the task's own.")
 
 
 class EvaluationSpec(Spec):
-    """What is measured on the held-out rows."""
+    """What to measure on the held-out rows."""
 
     metric: Metric = Field(
         "token_accuracy",
-        description="What the gate and the printed average go by; of loss the negative, so that more is better.",
+        description="Metric of the gate and the printed average; loss is negated, so that higher is better.",
         json_schema_extra=NO_KEY,
     )
     pattern: Annotated[str | None, AfterValidator(compiles)] = Field(
         None,
-        description="For regex: what it finds in an answer has to be what it finds in the reference.",
+        description="For metric regex: its match in the answer must equal its match in the reference.",
         json_schema_extra=KEY_IF_SET,
     )
     judge: JudgeSpec = Field(JudgeSpec(), json_schema_extra=KEY_IF_SET)
     heldout_max: int = Field(
-        200, ge=1, description="Held-out rows per task that score, first by hash; rows beyond are trained."
+        200, ge=1, description="Maximum held-out rows scored per task, first by hash; the rest is trained on."
     )
     watch: list[DatasetSpec] = Field(
-        default_factory=list, description="Held-out sets that no run trains: skills that must not be lost."
+        default_factory=list, description="Datasets only for scoring, never trained on: skills that must not be lost."
     )
     generation: GenerationSpec = Field(GenerationSpec(), json_schema_extra=KEY_IF_SET)
     harness: HarnessSpec = Field(HarnessSpec(), json_schema_extra=KEY_IF_SET)
 
 
 class CanarySpec(Spec):
-    """A prompt that a version which goes live has to answer as expected."""
+    """A prompt that a version must answer as expected to go live."""
 
-    prompt: str = Field(min_length=1, description="What the user says.")
-    expect: str = Field(min_length=1, description="What the answer has to contain, match or be.")
+    prompt: str = Field(min_length=1, description="The user message.")
+    expect: str = Field(min_length=1, description="What the answer must contain, match or equal.")
     match: Literal["contains", "regex", "exact"] = Field(
-        "contains", description="contains: case aside; exact: but for spaces at the ends."
+        "contains", description="contains ignores case; exact ignores spaces at both ends."
     )
 
     @model_validator(mode="after")
@@ -82,30 +82,30 @@ class CanarySpec(Spec):
 
 
 class MinRowsSpec(Spec):
-    """How many held-out rows the gate needs to tell anything; by a simulation, chance decides below the defaults."""
+    """How many held-out rows the gate needs. With fewer than the defaults, simulations show that chance decides."""
 
     task: int = Field(
         5,
         ge=2,
-        description="A task with fewer held-out rows counts neither for nor against the candidate. The confidence asks "
-        "for a minimum of its own: 5 rows for 95 %, 7 for 99 %.",
+        description="Tasks with fewer held-out rows are ignored. The confidence sets a minimum too: 5 rows for 95 %, "
+        "7 for 99 %.",
     )
-    overall: int = Field(5, ge=2, description="The trained tasks that count must have so many together.")
+    overall: int = Field(5, ge=2, description="Minimum held-out rows of all counted tasks together.")
 
 
 class GateSpec(Spec):
-    """When a candidate may go live: better on average than champion and base, and clearly worse on no task."""
+    """When a candidate may go live: better on average than champion and base, and significantly worse on no task."""
 
-    max_drop: float = Field(0.01, ge=0, le=1, description="How much of its score a task may lose, in the metric.")
+    max_drop: float = Field(0.01, ge=0, le=1, description="How much a task's score may drop, in units of the metric.")
     confidence: float = Field(
         0.95,
         ge=0.5,
         lt=1,
-        description="How sure the bootstrap must be that the average rose, and that a task lost more than that.",
+        description="Confidence of the bootstrap that the average rose, or that a task dropped by more than max_drop.",
     )
     min_rows: MinRowsSpec = Field(MinRowsSpec(), json_schema_extra=KEY_IF_SET)
     canaries: list[CanarySpec] = Field(
         [],
-        description="Prompts that it has to answer as expected, but for those that the champion fails too.",
+        description="Prompts that it must answer as expected, except those that the champion fails too.",
         json_schema_extra=KEY_IF_SET,
     )

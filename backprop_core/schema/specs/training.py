@@ -1,4 +1,4 @@
-"""What a run trains on and how: base, rows, LoRA, merge."""
+"""ModelSpec, DatasetSpec, TrainSpec, LoraSpec and MergeSpec: base model, data, hyperparameters, merge strategy."""
 
 import os.path
 from pathlib import Path
@@ -13,10 +13,10 @@ from backprop_core.schema.records import KEY_IF_SET, NO_KEY, Spec
 class ModelSpec(Spec):
     """The base model."""
 
-    name: str = Field("Qwen/Qwen2.5-7B-Instruct", min_length=1, description="Hub id, or a local directory.")
-    revision: str | None = Field(None, description="Hub revision; the commit is recorded.")
+    name: str = Field("Qwen/Qwen2.5-7B-Instruct", min_length=1, description="Hub id or local directory.")
+    revision: str | None = Field(None, description="Hub branch, tag or commit; the commit is recorded.")
     quantization: Literal["none", "nf4"] = Field(
-        "none", description="While it trains: nf4 is training.precision=nf4.", json_schema_extra=NO_KEY
+        "none", description="During training: nf4 sets training.precision=nf4.", json_schema_extra=NO_KEY
     )
 
 
@@ -24,60 +24,62 @@ RowFormat = Literal["auto", "sharegpt", "messages", "alpaca", "prompt-completion
 
 
 class DatasetSpec(Spec):
-    """One batch of rows."""
+    """A dataset: rows to train on or to score."""
 
     path: PathOrAddress = Field(
         min_length=1,
-        description="A file, a directory of files, any fsspec URL, or OWNER/NAME of a dataset on the Hub.",
+        description="A file, a directory of files, any fsspec URL, or OWNER/NAME of a Hub dataset.",
         json_schema_extra=NO_KEY,
     )
     revision: str | None = Field(
-        None, description="Of a dataset on the Hub; the commit is recorded.", json_schema_extra=NO_KEY
+        None,
+        description="Branch, tag or commit of a Hub dataset; the commit is recorded.",
+        json_schema_extra=NO_KEY,
     )
     config: str | None = Field(
-        None, description="Of a dataset on the Hub; default: its card's default.", json_schema_extra=NO_KEY
+        None, description="Config of a Hub dataset; default: its card's default.", json_schema_extra=NO_KEY
     )
-    split: str | None = Field(None, description="Of a dataset on the Hub; default: train.", json_schema_extra=NO_KEY)
-    task: str | None = Field(None, pattern=NAME, description="What its held-out score is kept for; default: file stem.")
-    format: RowFormat = Field("auto", description="Row format; detected from the first rows by default.")
+    split: str | None = Field(None, description="Split of a Hub dataset; default: train.", json_schema_extra=NO_KEY)
+    task: str | None = Field(None, pattern=NAME, description="Task that its score belongs to; default: file stem.")
+    format: RowFormat = Field("auto", description="Row format; default: detected from the first rows.")
     columns: dict[str, str] = Field(default_factory=dict, description="Field of the format -> column of the file.")
     heldout: PathOrAddress | None = Field(
         None, description="A file of held-out rows; default: a tenth of the rows, by hash.", json_schema_extra=NO_KEY
     )
     rows: int | None = Field(None, ge=1, description="Train on the first N rows by hash; the held-out set stays whole.")
-    skip: int = Field(0, ge=0, description="Leave out the first N training rows by hash (windows of one dataset).")
-    max_bad_rows: float = Field(0.01, ge=0, le=1, description="Share of malformed rows above which it is an error.")
+    skip: int = Field(0, ge=0, description="Skip the first N training rows by hash (windows of one dataset).")
+    max_bad_rows: float = Field(0.01, ge=0, le=1, description="Maximum share of malformed rows.")
 
     def on_hub(self, below: Path = Path()) -> bool:
-        """Whether it is a dataset of the Hub: OWNER/NAME, no name of a file of rows, and nothing that is here."""
+        """Whether the path is a Hub dataset: OWNER/NAME, without a row file's suffix, and no local path."""
         looks_so = HUB_ID.fullmatch(self.path) and not ROWS_FILE.search(self.path)
         return bool(looks_so) and not os.path.exists(below / self.path)
 
 
 MOST_RANK = 1024
-STARTS = {"pissa", "loftq"}  # variants that are ways to start, and end as an ordinary adapter of twice the rank
+STARTS = {"pissa", "loftq"}  # initializations; the result is an ordinary adapter of twice the rank
 Backend = Literal["transformers", "unsloth"]
 
 
 class LoraSpec(Spec):
-    """The adapter's shape. Constant along a line."""
+    """The LoRA adapter's shape. Constant along a line."""
 
     rank: int = Field(16, ge=1, le=MOST_RANK, description="Rank of the update.")
     alpha: float = Field(32, gt=0, description="Scale: the update is alpha/rank · B·A.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
     target_modules: list[str] | Literal["all-linear"] = Field(
-        "all-linear", description="Names of the linear layers that get an adapter."
+        "all-linear", description="Names of the linear layers to adapt."
     )
     variant: Literal["lora", "rslora", "dora", "pissa", "loftq"] = Field(
         "lora",
-        description="rslora: scale alpha/√rank; dora: learned magnitudes beside B·A; pissa, loftq (nf4): a first run "
-        "from the base's principal components, or from what quantization loses of it.",
+        description="rslora: scale alpha/√rank; dora: learned magnitudes beside B·A; pissa: start from the base's "
+        "principal components; loftq (nf4): start from its quantization error.",
         json_schema_extra=KEY_IF_SET,
     )
 
     @property
     def committed(self) -> "LoraSpec":
-        """The shape of the adapter that comes out."""
+        """The shape of the resulting adapter."""
         if self.variant not in STARTS:
             return self
         return self.model_copy(update={"rank": 2 * self.rank, "alpha": 2 * self.alpha, "variant": "lora"})
@@ -85,7 +87,7 @@ class LoraSpec(Spec):
     @model_validator(mode="after")
     def _twice_the_rank(self) -> Self:
         if self.committed.rank > MOST_RANK:
-            raise ValueError(f"{self.variant} makes an adapter of twice the rank, at most {MOST_RANK}")
+            raise ValueError(f"{self.variant} makes an adapter of twice the rank; the maximum is {MOST_RANK}")
         return self
 
 
@@ -93,57 +95,55 @@ class TrainSpec(Spec):
     """One LoRA training run."""
 
     steps: int | None = Field(None, ge=1, description="Optimizer steps; default: from epochs.")
-    epochs: float = Field(3, gt=0, le=1000, description="Passes over the rows, when steps is not given.")
+    epochs: float = Field(3, gt=0, le=1000, description="Passes over the rows, if steps is not set.")
     learning_rate: float = Field(2e-4, gt=0, lt=1, description="Peak of the cosine schedule.")
     batch_size: int = Field(16, ge=1, le=65536, description="Examples per optimizer step.")
     max_length: int = Field(2048, ge=16, description="Tokens per example after templating; longer ones are cut.")
     token_budget: int = Field(4096, ge=16, description="Padded tokens per micro-batch.")
-    warmup: float = Field(0.1, ge=0, le=1, description="Share of the steps that warm up, at most 20 steps.")
-    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay on A and B, not on magnitudes.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradient norm is clipped to this.")
+    warmup: float = Field(0.1, ge=0, le=1, description="Share of the steps for warmup, at most 20 steps.")
+    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay of A and B, not of DoRA's magnitudes.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Clip the gradient norm to this.")
     precision: Literal["auto", "fp32", "bf16", "nf4"] = Field(
-        "auto", description="Base weights while it trains; auto: bf16 on a GPU. nf4 is QLoRA."
+        "auto", description="Base weights in training; auto: bf16 or nf4 on a GPU, fp32 on a CPU. nf4 is QLoRA."
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="Seeds the adapter's start and the order of the rows.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Random seed of the adapter's initialization and the row order.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU if there is one.")
     checkpoint_seconds: float = Field(
-        300, ge=0, description="Time between checkpoints; 0: after every step.", json_schema_extra=NO_KEY
+        300, ge=0, description="Seconds between checkpoints; 0: after every step.", json_schema_extra=NO_KEY
     )
     checkpoint_steps: int | None = Field(
-        None, ge=1, description="A checkpoint after so many steps too.", json_schema_extra=NO_KEY
+        None, ge=1, description="Steps between checkpoints, in addition to the time.", json_schema_extra=NO_KEY
     )
     checkpoints_kept: int = Field(
-        2, ge=1, description="Checkpoints of a run that are kept until it is done.", json_schema_extra=NO_KEY
+        2, ge=1, description="Checkpoints to keep until the run is done.", json_schema_extra=NO_KEY
     )
     inexact_resume: bool = Field(
         False,
-        description="Go on from a checkpoint of another machine or other versions: same order of rows, not same bits.",
+        description="Resume from a checkpoint of another machine or other versions: same row order, not the same bits.",
         json_schema_extra=NO_KEY,
     )
     gradient_checkpointing: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="Compute activations twice instead of keeping them; auto: once memory runs out.",
+        description="Recompute activations instead of keeping them; auto: once memory runs out.",
         json_schema_extra=NO_KEY,
     )
     oom_recovery: bool = Field(
         True,
-        description="When memory runs out, do the step again with less of it at a time.",
+        description="When memory runs out, retry the step with smaller micro-batches or gradient checkpointing.",
         json_schema_extra=NO_KEY,
     )
     replay: float = Field(
         0,
         ge=0,
         le=0.1,
-        description="Share of the rows of each earlier dataset of the run or line that each epoch of later runs trains "
-        "again, others in each.",
+        description="Share of each earlier dataset's rows that every later epoch trains on again; each epoch draws "
+        "other rows.",
         json_schema_extra=KEY_IF_SET,
     )
-    processes: int = Field(
-        1, ge=1, le=64, description="Processes that train together, one a GPU.", json_schema_extra=KEY_IF_SET
-    )
+    processes: int = Field(1, ge=1, le=64, description="Training processes, one per GPU.", json_schema_extra=KEY_IF_SET)
     backend: Backend = Field(
         "transformers",
-        description="What runs the model while it trains; unsloth: in the environment of BACKPROPAGATE_UNSLOTH_PYTHON.",
+        description="Library that runs the training; unsloth needs BACKPROPAGATE_UNSLOTH_PYTHON.",
         json_schema_extra=KEY_IF_SET,
     )
     lora: LoraSpec = LoraSpec()
@@ -151,43 +151,39 @@ class TrainSpec(Spec):
         None,
         ge=1,
         le=1000,
-        description="LoRA+: how many times faster B learns than A; default: as fast.",
+        description="LoRA+: ratio of B's learning rate to A's; default: 1.",
         json_schema_extra=KEY_IF_SET,
     )
 
 
 Strategy = Literal["slao", "slao-kept", "slao-plain", "average", "sequential", "delta", "svd", "ties", "dare"]
-WITHOUT_WEIGHT = {"sequential", "svd", "ties", "dare"}  # strategies in which λ is not what the last run counts for
+WITHOUT_WEIGHT = {"sequential", "svd", "ties", "dare"}  # strategies in which λ does not weigh the last run
 
 
 class MergeSpec(Spec):
-    """How a run's adapter goes into the merged one. Constant along a line."""
+    """How a run's adapter is merged into the merged one. Constant along a line."""
 
     model_config = ConfigDict(validate_by_name=True, serialize_by_alias=True)
 
-    strategy: Strategy = Field(
-        "slao", description="How the merged adapter comes about; docs/continual.md says when to take which."
-    )
-    merge_a: bool = Field(
-        False, description="Average A as B is, where the strategy would replace it.", json_schema_extra=KEY_IF_SET
-    )
+    strategy: Strategy = Field("slao", description="Merge strategy; docs/continual.md says which to choose.")
+    merge_a: bool = Field(False, description="Average A like B, instead of replacing A.", json_schema_extra=KEY_IF_SET)
     weight: Literal["1/sqrt(i)", "1/i", "search"] | Annotated[float, Field(gt=0, le=1)] | None = Field(
         None,
         alias="lambda",
-        description="What the i-th run counts for in the merged adapter; default: the strategy's own; search: what a "
-        "quarter of the held-out rows, kept from the gate, likes best.",
+        description="Weight of the i-th run in the merged adapter; default: the strategy's own; search: the one with "
+        "the lowest loss on a quarter of the held-out rows, which the gate does not use.",
         json_schema_extra=KEY_IF_SET,
     )
 
     @model_validator(mode="after")
     def _something_to_search(self) -> Self:
         if self.searches and self.strategy in WITHOUT_WEIGHT:
-            raise ValueError(f"{self.strategy} has no lambda to search for")
+            raise ValueError(f"strategy {self.strategy} has no lambda to search for")
         return self
 
     @property
     def searches(self) -> bool:
-        """Whether each merge looks for its λ."""
+        """Whether each merge searches for its λ."""
         return self.weight == "search"
 
     @property
@@ -197,10 +193,10 @@ class MergeSpec(Spec):
 
     @property
     def keeps_function(self) -> bool:
-        """Whether it then answers as the run before did."""
+        """Whether that start keeps the function of the tuned adapter (rotates B too)."""
         return self.strategy == "slao-kept"
 
     @property
     def takes_all(self) -> bool:
-        """Whether each merge goes back to the tuned adapters of all runs."""
+        """Whether each merge uses the tuned adapters of all runs."""
         return self.strategy in ("svd", "ties", "dare")

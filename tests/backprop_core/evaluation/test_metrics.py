@@ -59,7 +59,7 @@ def test_canaries(match: str, expect: str, said: str, passed: bool) -> None:
 
 def test_a_pattern_has_to_compile() -> None:
     """A canary whose expression is broken is refused where it is written."""
-    with pytest.raises(ValueError, match="no regular expression"):
+    with pytest.raises(ValueError, match="not a valid regular expression"):
         CanarySpec(prompt="p", expect="(", match="regex")
 
 
