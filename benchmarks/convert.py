@@ -102,7 +102,7 @@ def make(place: Path, **shape: Any) -> tuple[Path, Path]:
         tensors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(lora.rank, in_features)
         tensors[f"base_model.model.{name}.lora_B.weight"] = torch.randn(out_features, lora.rank)
     config = adapters.config_of(lora, sorted({name.rpartition(".")[2] for name in linear}))
-    adapters.write(adapters.Adapter(config, tensors), directory)
+    adapters.write_adapter(adapters.Adapter(config, tensors), directory)
     return base, directory
 
 

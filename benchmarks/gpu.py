@@ -157,7 +157,7 @@ def run(loaded: loading.LoadedBase, spec: TrainSpec, *, stop_after: int | None =
             result = train(loaded, rows, should_stop=lambda: len(marks) == stop_after, **call)
         except Interrupted:
             result = train(loaded, rows, should_stop=lambda: False, **call)
-        tensors = adapters.read(store.local(result.adapter)).tensors
+        tensors = adapters.read_adapter(store.local(result.adapter)).tensors
         store.close()
     counted = marks[WARM:]
     return Done(sum(n for _, n in counted) / (marks[-1][0] - marks[WARM - 1][0]), result, tensors, rungs)

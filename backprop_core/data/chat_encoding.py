@@ -158,11 +158,11 @@ def write_all(
     for begin in range(0, len(rows), LIMITED):
         with chat_template.limit():
             indices = range(begin, min(begin + LIMITED, len(rows)))
-            texts = [text for index in indices for text in write(tokenizer, controls, rows[index], index, refused)]
+            texts = [text for index in indices for text in render_row(tokenizer, controls, rows[index], index, refused)]
         yield from texts
 
 
-def write(
+def render_row(
     tokenizer: PreTrainedTokenizerBase,
     controls: Controls,
     row: ChatRow,

@@ -17,7 +17,7 @@ from json.encoder import encode_basestring  # what canonical JSON writes a text 
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from backprop_core.data.loading import ChatRow, read
+from backprop_core.data.loading import ChatRow, read_rows
 from backprop_core.data.template_refusals import Refusals
 from backprop_core.errors import NoRows
 from backprop_core.schema.refs import ChatTemplate, Curated, RowsRef, SourceRef
@@ -62,10 +62,10 @@ def curate(source: SourceRef, spec: DatasetSpec, *, template: ChatTemplate | Non
     Dropped, and counted by reason: malformed rows, those that the base's chat `template` refuses, `empty` ones (nothing
     that an assistant answers) and `duplicate` ones. Raises NoRows if nothing is left; what `formats.read` raises.
     """
-    rows, read_rows, dropped = known_rows(source, spec, template)
+    rows, read, dropped = known_rows(source, spec, template)
     ref = commit(rows, store, {"stage": "curate", "source": source.digest}, identified=True)
     counts = {reason: count for reason, count in sorted(dropped.items()) if count}
-    return Curated(rows=ref, read=read_rows, dropped=counts)
+    return Curated(rows=ref, read=read, dropped=counts)
 
 
 def without(rows: Iterable[Known], side: Iterable[Known]) -> list[Known]:
@@ -81,7 +81,7 @@ def known_rows(
 
     Raises NoRows if none is left.
     """
-    parsed = read(source, spec, refusals=Refusals(template) if template else None)
+    parsed = read_rows(source, spec, refusals=Refusals(template) if template else None)
     dropped = Counter(bad.reason for bad in parsed.bad)
     teaching = [Known(identity(row), canonical(row)) for row in parsed.rows if teaches(row)]
     distinct = unique(teaching)

@@ -13,7 +13,7 @@ from backprop_core.errors import ConfigInvalid, FormatUnknown, InputValidationFa
 from backprop_core.schema.refs import SourceFile, SourceRef
 from backprop_core.schema.specs import DatasetSpec
 
-__all__ = ["Bad", "ChatRow", "Parsed", "find", "read", "snapshot"]
+__all__ = ["Bad", "ChatRow", "Parsed", "find", "read_rows", "snapshot"]
 
 DETECTED_FROM = 100  # rows
 REFUSED = "refused_by_template"  # why a row is bad that the base's chat template does not write
@@ -50,7 +50,7 @@ def find(dataset: DatasetSpec, *, scratch: Path) -> SourceRef:
     return snapshot(dataset.path, scratch=scratch)
 
 
-def read(source: SourceRef, spec: DatasetSpec, *, refusals: Refuse | None = None) -> Parsed:
+def read_rows(source: SourceRef, spec: DatasetSpec, *, refusals: Refuse | None = None) -> Parsed:
     """All rows of a source, checked to be the bytes that were hashed. `spec.path` is what errors call it.
 
     `refusals` says of each chat row why it cannot be used, or None: what it refuses is bad as a malformed row is.

@@ -208,8 +208,8 @@ def hits(scores: Scores | Ratings, metric: str, store: Store) -> Hits:
     A row without a label token says nothing and is left out.
     """
     if scores.artifact == "ratings":
-        return whole_rows([row["score"] for row in read(store.local(scores) / "ratings.jsonl")])
-    rows = [row for row in read(store.local(scores) / "scores.jsonl") if row["tokens"]]
+        return whole_rows([row["score"] for row in read_scores(store.local(scores) / "ratings.jsonl")])
+    rows = [row for row in read_scores(store.local(scores) / "scores.jsonl") if row["tokens"]]
     if metric == "exact_match":
         return whole_rows([float(row["exact"]) for row in rows])
     right = [-row["loss"] if metric == "loss" else float(row["correct"]) for row in rows]
@@ -220,7 +220,7 @@ def whole_rows(right: list[float]) -> Hits:
     return Hits(np.array(right), np.ones(len(right), dtype=np.int64))
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read_scores(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 

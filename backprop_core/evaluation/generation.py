@@ -65,7 +65,7 @@ def generate(
     ]
     record = {"stage": "generate", "adapter": adapter and adapter.digest, "heldout": heldout.digest}
     with store.begin("generations") as directory:
-        write(exchanges, directory / "generations.jsonl")
+        write_generations(exchanges, directory / "generations.jsonl")
         stopped = sum(made.stopped for made in answers)
         return store.commit(directory, Generations, record=record, rows=len(exchanges), stopped=stopped)
 
@@ -163,6 +163,6 @@ def generated(base: LoadedBase, ids: list[int], stops: list[int]) -> Generated:
     return Generated(text=text, tokens=len(ids), stopped=stopped)
 
 
-def write(exchanges: list[Exchange], path: Path) -> None:
+def write_generations(exchanges: list[Exchange], path: Path) -> None:
     lines = [canonical(exchange.model_dump()) + "\n" for exchange in exchanges]
     path.write_text("".join(lines), encoding="utf-8", newline="\n")

@@ -14,7 +14,7 @@ from typing import Any, Self
 import httpx
 
 from backprop_core.errors import JudgeFailed, JudgeUnreachable
-from backprop_core.evaluation.metrics import commit, read
+from backprop_core.evaluation.metrics import commit, read_generations
 from backprop_core.runtime.progress import OnProgress
 from backprop_core.runtime.redaction import excerpt
 from backprop_core.runtime.url_guard import client
@@ -38,7 +38,7 @@ def judge(generations: Generations, *, spec: JudgeSpec, store: Store, on_progres
 
     Raises JudgeUnreachable, JudgeFailed, AddressForbidden.
     """
-    exchanges = list(read(generations, store))
+    exchanges = list(read_generations(generations, store))
     ratings = []
     with Judge(spec) as judge, ThreadPoolExecutor(PARALLEL) as pool:
         try:

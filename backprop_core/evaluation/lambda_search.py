@@ -33,7 +33,7 @@ def search(
     `on_progress` gets the λ tried and how many there are. Raises NoRows, RankMismatch, AdapterMismatch.
     """
     tasks = [load(base, rows, max_length=max_length, store=store) for rows in heldout]
-    new = adapter_tensors.read(store.local(tuned))
+    new = adapter_tensors.read_adapter(store.local(tuned))
     runs = runs_of(merged, new, count=count, store=store)
     tried: dict[float, float] = {}
     with injected(base, new.config, new.tensors) as model:

@@ -63,7 +63,7 @@ def rate(generations: Generations, *, metric: str, pattern: str | None, store: S
     `metric` is one of METRICS, or regex, which compares what `pattern` finds. Raises InputValidationFailed if it finds
     something in no reference.
     """
-    exchanges = list(read(generations, store))
+    exchanges = list(read_generations(generations, store))
     if pattern is not None and not any(found(pattern, exchange["reference"]) for exchange in exchanges):
         raise InputValidationFailed(
             f"evaluation.pattern {pattern!r} is found in none of {len(exchanges)} held-out answers",
@@ -74,7 +74,7 @@ def rate(generations: Generations, *, metric: str, pattern: str | None, store: S
     return commit(ratings, metric, store, {"stage": "rate", "generations": generations.digest})
 
 
-def read(generations: Generations, store: Store) -> Iterator[dict[str, Any]]:
+def read_generations(generations: Generations, store: Store) -> Iterator[dict[str, Any]]:
     """Row, messages, reference and output of every row."""
     with (store.local(generations) / "generations.jsonl").open(encoding="utf-8", newline="\n") as file:
         for line in file:

@@ -58,7 +58,7 @@ def evaluate(
         )
     record = {"stage": "evaluate", "adapter": adapter and adapter.digest, "heldout": heldout.digest}
     with store.begin("scores") as directory:
-        write(scores, directory / "scores.jsonl")
+        write_scores(scores, directory / "scores.jsonl")
         return store.commit(
             directory,
             Scores,
@@ -124,6 +124,6 @@ def token_scores(logits_nv: Tensor, labels_n: Tensor) -> tuple[Tensor, Tensor]:
     return F.cross_entropy(logits_nv, labels_n, reduction="none"), logits_nv.argmax(-1) == labels_n
 
 
-def write(scores: list[RowScore], path: Path) -> None:
+def write_scores(scores: list[RowScore], path: Path) -> None:
     lines = [canonical({**row.model_dump(), "exact": row.exact}) + "\n" for row in scores]
     path.write_text("".join(lines), encoding="utf-8", newline="\n")

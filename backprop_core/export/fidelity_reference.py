@@ -105,7 +105,7 @@ def reference(
         made = refer(model, base.tokenizer, first, list(zip(chats, answers, strict=True)))
     record = {"stage": "reference", "adapter": adapter and adapter.digest, "heldout": heldout.digest}
     with store.begin("reference") as directory:
-        write(made, directory)
+        write_reference(made, directory)
         return store.commit(directory, ReferenceRef, record=record, positions=len(made.likely.best_t))
 
 
@@ -170,7 +170,7 @@ def reference_logits(model: Any, ids: list[int]) -> Tensor:
     return logits.float().cpu()
 
 
-def write(made: Reference, directory: Path) -> None:
+def write_reference(made: Reference, directory: Path) -> None:
     (directory / NOTES).write_text(canonical(made.notes.model_dump()) + "\n", encoding="utf-8", newline="\n")
     tensors = {name: tensor.contiguous() for name, tensor in made.likely._asdict().items()}
     (directory / LOGITS).write_bytes(save(tensors, metadata={"format": "pt"}))

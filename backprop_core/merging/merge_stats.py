@@ -18,7 +18,7 @@ def drift(before: AdapterRef, tuned: AdapterRef, after: AdapterRef, *, store: St
     A move is the Frobenius norm of the change over that of what was, over all layers as one vector. λ is the number for
     which before + λ·(tuned − before) comes next to after, over all B: the merge's own λ where it is of that form.
     """
-    old, new, merged = (adapter_tensors.read(store.local(ref)).tensors for ref in (before, tuned, after))
+    old, new, merged = (adapter_tensors.read_adapter(store.local(ref)).tensors for ref in (before, tuned, after))
     a, b = ([key for key in sorted(old) if part in key] for part in ("lora_A", "lora_B"))
     return Drift(
         a=moved((old[key], merged[key]) for key in a),

@@ -134,7 +134,7 @@ def merge(
     `earlier` are the tuned adapters of all runs before, oldest first, for a strategy that takes all.
     Raises RankMismatch or AdapterMismatch.
     """
-    new = adapter_tensors.read(store.local(tuned))
+    new = adapter_tensors.read_adapter(store.local(tuned))
     tensors = new.tensors
     if merged:
         tensors = STRATEGIES[spec.strategy](runs_of(merged, new, earlier=earlier, count=count, store=store), spec)
@@ -147,13 +147,13 @@ def merge(
         "earlier": [ref.digest for ref in earlier],
     }
     with store.begin("adapter") as directory:
-        adapter_tensors.write(Adapter(new.config, tensors), directory)
+        adapter_tensors.write_adapter(Adapter(new.config, tensors), directory)
         return store.commit(directory, AdapterRef, kind="merged", record=record)
 
 
 def runs_of(merged: AdapterRef, new: Adapter, *, earlier: Sequence[AdapterRef] = (), count: int, store: Store) -> Runs:
     """What the merge of run `count` sees. Raises RankMismatch or AdapterMismatch unless all adapters are alike."""
-    before = [adapter_tensors.read(store.local(ref)) for ref in (merged, *earlier)]
+    before = [adapter_tensors.read_adapter(store.local(ref)) for ref in (merged, *earlier)]
     for old in before:
         check_same_shape(old.config, new.config)
         slao.check_same(old.tensors, new.tensors)

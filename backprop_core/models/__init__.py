@@ -1,1 +1,1 @@
-"""The base model and LoRA adapters: found, checked, loaded; chat templates and devices."""
+"""Base models and LoRA adapters: finding, checking and loading them; chat templates; devices."""

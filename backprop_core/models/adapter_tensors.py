@@ -1,4 +1,4 @@
-"""PEFT files ↔ tensors. The same content is the same bytes in any process."""
+"""Reads and writes a LoRA adapter's tensors and config in PEFT's file layout, byte for byte reproducible."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ class Adapter:
 
 
 def config_of(spec: LoraSpec, linear: list[str]) -> dict[str, Any]:
-    """The PEFT config of an adapter as asked for; `linear` are the names that "all-linear" stands for."""
+    """The PEFT config of an adapter of this spec; `linear` are the names that "all-linear" stands for."""
     targets = linear if spec.target_modules == "all-linear" else spec.target_modules
     return {
         "peft_type": "LORA",
@@ -39,11 +39,11 @@ def config_of(spec: LoraSpec, linear: list[str]) -> dict[str, Any]:
     }
 
 
-def read(directory: Path) -> Adapter:
-    """The adapter in a PEFT directory.
+def read_adapter(directory: Path) -> Adapter:
+    """Read the adapter in a PEFT directory.
 
-    Raises InputNotFound if a file is missing, InputValidationFailed if it cannot be read, AdapterMismatch if it holds
-    no LoRA adapter. Pickled weights are never opened.
+    Raises InputNotFound if a file is missing, InputValidationFailed if it cannot be read, AdapterMismatch if it is not
+    a LoRA adapter. Never opens pickled weights.
     """
     config = read_config(directory)
     try:
@@ -53,8 +53,8 @@ def read(directory: Path) -> Adapter:
     return Adapter(portable(config), tensors)
 
 
-def write(adapter: Adapter, directory: Path) -> None:
-    """Write `adapter` into `directory` in PEFT's layout, weights as float32."""
+def write_adapter(adapter: Adapter, directory: Path) -> None:
+    """Write `adapter` into `directory` in PEFT's layout, with float32 weights."""
     (directory / CONFIG).write_text(canonical(portable(adapter.config)) + "\n", encoding="utf-8", newline="\n")
     tensors = {key: tensor.detach().to("cpu", torch.float32).contiguous() for key, tensor in adapter.tensors.items()}
     (directory / WEIGHTS).write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))

@@ -1,6 +1,6 @@
-"""The tokenizer and chat template that came with an adapter, where they are other than the base's. No torch.
+"""An imported adapter's own tokenizer and chat template, if they differ from the base's. No torch.
 
-An adapter answers as it was trained: what it brought wins over what the base has.
+An adapter's own files take precedence over the base's, as it was trained with them.
 """
 
 from pathlib import Path
@@ -18,24 +18,22 @@ VOCABULARY = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", A
 CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 MAPS = ("special_tokens_map.json", CONFIG)
 SETTINGS = ("add_bos_token", "add_eos_token", "add_prefix_space")
-SPECIAL = [
-    name for name in chat_template.SPECIAL if name != "pad_token"
-]  # trainers choose that one, and no text has it
+SPECIAL = [name for name in chat_template.SPECIAL if name != "pad_token"]  # trainers choose it; no text contains it
 EMBEDDINGS = "model.embed_tokens.weight"
 
 
 class Own(NamedTuple):
-    """The files that make the tokenizer of an adapter, complete, and what of them is other than the base's."""
+    """The complete tokenizer files of an adapter, and which parts differ from the base's."""
 
     files: dict[str, bytes]
     differs: list[str]
 
 
 def own(directory: Path, base: Path) -> Own | None:
-    """What came with the adapter in `directory`; None if its model is tokenized and chats as the base does.
+    """The tokenizer files of the adapter in `directory`; None if they are equivalent to the base's.
 
-    Where it has no vocabulary, or no template, that is the base's. Raises ChatTemplateUnusable, UnsafeModel,
-    InputValidationFailed, and AdapterMismatch for a vocabulary that is larger than the base.
+    A missing vocabulary or template is taken from the base. Raises ChatTemplateUnusable, UnsafeModel,
+    InputValidationFailed, and AdapterMismatch for a vocabulary larger than the base's embeddings.
     """
     if not any((directory / name).is_file() for name in bases.TOKENIZER_FILES):
         return None
@@ -57,9 +55,9 @@ def own(directory: Path, base: Path) -> Own | None:
 
 
 def special_in(directory: Path, base: Path) -> dict[str, str]:
-    """Of an adapter without a vocabulary the special tokens that are other than the base's, by name.
+    """Special tokens, by name, in which an adapter without a vocabulary differs from the base.
 
-    Raises AdapterMismatch for one, or an added one, that the base's vocabulary does not have.
+    Raises AdapterMismatch for a special or added token that is not in the base's vocabulary.
     """
     if vocabulary_in(directory):
         return {}
@@ -70,15 +68,15 @@ def special_in(directory: Path, base: Path) -> dict[str, str]:
     wanted = [*named.values(), *bases.optional_json(directory / ADDED)]
     known = loaded(path).get_vocab() if wanted and path.is_file() else wanted
     if unknown := [text for text in wanted if text not in known]:
-        hint = "put the adapter's tokenizer.json beside it"
-        raise AdapterMismatch(f"{directory} names the token {unknown[0]}, which the base does not have", hint=hint)
+        hint = "copy the adapter's tokenizer.json into the directory"
+        raise AdapterMismatch(f"{directory} uses the token {unknown[0]}, which the base does not have", hint=hint)
     return named
 
 
 def together(directory: Path, base: Path, named: dict[str, str]) -> dict[str, bytes]:
-    """The adapter's files, the base's where it has none, with the special tokens that it names.
+    """The adapter's tokenizer files with its special tokens, completed by the base's.
 
-    The template has a file of its own, and no other place.
+    The template is only in its own file.
     """
     vocabulary = directory if vocabulary_in(directory) else base
     found = {name: (vocabulary / name).read_bytes() for name in VOCABULARY if (vocabulary / name).is_file()}
@@ -90,19 +88,19 @@ def together(directory: Path, base: Path, named: dict[str, str]) -> dict[str, by
 
 
 def vocabulary_in(directory: Path) -> bool:
-    """Whether a directory has a tokenizer, not only a template."""
+    """Whether a directory has a tokenizer, not just a template."""
     return any((directory / name).is_file() for name in VOCABULARY if name != ADDED)
 
 
 def decides(directory: Path) -> list[Any]:
-    """What decides the tokens of a text: the vocabulary and how it is used, the special tokens by their texts."""
+    """What determines the tokens of a text: vocabulary, tokenizer settings, and texts of the special tokens."""
     named = bases.special_tokens(directory)
     texts = {name: chat_template.text_of(named[name]) for name in SPECIAL if named.get(name)}
     return [vocabulary_of(directory), {name: named[name] for name in SETTINGS if named.get(name) is not None}, texts]
 
 
 def vocabulary_of(directory: Path) -> str | list[bytes]:
-    """The content of tokenizer.json however it is written; without one, the files that it would be made of."""
+    """The content of tokenizer.json, regardless of formatting; without one, that of the other vocabulary files."""
     path = directory / "tokenizer.json"
     if not path.is_file():
         return [(directory / name).read_bytes() for name in VOCABULARY if (directory / name).is_file()]
@@ -110,7 +108,7 @@ def vocabulary_of(directory: Path) -> str | list[bytes]:
 
 
 def loaded(path: Path) -> Tokenizer:
-    """The tokenizer of an adapter's or a base's tokenizer.json. Raises InputValidationFailed."""
+    """Load a tokenizer.json. Raises InputValidationFailed."""
     try:
         return bases.open_tokenizer(path)
     except ValueError as error:
@@ -123,6 +121,6 @@ def check_size(directory: Path, base: Path) -> None:
     largest = max(loaded(path).get_vocab().values(), default=0) if path.is_file() else 0
     if rows and largest >= rows:
         raise AdapterMismatch(
-            f"the tokenizer in {directory} has token {largest}, the base only {rows} embeddings",
-            hint="give the base that the adapter was trained on: --model",
+            f"the tokenizer in {directory} has token {largest}, but the base has only {rows} embeddings",
+            hint="use the base that the adapter was trained on: --model",
         )

@@ -1,4 +1,4 @@
-"""The base model: where its files are, that they are safe to load, and what they are by digest. No torch."""
+"""The base model's files: find, download, check that they are safe and complete, compute the digest. No torch."""
 
 import json
 import re
@@ -30,12 +30,12 @@ TOKENIZER_FILES = (
 TEXT_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES, "model.safetensors.index.json")
 FILES = (*TEXT_FILES, "*.safetensors")
 CODE_KEYS = {"auto_map", "_attn_implementation_internal", "trust_remote_code", "custom_pipelines"}
-OTHER_TOKENIZER = "use the tokenizer that belongs to the model, or a model whose embeddings were resized for it"
+OTHER_TOKENIZER = "use the model's own tokenizer, or resize the model's embeddings to fit this one"
 PICKLED = re.compile(r"\.(bin|pt|pth|ckpt|pkl|pickle)$")
 
 
 def resolve(spec: ModelSpec, store: Store) -> BaseRef:
-    """Find the base and check it, before anything is computed.
+    """Find the base model and check it, before anything is computed.
 
     Raises InputNotFound, ModelLoadFailed, UnsafeModel, ChatTemplateMissing or ChatTemplateUnusable.
     """
@@ -47,28 +47,28 @@ def resolve(spec: ModelSpec, store: Store) -> BaseRef:
 
 
 def dated(base: BaseRef) -> BaseRef:
-    """The same base, with what its template writes of day and BOS: records from before those fields lack it.
+    """Fill in `day` and `bare`, which records older than these fields lack.
 
-    Without the base's files it stays as it is.
+    Returns the base unchanged if its files are not on this machine.
     """
     directory = here(base.name, base.revision)
     return base.model_copy(update={"day": day_of(directory), "bare": is_bare(directory)}) if directory else base
 
 
 def chat_template(base: BaseRef) -> ChatTemplate:
-    """What the base writes conversations by. Raises InputNotFound, ChatTemplateMissing."""
+    """The base's chat template. Raises InputNotFound, ChatTemplateMissing."""
     directory, _ = locate(base.name, base.revision)
     return ChatTemplate(text=required_template(directory), special=templates.named(special_tokens(directory)))
 
 
 def day_of(directory: Path) -> str | None:
-    """The day that the model's chat template writes into a conversation; None if it writes none."""
+    """The date that the chat template renders into a conversation; None if it renders none."""
     template = template_of(directory)
     return templates.clock(template) if template else None
 
 
 def is_bare(directory: Path) -> bool:
-    """Whether a conversation begins without the BOS token that the model's tokenizer names."""
+    """Whether the tokenizer has a BOS token but conversations start without it."""
     template, special = template_of(directory), special_tokens(directory)
     if not template or not special.get("bos_token"):
         return False
@@ -79,7 +79,7 @@ def is_bare(directory: Path) -> bool:
 
 
 def open_tokenizer(file: Path) -> "Tokenizer":
-    """The tokenizer of a tokenizer.json, without what it may say of cutting and padding. Raises ValueError."""
+    """Load a tokenizer.json, with truncation and padding off. Raises ValueError."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_buffer(file.read_bytes())
@@ -89,12 +89,12 @@ def open_tokenizer(file: Path) -> "Tokenizer":
 
 
 def special_tokens(directory: Path) -> Any:
-    """What a tokenizer's files say of it beside its vocabulary, its special tokens among it."""
+    """A tokenizer's settings, including its special tokens."""
     return optional_json(directory / "special_tokens_map.json") | optional_json(directory / "tokenizer_config.json")
 
 
 def here(name: str, revision: str | None) -> Path | None:
-    """A base's directory, if it is on this machine."""
+    """The base's directory, or None if it is not on this machine."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -108,54 +108,54 @@ def here(name: str, revision: str | None) -> Path | None:
 
 
 def local(base: BaseRef, store: Store) -> Path:
-    """The base's directory on this machine; raises ModelLoadFailed if it is not what the record says."""
+    """The base's directory on this machine. Raises ModelLoadFailed if its digest has changed."""
     directory, _ = locate(base.name, base.revision)
     if digest(directory, store) != base.digest:
         raise ModelLoadFailed(
-            f"{base.name} has changed: it is not the base {base.digest[:12]} that this run started from",
-            hint="put the old files back, or start a new run",
+            f"{base.name} has changed: it is no longer the base {base.digest[:12]} that this run started from",
+            hint="restore the old files, or start a new run",
         )
     return directory
 
 
 def config(spec: ModelSpec) -> Any:
-    """The model's config.json; of a hub model nothing else is downloaded. Raises InputNotFound or ModelLoadFailed."""
+    """The model's config.json; downloads nothing else of a hub model. Raises InputNotFound or ModelLoadFailed."""
     directory, _ = locate(spec.name, spec.revision, ("config.json",))
     check_config(directory)
     return read_json(directory / "config.json")
 
 
 def locate(name: str, revision: str | None, files: Sequence[str] = FILES) -> tuple[Path, str | None]:
-    """Directory and revision of a local directory or a hub id; of a hub model `files` are downloaded once."""
+    """Directory and revision of a model, from a local directory or a hub id. Downloads missing `files`."""
     path = Path(name).expanduser()
     if path.is_dir():
         return path.absolute(), None
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise InputNotFound(
-            f"no such model directory: {name}", hint="give a directory, or a hub id like Qwen/Qwen2.5-7B"
+            f"no such model directory: {name}", hint="use an existing directory, or a hub id like Qwen/Qwen2.5-7B"
         )
     snapshot = download(name, revision, files)
     return snapshot, snapshot.name
 
 
 def download(name: str, revision: str | None, files: Sequence[str]) -> Path:
-    """These files of the hub's snapshot of a model. Its directory is named by the commit."""
+    """Download these files of a hub model; returns the snapshot directory, which is named by the commit."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except HFValidationError as error:
-        raise InputNotFound(f"{name} is no hub id: {error}", hint="give a directory or OWNER/NAME") from error
+        raise InputNotFound(f"{name} is not a hub id: {error}", hint="use a directory or OWNER/NAME") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ModelLoadFailed(
-            f"cannot get {name} from the hub: {type(error).__name__}",
-            hint="check the name, the network and HF_TOKEN; or give a local directory with --model",
+            f"cannot download {name} from the Hub: {type(error).__name__}",
+            hint="check the name, the network and HF_TOKEN, or use a local directory with --model",
         ) from error
 
 
 def check(directory: Path) -> None:
-    """Config, weights, tokenizer and template are there, none of them runs code, and the template renders."""
+    """Check that config, weights, tokenizer and chat template exist, run no code, and that the template renders."""
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
         refuse_code(directory / name, optional_json(directory / name))
     check_config(directory)
@@ -173,52 +173,52 @@ def required_template(directory: Path) -> str:
     if template is None:
         raise ChatTemplateMissing(
             f"the tokenizer of {directory} has no chat template",
-            hint="put a `chat_template.jinja` beside its tokenizer.json, for example that of the model's chat version",
+            hint="put a `chat_template.jinja` beside its tokenizer.json, such as that of the model's chat version",
         )
     return template
 
 
 def check_config(directory: Path) -> None:
     if not (directory / "config.json").is_file():
-        raise ModelLoadFailed(f"{directory} has no config.json", hint="give the directory of a transformers model")
+        raise ModelLoadFailed(f"{directory} has no config.json", hint="use the directory of a transformers model")
 
 
 def check_one_model(directory: Path) -> None:
-    """Raise ModelLoadFailed where transformers would load other weights than those that `weights` names.
+    """Raise ModelLoadFailed if transformers would load other weights than `weights` lists.
 
-    They would be trained, and be no part of the base's digest.
+    The base's digest would not cover them.
     """
     if named := read_json(directory / "config.json").get("transformers_weights"):
         raise ModelLoadFailed(
-            f"the config.json of {directory} names weights of its own: {named}",
-            hint="call them model.safetensors, and remove transformers_weights from config.json",
+            f"the config.json of {directory} points to other weights: transformers_weights={named}",
+            hint="rename them to model.safetensors, and remove transformers_weights from config.json",
         )
     if (directory / "adapter_config.json").is_file():
         raise ModelLoadFailed(
-            f"{directory} has a LoRA adapter beside its weights, which transformers would put on them",
-            hint="move adapter_config.json and adapter_model.safetensors away; to start from it, fuse it first",
+            f"{directory} has a LoRA adapter beside its weights, which transformers would apply",
+            hint="move adapter_config.json and adapter_model.safetensors away; to train from it, fuse it first",
         )
     whole = directory / "model.safetensors"
     if whole.is_file() and (others := [file.name for file in weights(directory) if file != whole]):
         raise ModelLoadFailed(
-            f"{directory} has its weights twice: {whole.name}, and {others[0]} by its index",
-            hint="remove the one that is not the model's, or the index",
+            f"{directory} has two sets of weights: {whole.name}, and {others[0]} from its index",
+            hint="remove one of them, or the index",
         )
 
 
 def read_json(path: Path) -> Any:
-    """A JSON object of the model's; raises ModelLoadFailed if it is none."""
+    """Read a JSON object of a model. Raises ModelLoadFailed if the file is not one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ModelLoadFailed(f"{path} is not JSON: {error}", hint="get the model's files again") from error
+        raise ModelLoadFailed(f"{path} is not JSON: {error}", hint="download the model's files again") from error
     if not isinstance(value, dict):
-        raise unreadable(path, ValueError(f"a {type(value).__name__}, no JSON object"))
+        raise unreadable(path, ValueError(f"a {type(value).__name__}, not a JSON object"))
     return value
 
 
 def unreadable(path: Path, error: Exception) -> ModelLoadFailed:
-    return ModelLoadFailed(f"{path} cannot be read: {error}", hint="get the model's files again")
+    return ModelLoadFailed(f"{path} cannot be read: {error}", hint="download the model's files again")
 
 
 def refuse_code(path: Path, value: Any) -> None:
@@ -227,7 +227,7 @@ def refuse_code(path: Path, value: Any) -> None:
         if found := sorted(CODE_KEYS & {key for key, item in value.items() if item}):
             raise UnsafeModel(
                 f"{path} has `{found[0]}`: loading it could run code",
-                hint="use a model that transformers knows by itself, or remove the key if you trust the rest",
+                hint="use a model that transformers supports natively, or remove the key if you trust the rest",
             )
         for item in value.values():
             refuse_code(path, item)
@@ -237,7 +237,7 @@ def refuse_code(path: Path, value: Any) -> None:
 
 
 def template_of(directory: Path) -> str | None:
-    """The tokenizer's chat template, from the first of the places where transformers looks that has one."""
+    """The tokenizer's chat template, looked up in the same order as transformers does; None without one."""
     if (directory / "chat_template.jinja").is_file():
         return text_in(directory / "chat_template.jinja")
     for name in ("chat_template.json", "tokenizer_config.json"):
@@ -247,7 +247,7 @@ def template_of(directory: Path) -> str | None:
 
 
 def text_in(path: Path) -> str:
-    """A template's file. Raises ChatTemplateUnusable."""
+    """Read a template file. Raises ChatTemplateUnusable."""
     try:
         return path.read_text(encoding="utf-8")
     except ValueError as error:
@@ -255,37 +255,39 @@ def text_in(path: Path) -> str:
 
 
 def default_of(named: Any) -> str:
-    """The template that is used where none is named.
+    """The default among the templates of a tokenizer.
 
-    Raises ChatTemplateUnusable if none of several is the default, or for what is neither a text nor several by name.
+    Raises ChatTemplateUnusable if none of several is the default, or if the value has another type.
     """
     if isinstance(named, str):
         return named
     try:
         by_name = {str(each["name"]): str(each["template"]) for each in named}
     except (TypeError, KeyError) as error:
-        what = f"the chat_template is a {type(named).__name__}, no text and no list of named texts"
-        raise ChatTemplateUnusable(what, hint="write it as a text into chat_template.jinja") from error
+        what = f"chat_template is a {type(named).__name__}, not a string or a list of named templates"
+        raise ChatTemplateUnusable(what, hint="save the template as chat_template.jinja") from error
     if "default" not in by_name:
         raise ChatTemplateUnusable(
-            f"none of the chat templates is the default: {', '.join(by_name)}",
-            hint="put the one to use beside the model's tokenizer.json, as chat_template.jinja",
+            f"none of the chat templates is named default: {', '.join(by_name)}",
+            hint="save the one to use as chat_template.jinja beside the model's tokenizer.json",
         )
     return by_name["default"]
 
 
 def optional_json(path: Path) -> Any:
-    """A JSON file of the model's, which it need not have."""
+    """Read an optional JSON file of a model; empty if it does not exist."""
     return read_json(path) if path.is_file() else {}
 
 
 def weights(directory: Path) -> list[Path]:
-    """The safetensors files of the model, those that its index names if it has one."""
+    """The model's safetensors files, those in its index if it has one. Raises ModelLoadFailed, UnsafeModel."""
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         names = sorted(set(read_json(index)["weight_map"].values()))
         if outside := [name for name in names if Path(name).name != name]:
-            raise ModelLoadFailed(f"{index.name} names {outside[0]}, which is no file beside it", hint="get it again")
+            raise ModelLoadFailed(
+                f"{index.name} names {outside[0]}, which is not in the same directory", hint="download it again"
+            )
         files = [directory / name for name in names]
     else:
         files = [directory / "model.safetensors"]
@@ -293,10 +295,10 @@ def weights(directory: Path) -> list[Path]:
         if any(PICKLED.search(path.name) for path in directory.iterdir()):
             raise UnsafeModel(
                 f"{directory} has only pickled weights",
-                hint="convert them to safetensors where you trust them; pickles are never opened here",
+                hint="convert them to safetensors on a machine where you trust them; pickles are never opened here",
             )
         raise ModelLoadFailed(
-            f"{directory} has no weights: {missing[0]} is missing", hint="get the model's files again"
+            f"{directory} has no weights: {missing[0]} is missing", hint="download the model's files again"
         )
     return files
 
@@ -309,7 +311,7 @@ def digest(directory: Path, store: Store) -> str:
 
 
 def tokenizer_digest(directory: Path, store: Store) -> str:
-    """Digest of (name, sha256) of what decides the tokens of a text: tokenizer, template, and the model's kind."""
+    """Digest of (name, sha256) of the files that determine a text's tokens: tokenizer, template, model config."""
     names = sorted(["config.json", *TOKENIZER_FILES])
     files = [directory / name for name in names if (directory / name).is_file()]
     return digest_of([[file.name, store.digest_of_file(file)] for file in files])

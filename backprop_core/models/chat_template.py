@@ -1,4 +1,4 @@
-"""Chat templates: rendered in one sandbox, with one fixed clock, wherever a conversation becomes text. No torch."""
+"""Renders chat templates in a jinja2 sandbox with a fixed date and a time limit. No torch."""
 
 import ctypes
 import json
@@ -19,14 +19,14 @@ from jinja2.utils import Namespace
 
 from backprop_core.errors import ChatTemplateUnusable
 
-SECONDS = 60.0  # at most; a thousandth is usual
-# The day that every template sees, whenever it is rendered: the one that Llama's templates write where they get none.
-NOW = datetime(2024, 7, 26)  # without a time zone, as transformers has it
+SECONDS = 60.0  # time limit; a thousandth is usual
+# Every template sees this date, so that results do not depend on the day: the default date of Llama's templates.
+NOW = datetime(2024, 7, 26)  # without a time zone, as in transformers
 SINCE_1970 = str(int(NOW.replace(tzinfo=UTC).timestamp()))
 TODAY = f"{NOW:%d %b %Y}"
-CLOCK = {"strftime_now", "date_string"}  # what templates write the day with
-CHANCE = {"random", "lipsum"}  # jinja2's own, other in each process
-ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>")  # a function or a generator that is not called
+CLOCK = {"strftime_now", "date_string"}  # names with which templates render the date
+CHANCE = {"random", "lipsum"}  # jinja2's random functions
+ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>")  # repr of a function or generator that was not called
 FAULTS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 HINT = "put a working chat_template.jinja beside the model's tokenizer.json"
 ASKED = {"role": "user", "content": "a"}
@@ -35,26 +35,28 @@ SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls
 
 
 def check(template: str, special: Mapping[str, Any]) -> None:
-    """Render a question, and one with its answer.
+    """Check a template by rendering a question, and a question with its answer.
 
-    `special` has the tokens that the tokenizer's files name. Its class may have the others, which are made up here:
-    whether it has is seen when the tokenizer is loaded. Raises ChatTemplateUnusable if rendering fails, takes longer
-    than SECONDS, or writes an address in memory.
+    `special` has the special tokens from the tokenizer's files; placeholders stand for the others, which the tokenizer
+    class may define. Raises ChatTemplateUnusable if rendering fails, takes longer than SECONDS, or writes a memory
+    address.
     """
     tokens = named(special)
     with limit():
         for messages, begins in (([ASKED], True), ([ASKED, ANSWERED], False)):
             text = render(template, messages, special=tokens, add_generation_prompt=begins)
             if found := ADDRESS.search(text):
-                raise ChatTemplateUnusable(f"the chat template writes {found[0]}, another in each process", hint=HINT)
+                raise ChatTemplateUnusable(
+                    f"the chat template writes {found[0]}, which differs in each process", hint=HINT
+                )
 
 
 def render(
     template: str, messages: Sequence[Mapping[str, Any]], *, special: Mapping[str, Any], add_generation_prompt: bool
 ) -> str:
-    """The conversation as transformers would write it on the day NOW. Raises ChatTemplateUnusable.
+    """Render a conversation as transformers would on the date NOW. Raises ChatTemplateUnusable.
 
-    `special` are the tokenizer's special tokens by name, as text.
+    `special` maps names of special tokens to their text.
     """
     given = {"tools": None, "documents": None, **special, "date_string": TODAY}
     with coded():
@@ -62,24 +64,24 @@ def render(
 
 
 def clock(template: str) -> str | None:
-    """The day that a template writes into its conversations, as an ISO date; None if it asks for none."""
+    """The ISO date that a template renders into conversations; None if it uses no date."""
     with coded():
         names = {name.name for name in sandbox().parse(template).find_all(nodes.Name)}
     return NOW.date().isoformat() if names & CLOCK else None
 
 
 def named(special: Mapping[str, Any]) -> dict[str, str]:
-    """Every special token as text, those that no file names made up."""
+    """All special tokens as text, with placeholders for missing ones."""
     return {name: text_of(special.get(name) or f"<{name}>") for name in SPECIAL}
 
 
 def text_of(token: Any) -> str:
-    """A special token as a tokenizer's files have it: its text, or what is saved of an AddedToken."""
+    """The text of a special token, saved as a string or as an AddedToken."""
     return str(token["content"] if isinstance(token, dict) else token)
 
 
 class Generation(Extension):
-    """`{% generation %}` marks what the assistant wrote; what it holds is rendered as if the mark were not there."""
+    """Support for `{% generation %}`, which marks assistant text: renders its content unchanged."""
 
     tags = {"generation"}  # noqa: RUF012  # as jinja2 has it
 
@@ -89,12 +91,12 @@ class Generation(Extension):
         return nodes.CallBlock(self.call_method("inside"), [], [], body).set_lineno(line)
 
     def inside(self, caller: Callable[[], str]) -> str:
-        """A scope of its own: what is set in the block ends with it."""
+        """Render the block in its own scope."""
         return caller()
 
 
 class PlainDict:
-    """What a template calls as `dict`: makes dictionaries, and has no attribute that leads to Python's own type."""
+    """`dict` for templates, without attributes that lead to Python's own type."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -104,7 +106,7 @@ class PlainDict:
 
 
 class PlainNamespace(Namespace):
-    """jinja2's namespace, without names that begin with an underscore."""
+    """jinja2's namespace, without names that start with an underscore."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:  # so that `namespace(self=…)` works
         attributes = dict(*args[1:], **kwargs)
@@ -118,19 +120,19 @@ class PlainNamespace(Namespace):
 
 
 def public(name: Any) -> None:
-    """Refuse a name of Python's own."""
+    """Raise SecurityError for a name that starts with an underscore."""
     if isinstance(name, str) and name.startswith("_"):
         raise SecurityError(f"a chat template cannot set {name!r} on a namespace")
 
 
 @lru_cache(maxsize=8)
 def compiled(template: str) -> Template:
-    """The template, ready to render."""
+    """Compile a template."""
     return sandbox().from_string(template)
 
 
 def sandbox() -> ImmutableSandboxedEnvironment:
-    """Where a template is rendered: what transformers gives to one, but a fixed clock, and nothing that is drawn.
+    """The jinja2 sandbox of transformers, with a fixed date and without random functions.
 
     [transformers, chat_template_utils]
     """
@@ -147,29 +149,29 @@ def sandbox() -> ImmutableSandboxedEnvironment:
 
 
 def strftime_now(how: str) -> str:
-    """The fixed time in this format. `%s`, seconds since 1970, would go by the machine's time zone if it were left."""
+    """Format the fixed date. Replaces `%s` (seconds since 1970), which would depend on the machine's time zone."""
     return NOW.strftime(re.sub("%[%s]", lambda found: SINCE_1970 if found[0] == "%s" else found[0], how))
 
 
 def to_json(value: Any, ensure_ascii: bool = False, **how: Any) -> str:
-    """jinja2's own writes for HTML."""
+    """`tojson` filter; jinja2's own escapes for HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, **how)
 
 
 def refuse(message: str) -> None:
-    """What a template calls where it cannot go on."""
+    """`raise_exception` for templates."""
     raise TemplateError(message)
 
 
 class TookTooLong(Exception):
-    """A block ran out of its time."""
+    """A block exceeded its time limit."""
 
 
 @contextmanager
 def limited(seconds: float) -> Iterator[None]:
-    """Raises TookTooLong in this thread, between two steps of its Python code, when the block takes longer.
+    """Raise TookTooLong in this thread, between two bytecodes, if the block takes longer than `seconds`.
 
-    A second thread sets the exception: that works in any thread and on any platform, where a signal does not.
+    A second thread raises it, which works in any thread and on any platform; a signal does not.
     """
     thread, guard, over = ctypes.c_ulong(threading.get_ident()), threading.Lock(), False
 
@@ -191,7 +193,7 @@ def limited(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def limit() -> Iterator[None]:
-    """Raises ChatTemplateUnusable where a template loops."""
+    """Raise ChatTemplateUnusable if rendering takes longer than SECONDS."""
     try:
         with limited(SECONDS):
             yield
@@ -201,7 +203,7 @@ def limit() -> Iterator[None]:
 
 @contextmanager
 def coded() -> Iterator[None]:
-    """Raises ChatTemplateUnusable for a template that fails, with its own words."""
+    """Turn errors of a template into ChatTemplateUnusable."""
     try:
         yield
     except FAULTS as error:

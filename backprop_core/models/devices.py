@@ -1,4 +1,4 @@
-"""Which device a run uses, asked of the driver: the parent process never imports torch."""
+"""Finds GPUs and chooses the device of a run through NVML, without importing torch."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from backprop_core.errors import GPUNotAvailable
 
 
 def resolve(device: Literal["auto", "cpu", "cuda"], *, own_torch: bool = True) -> Literal["cpu", "cuda"]:
-    """`auto` is the GPU if one can be used. Raises GPUNotAvailable when one was asked for and none can."""
+    """The device to use; `auto` prefers a GPU. Raises GPUNotAvailable for `cuda` without a usable GPU."""
     missing = None if device == "cpu" else missing_gpu(own_torch=own_torch)
     if missing and device == "cuda":
         raise missing
@@ -19,41 +19,41 @@ def resolve(device: Literal["auto", "cpu", "cuda"], *, own_torch: bool = True) -
 
 
 def missing_gpu(*, own_torch: bool = True) -> GPUNotAvailable | None:
-    """Why no GPU can be used, and what to do; None if one can. With `own_torch` the worker's torch is this one's."""
+    """Why no GPU is usable; None if one is. `own_torch`: the worker uses this interpreter's torch."""
     if own_torch and (gpus() or has_driver()) and (torch := torch_without_cuda()):
         return GPUNotAvailable(
-            f"an NVIDIA driver is here, but torch {torch} was built without CUDA",
+            f"an NVIDIA driver is installed, but torch {torch} was built without CUDA",
             hint=f"pip install --force-reinstall 'torch=={torch.partition('+')[0]}', or set training.device=cpu",
         )
     if visible_gpus():
         return None
-    return GPUNotAvailable("no NVIDIA GPU can be seen", hint="check `nvidia-smi`, or set training.device=cpu")
+    return GPUNotAvailable("no NVIDIA GPU found", hint="check `nvidia-smi`, or set training.device=cpu")
 
 
 def torch_without_cuda() -> str | None:
-    """The version of the installed torch if it is one for the CPU; torch itself is not imported."""
+    """The version of the installed torch if it is CPU-only. Does not import torch."""
     installed = version("torch")
     _, _, build = installed.partition("+")
-    plain = not build and sys.platform == "win32"  # what the public index has for Windows is for the CPU
+    plain = not build and sys.platform == "win32"  # PyPI's wheel for Windows is CPU-only
     return installed if build == "cpu" or plain else None
 
 
 def has_driver() -> bool:
-    """Whether an NVIDIA driver has left its traces, even if it does not answer."""
+    """Whether an NVIDIA driver is installed, even if it does not work."""
     return Path("/proc/driver/nvidia/version").is_file() or shutil.which("nvidia-smi") is not None
 
 
 def check_enough(device: Literal["cpu", "cuda"], processes: int) -> None:
-    """Raise GPUNotAvailable unless every process has a GPU of its own; a CPU has room for all."""
+    """Raise GPUNotAvailable if there are fewer GPUs than processes."""
     if device == "cuda" and (count := len(visible_gpus())) < processes:
         raise GPUNotAvailable(
-            f"{processes} processes need a GPU each, and {count} can be seen",
-            hint=f"set training.processes={count}, or look at CUDA_VISIBLE_DEVICES",
+            f"{processes} processes need one GPU each, but only {count} found",
+            hint=f"set training.processes={count}, or check CUDA_VISIBLE_DEVICES",
         )
 
 
 def visible_gpus() -> list[str]:
-    """UUIDs of the GPUs that CUDA would use, in its order; NVML itself ignores CUDA_VISIBLE_DEVICES."""
+    """UUIDs of the GPUs that CUDA would use, in its order. NVML itself ignores CUDA_VISIBLE_DEVICES."""
     present = gpus()
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:
@@ -63,12 +63,12 @@ def visible_gpus() -> list[str]:
 
 
 def name_means(name: str, uuid: str, present: list[str]) -> bool:
-    """Whether an entry of CUDA_VISIBLE_DEVICES, an index or the start of a UUID, means this GPU."""
+    """Whether an entry of CUDA_VISIBLE_DEVICES, an index or a UUID prefix, means this GPU."""
     return present[int(name)] == uuid if name.isdigit() and int(name) < len(present) else uuid.startswith(name)
 
 
 def gpus() -> list[str]:
-    """UUIDs of all GPUs, by PCI order; empty without a driver."""
+    """UUIDs of all GPUs in PCI order; empty without a driver."""
     import pynvml
 
     try:
@@ -83,14 +83,14 @@ def gpus() -> list[str]:
 
 
 class Memory(NamedTuple):
-    """Of a GPU, in bytes."""
+    """Memory of a GPU in bytes."""
 
     free: int
     total: int
 
 
 def memory() -> Memory | None:
-    """The memory of the GPU that a run would use; None without one."""
+    """Memory of the GPU that a run would use; None without a GPU."""
     import pynvml
 
     visible = visible_gpus()

@@ -1,4 +1,4 @@
-"""The base model in memory, and a LoRA adapter put on it and taken off again."""
+"""Loads the base model with transformers, and attaches and detaches LoRA adapters with PEFT."""
 
 import importlib
 import sys
@@ -25,9 +25,9 @@ from backprop_core.schema.field_types import Precision
 from backprop_core.schema.refs import AdapterRef
 from backprop_core.store.artifacts import Store
 
-# Architectures whose logits are lm_head of the last hidden state, with nothing in between.
+# Architectures that compute logits as lm_head of the last hidden state, with nothing in between.
 PLAIN_HEAD = {"llama", "mistral", "qwen2", "qwen3"}
-INCOMPLETE = "its config.json and its weights do not belong together: get the model's files again"
+INCOMPLETE = "config.json and weights do not match: download the model's files again"
 
 
 @dataclass(frozen=True)
@@ -53,21 +53,21 @@ class LoadedBase:
         size = self.model.get_input_embeddings().num_embeddings
         if len(ids_t) and (largest := int(ids_t.max())) >= size:
             raise TokenizerMismatch(
-                f"{self.model.name_or_path}: its tokenizer writes token {largest}, "
-                f"{self.tokenizer.convert_ids_to_tokens(largest)!r}, and the model has {size} embeddings",
+                f"{self.model.name_or_path}: the tokenizer produces token {largest}, "
+                f"{self.tokenizer.convert_ids_to_tokens(largest)!r}, but the model has only {size} embeddings",
                 hint=OTHER_TOKENIZER,
             )
 
     def checking_ids(self) -> RemovableHandle:
-        """While this is open, whatever the model reads is checked first: what others tokenize."""
+        """Hook that runs `check_ids` on every model input, for inputs that a library tokenizes; call `remove` on it."""
         embeddings = self.model.get_input_embeddings()
         handle: RemovableHandle = embeddings.register_forward_pre_hook(lambda _, ids: self.check_ids(ids[0].flatten()))
         return handle
 
     def keep_activations(self, kept: bool) -> None:
-        """Keep every layer's activations for the backward pass, or from now on compute them again there."""
+        """Switch gradient checkpointing off (`kept`) or on."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # transformers renames both
+            warnings.simplefilter("ignore", FutureWarning)  # transformers deprecates both names
             if kept:
                 self.model.gradient_checkpointing_disable()
             else:
@@ -76,9 +76,9 @@ class LoadedBase:
     # b = rows, t = tokens, n = chosen positions, h = hidden size (or v where the head is not plain), v = vocabulary
 
     def states(self, ids_bt: Tensor, lengths_b: Tensor, at_n: Tensor) -> Tensor:
-        """What `logits` needs at the chosen positions of the flattened, right-padded `ids_bt`: (n, h).
+        """Input of `logits` at the chosen positions of the flattened, right-padded `ids_bt`: (n, h).
 
-        Causal attention never looks at what follows, so right padding needs no mask where the head is plain.
+        Causal attention ignores later tokens, so right padding needs no mask if the head is plain.
         """
         if self.plain_head:
             states_bth = self.model.model(input_ids=ids_bt, use_cache=False).last_hidden_state
@@ -93,17 +93,17 @@ class LoadedBase:
         return (self.model.lm_head(states_nh) if self.plain_head else states_nh).float()
 
 
-UNLOADABLE = (  # what libraries raise for files that are not what they say
+UNLOADABLE = (  # errors that libraries raise for damaged files
     *(OSError, ImportError, SafetensorError, StrictDataclassError, RuntimeError),
     *(ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError),
 )
 
 
 def load(path: Path, *, precision: Precision, device: str) -> LoadedBase:
-    """Load a base from its directory: safetensors only, no code of its own, no network.
+    """Load a base from its directory: safetensors only, no remote code, no network.
 
-    nf4: linear layers but the head in 4 bits, quantized twice; what is left, and what is computed, in bf16 on a GPU and
-    fp32 on a CPU. Raises ModelLoadFailed, GPUOutOfMemory if the weights do not fit on the device, or ExtraMissing.
+    nf4: all linear layers except the head in 4 bits with double quantization; the rest and all computation in bf16 on a
+    GPU, fp32 on a CPU. Raises ModelLoadFailed, ExtraMissing, and GPUOutOfMemory if the weights do not fit.
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
@@ -128,61 +128,61 @@ def load(path: Path, *, precision: Precision, device: str) -> LoadedBase:
     except torch.OutOfMemoryError as error:
         raise GPUOutOfMemory(f"{path.name} does not fit on {device}", hint="use a smaller base, bf16 or nf4") from error
     except UNLOADABLE as error:
-        raise ModelLoadFailed(f"cannot load {path}: {error}", hint="get the model's files again") from error
+        raise ModelLoadFailed(f"cannot load {path}: {error}", hint="download the model's files again") from error
     if quantized:
         keep_packed(model)
     return LoadedBase(model.eval().requires_grad_(False), tokenizer, precision, torch.device(device))
 
 
 def check_complete(path: Path, model: Any, info: dict[str, Any]) -> None:
-    """Raise ModelLoadFailed unless the weights are exactly those of the model that config.json describes.
+    """Raise ModelLoadFailed unless the weights match config.json exactly.
 
-    transformers would only warn, and train a part of the model, or one with layers drawn at random.
+    transformers only warns, then uses a part of the model or randomly initialized layers.
     """
     if missing := sorted(info["missing_keys"]):
         raise ModelLoadFailed(f"{path} has no weights for {missing[0]}", hint=INCOMPLETE)
     if unexpected := sorted(info["unexpected_keys"]):
         raise ModelLoadFailed(
-            f"{path} has {len(unexpected)} weights that its config.json has no place for, first {unexpected[0]}",
+            f"{path} has {len(unexpected)} weights that its config.json does not describe, first {unexpected[0]}",
             hint=INCOMPLETE,
         )
     if other := sorted(info["mismatched_keys"]):
         name, stored, described = other[0]
         raise ModelLoadFailed(
-            f"{path} has {name} as {tuple(stored)}, where its config.json says {tuple(described)}", hint=INCOMPLETE
+            f"{path} has {name} of shape {tuple(stored)}, but its config.json says {tuple(described)}", hint=INCOMPLETE
         )
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     tied = model.config.get_text_config().tie_word_embeddings
     if tied and head.weight.data_ptr() != embeddings.weight.data_ptr():
         raise ModelLoadFailed(
-            f"{path} has an output head of its own, where its config.json says tie_word_embeddings",
-            hint="set tie_word_embeddings to false in its config.json, or remove the head from its weights",
+            f"{path} has a separate output head, but its config.json says tie_word_embeddings",
+            hint="set tie_word_embeddings to false in config.json, or remove the head from the weights",
         )
 
 
 def load_tokenizer(directory: Path, config: Any) -> Any:
-    """The tokenizer of a directory, for a model with this config: an adapter's directory has none of its own."""
+    """Load the tokenizer in a directory; `config` is given, as an adapter's directory has none."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(directory, config=config, local_files_only=True, trust_remote_code=False)
 
 
 def with_tokenizer_of(base: LoadedBase, ref: AdapterRef | None, store: Store) -> LoadedBase:
-    """The base with the tokenizer and chat template that came with the adapter, where some did."""
+    """The base with the adapter's own tokenizer and chat template, if it has them."""
     own = Path(base.tokenizer.name_or_path)
     home = tokenizer_home(own, store.local(ref) if ref else None)
     return base if home == own else replace(base, tokenizer=load_tokenizer(home, base.model.config))
 
 
 def nf4(dtype: torch.dtype, device: str) -> dict[str, Any]:
-    """What transformers has to be told for 4-bit weights. Raises ExtraMissing."""
+    """Arguments of `from_pretrained` for 4-bit weights. Raises ExtraMissing."""
     from transformers import BitsAndBytesConfig
 
     require(QLORA, what="nf4", extra="qlora")
     importlib.import_module("bitsandbytes")
     support = importlib.import_module("peft.import_utils")
     for question in (support.is_bnb_available, support.is_bnb_4bit_available):
-        question.cache_clear()  # PEFT may have been told that it is not here
+        question.cache_clear()  # `peft_module` may have hidden it from PEFT
     config = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
@@ -190,20 +190,20 @@ def nf4(dtype: torch.dtype, device: str) -> dict[str, Any]:
 
 
 def keep_packed(model: Any) -> None:
-    """Keep 4-bit weights as they were loaded: for inference on some CPUs bitsandbytes would store them otherwise."""
+    """Keep 4-bit weights as loaded: on some CPUs bitsandbytes would repack them for inference."""
     linear: list[Any] = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
     for module in linear:
         module.support_avx512bf16_for_cpu = False
 
 
 def tensor_files(path: Path) -> dict[str, Any]:
-    """The open safetensors file of each of a base's tensors, by name."""
+    """Tensor name -> open safetensors file, for all tensors of a base."""
     files: list[Any] = [safe_open(file, "pt") for file in weights(path)]
-    return {name: file for file in files for name in file.keys()}  # noqa: SIM118 - it is no dict
+    return {name: file for file in files for name in file.keys()}  # noqa: SIM118 - not a dict
 
 
 def linear_names(model: Any) -> list[str]:
-    """The last names of all linear layers but the output head: what "all-linear" means, sorted."""
+    """Sorted last names of all linear layers except the output head: the meaning of "all-linear"."""
     head = model.get_output_embeddings()
     linear = (
         name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head
@@ -213,19 +213,21 @@ def linear_names(model: Any) -> list[str]:
 
 @contextmanager
 def injected(base: LoadedBase, config: dict[str, Any], tensors: Tensors | None) -> Iterator[Any]:
-    """`base.model` with LoRA layers in it, float32 whatever the base's type; afterwards it is bitwise what it was.
+    """Add LoRA layers in float32 to `base.model`; on exit restore it bitwise. Yields the PEFT model.
 
-    Without `tensors` they start as PEFT starts them, from torch's random generator. Yields the PEFT model.
-    Raises AdapterMismatch if the adapter does not fit the base.
+    Without `tensors`, PEFT initializes them from torch's random generator. Raises AdapterMismatch if the adapter does
+    not fit the base.
     """
     peft = peft_module()
     settings = {**config, "inference_mode": False, "base_model_name_or_path": base.model.name_or_path}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # PEFT reads an attribute that transformers renames
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT reads an attribute that transformers deprecates
             model = peft.get_peft_model(base.model, peft.LoraConfig(**settings))
     except ValueError as error:  # no such target module
-        raise AdapterMismatch(f"the adapter does not fit the base: {error}", hint="name layers that it has") from error
+        raise AdapterMismatch(
+            f"the adapter does not fit the base: {error}", hint="use layer names of the base"
+        ) from error
     try:
         if tensors is not None:
             put(model, tensors)
@@ -237,15 +239,18 @@ def injected(base: LoadedBase, config: dict[str, Any], tensors: Tensors | None) 
 
 
 def put(model: Any, tensors: Tensors, *, name: str = "default") -> None:
-    """Copy an adapter's tensors into a PEFT model; raises AdapterMismatch unless they are exactly its tensors."""
+    """Copy an adapter's tensors into a PEFT model. Raises AdapterMismatch unless names and shapes match exactly."""
     try:
         result = peft_module().set_peft_model_state_dict(model, tensors, adapter_name=name)
     except RuntimeError as error:  # another shape
-        raise AdapterMismatch(f"the adapter does not fit the base: {error}", hint="it is of another base") from error
+        raise AdapterMismatch(
+            f"the adapter does not fit the base: {error}", hint="use the base that it was trained on"
+        ) from error
     missing = [key for key in result.missing_keys if "lora_" in key and f".{name}" in key]
     if wrong := sorted([*result.unexpected_keys, *missing]):
         raise AdapterMismatch(
-            f"the adapter does not fit the base: {len(wrong)} tensors, first {wrong[0]}", hint="it is of another base"
+            f"the adapter does not fit the base: {len(wrong)} tensors, first {wrong[0]}",
+            hint="use the base that it was trained on",
         )
 
 
@@ -257,17 +262,17 @@ def taken(model: Any) -> Tensors:
 
 @contextmanager
 def adapted(base: LoadedBase, ref: AdapterRef | None, store: Store) -> Iterator[Any]:
-    """`base.model` as it answers with this adapter, or bare."""
+    """`base.model` with this adapter attached, or without any."""
     if ref is None:
         yield base.model
     else:
-        adapter: Adapter = adapters.read(store.local(ref))
+        adapter: Adapter = adapters.read_adapter(store.local(ref))
         with injected(base, adapter.config, adapter.tensors):
             yield base.model
 
 
 def peft_module() -> Any:
-    """PEFT, without bitsandbytes (its import is most of PEFT's), which only an nf4 base needs."""
+    """Import PEFT without bitsandbytes, which only an nf4 base needs: it takes most of PEFT's import time."""
     if "peft" not in sys.modules and "bitsandbytes" not in sys.modules:
         sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
         try:

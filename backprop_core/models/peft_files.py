@@ -1,4 +1,4 @@
-"""An adapter's files in PEFT's layout: their names, their config, and whether they fit a base. No torch."""
+"""A LoRA adapter's PEFT files: names, config, and checks that they fit a base and can be fused. No torch."""
 
 import json
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 FILES = (CONFIG, WEIGHTS)
 BASE = "base.json"  # beside an exported adapter: the digest of its base
-FILE_PREFIX = "base_model.model."  # of the base's names in an adapter's file
-LEFT_OUT = {"peft_version", "revision", "runtime_config"}  # of the machine that wrote it, not of the adapter
+FILE_PREFIX = "base_model.model."  # PEFT's prefix of tensor names
+LEFT_OUT = {"peft_version", "revision", "runtime_config"}  # describe the machine that wrote it, not the adapter
 UNFUSABLE = (
     "modules_to_save",
     "rank_pattern",
@@ -27,28 +27,28 @@ UNFUSABLE = (
     "trainable_token_indices",
     "alora_invocation_tokens",
 )
-MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # ways to start that change the base's own weights
-OTHER_BASE = "give the base that the adapter was trained on: --model"
-TARGETS = "leave it out of training.lora.target_modules, or train without an export"
-EMBEDDINGS = ("embed_tokens", "wte")  # what models call them
+MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initializations that change the base's weights
+OTHER_BASE = "use the base that the adapter was trained on: --model"
+TARGETS = "remove it from training.lora.target_modules, or train without an export"
+EMBEDDINGS = ("embed_tokens", "wte")  # names of the embedding layer
 HINT = "export an adapter that this tool trained, or train with plain LoRA"
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """PEFT's config of the adapter in a directory, without what differs from machine to machine.
+    """Read PEFT's config of the adapter in a directory.
 
-    Raises InputNotFound if a file is missing, InputValidationFailed if it cannot be read, AdapterMismatch if it holds
-    no LoRA adapter. Pickled weights are never opened.
+    Raises InputNotFound if a file is missing, InputValidationFailed if it cannot be read, AdapterMismatch if it is not
+    a LoRA adapter. Never opens pickled weights.
     """
     for name in FILES:
         if not (directory / name).is_file():
-            raise InputNotFound(f"{directory} has no {name}", hint="give a PEFT adapter saved as safetensors")
+            raise InputNotFound(f"{directory} has no {name}", hint="use a PEFT adapter saved as safetensors")
     try:
         config: dict[str, Any] = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:
         raise unreadable(directory, error) from error
     if config.get("peft_type") != "LORA":
-        raise AdapterMismatch(f"{directory} holds a {config.get('peft_type')} adapter", hint="give a LoRA adapter")
+        raise AdapterMismatch(f"{directory} has a {config.get('peft_type')} adapter", hint="use a LoRA adapter")
     return config
 
 
@@ -57,7 +57,7 @@ def unreadable(directory: Path, error: Exception) -> InputValidationFailed:
 
 
 def portable(config: dict[str, Any]) -> dict[str, Any]:
-    """A PEFT config without what differs from machine to machine, its target modules sorted."""
+    """A PEFT config without machine-specific fields, with sorted target modules."""
     targets = config.get("target_modules")
     kept = {key: value for key, value in config.items() if key not in LEFT_OUT}
     return {
@@ -69,35 +69,35 @@ def portable(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def tokenizer_home(base: Path, adapter: Path | None) -> Path:
-    """The directory with the tokenizer and chat template of a model: the adapter's, where they came with it."""
+    """The directory of the tokenizer and chat template: the adapter's if it has its own, else the base's."""
     own = adapter and any((adapter / name).is_file() for name in bases.TOKENIZER_FILES)
     return adapter if adapter and own else base
 
 
 def name_base(directory: Path, name: str, revision: str | None) -> None:
-    """Write the base's name into the config of an adapter, where PEFT looks for it."""
+    """Write the base's name into an adapter's config, where PEFT looks for it."""
     config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
     named = {**config, "base_model_name_or_path": name, **({"revision": revision} if revision else {})}
     (directory / CONFIG).write_text(canonical(named) + "\n", encoding="utf-8", newline="\n")
 
 
 def check_fusable(config: dict[str, Any]) -> None:
-    """Raise AdapterMismatch for an adapter that is more than B·A, or DoRA, on linear layers."""
+    """Raise AdapterMismatch unless the adapter is plain B·A or DoRA on linear layers."""
     if found := [key for key in UNFUSABLE if config.get(key)]:
         raise AdapterMismatch(f"an adapter with {found[0]} cannot be fused", hint=HINT)
     if config.get("bias", "none") != "none":
         raise AdapterMismatch("an adapter with biases cannot be fused", hint=HINT)
     if str(start := config.get("init_lora_weights")).startswith(MOVES_BASE):
         raise AdapterMismatch(
-            f"an adapter that began as {start} belongs to a changed base",
-            hint="save it converted to plain LoRA: PEFT's path_initial_model_for_weight_conversion",
+            f"an adapter initialized with {start} only fits a modified base",
+            hint="convert it to plain LoRA with PEFT's path_initial_model_for_weight_conversion",
         )
 
 
 def check_fits(directory: Path, base: Path) -> None:
-    """Raise AdapterMismatch unless the base has each layer that an adapter changes, in its shape. Reads headers.
+    """Raise AdapterMismatch unless the base has each of the adapter's layers in the same shape. Reads headers only.
 
-    Raises InputValidationFailed or ModelLoadFailed where those of the adapter or of the base cannot be read.
+    Raises InputValidationFailed or ModelLoadFailed if the header of the adapter or the base cannot be read.
     """
     known = shapes_of(base)
     try:
@@ -114,17 +114,17 @@ def check_fits(directory: Path, base: Path) -> None:
 
 
 def check_fusable_into(directory: Path, base: Path) -> None:
-    """Raise AdapterMismatch if the adapter in a directory is on a layer that nothing can be fused into."""
+    """Raise AdapterMismatch if the adapter in a directory is on a layer that cannot be fused."""
     targets = read_config(directory).get("target_modules")
     if isinstance(targets, list):
         check_targets(base, targets, exported=True)
 
 
 def check_targets(base: Path, targets: Sequence[str], *, exported: bool) -> None:
-    """Raise AdapterMismatch unless the base has a linear layer of each of these names. Reads headers, as PEFT matches.
+    """Raise AdapterMismatch unless the base has a linear layer of each name, matched as PEFT does. Reads headers only.
 
-    With `exported` each has to be one that an adapter can be fused into, or llama.cpp can put an adapter on: not the
-    embeddings, nor an output head that is tied to them.
+    With `exported`, the layer must support fusing and llama.cpp adapters: not the embeddings, nor an output head tied
+    to them.
     """
     known = shapes_of(base)
     layers = {name.removesuffix(".weight"): len(shape) for name, shape in known.items() if name.endswith(".weight")}
@@ -140,7 +140,7 @@ def check_targets(base: Path, targets: Sequence[str], *, exported: bool) -> None
             raise AdapterMismatch(f"an adapter on the embeddings ({target}) cannot be exported", hint=TARGETS)
         if exported and tied and "lm_head" in matched:
             raise AdapterMismatch(
-                f"an adapter on {target}, which {base} ties to its embeddings, cannot be exported", hint=TARGETS
+                f"an adapter on {target} cannot be exported: {base} ties it to the embeddings", hint=TARGETS
             )
 
 

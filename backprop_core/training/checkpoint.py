@@ -46,7 +46,7 @@ def save(checkpoint: Checkpoint, folder: Path, *, keep: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(folder).free < checkpoint.nbytes:
             raise no_space(folder)
-        write(checkpoint, beside)
+        write_checkpoint(checkpoint, beside)
         shutil.rmtree(target, ignore_errors=True)
         beside.rename(target)
         fsync(folder)
@@ -69,7 +69,7 @@ def no_space(folder: Path) -> DiskFull:
     return DiskFull(f"no space left for a checkpoint in {folder}", hint="free some space and go on")
 
 
-def write(checkpoint: Checkpoint, directory: Path) -> None:
+def write_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:
     """The checkpoint's files and their manifest, forced to disk."""
     directory.mkdir(parents=True)
     for name, tensors in checkpoint.tensors.items():
@@ -95,7 +95,7 @@ def newest(folder: Path) -> Checkpoint | None:
     """The newest checkpoint that verifies; a damaged one is named and set aside. None to start afresh."""
     for path in reversed(finished(folder)):
         if verifies(path):
-            return read(path)
+            return read_checkpoint(path)
         log.warning("%s is damaged or of another format; trying an older checkpoint", path)
         aside = path.with_name(f"damaged-{path.name}")  # else it would count as one of those that are kept
         shutil.rmtree(aside, ignore_errors=True)
@@ -111,7 +111,7 @@ def verifies(path: Path) -> bool:
         return False
 
 
-def read(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path) -> Checkpoint:
     """A checkpoint that verifies."""
     tensors = {file.stem: safetensors.torch.load_file(file) for file in path.glob("*.safetensors")}
     return Checkpoint(int(path.name.removeprefix("step-")), json.loads((path / STATE).read_bytes()), tensors)

@@ -116,14 +116,14 @@ def nvml(uuid: str) -> Probe:
         except ImportError as error:  # the worker may run under another interpreter
             raise Blind("its Python lacks nvidia-ml-py") from error
         try:
-            return read(handle())
+            return read_sensors(handle())
         except pynvml.NVMLError as error:
             raise Blind(str(error)) from error
 
     return probe
 
 
-def read(gpu: Any) -> Reading:
+def read_sensors(gpu: Any) -> Reading:
     """All that the driver tells of a GPU; what it does not support or not allow is left out."""
     import pynvml
 

@@ -93,7 +93,7 @@ def train(
             "inexact_resume": run.inexact,
         }
         with store.begin("adapter") as directory:
-            adapters.write(adapter, directory)
+            adapters.write_adapter(adapter, directory)
             ref = store.commit(directory, AdapterRef, kind="tuned", record=record)
         if not keep_checkpoints:
             shutil.rmtree(store.layout.checkpoints(key), ignore_errors=True)
@@ -146,7 +146,7 @@ def starting_point(
     config = adapters.config_of(spec.lora, linear_names(base.model))
     if start is None:
         return config, None
-    tuned = adapters.read(store.local(start.tuned))
+    tuned = adapters.read_adapter(store.local(start.tuned))
     check_same_shape(tuned.config, config)
     return config, slao.start_from(tuned.tensors, keep=start.keep) if start.orthonormal else tuned.tensors
 
@@ -354,7 +354,7 @@ class Run:
         step = self.ranks.told(newest and newest.step)
         if step is None:
             return {}
-        saved = newest or checkpoint.read(checkpoint.place(self.folder, step))
+        saved = newest or checkpoint.read_checkpoint(checkpoint.place(self.folder, step))
         different = self.ranks.told(self.differences(saved) if self.ranks.leads else [])
         self.restore(saved)
         self.adopt(oom_recovery.top(self.spec) if different else Limits(**saved.state["limits"]))

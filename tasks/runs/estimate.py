@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from backprop_core.data.loading import find, read
+from backprop_core.data.loading import find, read_rows
 from backprop_core.data.token_lengths import Counter
 from backprop_core.models import base as bases
 from backprop_core.models import devices
@@ -110,5 +110,5 @@ def preset_fields(name: str) -> dict[str, Any]:
 def data_in(dataset: DatasetSpec, base: Path | None) -> Data:
     """What a run on a dataset trains on, by reading it; its tokens by the base's tokenizer if that is here."""
     with TemporaryDirectory() as scratch:
-        rows = read(find(dataset, scratch=Path(scratch)), dataset).rows
+        rows = read_rows(find(dataset, scratch=Path(scratch)), dataset).rows
     return trained_on(data_of(rows, Counter(base)), dataset)

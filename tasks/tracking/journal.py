@@ -167,7 +167,7 @@ def ending(journals: JournalLayout, root: str, run: str) -> Ending | None:
     path, clock, status = journals.lines(root), Clock(), None
     if not path.is_file() or is_written(journals, root):
         return None
-    for _, line in read(path):
+    for _, line in read_journal(path):
         clock.see(line)
         if line.run == run and isinstance(line, Started | Ended):
             status = line.status if isinstance(line, Ended) else None
@@ -188,7 +188,7 @@ def is_written(journals: JournalLayout, run_id: str) -> bool:
         return True
 
 
-def read(path: Path, offset: int = 0) -> Iterator[tuple[int, AnyLine]]:
+def read_journal(path: Path, offset: int = 0) -> Iterator[tuple[int, AnyLine]]:
     """Every complete line from `offset` on, and the offset behind it. A line that cannot be read is left out."""
     with path.open("rb") as file:
         file.seek(offset)
@@ -205,7 +205,7 @@ def read(path: Path, offset: int = 0) -> Iterator[tuple[int, AnyLine]]:
 def retire(journals: JournalLayout, run_id: str, offset: int) -> None:
     """Move a journal that was sent up to `offset` to `sent/`, unless somebody writes it or has written more."""
     with suppress(Timeout), writer_lock(journals, run_id).acquire(timeout=0):
-        if next(read(journals.lines(run_id), offset), None) is None:
+        if next(read_journal(journals.lines(run_id), offset), None) is None:
             journals.sent.root.mkdir(exist_ok=True, mode=0o700)
             for file in (JournalLayout.lines, JournalLayout.sent_note):
                 with suppress(FileNotFoundError):
@@ -246,7 +246,7 @@ class JournalFile:
     def _recall(self) -> int:
         """Learn from the lines that are there; the size without a torn last line."""
         text = self.path.read_bytes()
-        for _, line in read(self.path):
+        for _, line in read_journal(self.path):
             self.clock.see(line)
             if isinstance(line, Started):
                 self.started.add(line.run)

@@ -39,7 +39,7 @@ from tasks.tracking.journal import (
     Started,
     bring_back,
     is_written,
-    read,
+    read_journal,
     retire,
 )
 from tasks.tracking.record import close, deliver, find_or_create
@@ -175,7 +175,7 @@ def send(client: "MlflowClient", settings: Settings, run_id: str) -> None:
     journals = settings.layout.journal
     path, note = journals.lines(run_id), journals.sent_note(run_id)
     sent = load_sent(journals, run_id, blank_address(tracking_uri(settings)))
-    while chunk := list(islice(read(path, sent.offset), CHUNK)):
+    while chunk := list(islice(read_journal(path, sent.offset), CHUNK)):
         with from_the_start_if_lost(note):
             sent = send_chunk(client, settings, sent, [line for _, line in chunk], chunk[-1][0])
         write_atomic(note, sent.model_dump_json())
@@ -222,7 +222,7 @@ def unfinished(path: Path) -> dict[str, tuple[int, float]]:
     last: dict[str, AnyLine] = {}
     times: dict[str, int] = {}
     clock = Clock()
-    for _, line in read(path):
+    for _, line in read_journal(path):
         clock.see(line)
         times[line.run] = line.time
         if isinstance(line, Started | Ended):

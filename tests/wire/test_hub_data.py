@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 from huggingface_hub import constants
 
-from backprop_core.data.loading import find, read
+from backprop_core.data.loading import find, read_rows
 from backprop_core.errors import AuthRequired, ConfigInvalid, HubUnreachable, InputNotFound, InputValidationFailed
 from backprop_core.schema.refs import SourceRef
 from backprop_core.schema.specs import DatasetSpec
@@ -71,7 +71,7 @@ def found(**fields: str) -> SourceRef:
 
 
 def rows(source: SourceRef) -> list[str]:
-    return [row["text"] for row in read(source, DatasetSpec(path=NAME)).rows]
+    return [row["text"] for row in read_rows(source, DatasetSpec(path=NAME)).rows]
 
 
 def test_the_card_says_which_files_a_split_has(server: HubServer) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from backprop_core.data.loading import read
+from backprop_core.data.loading import read_rows
 from backprop_core.errors import InputNotFound
 from backprop_core.lines.prune import prune
 from backprop_core.schema.specs import RunSpec
@@ -63,7 +63,7 @@ def test_an_address_is_fetched_once_a_command(base: Path, tmp_path: Path, server
     assert checked.digest() == again.digest()
     begun = resolve.begun(again, RUN, store)
     sources.let_go()
-    assert read(begun.sources[1].data, begun.spec.datasets[1]).rows
+    assert read_rows(begun.sources[1].data, begun.spec.datasets[1]).rows
     prepared(base, store, *datasets)
     assert server.count("GET /a.jsonl") == 2
 
@@ -105,13 +105,13 @@ def test_a_run_holds_what_it_has_downloaded(base: Path, tmp_path: Path, server: 
     store.close()
     server.files.clear()
     loaded = resolve.load(RUN, Store(tmp_path / "store"))
-    rows = read(loaded.sources[0].data, loaded.spec.datasets[0]).rows
+    rows = read_rows(loaded.sources[0].data, loaded.spec.datasets[0]).rows
     assert rows == [{"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]}]
-    assert len(read(loaded.watch[0].data, loaded.spec.evaluation.watch[0]).rows) == 40
+    assert len(read_rows(loaded.watch[0].data, loaded.spec.evaluation.watch[0]).rows) == 40
     sources.free(RUN, store)
     assert not store.layout.run(RUN).sources.exists()
     with pytest.raises(InputNotFound, match="gone") as caught:
-        read(loaded.sources[0].data, loaded.spec.datasets[0])
+        read_rows(loaded.sources[0].data, loaded.spec.datasets[0])
     assert caught.value.hint == "start it again"
 
 

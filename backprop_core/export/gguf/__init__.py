@@ -25,12 +25,12 @@ def convert(
     Raises ArchitectureUnsupported, TokenizerUnsupported, AdapterMismatch, ChatTemplateMissing, ChatTemplateUnusable
     or GGUFExportFailed.
     """
-    from backprop_core.export.gguf.writer import write
+    from backprop_core.export.gguf.writer import write_gguf
 
     check_supported(base, adapter)
     beside = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
     try:
-        write(base, adapter, beside, outtype, on_progress or (lambda done, total: None))
+        write_gguf(base, adapter, beside, outtype, on_progress or (lambda done, total: None))
         beside.replace(output)
     finally:
         beside.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from backprop_core.errors import AdapterMismatch
 from backprop_core.export.gguf.stored_tensors import DTYPES, Stored, stored_in
-from backprop_core.models.adapter_tensors import Tensors, read
+from backprop_core.models.adapter_tensors import Tensors, read_adapter
 from backprop_core.models.base import weights
 from backprop_core.models.peft_files import FILE_PREFIX, HINT, check_fusable
 
@@ -65,7 +65,7 @@ class Fused:
         for path in weights(base):
             self.stored |= stored_in(path)
         self.scratch = Scratch()
-        self.scaling, self.lora = read_adapter(adapter) if adapter else (0.0, {})
+        self.scaling, self.lora = read_updates(adapter) if adapter else (0.0, {})
         for name, update in self.lora.items():
             self._check(name, update)
 
@@ -131,9 +131,9 @@ class Fused:
         return torch.cat([self.rows(name, rows, torch.float32).clone() for rows in self.slices(name)])
 
 
-def read_adapter(directory: Path) -> tuple[float, dict[str, Update]]:
+def read_updates(directory: Path) -> tuple[float, dict[str, Update]]:
     """The scale s, and what is done to each of the base's tensors that change, by name."""
-    adapter = read(directory)
+    adapter = read_adapter(directory)
     config = adapter.config
     check_fusable(config)
     updates = updates_of(adapter.tensors, {"A", "B", "m"} if config.get("use_dora") else {"A", "B"})

@@ -30,13 +30,13 @@ def convert_lora(base: Path, adapter: Path, output: Path) -> None:
     fused.refuse_magnitudes()
     beside = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
     try:
-        write(beside, config, fused)
+        write_gguf_lora(beside, config, fused)
         beside.replace(output)
     finally:
         beside.unlink(missing_ok=True)
 
 
-def write(path: Path, config: Any, fused: Fused) -> None:
+def write_gguf_lora(path: Path, config: Any, fused: Fused) -> None:
     """The file, whole; an adapter fits into memory."""
     architecture = architecture_of(config).name
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config.num_hidden_layers)

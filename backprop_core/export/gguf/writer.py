@@ -27,7 +27,7 @@ FILE_TYPES = {
 }
 
 
-def write(base: Path, adapter: Path | None, path: Path, outtype: str, on_progress: OnProgress) -> None:
+def write_gguf(base: Path, adapter: Path | None, path: Path, outtype: str, on_progress: OnProgress) -> None:
     """Write the file at `path`; half of it is left there on failure."""
     config: Any = AutoConfig.from_pretrained(base)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_home(base, adapter), config=config)

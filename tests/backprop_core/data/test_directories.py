@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backprop_core.data.loading import Parsed, read, snapshot
+from backprop_core.data.loading import Parsed, read_rows, snapshot
 from backprop_core.errors import InputNotFound, InputValidationFailed, NoRows
 from backprop_core.schema.refs import SourceRef
 from backprop_core.schema.specs import DatasetSpec
@@ -43,7 +43,7 @@ def taken(folder: Path) -> SourceRef:
 
 
 def parsed(source: SourceRef, **spec: float) -> Parsed:
-    return read(source, DatasetSpec.model_validate({"path": source.path, **spec}))
+    return read_rows(source, DatasetSpec.model_validate({"path": source.path, **spec}))
 
 
 def test_a_directory_is_its_files_in_order(drops: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from backprop_core.data.loading import Parsed, read, snapshot
+from backprop_core.data.loading import Parsed, read_rows, snapshot
 from backprop_core.errors import InputValidationFailed
 from backprop_core.schema.refs import SourceRef
 from backprop_core.schema.specs import DatasetSpec, RunSpec
@@ -32,7 +32,7 @@ def found(path: Path) -> SourceRef:
 
 
 def parsed(path: Path, **spec: Any) -> Parsed:
-    return read(found(path), DatasetSpec(path=str(path), **spec))
+    return read_rows(found(path), DatasetSpec(path=str(path), **spec))
 
 
 def pairs(path: Path, **spec: Any) -> list[list[str]]:
@@ -88,7 +88,7 @@ def test_a_record_that_is_older_than_readings(tmp_path: Path) -> None:
     path = write(tmp_path, "rows.csv", "question,answer\nWhy?,So.\n")
     old = SourceRef.model_validate({"digest": found(path).digest, "path": str(path), "files": []})
     assert part(old) == old.digest
-    assert read(old, DatasetSpec(path=str(path))) == parsed(path)
+    assert read_rows(old, DatasetSpec(path=str(path))) == parsed(path)
 
 
 # Encodings

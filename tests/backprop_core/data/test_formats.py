@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 
 from backprop_core.data.decompression import unpacked
-from backprop_core.data.loading import Parsed, read, snapshot
+from backprop_core.data.loading import Parsed, read_rows, snapshot
 from backprop_core.data.sources import is_chain
 from backprop_core.errors import (
     ConfigInvalid,
@@ -46,7 +46,7 @@ def write(directory: Path, name: str, data: str | bytes) -> Path:
 
 
 def parsed(path: Path, **spec: Any) -> Parsed:
-    return read(snapshot(str(path), scratch=path.parent), DatasetSpec(path=str(path), **spec))
+    return read_rows(snapshot(str(path), scratch=path.parent), DatasetSpec(path=str(path), **spec))
 
 
 def json_lines(rows: list[Any]) -> str:
@@ -322,13 +322,13 @@ def test_a_changed_file_is_refused(tmp_path: Path) -> None:
     """The rows that are read are those of the bytes that were hashed, or none."""
     path = write(tmp_path, "rows.jsonl", json_lines([EXCHANGE]))
     source, spec = snapshot(str(path), scratch=tmp_path), DatasetSpec(path=str(path))
-    assert read(source, spec).rows == [EXCHANGE]
+    assert read_rows(source, spec).rows == [EXCHANGE]
     path.write_text(json_lines([EXCHANGE] * 2))
     with pytest.raises(InputValidationFailed, match="has changed"):
-        read(source, spec)
+        read_rows(source, spec)
     path.unlink()
     with pytest.raises(InputNotFound):
-        read(source, spec)
+        read_rows(source, spec)
 
 
 @pytest.fixture
@@ -366,7 +366,7 @@ def test_a_url_is_copied_first(tmp_path: Path, served: tuple[str, Path]) -> None
     assert Path(remote.path).parent == tmp_path
     assert remote.digest == snapshot(str(path), scratch=tmp_path).digest
     path.unlink()
-    assert len(read(remote, DatasetSpec(path=address)).rows) == 2
+    assert len(read_rows(remote, DatasetSpec(path=address)).rows) == 2
 
 
 @pytest.mark.parametrize("page, said", [("missing", "missing"), ("broken", "500")])

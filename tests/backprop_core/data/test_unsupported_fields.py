@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from backprop_core.data.loading import Parsed, read, snapshot
+from backprop_core.data.loading import Parsed, read_rows, snapshot
 from backprop_core.errors import InputValidationFailed
 from backprop_core.schema.specs import DatasetSpec
 
@@ -27,7 +27,7 @@ CALL = {"name": "look_up", "arguments": "{}"}
 def parsed(directory: Path, *rows: dict[str, Any], **spec: Any) -> Parsed:
     path = directory / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return read(snapshot(str(path), scratch=directory), DatasetSpec(path=str(path), max_bad_rows=1, **spec))
+    return read_rows(snapshot(str(path), scratch=directory), DatasetSpec(path=str(path), max_bad_rows=1, **spec))
 
 
 def answered(**turn: Any) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def test_too_many_of_them_are_an_error_that_names_the_field(tmp_path: Path) -> N
     path = tmp_path / "kto.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(InputValidationFailed, match=r"line 1: the row has label True, which is not trained"):
-        read(snapshot(str(path), scratch=tmp_path), DatasetSpec(path=str(path)))
+        read_rows(snapshot(str(path), scratch=tmp_path), DatasetSpec(path=str(path)))
 
 
 def test_of_a_table_only_what_a_row_has_counts(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_of_a_table_only_what_a_row_has_counts(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("prompt,completion,weight\na,b,\nc,d,1\ne,f,0\n")
     for name, good in (("rows.parquet", 1), ("rows.csv", 2)):
         path = tmp_path / name
-        kept, bad = read(snapshot(str(path), scratch=tmp_path), DatasetSpec(path=str(path), max_bad_rows=1))
+        kept, bad = read_rows(snapshot(str(path), scratch=tmp_path), DatasetSpec(path=str(path), max_bad_rows=1))
         assert (len(kept), [item.reason for item in bad]) == (good, ["weight"])
 
 
@@ -196,4 +196,4 @@ def test_a_key_that_is_there_twice(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_text(row if name.endswith("l") else f"[{row}]")
     with pytest.raises(InputValidationFailed, match="'completion' is there twice"):
-        read(snapshot(str(path), scratch=tmp_path), DatasetSpec(path=str(path)))
+        read_rows(snapshot(str(path), scratch=tmp_path), DatasetSpec(path=str(path)))

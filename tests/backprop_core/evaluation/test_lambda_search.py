@@ -21,11 +21,11 @@ from tests.backprop_core import nano
 
 def commit(store: Store, like: AdapterRef, *, rank: int | None = None) -> AdapterRef:
     """A random adapter of the same shape, or of another rank."""
-    known = adapters.read(store.local(like))
+    known = adapters.read_adapter(store.local(like))
     torch.manual_seed(0)
     tensors = {key: 0.1 * torch.randn(tensor.shape) for key, tensor in known.tensors.items()}
     with store.begin("adapter") as directory:
-        adapters.write(Adapter({**known.config, **({"r": rank} if rank else {})}, tensors), directory)
+        adapters.write_adapter(Adapter({**known.config, **({"r": rank} if rank else {})}, tensors), directory)
         return store.commit(directory, AdapterRef, kind="tuned", record={})
 
 

@@ -25,7 +25,7 @@ def commit(store: Store, seed: int) -> AdapterRef:
         for part, shape in (("A", (4, 16)), ("B", (24, 4)))
     }
     with store.begin("adapter") as directory:
-        adapters.write(Adapter(adapters.config_of(LoraSpec(rank=4), ["up_proj"]), tensors), directory)
+        adapters.write_adapter(Adapter(adapters.config_of(LoraSpec(rank=4), ["up_proj"]), tensors), directory)
         return store.commit(directory, AdapterRef, kind="tuned", record={})
 
 

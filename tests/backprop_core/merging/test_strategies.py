@@ -38,12 +38,12 @@ def commit(store: Store, seed: int, *, rank: int = 2, turn: float | None = None,
         G = torch.tensor([[1.0, turn], [0.5, -2.0]])
         tensors |= {B: tensors[B] @ G, A: torch.linalg.inv(G) @ tensors[A]}
     with store.begin("adapter") as directory:
-        adapters.write(Adapter({**CONFIG, **config}, tensors), directory)
+        adapters.write_adapter(Adapter({**CONFIG, **config}, tensors), directory)
         return store.commit(directory, AdapterRef, kind="tuned", record={})
 
 
 def tensors(store: Store, ref: AdapterRef) -> dict[str, Matrix]:
-    return {key: tensor.double().numpy() for key, tensor in adapters.read(store.local(ref)).tensors.items()}
+    return {key: tensor.double().numpy() for key, tensor in adapters.read_adapter(store.local(ref)).tensors.items()}
 
 
 def merge_all(store: Store, tuned: list[AdapterRef], spec: MergeSpec) -> list[AdapterRef]:
@@ -185,7 +185,7 @@ def test_a_product_of_less_rank_is_filled_with_zeros(store: Store, rank: int, ou
     refs = []
     for pair in pairs:
         with store.begin("adapter") as directory:
-            adapters.write(Adapter({**CONFIG, "r": rank}, pair), directory)
+            adapters.write_adapter(Adapter({**CONFIG, "r": rank}, pair), directory)
             refs.append(store.commit(directory, AdapterRef, kind="tuned", record={}))
     found = tensors(store, merge_all(store, refs, MergeSpec(strategy="svd"))[-1])
     assert (found[A].shape, found[B].shape) == ((rank, width), (out, rank))

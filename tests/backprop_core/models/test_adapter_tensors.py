@@ -28,7 +28,7 @@ from pathlib import Path
 from backprop_core.models import adapter_tensors as adapter
 config = {{"lora_alpha": 4, "r": 2, "peft_type": "LORA", "target_modules": set({TARGETS}), "peft_version": "0.1"}}
 tensors = {{f"layer.{{name}}.weight": torch.full((2, 3), float(ord(name[-1]))) for name in set({NAMES})}}
-adapter.write(adapter.Adapter(config, tensors), Path(sys.argv[1]))
+adapter.write_adapter(adapter.Adapter(config, tensors), Path(sys.argv[1]))
 """
 
 
@@ -39,8 +39,8 @@ def some() -> Adapter:
 
 def test_read_gives_what_was_written(tmp_path: Path) -> None:
     """Writing and reading returns the same tensors bit for bit, and a config that changes no more."""
-    adapters.write(some(), tmp_path)
-    found = adapters.read(tmp_path)
+    adapters.write_adapter(some(), tmp_path)
+    found = adapters.read_adapter(tmp_path)
     assert found.config == peft_files.portable(CONFIG)
     assert all(torch.equal(found.tensors[key], some().tensors[key]) for key in KEYS)
 
@@ -53,7 +53,7 @@ def test_same_content_same_bytes_in_any_process(tmp_path: Path) -> None:
     there.mkdir()
     config = {"peft_type": "LORA", "r": 2, "target_modules": TARGETS, "peft_version": "0.2", "lora_alpha": 4}
     tensors = {f"layer.{name}.weight": torch.full((2, 3), float(ord(name[-1]))) for name in reversed(NAMES)}
-    adapters.write(Adapter(config, tensors), here)
+    adapters.write_adapter(Adapter(config, tensors), here)
     subprocess.run([sys.executable, "-c", SCRIPT, str(there)], check=True, env={**os.environ, "PYTHONHASHSEED": "1"})
     for name in (peft_files.CONFIG, peft_files.WEIGHTS):
         assert (here / name).read_bytes() == (there / name).read_bytes()
@@ -63,8 +63,8 @@ def test_same_content_same_bytes_in_any_process(tmp_path: Path) -> None:
 def test_half_precision_is_written_as_float32(tmp_path: Path) -> None:
     """Whatever the tensors' type and layout, the file holds float32."""
     half = {KEYS[0]: torch.ones(5, 2).T.bfloat16()}
-    adapters.write(Adapter(CONFIG, half), tmp_path)
-    assert adapters.read(tmp_path).tensors[KEYS[0]].dtype == torch.float32
+    adapters.write_adapter(Adapter(CONFIG, half), tmp_path)
+    assert adapters.read_adapter(tmp_path).tensors[KEYS[0]].dtype == torch.float32
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT reads it
@@ -81,7 +81,7 @@ def test_peft_answers_as_we_do(tmp_path: Path) -> None:
         tensors, ours = taken(model), base.model(ids).logits
     bare = base.model(ids).logits
     (tmp_path / "adapter").mkdir()
-    adapters.write(Adapter(config, tensors), tmp_path / "adapter")
+    adapters.write_adapter(Adapter(config, tensors), tmp_path / "adapter")
     theirs = PeftModel.from_pretrained(base.model, tmp_path / "adapter")(ids).logits
     assert torch.equal(ours, theirs)
     assert not torch.equal(ours, bare)
@@ -114,7 +114,7 @@ def spoil(directory: Path, how: str) -> None:
 )
 def test_what_is_no_adapter_is_refused(tmp_path: Path, how: str, error: type[BackpropError]) -> None:
     """A missing, damaged or foreign file is a coded error; a pickle is not opened."""
-    adapters.write(some(), tmp_path)
+    adapters.write_adapter(some(), tmp_path)
     spoil(tmp_path, how)
     with pytest.raises(error):
-        adapters.read(tmp_path)
+        adapters.read_adapter(tmp_path)

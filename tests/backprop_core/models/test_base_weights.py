@@ -45,15 +45,15 @@ def rewrite(directory: Path, change: Callable[[Weights], Weights]) -> None:
 
 AS_LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 LIES: dict[str, tuple[str, dict[str, Any], str]] = {
-    "fewer layers": ("llama", {"num_hidden_layers": 1}, r"9 weights .* no place for, first model\.layers\.1\."),
-    "no layer": ("llama", {"num_hidden_layers": 0}, r"18 weights .* no place for, first model\.layers\.0\."),
+    "fewer layers": ("llama", {"num_hidden_layers": 1}, r"9 weights .* not describe, first model\.layers\.1\."),
+    "no layer": ("llama", {"num_hidden_layers": 0}, r"18 weights .* not describe, first model\.layers\.0\."),
     "more layers": ("llama", {"num_hidden_layers": 3}, r"no weights for model\.layers\.2\."),
-    "smaller vocabulary": ("llama", {"vocab_size": 200}, r"embed_tokens\.weight as \(267, 64\), .* \(200, 64\)"),
-    "larger vocabulary": ("llama", {"vocab_size": 400}, r"embed_tokens\.weight as \(267, 64\), .* \(400, 64\)"),
-    "hidden size": ("llama", {"hidden_size": 32}, r"embed_tokens\.weight as \(267, 64\), .* \(267, 32\)"),
-    "intermediate size": ("llama", {"intermediate_size": 64}, r"mlp\.down_proj\.weight as \(64, 128\)"),
-    "key heads": ("llama", {"num_key_value_heads": 1}, r"k_proj\.weight as \(32, 64\), .* \(16, 64\)"),
-    "a head of its own": ("untied", {"tie_word_embeddings": True}, "output head of its own"),
+    "smaller vocabulary": ("llama", {"vocab_size": 200}, r"embed_tokens\.weight of shape \(267, 64\), .* \(200, 64\)"),
+    "larger vocabulary": ("llama", {"vocab_size": 400}, r"embed_tokens\.weight of shape \(267, 64\), .* \(400, 64\)"),
+    "hidden size": ("llama", {"hidden_size": 32}, r"embed_tokens\.weight of shape \(267, 64\), .* \(267, 32\)"),
+    "intermediate size": ("llama", {"intermediate_size": 64}, r"mlp\.down_proj\.weight of shape \(64, 128\)"),
+    "key heads": ("llama", {"num_key_value_heads": 1}, r"k_proj\.weight of shape \(32, 64\), .* \(16, 64\)"),
+    "a head of its own": ("untied", {"tie_word_embeddings": True}, "separate output head"),
     "no head": ("llama", {"tie_word_embeddings": False}, r"no weights for lm_head\.weight"),
     "biases left out": ("qwen2", AS_LLAMA, r"6 weights .* first model\.layers\.0\.self_attn\.k_proj\.bias"),
     "norms left out": ("qwen3", AS_LLAMA, r"4 weights .* first model\.layers\.0\.self_attn\.k_norm\.weight"),
@@ -108,7 +108,7 @@ def second_weights(base: Path) -> None:
 def test_two_sets_of_weights(base: Path, tmp_path: Path) -> None:
     """Where an index names other files than the one that transformers prefers, neither is chosen."""
     second_weights(base)
-    refused(base, tmp_path, r"its weights twice: model\.safetensors, and other\.safetensors by its index")
+    refused(base, tmp_path, r"two sets of weights: model\.safetensors, and other\.safetensors from its index")
     index = json.loads((base / "model.safetensors.index.json").read_text())
     index["weight_map"] = dict.fromkeys(index["weight_map"], "model.safetensors")
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -120,7 +120,7 @@ def test_weights_that_the_config_names(base: Path, tmp_path: Path) -> None:
     second_weights(base)
     (base / "model.safetensors.index.json").unlink()
     edit(base, transformers_weights="other.safetensors")
-    refused(base, tmp_path, r"names weights of its own: other\.safetensors")
+    refused(base, tmp_path, r"other weights: transformers_weights=other\.safetensors")
 
 
 def test_an_adapter_beside_the_weights(base: Path, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def commit(store: Store, base, scale: float) -> AdapterRef:
         for part, shape in (("A", (4, width)), ("B", (out, 4)))
     }
     with store.begin("adapter") as directory:
-        adapters.write(Adapter(config, keys), directory)
+        adapters.write_adapter(Adapter(config, keys), directory)
         return store.commit(directory, AdapterRef, kind="tuned", record={})
 
 

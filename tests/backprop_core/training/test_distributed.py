@@ -63,7 +63,7 @@ class Place:
         return train(base, self.rows, spec=SPEC, key=key, **options)
 
     def tensors(self, result: TrainResult) -> adapters.Tensors:
-        return adapters.read(self.store.local(result.adapter)).tensors
+        return adapters.read_adapter(self.store.local(result.adapter)).tensors
 
 
 @pytest.fixture(scope="module")

@@ -76,7 +76,7 @@ def run(
 
 
 def tensors(store: Store, result: TrainResult) -> adapters.Tensors:
-    return adapters.read(store.local(result.adapter)).tensors
+    return adapters.read_adapter(store.local(result.adapter)).tensors
 
 
 def test_it_learns_and_reports_every_step(base: LoadedBase, rows: RowsRef, store: Store) -> None:
@@ -335,7 +335,7 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path, base: LoadedBase,
     for other in (narrow, short):
         with pytest.raises(AdapterMismatch), adapted(other, ref, store):
             pass
-    found = adapters.read(store.local(ref))
+    found = adapters.read_adapter(store.local(ref))
     del found.tensors[next(iter(found.tensors))]
     with pytest.raises(AdapterMismatch), injected(base, found.config, None) as model:
         put(model, found.tensors)

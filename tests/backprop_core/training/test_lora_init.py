@@ -79,7 +79,7 @@ def run(
 
 
 def tensors(store: Store, ref: AdapterRef) -> Tensors:
-    return adapters.read(store.local(ref)).tensors
+    return adapters.read_adapter(store.local(ref)).tensors
 
 
 def logits(base: LoadedBase) -> torch.Tensor:
@@ -149,7 +149,7 @@ def test_pissa_starts_from_the_principal_part(base: LoadedBase, rows: RowsRef, s
     """What the first four of eight committed ranks start from holds as much of W as the best matrix of rank four."""
     result = run(base, rows, store, spec("pissa", steps=1, learning_rate=1e-30))
     found = tensors(store, result.adapter)
-    assert adapters.read(store.local(result.adapter)).config["r"] == 8
+    assert adapters.read_adapter(store.local(result.adapter)).config["r"] == 8
     halves = {key: tensor[:4] if "lora_A" in key else tensor[:, :4] for key, tensor in found.items()}
     W = load_file(path / "model.safetensors")[f"{UP}.weight"].double().numpy()
     singular = np.linalg.svd(W, compute_uv=False)

@@ -188,7 +188,7 @@ def test_a_deployed_run_takes_a_base_of_the_hub(adapter: Path, store: Store, mon
     """OWNER/NAME that is no directory here is looked for on the Hub, which nobody can reach here."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     change(adapter, base_model_name_or_path="nobody-of-this-name/nothing")
-    with pytest.raises(ModelLoadFailed, match="from the hub"):
+    with pytest.raises(ModelLoadFailed, match="from the Hub"):
         made("./adapter", store)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from backprop_core.data.loading import read, snapshot
+from backprop_core.data.loading import read_rows, snapshot
 from backprop_core.errors import ConfigInvalid, StoreUnsupported
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.field_types import is_address
@@ -73,7 +73,7 @@ def test_a_file_is_not_taken_apart_as_an_address(
     monkeypatch.setenv("BACKPROPAGATE_ALLOWED_PATHS", str(tmp_path))
     path = Path(name + ending)
     path.write_text("text\none\n" if ending == ".csv" else '{"text": "one"}\n')
-    assert read(snapshot(str(path), scratch=tmp_path), DatasetSpec(path=str(path))).rows == [{"text": "one"}]
+    assert read_rows(snapshot(str(path), scratch=tmp_path), DatasetSpec(path=str(path))).rows == [{"text": "one"}]
     assert stem(str(path)) == stem(f"/some where#/else?/{path}") == name
     assert may_read(str(path)) and fingerprint(DatasetSpec(path=str(path)))
     anchored = anchored_dataset(DatasetSpec(path=str(path)), tmp_path).path

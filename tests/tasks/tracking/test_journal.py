@@ -16,7 +16,7 @@ import pytest
 from backprop_core.errors import RunActive
 from backprop_core.schema.refs import ErrorRecord, Evaluation
 from backprop_core.store.layout import JournalLayout
-from tasks.tracking.journal import SECONDS, Clock, Journal, ending, parameters, read
+from tasks.tracking.journal import SECONDS, Clock, Journal, ending, parameters, read_journal
 
 ROOT, CHILD = "a" * 32, "b" * 32
 
@@ -69,7 +69,7 @@ def test_a_torn_last_line_is_no_line(tmp_path: Path) -> None:
     whole = JournalLayout(tmp_path).lines(ROOT).read_bytes()
     for cut in range(whole.rindex(b"\n", 0, -1) + 1, len(whole)):
         JournalLayout(tmp_path).lines(ROOT).write_bytes(whole[:cut])
-        assert [line.kind for _, line in read(JournalLayout(tmp_path).lines(ROOT))] == ["start"]
+        assert [line.kind for _, line in read_journal(JournalLayout(tmp_path).lines(ROOT))] == ["start"]
         with Journal(tmp_path, ROOT) as journal:
             journal.metrics(1, {"loss": 2.0})
         assert [line["kind"] for line in lines_of(tmp_path)] == ["start", "metrics"]
@@ -243,7 +243,7 @@ def test_a_wait_is_no_time_at_work(tmp_path: Path) -> None:
         ("end", 9 * HOURS + 6, {}),
     )
     clock = Clock()
-    for _, line in read(path):
+    for _, line in read_journal(path):
         clock.see(line)
     assert clock.seconds(ROOT) == (70 - 50) + 4 + 6
     assert ending(JournalLayout(tmp_path), ROOT, ROOT) == ("finished", 30)

@@ -211,7 +211,7 @@ def test_champion_is_a_model_for_transformers_and_peft(config: Settings, lines: 
     base = bases.resolve(ModelSpec(name=str(path)), store)
     trained = tiny.add_adapter(path, tmp_path / "adapter")
     with store.begin("adapter") as directory:
-        adapters.write(adapters.read(trained), directory)
+        adapters.write_adapter(adapters.read_adapter(trained), directory)
         merged = store.commit(directory, AdapterRef, kind="merged", record={})
     with Journal(config.journal_path, f"{1:032x}") as journal:
         journal.start(line="support", name="retrain")
