@@ -1,1 +1,1 @@
-"""Sources and row formats, curation, splits, chat encoding, token cache, batching."""
+"""From files to batches: sources, row formats, curation, splits, chat encoding, token cache, batching."""

@@ -1,4 +1,4 @@
-"""Examples as tensors, and right-padded batches of them."""
+"""Loads tokenized examples as tensors; cuts them into micro-batches by token budget; pads and collates batches."""
 
 import logging
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from backprop_core.models.loading import LoadedBase
 from backprop_core.schema.refs import RowsRef
 from backprop_core.store.artifacts import Store
 
-OVERHEAD = 256  # a forward and backward pass costs as much as so many tokens, whatever is in it
+OVERHEAD = 256  # fixed cost of a forward and backward pass, in tokens
 log = logging.getLogger(__name__)
 
 # b = examples, t = tokens of the longest, n = label tokens of the batch
@@ -33,7 +33,7 @@ class Item:
 
 
 class Items(list[Item]):
-    """Examples in the order of their rows; how many were cut at the length, and how many left out without a label."""
+    """Examples in row order; `cut`: how many were cut to the maximum length; `left_out`: how many had no label left."""
 
     cut = 0
     left_out = 0
@@ -41,7 +41,7 @@ class Items(list[Item]):
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs without the last column; for each label token the flat position that predicts it, and its example."""
+    """A batch: inputs without the last column, and for each label token its flat position and its example."""
 
     ids_bt: Tensor
     lengths_b: Tensor
@@ -51,16 +51,16 @@ class Batch:
 
 
 def load(base: LoadedBase, rows: RowsRef, *, max_length: int, store: Store) -> Items:
-    """The rows as the base's tokenizer and template write them, in their order.
+    """Tokenize rows with the base's tokenizer and chat template, in row order; cached.
 
-    Raises NoRows if there are none, and what `chat.encode` raises.
+    Raises NoRows if there are none, and what `chat_encoding.encode` raises.
     """
     if rows.rows == 0:
-        raise NoRows(f"the rows {rows.digest[:12]} are empty", hint="give more rows")
+        raise NoRows(f"rows artifact {rows.digest[:12]} is empty", hint="provide more rows")
     ref, flat = token_cache.load(base, rows, max_length=max_length, store=store)
     if ref.cut or ref.left_out:
         log.warning(
-            "%d of %d examples are longer than %d tokens and cut; %d have no token to learn from, and are left out",
+            "%d of %d examples are longer than %d tokens and were cut; %d have no label token and were left out",
             *(ref.cut, len(flat["row_e"]) + ref.left_out, max_length, ref.left_out),
         )
     made = Items(items(flat))
@@ -69,7 +69,7 @@ def load(base: LoadedBase, rows: RowsRef, *, max_length: int, store: Store) -> I
 
 
 def by_pass(items: Sequence[Item], rows: RowsRef, store: Store) -> list[list[int]]:
-    """The examples of each pass over the rows, by index; a single pass with all of them where the rows say nothing."""
+    """Indices of the examples in each epoch; one list with all examples unless the rows have replay passes."""
     named = [set(numbers) for numbers in curation.passes(store.local(rows))]
     some = set().union(*named)
     return [
@@ -78,14 +78,14 @@ def by_pass(items: Sequence[Item], rows: RowsRef, store: Store) -> list[list[int
 
 
 def items(flat: token_cache.Tensors) -> list[Item]:
-    """The examples of flat tensors, each a view of its part of them."""
+    """Split flat tensors into examples (views)."""
     ids = torch.split(flat["ids_t"], flat["length_e"].tolist())
     positions = torch.split(flat["at_n"], flat["labels_e"].tolist())
     return [Item(*example) for example in zip(ids, positions, flat["row_e"].tolist(), strict=True)]
 
 
 def collate(items: Sequence[Item], device: torch.device) -> Batch:
-    """One batch, on `device`."""
+    """Pad examples into one batch on `device`."""
     ids_bt = pad_sequence([item.ids_t for item in items], batch_first=True)[:, :-1].long()
     width = ids_bt.shape[1]
     counts_b = torch.tensor([len(item.at_n) for item in items])
@@ -97,14 +97,14 @@ def collate(items: Sequence[Item], device: torch.device) -> Batch:
 
 
 def by_budget(indices: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """`indices`, longest first, cut into groups of at most `budget` padded tokens, or of one example.
+    """Sort `indices` by length and cut them into groups of at most `budget` padded tokens, or of one example.
 
-    The cut costs least: a group costs its padded tokens and OVERHEAD. How a batch is cut does not change its gradient
-    but for rounding, so padding is saved without sorting what belongs to no other batch.
+    Minimizes the total cost: a group costs its padded tokens plus OVERHEAD. Up to rounding, the gradient does not
+    depend on the grouping.
     """
     order = sorted(indices, key=lambda index: (-lengths[index], index))
     widths = [lengths[index] for index in order]
-    costs, starts = [0], [0]  # of the cheapest cut of the first n examples, and where its last group starts
+    costs, starts = [0], [0]  # of the best grouping of the first n examples; where its last group starts
     for end in range(1, len(order) + 1):
         first = next((i + 1 for i in range(end - 2, -1, -1) if (end - i) * widths[i] > budget), 0)
         cost, start = min((costs[i] + OVERHEAD + (end - i) * widths[i], i) for i in range(min(first, end - 1), end))

@@ -1,7 +1,7 @@
-"""Chat rows → token ids and label masks, by the tokenizer's own chat template.
+"""Tokenizes chat rows with the tokenizer's chat template, and marks the label tokens (loss mask).
 
-Labels are the assistant's turns: what stands after the generation prompt, up to and with the stop token, not the
-newline after it. Of raw text every token is one, and the end-of-sequence token that is put after it.
+Labels are the tokens of assistant turns: after the generation prompt, up to and including the stop token, without the
+newline after it. In raw text every token is a label, including the end-of-sequence token appended to it.
 
 Templates are rendered in `templates.sandbox`. A control token (an added token marked special) comes
 from the template alone: where its name stands in a row, it is set between fences before rendering, and what lies
@@ -26,12 +26,12 @@ from backprop_core.models import chat_template
 Message: TypeAlias = dict[str, str]
 
 BATCH = 1024  # texts tokenized at once
-LIMITED = 64  # rows rendered in
-FENCE = "\ufdd0"  # a code point that Unicode keeps for uses like this one
+LIMITED = 64  # rows rendered per time limit
+FENCE = "\ufdd0"  # a Unicode noncharacter, reserved for internal use
 
 
 class Example(NamedTuple):
-    """Token ids, for each whether it is a label (the first never is), and the index of the row they come from."""
+    """Token ids, a label flag for each (the first is never a label), and the index of the row."""
 
     ids: list[int]
     labels: list[bool]
@@ -39,14 +39,14 @@ class Example(NamedTuple):
 
 
 class Examples(list[Example]):
-    """Examples in the order of their rows; how many were cut at the length, and how many left out without a label."""
+    """Examples in row order; `cut`: how many were cut to the maximum length; `left_out`: how many had no label left."""
 
     cut = 0
     left_out = 0
 
 
 class Written(NamedTuple):
-    """A row, or its conversation up to one answer, as text; `spans` are the labels' characters."""
+    """A row, or its conversation up to one answer, rendered as text; `spans` are the character ranges of labels."""
 
     row: int
     text: str
@@ -55,14 +55,14 @@ class Written(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """The ids of a text's tokens, and of each its first character and that after its last."""
+    """Token ids of a text, and each token's character range (start, end)."""
 
     ids: list[int]
     characters_t2: NDArray[np.int64]
 
 
 class Answer(NamedTuple):
-    """An assistant's turn: the conversation up to its end, the character where it starts, that after its stop token."""
+    """An assistant turn: the conversation up to its end, and the character range of the answer with its stop token."""
 
     text: str
     start: int
@@ -70,15 +70,13 @@ class Answer(NamedTuple):
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[ChatRow], *, max_length: int) -> Examples:
-    """Rows as examples of at most `max_length` tokens, cut on the right.
+    """Encode rows as examples of at most `max_length` tokens, cut on the right.
 
-    A row is one example, unless the template writes earlier turns otherwise once later ones follow (Qwen3 drops their
-    thoughts): then it is one example an answer. An example without a label, or that loses all of them to the cut, is
-    left out and counted.
+    A row is one example, unless the template renders earlier turns differently once later ones follow (Qwen3 drops
+    their thoughts): then each answer is one example. Examples without a label token, also due to cutting, are left out
+    and counted, and so are rows that the template refuses; curation has usually dropped those.
 
-    A row that the template does not write is left out and counted too: curation has dropped those that it knows of.
-
-    Raises ChatTemplateMissing; ChatTemplateUnusable if the template writes no row, or loops; NoLabelTokens naming a row
+    Raises ChatTemplateMissing; ChatTemplateUnusable if the template renders no row, or loops; NoLabelTokens for a row
     without an answer, or if no example is left.
     """
     refused: list[ChatTemplateUnusable] = []
@@ -97,14 +95,14 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[ChatRow], *, max_l
             examples.left_out += 1
     if rows and not examples:
         raise NoLabelTokens(
-            f"none of {len(rows)} rows has a token to learn from in its first {max_length}",
-            hint="raise training.max_length" if examples.cut else "give rows whose answers are more than spaces",
+            f"none of {len(rows)} rows has a label token in its first {max_length} tokens",
+            hint="raise training.max_length" if examples.cut else "use rows with non-empty answers",
         )
     return examples
 
 
 def labelled(written: Written, tokens: Tokens) -> Example:
-    """The example of these tokens; where an answer comes to no token it has no label."""
+    """The example with its label flags; an answer without tokens has no label."""
     first_t, end_t = tokens.characters_t2.T
     labels_t = np.zeros(len(first_t), dtype=bool)
     for start, end in written.spans:
@@ -117,7 +115,7 @@ def labelled(written: Written, tokens: Tokens) -> Example:
 
 
 class Controls:
-    """The control tokens of a tokenizer, and how to keep their names in a row from becoming them."""
+    """The control tokens of a tokenizer; fences their names in rows, so that they are tokenized as plain text."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
@@ -128,16 +126,16 @@ class Controls:
 
     @cached_property
     def begin(self) -> str:
-        """What raw text begins with: the BOS token, or nothing."""
+        """The prefix of raw text: the BOS token, or an empty string."""
         return str(self._tokenizer.bos_token) if begins_with_bos(self._tokenizer) else ""
 
     def stop(self, text: str, start: int) -> int | None:
-        """Where the stop token ends: the first of the control tokens, spaces aside, that end `text`."""
+        """The end of the stop token: of the control tokens that end `text`, whitespace aside, the first."""
         found = self._stop.search(text, start)
         return found.end(1) if found else None
 
     def fence_for(self, texts: list[str]) -> str:
-        """A string that is in none of the texts; empty if none of them names a control token."""
+        """A string that occurs in none of the texts; empty if they contain no control token's name."""
         if not any(self._names.search(text) for text in texts):
             return ""
         return FENCE * (1 + sum(text.count(FENCE) for text in texts))
@@ -153,7 +151,7 @@ class Controls:
 def write_all(
     tokenizer: PreTrainedTokenizerBase, rows: Sequence[ChatRow], refused: list[ChatTemplateUnusable]
 ) -> Iterator[Written]:
-    """All rows as the texts to learn from; why the template does not write a row comes to `refused`."""
+    """Render all rows; appends to `refused` the error of each row that the template refuses."""
     controls = Controls(tokenizer)
     for begin in range(0, len(rows), LIMITED):
         with chat_template.limit():
@@ -169,7 +167,7 @@ def render_row(
     index: int,
     refused: list[ChatTemplateUnusable],
 ) -> list[Written]:
-    """A row as the texts to learn from: one, or one an answer; none where the template refuses it."""
+    """Render a row as one text, or as one text per answer; none if the template refuses it."""
     if "text" in row:
         return [raw(tokenizer, controls, row["text"], index)]
     fence = controls.fence_for([turn["content"] for turn in row["messages"]])
@@ -180,7 +178,7 @@ def render_row(
         refused.append(ChatTemplateUnusable(f"row {index + 1}: {error.message}", hint=error.hint))
         return []
     if not answers:
-        raise NoLabelTokens(f"row {index + 1} has no answer to learn from", hint="remove it, or give it an answer")
+        raise NoLabelTokens(f"row {index + 1} has no answer to learn from", hint="remove it, or add an answer")
     whole = answers[-1].text
     if all(whole.startswith(part.text[: part.end]) for part in answers):
         return [Written(index, whole, [(part.start, part.end) for part in answers], fence)]
@@ -188,9 +186,11 @@ def render_row(
 
 
 def raw(tokenizer: PreTrainedTokenizerBase, controls: Controls, text: str, index: int) -> Written:
-    """Raw text between fences, after the token that begins every sequence if there is one, its end after it."""
+    """Raw text between fences, with the BOS token (if used) before it and the EOS token after it."""
     if tokenizer.eos_token is None:
-        raise ChatTemplateUnusable("the tokenizer names no eos_token to end raw text with", hint="add it to its config")
+        raise ChatTemplateUnusable(
+            "the tokenizer has no eos_token to end raw text with", hint="add it to tokenizer_config.json"
+        )
     fence = FENCE * (1 + text.count(FENCE))
     begin = controls.begin
     whole = f"{begin}{fence}{text}{fence}{tokenizer.eos_token}"
@@ -198,11 +198,11 @@ def raw(tokenizer: PreTrainedTokenizerBase, controls: Controls, text: str, index
 
 
 def begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether every sequence begins with BOS: the tokenizer puts it before a text, and the chat template writes it.
+    """Whether every sequence starts with BOS: the tokenizer adds it to text, and the chat template renders it.
 
-    llama.cpp has one setting for both, `add_bos_token`, and its servers take away the BOS that a template has written
-    before they add theirs. A tokenizer that adds BOS where its chats are written without one is taken at its chats'
-    word: raw text has no BOS then, in training and in the GGUF file.
+    llama.cpp has one setting for both, `add_bos_token`, and its servers remove the BOS that a template has rendered
+    before they add theirs. If the tokenizer adds BOS but its chats start without it, the chats win: raw text gets no
+    BOS, in training and in the GGUF file.
     """
     bos = tokenizer.bos_token
     if bos is None or tokenizer("").input_ids[:1] != [tokenizer.bos_token_id]:
@@ -211,18 +211,18 @@ def begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def answered(messages: list[Message]) -> list[int]:
-    """Positions of the assistant's turns that say something to something."""
+    """Positions of non-empty assistant turns that follow another turn."""
     turns = enumerate(messages)
     return [i for i, turn in turns if i and turn["role"] == "assistant" and turn["content"].strip()]
 
 
 def answer(tokenizer: PreTrainedTokenizerBase, controls: Controls, messages: list[Message]) -> Answer:
-    """The last of the messages, which is an assistant's."""
+    """Render a conversation that ends with an assistant turn, and locate that turn."""
     prompt = apply(tokenizer, messages[:-1], add_generation_prompt=True)
     text = apply(tokenizer, messages, add_generation_prompt=False)
     if not text.startswith(prompt):
         raise ChatTemplateUnusable(
-            "the chat template's assistant turn does not begin as its generation prompt does", hint=chat_template.HINT
+            "the chat template's assistant turn does not start with its generation prompt", hint=chat_template.HINT
         )
     end = controls.stop(text, len(prompt))
     if end is None:
@@ -233,7 +233,7 @@ def answer(tokenizer: PreTrainedTokenizerBase, controls: Controls, messages: lis
 
 
 def stop_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that the chat template ends an answer with. Raises ChatTemplateMissing, ChatTemplateUnusable."""
+    """The stop token with which the chat template ends an answer. Raises ChatTemplateMissing, ChatTemplateUnusable."""
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     with chat_template.limit():
         written = answer(tokenizer, Controls(tokenizer), messages)
@@ -242,13 +242,13 @@ def stop_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> str:
-    """The conversation so far, and the beginning of the assistant's next turn."""
+    """Render the conversation with the generation prompt."""
     with chat_template.limit():
         return apply(tokenizer, messages, add_generation_prompt=True)
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[Message]]) -> list[list[int]]:
-    """The token ids of each conversation so far, and of the beginning of the assistant's next turn.
+    """The token ids of each conversation with its generation prompt.
 
     Raises ChatTemplateMissing, ChatTemplateUnusable.
     """
@@ -265,7 +265,7 @@ def write_prompt(tokenizer: PreTrainedTokenizerBase, controls: Controls, message
 
 
 def render(tokenizer: PreTrainedTokenizerBase, row: ChatRow) -> str:
-    """A whole row as text: its conversation, or its raw text without what begins and ends it."""
+    """Render a whole row: its conversation, or its raw text without BOS and EOS."""
     if "text" in row:
         return str(row["text"])
     with chat_template.limit():
@@ -273,7 +273,7 @@ def render(tokenizer: PreTrainedTokenizerBase, row: ChatRow) -> str:
 
 
 def apply(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, add_generation_prompt: bool) -> str:
-    """The messages as the tokenizer's chat template writes them, in the sandbox."""
+    """Render messages with the tokenizer's chat template, in the sandbox."""
     template = template_of(tokenizer)
     if not template:
         raise ChatTemplateMissing("the tokenizer has no chat template", hint=chat_template.HINT)
@@ -282,7 +282,7 @@ def apply(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, add_ge
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The tokenizer's chat template, of several the default; empty if there is none."""
+    """The tokenizer's (default) chat template; empty if there is none."""
     named = tokenizer.chat_template or ""
     return named if isinstance(named, str) else str(named.get("default", ""))
 
@@ -302,7 +302,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, written: list[Written]) -> Iter
 
 
 def encodings(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, plain: bool) -> list[Encoding]:
-    """Each text's tokens, as they are; if `plain`, no name of a control token is one."""
+    """Tokenize texts without adding special tokens; if `plain`, control tokens' names are plain text."""
     if not texts:
         return []
     batch = tokenizer(texts, add_special_tokens=False, split_special_tokens=plain, verbose=False)
@@ -310,7 +310,7 @@ def encodings(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, plain: bo
 
 
 def joined(encodings: list[Encoding], pieces: list[str], fence: str) -> Tokens:
-    """The tokens of a text's pieces, their characters counted from the text's beginning."""
+    """Join the tokens of a text's pieces; character positions count from the start of the text."""
     starts = accumulate((len(piece) + len(fence) for piece in pieces[:-1]), initial=0)
     characters = [
         np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2) + start

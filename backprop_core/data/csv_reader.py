@@ -1,4 +1,4 @@
-"""CSV, read strictly: a quotation mark that is not closed where its cell ends would swallow the records after it."""
+"""Reads CSV and TSV strictly: detects the separator, and rejects broken quoting, which would swallow later records."""
 
 import csv
 import io
@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 from backprop_core.errors import InputValidationFailed
 
-LARGEST_CELL = 2**31 - 1  # bytes; csv itself refuses cells over 128 KiB
+LARGEST_CELL = 2**31 - 1  # bytes; the csv module's default limit is 128 KiB
 SEPARATORS = ",;\t|"
-QUOTING = "quote a cell that has a separator, a line break or a quotation mark in it, and double each mark inside"
+QUOTING = "quote cells that contain a separator, a line break or a quotation mark, and double each mark inside"
 
 
 class Record(NamedTuple):
-    """The cells of one record, and the lines that it begins and ends on."""
+    """The cells of one record, with its first and last line number."""
 
     line: int
     last: int
@@ -24,9 +24,9 @@ class Record(NamedTuple):
 
 
 def separator_of(text: str) -> str | None:
-    """What separates the cells of a table that begins so: the one that gives most records as many cells as the header.
+    """The separator of a table, from its first part: the one with which most records have as many cells as the header.
 
-    A comma if the header has one cell, None if several would do.
+    A comma if the header has one cell; None if several separators fit equally.
     """
     shares = {separator: share for separator in SEPARATORS if (share := even_share(text, separator)) is not None}
     best = [separator for separator, share in shares.items() if share == max(shares.values())]
@@ -34,7 +34,7 @@ def separator_of(text: str) -> str | None:
 
 
 def even_share(text: str, separator: str) -> float | None:
-    """The share of records that have as many cells as the header; None if that has one cell."""
+    """The share of records with as many cells as the header; None if the header has one cell."""
     csv.field_size_limit(LARGEST_CELL)
     with suppress(csv.Error):  # the text may end within a record
         header, *records = [*filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=separator))] or [[]]
@@ -44,21 +44,19 @@ def even_share(text: str, separator: str) -> float | None:
 
 
 def rows(text: str, separator: str | None, name: str) -> Iterator[tuple[int, dict[str, str] | int]]:
-    """The records by the fields that the header names, each with its line; of a torn one the number of its cells.
+    """Line number and fields of each record; the number of cells instead, if it differs from the header's.
 
-    Raises InputValidationFailed, with the line, for torn quoting and for a header that names a field twice.
+    Raises InputValidationFailed, with the line, for broken quoting, an ambiguous separator, or a duplicate column name.
     """
     if separator is None:
-        raise InputValidationFailed(
-            f"{name}, line 1: its cells could be separated in several ways", hint="separate them with commas"
-        )
+        raise InputValidationFailed(f"{name}, line 1: ambiguous separator", hint="separate the cells with commas")
     found = filter(lambda record: record.cells, records(text, separator, name))
     if (first := next(found, None)) is None:
         return
     header = first.cells
     if twice := [field for field, count in Counter(header).items() if field and count > 1]:
-        hint = "rename one of them, or take it out"
-        raise InputValidationFailed(f"{name}, line {first.line}: two columns are called {twice[0]!r}", hint=hint)
+        hint = "rename or remove one of them"
+        raise InputValidationFailed(f"{name}, line {first.line}: two columns are named {twice[0]!r}", hint=hint)
     for record in found:
         torn = len(record.cells) != len(header)
         if torn and record.last > record.line:
@@ -67,7 +65,7 @@ def rows(text: str, separator: str | None, name: str) -> Iterator[tuple[int, dic
 
 
 def records(text: str, separator: str, name: str) -> Iterator[Record]:
-    """The records of a table, empty lines as records without cells. Raises InputValidationFailed for torn quoting."""
+    """The records of a table; an empty line has no cells. Raises InputValidationFailed for broken quoting."""
     csv.field_size_limit(LARGEST_CELL)
     whole, taken = whole_record(separator), list[str]()
 
@@ -92,13 +90,13 @@ def records(text: str, separator: str, name: str) -> Iterator[Record]:
 
 
 def whole_record(separator: str) -> re.Pattern[str]:
-    """A record whose quotation marks enclose whole cells. `csv` takes them as text in a cell that begins without."""
+    """Pattern of a record whose quotes enclose whole cells; the csv module also accepts them within a cell."""
     cell = rf'(?:"[^"]*+(?:""[^"]*+)*+"|[^"{re.escape(separator)}\r\n]*+)'
     return re.compile(rf"{cell}(?:{re.escape(separator)}{cell})*+[\r\n]*")
 
 
 def torn_quoting(name: str, line: int, last: int) -> InputValidationFailed:
-    """The error for a record that begins on `line`, and was read up to `last` before the tear showed."""
-    so_far = f", and the record runs on to line {last}" if last > line else ""
-    what = f"torn quoting: a quotation mark is not closed where its cell ends{so_far}"
+    """The error for a record that starts on `line` and was read up to `last`."""
+    so_far = f", so the record extends to line {last}" if last > line else ""
+    what = f"broken quoting: a quotation mark is not closed at the end of its cell{so_far}"
     return InputValidationFailed(f"{name}, line {line}: {what}", hint=QUOTING)

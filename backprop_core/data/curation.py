@@ -1,9 +1,9 @@
-"""A source becomes distinct rows that teach something, the same whatever order they came in; and what is made of rows.
+"""Curates a source: drops malformed, empty and duplicate rows and sorts by hash; held-out sampling, replay.
 
-A row's identity is the sha256 of what cannot be taken for another row: its roles, and its texts in Unicode's NFC with
-`\n` for every line ending and without whitespace at their ends. All other whitespace counts: it is what code, YAML and
-tables are made of. Turns after the last answer are neither trained nor scored, so they do not count. Rows of one
-identity are one row. Which side a row is on is `sides`' to say.
+A row's identity is the sha256 of its roles and its normalized texts: Unicode NFC, `\n` line endings, no trailing
+whitespace. All other whitespace counts, as it matters in code, YAML and tables. Turns after the last answer are neither
+trained nor scored, so they do not count. Rows with the same identity are duplicates. `splits` decides which rows are
+held out.
 """
 
 import hashlib
@@ -27,15 +27,15 @@ from backprop_core.store.cache_keys import canonical
 
 ROWS = "rows.jsonl"
 PASSES = "passes.json"
-IDENTITIES = "identities"  # of the rows, 32 bytes each, in their order
+IDENTITIES = "identities"  # file of the rows' identities, 32 bytes each, in row order
 SIZE = 32
 HELDOUT_SHARE = 10  # one in ten
-SEARCH_SHARE = 4  # of the held-out rows, one in four is to choose by
-HINT = "give more rows, or held-out rows of their own (--heldout FILE)"
+SEARCH_SHARE = 4  # one in four held-out rows is for the lambda search
+HINT = "provide more rows, or a separate file of held-out rows (--heldout FILE)"
 
 
 class Known(NamedTuple):
-    """A row by its identity, as the line that is written."""
+    """A row's identity and its JSON line."""
 
     identity: bytes
     line: str
@@ -47,20 +47,20 @@ class Known(NamedTuple):
 
     @property
     def order(self) -> bytes:
-        """Where it comes in training: a second hash, which knows nothing of the side."""
+        """Sort key of training order: a second hash, independent of `held_out`."""
         return hashlib.sha256(b"order:" + self.identity).digest()
 
     @property
     def to_choose_by(self) -> bool:
-        """Of a held-out row: whether something is chosen by it, so that it may not score what was chosen."""
+        """Whether a held-out row is for the lambda search, and therefore not for the gate."""
         return hashlib.sha256(b"search:" + self.identity).digest()[0] * SEARCH_SHARE < 1 << 8
 
 
 def curate(source: SourceRef, spec: DatasetSpec, *, template: ChatTemplate | None = None, store: Store) -> Curated:
-    """The source's distinct rows that teach something, in order of identity, as an artifact.
+    """Commit the source's distinct usable rows, in order of identity, as an artifact.
 
-    Dropped, and counted by reason: malformed rows, those that the base's chat `template` refuses, `empty` ones (nothing
-    that an assistant answers) and `duplicate` ones. Raises NoRows if nothing is left; what `formats.read` raises.
+    Drops and counts by reason: malformed rows, rows that the base's chat `template` refuses, `empty` rows (without an
+    assistant's answer) and `duplicate` rows. Raises NoRows if none is left, and what `loading.read_rows` raises.
     """
     rows, read, dropped = known_rows(source, spec, template)
     ref = commit(rows, store, {"stage": "curate", "source": source.digest}, identified=True)
@@ -69,7 +69,7 @@ def curate(source: SourceRef, spec: DatasetSpec, *, template: ChatTemplate | Non
 
 
 def without(rows: Iterable[Known], side: Iterable[Known]) -> list[Known]:
-    """The rows that are not on a side, by identity."""
+    """The rows that are not in `side`, by identity."""
     identities = {row.identity for row in side}
     return [row for row in rows if row.identity not in identities]
 
@@ -77,7 +77,7 @@ def without(rows: Iterable[Known], side: Iterable[Known]) -> list[Known]:
 def known_rows(
     source: SourceRef, spec: DatasetSpec, template: ChatTemplate | None
 ) -> tuple[list[Known], int, Counter[str]]:
-    """The source's distinct rows that teach something, in order of identity; how many it has; what was dropped.
+    """The source's distinct usable rows in order of identity, the number of its rows, and the dropped rows by reason.
 
     Raises NoRows if none is left.
     """
@@ -88,20 +88,20 @@ def known_rows(
     dropped["empty"] = len(parsed.rows) - len(teaching)
     if not distinct:
         why = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()) if count)
-        raise NoRows(f"{spec.path}: no row is left ({why})", hint="rows need text that an assistant answers")
+        raise NoRows(f"{spec.path}: no usable rows after filtering ({why})", hint="rows need an assistant's answer")
     dropped["duplicate"] = len(teaching) - len(distinct)
     return distinct, len(parsed.rows) + len(parsed.bad), dropped
 
 
 def teaches(row: ChatRow) -> bool:
-    """Whether there is text to learn: an assistant's answer to something, or raw text."""
+    """Whether the row has text to train on: an assistant's answer, or raw text."""
     if "text" in row:
         return bool(row["text"].strip())
     return any(map(answers_something, row["messages"][1:]))
 
 
 def taught(row: ChatRow) -> list[dict[str, str]]:
-    """The turns up to the last that is learned or scored; all if none is."""
+    """The turns up to the last answer; all if there is none."""
     turns: list[dict[str, str]] = row["messages"]
     answers = [place for place, turn in enumerate(turns) if place and answers_something(turn)]
     return turns[: answers[-1] + 1] if answers else turns
@@ -112,20 +112,20 @@ def answers_something(turn: dict[str, str]) -> bool:
 
 
 def identity(row: ChatRow) -> bytes:
-    """sha256 of the normalised row, as canonical JSON of (role, text) turn by turn."""
+    """sha256 of the normalized row: canonical JSON of (role, text) for each turn."""
     parts = [("text", row["text"])] if "text" in row else [(turn["role"], turn["content"]) for turn in taught(row)]
     turns = ",".join(f"[{encode_basestring(role)},{encode_basestring(normalised(text))}]" for role, text in parts)
     return hashlib.sha256(f"[{turns}]".encode()).digest()
 
 
 def normalised(text: str) -> str:
-    """A text without what cannot change its meaning: how Unicode composes it, line endings, whitespace at its end."""
+    """Normalize what cannot change a text's meaning: Unicode composition, line endings, trailing whitespace."""
     composed = text if text.isascii() else unicodedata.normalize("NFC", text)
     return composed.replace("\r\n", "\n").replace("\r", "\n").rstrip()
 
 
 def unique(rows: Iterable[Known]) -> list[Known]:
-    """One row an identity, in order of identity; of several spellings the first in code point order."""
+    """Remove duplicates and sort by identity; of duplicates, keep the first in code point order."""
     spelt: dict[bytes, Known] = {}
     for row in rows:
         spelt[row.identity] = min(row, spelt.get(row.identity, row))
@@ -133,13 +133,13 @@ def unique(rows: Iterable[Known]) -> list[Known]:
 
 
 def pool(heldouts: list[RowsRef], *, heldout_max: int, store: Store) -> RowsRef:
-    """The rows of several held-out sets, each once, the first `heldout_max` by hash.
+    """Merge held-out sets: distinct rows, the first `heldout_max` by hash. A single set is returned unchanged.
 
-    Of a single set it is that one. Raises NoRows if there is none.
+    Raises NoRows if there is none.
     """
     distinct = {ref.digest: ref for ref in heldouts if ref.rows}
     if not distinct:
-        raise NoRows("no row of this task is held out, so nothing can be scored", hint=HINT)
+        raise NoRows("this task has no held-out rows to score", hint=HINT)
     if len(distinct) == 1:
         return next(iter(distinct.values()))
     merged = unique(row for ref in distinct.values() for row in known_in(ref, store))
@@ -147,25 +147,25 @@ def pool(heldouts: list[RowsRef], *, heldout_max: int, store: Store) -> RowsRef:
 
 
 def apart(heldout: RowsRef, *, to_choose_by: bool, store: Store) -> RowsRef:
-    """One of the two parts of held-out rows: those to choose by, or those to score what was chosen.
+    """One of two parts of held-out rows: those for the lambda search, or those for the gate.
 
-    The row's hash says which it is in, so it is in one of them for ever. Raises NoRows where a part has none.
+    The row's hash decides, so a row never changes sides. Raises NoRows if the part is empty.
     """
     rows = [row for row in known_in(heldout, store) if row.to_choose_by == to_choose_by]
     if not rows:
-        raise NoRows(f"of {heldout.rows} held-out rows none is left, for a search or for the gate", hint=HINT)
+        raise NoRows(f"{heldout.rows} held-out rows are too few for both the lambda search and the gate", hint=HINT)
     return commit(rows, store, {"stage": "apart", "heldout": heldout.digest})
 
 
 def unseen(rows: RowsRef, *, learned: Sequence[RowsRef], store: Store) -> RowsRef:
-    """The rows that are in none of the `learned` sets, by identity, in their order."""
+    """The rows that are in none of the `learned` sets, by identity, in order."""
     seen = identities_of(learned, store)
     new = [row for row in known_in(rows, store) if row.identity not in seen]
     return commit(new, store, {"stage": "unseen", "rows": rows.digest})
 
 
 def first(rows: RowsRef, *, most: int, store: Store) -> RowsRef:
-    """The first rows, at most so many; curated rows are in the order of their hashes, so it is a fair sample."""
+    """The first `most` rows: a random sample, as curated rows are sorted by hash."""
     return commit(list(islice(known_in(rows, store), most)), store, {"stage": "first", "rows": rows.digest})
 
 
@@ -179,10 +179,10 @@ def replay(
     seed: int,
     store: Store,
 ) -> RowsRef:
-    """New rows, and in each of so many passes over them `share` of the rows of each earlier dataset, at least one.
+    """Mix new rows with replayed ones: each epoch adds `share` of each earlier dataset's rows, at least one.
 
-    The passes of all runs go through an earlier dataset in turn, in an order drawn by `seed`: no row comes again before
-    every one has. `earlier` has the oldest first. No row of `heldout` is taken.
+    Successive epochs and runs step through an earlier dataset in an order drawn by `seed`, so no row repeats before all
+    others were used. `earlier` is sorted from oldest to newest. Rows in `heldout` are never replayed.
     """
     new, out = list(known_in(rows, store)), [row for ref in heldout for row in known_in(ref, store)]
     draws: list[list[Known]] = [[] for _ in range(passes)]
@@ -197,19 +197,19 @@ def replay(
 
 
 def lot(row: Known, seed: int) -> bytes:
-    """Where a row comes in the order in which its dataset is replayed."""
+    """Sort key of a row in the replay order."""
     return hashlib.sha256(f"{seed}:".encode() + row.identity).digest()
 
 
 def known_in(ref: RowsRef, store: Store) -> Iterator[Known]:
-    """The rows of an artifact, one by one."""
+    """Iterate over the rows of an artifact."""
     directory = store.local(ref)
     with (directory / ROWS).open(encoding="utf-8", newline="\n") as file:
         yield from map(Known, identities(directory), (line.removesuffix("\n") for line in file))
 
 
 def identities(directory: Path) -> Iterator[bytes]:
-    """The identities of the rows in a RowsRef's directory, in their order; computed where they are not beside them."""
+    """The row identities of a RowsRef's directory, in row order; computed if not stored."""
     file = directory / IDENTITIES
     if not file.is_file():
         return map(identity, lines(directory / ROWS))
@@ -218,7 +218,7 @@ def identities(directory: Path) -> Iterator[bytes]:
 
 
 def identities_of(refs: Iterable[RowsRef], store: Store) -> set[bytes]:
-    """The identities of the rows of several artifacts."""
+    """The row identities of several artifacts."""
     return {one for ref in refs for one in identities(store.local(ref))}
 
 
@@ -230,9 +230,9 @@ def commit(
     passes: Sequence[Sequence[Known]] = (),
     identified: bool = False,
 ) -> RowsRef:
-    """The rows as an artifact; with several `passes` over them, which rows are in one of them alone.
+    """Commit rows as an artifact; with several `passes`, also which rows only some of them have.
 
-    With `identified` their identities stand beside them, for later readers.
+    With `identified`, also stores the identities for later readers.
     """
     with store.begin("rows") as directory:
         text = "".join(row.line + "\n" for row in rows)
@@ -247,12 +247,12 @@ def commit(
 
 
 def load(directory: Path) -> list[ChatRow]:
-    """The rows of a RowsRef's directory, in its order."""
+    """Load the rows of a RowsRef's directory, in order."""
     return list(lines(directory / ROWS))
 
 
 def passes(directory: Path) -> list[list[int]]:
-    """Of a RowsRef's directory, the rows that only some passes have, pass by pass; the other rows are in every one."""
+    """For each epoch the indices of rows that only some epochs have; all other rows are in every epoch."""
     file = directory / PASSES
     numbers: list[list[int]] = json.loads(file.read_bytes()) if file.is_file() else [[]]
     return numbers

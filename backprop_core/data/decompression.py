@@ -1,4 +1,4 @@
-"""What a compressed file holds: gzip and Zstandard, known by their first bytes."""
+"""Decompresses gzip and Zstandard files, detected by their first bytes, with a limit against zip bombs."""
 
 import gzip
 import io
@@ -11,11 +11,11 @@ from backprop_core.errors import InputValidationFailed
 
 CHUNK = 1 << 20
 GIB = 1 << 30
-UNPACKED = 100  # times its size, at most: rows shrink to a tenth or a twentieth
+UNPACKED = 100  # maximum ratio: row files typically shrink to a tenth or a twentieth
 
 
 class Packing(NamedTuple):
-    """A way to compress: what it is called, how its files begin, and how they are opened."""
+    """A compression format: name, magic bytes, and opener."""
 
     name: str
     magic: bytes
@@ -23,12 +23,12 @@ class Packing(NamedTuple):
 
 
 def gzipped(file: BinaryIO) -> io.BufferedIOBase:
-    """A stream of what a gzip file holds."""
+    """Open a gzip stream."""
     return gzip.GzipFile(fileobj=file)
 
 
 def zstd(file: BinaryIO) -> io.BufferedIOBase:
-    """A stream of what Zstandard frames hold."""
+    """Open a Zstandard stream."""
     import pyarrow  # type: ignore[import-untyped]
 
     stream: io.BufferedIOBase = pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), "zstd")
@@ -42,12 +42,12 @@ PACKINGS = [
 
 
 def packing_of(data: bytes) -> Packing | None:
-    """How what begins so is compressed; None if it is not."""
+    """The compression format of data with these first bytes; None if uncompressed."""
     return next((known for known in PACKINGS if data.startswith(known.magic)), None)
 
 
 def first_bytes(path: Path, count: int) -> bytes:
-    """The first bytes of what a file holds, unpacked; none of a damaged one. Raises OSError if it cannot be read."""
+    """The first bytes of a file, decompressed; empty if it is damaged. Raises OSError if it cannot be read."""
     with path.open("rb") as file:
         head = file.read(count)
         packing = packing_of(head)
@@ -62,25 +62,25 @@ def first_bytes(path: Path, count: int) -> bytes:
 
 
 def unpacked(data: bytes, name: str, *, least: int = GIB) -> bytes:
-    """What a compressed file holds; other data as it is.
+    """Decompress data; uncompressed data is returned unchanged.
 
-    Raises InputValidationFailed if it is damaged, or holds more than UNPACKED times its size and more than `least`.
+    Raises InputValidationFailed if it is damaged, or larger than both UNPACKED times its size and `least` bytes.
     """
     packing = packing_of(data)
     return data if packing is None else within(max(UNPACKED * len(data), least), packing, data, name)
 
 
 def within(limit: int, packing: Packing, data: bytes, name: str) -> bytes:
-    """What is packed, read a MiB at a time until it is more than `limit`."""
+    """Decompress in chunks of 1 MiB, up to `limit` bytes."""
     whole = bytearray()
     try:
         with packing.open(io.BytesIO(data)) as stream:
             while len(whole) <= limit and (chunk := stream.read(CHUNK)):
                 whole += chunk
     except (OSError, EOFError, zlib.error) as error:
-        hint = "make or copy the file again"
-        raise InputValidationFailed(f"{name} is damaged {packing.name}: {error}", hint=hint) from error
+        hint = "create or copy the file again"
+        raise InputValidationFailed(f"{name} is a damaged {packing.name} file: {error}", hint=hint) from error
     if len(whole) > limit:
-        hint = "if you trust it, unpack it and name the file"
-        raise InputValidationFailed(f"{name} unpacks to more than {UNPACKED} times its size", hint=hint)
+        hint = "if you trust it, decompress it yourself and use that file"
+        raise InputValidationFailed(f"{name} decompresses to more than {UNPACKED} times its size", hint=hint)
     return bytes(whole)

@@ -1,6 +1,6 @@
-"""How a file is read: its shape, encoding and separator, from its name and its first bytes.
+"""Detects a row file's format (JSON, CSV, text, Parquet), encoding and separator, from its name and first bytes.
 
-Decided once, when the file is found, and part of what names the source: the same bytes read otherwise are other rows.
+Detected once, when the file is found, and part of the source's identity: the same bytes can be parsed otherwise.
 """
 
 import codecs
@@ -11,8 +11,8 @@ from backprop_core.data.csv_reader import separator_of
 from backprop_core.data.decompression import first_bytes
 from backprop_core.schema.refs import Reading
 
-HEAD = 1 << 16  # bytes that the shape, the encoding and the separator show in
-MARKS = {  # how a text begins that says its encoding; UTF-32's begins as UTF-16's does
+HEAD = 1 << 16  # bytes that are enough to detect format, encoding and separator
+MARKS = {  # byte order marks; UTF-32 first, as its mark starts with UTF-16's
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF8: "utf-8-sig",
@@ -22,12 +22,12 @@ MARKS = {  # how a text begins that says its encoding; UTF-32's begins as UTF-16
 
 
 def reading_of(file: Path, name: str) -> Reading:
-    """How a file of this name is read. A damaged one is read as its name says, and then refused. Raises OSError."""
+    """Detect how to parse a file. A damaged one is detected by its name and rejected later. Raises OSError."""
     return reading(first_bytes(file, HEAD), name)
 
 
 def reading(head: bytes, name: str) -> Reading:
-    """The same from the first bytes, unpacked. CSV, TSV and text go by the name, everything else by the bytes."""
+    """The same from the first bytes, decompressed. CSV, TSV and text go by name, everything else by content."""
     if head.startswith(b"PAR1"):
         return Reading(shape="parquet")
     encoding = next((known for mark, known in MARKS.items() if head.startswith(mark)), "utf-8")

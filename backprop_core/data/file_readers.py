@@ -1,4 +1,4 @@
-"""Bytes → rows as the file has them: a JSON array, JSON lines, CSV with a header, Parquet, or text (a row a line)."""
+"""Parses the bytes of a file into rows: JSON array, JSON lines, CSV with a header, Parquet, text (a row per line)."""
 
 import json
 from collections.abc import Iterator
@@ -8,14 +8,14 @@ from backprop_core.data import csv_reader
 from backprop_core.errors import InputValidationFailed
 from backprop_core.schema.refs import Reading
 
-HINT = "rows come as a JSON array of objects, JSON lines, CSV, Parquet or .txt, in UTF-8"
+HINT = "supported formats: a JSON array of objects, JSON lines, CSV, Parquet or .txt, in UTF-8"
 SAVE = "save the file as UTF-8"
 SAMPLE = 4096  # bytes
-WIDE = 1 / 3  # of such bytes are zero in UTF-16 and UTF-32 of most languages
+WIDE = 1 / 3  # minimum share of zero bytes in UTF-16 and UTF-32 text of most languages
 
 
 class Malformed(Exception):
-    """Why one row cannot be read: a reason to count by, and a detail for people."""
+    """One row cannot be used: `reason` is the word to count by, the message is for people."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -26,20 +26,20 @@ Value: TypeAlias = dict[str, Any] | Malformed
 
 
 class Item(NamedTuple):
-    """One row as the file has it, and where: "line 3" or "row 3"."""
+    """One row as parsed, and its place: "line 3" or "row 3"."""
 
     place: str
     value: Value
 
 
 class NamedTwice(ValueError):
-    """A JSON object has one key twice: json.loads by itself keeps the last value."""
+    """A JSON object has a duplicate key; json.loads alone would keep the last value."""
 
 
 def parse(data: bytes, reading: Reading, name: str) -> Iterator[Item]:
-    """Rows of a file that is read so; errors call it `name`.
+    """Parse the rows of a file. `name` is its name in errors.
 
-    Raises InputValidationFailed, with the line, if the file is damaged, or is in another encoding.
+    Raises InputValidationFailed, with the line, if the file is damaged or in another encoding.
     """
     match reading.shape:
         case "parquet":
@@ -58,7 +58,7 @@ def parse(data: bytes, reading: Reading, name: str) -> Iterator[Item]:
 
 
 def decoded(data: bytes, encoding: str, name: str) -> str:
-    """The text in its encoding. Raises InputValidationFailed with the first line that is not in it."""
+    """Decode text. Raises InputValidationFailed with the first line that is not in this encoding."""
     refuse_unmarked(data, encoding, name)
     try:
         return data.decode(encoding)
@@ -69,22 +69,22 @@ def decoded(data: bytes, encoding: str, name: str) -> str:
             begin = data.rfind(b"\n", 0, error.start) + 1
             what = no_utf8(data[begin : error.end])
         else:
-            what = f"no {encoding.upper()}, as its byte order mark says"
+            what = f"not {encoding.upper()}, although its byte order mark says so"
         raise InputValidationFailed(f"{name}, line {line}: {what}", hint=SAVE) from error
 
 
 def plain(data: bytes, encoding: str, name: str) -> str:
-    """The same without a zero. Raises InputValidationFailed with the first line that has one: no text has."""
+    """Decode text. Also raises InputValidationFailed for a zero byte, with its line."""
     text = decoded(data, encoding, name)
     before, zero, _ = text.partition("\0")
     if zero:
-        what = "a zero byte, as in UTF-16 without a byte order mark, or in a file that is no text"
+        what = "a zero byte, as in UTF-16 without a byte order mark, or in a binary file"
         raise InputValidationFailed(f"{name}, line {before.count(chr(10)) + 1}: {what}", hint=SAVE)
     return text
 
 
 def refuse_unmarked(data: bytes, encoding: str, name: str) -> None:
-    """Raise InputValidationFailed for what is probably UTF-16 or UTF-32, but does not say so."""
+    """Raise InputValidationFailed for what is probably UTF-16 or UTF-32 without a byte order mark."""
     sample = data[:SAMPLE]
     if encoding == "utf-8" and sample.count(0) > WIDE * len(sample):
         what = "every other byte is zero, as in UTF-16 without a byte order mark"
@@ -92,7 +92,7 @@ def refuse_unmarked(data: bytes, encoding: str, name: str) -> None:
 
 
 def no_utf8(line: bytes) -> str:
-    """What is wrong with a line that is not UTF-8: its first such byte, and what that is on Windows."""
+    """Describe why a line is not UTF-8: the first bad byte, and its meaning in Windows-1252."""
     try:
         line.decode()
     except UnicodeDecodeError as error:
@@ -104,7 +104,7 @@ def no_utf8(line: bytes) -> str:
 
 
 def json_lines(data: bytes) -> Iterator[Item]:
-    """An object a line; empty lines do not count."""
+    """One object per line; empty lines are skipped."""
     for number, line in enumerate(data.split(b"\n"), 1):
         if line.strip():
             yield Item(f"line {number}", json_value(line))
@@ -119,7 +119,7 @@ def json_value(line: bytes) -> Value:
         return Malformed("named_twice", str(error))
     except json.JSONDecodeError as error:
         return Malformed("not_json", f"not JSON: {error.msg} at column {error.colno}")
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets by the thousand
+    except (ValueError, RecursionError) as error:  # thousands of digits in a number, or of nested brackets
         return Malformed("not_json", f"not JSON: {error}")
 
 
@@ -128,7 +128,7 @@ def named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
         names = [name for name, _ in pairs]
-        raise NamedTwice(f"{next(name for name in names if names.count(name) > 1)!r} is there twice")
+        raise NamedTwice(f"duplicate key {next(name for name in names if names.count(name) > 1)!r}")
     return made
 
 
@@ -137,7 +137,7 @@ def array(text: str, name: str) -> Iterator[Item]:
     try:
         values = json.loads(text, object_pairs_hook=named_once)
     except NamedTwice as error:
-        raise InputValidationFailed(f"{name}: in one object {error}", hint="leave one of the two out") from error
+        raise InputValidationFailed(f"{name}: an object has a {error}", hint="remove one of the two") from error
     except json.JSONDecodeError as error:
         what = f"{name}, line {error.lineno}: not JSON: {error.msg} at column {error.colno}"
         raise InputValidationFailed(what, hint=HINT) from error
@@ -151,22 +151,22 @@ def object_or_malformed(value: Any) -> Value:
 
 
 def comma_separated(text: str, separator: str | None, name: str) -> Iterator[Item]:
-    """A row a record; the header names the fields. Raises InputValidationFailed, with the line, for torn quoting."""
+    """One row per record; the header names the fields. Raises InputValidationFailed for broken quoting."""
     for line, row in csv_reader.rows(text, separator, name):
         yield Item(f"line {line}", record(row))
 
 
 def record(row: dict[str, str] | int) -> Value:
-    """A record by the fields of the header, or the number of cells of a torn one."""
+    """A record's fields; Malformed if it has another number of cells than the header, or repeats the header."""
     if isinstance(row, int):
-        return Malformed("torn", f"{row} cells, and not as many as the header has")
+        return Malformed("torn", f"{row} cells, but the header has another number")
     if all(value.removeprefix("\ufeff") == field for field, value in row.items()):
-        return Malformed("second_header", "the header is there again, as in files that were put together")
+        return Malformed("second_header", "the header again, as in concatenated files")
     return row
 
 
 def lines_of_text(text: str) -> Iterator[Item]:
-    """A row a line; empty lines do not count. A file without a line feed may end its lines with carriage returns."""
+    """One row per line; empty lines are skipped. Without any line feed, carriage returns end lines."""
     for number, line in enumerate(text.split("\n" if "\n" in text else "\r"), 1):
         if line.strip():
             yield Item(f"line {number}", {"text": line.removesuffix("\r")})
@@ -181,7 +181,9 @@ def parquet(data: bytes, name: str) -> Iterator[Item]:
         table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
         values = table.to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise InputValidationFailed(f"{name} is damaged Parquet: {error}", hint="make or copy it again") from error
+        raise InputValidationFailed(
+            f"{name} is a damaged Parquet file: {error}", hint="create or copy it again"
+        ) from error
     if len(set(table.column_names)) < table.num_columns:
-        raise InputValidationFailed(f"{name} has two columns of one name", hint="rename one of them")
+        raise InputValidationFailed(f"{name} has two columns with the same name", hint="rename one of them")
     return (Item(f"row {number}", value) for number, value in enumerate(values, 1))

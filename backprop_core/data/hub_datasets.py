@@ -1,7 +1,7 @@
-"""A dataset of the Hub: at one commit, the files of a split. Everything through huggingface_hub's own client.
+"""Hub datasets: finds and downloads the files of a split at one commit, with huggingface_hub's client.
 
-The repository's card says which files a split has. Where it does not, their names do: those that have the split's name
-as a word in their path.
+The dataset card lists the files of a split. Without such a list, a split's files are those with its name as a word in
+their path.
 """
 
 import os
@@ -37,9 +37,9 @@ from backprop_core.schema.specs import DatasetSpec
 
 PLACE = re.compile(ON_HUB + r"(?P<repo>[^@]+)@(?P<commit>[0-9a-f]{40})")
 TRAIN = "train"
-OTHERS = ("test", "validation", "valid", "val", "dev", "eval")  # what splits are called that are not for training
-ABOUT = re.compile(r"(dataset_infos|dataset_dict|state)\.json|.*\.txt")  # files that are about the rows
-RETRY = "look at the network and HF_ENDPOINT, then run it again"
+OTHERS = ("test", "validation", "valid", "val", "dev", "eval")  # names of splits not for training
+ABOUT = re.compile(r"(dataset_infos|dataset_dict|state)\.json|.*\.txt")  # metadata files
+RETRY = "check the network and HF_ENDPOINT, then run it again"
 
 
 def several(value: Any) -> list[Any]:
@@ -47,19 +47,19 @@ def several(value: Any) -> list[Any]:
 
 
 def by_split(value: Any) -> list[Any]:
-    """A card may name patterns without a split: they are for training."""
+    """Patterns that a card lists without a split belong to train."""
     return [one if isinstance(one, dict) else {"path": one} for one in several(value)]
 
 
 class DataFiles(BaseModel):
-    """Of a card: the patterns of one split's files."""
+    """Dataset card: file patterns of one split."""
 
     split: str = TRAIN
     path: Annotated[list[str], BeforeValidator(several)]
 
 
 class Config(BaseModel):
-    """Of a card: one of the ways to read the repository."""
+    """Dataset card: one config."""
 
     config_name: str
     default: bool = False
@@ -78,10 +78,10 @@ class State(BaseModel):
 
 
 def snapshot(dataset: DatasetSpec) -> SourceRef:
-    """The dataset's files of rows at the commit that its revision means now; what is not here yet is downloaded.
+    """Resolve the revision to a commit, and download the dataset's row files that are not cached yet.
 
-    Raises InputNotFound, AuthRequired, HubUnreachable; ConfigInvalid if it has no such config or split;
-    InputValidationFailed if its card cannot be read.
+    Raises InputNotFound, AuthRequired, HubUnreachable; ConfigInvalid for an unknown config or split;
+    InputValidationFailed if its card cannot be parsed.
     """
     found = state(dataset)
     place = f"{ON_HUB}{dataset.path}@{found.commit}"
@@ -89,7 +89,7 @@ def snapshot(dataset: DatasetSpec) -> SourceRef:
 
 
 def local(place: str, name: str) -> Path:
-    """A file of a source of the Hub on this machine. Raises as `snapshot` does."""
+    """The local path of a file of a Hub dataset; downloads it if needed. Raises what `snapshot` raises."""
     known = PLACE.fullmatch(place)
     assert known
     with coded(known["repo"]):
@@ -98,15 +98,15 @@ def local(place: str, name: str) -> Path:
 
 
 def state(dataset: DatasetSpec) -> State:
-    """The repository as it is now. Raises as `snapshot` does."""
+    """Query the repository's current state. Raises what `snapshot` raises."""
     with coded(dataset.path):
         info = client().dataset_info(dataset.path, revision=dataset.revision)
     try:
         configs = CONFIGS.validate_python(info.card_data.get("configs") or [] if info.card_data else [])
     except ValidationError as error:
         raise InputValidationFailed(
-            f"the card of {dataset.path} names its files in a way that is not known",
-            hint=f"name one file: {ON_HUB}{dataset.path}/FILE",
+            f"cannot parse the file list in the card of {dataset.path}",
+            hint=f"use a single file: {ON_HUB}{dataset.path}/FILE",
         ) from error
     names = [sibling.rfilename for sibling in info.siblings or [] if holds_rows(base_name(sibling.rfilename))]
     return State(commit=str(info.sha), names=names, configs=configs)
@@ -117,7 +117,7 @@ def base_name(path: str) -> str:
 
 
 def files(found: State, dataset: DatasetSpec) -> list[str]:
-    """The files of the split that is asked for, by the card or by their names. Raises ConfigInvalid without any."""
+    """The files of the requested split, by the card or by their names. Raises ConfigInvalid if there are none."""
     config = config_of(found.configs, dataset) if found.configs else None
     if config and config.data_files:
         globs = [glob for one in config.data_files if one.split == (dataset.split or TRAIN) for glob in one.path]
@@ -127,14 +127,14 @@ def files(found: State, dataset: DatasetSpec) -> list[str]:
         chosen = named(found.names, dataset)
     if not chosen:
         raise ConfigInvalid(
-            f"{dataset.path} has no rows of a split {dataset.split or TRAIN}",
-            hint=f"set datasets.N.split, or name one file: {ON_HUB}{dataset.path}/FILE",
+            f"{dataset.path} has no files for split {dataset.split or TRAIN}",
+            hint=f"set datasets.N.split, or use a single file: {ON_HUB}{dataset.path}/FILE",
         )
     return chosen
 
 
 def config_of(configs: Sequence[Config], dataset: DatasetSpec) -> Config:
-    """The config that is asked for; else the card's default one, or its only one. Raises ConfigInvalid."""
+    """The requested config, or else the card's default or only one. Raises ConfigInvalid."""
     by_name = {config.config_name: config for config in configs}
     usual = [config for config in configs if config.default or config.config_name == "default"]
     fitting = [by_name[dataset.config]] if dataset.config in by_name else [] if dataset.config else usual or configs
@@ -145,7 +145,7 @@ def config_of(configs: Sequence[Config], dataset: DatasetSpec) -> Config:
 
 
 def named(names: Sequence[str], dataset: DatasetSpec) -> list[str]:
-    """Files by the split's name in theirs; without a split, where none says `train`, those that say no other either."""
+    """Files with the split's name in their path; without a requested split, also files that name no other split."""
     data = [name for name in names if not ABOUT.fullmatch(base_name(name))]
     inside = [name for name in data if not dataset.config or name.startswith(f"{dataset.config}/")]
     chosen = [name for name in inside if says(name, dataset.split or TRAIN)]
@@ -157,31 +157,33 @@ def says(name: str, split: str) -> bool:
 
 
 def client() -> HfApi:
-    """With the token that HF_TOKEN, or a login, gives."""
+    """Hub client; uses the token from HF_TOKEN or from a login."""
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
 
 
 @contextmanager
 def coded(repo: str) -> Iterator[None]:
-    """Whatever the client raises, with its code."""
+    """Turn the client's errors into coded errors."""
     try:
         yield
     except GatedRepoError as error:
-        raise AuthRequired(f"{repo} is shown to few", hint="ask for access on the Hub, and set HF_TOKEN") from error
+        raise AuthRequired(f"{repo} is a gated dataset", hint="request access on the Hub, and set HF_TOKEN") from error
     except (RepositoryNotFoundError, RevisionNotFoundError, RemoteEntryNotFoundError) as error:
         hint = f"{did_you_mean(Path(repo))}; a private dataset needs HF_TOKEN"
         what = "revision or file" if not isinstance(error, RepositoryNotFoundError) else "dataset"
-        raise InputNotFound(f"no such file, and the Hub has no such {what}: {repo}", hint=hint) from error
+        raise InputNotFound(f"no such file, and no such {what} on the Hub: {repo}", hint=hint) from error
     except HfHubHTTPError as error:
         raise refusal(repo, error.response.status_code) from error
     except (httpx.TransportError, OSError) as error:  # LocalEntryNotFoundError, OfflineModeIsEnabled, the cache's disk
         kind = type(error).__name__
-        raise HubUnreachable(f"{repo} cannot be had from the Hub ({kind})", hint=RETRY) from error
+        raise HubUnreachable(f"cannot download {repo} from the Hub ({kind})", hint=RETRY) from error
     except ValueError as error:
-        raise InputNotFound(f"{repo} is no dataset of the Hub: {error}", hint="write OWNER/NAME") from error
+        raise InputNotFound(f"{repo} is not a Hub dataset: {error}", hint="write OWNER/NAME") from error
 
 
 def refusal(repo: str, status: int) -> BackpropError:
     if status in (401, 403):
-        return AuthRequired(f"the Hub does not show {repo} ({status})", hint="give HF_TOKEN a token that may read it")
+        return AuthRequired(
+            f"the Hub denies access to {repo} ({status})", hint="set HF_TOKEN to a token that may read it"
+        )
     return HubUnreachable(f"the Hub answered {status} for {repo}", hint=RETRY)

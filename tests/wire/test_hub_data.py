@@ -83,7 +83,7 @@ def test_the_card_says_which_files_a_split_has(server: HubServer) -> None:
     with pytest.raises(ConfigInvalid, match="no config plain") as caught:
         found(config="plain")
     assert caught.value.hint.endswith("main, socratic")
-    with pytest.raises(ConfigInvalid, match="no rows of a split validation"):
+    with pytest.raises(ConfigInvalid, match="no files for split validation"):
         found(split="validation")
 
 
@@ -97,7 +97,7 @@ def test_without_a_card_the_names_say_it(server: HubServer) -> None:
     assert rows(found(split="test")) == ["data/test.jsonl"]
     put(server, {name: lines(name) for name in [*names[1:], "data/test.jsonl", "strain.jsonl", "rows.jsonl"]})
     assert rows(found()) == ["rows.jsonl", "strain.jsonl"]
-    with pytest.raises(ConfigInvalid, match="no rows of a split train"):
+    with pytest.raises(ConfigInvalid, match="no files for split train"):
         found(split="train")
 
 
@@ -146,7 +146,7 @@ def test_a_push_is_noticed(server: HubServer) -> None:
 
 def test_what_the_hub_does_not_give(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """No dataset, no revision, no right, no answer, no network, a strange card: each with its code."""
-    with pytest.raises(InputNotFound, match="no such file, and the Hub has no such dataset"):
+    with pytest.raises(InputNotFound, match="no such file, and no such dataset on the Hub"):
         found()
     with_card(server)
     with pytest.raises(InputNotFound, match="no such revision"):

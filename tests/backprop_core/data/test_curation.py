@@ -444,7 +444,7 @@ def test_a_batch_without_new_rows_trains_none(bench: Bench) -> None:
 
 def test_nothing_left(bench: Bench) -> None:
     """No row that teaches (and why), none to train on, none in the window, none in the held-out file: an error each."""
-    with pytest.raises(NoRows, match=r"no row is left \(2 empty\)"):
+    with pytest.raises(NoRows, match=r"no usable rows after filtering \(2 empty\)"):
         bench.curate([pair("Hi", ""), pair("Ho", " ")])
     with pytest.raises(NoRows, match="all of its rows are held out"):
         bench.split(bench.batch(numbered(9)), watched=[bench.batch(numbered(9), task="seen")])
@@ -452,7 +452,7 @@ def test_nothing_left(bench: Bench) -> None:
         bench.curate(numbered(3), heldout=numbered(3))
     with pytest.raises(NoRows, match="training rows are skipped"):
         bench.curate(numbered(30), skip=30)
-    with pytest.raises(NoRows, match="no row is left"):
+    with pytest.raises(NoRows, match="no usable rows after filtering"):
         bench.curate(numbered(3), heldout=[pair("Hi", "")])
 
 
@@ -475,7 +475,7 @@ def test_pool_of_one_is_itself(bench: Bench) -> None:
     none = bench.curate(numbered(1, 500)).heldout
     assert none.rows == 0
     assert pool([one, none, one], heldout_max=1000, store=bench.store) == one
-    with pytest.raises(NoRows, match="nothing can be scored"):
+    with pytest.raises(NoRows, match="no held-out rows to score"):
         pool([none], heldout_max=1000, store=bench.store)
 
 
@@ -550,7 +550,7 @@ def test_held_out_rows_are_to_choose_by_or_to_score(bench: Bench) -> None:
     (chosen, more_chosen), (scored, more_scored) = parts
     assert len(chosen) + len(scored) == 200 and not more_chosen & more_scored
     assert 35 < len(chosen) < 65 and chosen < more_chosen and scored < more_scored
-    with pytest.raises(NoRows, match="for a search or for the gate"):
+    with pytest.raises(NoRows, match="too few for both the lambda search and the gate"):
         one = bench.watch(numbered(1))
         [apart(one, to_choose_by=side, store=bench.store) for side in (True, False)]
 

@@ -202,6 +202,6 @@ def test_rows_without_a_token_to_learn_from_are_counted(base: Path) -> None:
     examples = chat_encoding.encode(fast, empty, max_length=60)
     assert [example.row for example in examples] == [0, 1]  # the stop token is learnt
     assert (examples.cut, examples.left_out) == (1, 1)
-    with pytest.raises(NoLabelTokens, match="none of 1 rows has a token to learn from in its first 60") as caught:
+    with pytest.raises(NoLabelTokens, match="none of 1 rows has a label token in its first 60 tokens") as caught:
         chat_encoding.encode(fast, empty[2:], max_length=60)
     assert "max_length" in caught.value.hint

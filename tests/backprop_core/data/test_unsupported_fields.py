@@ -195,5 +195,5 @@ def test_a_key_that_is_there_twice(tmp_path: Path, name: str) -> None:
     row = '{"prompt": "Why?", "completion": "So.", "completion": "No."}'
     path = tmp_path / name
     path.write_text(row if name.endswith("l") else f"[{row}]")
-    with pytest.raises(InputValidationFailed, match="'completion' is there twice"):
+    with pytest.raises(InputValidationFailed, match="duplicate key 'completion'"):
         read_rows(snapshot(str(path), scratch=tmp_path), DatasetSpec(path=str(path)))
