@@ -1,4 +1,4 @@
-"""Rows in any known format → chat rows: a source is hashed, read in its shape, and each row converted."""
+"""Loads a dataset: finds its source, parses the files, detects the row format, and converts rows to chat rows."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,12 +16,12 @@ from backprop_core.schema.specs import DatasetSpec
 __all__ = ["Bad", "ChatRow", "Parsed", "find", "read_rows", "snapshot"]
 
 DETECTED_FROM = 100  # rows
-REFUSED = "refused_by_template"  # why a row is bad that the base's chat template does not write
+REFUSED = "refused_by_template"  # reason of rows that the base's chat template refuses
 Refuse: TypeAlias = Callable[[Sequence[ChatRow]], Iterable[str | None]]
 
 
 class Bad(NamedTuple):
-    """A row that was dropped: where ("line 3", "a.csv, row 3"), the reason it is counted by, what is wrong in words."""
+    """A dropped row: its place ("line 3", "a.csv, row 3"), the reason to count by, and a detail for people."""
 
     place: str
     reason: str
@@ -29,16 +29,16 @@ class Bad(NamedTuple):
 
 
 class Parsed(NamedTuple):
-    """What a source holds: its chat rows and what was dropped, each in the source's order."""
+    """The chat rows and the dropped rows of a source, each in the source's order."""
 
     rows: list[ChatRow]
     bad: list[Bad]
 
 
 def find(dataset: DatasetSpec, *, scratch: Path) -> SourceRef:
-    """What a dataset names, as it is now. A file that is here comes before a dataset of the Hub of the same name.
+    """Find and hash a dataset's source. A local file takes precedence over a Hub dataset of the same name.
 
-    Raises what `snapshot` and `hub.snapshot` raise, and ConfigInvalid for fields that only a dataset of the Hub has.
+    Raises what `snapshot` and `hub_datasets.snapshot` raise, and ConfigInvalid for fields that only Hub datasets have.
     """
     if dataset.on_hub():
         from backprop_core.data import hub_datasets
@@ -46,21 +46,21 @@ def find(dataset: DatasetSpec, *, scratch: Path) -> SourceRef:
         return hub_datasets.snapshot(dataset)
     of_hub = [name for name in ("revision", "config", "split") if getattr(dataset, name)]
     if of_hub:
-        raise ConfigInvalid(f"{dataset.path} is no dataset of the Hub: it has no {of_hub[0]}", hint="leave it out")
+        raise ConfigInvalid(f"{dataset.path} is not a Hub dataset: it has no {of_hub[0]}", hint="remove that field")
     return snapshot(dataset.path, scratch=scratch)
 
 
 def read_rows(source: SourceRef, spec: DatasetSpec, *, refusals: Refuse | None = None) -> Parsed:
-    """All rows of a source, checked to be the bytes that were hashed. `spec.path` is what errors call it.
+    """Read all rows of a source, whose bytes must match its digest. `spec.path` is its name in errors.
 
-    `refusals` says of each chat row why it cannot be used, or None: what it refuses is bad as a malformed row is.
-    Raises InputValidationFailed if it is in no known shape, has changed, or has more than `spec.max_bad_rows`
+    `refusals` returns for each chat row why it cannot be used, or None; refused rows count as malformed.
+    Raises InputValidationFailed if the source cannot be parsed, has changed, or has more than `spec.max_bad_rows`
     malformed rows; NoRows if it is empty; FormatUnknown if no row format fits; ConfigInvalid if `spec.columns` names a
     field that no format has, or a column that the file does not have.
     """
     items = list(items_of(source, spec.path))
     if not items:
-        raise NoRows(f"{spec.path} is empty", hint="give a file with rows in it")
+        raise NoRows(f"{spec.path} is empty", hint="use a file with rows")
     first = [mapped(item.value, spec.columns) for item in items[:DETECTED_FROM] if isinstance(item.value, dict)]
     chosen = FORMATS[format_of(first, spec)]
     good: dict[int, ChatRow] = {}
@@ -82,7 +82,7 @@ def read_rows(source: SourceRef, spec: DatasetSpec, *, refusals: Refuse | None =
 
 
 def items_of(source: SourceRef, name: str) -> Iterator[Item]:
-    """All rows as the source has them; of several files one after the other, each place with its file."""
+    """All parsed rows of a source, file by file; with several files, each place names its file."""
     if not source.files:
         data = content(Path(source.path), source.digest, name)
         yield from parse(data, source.reading or reading(data[:HEAD], source.path), name)
@@ -94,7 +94,7 @@ def items_of(source: SourceRef, name: str) -> Iterator[Item]:
 
 
 def place(source: SourceRef, file: SourceFile) -> Path:
-    """Where one of a source's files is on this machine."""
+    """The local path of one of a source's files."""
     if not source.path.startswith(ON_HUB):
         return Path(source.path, file.name)
     from backprop_core.data import hub_datasets
@@ -103,20 +103,20 @@ def place(source: SourceRef, file: SourceFile) -> Path:
 
 
 def chat_row(row: Row, format: Format, columns: dict[str, str]) -> ChatRow:
-    """A row as a chat row, if all that it carries is in that. Raises Malformed."""
+    """Convert a row to a chat row. Raises Malformed if that would lose information."""
     made = format.convert(row)
     used = {*format.fields, *columns.values()}
-    if "chosen" in used:  # by columns: the better answer is trained, and it is known that it is one of two
+    if "chosen" in used:  # mapped by columns: the user knows that it is one of two answers
         used |= {"rejected"}
     said = [turn["content"] for turn in made["messages"]] if "messages" in made else [made["text"]]
     refuse_row(row, used=used, said=said)
-    if not columns:  # they say which fields are meant
+    if not columns:  # columns say which fields to use
         refuse_others(row, used=used, said=said)
     return made
 
 
 def refuse_others(row: Row, *, used: Collection[str], said: Sequence[str]) -> None:
-    """Raise Malformed for a row that is of another format too, and says something else there."""
+    """Raise Malformed for a row that also fits another format, with different text there."""
     for other in FORMATS.values():
         if row.keys() >= set(other.required):
             for name in other.required:
@@ -125,19 +125,19 @@ def refuse_others(row: Row, *, used: Collection[str], said: Sequence[str]) -> No
 
 
 def row_of(value: Value, columns: dict[str, str]) -> Row:
-    """A row under the field names of its format. Raises Malformed."""
+    """A row with the field names of its format. Raises Malformed."""
     if isinstance(value, Malformed):
         raise value
     return mapped(value, columns)
 
 
 def mapped(row: Row, columns: dict[str, str]) -> Row:
-    """The row with the fields of the format added to the columns they come from."""
+    """The row with the format's fields added, copied from their columns."""
     return {**row, **{field: row[column] for field, column in columns.items() if column in row}} if columns else row
 
 
 def format_of(rows: list[Row], spec: DatasetSpec) -> str:
-    """The format that was named, or the one that fits most of these rows; of equal ones the first in FORMATS."""
+    """The configured format, or the one that fits most of these rows; the first in FORMATS if several do."""
     candidates = FORMATS if spec.format == "auto" else {spec.format: FORMATS[spec.format]}
     candidates = {name: known for name, known in candidates.items() if known.fields >= spec.columns.keys()}
     check_columns(rows, candidates, spec)
@@ -164,23 +164,23 @@ def found_in(rows: list[Row]) -> str:
 def unknown(rows: list[Row], candidates: dict[str, Format], spec: DatasetSpec) -> FormatUnknown:
     known = "; ".join(f"{name}: {', '.join(format.required)}" for name, format in candidates.items())
     return FormatUnknown(
-        f"{spec.path}: rows of no known format, with {found_in(rows)}",
+        f"{spec.path}: unknown row format, with fields {found_in(rows)}",
         hint=f"map them with columns (field of the format -> column of the file). Formats: {known}",
     )
 
 
 def too_many_bad(bad: list[Bad], items: list[Item], spec: DatasetSpec) -> InputValidationFailed:
-    """The error that names the first three places."""
+    """The error, with the first three places."""
     places = "; ".join(f"{place}: {detail}" for place, _, detail in bad[:3])
     refused = sum(one.reason == REFUSED for one in bad)
     if refused == len(bad):
         return InputValidationFailed(
             f"{spec.path}: the base's chat template refuses {'all' if refused == len(items) else f'{refused} of'} "
             f"{len(items)} rows: {places}",
-            hint="give rows with the roles that it knows, in its order, or a base with another template; up to "
-            f"{spec.max_bad_rows:g} of the rows may be bad (max_bad_rows)",
+            hint="use rows with the roles that it knows, in its order, or a base with another template; the maximum "
+            f"share of bad rows is {spec.max_bad_rows:g} (max_bad_rows)",
         )
     return InputValidationFailed(
         f"{spec.path}: {len(bad)} of {len(items)} rows are malformed: {places}",
-        hint=f"mend them; up to {spec.max_bad_rows:g} of the rows may be bad (max_bad_rows)",
+        hint=f"fix them; the maximum share of bad rows is {spec.max_bad_rows:g} (max_bad_rows)",
     )

@@ -1,7 +1,7 @@
-"""One row of each known format → a chat row.
+"""Converts rows of all known formats (ShareGPT, OpenAI messages, Alpaca, prompt-completion, …) to chat rows.
 
-A chat row is `{"messages": [{"role": …, "content": …}, …]}` with the roles system, user, assistant and tool, or, for
-raw text, `{"text": …}`: text has no turns, so none are made up; training learns all of it.
+A chat row is `{"messages": [{"role": …, "content": …}, …]}` with the roles system, user, assistant and tool, or
+`{"text": …}` for raw text, which has no turns: training learns all of it.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def message(role: str, content: str) -> dict[str, str]:
 
 
 def system_of(row: Row) -> list[dict[str, str]]:
-    """The system turn, where a row has it beside its other turns."""
+    """The system turn, from a row's `system` field."""
     content = optional(row, "system")
     return [message("system", content)] if content else []
 
@@ -38,12 +38,12 @@ def required(row: Row, field: str) -> str:
 
 
 def optional(row: Row, field: str) -> str:
-    """A field's text; nothing if it is missing or null."""
+    """A field's text; empty if it is missing or null."""
     return "" if row.get(field) is None else checked(row[field], field)
 
 
 def checked(value: Any, field: str) -> str:
-    """`value`, which must be text that UTF-8 can hold; the text parts of an OpenAI message are joined."""
+    """`value` if it is text that UTF-8 can encode; joins the text parts of an OpenAI message. Raises Malformed."""
     if isinstance(value, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in value):
         return "".join(required(part, "text") for part in value)
     if not isinstance(value, str):
@@ -56,14 +56,14 @@ def checked(value: Any, field: str) -> str:
 
 
 def what_it_is(value: Any) -> str:
-    """A value's type; of a list the types of its parts that are not text, as an OpenAI message names them."""
+    """A value's type; for a list, the types of its parts that are not text, as named in an OpenAI message."""
     named = [part.get("type") for part in value if isinstance(part, dict)] if isinstance(value, list) else []
     parts = sorted({str(name) for name in named} - {"text"})
     return f"a list with {', '.join(parts)}" if parts else type(value).__name__
 
 
 def turns(row: Row, field: str) -> ChatRow:
-    """A list of turns, their parts named as ShareGPT or as OpenAI names them; one of them may be the system's."""
+    """Convert a list of turns with ShareGPT's or OpenAI's field names; one may be the system turn."""
     if not isinstance(row.get(field), list):
         raise Malformed("missing_field", f"no list {field!r}")
     beside, inside = system_of(row), [turn(value) for value in row[field]]
@@ -90,21 +90,21 @@ def turn(value: Any) -> dict[str, str]:
 
 
 def text_parts(content: Any) -> list[Row]:
-    """The text parts of an OpenAI message; none of a plain text."""
+    """The text parts of an OpenAI message; none for plain text."""
     parts = content if isinstance(content, list) else []
     return [part for part in parts if isinstance(part, dict) and part.get("type") == "text"]
 
 
 def one_of(value: Row, name: str, other: str) -> Any:
-    """What a turn has under one of two names. Raises Malformed if it has different things under both."""
+    """A turn's value under one of two names. Raises Malformed if both have different values."""
     first, second = value.get(name), value.get(other)
     if first is not None and second is not None and first != second:
-        raise Malformed("said_twice", f"a turn has {name!r} and another {other!r}")
+        raise Malformed("said_twice", f"a turn has {name!r} and a different {other!r}")
     return second if first is None else first
 
 
 def alpaca(row: Row) -> ChatRow:
-    """Instruction and input, a line each, are the question; history is a list of (question, answer)."""
+    """The question is instruction and input on separate lines; history is a list of (question, answer)."""
     question = "\n".join(filter(None, [required(row, "instruction"), optional(row, "input")]))
     messages = system_of(row)
     for asked, answered in [*history_of(row), (question, required(row, "output"))]:
@@ -126,7 +126,7 @@ def pair(row: Row, question: str, answer: str) -> ChatRow:
 
 
 class Format(NamedTuple):
-    """A row format: the fields that tell it, those it may have, and how its rows become chat rows."""
+    """A row format: its required and optional fields, and the conversion to a chat row."""
 
     required: list[str]
     optional: list[str]

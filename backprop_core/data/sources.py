@@ -1,4 +1,4 @@
-"""A source as it was at one moment: its bytes, and the sha256 that names them."""
+"""Snapshots a data source (file, directory or URL): fetches it if remote, and names it by the sha256 of its bytes."""
 
 import hashlib
 import os
@@ -17,17 +17,17 @@ from backprop_core.schema.refs import SourceFile, SourceRef
 from backprop_core.store.artifacts import file_digest
 from backprop_core.store.cache_keys import digest_of
 
-ON_HUB = "hf://datasets/"  # how the path of a source begins that is a dataset of the Hub
+ON_HUB = "hf://datasets/"  # prefix of a source's path if it is a Hub dataset
 HOST_V6 = re.compile(r"//\[[0-9a-fA-F:.]+\]")
-PATIENCE = 60  # seconds that a web server may be silent
+PATIENCE = 60  # read timeout of web servers in seconds
 
 
 def snapshot(path: str, *, scratch: Path) -> SourceRef:
-    """The source as it is now, named by the sha256 of its bytes. A URL is copied into `scratch` first.
+    """Hash a source; a URL is first downloaded into `scratch`.
 
-    A directory is the files of rows in it, named by the list of their names and sha256. Raises InputNotFound; NoRows
-    for a directory without such files; InputValidationFailed for what cannot be read; AddressForbidden; ExtraMissing
-    for a protocol whose package is not installed.
+    A directory means the row files in it, identified by their names and sha256. Raises InputNotFound; NoRows for a
+    directory without row files; InputValidationFailed if it cannot be read; AddressForbidden; ExtraMissing for a
+    protocol whose package is not installed.
     """
     local = fetch(path, scratch) if is_address(path) else Path(os.path.expanduser(path)).absolute()
     try:
@@ -36,18 +36,18 @@ def snapshot(path: str, *, scratch: Path) -> SourceRef:
         if not local.exists():
             raise InputNotFound(f"no such file: {path!r}", hint=did_you_mean(local))
         if not local.is_file():
-            raise InputValidationFailed(f"{path} is not a file", hint="name a file of rows, or a directory of them")
+            raise InputValidationFailed(
+                f"{path} is not a file", hint="use a file of rows, or a directory of such files"
+            )
         return SourceRef(digest=file_digest(local), path=str(local), reading=reading_of(local, local.name))
     except OSError as error:
         raise unreadable(path, error) from error
 
 
 def listed(place: str, paths: Mapping[str, Path], name: str) -> SourceRef:
-    """A source of several files, in the order of their names; errors call it `name`. Raises NoRows if there is none."""
+    """A source of several files, sorted by name. `name` is its name in errors. Raises NoRows if there are none."""
     if not paths:
-        raise NoRows(
-            f"{name} has no file of rows", hint="names of such files end in .jsonl, .json, .csv, .tsv, .parquet, .txt"
-        )
+        raise NoRows(f"{name} has no row files", hint="supported suffixes: .jsonl, .json, .csv, .tsv, .parquet, .txt")
     files = [
         SourceFile(name=file, digest=file_digest(path), reading=reading_of(path, file))
         for file, path in sorted(paths.items())
@@ -56,9 +56,9 @@ def listed(place: str, paths: Mapping[str, Path], name: str) -> SourceRef:
 
 
 def members(path: str) -> list[Path]:
-    """The files of rows in a directory, hidden ones left out; of what is no directory none.
+    """The row files in a directory, without hidden ones; empty if `path` is not a directory.
 
-    A file that is still being written has another ending, or a dot before its name. Raises InputValidationFailed.
+    Name a file that is still being written with another suffix or a leading dot. Raises InputValidationFailed.
     """
     directory = os.path.expanduser(path)
     if not os.path.isdir(directory):
@@ -73,16 +73,14 @@ def members(path: str) -> list[Path]:
 
 
 def holds_rows(name: str) -> bool:
-    """Whether a file of this name is one of rows."""
+    """Whether the name is that of a row file."""
     return not name.startswith(".") and bool(ROWS_FILE.search(name))
 
 
 def fetch(url: str, scratch: Path) -> Path:
-    """What the URL names, copied into `scratch` unless it is there. Of its name only the suffixes are kept that say how
-    to read it.
-    """
+    """Download a URL into `scratch` unless it is there already. The local name keeps the suffixes of its format."""
     if is_chain(url):
-        raise InputValidationFailed(f"{url} is a chain of addresses", hint="name one address, or copy the file")
+        raise InputValidationFailed(f"{url} is a chain of URLs", hint="use a single URL, or copy the file")
     suffix = ROWS_FILE.search(urlsplit(url).path) or ROWS_FILE.search(url)
     target = scratch / (hashlib.sha256(url.encode()).hexdigest()[:16] + (suffix[0] if suffix else ""))
     if not target.is_file():
@@ -96,14 +94,14 @@ def fetch(url: str, scratch: Path) -> Path:
 
 @contextmanager
 def coded(url: str) -> Iterator[None]:
-    """Whatever reading an address raises, with its code."""
+    """Turn errors of reading a URL into coded errors."""
     try:
         yield
     except FileNotFoundError as error:
-        raise InputNotFound(f"nothing at {url}: {error.__cause__ or error}", hint="check the address") from error
+        raise InputNotFound(f"cannot get {url}: {error.__cause__ or error}", hint="check the URL") from error
     except ImportError as error:
         raise ExtraMissing(f"{url} cannot be read: {error}", hint="install that package, or copy the file") from error
-    except (OSError, ValueError, TypeError) as error:  # TypeError: the protocol wants options
+    except (OSError, ValueError, TypeError) as error:  # TypeError: the protocol needs options
         raise unreadable(url, error) from error
 
 
@@ -112,12 +110,12 @@ def is_web(url: str) -> bool:
 
 
 def is_chain(url: str) -> bool:
-    """Whether it is several addresses, so that fetched bytes choose what is opened next; `[::1]` is a host."""
+    """Whether it is an fsspec chain, in which fetched bytes decide what is opened next; `[::1]` is a host."""
     return "::" in HOST_V6.sub("//host", url)
 
 
 def web(url: str) -> Iterator[bytes]:
-    """What a web server answers, redirects followed. Raises AddressForbidden; FileNotFoundError for any failure."""
+    """Download over HTTP, following redirects. Raises AddressForbidden; FileNotFoundError for any failure."""
     import httpx
 
     from backprop_core.runtime.url_guard import client
@@ -134,7 +132,7 @@ def web(url: str) -> Iterator[bytes]:
 
 
 def remote(url: str) -> Iterator[bytes]:
-    """What fsspec finds there."""
+    """Download with fsspec."""
     import fsspec
 
     with fsspec.open(url, "rb") as file:
@@ -143,28 +141,30 @@ def remote(url: str) -> Iterator[bytes]:
 
 
 def did_you_mean(missing: Path) -> str:
-    """A hint with the names beside it that come close."""
+    """A hint with similar names in the same directory."""
     beside = [path.name for path in missing.parent.iterdir()] if missing.parent.is_dir() else []
     close = get_close_matches(missing.name, beside, n=3)
     return f"did you mean {' or '.join(close)}?" if close else "check the name and the directory"
 
 
 def unreadable(name: str, error: Exception) -> InputValidationFailed:
-    return InputValidationFailed(f"{name} cannot be read: {error}", hint="check the name and who may read it")
+    return InputValidationFailed(f"{name} cannot be read: {error}", hint="check the name and its read permission")
 
 
 def content(path: Path, digest: str, name: str) -> bytes:
-    """A file's bytes, read once, compared with its digest, unpacked if they are compressed.
+    """Read a file once, check its digest, and decompress it if needed.
 
     Raises InputNotFound if it is gone, InputValidationFailed if it has changed or cannot be read.
     """
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
-        hint = "start it again" if is_address(name) else "it was there when the run began; put it back"
+        hint = "start a new run" if is_address(name) else "restore it: it existed when the run started"
         raise InputNotFound(f"{name} is gone", hint=hint) from error
     except OSError as error:
         raise unreadable(name, error) from error
     if hashlib.sha256(data).hexdigest() != digest:
-        raise InputValidationFailed(f"{name} has changed since the run began", hint="start a new run on what it is now")
+        raise InputValidationFailed(
+            f"{name} has changed since the run started", hint="start a new run with the new file"
+        )
     return unpacked(data, name)

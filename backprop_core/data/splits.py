@@ -1,10 +1,10 @@
-"""Which side a row is on: it scores, it is set aside, or it is trained. It stays there in all of a run and a line.
+"""Splits rows into training, held-out (scored) and set-aside rows. A row keeps its side throughout a run and line.
 
-First the rows that score are found, over all inputs of a run: those that its line holds out, those of files of held-out
-rows and of watched sets, and of every other dataset the lowest tenth by hash. A task that would have fewer than FEWEST
-takes the next ones by hash, as long as two thirds of the new rows are left. The first `heldout_max` of a task score. Of
-the others those of the line, of a file or of a watched set are set aside; those that only their hash would hold out are
-trained. What a line has learned is never held out. Then every dataset is trained without all of these.
+Candidates for scoring, over all inputs of a run: rows that the line holds out, rows of held-out files and watched sets,
+and the lowest tenth by hash of every other dataset. A task with fewer than FEWEST takes more by hash, as long as two
+thirds of the new rows remain. The first `heldout_max` of a task are scored. Of the rest, rows held out by the line, a
+file or a watched set are set aside, and rows held out only by hash are trained. Rows that the line has learned are
+never held out. Every dataset is trained without the scored and set-aside rows of all tasks.
 """
 
 from collections import Counter
@@ -18,16 +18,16 @@ from backprop_core.schema.refs import Batch, DatasetRef, RowsRef, Split
 from backprop_core.schema.specs import MinRowsSpec
 from backprop_core.store.artifacts import Store
 
-FEWEST = MinRowsSpec().task  # held-out rows of a task: with fewer the gate cannot tell
-MOST = 3  # one in three rows at most, to have them
+FEWEST = MinRowsSpec().task  # held-out rows of a task that the gate needs
+MOST = 3  # hold out at most one in three rows to reach FEWEST
 
 
 class Side(NamedTuple):
-    """The rows of one task that are not trained, each list in order of identity."""
+    """The rows of one task that are not trained, in order of identity."""
 
     scored: list[Known]
     aside: list[Known]
-    learned: int  # that would have been among them
+    learned: int  # rows not held out because the line has learned them
 
 
 def split(
@@ -39,13 +39,14 @@ def split(
     heldout_max: int,
     store: Store,
 ) -> Split:
-    """The training rows of each batch and the rows that score, as artifacts.
+    """Commit the training rows of each batch and the scored rows of each task as artifacts.
 
-    `held` is what the line has ever held out, by task, and `learned` what it has trained. `Batch.skip` and `Batch.rows`
-    cut a window out of the training rows. Good rows that are not trained are counted by reason: see DatasetSummary.
+    `held` has all rows that the line ever held out, by task; `learned` all rows it was trained on. `Batch.skip` and
+    `Batch.rows` select a window of the training rows. Usable rows not trained are counted by reason: see
+    DatasetSummary.
 
-    A task without any row to score is in no `Split.heldout`. Raises NoRows if a batch has no row to train on, unless
-    it continues a line.
+    `Split.heldout` omits tasks without rows to score. Raises NoRows if a batch has no rows to train on, unless it
+    continues a line.
     """
     held, known = held or {}, identities_of(learned, store)
     tasks = dict.fromkeys([*held, *(batch.task for batch in [*batches, *watched])])
@@ -73,7 +74,7 @@ def split(
 def bound(
     task: str, batches: Sequence[Batch], watched: Sequence[Batch], held: Mapping[str, Sequence[RowsRef]]
 ) -> Iterator[RowsRef]:
-    """The rows that are held out of a task by name, not by hash."""
+    """Rows held out explicitly for a task, not by hash."""
     yield from held.get(task, ())
     yield from (batch.heldout for batch in batches if batch.task == task and batch.heldout)
     yield from (batch.source.rows for batch in watched if batch.task == task)
@@ -82,7 +83,7 @@ def bound(
 def side(
     rows: Sequence[Known], sources: Collection[RowsRef], learned: set[bytes], *, heldout_max: int, store: Store
 ) -> Side:
-    """Of one task: `rows` are held out in any case, and some of `sources` by their hash."""
+    """One task's sides: holds out all of `rows`, and some of `sources` by hash."""
     every = unique(rows)
     kept = [row for row in every if row.identity not in learned]
     taken = {row.identity for row in kept} | learned if kept else learned
@@ -92,7 +93,7 @@ def side(
 
 
 def by_hash(sources: Collection[RowsRef], taken: set[bytes], kept: int, store: Store) -> list[Known]:
-    """The lowest tenth of the sources' rows that are not `taken`; a few more if with the `kept` ones they are few."""
+    """The lowest tenth by hash of the rows not in `taken`; more if, with `kept`, there are fewer than FEWEST."""
 
     def new(rows: Iterator[Known]) -> Iterator[Known]:
         return (row for row in rows if row.identity not in taken)
@@ -109,7 +110,7 @@ def by_hash(sources: Collection[RowsRef], taken: set[bytes], kept: int, store: S
 def dataset(
     batch: Batch, sides: Mapping[str, Side], learned: set[bytes], store: Store, *, watched: Sequence[str]
 ) -> DatasetRef:
-    """What is trained of a batch, and which of its rows score."""
+    """A batch's training rows and its scored rows."""
     where = places(batch.task, sides, watched)
     rows, found, counts = [], set[bytes](), Counter[str]()
     for row in known_in(batch.source.rows, store):
@@ -135,7 +136,7 @@ def dataset(
 
 
 def places(task: str, sides: Mapping[str, Side], watched: Sequence[str]) -> dict[bytes, str]:
-    """Why a row is not trained in a dataset of `task`, by identity; a row with several reasons has the last one."""
+    """Identity -> why the row is not trained in a dataset of `task`; the last reason wins."""
     found = {row.identity: "set_aside" for side in sides.values() for row in side.aside}
     others = [name for name in sides if name not in (task, *watched)]
     for reason, names in [("held_out_elsewhere", others), ("watched", watched), ("held_out", [task])]:
@@ -144,11 +145,11 @@ def places(task: str, sides: Mapping[str, Side], watched: Sequence[str]) -> dict
 
 
 def window(rows: list[Known], batch: Batch, *, continues: bool) -> list[Known]:
-    """Training rows in their order, `skip` left out, as many as are asked. Raises NoRows if the first run has none."""
+    """The window of training rows that `skip` and `rows` select. Raises NoRows if the first run has none."""
     if not rows and not continues:
-        raise NoRows(f"{batch.name}: all of its rows are held out, none is left to train on", hint=HINT)
+        raise NoRows(f"{batch.name}: no rows to train on, all are held out", hint=HINT)
     end = None if batch.rows is None else batch.skip + batch.rows
     cut = sorted(rows, key=lambda row: row.order)[batch.skip : end]
     if rows and not cut:
-        raise NoRows(f"{batch.name}: {batch.skip} of its {len(rows)} training rows are skipped", hint="skip fewer")
+        raise NoRows(f"{batch.name}: skip={batch.skip} skips all of its {len(rows)} training rows", hint="skip fewer")
     return cut

@@ -1,4 +1,4 @@
-"""Which conversations a chat template refuses: known before a model is loaded, so that such a row is dropped alone."""
+"""Finds rows that a chat template refuses to render, so that curation drops them before a model is loaded."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -7,16 +7,16 @@ from backprop_core.errors import ChatTemplateUnusable
 from backprop_core.models import chat_template
 from backprop_core.schema.refs import ChatTemplate
 
-ROWS = 64  # written in the time of one limit
-OTHERWISE = "its assistant turn does not begin as its generation prompt does"
+ROWS = 64  # rows rendered per time limit
+OTHERWISE = "its assistant turn does not start with its generation prompt"
 Turns = Sequence[Mapping[str, Any]]
 
 
 class Refusals:
-    """What a template says to rows.
+    """Finds out why a template refuses rows.
 
-    Every row is written where the template can refuse in words of its own. Where it cannot, rows of the same roles are
-    taken to fail together or not at all, unless the first of them fails.
+    Renders every row if the template can raise errors. Otherwise, once a row renders, other rows with the same sequence
+    of roles are assumed to render too.
     """
 
     def __init__(self, template: ChatTemplate) -> None:
@@ -25,7 +25,7 @@ class Refusals:
         self._sound: dict[tuple[str, ...], bool] = {}
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[str | None]:
-        """For each row why the template refuses it, or None. Raises ChatTemplateUnusable for one that loops."""
+        """For each row why the template refuses it, or None. Raises ChatTemplateUnusable if the template loops."""
         for begin in range(0, len(rows), ROWS):
             some = rows[begin : begin + ROWS]
             with chat_template.limit():
@@ -33,7 +33,7 @@ class Refusals:
             yield from found
 
     def _of(self, turns: Turns) -> str | None:
-        """Why these turns cannot be learned from."""
+        """Why the template refuses these turns, or None."""
         says = [bool(turn["content"].strip()) for turn in turns]
         answers = [place for place, turn in enumerate(turns) if place and says[place] and turn["role"] == "assistant"]
         roles = tuple(turn["role"] for turn in turns)
@@ -49,7 +49,7 @@ class Refusals:
         return fault
 
     def _begins(self, turns: Turns, place: int) -> bool:
-        """Whether an answer begins as the template asks for one."""
+        """Whether an answer starts with the generation prompt."""
         return self._write(turns[: place + 1]).startswith(self._write(turns[:place], begins=True))
 
     def _write(self, turns: Turns, *, begins: bool = False) -> str:

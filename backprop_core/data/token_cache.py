@@ -1,7 +1,8 @@
-"""Rows as token ids and label positions, kept in the store: whoever needs them again opens them.
+"""Caches tokenized rows (token ids and label positions) in the store.
 
-What is kept is found by all that decides it: rows, tokenizer files, chat template, length, this module's VERSION (raise
-it when `chat.encode` would make other tokens) and the versions of what tokenizes. Nobody's key knows of it.
+The key has everything that determines the tokens: rows, tokenizer files, chat template, length, this module's VERSION
+(raise it when `chat_encoding.encode` would produce other tokens) and the library versions. No stage's cache key depends
+on it.
 """
 
 import logging
@@ -29,15 +30,15 @@ FILE = "tokens.safetensors"
 LIBRARIES = ("transformers", "tokenizers", "jinja2")
 log = logging.getLogger(__name__)
 
-# int32 all; t = tokens of all examples one after another, n = their label tokens, e = examples
+# all int32; t = tokens of all examples concatenated, n = their label tokens, e = examples
 Tensors = dict[str, Tensor]
 
 
 def load(base: LoadedBase, rows: RowsRef, *, max_length: int, store: Store) -> tuple[TokensRef, Tensors]:
-    """The rows' tokens, mapped into memory: as they were kept, or tokenized now and kept.
+    """The rows' tokens, memory-mapped: from the cache, or tokenized now and cached.
 
-    `ids_t`; `at_n`, the positions of the label tokens, each counted in its example; and of every example `length_e`,
-    `labels_e` (how many) and `row_e`. Raises what `chat.encode` raises, and TokenizerMismatch.
+    `ids_t`: token ids; `at_n`: positions of label tokens within their example; per example `length_e`, `labels_e`
+    (number of label tokens) and `row_e`. Raises what `chat_encoding.encode` raises, and TokenizerMismatch.
     """
     note = store.layout.note("tokens", key_of(base, rows, max_length, store))
     ref = kept(note, store)
@@ -52,7 +53,7 @@ def load(base: LoadedBase, rows: RowsRef, *, max_length: int, store: Store) -> t
 
 
 def key_of(base: LoadedBase, rows: RowsRef, max_length: int, store: Store) -> str:
-    """The digest of everything that decides the tokens."""
+    """The digest of everything that determines the tokens."""
     day = chat_template.clock(chat_encoding.template_of(base.tokenizer))
     return digest_of(
         {
@@ -67,13 +68,13 @@ def key_of(base: LoadedBase, rows: RowsRef, max_length: int, store: Store) -> st
 
 
 def kept(note: Path, store: Store) -> TokensRef | None:
-    """What the note names, if it is there and sound; what is damaged is set aside, and said."""
+    """The cached artifact if it exists and verifies. Sets a damaged one aside and logs a warning."""
     if not note.is_file():
         return None
     try:
         ref = TokensRef.model_validate_json(note.read_bytes())
     except ValidationError:
-        log.warning("the note %s is damaged; tokenizing again", note.name)
+        log.warning("the token cache entry %s is damaged; tokenizing again", note.name)
         return None
     try:
         store.verify(ref.digest)
@@ -96,7 +97,7 @@ def keep(examples: chat_encoding.Examples, store: Store, *, record: dict[str, ob
 
 
 def flat(examples: chat_encoding.Examples) -> Tensors:
-    """The tensors that `load` describes."""
+    """The flat tensors described in `load`."""
     at = [np.flatnonzero(example.labels) for example in examples]
     arrays = {
         "ids_t": np.fromiter(chain.from_iterable(example.ids for example in examples), np.int32),

@@ -1,4 +1,4 @@
-"""How many tokens rows come to: a sample of them, counted by the model's own tokenizer and chat template. No torch."""
+"""Counts tokens of a sample of rows with the model's tokenizer and chat template, for defaults. No torch."""
 
 import random
 import re
@@ -14,14 +14,14 @@ from backprop_core.models import chat_template
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
-MOST_ROWS, LEAST_ROWS = 1000, 64  # of a sample
-CHARACTERS = 2**20  # of a sample, once it has its least rows
-LONGEST = 2**14  # characters of a row that are tokenized; the rest counts as they do
-BYTES = 2  # a token, where there is no tokenizer.json: rather too many tokens than rows that are cut
+MOST_ROWS, LEAST_ROWS = 1000, 64  # size of a sample
+CHARACTERS = 2**20  # of a sample, once it has LEAST_ROWS
+LONGEST = 2**14  # characters of a row to tokenize; the rest is extrapolated
+BYTES = 2  # per token, without a tokenizer.json: overestimates, so that no rows are cut
 
 
 class Counted(NamedTuple):
-    """A row's tokens: all of them, those before its first answer, and those to learn from."""
+    """Token counts of a row: all, before its first answer, and labels."""
 
     tokens: int
     before: int
@@ -29,16 +29,16 @@ class Counted(NamedTuple):
 
 
 class Text(NamedTuple):
-    """A row as text, and the characters of its answers."""
+    """A row as text, and the character ranges of its answers."""
 
     text: str
     spans: list[tuple[int, int]]
 
 
 class Counter:
-    """Counts as training will, with the tokenizer and the template in a model's directory; else by bytes.
+    """Counts like training, with the tokenizer and chat template in a model's directory; without them by bytes.
 
-    Raises ModelLoadFailed for a tokenizer.json that is none.
+    Raises ModelLoadFailed for an invalid tokenizer.json.
     """
 
     def __init__(self, directory: Path | None) -> None:
@@ -51,11 +51,11 @@ class Counter:
 
     @property
     def exact(self) -> bool:
-        """Whether the model's tokenizer counts."""
+        """Whether the model's tokenizer is used, rather than a count by bytes."""
         return self._tokenizer is not None
 
     def count(self, rows: Sequence[ChatRow]) -> list[Counted]:
-        """Each row's tokens. Raises TokenizerMismatch for a token that the model has no embedding for."""
+        """Count each row's tokens. Raises TokenizerMismatch for a token that the model has no embedding for."""
         with chat_template.limit():
             texts = [self._text(row) for row in rows]
         if self._tokenizer is None:
@@ -66,7 +66,7 @@ class Counter:
         return [by_tokens(text, encoding) for text, encoding in zip(texts, found, strict=True)]
 
     def _text(self, row: ChatRow) -> Text:
-        """The row as the template writes it up to its last answer, or its bare texts where the template refuses it."""
+        """The row rendered up to its last answer; just its texts if the template refuses it."""
         if "text" in row:
             text = self._plain(row["text"])
             return Text(text, [(0, len(text))])
@@ -83,27 +83,27 @@ class Counter:
         return Text(whole, list(spans(whole, [turns[place]["content"].strip() for place in answers], start)))
 
     def _plain(self, text: str) -> str:
-        """A text whose control tokens are split: in a row they are letters, and tokenized as such."""
+        """Break up control tokens' names in a text, as in a row they are tokenized as plain text."""
         return self._control.sub(lambda name: f"{name[0][:1]} {name[0][1:]}", text) if self._control else text
 
     def _render(self, turns: Sequence[dict[str, Any]], *, begins: bool) -> str:
         return chat_template.render(self._template, turns, special=self._special, add_generation_prompt=begins)
 
     def _check(self, found: Sequence["Encoding"]) -> None:
-        """Raise TokenizerMismatch for what the model cannot read, long before it is loaded."""
+        """Raise TokenizerMismatch for a token that the model has no embedding for."""
         assert self._directory and self._tokenizer
         size = vocabulary(self._directory)
         largest = max((max(encoding.ids, default=0) for encoding in found), default=0)
         if size is not None and largest >= size:
             raise TokenizerMismatch(
-                f"{self._directory}: its tokenizer writes token {largest}, {self._tokenizer.id_to_token(largest)!r}, "
-                f"and the model has {size} embeddings",
+                f"{self._directory}: the tokenizer produces token {largest}, "
+                f"{self._tokenizer.id_to_token(largest)!r}, but the model has only {size} embeddings",
                 hint=bases.OTHER_TOKENIZER,
             )
 
 
 def sample(rows: Sequence[ChatRow]) -> list[ChatRow]:
-    """Some of the rows, drawn the same each time: all if they are few, fewer if they are long."""
+    """A deterministic random sample: all rows if they are few, fewer if they are long."""
     drawn = random.Random(0).sample(range(len(rows)), min(len(rows), MOST_ROWS))
     taken: list[ChatRow] = []
     characters = 0
@@ -124,7 +124,7 @@ def texts(row: ChatRow) -> Iterator[str]:
 
 
 def spans(whole: str, answers: Sequence[str], start: int) -> Iterator[tuple[int, int]]:
-    """The characters of each answer that is found, the first not before `start`."""
+    """The character range of each answer; the first starts at `start`."""
     yield start, start + len(answers[0])
     for answer in answers[1:]:
         start = max(whole.find(answer, start), start)
@@ -132,7 +132,7 @@ def spans(whole: str, answers: Sequence[str], start: int) -> Iterator[tuple[int,
 
 
 def by_bytes(text: Text) -> Counted:
-    """An estimate that is rather too large."""
+    """Estimate the counts by bytes, rather too high."""
     labels = sum(size(text.text[start:end]) for start, end in text.spans)
     before = size(text.text[: text.spans[0][0]]) if text.spans else size(text.text)
     return Counted(size(text.text) + 1, before, labels + 1)
@@ -143,7 +143,7 @@ def size(text: str) -> int:
 
 
 def by_tokens(text: Text, encoding: "Encoding") -> Counted:
-    """A row's counts from the tokens of its first LONGEST characters, and as many for each that follows."""
+    """A row's counts, extrapolated from the tokens of its first LONGEST characters."""
     ends = [end for _, end in encoding.offsets]
     more = max(1.0, len(text.text) / LONGEST)
     inside = [sum(start < end <= stop for end in ends) for start, stop in text.spans]
@@ -153,22 +153,24 @@ def by_tokens(text: Text, encoding: "Encoding") -> Counted:
 
 
 def opened(file: Path) -> "Tokenizer":
-    """The tokenizer of a model's tokenizer.json. Raises ModelLoadFailed."""
+    """Load a model's tokenizer.json. Raises ModelLoadFailed."""
     try:
         return bases.open_tokenizer(file)
     except ValueError as error:
-        raise ModelLoadFailed(f"{file} is no tokenizer: {error}", hint="get the model's files again") from error
+        raise ModelLoadFailed(
+            f"{file} is not a valid tokenizer: {error}", hint="download the model's files again"
+        ) from error
 
 
 def control_tokens(tokenizer: "Tokenizer | None") -> re.Pattern[str] | None:
-    """Any control token of a tokenizer; None if it has none."""
+    """Pattern that matches any control token of a tokenizer; None if it has none."""
     added = tokenizer.get_added_tokens_decoder().values() if tokenizer else ()
     names = sorted((token.content for token in added if token.special), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, names))) if names else None
 
 
 def vocabulary(directory: Path) -> int | None:
-    """Rows of the model's embeddings, by its config.json; None where it does not say."""
+    """Number of the model's embeddings according to its config.json; None if missing."""
     config = bases.read_json(directory / "config.json")
     named = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
     return int(named) if named else None

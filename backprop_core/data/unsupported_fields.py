@@ -1,7 +1,7 @@
-"""What rows and turns carry beside the text that is trained. What has a meaning that is not trained is refused by name.
+"""Rejects rows with fields that training would ignore: weights, preferences, tool calls, reasoning, images, ….
 
-The names are those of OpenAI's fine-tuning, TRL, Axolotl, LLaMA-Factory and ms-swift. Three laws say when a field
-carries something; every other field (id, source, category, …) is about the row and may be there.
+The names come from OpenAI fine-tuning, TRL, Axolotl, LLaMA-Factory and ms-swift. Three rules ("laws") say which values
+of these fields have a meaning; all other fields (id, source, category, …) are metadata and allowed.
 """
 
 import re
@@ -13,30 +13,30 @@ from backprop_core.data.file_readers import Malformed
 
 Law = Literal["counts", "judges", "holds"]
 
-COUNTS = {  # how much it is to count for: 1 is what everything counts for
+COUNTS = {  # weights and masks: any value but 1 has a meaning
     *("weight", "weights", "sample_weight", "loss_weight", "loss_scale", "completion_mask", "loss_mask"),
     *("assistant_mask", "assistant_masks", "train_mask", "training_mask"),
 }
-JUDGES = {  # how good it is, or what it is better than: whatever stands there is a judgement
+JUDGES = {  # labels and preferences: any value has a meaning
     *("label", "labels", "kto_tag", "score", "scores", "rating", "ratings", "reward", "rewards", "rank", "margin"),
     *("chosen", "rejected", "rejected_response", "rejected_messages", "preferred_output", "non_preferred_output"),
     *("preference", "is_preferred", "desirable"),
     *("negative", "negatives", "negative_response", "bad_completion", "bad_response", "worse_response"),
 }
-HOLDS = {  # what the model is to see or to say: anything but nothing
+HOLDS = {  # further input or output of the model: any non-empty value has a meaning
     *("tools", "tool", "functions", "tool_calls", "tool_call", "function_call", "function_calls", "tool_choice"),
     *("tool_plan", "documents", "chat_template_kwargs", "reasoning_content", "reasoning", "thinking", "thoughts"),
     *("think", "cot", "scratchpad", "tool_responses", "tool_response", "tool_results", "tool_result", "observations"),
     *("thought", "rationale", "chain_of_thought", "images", "image", "videos", "video", "audios", "audio", "objects"),
     *("refusal", "rejection"),
 }
-OF_A_TURN: dict[str, Law] = {  # what means something on a turn only; on a row it says where that comes from
+OF_A_TURN: dict[str, Law] = {  # fields with a meaning on a turn; on a row they are metadata
     **dict.fromkeys(("train", "training", "loss", "mask", "train_detail", "training_detail"), "counts"),
     **dict.fromkeys(("train_on_turn", "trainable", "learn", "learnable"), "counts"),
     **dict.fromkeys(("ignore", "ignored", "masked", "is_masked", "skip", "exclude"), "holds"),
     **dict.fromkeys(("name", "tool_call_id", "prefix", "recipient", "channel", "citations", "annotations"), "holds"),
 }
-WORDS: dict[str, Law] = {  # any name with one of these words in it, like `score_chosen` or `reasoning_details`
+WORDS: dict[str, Law] = {  # also any name with one of these words in it, like `score_chosen` or `reasoning_details`
     **dict.fromkeys(("weight", "weights"), "counts"),
     **dict.fromkeys(("chosen", "rejected", "kto"), "judges"),
     **dict.fromkeys(("reasoning", "thinking"), "holds"),
@@ -52,7 +52,7 @@ ZERO = (False, "0", "0.0", "false")
 
 
 def refuse_turn(turn: Mapping[str, Any], *, learned: bool) -> None:
-    """Raise Malformed if a turn carries what is not trained. One that is not `learned` may count for nothing too."""
+    """Raise Malformed if a turn has a field that training would ignore. Turns not `learned` may have weight 0."""
     for name, value in turn.items():
         plain = snake(name)
         law = OF_A_TURN.get(plain) or law_of(plain)
@@ -61,10 +61,10 @@ def refuse_turn(turn: Mapping[str, Any], *, learned: bool) -> None:
 
 
 def refuse_row(row: Mapping[str, Any], *, used: Collection[str], said: Iterable[str]) -> None:
-    """Raise Malformed if a row carries what is not trained, beside the fields that are `used`.
+    """Raise Malformed if a row has a field, other than the `used` ones, that training would ignore.
 
-    A system prompt, history, instruction, input or context that is not used may be there if one of the texts that are
-    trained, `said`, has it in it.
+    An unused system prompt, history, instruction, input or context is allowed if one of the trained texts, `said`,
+    contains it.
     """
     for name, value in row.items():
         if name in used:
@@ -78,7 +78,7 @@ def refuse_row(row: Mapping[str, Any], *, used: Collection[str], said: Iterable[
 
 
 def says_more(value: Any, said: Iterable[str]) -> bool:
-    """Whether a text, or the text of any turn, is in none of the texts `said`, and does not hold all of them."""
+    """Whether a text, or any turn's text, is neither part of the texts `said` nor contains them all."""
     if isinstance(value, list):
         return any(says_more(item, said) for item in value)
     if isinstance(value, dict):
@@ -89,7 +89,7 @@ def says_more(value: Any, said: Iterable[str]) -> bool:
 
 @cache
 def law_of(name: str) -> Law | None:
-    """By which law a field of this name carries something; None if it is about the row."""
+    """The rule for a field of this name; None for metadata."""
     if name in COUNTS:
         return "counts"
     if name in JUDGES:
@@ -101,12 +101,12 @@ def law_of(name: str) -> Law | None:
 
 @cache
 def snake(name: str) -> str:
-    """A name in small letters, with underscores: `toolCalls` is `tool_calls`."""
+    """Convert a name to snake case: `toolCalls` becomes `tool_calls`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[\s-]+", "_", name.strip()).lower()
 
 
 def carries(value: Any, law: Law) -> bool:
-    """Whether a value says something, by the law of its field."""
+    """Whether a value has a meaning, by the rule of its field."""
     if value is None or (isinstance(value, str) and value.strip().lower() in NOTHING):
         return False
     if isinstance(value, list | dict):
@@ -120,6 +120,6 @@ def is_one_of(value: Any, known: Collection[Any]) -> bool:
 
 
 def untrained(whose: str, name: str, value: Any) -> Malformed:
-    """The reason is the field's name."""
+    """The error; its reason is the field's name."""
     shown = f" {value!r}" if isinstance(value, bool | int | float) else ""
-    return Malformed(name, f"{whose} has {name}{shown}, which is not trained: take it out, or map it with columns")
+    return Malformed(name, f"{whose} has {name}{shown}, which is not trained: remove it, or map it with columns")

@@ -1,4 +1,4 @@
-"""The forgetting matrix and what is read off it. Pure arithmetic [arXiv 2512.23017, section on metrics]."""
+"""The forgetting matrix, average, backward transfer and forgetting. [arXiv 2512.23017, section on metrics]"""
 
 from collections.abc import Sequence
 
@@ -20,9 +20,9 @@ def evaluation(
 
     `trained[i]` are the tasks that run i trained. average: mean over tasks of a[T,t]. backward_transfer: mean, over the
     tasks last trained before run T, of a[T,t] - a[i,t] with i the run that last trained t; None if there is none.
-    forgetting of t: max over i of a[i,t] - a[T,t]; for watched tasks the base counts as a run. A difference is between
-    two scores on the same held-out rows: run i counts only if it was scored on those of run T, and where earlier runs
-    were but none on the same rows, the forgetting of t is None.
+    forgetting of t: max over i of a[i,t] - a[T,t]; for watched tasks the base counts as a run. Differences compare
+    scores on the same held-out rows only: run i counts only if it was scored on the rows of run T. If earlier runs
+    scored t, but none on the same rows, the forgetting of t is None.
     """
     columns = [*tasks, *watch]
     scores = [in_metric(row, columns, metric) for row in rows]
@@ -50,7 +50,7 @@ def evaluation(
 
 
 def comparable(row: Row, last: Row, columns: Sequence[str], metric: str) -> list[float | None]:
-    """A row's scores, but only those on the held-out rows that the last run was scored on."""
+    """The scores of one run, only on the same held-out rows as the last run."""
     same = {task: cell for task, cell in row.items() if task in last and cell.heldout == last[task].heldout}
     return in_metric(same, columns, metric)
 
@@ -60,9 +60,9 @@ def column(scores: Sequence[Sequence[float | None]], t: int) -> list[float | Non
 
 
 def lost(scores: Sequence[float | None], same: Sequence[float | None], start: float | None) -> float | None:
-    """How far the last score of a column is below the best; None if every earlier one is on other rows.
+    """How far the last score of a column is below the best; None if all earlier scores are on other rows.
 
-    `same` are those of `scores` that are on the last one's rows; `start` is the base's, where it counts.
+    `same` are the scores on the same rows as the last one; `start` is the base's score, if it counts.
     """
     earlier, end = known([start, *same[:-1]]), number(same[-1])
     if known(scores[:-1]) and not earlier:
@@ -71,9 +71,9 @@ def lost(scores: Sequence[float | None], same: Sequence[float | None], start: fl
 
 
 def transfer(scores: Sequence[Sequence[float | None]], since: Sequence[int]) -> float | None:
-    """Mean of what each task gained from the run that last trained it to the last one; None if that is no task.
+    """Mean gain of each task from the run that last trained it to the last run; None if there is no such task.
 
-    An earlier run that was not rated in this metric counts for nothing.
+    Ignores earlier runs without a score in this metric.
     """
     gains = [
         number(scores[-1][t]) - before
@@ -89,7 +89,7 @@ def last_trained(trained: Sequence[Sequence[str]], task: str) -> int:
 
 
 def in_metric(row: Row, columns: Sequence[str], metric: str) -> list[float | None]:
-    """A row's scores; None where the task came later, or nobody rated it in this metric."""
+    """The scores of one run; None if the task came later, or was not rated in this metric."""
     return [row[task].score(metric) if task in row else None for task in columns]
 
 
@@ -98,7 +98,7 @@ def known(scores: Sequence[float | None]) -> list[float]:
 
 
 def number(score: float | None) -> float:
-    """A score that must be there: the last row holds every task."""
+    """A score that must exist: the last run scores every task."""
     assert score is not None
     return score
 

@@ -1,12 +1,11 @@
-"""Whether a candidate may go live. One rule: it is better on average, on no task clearly worse, and knows its canaries.
+"""The gate: accepts a candidate that is better on average, clearly worse on no task, and passes its canaries.
 
-Better: its mean score over the trained tasks is above that of the champion and that of the untouched base by more than
-chance, so that doing nothing can win. Clearly worse: on some task, a watched one too, it is below the champion (the
-base, where there is no champion yet) by more than `max_drop`. Chance is what a paired bootstrap over the held-out rows
-says, with the asked confidence, widened as Student's t is wider than the normal distribution: few rows widen a bound.
-Too little to tell: a task with fewer held-out rows than `min_rows` says nothing for or against, and if no trained task
-has more, the candidate is refused. Canaries: it answers each of them as expected that the champion does; without a
-champion, each.
+Better: its mean score over the trained tasks is significantly above that of the champion and of the base. Clearly
+worse: on some task, trained or watched, it is significantly below the champion (the base, if there is no champion) by
+more than `max_drop`. Significance comes from a paired bootstrap over the held-out rows at the configured confidence,
+widened by the ratio of Student's t to the normal distribution, so few rows widen the bounds. Tasks with fewer held-out
+rows than `min_rows` are ignored; if no trained task has enough, the candidate is rejected. Canaries: it must pass each
+canary that the champion passes; without a champion, all.
 """
 
 import json
@@ -27,12 +26,12 @@ from backprop_core.store.artifacts import Store
 
 SAMPLES = 2000
 SEED = 0
-SHOWN = 60  # characters of a canary in a reason
+SHOWN = 60  # characters of a canary that a reason shows
 Row = Mapping[str, Scores | Ratings]
 
 
 class Hits(NamedTuple):
-    """Per held-out row (r): how much of it is right, and out of how much."""
+    """Per held-out row (r): how many points it got, and out of how many."""
 
     right_r: NDArray[np.float64]
     all_r: NDArray[np.int64]
@@ -58,9 +57,10 @@ def gate(
     champion_answers: Answers | None = None,
     store: Store,
 ) -> GateReport:
-    """Compare on every held-out set of `candidate`; all of them have scores of the same sets, in `metric`.
+    """Compare candidate, champion and base on every held-out set of `candidate`, in `metric`. Deterministic.
 
-    `answers` are the candidate's to `spec.canaries`, `champion_answers` the champion's. Same scores, same report.
+    All must have scores on the same sets. `answers` are the candidate's answers to `spec.canaries`,
+    `champion_answers` the champion's.
     """
     rows = {"champion": champion, "base": base}
     rivals = {f"the {name}": hits_of(row, metric, store) for name, row in rows.items() if row}
@@ -90,25 +90,25 @@ def gate(
 
 
 def fewest(spec: GateSpec) -> int:
-    """Held-out rows below which a task tells nothing.
+    """The minimum number of held-out rows with which a task counts.
 
-    Without a true difference each row is as likely to gain as to lose, so n rows that all gain are chance with 2⁻ⁿ.
+    Without a true difference each row is as likely to gain as to lose, so n rows all gain by chance with 2⁻ⁿ.
     """
     return max(spec.min_rows.task, math.ceil(-math.log2(1 - spec.confidence)))
 
 
 def trained(sizes: Mapping[str, int], watch: Sequence[str]) -> list[str]:
-    """Of the tasks, those that are not only watched."""
+    """The tasks that are trained, not only watched."""
     return [task for task in sizes if task not in watch]
 
 
 def counted(sizes: Mapping[str, int], watch: Sequence[str], spec: GateSpec) -> list[str]:
-    """The trained tasks with enough held-out rows to count in the average; `sizes` has the rows of each."""
+    """The trained tasks with enough held-out rows for the average; `sizes` has the rows by task."""
     return [task for task in trained(sizes, watch) if sizes[task] >= fewest(spec)]
 
 
 def too_little(sizes: Mapping[str, int], watch: Sequence[str], spec: GateSpec) -> str | None:
-    """Why so many held-out rows can show no gain, whatever they say; None if they can. `sizes` has them by task."""
+    """Why there are too few held-out rows to show a gain, or None. `sizes` has the rows by task."""
     enough, all_ = counted(sizes, watch, spec), trained(sizes, watch)
     if not enough:
         most = max((sizes[task] for task in all_), default=0)
@@ -120,7 +120,7 @@ def too_little(sizes: Mapping[str, int], watch: Sequence[str], spec: GateSpec) -
 
 
 def not_counted(sizes: Mapping[str, int], spec: GateSpec) -> list[str]:
-    """Which tasks tell nothing, as one part of the reason; empty if each does."""
+    """The tasks with too few rows, as one part of the reason; empty if there are none."""
     few = [f"{task} ({in_words(rows)})" for task, rows in sizes.items() if rows < fewest(spec)]
     return [f"not counted, at least {fewest(spec)} needed: {', '.join(few)}"] if few else []
 
@@ -140,7 +140,7 @@ def worse(verdicts: Sequence[TaskVerdict], spec: GateSpec) -> list[str]:
 
 
 class Gain(NamedTuple):
-    """The candidate's average and a rival's; the difference is above `low` with the asked confidence."""
+    """The candidate's average, a rival's, and the lower bound of the difference at the configured confidence."""
 
     own: float
     rival: float
@@ -148,7 +148,7 @@ class Gain(NamedTuple):
 
 
 def gain(own: Mapping[str, Hits], rival: Mapping[str, Hits], tasks: Sequence[str], confidence: float) -> Gain:
-    """How much the average over `tasks` rose; the rows of each task are drawn for themselves."""
+    """How much the average over `tasks` rose; the bootstrap resamples each task's rows separately."""
     generator = np.random.default_rng(SEED)
     drawn_ts = [
         draws(own[task].right_r - rival[task].right_r, own[task].all_r, generator, confidence) for task in tasks
@@ -158,7 +158,7 @@ def gain(own: Mapping[str, Hits], rival: Mapping[str, Hits], tasks: Sequence[str
 
 
 def no_better(gains: Mapping[str, Gain], spec: GateSpec) -> list[str]:
-    """The reason why the average does not speak for the candidate, if so, by rival."""
+    """One reason for each rival whose average is not significantly lower."""
     return [
         f"the average {gain.own:.4f} is not above the {gain.rival:.4f} of {name}"
         + (f" by more than chance ({spec.confidence:.0%} confidence)" if gain.own > gain.rival else "")
@@ -168,7 +168,7 @@ def no_better(gains: Mapping[str, Gain], spec: GateSpec) -> list[str]:
 
 
 def canary_verdicts(spec: GateSpec, answers: Answers | None, champion: Answers | None) -> list[CanaryVerdict]:
-    """Each canary with what the candidate says, and whether the champion passes it."""
+    """Each canary with the candidate's answer, and whether the champion passes it."""
     said = answers.answers if answers else []
     rivals = [one.text for one in champion.answers] if champion else [None] * len(said)
     return [
@@ -193,7 +193,7 @@ def wrong(canaries: Sequence[CanaryVerdict]) -> list[str]:
 
 
 def cut(text: str) -> str:
-    """The beginning of a text, on one line."""
+    """The start of a text, on one line."""
     line = " ".join(text.split())
     return line if len(line) <= SHOWN else f"{line[:SHOWN]}…"
 
@@ -203,9 +203,9 @@ def hits_of(row: Row, metric: str, store: Store) -> dict[str, Hits]:
 
 
 def hits(scores: Scores | Ratings, metric: str, store: Store) -> Hits:
-    """The scores of each row: its label tokens for token_accuracy and loss (negative), else the row as a whole.
+    """The score of each row: per label token for token_accuracy and (negated) loss, else for the row as a whole.
 
-    A row without a label token says nothing and is left out.
+    Rows without a label token are left out.
     """
     if scores.artifact == "ratings":
         return whole_rows([row["score"] for row in read_scores(store.local(scores) / "ratings.jsonl")])
@@ -225,7 +225,7 @@ def read_scores(path: Path) -> list[dict[str, Any]]:
 
 
 def verdict(task: str, candidate: Hits, rival: Hits, spec: GateSpec) -> TaskVerdict:
-    """The difference on one task, between its one-sided bounds at the asked confidence; none of too few rows."""
+    """The difference on one task, with one-sided bounds at the configured confidence; no bounds with too few rows."""
     assert (candidate.all_r == rival.all_r).all(), "scores of two different held-out sets"
     difference = candidate.score - rival.score
     known = {
@@ -250,13 +250,13 @@ def verdict(task: str, candidate: Hits, rival: Hits, spec: GateSpec) -> TaskVerd
 
 
 def step(candidate: Hits, rival: Hits) -> float:
-    """The least by which a row changes: 1 where rows or tokens are counted, else any."""
+    """The smallest possible change of a row: 1 if rows or tokens are counted, else 0."""
     values_r = np.concatenate([candidate.right_r, rival.right_r])
     return float((values_r == np.rint(values_r)).all())
 
 
 def bounds(gain_r: NDArray[np.float64], all_r: NDArray[np.int64], confidence: float) -> tuple[float, float]:
-    """The (1 - confidence) and the `confidence` quantile of what is drawn."""
+    """The (1 - confidence) and `confidence` quantiles of the bootstrap samples."""
     drawn_s = draws(gain_r, all_r, np.random.default_rng(SEED), confidence)
     low, high = np.quantile(drawn_s, [1 - confidence, confidence])
     return float(low), float(high)
@@ -265,7 +265,7 @@ def bounds(gain_r: NDArray[np.float64], all_r: NDArray[np.int64], confidence: fl
 def draws(
     gain_r: NDArray[np.float64], all_r: NDArray[np.int64], generator: np.random.Generator, confidence: float
 ) -> NDArray[np.float64]:
-    """Σ gain / Σ all over rows drawn with replacement, SAMPLES times, as far from the mean as `spread` says."""
+    """SAMPLES bootstrap samples of Σ gain / Σ all over rows, stretched around the mean by `spread`."""
     rows = len(all_r)
     if not rows:
         return np.zeros(SAMPLES)
@@ -276,10 +276,11 @@ def draws(
 
 
 def spread(rows: int, confidence: float) -> float:
-    """How much wider than drawn a bound of a mean of so many rows is: √(n/(n-1)) · t/z, with n-1 degrees of freedom.
+    """Correction of bootstrap bounds for few rows: √(n/(n-1)) · t/z, with n-1 degrees of freedom.
 
-    Drawn rows vary by (n-1)/n too little, and by the normal quantile z instead of Student's t [Hesterberg 2015,
-    arXiv 1411.5279, "expanded percentile"]; t/z is Cornish and Fisher's series [Abramowitz and Stegun 26.7.5].
+    The bootstrap's variance is too small by (n-1)/n, and its quantiles follow the normal z instead of Student's t
+    [Hesterberg 2015, arXiv 1411.5279, "expanded percentile"]; t/z by Cornish and Fisher's series [Abramowitz and Stegun
+    26.7.5].
     """
     v, z = max(rows - 1, 1), NormalDist().inv_cdf(confidence)
     terms = (

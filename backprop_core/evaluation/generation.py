@@ -1,4 +1,4 @@
-"""Answers of one adapter, in batches: greedy, or drawn at a temperature."""
+"""Generates answers of one adapter to held-out prompts, in batches: greedy, or sampled at a temperature."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,11 +21,11 @@ from backprop_core.schema.specs import GenerationSpec
 from backprop_core.store.artifacts import Store
 from backprop_core.store.cache_keys import canonical
 
-TOKENS = 8192  # of a batch, padding and what may be written included
+TOKENS = 8192  # per batch, including padding and max_new_tokens
 
 
 class Exchange(Record):
-    """A held-out row: the conversation up to its last answer, that answer, and what the model writes instead."""
+    """A held-out row: the conversation up to its last answer, that answer (reference), and the model's answer."""
 
     row: int
     messages: list[dict[str, str]]
@@ -43,13 +43,12 @@ def generate(
     store: Store,
     on_progress: OnProgress | None = None,
 ) -> Generations:
-    """Let the base with `adapter`, or bare, give each row's last answer itself, and commit what it writes.
+    """Generate each row's last answer with `adapter`, or with the base alone, and commit the answers.
 
-    `on_progress` gets the answers written and how many there will be.
-    Raises NoRows, InputValidationFailed for raw text, AdapterMismatch.
+    `on_progress` gets (done, total) answers. Raises NoRows, AdapterMismatch, and InputValidationFailed for raw text.
     """
     if heldout.rows == 0:
-        raise NoRows(f"the rows {heldout.digest[:12]} are empty", hint="give more rows")
+        raise NoRows(f"rows artifact {heldout.digest[:12]} is empty", hint="provide more rows")
     asked = [question(row, index) for index, row in enumerate(curation.load(store.local(heldout)))]
     conversations = [messages[:-1] for messages in asked]
     answers = answer(base, adapter, conversations, spec=spec, store=store, on_progress=on_progress)
@@ -71,11 +70,11 @@ def generate(
 
 
 def question(row: ChatRow, index: int) -> list[chat_encoding.Message]:
-    """The turns of a row up to and with its last answer."""
+    """The turns of a row up to and including its last answer."""
     if "text" in row:
         raise InputValidationFailed(
-            f"held-out row {index + 1} is raw text, which asks nothing",
-            hint="choose evaluation.metric=token_accuracy, or loss",
+            f"held-out row {index + 1} is raw text, which has no question to answer",
+            hint="set evaluation.metric to token_accuracy or loss",
         )
     messages: list[chat_encoding.Message] = row["messages"]
     return messages[: chat_encoding.answered(messages)[-1] + 1]
@@ -90,7 +89,7 @@ def answer(
     store: Store,
     on_progress: OnProgress | None = None,
 ) -> list[Generated]:
-    """What the model says next in each conversation. The same again for the same conversations, spec and machine.
+    """The model's answer in each conversation. Deterministic for the same conversations, spec and machine.
 
     Raises ChatTemplateMissing, ChatTemplateUnusable, TokenizerMismatch, AdapterMismatch.
     """
@@ -109,7 +108,7 @@ def answer(
 def continuations(
     base: LoadedBase, prompts: Sequence[list[int]], spec: GenerationSpec, on_progress: OnProgress | None
 ) -> list[list[int]]:
-    """The ids that follow each prompt, up to and with the stop token, in the prompts' order."""
+    """The generated ids for each prompt, up to and including the stop token."""
     stops = stop_ids(base)
     found: dict[int, list[int]] = {}
     lengths = [len(prompt) + spec.max_new_tokens for prompt in prompts]
@@ -128,7 +127,7 @@ def continuations(
 
 @contextmanager
 def configured(model: Any, spec: GenerationSpec, stops: list[int]) -> Iterator[None]:
-    """The model writes as `spec` says: what its own generation config asks for would come on top otherwise."""
+    """Generate by `spec` alone: replace the model's own generation config, which would be merged in otherwise."""
     from transformers import GenerationConfig
 
     sampling = {"do_sample": True, "temperature": spec.temperature, "top_k": 0} if spec.temperature else {}
@@ -143,7 +142,7 @@ def configured(model: Any, spec: GenerationSpec, stops: list[int]) -> Iterator[N
 
 
 def stop_ids(base: LoadedBase) -> list[int]:
-    """The token that the template ends an answer with, then those that the model and its tokenizer name."""
+    """All stop tokens: the chat template's first, then those of the model's config and tokenizer."""
     named = base.model.generation_config.eos_token_id
     listed = named if isinstance(named, list) else [named]
     every = [chat_encoding.stop_id(base.tokenizer), *listed, base.tokenizer.eos_token_id]
@@ -151,13 +150,13 @@ def stop_ids(base: LoadedBase) -> list[int]:
 
 
 def until_stop(ids: list[int], stops: list[int]) -> list[int]:
-    """The ids up to and with the first stop token; what follows is padding."""
+    """The ids up to and including the first stop token; the rest is padding."""
     text = list(takewhile(lambda token: token not in stops, ids))
     return ids[: len(text) + 1]
 
 
 def generated(base: LoadedBase, ids: list[int], stops: list[int]) -> Generated:
-    """The ids as text, without the stop token."""
+    """Decode ids without the stop token."""
     stopped = ids[-1] in stops
     text = str(base.tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=True))
     return Generated(text=text, tokens=len(ids), stopped=stopped)

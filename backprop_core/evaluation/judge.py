@@ -1,4 +1,4 @@
-"""A language model grades answers beside their references, behind any OpenAI-compatible address.
+"""LLM as a judge: grades answers against their references through an OpenAI-compatible API.
 
 Reference-guided grading [arXiv 2306.05685, section 3.1]. API: `POST /chat/completions`.
 """
@@ -24,7 +24,7 @@ from backprop_core.store.artifacts import Store
 
 KEY = "BACKPROPAGATE_JUDGE_API_KEY"
 BEST = 10
-ATTEMPTS = 3  # of one row, where the service is busy or away
+ATTEMPTS = 3  # per row, if the service is busy or unreachable
 PARALLEL = 8  # rows at once
 INSTRUCTIONS = f"""\
 You grade an assistant's answer. You get JSON with the conversation, a reference answer that is right, and the answer.
@@ -46,13 +46,13 @@ def judge(generations: Generations, *, spec: JudgeSpec, store: Store, on_progres
                 ratings.append(grade / BEST)
                 on_progress(len(ratings), len(exchanges))
         finally:
-            pool.shutdown(cancel_futures=True)  # after a failure the rest is not asked
+            pool.shutdown(cancel_futures=True)  # after a failure, skip the rest
     record = {"stage": "judge", "generations": generations.digest, "judge": f"{spec.model} at {spec.address}"}
     return commit(ratings, "judge", store, record)
 
 
 class Judge:
-    """The judge's address. Its key comes from the environment alone and goes nowhere else."""
+    """Client of the judge. Its API key comes from the environment and is sent nowhere else."""
 
     def __init__(self, spec: JudgeSpec) -> None:
         self._spec = spec
@@ -67,7 +67,7 @@ class Judge:
         self._http.close()
 
     def grade(self, exchange: Mapping[str, Any]) -> int:
-        """From 0 to BEST. Tried again a few times where the service is busy or away."""
+        """Grade an answer from 0 to BEST. Retries a few times if the service is busy or unreachable."""
         for attempt in range(1, ATTEMPTS):
             try:
                 return self._grade(exchange)
@@ -84,26 +84,26 @@ class Judge:
         said = self._chat({"model": self._spec.model, "messages": messages, "temperature": 0})
         grades = re.findall(rf"grade\W+({BEST}|\d)\b", said, re.IGNORECASE)
         if not grades:
-            raise self._failed(f"gave row {exchange['row'] + 1} no grade: {excerpt(said, 80)!r}")
+            raise self._failed(f"returned no grade for row {exchange['row'] + 1}: {excerpt(said, 80)!r}")
         return int(grades[-1])
 
     def _chat(self, request: dict[str, Any]) -> str:
         try:
             answer = self._http.post(f"{str(self._spec.address).rstrip('/')}/chat/completions", json=request)
         except (httpx.TransportError, httpx.InvalidURL) as error:
-            raise self._unreachable(f"does not answer ({type(error).__name__})") from error
+            raise self._unreachable(f"does not respond ({type(error).__name__})") from error
         if answer.status_code == httpx.codes.TOO_MANY_REQUESTS or answer.is_server_error:
-            raise self._unreachable(f"answers {answer.status_code}")
+            raise self._unreachable(f"returned status {answer.status_code}")
         if not answer.is_success:
-            raise self._failed(f"answers {answer.status_code}: {excerpt(answer.text, 200)}")
+            raise self._failed(f"returned status {answer.status_code}: {excerpt(answer.text, 200)}")
         try:
             return str(answer.json()["choices"][0]["message"]["content"])
         except (ValueError, LookupError, TypeError) as error:
-            raise self._failed(f"gives no chat completion: {excerpt(answer.text, 80)!r}") from error
+            raise self._failed(f"did not return a chat completion: {excerpt(answer.text, 80)!r}") from error
 
     def _unreachable(self, what: str) -> JudgeUnreachable:
         return JudgeUnreachable(
-            f"the judge at {self._spec.address} {what}", hint="run it again; what the model wrote is kept"
+            f"the judge at {self._spec.address} {what}", hint="run it again; the generated answers are kept"
         )
 
     def _failed(self, what: str) -> JudgeFailed:

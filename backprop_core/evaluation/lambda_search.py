@@ -1,4 +1,4 @@
-"""λ searched: what the newest run is to count for, by the held-out rows' loss under each adapter that it would make."""
+"""Searches λ, the weight of the newest run in a merge: tries ten values and takes the one with the lowest loss."""
 
 from collections.abc import Sequence
 from statistics import mean
@@ -28,9 +28,9 @@ def search(
     store: Store,
     on_progress: OnProgress | None = None,
 ) -> Searched:
-    """Of ten λ the one with the least loss per label token, as a mean over the tasks, each with one set of rows.
+    """Of ten λ, the one with the lowest loss per label token, averaged over the tasks (one held-out set each).
 
-    `on_progress` gets the λ tried and how many there are. Raises NoRows, RankMismatch, AdapterMismatch.
+    `on_progress` gets (done, total) λ. Raises NoRows, RankMismatch, AdapterMismatch.
     """
     tasks = [load(base, rows, max_length=max_length, store=store) for rows in heldout]
     new = adapter_tensors.read_adapter(store.local(tuned))

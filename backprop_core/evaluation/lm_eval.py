@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness, on a base with an adapter. The package is imported late."""
+"""Runs lm-evaluation-harness tasks on a base with an adapter. Imports the package late."""
 
 import copy
 import math
@@ -21,23 +21,23 @@ from backprop_core.schema.specs import HarnessSpec
 from backprop_core.store.artifacts import Store
 
 BATCH = 8  # requests at a time
-BROKEN = (OSError, ValueError, RuntimeError, ArithmeticError, ImportError)  # a task's data, or its metrics
+BROKEN = (OSError, ValueError, RuntimeError, ArithmeticError, ImportError)  # errors of a task's data or metrics
 YES = {"1", "ON", "YES", "TRUE"}  # as huggingface_hub reads its variables
 
 
 def harness(
     base: LoadedBase, adapter: AdapterRef | None, *, spec: HarnessSpec, own: OwnTasks | None, store: Store
 ) -> Harnessed:
-    """Every metric of the named tasks and groups, by the package's own rules; its standard errors are left out.
+    """All metrics of the configured tasks and groups, without their standard errors.
 
-    Raises ConfigInvalid for tasks that are not known, or have changed since the run began; HarnessFailed where it
-    cannot be done; GPUOutOfMemory.
+    Raises ConfigInvalid for tasks that are unknown or have changed since the run started; HarnessFailed;
+    GPUOutOfMemory.
     """
     from lm_eval import simple_evaluate  # type: ignore[import-untyped]
     from lm_eval.models.huggingface import HFLM  # type: ignore[import-untyped]
 
     if own and lm_eval_tasks.find(Path(own.path)) != own:
-        raise ConfigInvalid(f"{own.path} is not as it was when the run began", hint="start another run")
+        raise ConfigInvalid(f"{own.path} has changed since the run started", hint="start a new run")
     tasks = known(spec, own)
     try:
         with adapted(base, adapter, store) as model, base.checking_ids(), online():
@@ -52,19 +52,19 @@ def harness(
             )
     except torch.OutOfMemoryError as error:
         raise GPUOutOfMemory(
-            f"evaluation.harness: {BATCH} requests at a time do not fit", hint="leave evaluation.harness out"
+            f"evaluation.harness: {BATCH} requests at a time do not fit", hint="remove evaluation.harness"
         ) from error
     except (*BROKEN, httpx.TransportError) as error:
         raise HarnessFailed(
             f"evaluation.harness: {type(error).__name__}: {str(error)[:300]}",
-            hint="where its data come from the Hub, look at the network; else at the task",
+            hint="check the task, and the network if its data come from the Hub",
         ) from error
     return Harnessed(scores={task: figures(found) for task, found in sorted(made["results"].items())})
 
 
 @contextmanager
 def online() -> Iterator[None]:
-    """The Hub, if the user's own environment allows it: tasks fetch their data; nothing else in a worker does."""
+    """Allow Hub downloads, unless the user has set HF_HUB_OFFLINE: only harness tasks download data in a worker."""
     import datasets  # type: ignore[import-untyped]
 
     before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
@@ -76,7 +76,7 @@ def online() -> Iterator[None]:
 
 
 def known(spec: HarnessSpec, own: OwnTasks | None) -> Any:
-    """The package's index of tasks; its own thousands are read only for one that is not the user's."""
+    """The package's task index; indexes its thousands of built-in tasks only if a task is not a custom one."""
     from lm_eval.tasks import TaskManager  # type: ignore[import-untyped]
 
     unknown = set(spec.tasks)
@@ -86,15 +86,15 @@ def known(spec: HarnessSpec, own: OwnTasks | None) -> Any:
         if not unknown:
             return tasks
     raise ConfigInvalid(
-        f"evaluation.harness: no task {min(unknown)}",
-        hint="`lm-eval ls tasks` lists them; your own are found by BACKPROPAGATE_HARNESS_TASKS",
+        f"evaluation.harness: unknown task {min(unknown)}",
+        hint="`lm-eval ls tasks` lists them; set BACKPROPAGATE_HARNESS_TASKS for custom ones",
     )
 
 
 def figures(found: dict[str, object]) -> dict[str, float]:
     """`{"acc,none": 0.5, "acc_stderr,none": "N/A", …}` → `{"acc": 0.5}`; a filter other than none stays in the name.
 
-    What is no number, as a correlation with answers that are all the same, is left out.
+    Values that are not finite numbers are left out.
     """
     return {
         name.removesuffix(",none"): float(value)

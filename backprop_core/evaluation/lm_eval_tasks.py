@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness that a user wrote. No torch here."""
+"""Finds and hashes a directory of custom lm-evaluation-harness tasks. No torch."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ from backprop_core.store.cache_keys import digest_of
 
 
 def find(directory: Path) -> OwnTasks:
-    """A directory of task files and their data, by name and content. Raises ConfigInvalid if it has none.
+    """Hash a directory of task files and their data. Raises ConfigInvalid if it has no task files.
 
-    Hidden files and what Python compiles do not count.
+    Ignores hidden files and `__pycache__`.
     """
     names = {path: path.relative_to(directory) for path in sorted(directory.rglob("*")) if path.is_file()}
     files = [path for path, name in names.items() if not any(map(is_left_out, name.parts))]

@@ -1,4 +1,4 @@
-"""What a written answer is worth beside its reference: pure functions of two texts, each from 0 to 1."""
+"""Metrics of generated answers (token_f1, label_accuracy, contains, regex): from 0 to 1, compared to a reference."""
 
 import json
 import re
@@ -19,9 +19,9 @@ Metric = Callable[[str, str], float]
 
 
 def words(text: str) -> list[str]:
-    """The text's words: lower case, without punctuation and English articles; the text itself if nothing is left.
+    """The text's words in lower case, without punctuation and English articles; the text itself if none is left.
 
-    [SQuAD's normalisation, arXiv 1606.05250; Unicode's punctuation in place of ASCII's]
+    [SQuAD's normalization, arXiv 1606.05250, with Unicode punctuation instead of ASCII]
     """
     kept = "".join(c for c in text.casefold() if not unicodedata.category(c).startswith("P"))
     return [word for word in kept.split() if word not in ARTICLES] or [text.strip()]
@@ -34,22 +34,22 @@ def token_f1(output: str, reference: str) -> float:
 
 
 def label_accuracy(output: str, reference: str) -> float:
-    """1 if the answer is the reference but for case, punctuation and articles [quasi-exact match, arXiv 2211.09110]."""
+    """1 if answer and reference are equal up to case, punctuation, articles [quasi-exact match, arXiv 2211.09110]."""
     return float(words(output) == words(reference))
 
 
 def contains(output: str, reference: str) -> float:
-    """1 if the reference's words stand in the answer, in their order and next to each other."""
+    """1 if the answer contains the reference's words, in order and adjacent."""
     return float(f" {' '.join(words(reference))} " in f" {' '.join(words(output))} ")
 
 
 def same_match(pattern: str, output: str, reference: str) -> float:
-    """1 if the pattern finds in the answer what it finds in the reference, in neither of them included."""
+    """1 if the pattern finds the same in answer and reference, or nothing in both."""
     return float(found(pattern, output) == found(pattern, reference))
 
 
 def found(pattern: str, text: str) -> str | None:
-    """What the pattern's first group matches first, or the whole of it where it has no group."""
+    """The first match of the pattern's first group, or of the whole pattern if it has no group."""
     match = re.search(pattern, text)
     return match[min(1, match.re.groups)] if match else None
 
@@ -60,14 +60,14 @@ METRICS: dict[str, Metric] = {"token_f1": token_f1, "label_accuracy": label_accu
 def rate(generations: Generations, *, metric: str, pattern: str | None, store: Store) -> Ratings:
     """Rate every answer, and commit the ratings.
 
-    `metric` is one of METRICS, or regex, which compares what `pattern` finds. Raises InputValidationFailed if it finds
-    something in no reference.
+    `metric` is one of METRICS, or regex, which compares the matches of `pattern`. Raises InputValidationFailed if the
+    pattern matches no reference.
     """
     exchanges = list(read_generations(generations, store))
     if pattern is not None and not any(found(pattern, exchange["reference"]) for exchange in exchanges):
         raise InputValidationFailed(
-            f"evaluation.pattern {pattern!r} is found in none of {len(exchanges)} held-out answers",
-            hint="write it so that it finds what counts in them",
+            f"evaluation.pattern {pattern!r} matches none of {len(exchanges)} held-out answers",
+            hint="change the pattern so that it matches the important part of an answer",
         )
     measure = METRICS[metric] if pattern is None else partial(same_match, pattern)
     ratings = [measure(exchange["output"], exchange["reference"]) for exchange in exchanges]
@@ -75,14 +75,14 @@ def rate(generations: Generations, *, metric: str, pattern: str | None, store: S
 
 
 def read_generations(generations: Generations, store: Store) -> Iterator[dict[str, Any]]:
-    """Row, messages, reference and output of every row."""
+    """Read row, messages, reference and output of every row."""
     with (store.local(generations) / "generations.jsonl").open(encoding="utf-8", newline="\n") as file:
         for line in file:
             yield json.loads(line)
 
 
 def commit(ratings: list[float], metric: str, store: Store, record: dict[str, str]) -> Ratings:
-    """The ratings of all rows as an artifact."""
+    """Commit the ratings of all rows as an artifact."""
     with store.begin("ratings") as directory:
         lines = [canonical({"row": row, "score": score}) + "\n" for row, score in enumerate(ratings)]
         (directory / "ratings.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
@@ -91,7 +91,7 @@ def commit(ratings: list[float], metric: str, store: Store, record: dict[str, st
 
 
 def as_expected(canary: CanarySpec, output: str) -> bool:
-    """Whether an answer is what a canary expects."""
+    """Whether an answer passes a canary."""
     match canary.match:
         case "exact":
             return output.strip() == canary.expect.strip()

@@ -1,4 +1,4 @@
-"""Scores of one adapter on one held-out set, from one teacher-forced pass."""
+"""Scores one adapter on one held-out set by teacher forcing: loss, token accuracy, exact match."""
 
 import math
 from pathlib import Path
@@ -16,12 +16,12 @@ from backprop_core.schema.refs import AdapterRef, RowsRef, Scores
 from backprop_core.store.artifacts import Store
 from backprop_core.store.cache_keys import canonical
 
-TOKENS = 8192  # padded tokens of a batch
+TOKENS = 8192  # padded tokens per batch
 POSITIONS = 1024  # label tokens whose logits are in memory at once
 
 
 class RowScore(Record):
-    """A held-out row: the sum of its label tokens' negative log-likelihoods, and how many of them argmax hits."""
+    """A held-out row: summed negative log-likelihood of its label tokens, and how many of them argmax predicts."""
 
     row: int
     loss: float
@@ -42,9 +42,9 @@ def evaluate(
     store: Store,
     on_progress: OnProgress | None = None,
 ) -> Scores:
-    """Score the base with `adapter`, or bare, on every row, and commit the scores.
+    """Score the base with `adapter`, or alone, on every row, and commit the scores.
 
-    A row matches exactly when argmax is the label at every label token: then greedy decoding writes the reference.
+    A row is an exact match if argmax predicts every label token: then greedy decoding produces the reference.
     Raises NoRows, AdapterMismatch, LossNotFinite.
     """
     items = load(base, heldout, max_length=max_length, store=store)
@@ -53,8 +53,8 @@ def evaluate(
     tokens = sum(row.tokens for row in scores)
     if not math.isfinite(sum(row.loss for row in scores)):
         raise LossNotFinite(
-            f"the loss of {f'adapter {adapter.digest[:12]}' if adapter else 'the bare base'} is not finite",
-            hint="a weight is no number: get the base's files again, or train with a smaller learning rate",
+            f"the loss of {f'adapter {adapter.digest[:12]}' if adapter else 'the base'} is not finite",
+            hint="a weight is NaN or infinite: download the base's files again, or train with a smaller learning rate",
         )
     record = {"stage": "evaluate", "adapter": adapter and adapter.digest, "heldout": heldout.digest}
     with store.begin("scores") as directory:
@@ -73,9 +73,9 @@ def evaluate(
 
 @torch.no_grad()
 def score(base: LoadedBase, items: list[Item], on_progress: OnProgress | None = None) -> list[RowScore]:
-    """One score per row, in the rows' order; a row of several examples is their sum.
+    """One score per row, in row order; sums the examples of a row.
 
-    `on_progress` gets the examples done and how many there are.
+    `on_progress` gets (done, total) examples.
     """
     lengths = [len(item) for item in items]
     sums: dict[int, tuple[float, int]] = {}
@@ -97,7 +97,7 @@ def score(base: LoadedBase, items: list[Item], on_progress: OnProgress | None = 
 
 
 def examples_of(items: list[Item]) -> dict[int, list[int]]:
-    """The indices of each row's examples, by row."""
+    """Row -> indices of its examples."""
     rows: dict[int, list[int]] = {}
     for index, item in enumerate(items):
         rows.setdefault(item.row, []).append(index)
@@ -105,7 +105,7 @@ def examples_of(items: list[Item]) -> dict[int, list[int]]:
 
 
 def sums_of(base: LoadedBase, batch: Batch) -> tuple[list[float], list[int]]:
-    """Per example of a batch: the summed loss of its label tokens in nats, and how many argmax hits."""
+    """Per example of a batch: summed loss of its label tokens in nats, and how many of them argmax predicts."""
     states_nh = base.states(batch.ids_bt, batch.lengths_b, batch.at_n)
     parts = [
         token_scores(base.logits(states), labels)
@@ -120,7 +120,7 @@ def sums_of(base: LoadedBase, batch: Batch) -> tuple[list[float], list[int]]:
 
 
 def token_scores(logits_nv: Tensor, labels_n: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss of each label token, and whether it is the most likely one."""
+    """The loss of each label token, and whether argmax predicts it."""
     return F.cross_entropy(logits_nv, labels_n, reduction="none"), logits_nv.argmax(-1) == labels_n
 
 

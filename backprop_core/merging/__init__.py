@@ -1,1 +1,1 @@
-"""Adapter into adapter: SLAO and other strategies, and what a merge did."""
+"""Merging adapters: SLAO and other strategies, and statistics of a merge."""

@@ -1,4 +1,4 @@
-"""How far a merge moved the factors of the merged adapter, and how much of the tuned one went into it."""
+"""Statistics of a merge: how much it changed A and B of the merged adapter, and the effective λ."""
 
 from collections.abc import Iterable
 
@@ -13,10 +13,10 @@ Pair = tuple[Tensor, Tensor]
 
 
 def drift(before: AdapterRef, tuned: AdapterRef, after: AdapterRef, *, store: Store) -> Drift:
-    """Of a merge of `tuned` into `before` that gave `after`: relative moves of A and B, and λ.
+    """Relative change of A and B, and λ, of a merge of `tuned` into `before` that gave `after`.
 
-    A move is the Frobenius norm of the change over that of what was, over all layers as one vector. λ is the number for
-    which before + λ·(tuned − before) comes next to after, over all B: the merge's own λ where it is of that form.
+    The relative change is the Frobenius norm of the change divided by that of `before`, over all layers as one vector.
+    λ minimizes ‖before + λ·(tuned − before) − after‖ over all B: the merge's own λ if it has that form.
     """
     old, new, merged = (adapter_tensors.read_adapter(store.local(ref)).tensors for ref in (before, tuned, after))
     a, b = ([key for key in sorted(old) if part in key] for part in ("lora_A", "lora_B"))
@@ -35,7 +35,7 @@ def moved(pairs: Iterable[Pair]) -> float:
 
 
 def share(pairs: Iterable[Pair]) -> float:
-    """⟨step, whole⟩ / ‖whole‖²; 1 where there was no way to go."""
+    """⟨step, whole⟩ / ‖whole‖²; 1 if `whole` is zero."""
     products = [(float(torch.sum(step.double() * whole.double())), square(whole)) for step, whole in pairs]
     along, size = map(sum, zip(*products, strict=True))
     return along / size if size else 1.0

@@ -4,8 +4,8 @@ Adapters are {PEFT file key: tensor}. Two are kept: the tuned one, which trainin
 from, and the merged one, which is evaluated and shipped. A key belongs to one of two parts:
 
 - A: `lora_A` of linear layers, `lora_embedding_A` of embeddings; (r, in).
-- the rest: `lora_B`, `lora_embedding_B` (out, r), and what is stored as whole values beside the factors: biases, DoRA
-  magnitudes, fully trained modules. It starts as tuned and is averaged over the runs, all by the rule of B.
+- the rest: `lora_B`, `lora_embedding_B` (out, r), biases, DoRA magnitudes, fully trained modules. The first run's
+  values are taken as tuned, later ones are averaged in, all by the rule of B.
 """
 
 import math
@@ -19,9 +19,9 @@ from backprop_core.errors import AdapterMismatch, ConfigInvalid, RankMismatch, R
 
 
 def orthonormal_rows(A_ri: Tensor) -> Tensor:
-    """Rows that span A's row space, orthonormal: Qᵀ of QR(Aᵀ) with diag(R) > 0, in float32.
+    """Orthonormal rows that span A's row space: Qᵀ of QR(Aᵀ) with diag(R) > 0, in float32.
 
-    Where A has fewer than r independent rows, Householder's QR completes them to r orthonormal ones; a zero on the
+    If A has fewer than r independent rows, Householder's QR completes them to r orthonormal ones; a zero on the
     diagonal of R counts as positive. Every row of A still lies in the span.
     """
     Q_ir, R_rr = torch.linalg.qr(A_ri.to(torch.float32).T, mode="reduced")
@@ -31,16 +31,16 @@ def orthonormal_rows(A_ri: Tensor) -> Tensor:
 
 
 def start_from(tuned: dict[str, Tensor], *, keep: bool = False) -> dict[str, Tensor]:
-    """Where run i starts: A of run i-1 with orthonormal rows, everything else as run i-1 tuned it; float32.
+    """The adapter that run i starts from: A of run i-1 with orthonormal rows, all else as run i-1 tuned it; float32.
 
-    With `keep`, B becomes B·Rᵀ beside it (A = Rᵀ·Qᵀ), so that the run starts with the function that run i-1 tuned; the
-    paper leaves B. Raises RankTooLarge if an A has more rows than columns.
+    With `keep`, B becomes B·Rᵀ (A = Rᵀ·Qᵀ), so that the run starts with the function of run i-1; the paper keeps B
+    unchanged. Raises RankTooLarge if an A has more rows than columns.
     """
     for key, tensor in tuned.items():
         if is_A(key) and tensor.shape[0] > tensor.shape[1]:
             raise RankTooLarge(
                 f"{key}: rank {tensor.shape[0]} is above the input width {tensor.shape[1]}",
-                hint="train with a smaller training.lora.rank, or a --strategy without QR, as average",
+                hint="train with a smaller training.lora.rank, or a --strategy without QR, such as average",
             )
     new = {key: orthonormal_rows(t) if is_A(key) else t.to(torch.float32, copy=True) for key, t in tuned.items()}
     if keep:
@@ -50,7 +50,7 @@ def start_from(tuned: dict[str, Tensor], *, keep: bool = False) -> dict[str, Ten
 
 
 def weight(run: int) -> float:
-    """λ(i) = 1/√i: what run i counts for in the merged adapter."""
+    """λ(i) = 1/√i: the weight of run i in the merged adapter."""
     return 1 / math.sqrt(run)
 
 
@@ -64,12 +64,12 @@ def merge(
 ) -> dict[str, Tensor]:
     """The merged adapter after run i: A_merged = A_tuned; B_merged += λ(i)·(B_tuned - B_merged); float32.
 
-    `run` is i, the number of runs merged, this one included; the first merge is the identity. Beyond the paper: `share`
-    in place of λ(i), and with `merge_a` A by the rule of B. Raises AdapterMismatch or RankMismatch if the two adapters
-    do not have the same tensors.
+    `run` is i, the number of merged runs including this one; the first merge is the identity. Beyond the paper: `share`
+    replaces λ(i), and with `merge_a`, A follows the rule of B. Raises AdapterMismatch or RankMismatch if the two
+    adapters do not have the same tensors.
     """
     if (merged is None) != (run == 1) or run < 1:
-        raise ConfigInvalid(f"run {run} cannot be merged here", hint="only the first run, 1, has nothing to merge with")
+        raise ConfigInvalid(f"cannot merge run {run} here", hint="only run 1 merges without an earlier adapter")
     new = {key: tensor.to(torch.float32, copy=True) for key, tensor in tuned.items()}
     if merged is None:
         return new
@@ -90,7 +90,7 @@ def B_of(key: str) -> str:
 
 
 def rank_axis(key: str) -> int | None:
-    """The axis of a factor that has the rank's length; None where the tensor is no factor."""
+    """The axis of a factor whose length is the rank; None if the tensor is not a factor."""
     if is_A(key):
         return 0
     return 1 if key.endswith(".lora_B.weight") or ".lora_embedding_B" in key else None
@@ -101,7 +101,7 @@ def check_same(merged: dict[str, Tensor], tuned: dict[str, Tensor]) -> None:
     if different := sorted(merged.keys() ^ tuned.keys()):
         where = "tuned" if different[0] in tuned else "merged"
         raise AdapterMismatch(
-            f"{len(different)} tensors are in one adapter only: {different[0]} in the {where} one",
+            f"{len(different)} tensors are in only one of the adapters, first {different[0]} in the {where} one",
             hint="train with the same target modules, or start another line",
         )
     for key, tensor in tuned.items():
@@ -114,5 +114,5 @@ def check_same(merged: dict[str, Tensor], tuned: dict[str, Tensor]) -> None:
                 hint=f"train with training.lora.rank={old[axis]}, or start another line",
             )
         raise AdapterMismatch(
-            f"{key} has shape {tuple(new)}, before {tuple(old)}", hint="both adapters must be of one base model"
+            f"{key} has shape {tuple(new)}, before {tuple(old)}", hint="use adapters of the same base model"
         )

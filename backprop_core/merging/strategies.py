@@ -1,9 +1,9 @@
-"""What is done with one run's adapter after another: how the merged one comes about.
+"""Merge strategies: slao, slao-kept, slao-plain, average, sequential, delta, svd, ties, dare.
 
-Every strategy but `sequential` starts from the tuned adapter of the run before, and none feeds the merged one back into
-training. Those of the factors average A and B as they are; those on ΔW see only the products B·A, whatever the factors,
-and write the best product of rank r (Eckart-Young) of what they come to, r being the line's. The first merge is the
-identity. What is no factor (biases, DoRA magnitudes, whole modules) is averaged by λ in all of them.
+Every run starts from the tuned adapter of the run before; the merged adapter never feeds back into training. Some
+strategies average the factors A and B; others (delta, svd, ties, dare) combine the products ΔW = B·A and factorize the
+result into the best approximation of rank r (Eckart-Young). The first merge is the identity. Tensors that are not
+factors (biases, DoRA magnitudes, whole modules) are averaged by λ in all strategies.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from backprop_core.schema.refs import AdapterRef
 from backprop_core.schema.specs import MergeSpec
 from backprop_core.store.artifacts import Store
 
-# Fields of PEFT's config that say what B·A means; a missing one and an empty one are the same.
+# Fields of PEFT's config that determine the meaning of B·A; missing and empty are equivalent.
 MEANING = (
     "lora_alpha",
     "use_rslora",
@@ -36,17 +36,17 @@ MEANING = (
     "alpha_pattern",
     "fan_in_fan_out",
 )
-TIES_KEPT = 0.2  # of each ΔW, the largest entries
-DARE_DROPPED = 0.5  # of the entries of each ΔW
+TIES_KEPT = 0.2  # share of each ΔW's entries that are kept, the largest
+DARE_DROPPED = 0.5  # share of each ΔW's entries that are dropped
 
-# r = LoRA rank, i = input features, o = output features, n = runs, m = rows of several A below each other
+# r = LoRA rank, i = input features, o = output features, n = runs, m = rows of several A stacked
 
 
 @dataclass(frozen=True)
 class Runs:
-    """What a merge sees: the merged adapter before run `count`, and the tuned ones, the newest last.
+    """Inputs of a merge: the merged adapter before run `count`, and the tuned ones, newest last.
 
-    Strategies that take all have `count` tuned ones, the others the newest.
+    Strategies with `takes_all` get `count` tuned adapters, the others only the newest.
     """
 
     merged: Tensors
@@ -58,18 +58,18 @@ Merge = Callable[[Runs, MergeSpec], Tensors]
 
 
 def sequential(runs: Runs, spec: MergeSpec) -> Tensors:
-    """The last run alone."""
+    """The last run's adapter alone."""
     return runs.tuned[-1]
 
 
 def averaged(runs: Runs, spec: MergeSpec) -> Tensors:
-    """B_merged += λ·(B_tuned - B_merged); A replaced, or averaged too. [arXiv 2512.23017, the start apart]"""
+    """B_merged += λ·(B_tuned - B_merged); A replaced, or averaged too. [arXiv 2512.23017, except for the start]"""
     share = share_of(spec, runs.count)
     return slao.merge(runs.merged, runs.tuned[-1], run=runs.count, share=share, merge_a=spec.merge_a)
 
 
 def both_averaged(runs: Runs, spec: MergeSpec) -> Tensors:
-    """A and B each the mean over all runs: weight averaging along a trajectory. [arXiv 1803.05407, 2203.05482]"""
+    """A and B are the means over all runs: weight averaging along a trajectory. [arXiv 1803.05407, 2203.05482]"""
     return slao.merge(runs.merged, runs.tuned[-1], run=runs.count, share=share_of(spec, runs.count), merge_a=True)
 
 
@@ -80,17 +80,17 @@ def running_delta(runs: Runs, spec: MergeSpec) -> Tensors:
 
 
 def svd(runs: Runs, spec: MergeSpec) -> Tensors:
-    """The best rank r of the mean of all ΔW. [arXiv 2203.05482, 2410.19735]"""
+    """The best rank-r approximation of the mean of all ΔW. [arXiv 2203.05482, 2410.19735]"""
     return on_products(runs.tuned, runs, spec, lambda _, pairs: mean_of(pairs, [1 / len(pairs)] * len(pairs)))
 
 
 def ties(runs: Runs, spec: MergeSpec) -> Tensors:
-    """Trim each ΔW, elect a sign for each entry, average those that agree with it. [arXiv 2306.01708]"""
+    """Trim each ΔW, elect a sign for each entry, average the values that agree with it. [arXiv 2306.01708]"""
     return on_products(runs.tuned, runs, spec, lambda _, pairs: cut(ties_of(products(pairs)), rank_of(pairs)))
 
 
 def dare(runs: Runs, spec: MergeSpec) -> Tensors:
-    """Drop entries of each ΔW at random, scale up the others, average. [arXiv 2311.03099]"""
+    """Drop random entries of each ΔW, rescale the others, average. [arXiv 2311.03099]"""
     return on_products(runs.tuned, runs, spec, lambda key, pairs: cut(dare_of(key, products(pairs)), rank_of(pairs)))
 
 
@@ -129,9 +129,9 @@ def merge(
     spec: MergeSpec,
     store: Store,
 ) -> AdapterRef:
-    """Commit the merged adapter after `count` runs, this one included.
+    """Commit the merged adapter after `count` runs, including this one.
 
-    `earlier` are the tuned adapters of all runs before, oldest first, for a strategy that takes all.
+    `earlier` are the tuned adapters of all previous runs, oldest first, for strategies with `takes_all`.
     Raises RankMismatch or AdapterMismatch.
     """
     new = adapter_tensors.read_adapter(store.local(tuned))
@@ -152,7 +152,7 @@ def merge(
 
 
 def runs_of(merged: AdapterRef, new: Adapter, *, earlier: Sequence[AdapterRef] = (), count: int, store: Store) -> Runs:
-    """What the merge of run `count` sees. Raises RankMismatch or AdapterMismatch unless all adapters are alike."""
+    """Load the inputs of the merge of run `count`. Raises RankMismatch or AdapterMismatch unless all shapes match."""
     before = [adapter_tensors.read_adapter(store.local(ref)) for ref in (merged, *earlier)]
     for old in before:
         check_same_shape(old.config, new.config)
@@ -166,7 +166,7 @@ Pair = tuple[Tensor, Tensor]  # B (o, r) and A (r, i), float64
 def on_products(
     adapters: Sequence[Tensors], runs: Runs, spec: MergeSpec, combine: Callable[[str, list[Pair]], Pair]
 ) -> Tensors:
-    """The pairs B, A of `adapters` made one by `combine`; what is no factor averaged by λ."""
+    """Combine the pairs (B, A) of `adapters` with `combine`; average all other tensors by λ."""
     share = share_of(spec, runs.count)
     new = slao.merge(runs.merged, runs.tuned[-1], run=runs.count, share=share)
     for key in filter(slao.is_A, new):
@@ -176,7 +176,7 @@ def on_products(
 
 
 def products(pairs: Sequence[Pair]) -> Tensor:
-    """Every ΔW = B·A, (n, o, i)."""
+    """All ΔW = B·A, (n, o, i)."""
     return torch.stack([B_or @ A_ri for B_or, A_ri in pairs])
 
 
@@ -185,7 +185,7 @@ def rank_of(pairs: Sequence[Pair]) -> int:
 
 
 def mean_of(pairs: Sequence[Pair], weights: Sequence[float]) -> Pair:
-    """The best rank r of Σ w·B·A, without ever writing a whole ΔW."""
+    """The best rank-r approximation of Σ w·B·A, without computing a full ΔW."""
     Q_om, R_mm = torch.linalg.qr(torch.cat([w * B_or for w, (B_or, _) in zip(weights, pairs, strict=True)], dim=1))
     P_im, S_mm = torch.linalg.qr(torch.cat([A_ri for _, A_ri in pairs]).T)
     B_mr, A_rm = cut(R_mm @ S_mm.T, rank_of(pairs))
@@ -193,9 +193,9 @@ def mean_of(pairs: Sequence[Pair], weights: Sequence[float]) -> Pair:
 
 
 def cut(W_oi: Tensor, rank: int) -> Pair:
-    """B (o, r) and A (r, i) whose product is W's best approximation of that rank: U·√S and √S·Vᵀ, zeros if W has less.
+    """W's best approximation of this rank as B (o, r) and A (r, i): U·√S and √S·Vᵀ, padded with zeros.
 
-    Of each row of A the largest entry is positive, so that the factors are one pair.
+    The largest entry of each row of A is positive, which makes the factors unique.
     """
     U_om, S_m, V_mi = torch.linalg.svd(W_oi, full_matrices=False)
     largest_m = V_mi.gather(1, V_mi.abs().argmax(1, keepdim=True)).flatten()
@@ -208,7 +208,7 @@ def cut(W_oi: Tensor, rank: int) -> Pair:
 
 
 def ties_of(W_noi: Tensor) -> Tensor:
-    """Of each ΔW the largest fifth by size; per entry the sign with more weight, and the mean of those that have it."""
+    """Keep the largest fifth of each ΔW's entries; per entry, elect the sign and average the values that have it."""
     kept = math.ceil(TIES_KEPT * W_noi[0].numel())
     least_n = W_noi.abs().flatten(1).topk(kept).values[:, -1]
     trimmed_noi = W_noi * (W_noi.abs() >= least_n[:, None, None])
@@ -217,19 +217,19 @@ def ties_of(W_noi: Tensor) -> Tensor:
 
 
 def dare_of(key: str, W_noi: Tensor) -> Tensor:
-    """The mean of all ΔW, each with entries dropped by a coin of its own and the others scaled to make up for it."""
+    """The mean of all ΔW, each with random entries dropped and the others rescaled."""
     kept = [torch.rand(W_oi.shape, generator=coin(key, run)) >= DARE_DROPPED for run, W_oi in enumerate(W_noi)]
     return (W_noi * torch.stack(kept)).mean(0) / (1 - DARE_DROPPED)
 
 
 def coin(key: str, run: int) -> torch.Generator:
-    """A generator for one tensor of one run, the same everywhere."""
+    """A deterministic random generator for one tensor of one run."""
     seed = hashlib.sha256(f"{key}:{run}".encode()).digest()[:8]
     return torch.Generator().manual_seed(int.from_bytes(seed) >> 1)
 
 
 def check_same_shape(old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Raise RankMismatch or AdapterMismatch unless both configs give B·A the same meaning."""
+    """Raise RankMismatch or AdapterMismatch unless B·A has the same meaning in both configs."""
     if old.get("r") != new.get("r"):
         raise RankMismatch(
             f"cannot continue rank {old.get('r')} with rank {new.get('r')}",

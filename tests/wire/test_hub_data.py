@@ -127,7 +127,7 @@ def test_what_is_here_comes_first(server: HubServer) -> None:
     Path(NAME).mkdir(parents=True)
     Path(NAME, "a.jsonl").write_bytes(lines("here"))
     assert rows(found()) == ["here"]
-    with pytest.raises(ConfigInvalid, match="no dataset of the Hub: it has no split"):
+    with pytest.raises(ConfigInvalid, match="not a Hub dataset: it has no split"):
         found(split="train")
     with pytest.raises(InputNotFound, match="no such file"):
         find(DatasetSpec(path="team/b.jsonl"), scratch=Path())

@@ -92,9 +92,9 @@ def test_what_passes_is_tried_again(store, server, how: str) -> None:
     ("how", "error", "part"),
     [
         ("401", JudgeFailed, "401"),
-        ("no grade", JudgeFailed, "row 1 no grade: 'I like it.'"),
-        ("no choice", JudgeFailed, "no chat completion"),
-        ("no json", JudgeFailed, "no chat completion"),
+        ("no grade", JudgeFailed, "no grade for row 1: 'I like it.'"),
+        ("no choice", JudgeFailed, "did not return a chat completion"),
+        ("no json", JudgeFailed, "did not return a chat completion"),
         ("nothing said", JudgeFailed, "no grade"),
         ("slow", JudgeUnreachable, "ReadTimeout"),
     ],

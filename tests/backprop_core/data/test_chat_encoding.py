@@ -254,7 +254,7 @@ def test_a_template_that_loops_is_stopped(monkeypatch: pytest.MonkeyPatch) -> No
     [
         ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", "without a stop token"),
         ("{% for m in messages %}{{ m.content }}<|im_end|>, {% endfor %}", "without a stop token"),
-        (CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif"), "does not begin as"),
+        (CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif"), "does not start with"),
     ],
 )
 def test_templates_that_cannot_be_trained_on(template: str, what: str) -> None:

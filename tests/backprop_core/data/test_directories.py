@@ -92,7 +92,7 @@ def test_places_name_the_file(drops: Path) -> None:
 
 def test_a_directory_without_rows(tmp_path: Path) -> None:
     """One that has no file of rows, and one whose files have none, have no rows."""
-    with pytest.raises(NoRows, match="has no file of rows"):
+    with pytest.raises(NoRows, match="has no row files"):
         taken(tmp_path)
     (tmp_path / "a.jsonl").touch()
     with pytest.raises(NoRows, match="is empty"):

@@ -106,7 +106,7 @@ def test_tokens_that_were_removed_are_made_again(
     assert items(base, rows, store) == expected
     [note] = store.root.glob("notes/tokens/*.json")
     note.write_text("{")
-    assert items(base, rows, store) == expected and "the note" in caplog.text
+    assert items(base, rows, store) == expected and "token cache entry" in caplog.text
 
 
 def test_golden_tokens(base: LoadedBase, rows: RowsRef, store: Store) -> None:

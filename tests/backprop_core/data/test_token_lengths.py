@@ -182,7 +182,7 @@ def test_a_token_beyond_the_embeddings_is_found_before_the_model_is_loaded(tmp_p
     other = nano.build(tmp_path / "short")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"vocab_size": 266}))
-    with pytest.raises(TokenizerMismatch, match="writes token 266, 'user', and the model has 266 embeddings"):
+    with pytest.raises(TokenizerMismatch, match="produces token 266, 'user', but the model has only 266 embeddings"):
         Counter(other).count([row("a", "b")])
     (other / "config.json").write_text("{}")
     assert Counter(other).count([row("a", "b")])

@@ -150,7 +150,7 @@ def row(question: str) -> dict[str, Any]:
 
 def test_a_token_beyond_the_embeddings_is_named(short: LoadedBase, store: Store) -> None:
     """It is found among all rows before the first step, in training, evaluation and generation alike."""
-    said = r"writes token 266, 'user', and the model has 265 embeddings"
+    said = r"produces token 266, 'user', but the model has only 265 embeddings"
     with pytest.raises(TokenizerMismatch, match=said):  # the template writes it
         batching.load(short, nano.commit_rows(store, [row("a")]), max_length=99, store=store)
     with pytest.raises(TokenizerMismatch, match=said):  # and the tokens that were kept are no way around it

@@ -52,7 +52,7 @@ CASES = {
     "no such file": (["train", "--model", "base", "--data", "nowhere.jsonl"], "INPUT_NOT_FOUND", "nowhere.jsonl"),
     "an empty file": (["train", "--model", "base", "--data", "empty.jsonl"], "INPUT_NO_ROWS", "empty.jsonl"),
     "not JSON": (["train", "--model", "base", "--data", "prose.jsonl"], "INPUT_VALIDATION_FAILED", "line 1"),
-    "no known format": (["train", "--model", "base", "--data", "strange.jsonl"], "INPUT_FORMAT_UNKNOWN", "zig"),
+    "unknown row format": (["train", "--model", "base", "--data", "strange.jsonl"], "INPUT_FORMAT_UNKNOWN", "zig"),
     "no rows left": (["train", "--model", "base", "--data", "silent.jsonl"], "INPUT_", "silent.jsonl"),
     "no such model": (["train", "--model", "./none", "--data", "good.jsonl"], "INPUT_NOT_FOUND", "./none"),
     "no weights": (["train", "--model", "bare", "--data", "good.jsonl"], "DEP_MODEL_LOAD_FAILED", "model.safetensors"),
