@@ -1,1 +1,1 @@
-"""One LoRA training run: plan, loop, checkpoint."""
+"""LoRA training: batch plan, loop, checkpoints, default hyperparameters, memory and time estimates."""

@@ -1,4 +1,4 @@
-"""Which examples are in which optimizer step: a pure function of lengths, seed and spec. No loader, no state."""
+"""Plans which examples are in which optimizer step, and the learning rate schedule: pure functions, no state."""
 
 import itertools
 import math
@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 
 from backprop_core.schema.specs import TrainSpec
 
-WINDOW = 8  # batches that are sorted by length together: more pad less, but make the batches of one kind of row
+WINDOW = 8  # batches sorted by length together: a larger window pads less but makes batches less varied
 LONGEST_WARMUP = 20  # steps
 
 
 def batches_per_epoch(count: int, batch_size: int) -> int:
-    """As few as hold `count` examples; their sizes differ by at most one, so no step is a small remainder."""
+    """Number of batches for `count` examples. Batch sizes differ by at most one, so no batch is a small remainder."""
     return math.ceil(count / batch_size)
 
 
@@ -22,7 +22,7 @@ def total_steps(count: int, spec: TrainSpec) -> int:
 
 
 def epoch_batches(lengths: Sequence[int], *, seed: int, epoch: int, batch_size: int) -> list[list[int]]:
-    """One pass: every example once, shuffled, sorted by length within windows, the batches shuffled again."""
+    """The batches of one epoch: examples shuffled, sorted by length within windows, then batches shuffled."""
     rng = random.Random(f"{seed}:{epoch}")
     order = list(range(len(lengths)))
     rng.shuffle(order)
@@ -41,7 +41,7 @@ def batches_from(
 ) -> Iterator[list[int]]:
     """The batches of steps `step`, `step + 1`, … (counted from 0) up to the last one.
 
-    `passes` are the examples of each epoch, taken in turn.
+    `passes` are the examples of each epoch, repeated cyclically.
     """
     left = total_steps(len(passes[0]), spec) - step
     for epoch, examples in enumerate(itertools.cycle(passes)):
@@ -58,7 +58,7 @@ def batches_from(
 
 
 def learning_rate(step: int, total: int, spec: TrainSpec) -> float:
-    """Rate of step `step` (counted from 0): a linear warm-up, then half a cosine towards zero."""
+    """Learning rate of a step (counted from 0): linear warmup, then cosine decay to zero."""
     warmup = min(math.ceil(spec.warmup * total), LONGEST_WARMUP)
     if step < warmup:
         return spec.learning_rate * (step + 1) / warmup

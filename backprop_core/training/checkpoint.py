@@ -1,4 +1,4 @@
-"""Checkpoints of an interrupted run: `step-NNNNNN/` under its stage's key. Tensors in safetensors, the rest JSON."""
+"""Saves and loads training checkpoints: `step-NNNNNN/` under the stage's key, as safetensors and JSON."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run at the end of a step: plain values, and groups of tensors by name (adapter, optimizer, rng)."""
+    """The state of a run after a step: plain values, and groups of tensors by name (adapter, optimizer, rng)."""
 
     step: int
     state: dict[str, Any]
@@ -35,9 +35,9 @@ class Checkpoint:
 
 
 def save(checkpoint: Checkpoint, folder: Path, *, keep: int) -> None:
-    """Write beside, force to disk, rename: what has the final name is whole. The newest `keep` stay.
+    """Save atomically (write to a temporary directory, fsync, rename), then delete all but the newest `keep`.
 
-    Raises DiskFull, before a byte is written if it can be known; then the older ones are untouched.
+    Raises DiskFull, if possible before writing; older checkpoints stay intact.
     """
     target = place(folder, checkpoint.step)
     beside = target.with_suffix(".tmp")
@@ -61,16 +61,16 @@ def save(checkpoint: Checkpoint, folder: Path, *, keep: int) -> None:
 
 
 def place(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """The directory of a step's checkpoint."""
     return folder / f"step-{step:06d}"
 
 
 def no_space(folder: Path) -> DiskFull:
-    return DiskFull(f"no space left for a checkpoint in {folder}", hint="free some space and go on")
+    return DiskFull(f"no space left for a checkpoint in {folder}", hint="free some disk space and resume")
 
 
 def write_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:
-    """The checkpoint's files and their manifest, forced to disk."""
+    """Write the checkpoint's files and their manifest, and fsync them."""
     directory.mkdir(parents=True)
     for name, tensors in checkpoint.tensors.items():
         write_synced(directory / f"{name}.safetensors", safetensors.torch.save(tensors))
@@ -92,19 +92,19 @@ def finished(folder: Path) -> list[Path]:
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that verifies; a damaged one is named and set aside. None to start afresh."""
+    """The newest intact checkpoint, or None. Sets damaged ones aside and logs a warning."""
     for path in reversed(finished(folder)):
         if verifies(path):
             return read_checkpoint(path)
         log.warning("%s is damaged or of another format; trying an older checkpoint", path)
-        aside = path.with_name(f"damaged-{path.name}")  # else it would count as one of those that are kept
+        aside = path.with_name(f"damaged-{path.name}")  # otherwise it would count as a kept one
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
     return None
 
 
 def verifies(path: Path) -> bool:
-    """Whether every file is what the manifest says."""
+    """Whether every file matches the manifest."""
     try:
         return bool(json.loads((path / MANIFEST).read_bytes()) == manifest_of(path, KIND, FORMAT))
     except (OSError, ValueError):
@@ -112,18 +112,18 @@ def verifies(path: Path) -> bool:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """A checkpoint that verifies."""
+    """Load an intact checkpoint."""
     tensors = {file.stem: safetensors.torch.load_file(file) for file in path.glob("*.safetensors")}
     return Checkpoint(int(path.name.removeprefix("step-")), json.loads((path / STATE).read_bytes()), tensors)
 
 
 def check_exact(old: dict[str, Any], new: dict[str, Any], *, inexact: bool) -> list[str]:
-    """The fields in which two fingerprints differ, with both values; raises CheckpointInvalid for any but `inexact`."""
+    """The fields in which two fingerprints differ, with both values. Raises CheckpointInvalid unless `inexact`."""
     names = sorted(old.keys() | new.keys())
     different = [f"{name} was {old.get(name)}, is {new.get(name)}" for name in names if old.get(name) != new.get(name)]
     if different and not inexact:
         raise CheckpointInvalid(
-            f"the checkpoint cannot be continued to the same bits: {'; '.join(different)}",
-            hint="restore what differs, go on inexactly with --inexact-resume, or begin again with --fresh",
+            f"the checkpoint cannot be resumed bit-exactly: {'; '.join(different)}",
+            hint="restore the old environment, resume with --inexact-resume, or start over with --fresh",
         )
     return different

@@ -1,7 +1,7 @@
-"""What we choose for a run: a pure function of the model's size, the data and the card's memory, with reasons.
+"""Default hyperparameters: a pure function of the model's size, the data and the GPU's memory, with a reason each.
 
 Sources: targets, alpha and small batches from "LoRA Without Regret" (Thinking Machines, 2025), rank from its capacity
-rule, with bounds of ours; learning rates are conservative against published sweeps.
+rule with our own bounds; learning rates are conservative compared to published sweeps.
 """
 
 import math
@@ -20,35 +20,35 @@ from backprop_core.schema.specs import DatasetSpec, LoraSpec, TrainSpec
 from backprop_core.training.batch_plan import total_steps
 from backprop_core.training.vram_estimate import GIB, Setting, Shape, longest, memory
 
-GIVEN = "given"  # the reason of a field that was not ours to choose
+GIVEN = "given"  # the reason of a field that the user has set
 LEAST_RANK, MOST_RANK = 16, 256
-LADDER = (2048, 1024, 512)  # lengths that are tried when a longer one does not fit; a shorter cap saves nothing
-SAFE = 0.85  # of the memory: an estimate below it fits
+LADDER = (2048, 1024, 512)  # lengths to try if a longer one does not fit; shorter caps save nothing
+SAFE = 0.85  # share of the memory that an estimate may use
 LEAST_STEPS = 50
-HELDOUT_SHARE = 10  # one row in ten, unless the dataset brings held-out rows
+HELDOUT_SHARE = 10  # one row in ten, unless the dataset has its own held-out rows
 
 
 class Sample(Record):
-    """Rows of a dataset that were counted, in tokens each."""
+    """Token counts of a sample of a dataset's rows."""
 
-    rows: int = Field(description="In the dataset.")
-    exact: bool = Field(description="By the model's tokenizer; else by bytes.")
+    rows: int = Field(description="Rows of the dataset.")
+    exact: bool = Field(description="Counted by the model's tokenizer; else estimated by bytes.")
     tokens: list[int]
-    before: list[int] = Field(description="Of these, before the first answer.")
+    before: list[int] = Field(description="Tokens before the first answer.")
 
 
 class Data(Record):
-    """What the defaults ask of a dataset."""
+    """Size of a dataset, as needed for the defaults."""
 
     examples: int = Field(ge=1)
-    tokens: int = Field(ge=0, description="All that are read, in one epoch.")
-    label_tokens: int = Field(ge=0, description="All that is learned from, in one epoch.")
-    length: int = Field(ge=1, description="Tokens; 99 % of the examples are not longer.")
-    samples: list[Sample] = Field(default_factory=list, description="What this was found by, of each dataset.")
+    tokens: int = Field(ge=0, description="All tokens of one epoch.")
+    label_tokens: int = Field(ge=0, description="All label tokens of one epoch.")
+    length: int = Field(ge=1, description="99th percentile of example lengths, in tokens.")
+    samples: list[Sample] = Field(default_factory=list, description="The samples behind these numbers, per dataset.")
 
 
 class Cut(NamedTuple):
-    """Rows, how many of them are longer than a length, and how many of these lose all of their answers."""
+    """Rows, how many of them exceed a length, and how many of these lose all of their answers."""
 
     rows: int
     cut: int
@@ -56,14 +56,14 @@ class Cut(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """The spec with everything chosen, and each field of it with its reason, "given" if it was."""
+    """The complete spec, and the reason of each field, "given" if the user has set it."""
 
     spec: TrainSpec
     choices: list[Choice]
 
 
 class Fit(NamedTuple):
-    """The settings that memory decides."""
+    """The settings that depend on memory."""
 
     setting: Setting
     length: int
@@ -71,9 +71,9 @@ class Fit(NamedTuple):
 
 
 def data_of(rows: Sequence[ChatRow], counter: Counter) -> Data:
-    """What rows hold, by a sample of them. Raises NoRows, TokenizerMismatch."""
+    """Measure rows by a sample. Raises NoRows, TokenizerMismatch."""
     if not rows:
-        raise NoRows("the dataset has no rows", hint="give a file with rows in it")
+        raise NoRows("the dataset has no rows", hint="use a file with rows")
     counted = counter.count(sample(rows))
     share = len(rows) / len(counted)
     lengths = sorted(row.tokens for row in counted)
@@ -88,7 +88,7 @@ def data_of(rows: Sequence[ChatRow], counter: Counter) -> Data:
 
 
 def cut_at(data: Data, length: int) -> Cut:
-    """What of the rows is cut at a length, about: exactly where all of them were counted."""
+    """How many rows are cut at a length: an estimate, exact if all rows were counted."""
     cut = lost = 0.0
     for part in data.samples:
         share = part.rows / len(part.tokens)
@@ -98,7 +98,7 @@ def cut_at(data: Data, length: int) -> Cut:
 
 
 def what_is_cut(data: Data, length: int) -> str:
-    """The same in words; nothing where no row was counted."""
+    """The same in words; empty if no row was counted."""
     if not data.samples:
         return ""
     found, about = cut_at(data, length), any(part.rows > len(part.tokens) for part in data.samples)
@@ -113,7 +113,7 @@ def counted(data: Data) -> int:
 
 
 def trained_on(data: Data, dataset: DatasetSpec) -> Data:
-    """What of a dataset a run trains on, about: without what is held out, `skip`ped, or beyond `rows`."""
+    """Estimate the part of a dataset that a run trains on: without held-out rows, `skip` and rows beyond `rows`."""
     left = data.examples - (0 if dataset.heldout else data.examples // HELDOUT_SHARE) - dataset.skip
     examples = max(1, min(left, dataset.rows or left))
     share = examples / data.examples
@@ -122,17 +122,17 @@ def trained_on(data: Data, dataset: DatasetSpec) -> Data:
 
 
 def together(datasets: Sequence[Data]) -> Data:
-    """One measure for runs that share a spec: as many examples as the smallest has, all else as in the largest."""
+    """One measure for runs that share a spec: the smallest number of examples, and the largest of all else."""
     most = {name: max(getattr(data, name) for data in datasets) for name in ("tokens", "label_tokens", "length")}
     samples = [part for data in datasets for part in data.samples]
     return Data(examples=min(data.examples for data in datasets), samples=samples, **most)
 
 
 def choose(shape: Shape, given: TrainSpec, data: Data | None, card: int | None, *, later: bool = False) -> Chosen:
-    """The fields of `training`, in order; those that `given` sets, to anything but `auto`, stay.
+    """Choose the fields of `training`, in order, except those that `given` sets to anything but `auto`.
 
-    `data` is None where there is none yet, `card` (bytes of its memory) where there is no GPU. A `later` run continues
-    a line.
+    `data` is None if there is none yet; `card`, the GPU's memory in bytes, is None without a GPU. A `later` run
+    continues a line.
     """
     made = Choices(given)
     made.add("lora.target_modules", "all-linear", "an adapter on every linear layer learns as full training does")
@@ -148,7 +148,7 @@ def choose(shape: Shape, given: TrainSpec, data: Data | None, card: int | None, 
 
 
 class Choices:
-    """The choices so far, and the spec that they make."""
+    """The choices so far, and the resulting spec."""
 
     def __init__(self, given: TrainSpec) -> None:
         self.spec = given
@@ -157,7 +157,7 @@ class Choices:
         self._given = set_ | {f"lora.{name}" for name in given.lora.model_fields_set}
 
     def add(self, field: str, value: Any, reason: str) -> None:
-        """Choose, unless it was given."""
+        """Choose a field's value, unless the user has set it."""
         part, _, name = field.rpartition(".")
         if field in self._given:
             value, reason = getattr(self.spec.lora if part else self.spec, name), GIVEN
@@ -169,7 +169,7 @@ class Choices:
 
 
 def rank(shape: Shape, data: Data | None) -> tuple[int, str]:
-    """The least power of two that gives a LoRA parameter to each label token, within 16 and 256."""
+    """The smallest power of two with at least one LoRA parameter per label token, between 16 and 256."""
     if data is None:
         return LEAST_RANK, f"without data the least; else from label tokens, {MOST_RANK} at most"
     per_rank = shape.lora_parameters(LoraSpec(rank=1))
@@ -179,7 +179,7 @@ def rank(shape: Shape, data: Data | None) -> tuple[int, str]:
 
 
 def learning_rate(shape: Shape, *, later: bool = False) -> tuple[float, str]:
-    """By whole billions of parameters, as models are named; half of it in later runs of a line."""
+    """By billions of parameters, rounded down; half of it in later runs of a line."""
     billions = shape.parameters // 10**9
     value = 5e-4 if billions <= 4 else 2e-4 if billions <= 14 else 1e-4
     why = f"{shape.parameters / 1e6:.0f}M parameters"
@@ -196,7 +196,7 @@ def epochs(data: Data | None) -> tuple[float, str]:
 
 
 def batch_size(data: Data | None, spec: TrainSpec) -> tuple[int, str]:
-    """8, 16 or 32 examples, halved until the epochs make 50 steps: LoRA dislikes large batches."""
+    """8, 16 or 32 examples, halved until there are 50 steps, as LoRA works better with small batches."""
     if data is None:
         return 16, "without data; 8 under 500 examples, 32 from 10,000"
     size = 8 if data.examples < 500 else 16 if data.examples < 10_000 else 32
@@ -229,13 +229,13 @@ def for_memory(shape: Shape, spec: TrainSpec, data: Data | None, card: int | Non
 
 
 def token_budget(shape: Shape, fit: Fit, card: int) -> int:
-    """The greatest power of two up to the usual one that fits, or one sequence."""
+    """The largest power of two up to the default that fits, but at least one sequence."""
     most = min(longest(shape, fit.setting, int(SAFE * card)), TrainSpec().token_budget)
     return max(fit.length, (1 << most.bit_length()) // 2)
 
 
 def length(shape: Shape, data: Data | None) -> tuple[int, str]:
-    """The power of two that 99 % of the examples are within, no more than the model can read."""
+    """The smallest power of two that 99 % of the examples fit into, up to the model's maximum length."""
     if data is None:
         return min(LADDER[0], shape.max_position_embeddings), "without data; else what 99 % of the examples are within"
     value = min(max(power_of_two(data.length), LADDER[-1]), shape.max_position_embeddings)
@@ -245,9 +245,9 @@ def length(shape: Shape, data: Data | None) -> tuple[int, str]:
 
 
 def fitting(shape: Shape, spec: TrainSpec, wanted: int, card: int) -> Fit:
-    """The first that fits: bf16 before NF4, each without checkpointing before with it; shorter sequences come last.
+    """The first setting that fits: bf16, then NF4, each first without gradient checkpointing; then shorter sequences.
 
-    What `spec` sets is not tried otherwise. If nothing fits, the least of all.
+    Fields that `spec` sets are not varied. If nothing fits, the setting with the least memory.
     """
     lengths = [wanted, *(shorter for shorter in LADDER if shorter < wanted)]
     if "max_length" in spec.model_fields_set:
@@ -258,12 +258,12 @@ def fitting(shape: Shape, spec: TrainSpec, wanted: int, card: int) -> Fit:
 
 
 def settings(spec: TrainSpec) -> list[Setting]:
-    """The ways to train that `spec` leaves open, the fastest and most exact first."""
+    """The settings that `spec` leaves open, the fastest and most exact first."""
     precisions: tuple[Precision, ...] = ("bf16", "nf4") if spec.precision == "auto" else (spec.precision,)
     checkpointing = {"auto": (False, True), "on": (True,), "off": (False,)}[spec.gradient_checkpointing]
     return [Setting(precision=p, checkpointing=c, lora=spec.lora) for p in precisions for c in checkpointing]
 
 
 def power_of_two(value: float) -> int:
-    """The least that is not below `value`."""
+    """The smallest power of two that is at least `value`."""
     return 1 << max(0, math.ceil(value) - 1).bit_length()

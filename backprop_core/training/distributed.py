@@ -1,4 +1,4 @@
-"""Processes that train one run together, one a GPU: the first leads, the others follow."""
+"""Data-parallel training in several processes, one per GPU, with torch.distributed. Rank 0 is the leader."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from backprop_core.errors import WorkerDied
 
-FOREVER = timedelta(days=365)  # followers wait while the leader does something else; the parent watches for a hang
+FOREVER = timedelta(days=365)  # followers wait while the leader does other work; the parent detects hangs
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """One of `size` processes. Alone it is the leader, and nothing is sent."""
+    """One of `size` processes. A single process is the leader and does not communicate."""
 
     rank: int = 0
     size: int = 1
@@ -28,11 +28,11 @@ class Ranks:
         return self.rank == 0
 
     def share(self, indices: Sequence[int], lengths: Sequence[int]) -> list[int]:
-        """This process's part of a step's examples, dealt out by length, so that all have as much to do."""
+        """This process's part of a step's examples, dealt out by length for an even load."""
         return sorted(indices, key=lambda index: (-lengths[index], index))[self.rank :: self.size]
 
     def everyone(self, value: Any) -> list[Any]:
-        """What each of them says, by rank: plain values, as JSON. Raises WorkerDied if one is gone."""
+        """Gather a JSON value from all processes, by rank. Raises WorkerDied if one is gone."""
         if self.size == 1:
             return [value]
         own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
@@ -45,11 +45,11 @@ class Ranks:
         return [json.loads(bytes(text[:size].tolist())) for text, size in zip(texts, sizes, strict=True)]
 
     def told(self, value: Any) -> Any:
-        """What the leader says, in all of them. Raises WorkerDied if one is gone."""
+        """Broadcast the leader's value to all processes. Raises WorkerDied if one is gone."""
         return self.everyone(value if self.leads else None)[0]
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """Put the sum over all of them in the place of each tensor. Raises WorkerDied if one is gone."""
+        """Replace each tensor by its sum over all processes. Raises WorkerDied if one is gone."""
         if self.size == 1:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
@@ -64,7 +64,7 @@ ALONE = Ranks()
 
 
 def join(size: int) -> Ranks:
-    """Find the other processes that torchrun has started with this one."""
+    """Join the process group that torchrun has started."""
     if size == 1:
         return ALONE
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=FOREVER)
@@ -73,8 +73,8 @@ def join(size: int) -> Ranks:
 
 @contextmanager
 def spoken() -> Iterator[None]:
-    """torch's error for a process that does not answer, coded."""
+    """Turn torch's error for an unresponsive process into WorkerDied."""
     try:
         yield
     except RuntimeError as error:
-        raise WorkerDied(f"a process that trains with this one is gone: {error}", hint="run it again") from error
+        raise WorkerDied(f"another training process is gone: {error}", hint="run it again") from error

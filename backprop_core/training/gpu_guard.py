@@ -1,4 +1,4 @@
-"""The GPU guard: readings as metrics, a pause while the GPU is too hot, a coded stop where it stays so."""
+"""The GPU guard: reads temperature, memory, power and ECC errors; pauses training while the GPU is too hot."""
 
 import logging
 import math
@@ -14,29 +14,29 @@ if TYPE_CHECKING:
     import torch
 
 PAUSE_AT, GO_ON_AT = 83.0, 75.0  # °C
-PATIENCE = 300.0  # seconds of one pause
-INTERVAL = 5.0  # seconds between two looks
+PATIENCE = 300.0  # maximum seconds of one pause
+INTERVAL = 5.0  # seconds between readings
 TEMPERATURE, MEMORY, POWER, ECC = "gpu_temperature", "gpu_memory_gib", "gpu_power", "gpu_ecc_errors"
-Reading = dict[str, float]  # °C, GiB in use, W, uncorrected errors since the driver was loaded; absent: not known
+Reading = dict[str, float]  # °C, GiB in use, W, uncorrected errors since the driver was loaded; absent: unknown
 Probe = Callable[[], Reading]
 log = logging.getLogger(__name__)
 
 
 class Blind(Exception):
-    """The GPU cannot be looked at; the message says why."""
+    """The GPU's sensors cannot be read; the message says why."""
 
 
 def must_rest(resting: bool, temperature: float | None) -> bool:
-    """Whether to pause: from 83 °C until it is down at 75 °C. A temperature that is not known pauses nothing."""
+    """Whether to pause: from 83 °C until it is down to 75 °C. Never if the temperature is unknown."""
     if temperature is None:
         return False
     return temperature > GO_ON_AT if resting else temperature >= PAUSE_AT
 
 
 class Guard:
-    """Looks at one GPU between the steps of a training.
+    """Watches one GPU between training steps.
 
-    A probe that raises Blind, or knows no temperature, is said once in the log, and the training goes on.
+    If the probe raises Blind or returns no temperature, logs one warning and lets training continue.
     """
 
     def __init__(
@@ -48,51 +48,51 @@ class Guard:
         self._errors = math.inf
 
     def readings(self) -> Reading:
-        """What is known of the GPU now, as metrics; empty when the last look was less than five seconds ago."""
+        """Current GPU readings as metrics; empty if the last ones are less than five seconds old."""
         if self._clock() < self._due:
             return {}
         return self._look()
 
     def cool_down(self, should_stop: Callable[[], bool]) -> None:
-        """Wait while the last look says that the GPU is too hot, but no longer than until `should_stop()`.
+        """Wait while the GPU is too hot, or until `should_stop()`.
 
-        Raises GPUTooHot after five minutes; the caller saves a checkpoint first.
+        Raises GPUTooHot after five minutes; the caller then saves a checkpoint.
         """
         began = self._clock()
         if self._hot:
-            log.warning("the GPU is at %.0f °C or more: pausing until it is at %.0f °C", PAUSE_AT, GO_ON_AT)
+            log.warning("the GPU has reached %.0f °C: pausing until it is down to %.0f °C", PAUSE_AT, GO_ON_AT)
         while self._hot and not should_stop():
             if self._clock() - began >= PATIENCE:
                 raise GPUTooHot(
                     f"the GPU did not cool down to {GO_ON_AT:.0f} °C in {PATIENCE:.0f} s",
-                    hint="look after its cooling, or lower its power limit with `nvidia-smi -pl`; then resume the run",
+                    hint="improve its cooling, or lower its power limit with `nvidia-smi -pl`; then resume the run",
                 )
             self._sleep(INTERVAL)
             self._look()
 
     def _look(self) -> Reading:
         self._due = self._clock() + INTERVAL
-        reading, why = Reading(), "the driver tells no temperature"
+        reading, why = Reading(), "the driver reports no temperature"
         try:
             reading = self._probe()
         except Blind as error:
             why = str(error)
         if TEMPERATURE not in reading and not self._said_blind:
-            log.warning("training goes on without a guard of the GPU: %s", why)
+            log.warning("training continues without the GPU guard: %s", why)
             self._said_blind = True
         self._hot = must_rest(self._hot, reading.get(TEMPERATURE))
         self._note_errors(reading)
         return reading
 
     def _note_errors(self, reading: Reading) -> None:
-        """Say when the GPU's memory lost data since the last look: what was computed may be wrong."""
+        """Log a warning if new uncorrected memory errors occurred: results may be wrong."""
         if (errors := reading.get(ECC, self._errors)) > self._errors:
             log.warning("the GPU reports %d uncorrected memory errors: do not trust this run", errors)
         self._errors = errors
 
 
 def of(device: "torch.device") -> Guard | None:
-    """The guard of a training on this device; a CPU has none."""
+    """The guard for this device; None for a CPU."""
     import torch
 
     if device.type != "cuda":
@@ -101,7 +101,7 @@ def of(device: "torch.device") -> Guard | None:
 
 
 def nvml(uuid: str) -> Probe:
-    """A probe of the GPU with this UUID: NVML's own numbering ignores CUDA_VISIBLE_DEVICES."""
+    """A probe of the GPU with this UUID, as NVML's indices ignore CUDA_VISIBLE_DEVICES."""
 
     @cache
     def handle() -> Any:
@@ -114,7 +114,7 @@ def nvml(uuid: str) -> Probe:
         try:
             import pynvml
         except ImportError as error:  # the worker may run under another interpreter
-            raise Blind("its Python lacks nvidia-ml-py") from error
+            raise Blind("the worker's Python lacks nvidia-ml-py") from error
         try:
             return read_sensors(handle())
         except pynvml.NVMLError as error:
@@ -124,7 +124,7 @@ def nvml(uuid: str) -> Probe:
 
 
 def read_sensors(gpu: Any) -> Reading:
-    """All that the driver tells of a GPU; what it does not support or not allow is left out."""
+    """Read all sensors of a GPU that the driver supports and allows to read."""
     import pynvml
 
     volatile = pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC

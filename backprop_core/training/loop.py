@@ -1,4 +1,4 @@
-"""One LoRA run: from its plan alone, exactly resumable at every step boundary."""
+"""The training loop of one LoRA run: optimizer steps, checkpoints, out-of-memory recovery, bit-exact resume."""
 
 import gc
 import logging
@@ -51,27 +51,27 @@ def train(
     keep_checkpoints: bool = False,
     ranks: Ranks = ALONE,
 ) -> TrainResult:
-    """Train one adapter and commit it. Where checkpoints lie under `key`, it goes on from the newest, to the same bits.
+    """Train one adapter and commit it. Resumes bit-exactly from the newest checkpoint under `key`, if there is one.
 
-    `on_metrics(step, total steps, values)` after each step: loss (nats per label token), learning_rate, grad_norm
-    (before clipping), tokens (of the step, without padding); token_budget and gradient_checkpointing where a step ran
-    out of memory and changed them; inexact_resume, 1, in the step after one; what `guard` reads of the GPU.
-    `should_stop()` is asked at each step boundary, and, with a call of `on_wait()`, every second while another process
-    trains under the same key. With `keep_checkpoints` the caller removes them once it has noted the result, so that
-    nothing is trained again if it dies before that. `ranks`: this process among those that train with it.
+    `on_metrics(step, total steps, values)` is called after each step with loss (nats per label token), learning_rate,
+    grad_norm (before clipping), tokens (of the step, without padding); token_budget and gradient_checkpointing if
+    running out of memory changed them; inexact_resume=1 in the first step after an inexact resume; and the `guard`'s
+    GPU readings. `should_stop()` is checked at each step boundary, and every second, with a call of `on_wait()`, while
+    another process trains under the same key. With `keep_checkpoints`, the caller removes the checkpoints once it has
+    stored the result, so that a crash before that loses no training. `ranks`: this process among those training.
 
     Raises VariantUnsupported, NoRows, LossNotFinite, DiskFull, RankMismatch, AdapterMismatch, RankTooLarge,
-    GPUOutOfMemory, CheckpointInvalid, WorkerDied if one of those is gone, and, with a checkpoint saved, GPUTooHot and
-    Interrupted.
+    GPUOutOfMemory, CheckpointInvalid, WorkerDied if another training process is gone, and, with a checkpoint saved,
+    GPUTooHot and Interrupted.
     """
     lora_variants.check(spec.lora, precision=base.precision, continues=start is not None)
 
     def beat() -> None:
         on_wait()
         if should_stop():
-            raise Interrupted("stopped while another run trained the same", hint="run it again")
+            raise Interrupted("stopped while waiting for another run of the same training", hint="run it again")
 
-    with held(store.lock(key), "another run trains the same", beat=beat):
+    with held(store.lock(key), "another run does the same training", beat=beat):
         run, adapter = fit(
             base,
             rows,
@@ -113,19 +113,19 @@ def fit(
     guard: Guard | None,
     ranks: Ranks,
 ) -> tuple["Run", Adapter]:
-    """The training itself, from its start or its newest checkpoint, and the adapter that it made.
+    """Train from the start or the newest checkpoint; returns the run and its adapter.
 
-    Processes that do not lead call this alone: all of them make the same adapter, only the leader saves anything.
+    All training processes call this and compute the same adapter, but only the leader saves anything.
     """
     items = load(base, rows, max_length=spec.max_length, store=store)
     config, tensors = starting_point(base, spec, start, store)
-    torch.manual_seed(spec.seed)  # before the adapter exists: its start is random
+    torch.manual_seed(spec.seed)  # before the adapter is created: its initialization is random
     with injected(base, config, tensors) as model:
         first = lora_init.begin(base, model, spec.lora) if start is None else {}
         if spec.backend == "unsloth":
             unsloth.speed_up(model)
         if not ranks.leads:
-            torch.manual_seed(spec.seed + ranks.rank)  # dropout of its own
+            torch.manual_seed(spec.seed + ranks.rank)  # each process draws its own dropout
         identity = fingerprint(base, rows, spec, ranks)
         passes = by_pass(items, rows, store)
         run = Run(base, model, first, items, passes, spec, identity, store.layout.checkpoints(key), guard, ranks)
@@ -133,7 +133,7 @@ def fit(
             run.train(on_metrics, should_stop)
         except torch.OutOfMemoryError as error:
             raise GPUOutOfMemory(
-                f"step {run.step + 1} leaves no memory for the optimizer on {base.device}",
+                f"no memory left for the optimizer in step {run.step + 1} on {base.device}",
                 hint="lower training.lora.rank, or use a smaller base or a GPU with more memory",
             ) from error
         return run, lora_init.learned(config, taken(model), run.first)
@@ -142,7 +142,7 @@ def fit(
 def starting_point(
     base: LoadedBase, spec: TrainSpec, start: Start | None, store: Store
 ) -> tuple[dict[str, Any], Tensors | None]:
-    """The adapter's config, and the tensors to start from; None: PEFT's random start."""
+    """The adapter's config, and the tensors to start from; None: PEFT's random initialization."""
     config = adapters.config_of(spec.lora, linear_names(base.model))
     if start is None:
         return config, None
@@ -152,7 +152,7 @@ def starting_point(
 
 
 def fingerprint(base: LoadedBase, rows: RowsRef, spec: TrainSpec, ranks: Ranks) -> dict[str, Any]:
-    """All that the last bits of a run depend on beside its start."""
+    """Everything, besides its start, that a run's exact bits depend on."""
     cuda = base.device.type == "cuda"
     return {
         **{name: version(name) for name in ("torch", "transformers", "peft")},
@@ -169,7 +169,7 @@ def fingerprint(base: LoadedBase, rows: RowsRef, spec: TrainSpec, ranks: Ranks) 
 
 
 class Run:
-    """A training between two step boundaries: everything that a checkpoint holds."""
+    """State of a training run: everything that a checkpoint saves."""
 
     def __init__(
         self,
@@ -193,11 +193,11 @@ class Run:
         self.optimizer = torch.optim.AdamW(parameter_groups(model, spec), lr=spec.learning_rate, fused=True)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.losses: deque[tuple[float, int]] = deque(maxlen=math.ceil(self.total / 10))
-        self.inexact: list[str] = []  # what differed, if it ever went on from a checkpoint of another fingerprint
+        self.inexact: list[str] = []  # differences to the fingerprints of checkpoints it resumed from
         self.adopt(oom_recovery.top(spec))
 
     def train(self, on_metrics: OnMetrics, should_stop: Callable[[], bool]) -> None:
-        """Do the steps that are left."""
+        """Run the remaining steps."""
         news = self.resume()
         self.model.train()
         began = saved_at = time.monotonic()
@@ -217,7 +217,7 @@ class Run:
                 raise ending or self.interrupted()
 
     def ending(self, should_stop: Callable[[], bool]) -> BackpropError | None:
-        """Why the training ends before its last step, if it does: a GPU that stays too hot, or somebody's wish."""
+        """Why training must stop before its last step: the GPU stays too hot, or `should_stop`; None to continue."""
         try:
             if self.guard:
                 self.guard.cool_down(should_stop)
@@ -227,17 +227,17 @@ class Run:
 
     def interrupted(self) -> Interrupted:
         return Interrupted(
-            f"stopped after step {self.step} of {self.total}", hint="run it again; it goes on from there"
+            f"stopped after step {self.step} of {self.total}", hint="run it again to continue from there"
         )
 
     def save(self) -> None:
-        """Write a checkpoint, with the random generators of all processes."""
+        """Save a checkpoint, with the random generator states of all processes."""
         states = self.ranks.everyone({name: state.tolist() for name, state in rng_state.states().items()})
         if self.ranks.leads:
             checkpoint.save(self.snapshot(states), self.folder, keep=self.spec.checkpoints_kept)
 
     def is_due(self, seconds: float) -> bool:
-        """Whether a checkpoint is due, `seconds` after the last one: by time, by steps, and when training is done."""
+        """Whether a checkpoint is due, `seconds` after the last one: by time, by steps, or because training is done."""
         every = self.spec.checkpoint_steps
         by_steps = every is not None and self.step % every == 0
         return by_steps or seconds >= self.spec.checkpoint_seconds or self.step == self.total
@@ -262,7 +262,7 @@ class Run:
         return {**metrics, "learning_rate": rate, "tokens": tokens, **changed}
 
     def gradients(self, batch: list[int], labels: int) -> torch.Tensor:
-        """The step's loss, its gradients in place; where memory ran out again from the start, with less at once."""
+        """Compute the step's loss and gradients; after running out of memory, again with lower limits."""
         before = rng_state.states()
         while True:
             loss, too_large = self.accumulate(self.ranks.share(batch, self.lengths), labels)
@@ -277,7 +277,7 @@ class Run:
             self.step_down(*min(failed))
 
     def add_up(self, loss: torch.Tensor) -> None:
-        """Make the loss and the gradients those of all processes."""
+        """Sum the loss and the gradients over all processes."""
         if self.ranks.size == 1:
             return
         for parameter in self.parameters:
@@ -286,17 +286,17 @@ class Run:
         self.ranks.add_up([loss, *(parameter.grad for parameter in self.parameters if parameter.grad is not None)])
 
     def extent(self, indices: list[int]) -> list[int]:
-        """Examples and tokens of the longest; nothing of nothing."""
+        """[number of examples, tokens of the longest]; empty if there are none."""
         return [len(indices), max(self.lengths[index] for index in indices)] if indices else []
 
     def accumulate(self, batch: list[int], labels: int) -> tuple[torch.Tensor, list[int]]:
-        """The examples' part of the step's loss, and the micro-batch that there was no memory for, if any."""
+        """The examples' part of the step's loss, and the micro-batch that ran out of memory, if any."""
         loss = torch.zeros((), device=self.base.device)
         for indices in by_budget(batch, self.lengths, self.limits.token_budget):
             try:
                 part = self.loss_sum(indices) / labels
                 part.backward()  # type: ignore[no-untyped-call]
-            except torch.OutOfMemoryError:  # its traceback holds what has to go: nothing is done before it is gone
+            except torch.OutOfMemoryError:  # its traceback keeps tensors alive: recover only after it is freed
                 return loss, indices
             loss += part.detach()
         return loss, []
@@ -307,13 +307,13 @@ class Run:
         return loss_sum(self.base, self.base.states(batch.ids_bt, batch.lengths_b, batch.at_n), batch.labels_n)
 
     def step_down(self, examples: int, longest: int) -> None:
-        """Take the next rung of the ladder, and say so. Raises GPUOutOfMemory if there is none."""
+        """Lower the limits and log it. Raises GPUOutOfMemory if they cannot be lowered."""
         try:
             self.adopt(oom_recovery.below(self.limits, examples, longest, self.spec))
         except GPUOutOfMemory as error:
             where = f"step {self.step + 1} of {self.total} on {self.base.device}"
             raise GPUOutOfMemory(f"{where}: {error.message}", hint=error.hint) from None
-        log.warning("out of memory in step %d; the same step again with %s", self.step + 1, self.limits)
+        log.warning("out of memory in step %d; repeating the step with %s", self.step + 1, self.limits)
 
     def adopt(self, limits: Limits) -> None:
         self.limits = limits
@@ -324,7 +324,7 @@ class Run:
             if not math.isfinite(value):
                 raise LossNotFinite(
                     f"{name} is {value} in step {self.step + 1} of {self.total}",
-                    hint="lower training.learning_rate, or look at the rows of this step",
+                    hint="lower training.learning_rate, or check the rows of this step",
                 )
 
     def snapshot(self, everyones: list[dict[str, list[int]]]) -> Checkpoint:
@@ -349,7 +349,7 @@ class Run:
         return Checkpoint(self.step, state, tensors | ({"start": self.first} if self.first else {}))
 
     def resume(self) -> dict[str, float]:
-        """Go on from the newest checkpoint, if there is one; the metrics that say so if it is not to the same bits."""
+        """Resume from the newest checkpoint, if there is one; returns extra metrics if the resume is inexact."""
         newest = checkpoint.newest(self.folder) if self.ranks.leads else None
         step = self.ranks.told(newest and newest.step)
         if step is None:
@@ -360,11 +360,11 @@ class Run:
         self.adopt(oom_recovery.top(self.spec) if different else Limits(**saved.state["limits"]))
         self.inexact = saved.state["inexact"] + different
         if different:
-            log.warning("going on inexactly after step %d: %s", self.step, "; ".join(different))
+            log.warning("inexact resume after step %d: %s", self.step, "; ".join(different))
         return {"inexact_resume": 1.0} if different else {}
 
     def differences(self, saved: Checkpoint) -> list[str]:
-        """The fields in which a checkpoint's fingerprint is another one. Raises CheckpointInvalid where none may be."""
+        """The fields in which a checkpoint's fingerprint differs. Raises CheckpointInvalid unless that is allowed."""
         inexact = self.spec.inexact_resume
         return checkpoint.check_exact(saved.state["fingerprint"], self.fingerprint, inexact=inexact)
 
@@ -395,9 +395,9 @@ class Run:
 
 
 def parameter_groups(model: Any, spec: TrainSpec) -> list[dict[str, Any]]:
-    """What is trained, in the model's order, by weight decay and by its rate's `ratio` to the learning rate.
+    """Optimizer parameter groups by weight decay and by `ratio` to the learning rate, in the model's order.
 
-    LoRA+ learns B faster than A [arXiv 2402.12354]; DoRA's magnitudes are not pulled towards zero.
+    LoRA+ trains B faster than A [arXiv 2402.12354]; DoRA's magnitudes have no weight decay.
     """
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():

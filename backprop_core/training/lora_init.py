@@ -1,13 +1,13 @@
-"""Where the variants of LoRA start.
+"""Initialization of the LoRA variants: PiSSA, LoftQ, DoRA.
 
-PiSSA and LoftQ start from factors A0 and B0 that are not zero. What they learn counts from there: the adapter that is
-committed is B·A - B0·A0, on the base as it is, which is never altered.
+PiSSA and LoftQ start from nonzero factors A0 and B0. The base is never changed, so the committed adapter is the
+difference B·A - B0·A0.
 
-- PiSSA: s·B0·A0 is the base's principal part, and is taken off beside it: the model starts as the base.
+- PiSSA: s·B0·A0 is the base's principal part; a frozen adapter subtracts it, so that the model starts as the base.
   [arXiv 2404.02948]
-- LoftQ: s·B0·A0 is most of what quantization takes from the base: the model starts close to the full base. One
-  alternation of the paper, so that the quantized base is what every other run has too. [arXiv 2310.08659]
-- DoRA: the magnitudes are the norms of the base's rows. [arXiv 2402.09353]
+- LoftQ: s·B0·A0 is most of the quantization error, so that the model starts close to the unquantized base. One
+  alternation of the paper, so that all runs share the same quantized base. [arXiv 2310.08659]
+- DoRA: the magnitudes start as the norms of the base's rows. [arXiv 2402.09353]
 """
 
 import copy
@@ -25,14 +25,14 @@ from backprop_core.models.loading import LoadedBase, put, taken, tensor_files
 from backprop_core.models.peft_files import FILE_PREFIX
 from backprop_core.schema.specs import LoraSpec
 
-ITERATIONS = 16  # of the randomized SVD, as PiSSA takes them
-FROZEN = "start"  # PEFT's name for the adapter that takes B0·A0 off
+ITERATIONS = 16  # of the randomized SVD, as in PiSSA
+FROZEN = "start"  # PEFT's name for the adapter that subtracts B0·A0
 
 # r = LoRA rank, i = input features, o = output features, s = the adapter's scale
 
 
 def begin(base: LoadedBase, model: Any, lora: LoraSpec) -> Tensors:
-    """Put a variant's start into a fresh PEFT model; returns its A0 and B0 by PEFT file key, nothing where B0 is zero.
+    """Initialize a fresh PEFT model for a variant; returns A0 and B0 by PEFT file key, empty if B0 is zero.
 
     Raises RankTooLarge or AdapterMismatch.
     """
@@ -53,7 +53,7 @@ def begin(base: LoadedBase, model: Any, lora: LoraSpec) -> Tensors:
 
 
 def again(model: Any, first: Tensors) -> None:
-    """Take the same B0·A0 off as before an interruption."""
+    """Restore the frozen adapter that subtracts B0·A0, after an interruption."""
     if FROZEN in model.peft_config:
         put(model, negative(first), name=FROZEN)
 
@@ -67,7 +67,7 @@ def learned(config: dict[str, Any], tensors: Tensors, first: Tensors) -> Adapter
 
 
 def axis(key: str) -> int:
-    """The axis of a factor that has the rank's length."""
+    """The axis of a factor whose length is the rank."""
     return 0 if ".lora_A." in key else 1
 
 
@@ -77,7 +77,7 @@ def negative(first: Tensors) -> Tensors:
 
 
 def take_off(model: Any, first: Tensors) -> None:
-    """Add a frozen adapter that is -B0·A0 to what the model computes."""
+    """Add a frozen adapter -B0·A0 to the model."""
     config = copy.copy(model.peft_config["default"])
     config.lora_dropout = 0.0
     model.add_adapter(FROZEN, config)
@@ -99,33 +99,35 @@ def factors(matrices: Iterator[tuple[str, Tensor]], lora: LoraSpec) -> Tensors:
 
 
 def low_rank(W_oi: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
-    """A (r, i) and B (o, r) with s·B·A the best of this rank for W, to what a randomized SVD gives; √Σ goes to each.
+    """A (r, i) and B (o, r) with s·B·A the best rank-r approximation of W by a randomized SVD; each gets √Σ.
 
-    Raises RankTooLarge if W has no such rank.
+    Raises RankTooLarge if W is smaller than the rank.
     """
     most = min(W_oi.shape)
     if rank > most:
-        raise RankTooLarge(f"a matrix of {tuple(W_oi.shape)} has no rank {rank}", hint=f"set lora.rank={most} or less")
+        raise RankTooLarge(
+            f"rank {rank} is too large for a matrix of shape {tuple(W_oi.shape)}", hint=f"set lora.rank={most} or less"
+        )
     U_or, S_r, V_ir = torch.svd_lowrank(W_oi, q=min(2 * rank, most), niter=ITERATIONS)
     root_r = (S_r[:rank] / scale).sqrt()
     return (V_ir[:, :rank] * root_r).T.contiguous(), (U_or[:, :rank] * root_r).contiguous()
 
 
 def layers(model: Any) -> Iterator[tuple[str, Any]]:
-    """The layers of a PEFT model that have an adapter, by their name in PEFT's file."""
+    """The layers of a PEFT model that have an adapter, with their names in PEFT's file."""
     end = ".lora_A.default.weight"
     names = [name.removesuffix(end) for name, _ in model.named_parameters() if name.endswith(end)]
     return ((name, model.get_submodule(name)) for name in names)
 
 
 def weights(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """What each of these layers multiplies with, (o, i) in float32, dequantized."""
+    """The base weights of these layers, (o, i) in float32, dequantized."""
     dequantized = importlib.import_module("peft.utils.integrations").dequantize_module_weight
     return ((name, dequantized(layer.get_base_layer()).detach().float()) for name, layer in layers(model))
 
 
 def lost(model: Any, base: Path) -> Iterator[tuple[str, Tensor]]:
-    """The base's weights, less what is left of them after quantization. Raises AdapterMismatch."""
+    """The quantization error of these layers' weights. Raises AdapterMismatch."""
     files = tensor_files(base)
     for name, W_oi in weights(model):
         stored = f"{name.removeprefix(FILE_PREFIX)}.weight"

@@ -1,4 +1,4 @@
-"""The loss, without the logits of all label tokens in memory at once."""
+"""Chunked cross-entropy loss, which avoids keeping the logits of all label tokens in memory."""
 
 import torch
 import torch.nn.functional as F
@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from backprop_core.models.loading import LoadedBase
 
-LOGITS = 2**25  # float32 logits that are kept at once: 128 MiB, and as much again for their gradient
+LOGITS = 2**25  # float32 logits in memory at once: 128 MiB, and the same for their gradient
 
 # n = label tokens, h = hidden size (or v where the head is not plain), v = vocabulary
 
@@ -15,8 +15,8 @@ LOGITS = 2**25  # float32 logits that are kept at once: 128 MiB, and as much aga
 def loss_sum(base: LoadedBase, states_nh: Tensor, labels_n: Tensor, *, logits: int = LOGITS) -> Tensor:
     """Sum of the label tokens' negative log-likelihoods, in nats.
 
-    More than `logits` of them are computed a part at a time, and again in the backward pass, which costs a third more
-    time in the head. The gradient is the same but for rounding.
+    More than `logits` logits are computed in chunks, and again in the backward pass, which costs a third more time in
+    the head. The gradient is the same up to rounding.
     """
     size = max(1, logits // base.vocabulary)
     if len(labels_n) <= size:

@@ -1,4 +1,4 @@
-"""What a training does without when memory runs out: one rung after another; none changes the result."""
+"""Recovery from GPU out-of-memory: smaller micro-batches, then gradient checkpointing. The result stays the same."""
 
 from dataclasses import dataclass, replace
 
@@ -8,7 +8,7 @@ from backprop_core.schema.specs import TrainSpec
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of a step is in memory at once: padded tokens of a micro-batch, and whether activations are kept."""
+    """What bounds a step's memory: padded tokens of a micro-batch, and whether activations are recomputed."""
 
     token_budget: int
     gradient_checkpointing: bool
@@ -18,14 +18,14 @@ class Limits:
 
 
 def top(spec: TrainSpec) -> Limits:
-    """Where a run starts."""
+    """The limits that a run starts with."""
     return Limits(spec.token_budget, spec.gradient_checkpointing == "on")
 
 
 def below(limits: Limits, examples: int, tokens: int, spec: TrainSpec) -> Limits:
-    """The next rung after a micro-batch of `examples`, the longest of `tokens`, did not fit.
+    """The next lower limits, after a micro-batch of `examples`, the longest with `tokens`, did not fit.
 
-    Half of what did not fit, down to one example; then gradient checkpointing. Raises GPUOutOfMemory below that.
+    Halves the micro-batch, down to one example; then turns on gradient checkpointing; then raises GPUOutOfMemory.
     """
     if not spec.oom_recovery:
         raise GPUOutOfMemory(
@@ -40,7 +40,7 @@ def below(limits: Limits, examples: int, tokens: int, spec: TrainSpec) -> Limits
 
 
 def what_would(limits: Limits, tokens: int, spec: TrainSpec) -> str:
-    """What makes one example fit, the least loss first."""
+    """A hint with settings that make one example fit, the least harmful first."""
     first = "" if limits.gradient_checkpointing else "training.gradient_checkpointing=auto, "
     then = "" if spec.precision == "nf4" else "model.quantization=nf4, "
     return f"try {first}{then}training.max_length={tokens // 2}, a smaller base, or a GPU with more memory"

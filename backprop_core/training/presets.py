@@ -1,4 +1,4 @@
-"""The usual models: their names, and their shapes as their config.json has them."""
+"""Model presets (`--preset`): hub ids and shapes of common models, as in their config.json."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from backprop_core.training.vram_estimate import Shape, shape_of
 
 @dataclass(frozen=True)
 class Preset:
-    """A model's shape; `models` are the hub ids that have it. The first is for chats, and the length is its own."""
+    """A model's shape; `models` are the hub ids with this shape, the chat version first, which sets the length."""
 
     models: tuple[str, ...]
     shape: Shape
@@ -29,7 +29,7 @@ def preset(
     tied: bool,
     length: int,
 ) -> Preset:
-    """`sizes` are hidden, intermediate, layers; `heads` are query heads, key/value heads, dimension of a head."""
+    """`sizes`: hidden size, intermediate size, layers; `heads`: query heads, key/value heads, head dimension."""
     shape = Shape(
         model_type=kind,
         hidden_size=sizes[0],
@@ -110,21 +110,21 @@ PRESETS = {
 
 
 def find(name: str) -> Preset | None:
-    """The preset of this name, or of the model with this hub id."""
+    """Look up a preset by its name or by a hub id."""
     return PRESETS.get(name.lower()) or next((known for known in PRESETS.values() if name in known.models), None)
 
 
 def fields(name: str) -> dict[str, Any]:
-    """What `--preset` sets, by path: the model, and what suits it whatever the data. Raises ConfigInvalid."""
+    """The spec fields that `--preset` sets: model and learning rate. Raises ConfigInvalid."""
     known = find(name)
     if known is None:
-        raise ConfigInvalid(f"there is no preset {name}", hint=f"one of {', '.join(PRESETS)}")
+        raise ConfigInvalid(f"unknown preset {name}", hint=f"choose one of {', '.join(PRESETS)}")
     rate, _ = learning_rate(known.shape)
     return {"model.name": known.models[0], "training.learning_rate": rate}
 
 
 def shape_for(model: ModelSpec) -> Shape:
-    """The shape of a preset, or else of the config.json of a directory or hub model.
+    """The shape of a model, from a preset or from its config.json.
 
     Raises InputNotFound, ModelLoadFailed or ArchitectureUnsupported.
     """

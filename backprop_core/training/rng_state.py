@@ -1,4 +1,4 @@
-"""The states of torch's random generators, by device."""
+"""Saves and restores the states of torch's random generators, by device."""
 
 import torch
 
@@ -6,13 +6,13 @@ from backprop_core.models.adapter_tensors import Tensors
 
 
 def states() -> Tensors:
-    """Those of the CPU and of every GPU."""
+    """The states of the CPU and of every GPU."""
     cuda = {f"cuda:{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
     return {"cpu": torch.get_rng_state(), **cuda}
 
 
 def put(states: Tensors) -> None:
-    """Set the generators of the devices that are here."""
+    """Restore the generators of the devices on this machine."""
     torch.set_rng_state(states["cpu"])
     for index in range(torch.cuda.device_count()):
         if (name := f"cuda:{index}") in states:
@@ -20,5 +20,5 @@ def put(states: Tensors) -> None:
 
 
 def group(rank: int) -> str:
-    """Name of a process's states in a checkpoint."""
+    """Name of a process's generator states in a checkpoint."""
     return f"rng-{rank}" if rank else "rng"

@@ -1,4 +1,4 @@
-"""Training through Unsloth, in a worker that has imported it first and does nothing else."""
+"""The Unsloth backend: loads the base with Unsloth and patches PEFT models, in a worker used for nothing else."""
 
 import importlib
 from pathlib import Path
@@ -12,7 +12,7 @@ from backprop_core.schema.field_types import Precision
 
 
 def load(path: Path, *, precision: Precision, max_length: int) -> LoadedBase:
-    """A base as Unsloth loads it, on the GPU, without its own gradient checkpointing. Raises ModelLoadFailed."""
+    """Load a base with Unsloth on the GPU, without its gradient checkpointing. Raises ModelLoadFailed."""
     try:
         model, tokenizer = fast().from_pretrained(
             model_name=str(path),
@@ -25,12 +25,14 @@ def load(path: Path, *, precision: Precision, max_length: int) -> LoadedBase:
             trust_remote_code=False,
         )
     except (OSError, ValueError, NotImplementedError) as error:
-        raise ModelLoadFailed(f"Unsloth cannot load {path}: {error}", hint="training.backend=transformers") from error
+        raise ModelLoadFailed(
+            f"Unsloth cannot load {path}: {error}", hint="set training.backend=transformers"
+        ) from error
     return LoadedBase(model.eval().requires_grad_(False), tokenizer, precision, model.device)
 
 
 def speed_up(model: Any) -> None:
-    """Let a PEFT model compute with Unsloth's kernels. They stay in the base: it cannot be used for anything else."""
+    """Patch a PEFT model with Unsloth's kernels. They stay in the base, which cannot be used for anything else."""
     fast().patch_peft_model(model, False)
 
 

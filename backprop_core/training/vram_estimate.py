@@ -1,7 +1,7 @@
-"""What a LoRA run takes of a GPU's memory, from the model's config.json alone: no torch, no weights. All in bytes.
+"""Estimates the GPU memory (VRAM) of a LoRA run from the model's config.json, without torch or weights. In bytes.
 
 h = hidden size, i = intermediate size, L = layers, V = vocabulary, T = padded tokens of a micro-batch, n = LoRA
-parameters. The factors of activations and logits were measured; `make gpu` compares the sum with the peak.
+parameters. The factors of activations and logits were measured; `make gpu` compares the sum with the measured peak.
 """
 
 from bisect import bisect_right
@@ -16,30 +16,30 @@ from backprop_core.schema.records import Record
 from backprop_core.schema.specs import LoraSpec, TrainSpec
 
 GIB = 1 << 30
-CHUNK = 2**25  # logits that the chunked loss holds at a time
-CONTEXT = GIB // 2  # CUDA's own
-FRAGMENTS = 0.05  # of everything: what the allocator cannot use
-ADAMW = 16  # a parameter in float32, its gradient and two moments
-LOGIT = 10  # a logit in bf16, its float32 copy and gradient
-LINEAR = {"fp32": 4.0, "bf16": 2.0, "nf4": 0.516}  # a parameter of a linear layer; NF4 with double quantization
-OTHER = {"fp32": 4, "bf16": 2, "nf4": 2}  # a parameter of embeddings and head
-KEPT = {"fp32": 14.3, "bf16": 11.1, "nf4": 11.1}  # a token and layer, of (h + i), with a float32 adapter
-DROPOUT = 3.9  # more with dropout
-SCALED = {"fp32": 8, "bf16": 6, "nf4": 6}  # DoRA: a token and output of an adapted layer, what is to be scaled, kept
-NORMED = 12  # DoRA: a parameter of the matrix whose rows' norms are taken: B·A, scaled, added to it, in float32
-FROZEN = 4  # PiSSA: a parameter of the start that is taken off
+CHUNK = 2**25  # logits that the chunked loss keeps at a time
+CONTEXT = GIB // 2  # CUDA context
+FRAGMENTS = 0.05  # share of everything: fragmentation of the allocator
+ADAMW = 16  # per parameter: float32 value, gradient and two moments
+LOGIT = 10  # per logit: bf16 value, float32 copy and gradient
+LINEAR = {"fp32": 4.0, "bf16": 2.0, "nf4": 0.516}  # per parameter of linear layers; NF4 with double quantization
+OTHER = {"fp32": 4, "bf16": 2, "nf4": 2}  # per parameter of embeddings and head
+KEPT = {"fp32": 14.3, "bf16": 11.1, "nf4": 11.1}  # activations per token, layer and (h + i), with a float32 adapter
+DROPOUT = 3.9  # the same, added by dropout
+SCALED = {"fp32": 8, "bf16": 6, "nf4": 6}  # DoRA: per token and output of an adapted layer, kept before scaling
+NORMED = 12  # DoRA: per parameter of the matrix whose row norms are computed: B·A, scaled, and the sum, in float32
+FROZEN = 4  # PiSSA: per parameter of the frozen start
 
 
-ENDS = {"embed_tokens", "lm_head"}  # what is before and after the blocks
+ENDS = {"embed_tokens", "lm_head"}  # layers before and after the blocks
 
 
 def last_names(targets: Iterable[str]) -> set[str]:
-    """Target modules as layers of a block: `layers.1.mlp.up_proj` is an up_proj."""
+    """Target modules as layer names within a block: `layers.1.mlp.up_proj` is an up_proj."""
     return {target.rpartition(".")[2] for target in targets}
 
 
 class Architecture(NamedTuple):
-    """What a model type means where its config.json is silent."""
+    """Properties of a model type that its config.json may omit."""
 
     tied: bool  # the output head is the embedding
     plain_head: bool  # logits are the head of the last hidden state alone, so the loss can be computed in chunks
@@ -59,7 +59,7 @@ ARCHITECTURES = {
 
 
 class Shape(BaseModel):
-    """A decoder's size, by the names of its config.json."""
+    """A decoder's size, with the field names of its config.json."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
     model_type: str
@@ -94,7 +94,7 @@ class Shape(BaseModel):
 
     @property
     def other_parameters(self) -> int:
-        """Embeddings and head; norms and biases, less than a thousandth, are left out."""
+        """Embeddings and head, without norms and biases, which are less than a thousandth."""
         tied = self.architecture.tied if self.tie_word_embeddings is None else self.tie_word_embeddings
         return self.vocab_size * self.hidden_size * (1 if tied else 2)
 
@@ -103,14 +103,14 @@ class Shape(BaseModel):
         return self.linear_parameters + self.other_parameters
 
     def adapted(self, lora: LoraSpec) -> list[tuple[int, int]]:
-        """The layers of one block that have an adapter. Raises AdapterMismatch for one that the model does not have."""
+        """The layers of one block that have an adapter. Raises AdapterMismatch for unknown layers."""
         names = set(self.linear) if lora.target_modules == "all-linear" else last_names(lora.target_modules)
         if unknown := sorted(names - set(self.linear) - ENDS):
             raise AdapterMismatch(f"the model has no layer {unknown[0]}", hint=f"it has {', '.join(self.linear)}")
         return [self.linear[name] for name in names - ENDS]
 
     def lora_parameters(self, lora: LoraSpec) -> int:
-        """n = L · Σ r (features in + features out), and what embeddings and head have, beside DoRA's magnitudes.
+        """n = L · Σ r (features in + features out), plus adapters of embeddings and head, plus DoRA's magnitudes.
 
         Raises AdapterMismatch.
         """
@@ -120,7 +120,7 @@ class Shape(BaseModel):
         return self.num_hidden_layers * (factors + self.magnitudes(lora)) + of_ends
 
     def magnitudes(self, lora: LoraSpec) -> int:
-        """DoRA's, of one block."""
+        """DoRA magnitudes of one block."""
         return sum(out for _, out in self.adapted(lora)) if lora.variant == "dora" else 0
 
 
@@ -129,18 +129,18 @@ def shape_of(name: str, config: dict[str, Any]) -> Shape:
     kind = config.get("model_type")
     if kind not in ARCHITECTURES:
         raise ArchitectureUnsupported(
-            f"{name} is a {kind} model, whose memory cannot be told from its config",
-            hint=f"known are {', '.join(ARCHITECTURES)}",
+            f"{name} is a {kind} model, whose memory use cannot be estimated",
+            hint=f"supported are {', '.join(ARCHITECTURES)}",
         )
     try:
         return Shape.model_validate(config)
     except ValidationError as error:
         field = ".".join(map(str, error.errors()[0]["loc"]))
-        raise ModelLoadFailed(f"the config.json of {name} has no usable {field}", hint="get it again") from error
+        raise ModelLoadFailed(f"the config.json of {name} has no usable {field}", hint="download it again") from error
 
 
 class Setting(Record):
-    """What decides how much memory a model of one size takes."""
+    """The settings, besides the model's size, that determine memory use."""
 
     precision: Precision
     checkpointing: bool
@@ -150,14 +150,14 @@ class Setting(Record):
 class Memory(Record):
     """The parts of a run's memory."""
 
-    weights: int = Field(description="The base.")
+    weights: int = Field(description="Base weights.")
     adapter: int = Field(description="LoRA parameters, their gradients and AdamW's moments, float32; PiSSA's start.")
-    activations: int = Field(description="What the backward pass needs.")
-    logits: int = Field(description="And their gradients.")
+    activations: int = Field(description="Activations kept for the backward pass.")
+    logits: int = Field(description="Logits and their gradients.")
     dequantization: int = Field(description="NF4: the largest matrix in bf16, twice.")
     norms: int = Field(description="DoRA: the largest matrix in float32, three times.")
-    context: int = Field(description="CUDA's own.")
-    fragments: int = Field(description="What the allocator cannot use.")
+    context: int = Field(description="CUDA context.")
+    fragments: int = Field(description="Fragmentation of the allocator.")
 
     @property
     def total(self) -> int:
@@ -165,7 +165,7 @@ class Memory(Record):
 
 
 def memory(shape: Shape, setting: Setting, tokens: int) -> Memory:
-    """Bytes at the peak of a step, for micro-batches of `tokens` padded tokens."""
+    """Peak bytes of a step, for micro-batches of `tokens` padded tokens."""
     logits, dora = shape.vocab_size * tokens, setting.lora.variant == "dora"
     parts = {
         "weights": weights(shape, setting.precision),
@@ -184,7 +184,7 @@ def weights(shape: Shape, precision: Precision) -> int:
 
 
 def activations(shape: Shape, setting: Setting, tokens: int) -> int:
-    """All layers' activations, or with checkpointing each layer's input and one and a half layers' activations."""
+    """Activations of all layers; with checkpointing, each layer's input plus 1.5 layers' activations."""
     h, i, layers = shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers
     layer = (KEPT[setting.precision] + (DROPOUT if setting.lora.dropout else 0)) * (h + i)
     layer += SCALED[setting.precision] * shape.magnitudes(setting.lora)
@@ -194,11 +194,11 @@ def activations(shape: Shape, setting: Setting, tokens: int) -> int:
 
 
 def micro_batch(spec: TrainSpec) -> int:
-    """Padded tokens of a run's largest micro-batch: one sequence at least, one step's examples at most."""
+    """Padded tokens of a run's largest micro-batch: between one sequence and one step's examples."""
     return min(max(spec.token_budget, spec.max_length), spec.batch_size * spec.max_length)
 
 
 def longest(shape: Shape, setting: Setting, limit: int) -> int:
-    """The most tokens, up to what the model can read, that fit into `limit` bytes one sequence at a time."""
+    """The longest sequence, up to the model's maximum, whose training step fits into `limit` bytes."""
     lengths = range(1, shape.max_position_embeddings + 1)
     return bisect_right(lengths, limit, key=lambda tokens: memory(shape, setting, tokens).total)

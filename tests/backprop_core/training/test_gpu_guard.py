@@ -102,7 +102,7 @@ def test_a_blind_guard_is_said_once_and_stops_nothing(sample, caplog):
     scene = Scene([sample] * 5)
     assert [scene.step() for _ in range(5)] == [0] * 5
     assert len(caplog.records) == 1
-    assert "without a guard" in caplog.text
+    assert "without the GPU guard" in caplog.text
 
 
 def test_going_blind_ends_a_pause(caplog):

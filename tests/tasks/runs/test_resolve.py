@@ -46,7 +46,7 @@ def test_a_start_is_of_one_run(base: Path, tmp_path: Path) -> None:
     assert prepared(base, tmp_path, lora={"variant": "loftq"}, precision="nf4")
     assert prepared(base, tmp_path, datasets=2, lora={"variant": "dora"})
     for asked in ({"lora": {"variant": "pissa"}}, {"lora": {"variant": "loftq"}, "precision": "nf4"}):
-        with pytest.raises(VariantUnsupported, match="goes on from another"):
+        with pytest.raises(VariantUnsupported, match="continues an adapter"):
             prepared(base, tmp_path, datasets=2, **asked)
 
 
