@@ -1,1 +1,1 @@
-"""Forms that other programs load: GGUF, merged checkpoint, quantizations, and the check of each."""
+"""Export: GGUF files, quantization, merged checkpoints, adapter packages, and the fidelity check."""

@@ -1,4 +1,4 @@
-"""What was trained, in the forms that other programs load beside GGUF: each a directory of its own."""
+"""Writes export packages other than GGUF models: merged checkpoint, LoRA adapter, GGUF LoRA adapter."""
 
 import shutil
 from pathlib import Path
@@ -13,12 +13,12 @@ GGUF_LORA = "adapter.gguf"
 
 
 def write(base: BaseRef, directory: Path, adapter: Path, output: Path, *, package: Package, named: bool) -> None:
-    """Write `package`, of `base` in `directory` and the adapter, into the directory `output`.
+    """Write a package of `base` (whose files are in `directory`) and the adapter into the directory `output`.
 
-    merged: the base with the adapter fused into it, for transformers. lora: the adapter in PEFT's layout, with the
-    base's tokenizer or the one that came with it; its config names the base by hub id if it is `named`, and
-    base.json has its digest. gguf-lora: the adapter for llama.cpp, on a GGUF file of the bare
-    base. Raises AdapterMismatch, and for gguf-lora ArchitectureUnsupported or TokenizerUnsupported.
+    merged: the base with the adapter fused into it, for transformers. lora: the adapter in PEFT's layout, with its own
+    or the base's tokenizer; if `named`, its config names the base by hub id; base.json has the base's digest.
+    gguf-lora: the adapter for llama.cpp, to use with a GGUF file of the base. Raises AdapterMismatch, and for gguf-lora
+    ArchitectureUnsupported or TokenizerUnsupported.
     """
     match package:
         case "merged":
@@ -38,7 +38,7 @@ def write(base: BaseRef, directory: Path, adapter: Path, output: Path, *, packag
 
 
 def copy(source: Path, names: tuple[str, ...], target: Path) -> None:
-    """Those of the files that are there."""
+    """Copy those of the files that exist."""
     for name in names:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)

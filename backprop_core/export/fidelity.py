@@ -1,4 +1,4 @@
-"""The proof that what ships is what was trained: a GGUF file, read as a server reads it, against its model."""
+"""The fidelity check of a GGUF file: loads it with llama.cpp and compares tokens, logits and answers to the model's."""
 
 from collections.abc import Sequence
 from contextlib import closing
@@ -18,10 +18,10 @@ from backprop_core.schema.refs import Fidelity, FileAnswer
 from backprop_core.schema.specs import CanarySpec
 
 LARGER = "export a larger quantization such as q8_0; if f16 fails too, report it"
-F32 = 0  # ggml type of the key/value cache: F16 would add its own rounding
-# The least share of positions with the same most likely token. A file whose rotary pairing is wrong reaches 0.12. The
-# worst honest case, random weights whose logits lie close together (hidden size 256), reached 0.98 as bf16, 0.92 as
-# q8_0, 0.78 as q6_k, 0.67 as q5_k_m, 0.51 as q4_k_m; trained models lie far above it, around 0.9 as q4_k_m.
+F32 = 0  # ggml type of the key/value cache: F16 would add rounding errors
+# The minimum share of positions with the same most likely token. A file with wrong rotary pairing reaches 0.12. The
+# worst correct case, random weights with similar logits (hidden size 256), reached 0.98 as bf16, 0.92 as q8_0, 0.78 as
+# q6_k, 0.67 as q5_k_m, 0.51 as q4_k_m; trained models are far better, around 0.9 as q4_k_m.
 LEAST_TOP1 = {
     "f32": 0.95,
     "f16": 0.95,
@@ -35,8 +35,8 @@ LEAST_TOP1 = {
     "q3_k_m": 0.3,
     "q2_k": 0.2,
 }
-# The largest mean divergence in nats per token, at least three times the worst honest case: random weights again (four
-# architectures, three seeds each), and the example base with adapters so large that it talks nonsense. They reached
+# The maximum mean divergence in nats per token, at least three times the worst correct case: random weights again (four
+# architectures, three seeds each), and the example base with adapters large enough to break its output. They reached
 # 1e-8 as f32, 1.4e-5 as f16, 5e-4 as bf16, 0.013 as q8_0, 0.059 as q6_k, 0.12 as q5_k_m, 0.16 as q5_0, 0.25 as q4_k_m,
 # 0.27 as q4_0, 0.46 as q3_k_m, 1.2 as q2_k; the example base alone 0.012 as q4_k_m and 0.17 as q2_k. f32 and f16 are
 # allowed more, since real models have larger activations than any of these.
@@ -56,7 +56,7 @@ MOST_KL = {
 
 
 class Reader:
-    """A GGUF file as llama.cpp reads it, with the LoRA file `adapter` on it if any, up to `length` tokens a text."""
+    """A GGUF file loaded by llama.cpp, with an optional LoRA file `adapter`, for texts of up to `length` tokens."""
 
     def __init__(self, file: Path, *, length: int, adapter: Path | None = None) -> None:
         llama_cpp, threads = library(), torch.get_num_threads()
@@ -76,7 +76,7 @@ class Reader:
             )
         except ValueError as error:
             raise GGUFExportFailed(
-                f"llama.cpp cannot load {file}: {last_error()}", hint="export it again; report it if it stays"
+                f"llama.cpp cannot load {file}: {last_error()}", hint="export it again; if it fails again, report it"
             ) from error
 
         model = self.llama._model
@@ -87,9 +87,9 @@ class Reader:
         self.llama.close()
 
     def ids(self, text: str, *, chat: bool = False) -> list[int]:
-        """Token ids as a llama.cpp server has them: special tokens parsed, BOS and EOS added as the file says.
+        """Token ids as in a llama.cpp server: special tokens parsed, BOS and EOS added as the file says.
 
-        Of a `chat`, which a template has written, the server first takes away what it is going to add.
+        From a rendered `chat`, the server first removes the BOS and EOS that it is going to add.
         [llama.cpp, common/chat.cpp, common_chat_templates_apply_jinja]
         """
         if chat and self.adds_bos:
@@ -103,7 +103,7 @@ class Reader:
         return "" if token < 0 else str(self.llama.detokenize([token], special=True).decode(errors="replace"))
 
     def prompt(self, messages: list[Message]) -> str:
-        """A conversation and the beginning of its next turn, by the file's own template."""
+        """Render a conversation with the generation prompt, by the file's own chat template."""
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
         tokens = {"eos_token": self.piece(self.llama.token_eos()), "bos_token": self.piece(self.llama.token_bos())}
@@ -112,7 +112,7 @@ class Reader:
         return str(write(messages=messages, date_string=chat_template.TODAY).prompt)
 
     def answer(self, ids: list[int]) -> tuple[str, bool]:
-        """The most likely continuation, at most ANSWER tokens, and whether it ended by itself."""
+        """The greedy answer, up to ANSWER tokens, and whether it ended with a stop token."""
         self.llama.reset()
         made = self.llama.create_completion(ids, temperature=0, max_tokens=ANSWER)
         [choice] = made["choices"]
@@ -126,13 +126,13 @@ class Reader:
 
 
 def measure(reference: Reference, file: Path, *, quantization: str, canaries: Sequence[CanarySpec] = ()) -> Fidelity:
-    """Compare the GGUF `file` with its model's `reference` over rendered chats, raw text and answers.
+    """Compare the GGUF `file` with its model's `reference` on rendered chats, raw text and answers.
 
-    The first TOKENS tokens of each text are compared. `canaries` are what the model was asked, if any. Raises
-    ExportFidelity if the file has another chat template or stop token, if a server of the file would read a text as
-    other tokens than the model was trained with, if too few most likely tokens are the same (LEAST_TOP1) or the
-    divergence is too large (MOST_KL), if the file's own template writes a conversation otherwise, or if it fails a
-    canary that the model passes; ExtraMissing or GGUFExportFailed if the file cannot be read.
+    Compares the first TOKENS tokens of each text. `canaries` are the canaries among the answers, if any. Raises
+    ExportFidelity if the file has another chat template or stop token, if llama.cpp tokenizes a text differently than
+    in training, if too few most likely tokens agree (LEAST_TOP1) or the divergence is too large (MOST_KL), if the
+    file's template renders a conversation differently, or if the file fails a canary that the model passes;
+    ExtraMissing or GGUFExportFailed if the file cannot be loaded.
     """
     notes, likely = reference
     compared = [text.ids[:TOKENS] for text in notes.texts]
@@ -159,12 +159,12 @@ def measure(reference: Reference, file: Path, *, quantization: str, canaries: Se
 
 
 def answer(reader: Reader, asked: Asked) -> FileAnswer:
-    """What the file answers, by its own template. Raises ExportFidelity if that writes otherwise than the model's."""
+    """The file's answer. Raises ExportFidelity if its template renders the prompt differently than the model's."""
     prompt = reader.prompt(asked.messages)
     if prompt != asked.prompt:
         raise ExportFidelity(
-            f"llama.cpp writes a chat as {prompt[-80:]!r}, the model's tokenizer as {asked.prompt[-80:]!r}",
-            hint="the file would be asked otherwise than it was trained: do not ship it, and report the template",
+            f"llama.cpp renders a chat as {prompt[-80:]!r}, the model's tokenizer as {asked.prompt[-80:]!r}",
+            hint="prompts would differ from training: do not ship the file, and report the chat template",
         )
     check_ids(reader, "a prompt", asked.ids, reader.ids(asked.text, chat=True))
     text, stopped = reader.answer(asked.ids)
@@ -173,7 +173,7 @@ def answer(reader: Reader, asked: Asked) -> FileAnswer:
 
 
 def check_canaries(fidelity: Fidelity, canaries: Sequence[CanarySpec]) -> None:
-    """Raise ExportFidelity for a canary that the file answers otherwise than expected, and the model does not."""
+    """Raise ExportFidelity for a canary that the model passes and the file fails."""
     for canary, said in zip(canaries, fidelity.answers, strict=bool(canaries)):
         if as_expected(canary, said.reference) and not as_expected(canary, said.answer):
             raise ExportFidelity(
@@ -184,32 +184,32 @@ def check_canaries(fidelity: Fidelity, canaries: Sequence[CanarySpec]) -> None:
 
 
 def check_chat(notes: Notes, reader: Reader) -> None:
-    """Raise ExportFidelity unless a server that reads the file's metadata writes chats, and stops, as in training."""
+    """Raise ExportFidelity unless the file's metadata has the chat template and stop token of training."""
     expected = {"tokenizer.chat_template": notes.template, "tokenizer.ggml.eos_token_id": str(notes.stop)}
     if other := [name for name, value in expected.items() if reader.llama.metadata.get(name) != value]:
         raise ExportFidelity(
-            f"the file's {other[0]} is not that of the model's tokenizer",
-            hint="the file would chat otherwise than it was trained to: do not ship it, export it again",
+            f"the file's {other[0]} differs from that of the model's tokenizer",
+            hint="chats would differ from training: do not ship the file, export it again",
         )
 
 
 def check_ids(reader: Reader, what: str, expected: list[int], found: list[int]) -> None:
-    """Raise ExportFidelity at the first token that differs."""
+    """Raise ExportFidelity if the token ids differ."""
     if found == expected:
         return
     at = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), len(found))
     near = "".join(map(reader.piece, expected[max(at - 2, 0) : at + 3]))
     raise ExportFidelity(
-        f"llama.cpp reads {what} otherwise than the model's tokenizer from token {at} on, near {near!r}",
-        hint="the file would not answer as the model does: do not ship it, and report the tokenizer",
+        f"llama.cpp tokenizes {what} differently than the model's tokenizer from token {at} on, near {near!r}",
+        hint="answers would differ from the model's: do not ship the file, and report the tokenizer",
     )
 
 
 def compare(reference: Likely, found_tv: Tensor) -> tuple[Tensor, Tensor]:
     """By position: whether the most likely token is the same, and KL(reference ‖ found) in nats, float64.
 
-    Tokens that the reference has not kept count as one, which is the divergence of a coarser view: never more, and the
-    same where they have no weight.
+    Tokens that the reference does not store are merged into one, which gives a lower bound of the divergence, tight if
+    their probability is small.
     """
     log_q_tv = log_softmax(found_tv, -1)
     log_q_tk = log_q_tv.gather(-1, reference.ids_tk.long()).double()
@@ -228,7 +228,7 @@ def check_top1(fidelity: Fidelity, quantization: str) -> None:
     if fidelity.top1 < LEAST_TOP1[quantization]:
         raise ExportFidelity(
             f"the {quantization} file agrees with the model on {fidelity.top1:.1%} of {fidelity.positions} tokens, "
-            f"less than the {LEAST_TOP1[quantization]:.0%} that {quantization} costs at worst",
+            f"below the minimum of {LEAST_TOP1[quantization]:.0%} for {quantization}",
             hint=LARGER,
         )
 
@@ -237,7 +237,7 @@ def check_kl(fidelity: Fidelity, quantization: str) -> None:
     """Raise ExportFidelity above MOST_KL."""
     if fidelity.kl > MOST_KL[quantization]:
         raise ExportFidelity(
-            f"the {quantization} file is {fidelity.kl:.2g} nats per token away from the model, "
-            f"more than the {MOST_KL[quantization]:.2g} that {quantization} costs at worst",
+            f"the {quantization} file diverges from the model by {fidelity.kl:.2g} nats per token, "
+            f"above the maximum of {MOST_KL[quantization]:.2g} for {quantization}",
             hint=LARGER,
         )

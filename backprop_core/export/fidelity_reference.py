@@ -1,6 +1,6 @@
-"""What a GGUF file is compared with: the model's own ids, likely tokens and answers, kept as an artifact.
+"""The reference of the fidelity check: the fused model's token ids, likely tokens and answers, as an artifact.
 
-The model reads each text once, however many files are made of it; comparing needs neither the model nor transformers.
+The model reads each text once for any number of GGUF files; the comparison needs neither the model nor transformers.
 """
 
 from collections.abc import Sequence
@@ -27,34 +27,34 @@ from backprop_core.store.artifacts import Store
 from backprop_core.store.cache_keys import canonical
 
 TOKENS = 512  # compared per text
-LIKELY = 1024  # tokens whose likelihoods are kept for each position, the most likely ones; the rest count as one
-ANSWER = 64  # tokens of an answer at most
-ASKED = 2  # held-out conversations that are answered where there are no canaries
+LIKELY = 1024  # most likely tokens stored per position; the rest is merged into one
+ANSWER = 64  # maximum tokens per answer
+ASKED = 2  # held-out conversations to answer if there are no canaries
 NOTES, LOGITS = "reference.json", "likely.safetensors"
 
-# t = tokens of all texts one after another, each text's first TOKENS; k = at most LIKELY; v = vocabulary
+# t = tokens of all texts concatenated, the first TOKENS of each; k = at most LIKELY; v = vocabulary
 
 
 class Text(Record):
-    """A held-out row as a server of the file gets it, and its tokens as the model was trained with."""
+    """A held-out row as a server receives it, and its token ids as in training."""
 
     text: str
     ids: list[int]
-    chat: bool = Field(description="Whether a template has written it: then it brings its own BOS.")
+    chat: bool = Field(description="Whether a chat template rendered it, including BOS.")
 
 
 class Asked(Record):
-    """A conversation, how the model's template writes it, and what the model says next."""
+    """A conversation, as rendered by the model's chat template, and the model's answer."""
 
     messages: list[Message]
     prompt: str
-    text: str = Field(description="The prompt as a server of the file gets it.")
+    text: str = Field(description="The prompt as a server receives it.")
     ids: list[int]
     answer: Generated
 
 
 class Notes(Record):
-    """What the model's tokenizer has to say, and what it was asked."""
+    """Chat template, stop token, texts and answers of the model."""
 
     format: Literal[1] = 1
     template: str
@@ -64,7 +64,7 @@ class Notes(Record):
 
 
 class Likely(NamedTuple):
-    """By position: the most likely token, the likely ones, log p of each of them, and log p of all others together."""
+    """By position: the most likely token, the LIKELY tokens, log p of each, and log p of all others together."""
 
     best_t: Tensor
     ids_tk: Tensor
@@ -79,21 +79,21 @@ class Likely(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """Everything that a file is compared with."""
+    """Everything that a GGUF file is compared with."""
 
     notes: Notes
     likely: Likely
 
 
 def rest(log_p_tv: Tensor, ids_tk: Tensor) -> Tensor:
-    """log p of all tokens but these together, by position: (t,)."""
+    """log p of all tokens except these together, by position: (t,)."""
     return log_p_tv.scatter(-1, ids_tk.long(), -torch.inf).logsumexp(-1)
 
 
 def reference(
     base: LoadedBase, adapter: AdapterRef | None, heldout: RowsRef, *, rows: int, prompts: list[str], store: Store
 ) -> ReferenceRef:
-    """Let the base (float32) with `adapter`, or bare, read the first `rows` rows and answer; commit what it says.
+    """Run the base (float32) with `adapter`, or alone, on the first `rows` rows, and commit logits and answers.
 
     It answers `prompts`, or else the first conversations. Raises AdapterMismatch, ChatTemplateUnusable.
     """
@@ -112,7 +112,7 @@ def reference(
 def refer(
     model: Any, tokenizer: Any, rows: Sequence[ChatRow], asked: Sequence[tuple[list[Message], Generated]] = ()
 ) -> Reference:
-    """What `model` (transformers, float32, adapter in it) makes of the rows, beside its answers."""
+    """Compute the reference of `model` (transformers, float32, with adapter) on the rows; add its answers."""
     texts = [text_of(tokenizer, row) for row in rows]
     assert any(text.ids for text in texts), "nothing to compare"
     notes = Notes(
@@ -126,10 +126,10 @@ def refer(
 
 
 def text_of(tokenizer: Any, row: ChatRow) -> Text:
-    """A row as a server gets it; raw text has the BOS that training puts before it.
+    """A row as a server receives it; the ids of raw text start with BOS if training adds it.
 
-    Text is normalized where the tokenizer does so, since llama.cpp has no normalizer. Names of control tokens in a row
-    are read as what they name, as servers do.
+    Text is normalized if the tokenizer does so, as llama.cpp has no normalizer. Control tokens' names in a row become
+    control tokens, as in servers.
     """
     text, begin = render(tokenizer, row), Controls(tokenizer).begin if "text" in row else ""
     return Text(text=normalized(tokenizer, text), ids=token_ids(tokenizer, begin + text), chat="messages" in row)
@@ -142,7 +142,7 @@ def asked_of(tokenizer: Any, messages: list[Message], answer: Generated) -> Aske
 
 
 def conversations(tokenizer: Any, prompts: Sequence[str], rows: Sequence[ChatRow]) -> list[list[Message]]:
-    """What a file is asked: the prompts, or else the first rows up to their last answers, if not too long."""
+    """The conversations to answer: the prompts, or else the first short enough rows up to their last answers."""
     if prompts:
         return [[{"role": "user", "content": prompt}] for prompt in prompts]
     chats: list[list[Message]] = [row["messages"] for row in rows if "messages" in row]
@@ -152,20 +152,20 @@ def conversations(tokenizer: Any, prompts: Sequence[str], rows: Sequence[ChatRow
 
 
 def token_ids(tokenizer: Any, text: str) -> list[int]:
-    """The tokens of a text, and no others."""
+    """Tokenize a text without adding special tokens."""
     ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     return ids
 
 
 def normalized(tokenizer: Any, text: str) -> str:
-    """`text` in NFC where the tokenizer brings it into that form; what else a normalizer does, llama.cpp does too."""
+    """`text` in NFC if the tokenizer normalizes to NFC; llama.cpp implements the other normalizers itself."""
     normalizer = tokenizer.backend_tokenizer.normalizer
     return str(normalizer.normalize_str(text)) if isinstance(normalizer, NFC) else text
 
 
 @torch.inference_mode()
 def reference_logits(model: Any, ids: list[int]) -> Tensor:
-    """The model's own logits after every token, (t, v) in float32 on the CPU."""
+    """The model's logits after every token, (t, v) in float32 on the CPU."""
     logits: Tensor = model(input_ids=torch.tensor([ids], device=model.device)).logits[0]
     return logits.float().cpu()
 

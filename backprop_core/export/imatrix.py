@@ -1,6 +1,6 @@
-"""What counts in a matrix: the mean square of each input of each linear layer, over held-out text.
+"""Computes the importance matrix (imatrix): the mean square of each linear layer's inputs, over held-out text.
 
-llama.cpp weighs the error that it makes in a column by it when it quantizes. [llama.cpp, tools/imatrix]
+llama.cpp weights the quantization error of a column by it. [llama.cpp, tools/imatrix]
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,10 +37,10 @@ def importance(
     store: Store,
     on_progress: OnProgress | None = None,
 ) -> ImportanceRef:
-    """Let the base with `adapter`, or bare, read the rows after the first `skip`, and commit what its layers are given.
+    """Run the base with `adapter`, or alone, on the rows after the first `skip`; commit the mean squares of inputs.
 
-    Float32 (i) under the name of the GGUF tensor. Where there are no more rows than `skip`, it reads those.
-    `base_digest` goes into the record, not into the artifact. `on_progress` gets the rows read and how many there are.
+    Float32 (i) under the name of the GGUF tensor. Uses the first rows if there are no more than `skip`.
+    `base_digest` goes into the record, not into the artifact. `on_progress` gets (done, total) rows.
     Raises NoRows, AdapterMismatch.
     """
     every = load(base, heldout, max_length=max_length, store=store)
@@ -54,7 +54,7 @@ def importance(
 
 
 def tensor_names(model: Any) -> dict[str, str]:
-    """The linear layers of the model's blocks, an adapter's own aside -> the GGUF tensors of their weights."""
+    """Linear layers of the model's blocks, without the adapter's own -> names of their GGUF tensors."""
     config = model.config
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture_of(config).name.upper()], config.num_hidden_layers)
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
@@ -64,7 +64,7 @@ def tensor_names(model: Any) -> dict[str, str]:
 
 @torch.inference_mode()
 def mean_squares(model: Any, names: dict[str, str], items: Sequence[Item], on_progress: OnProgress | None) -> Means:
-    """The mean over all tokens of the square of each input, by tensor."""
+    """The mean square of each input over all tokens, by tensor."""
     sums_i: Means = {}
     with listening(model, names, sums_i):
         for done, item in enumerate(items, 1):
@@ -77,7 +77,7 @@ def mean_squares(model: Any, names: dict[str, str], items: Sequence[Item], on_pr
 
 @contextmanager
 def listening(model: Any, names: dict[str, str], sums_i: Means) -> Iterator[None]:
-    """Meanwhile, what these layers are given is added to `sums_i`, squared, in float64."""
+    """Within the block, add the squared inputs of these layers to `sums_i`, in float64."""
 
     def add(tensor: str, _: Any, inputs: tuple[Tensor, ...]) -> None:
         sum_i = inputs[0].double().square().flatten(0, -2).sum(0)

@@ -1,4 +1,4 @@
-"""llama.cpp as a library: imported when first needed, and silent. Its error lines are kept for messages."""
+"""Imports llama-cpp-python when first needed, silences its log, and keeps its error lines for messages."""
 
 import functools
 from collections import deque
@@ -11,19 +11,19 @@ _errors: deque[str] = deque(maxlen=3)  # the library has one log callback a proc
 
 
 def library() -> Any:
-    """The module `llama_cpp` (its functions are made at import, so it has no types); raises ExtraMissing."""
+    """The module `llama_cpp` (untyped: its functions are created at import). Raises ExtraMissing."""
     _errors.clear()
     return _load()[0]
 
 
 @functools.cache
 def _load() -> tuple[Any, Any]:
-    """The module and the log callback, which has to live as long as the process: the library keeps only a pointer."""
+    """The module, and the log callback, which must stay alive: the library only keeps a pointer to it."""
     try:
         import llama_cpp
     except ImportError as error:
         raise ExtraMissing(
-            "llama-cpp-python is not installed: it makes K-quants and reads GGUF files back",
+            "llama-cpp-python is not installed; it is needed for K-quants and for checking GGUF files",
             hint="pip install 'backpropagate-pipeline[export]'; f32, f16, bf16 and q8_0 files work without it",
         ) from error
     callback = llama_cpp.llama_log_callback(_keep_errors)

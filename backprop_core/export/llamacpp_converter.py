@@ -1,4 +1,4 @@
-"""The user's own llama.cpp: its converter writes what has no writer here, in a process of its own. No torch here."""
+"""Runs the converter of the user's llama.cpp checkout, for architectures without a GGUF writer here. No torch."""
 
 import re
 import subprocess
@@ -17,8 +17,8 @@ from backprop_core.store.cache_keys import digest_of
 SCRIPT = "convert_hf_to_gguf.py"
 PARTS = (SCRIPT, "conversion/**/*.py", "gguf-py/gguf/**/*.py")
 TAIL = 3  # lines of its log that an error shows
-HINT = "look whether this llama.cpp converts the base by hand, with the interpreter BACKPROPAGATE_LLAMA_CPP_PYTHON"
-# Runs a script as `python SCRIPT` does, and ends when the pipe to whoever started it closes.
+HINT = "check that this llama.cpp converts the base when run manually, with BACKPROPAGATE_LLAMA_CPP_PYTHON"
+# Runs a script like `python SCRIPT`, and exits when the pipe from its parent closes.
 BOUND = (
     "import os, runpy, sys, threading\n"
     "threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()\n"
@@ -29,19 +29,19 @@ BOUND = (
 
 
 def find(directory: Path, python: str, base: Path) -> ConverterRef:
-    """The converter of a checkout, after asking it whether it knows the base's architecture. Reads no weights.
+    """Find the converter of a checkout, and check that it supports the base's architecture. Reads no weights.
 
-    Raises ConfigInvalid if there is none that starts, or ArchitectureUnsupported.
+    Raises ConfigInvalid if it is missing or does not start, or ArchitectureUnsupported.
     """
     known = supported(directory, python)
     name = read_json(base / "config.json")["architectures"][0]
     if not re.search(rf"\b{re.escape(name)}\b", known):
-        raise ArchitectureUnsupported(f"the llama.cpp in {directory} does not know {name}", hint="update it")
+        raise ArchitectureUnsupported(f"the llama.cpp in {directory} does not support {name}", hint="update llama.cpp")
     return ConverterRef(path=str(directory.absolute()), digest=identity(directory), python=python)
 
 
 def supported(directory: Path, python: str) -> str:
-    """What the converter of a checkout says that it knows. Raises ConfigInvalid if there is none that starts."""
+    """The converter's list of supported models. Raises ConfigInvalid if it is missing or does not start."""
     if not (directory / SCRIPT).is_file():
         raise ConfigInvalid(f"{directory} has no {SCRIPT}", hint="set LLAMA_CPP_DIR to a checkout of llama.cpp")
     command = [python, str(directory.absolute() / SCRIPT), "--print-supported-models"]
@@ -55,12 +55,12 @@ def supported(directory: Path, python: str) -> str:
 
 
 def interpreter(config: Settings) -> str:
-    """The Python that the converter runs under: its own, else the worker's, else this one."""
+    """The converter's Python interpreter: the configured one, else the worker's, else the current one."""
     return config.llama_cpp_python or config.worker_python or sys.executable
 
 
 def identity(directory: Path) -> str:
-    """Digest of (name, sha256) of what the converter is made of, committed or not."""
+    """Digest of (name, sha256) of the converter's files as they are on disk."""
     files = sorted({path for pattern in PARTS for path in directory.glob(pattern)})
     return digest_of([[path.relative_to(directory).as_posix(), file_digest(path)] for path in files])
 
@@ -68,7 +68,7 @@ def identity(directory: Path) -> str:
 def check(converter: ConverterRef) -> None:
     """Raise GGUFExportFailed if the checkout has changed since it was found."""
     if identity(Path(converter.path)) != converter.digest:
-        raise GGUFExportFailed(f"{converter.path} is not as it was when the run began", hint="start another run")
+        raise GGUFExportFailed(f"{converter.path} has changed since the run started", hint="start a new run")
 
 
 def convert(
@@ -81,10 +81,10 @@ def convert(
     on_progress: OnProgress,
     should_stop: Callable[[], bool],
 ) -> None:
-    """Let `converter` write the transformers model in `model`, whose name stands in the file, as one GGUF file.
+    """Convert the transformers model in `model`, whose directory name ends up in the file, to one GGUF file.
 
-    `on_progress` gets the bytes written and about how many there will be. Raises Interrupted when `should_stop` says
-    so, or GGUFExportFailed with the converter's own last words, which are all in `log`.
+    `on_progress` gets the bytes written and an estimate of the total. Raises Interrupted if `should_stop()`, or
+    GGUFExportFailed with the end of the converter's output; `log` has all of it.
     """
     size = sum(path.stat().st_size for path in weights(model))
 
@@ -98,11 +98,11 @@ def convert(
     status = run([converter.python, "-c", BOUND, script, model, "--outfile", output, "--outtype", outtype], log, watch)
     if status or not output.is_file():
         said = last_lines(log.read_text(encoding="utf-8", errors="replace"))
-        raise GGUFExportFailed(f"{script} ended with status {status}: {said}", hint=HINT)
+        raise GGUFExportFailed(f"{script} exited with status {status}: {said}", hint=HINT)
 
 
 def run(command: Sequence[str | Path], log: Path, watch: Callable[[], None]) -> int:
-    """Run a program until it ends or `watch`, called every second, raises; its exit status."""
+    """Run a program and return its exit status. Calls `watch` every second, which may raise to stop it."""
     with (
         log.open("wb") as said,
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, stderr=said, cwd=log.parent) as process,
@@ -118,6 +118,6 @@ def run(command: Sequence[str | Path], log: Path, watch: Callable[[], None]) -> 
 
 
 def last_lines(text: str) -> str:
-    """The end of what a program said, as one line."""
+    """The end of a program's output, as one line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return " ".join(lines[-TAIL:]) or "it said nothing"
+    return " ".join(lines[-TAIL:]) or "no output"

@@ -1,4 +1,4 @@
-"""A base with an adapter fused into it, as a directory that transformers loads: merged safetensors, shard by shard."""
+"""Writes a merged checkpoint for transformers: the base with the adapter fused in, shard by shard."""
 
 import shutil
 from pathlib import Path
@@ -15,11 +15,11 @@ from backprop_core.store.cache_keys import canonical
 
 
 def fuse(base: Path, adapter: Path | None, output: Path, *, on_progress: OnProgress | None = None) -> None:
-    """Write the model in `base`, with `adapter` fused into it, into the directory `output`: the same files and types.
+    """Write the model in `base`, with `adapter` fused into it, into the directory `output`: same files and types.
 
-    The tokenizer is the adapter's where one came with it. One tensor is in memory at a time; what is not changed is
-    copied byte for byte. `on_progress` gets the files written and how many there are. Raises AdapterMismatch for an
-    adapter that cannot be fused into this base.
+    Uses the adapter's own tokenizer if it has one. Keeps one tensor in memory at a time; unchanged tensors are copied
+    byte for byte. `on_progress` gets (done, total) files. Raises AdapterMismatch if the adapter cannot be fused into
+    this base.
     """
     fused, files, tokenizer = Fused(base, adapter), weights(base), tokenizer_home(base, adapter)
     for name in TEXT_FILES:
@@ -33,7 +33,7 @@ def fuse(base: Path, adapter: Path | None, output: Path, *, on_progress: OnProgr
 
 
 def write_shard(source: Path, fused: Fused, target: Path) -> None:
-    """One safetensors file with the tensors, the order and the types of `source`."""
+    """Write one safetensors file with the same tensors, order and types as `source`."""
     with source.open("rb") as old, target.open("wb") as new:
         header, start = read_header(old)
         text = canonical(header).encode()

@@ -1,4 +1,4 @@
-"""Smaller GGUF files: K-quants, made by llama.cpp."""
+"""Quantizes GGUF files with llama.cpp (q4_k_m and other K-quants), optionally with an importance matrix."""
 
 import ctypes
 import os
@@ -31,15 +31,16 @@ FILE_TYPES = {
 def quantize(
     source: Path, output: Path, quantization: str, *, threads: int, importance: Path | None = None
 ) -> dict[str, int]:
-    """Write the f32, f16 or bf16 file `source` as `output` and return how many tensors of each type that holds.
+    """Quantize the f32, f16 or bf16 file `source` to `output`; returns the number of tensors of each type in it.
 
-    With the file `importance`, what is given to a column of a matrix most counts most when its values are rounded.
-
-    Rows that are no multiple of 256 cannot be K-quants: llama.cpp takes a larger type for them, which the counts show.
-    On failure nothing is left at `output`. Raises QuantizationUnknown, ExtraMissing or GGUFExportFailed.
+    `importance` is the file of an importance matrix. llama.cpp uses a larger type for matrices whose rows are not a
+    multiple of 256, which the counts show. On failure nothing is left at `output`. Raises QuantizationUnknown,
+    ExtraMissing or GGUFExportFailed.
     """
     if quantization not in FILE_TYPES:
-        raise QuantizationUnknown(f"no quantization {quantization!r}", hint=f"one of {', '.join(FILE_TYPES)}")
+        raise QuantizationUnknown(
+            f"unknown quantization {quantization!r}", hint=f"choose one of {', '.join(FILE_TYPES)}"
+        )
     llama_cpp = library()
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_{FILE_TYPES[quantization]}")
@@ -50,8 +51,8 @@ def quantize(
     try:
         if llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(beside), parameters) != 0:
             raise GGUFExportFailed(
-                f"{source} could not be quantized to {quantization}: {last_error()}",
-                hint="check that the file is an f32, f16 or bf16 GGUF and that the disk has room",
+                f"cannot quantize {source} to {quantization}: {last_error()}",
+                hint="check that the file is an f32, f16 or bf16 GGUF and that the disk has free space",
             )
         counts = tensor_types(beside)
         beside.replace(output)
@@ -61,10 +62,7 @@ def quantize(
 
 
 def imatrix(llama_cpp: Any, columns: Mapping[str, Any]) -> Any:
-    """`columns`, float32 arrays by tensor, as llama.cpp wants them: a list with an empty name at its end.
-
-    It points into the arrays, which have to live as long.
-    """
+    """`columns`, float32 arrays by tensor, as llama.cpp's null-terminated list, which points into the arrays."""
     entry, pointer = llama_cpp.llama_model_imatrix_data, ctypes.POINTER(ctypes.c_float)
     entries = [entry(name.encode(), row.ctypes.data_as(pointer), row.size) for name, row in columns.items()]
     return (entry * (len(entries) + 1))(*entries)

@@ -1,4 +1,4 @@
-"""A transformers model, and the adapter on it, as one GGUF file. Importing this loads no torch."""
+"""Converts a transformers model, with an adapter fused in, to a GGUF file. Importing this does not load torch."""
 
 import uuid
 from pathlib import Path
@@ -20,8 +20,8 @@ def convert(
 ) -> None:
     """Write the model in `base`, with the LoRA in `adapter` fused into it, as one GGUF file.
 
-    Matrices get `outtype`, vectors stay float32. One tensor is in memory at a time. `on_progress` gets the bytes of
-    tensor data written and their sum. The same input gives the same bytes; on failure nothing is left at `output`.
+    Matrices get `outtype`, vectors stay float32. One tensor is in memory at a time. `on_progress` gets (written, total)
+    bytes of tensor data. The same input gives the same bytes; on failure nothing is left at `output`.
     Raises ArchitectureUnsupported, TokenizerUnsupported, AdapterMismatch, ChatTemplateMissing, ChatTemplateUnusable
     or GGUFExportFailed.
     """

@@ -1,4 +1,4 @@
-"""What a model of a supported architecture is called in GGUF: hyperparameters and tensor names."""
+"""GGUF hyperparameters of supported architectures: attention heads, context length, rotary embedding."""
 
 import math
 from typing import Any
@@ -11,30 +11,30 @@ from backprop_core.export.gguf.support import ARCHITECTURES, FULL, Architecture,
 
 
 def architecture_of(config: Any) -> Architecture:
-    """GGUF's architecture of a transformers config that `check_supported` accepted."""
+    """The GGUF architecture of a transformers config accepted by `check_supported`."""
     return ARCHITECTURES[config.architectures[0]]
 
 
 def heads(config: Any) -> tuple[int, int, int]:
-    """Query heads, key/value heads, dimension of a head."""
+    """Query heads, key/value heads, head dimension."""
     count = config.num_attention_heads
     size: int = getattr(config, "head_dim", None) or config.hidden_size // count
     return count, config.num_key_value_heads or count, size
 
 
 def rope_of(config: Any) -> Any:
-    """The rotary embedding, of the layers with full attention where there are two."""
+    """The rotary embedding's parameters; if there are two, those of the layers with full attention."""
     rope = config.rope_parameters
     return rope.get(FULL, rope)
 
 
 def rotated(config: Any) -> int:
-    """How many dimensions of a head are rotated."""
+    """Number of rotated dimensions per head."""
     return int(heads(config)[2] * rope_of(config).get("partial_rotary_factor", 1))
 
 
 def context_length(config: Any) -> int:
-    """Positions that the file may be used for: within a sliding window, full attention is the same."""
+    """The maximum context length; limited to a sliding window that llama.cpp does not implement."""
     longest: int = config.max_position_embeddings
     if architecture_of(config).sliding:
         return longest
@@ -42,7 +42,7 @@ def context_length(config: Any) -> int:
 
 
 def add_hyperparameters(writer: gguf.GGUFWriter, config: Any) -> None:
-    """Write the shape of the model and its rotary embedding."""
+    """Write the model's shape and rotary embedding."""
     count, kv_count, size = heads(config)
     writer.add_context_length(context_length(config))
     writer.add_embedding_length(config.hidden_size)
@@ -66,7 +66,7 @@ def add_hyperparameters(writer: gguf.GGUFWriter, config: Any) -> None:
 
 
 def add_rope(writer: gguf.GGUFWriter, config: Any) -> None:
-    """The rotary embedding, but for the factors that are tensors."""
+    """Write the rotary embedding, except for factors that are tensors."""
     rope = rope_of(config)
     writer.add_rope_dimension_count(rotated(config))
     writer.add_rope_freq_base(rope["rope_theta"])
@@ -80,14 +80,14 @@ def add_rope(writer: gguf.GGUFWriter, config: Any) -> None:
 
 
 def attention_factor(config: Any) -> float:
-    """What longrope scales queries and keys by: √(1 + ln(stretch) / ln(original length)). [arXiv 2402.13753]"""
+    """longrope's scaling of queries and keys: √(1 + ln(stretch) / ln(original length)). [arXiv 2402.13753]"""
     original = config.original_max_position_embeddings
     stretch = config.max_position_embeddings / original
     return math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
 
 
 def rope_tensors(config: Any) -> dict[str, npt.NDArray[np.float32]]:
-    """Divisors of the rotary frequencies by tensor name, shape (rotated/2,), where they are stretched unevenly."""
+    """Divisors of the rotary frequencies by tensor name, shape (rotated/2,), for llama3 and longrope scaling."""
     rope = rope_of(config)
     match rope_type(rope):
         case "llama3":
@@ -99,10 +99,11 @@ def rope_tensors(config: Any) -> dict[str, npt.NDArray[np.float32]]:
 
 
 def llama3_factors(config: Any) -> npt.NDArray[np.float32]:
-    """Llama 3 stretches the low frequencies.
+    """Llama 3's scaling of the low frequencies.
 
-    Wavelengths below original/high_freq_factor stay, those above original/low_freq_factor are divided by `factor`,
-    and between the two the inverse is interpolated. [arXiv 2407.21783, transformers `_compute_llama3_parameters`]
+    Frequencies with wavelengths below original/high_freq_factor stay, those above original/low_freq_factor are divided
+    by `factor`, and between the two the inverse is interpolated. [arXiv 2407.21783, transformers
+    `_compute_llama3_parameters`]
     """
     rope, size = rope_of(config), heads(config)[2]
     low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]

@@ -1,4 +1,4 @@
-"""A base's tensors with an adapter fused into them, one at a time and some rows at a time."""
+"""Fuses a LoRA, rsLoRA or DoRA adapter into the base's weights, one tensor and some rows at a time."""
 
 import math
 import threading
@@ -16,37 +16,37 @@ from backprop_core.models.adapter_tensors import Tensors, read_adapter
 from backprop_core.models.base import weights
 from backprop_core.models.peft_files import FILE_PREFIX, HINT, check_fusable
 
-BLOCK = 2**21  # entries that are encoded and written at once
-PART = 2**19  # entries that are fused at once: they stay in the processor's cache, and are worth three calls
+BLOCK = 2**21  # entries to encode and write at once
+PART = 2**19  # entries to fuse at once: fits into the CPU cache
 PARTS = {"lora_A.weight": "A", "lora_B.weight": "B", "lora_magnitude_vector": "m"}
 
 
 class Update(NamedTuple):
-    """What an adapter does to a matrix W (o, i): A is (r, i), B is (o, r), and DoRA's magnitudes m are (o,)."""
+    """An adapter's update of a matrix W (o, i): A is (r, i), B is (o, r), and DoRA's magnitudes m are (o,)."""
 
     A: Tensor
     B: Tensor
     m: Tensor | None = None
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether W may have this shape."""
+        """Whether the update fits a W of this shape."""
         outer = (self.B.shape[0], self.A.shape[1])
         return outer == shape and self.A.shape[0] == self.B.shape[1] and (self.m is None or self.m.shape == shape[:1])
 
     def split(self, rows: slice, step: int) -> Iterator["Update"]:
-        """What it does to these rows of W, `step` of them at a time."""
+        """The update of these rows of W, in parts of `step` rows."""
         m_parts = repeat(None) if self.m is None else torch.split(self.m[rows], step)
         return (Update(self.A, B, m) for B, m in zip(torch.split(self.B[rows], step), m_parts, strict=False))
 
 
 class Scratch(threading.local):
-    """Memory that a thread takes again and again: fresh pages for each slice would cost as much as the work on it."""
+    """Reused buffers per thread: allocating fresh pages for each slice would cost as much as computing it."""
 
     def __init__(self) -> None:
         self.held: dict[str, Tensor] = {}
 
     def empty(self, use: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A tensor with anything in it, until this thread asks for the same use again."""
+        """An uninitialized tensor, valid until this thread calls this for the same `use` again."""
         size = math.prod(shape) * dtype.itemsize
         if use not in self.held or self.held[use].nbytes < size:
             self.held[use] = torch.empty(size, dtype=torch.uint8)
@@ -54,10 +54,10 @@ class Scratch(threading.local):
 
 
 class Fused:
-    """W + s·B·A of every tensor W of `base` that `adapter` changes; the others as they are.
+    """The tensors of `base` with `adapter` fused in: W + s·B·A; unchanged tensors as they are.
 
-    s is alpha/r, or alpha/√r for rsLoRA; DoRA gives each row of the sum the length m. [arXiv 2106.09685, 2312.03732,
-    2402.09353] Raises AdapterMismatch for what is not one of these on linear layers of this base.
+    s is alpha/r, or alpha/√r for rsLoRA; DoRA scales each row of the sum to the norm m. [arXiv 2106.09685, 2312.03732,
+    2402.09353] Raises AdapterMismatch for other kinds of adapters or layers.
     """
 
     def __init__(self, base: Path, adapter: Path | None) -> None:
@@ -77,11 +77,11 @@ class Fused:
             shapes = f"{tuple(update.B.shape)}·{tuple(update.A.shape)}"
             raise AdapterMismatch(
                 f"the adapter's {shapes} does not fit {name} {stored.shape}",
-                hint="give the base that the adapter was trained on",
+                hint="use the base that the adapter was trained on",
             )
         if stored.dtype not in DTYPES:
             raise AdapterMismatch(
-                f"{name} is stored as {stored.dtype}; an adapter is not fused into that",
+                f"{name} is stored as {stored.dtype}; cannot fuse an adapter into it",
                 hint="use the full-precision model as the base",
             )
 
@@ -91,10 +91,10 @@ class Fused:
             raise AdapterMismatch("the adapter changes lm_head, which is tied to the embeddings", hint=HINT)
 
     def refuse_magnitudes(self) -> None:
-        """Raise AdapterMismatch for DoRA, where a plain B·A is wanted."""
+        """Raise AdapterMismatch for DoRA."""
         if any(update.m is not None for update in self.lora.values()):
             raise AdapterMismatch(
-                "a DoRA adapter is more than B·A, and llama.cpp knows no other", hint="export it fused: --format gguf"
+                "llama.cpp does not support DoRA adapters", hint="export a fused model with --format gguf"
             )
 
     def names(self) -> list[str]:
@@ -102,13 +102,13 @@ class Fused:
         return sorted(self.stored)
 
     def slices(self, name: str, *, of: int = 1) -> Iterator[slice]:
-        """A tensor's rows in slices of about BLOCK entries, each a multiple of `of` rows."""
+        """Slices of a tensor's rows with about BLOCK entries each, in multiples of `of` rows."""
         count, *others = self.stored[name].shape
         step = max(1, BLOCK // (math.prod(others) * of)) * of
         return (slice(begin, min(begin + step, count)) for begin in range(0, count, step))
 
     def rows(self, name: str, rows: slice, dtype: torch.dtype) -> Tensor:
-        """Some rows of a tensor, fused in float32 and rounded to `dtype`; they last until this thread's next call."""
+        """Some rows of a tensor, fused in float32 and rounded to `dtype`; valid until this thread's next call."""
         W, update = self.stored[name].rows(rows), self.lora.get(name)
         if W.dtype == dtype and not update:
             return W
@@ -121,18 +121,18 @@ class Fused:
         return rounded
 
     def moved(self, W_oi: Tensor, update: Update) -> Tensor:
-        """W with the update, float32, rounded as PEFT rounds it; it may be in the place of W."""
+        """W with the update, in float32, rounded like PEFT; may overwrite W."""
         product = self.scratch.empty("product", tuple(W_oi.shape), torch.float32)
         W_oi += torch.mm(update.B, update.A, out=product).mul_(self.scaling)
         return W_oi if update.m is None else (update.m / W_oi.norm(dim=1))[:, None] * W_oi
 
     def tensor(self, name: str) -> Tensor:
-        """A whole tensor, float32."""
+        """A whole tensor in float32."""
         return torch.cat([self.rows(name, rows, torch.float32).clone() for rows in self.slices(name)])
 
 
 def read_updates(directory: Path) -> tuple[float, dict[str, Update]]:
-    """The scale s, and what is done to each of the base's tensors that change, by name."""
+    """The scale s, and the update of each changed tensor of the base, by name."""
     adapter = read_adapter(directory)
     config = adapter.config
     check_fusable(config)
@@ -142,7 +142,7 @@ def read_updates(directory: Path) -> tuple[float, dict[str, Update]]:
 
 
 def updates_of(tensors: Tensors, parts: set[str]) -> dict[str, Update]:
-    """What is done to each of the base's tensors, by name; all have these parts."""
+    """The updates by name of the base's tensor. Raises AdapterMismatch unless all have exactly these parts."""
     found: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         module, part = split(key.removeprefix(FILE_PREFIX))
@@ -154,8 +154,8 @@ def updates_of(tensors: Tensors, parts: set[str]) -> dict[str, Update]:
 
 
 def split(key: str) -> tuple[str, str]:
-    """The layer and the part of an Update that a tensor of an adapter is."""
+    """Split a tensor's key in an adapter into the layer and the part of an Update."""
     for end, part in PARTS.items():
         if key.endswith(f".{end}"):
             return key.removesuffix(f".{end}"), part
-    raise AdapterMismatch(f"the adapter's {key} is no LoRA matrix of a linear layer", hint=HINT)
+    raise AdapterMismatch(f"the adapter's {key} is not a LoRA matrix of a linear layer", hint=HINT)

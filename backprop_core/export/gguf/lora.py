@@ -1,4 +1,4 @@
-"""An adapter alone as a GGUF file, for llama.cpp and Ollama to put on a GGUF base. [llama.cpp, convert_lora_to_gguf]"""
+"""Converts a LoRA adapter to a GGUF adapter file for llama.cpp and Ollama. [llama.cpp, convert_lora_to_gguf]"""
 
 import uuid
 from pathlib import Path
@@ -21,8 +21,8 @@ def convert_lora(base: Path, adapter: Path, output: Path) -> None:
     """Write A (r, in) and B (out, r) of every linear layer in float32, under llama.cpp's names.
 
     llama.cpp scales B·A by alpha/r, so an rsLoRA adapter is written with alpha·√r. Same input, same bytes; on failure
-    nothing is left at `output`. Raises ArchitectureUnsupported, TokenizerUnsupported, or AdapterMismatch for what is
-    not plain LoRA: a DoRA adapter has to be fused.
+    nothing is left at `output`. Raises ArchitectureUnsupported, TokenizerUnsupported, or AdapterMismatch if it is not
+    plain LoRA: a DoRA adapter has to be fused.
     """
     check_supported(base)
     config: Any = AutoConfig.from_pretrained(base)
@@ -37,7 +37,7 @@ def convert_lora(base: Path, adapter: Path, output: Path) -> None:
 
 
 def write_gguf_lora(path: Path, config: Any, fused: Fused) -> None:
-    """The file, whole; an adapter fits into memory."""
+    """Write the whole file; an adapter fits into memory."""
     architecture = architecture_of(config).name
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config.num_hidden_layers)
     writer = gguf.GGUFWriter(path, architecture)

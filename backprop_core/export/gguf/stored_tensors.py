@@ -1,4 +1,4 @@
-"""Tensors of safetensors files, some rows at a time. Only those are mapped, so the others are in nobody's memory."""
+"""Reads rows of tensors from safetensors files. Maps only the requested rows into memory."""
 
 import math
 import mmap
@@ -16,7 +16,7 @@ DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class Stored(NamedTuple):
-    """Where a tensor's bytes begin in its file; `dtype` is the file's word for its type."""
+    """The location of a tensor in its file; `dtype` is its type's name in the file."""
 
     file: Path
     begin: int
@@ -24,7 +24,7 @@ class Stored(NamedTuple):
     shape: tuple[int, ...]
 
     def rows(self, rows: slice) -> Tensor:
-        """These rows (begin and end given), in the file's type, which is one of DTYPES. Raises ModelLoadFailed."""
+        """These rows (start and stop given) in the file's type, which must be in DTYPES. Raises ModelLoadFailed."""
         dtype, shape = DTYPES[self.dtype], (rows.stop - rows.start, *self.shape[1:])
         size, row = math.prod(shape) * dtype.itemsize, math.prod(shape[1:]) * dtype.itemsize
         page, begin = divmod(self.begin + rows.start * row, mmap.ALLOCATIONGRANULARITY)
@@ -38,7 +38,7 @@ class Stored(NamedTuple):
 
 
 def stored_in(path: Path) -> dict[str, Stored]:
-    """The tensors of a file, by name. Raises ModelLoadFailed for one that is cut short, or no safetensors file."""
+    """The tensors of a file, by name. Raises ModelLoadFailed if it is truncated or not a safetensors file."""
     try:
         with path.open("rb") as file:
             header, start = read_header(file)
@@ -54,4 +54,4 @@ def stored_in(path: Path) -> dict[str, Stored]:
 
 
 def cut_short(path: Path) -> ModelLoadFailed:
-    return ModelLoadFailed(f"{path} is cut short", hint="get the model's files again")
+    return ModelLoadFailed(f"{path} is truncated", hint="download the model's files again")

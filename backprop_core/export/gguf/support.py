@@ -1,4 +1,4 @@
-"""What can be converted, from config.json and tokenizer.json alone: no weights are read, no torch is loaded."""
+"""Checks whether a base can be converted to GGUF, from config.json and tokenizer.json alone. No weights, no torch."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,16 +11,16 @@ from backprop_core.models.peft_files import tokenizer_home
 
 
 class Architecture(NamedTuple):
-    """What GGUF calls a transformers architecture, and what llama.cpp takes for granted in it."""
+    """The GGUF name of a transformers architecture, and what llama.cpp assumes about it."""
 
     name: str
     activation: str = "silu"
     rope: frozenset[str] = frozenset({"default", "linear"})
     paired_rotary: bool = False  # llama.cpp rotates neighbouring rows of q and k
-    norm_offset: float = 0.0  # what transformers adds to a norm's weight when it computes
-    sliding: int = 0  # every so-manieth layer has full attention, the others a sliding window; 0: all are alike
-    unrotated: int = 0  # every so-manieth layer has no rotary embedding
-    partial_rotary: bool = False  # a part of each head may go without rotation
+    norm_offset: float = 0.0  # transformers adds this to a norm's weight at run time
+    sliding: int = 0  # every n-th layer has full attention, the others a sliding window; 0: all layers are alike
+    unrotated: int = 0  # every n-th layer has no rotary embedding
+    partial_rotary: bool = False  # a part of each head may be unrotated
 
 
 LLAMA = Architecture("llama", rope=frozenset({"default", "linear", "llama3"}), paired_rotary=True)
@@ -39,11 +39,9 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 
 
 def check_supported(base: Path, adapter: Path | None = None) -> None:
-    """Say before any work whether `convert` can write this base. Reads its config and tokenizer, no weights; no torch.
+    """Check before any work that `convert` supports this base. Reads config and tokenizer, no weights; no torch.
 
-    The tokenizer is the adapter's where one came with it.
-
-    Raises ArchitectureUnsupported or TokenizerUnsupported.
+    Checks the adapter's own tokenizer if it has one. Raises ArchitectureUnsupported or TokenizerUnsupported.
     """
     check_weights(base)
     config = read_json(base / "config.json")
@@ -63,18 +61,18 @@ def check_weights(base: Path) -> None:
     """Raise ArchitectureUnsupported if an adapter cannot be fused into this base's weights."""
     if "quantization_config" in read_json(base / "config.json"):
         raise ArchitectureUnsupported(
-            f"{base} holds quantized weights; an adapter is not fused into those",
+            f"{base} has quantized weights; cannot fuse an adapter into them",
             hint="use the full-precision model as the base",
         )
 
 
 def activation_of(config: Mapping[str, Any], architecture: Architecture) -> Any:
-    """Gemma's configs have it under another name, and the usual one beside it says something else."""
+    """The activation function. Gemma's `hidden_activation` takes precedence: its `hidden_act` is wrong."""
     return config.get("hidden_activation") or config.get("hidden_act") or architecture.activation
 
 
 def check_layers(architecture: Architecture, config: Mapping[str, Any]) -> None:
-    """Raise ArchitectureUnsupported for layers in another order, or attention at another scale, than llama.cpp has."""
+    """Raise ArchitectureUnsupported if the layers' order or the attention scale differs from llama.cpp's."""
     count = config["num_hidden_layers"]
     asked = config.get("layer_types"), config.get("no_rope_layers"), config.get("query_pre_attn_scalar")
     if architecture.sliding and asked[0] not in (None, every(architecture.sliding, count, SLIDING, FULL)):
@@ -86,18 +84,18 @@ def check_layers(architecture: Architecture, config: Mapping[str, Any]) -> None:
 
 
 def every(step: int, count: int, most: Any, last: Any) -> list[Any]:
-    """A list over the layers with `last` in each `step`-th place."""
+    """A list over the layers with `last` at every `step`-th position."""
     return [last if layer % step == 0 else most for layer in range(1, count + 1)]
 
 
 def ropes(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The rotary embeddings of a config.json: one, or one for each kind of layer."""
+    """The rotary embeddings of a config.json: one, or one per kind of layer."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     return list(rope.values()) if FULL in rope else [rope]
 
 
 def check_rope(architecture: Architecture, rope: Mapping[str, Any]) -> None:
-    """Raise ArchitectureUnsupported for a rotary embedding that llama.cpp would compute otherwise."""
+    """Raise ArchitectureUnsupported for a rotary embedding that llama.cpp computes differently."""
     kind = rope_type(rope)
     partial = rope.get("partial_rotary_factor", 1) != 1
     if kind not in architecture.rope or (partial and not architecture.partial_rotary):
@@ -110,7 +108,7 @@ def rope_type(rope: Mapping[str, Any]) -> str:
 
 
 def check_tokenizer(path: Path) -> None:
-    """Raise TokenizerUnsupported if `tokenizer.json` is missing or would split text otherwise in llama.cpp."""
+    """Raise TokenizerUnsupported if `tokenizer.json` is missing, or llama.cpp would tokenize text differently."""
     if not path.is_file():
         raise TokenizerUnsupported(f"{path.parent} has no tokenizer.json", hint=HINT)
     kind_of(read_json(path))

@@ -1,4 +1,4 @@
-"""The tensor data of a GGUF file: every slice of a tensor has its place, so threads read, fuse, encode and write."""
+"""Writes the tensor data of a GGUF file: threads read, fuse, encode and write slices of tensors in parallel."""
 
 import math
 import os
@@ -26,13 +26,13 @@ from backprop_core.store.artifacts import fsync
 DTYPES = {GGMLType.F16: torch.float16, GGMLType.BF16: torch.bfloat16}
 Array = npt.NDArray[Any]
 T = TypeVar("T", Tensor, Array)
-ONE_WRITES = threading.Lock()  # the kernel lets one thread write to a file, and others would wait for it busily
-AHEAD = 64  # slices that wait for a thread or for those before them
+ONE_WRITES = threading.Lock()  # the kernel serializes writes to a file, and waiting threads would spin
+AHEAD = 64  # maximum number of pending slices
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of the file. `offset` is added to it; heads of `head` rows have these paired, 0 for no heads."""
+    """One tensor of the file. `offset` is added to its values; `head` is the rows per head to pair, 0 for none."""
 
     name: str
     source: str
@@ -48,18 +48,18 @@ class Entry:
 
 
 def aligned(size: int) -> int:
-    """Where the next tensor may begin."""
+    """Round up to the alignment of tensors."""
     return size + -size % int(gguf.GGUF_DEFAULT_ALIGNMENT)
 
 
 def write_tensors(file: Path, start: int, fused: Fused, entries: list[Entry], on_progress: OnProgress) -> None:
-    """Write the tensors one after the other from `start` on, with as many threads as torch has here.
+    """Write all tensors from offset `start` on, with torch's number of threads.
 
-    `on_progress` gets the bytes of tensor data written and their sum, each hundredth of them. What is written is sent
-    to the disk meanwhile, so that whoever waits for that at the end does not wait long.
+    `on_progress` gets (written, total) bytes of tensor data, at each percent. Written data is flushed to disk in the
+    background, so that the final fsync is short.
     """
     done, due, total = 0, 0, sum(entry.bytes for entry in entries)
-    os.truncate(file, start + sum(aligned(entry.bytes) for entry in entries))  # what is not written is zero
+    os.truncate(file, start + sum(aligned(entry.bytes) for entry in entries))  # gaps are zero
     with ThreadPoolExecutor(1) as disk, threads() as pool:
         flushed = disk.submit(fsync, file)
         for written in in_turn(pool, slices(file, start, fused, entries)):
@@ -75,17 +75,17 @@ def write_tensors(file: Path, start: int, fused: Fused, entries: list[Entry], on
 
 @contextmanager
 def threads() -> Iterator[ThreadPoolExecutor]:
-    """As many threads as torch has here; in each of them torch has one."""
+    """A pool with torch's number of threads; within each thread, torch uses one thread."""
     count = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             yield pool
     finally:
-        torch.set_num_threads(count)  # the initializer's is also that of threads to come
+        torch.set_num_threads(count)  # the initializer's setting also applies to later threads
 
 
 def in_turn(pool: ThreadPoolExecutor, calls: Iterable[Callable[[], int]]) -> Iterator[int]:
-    """What each call returned, in the order of the calls."""
+    """Run calls in the pool; yields their results in order."""
     pending: deque[Future[int]] = deque()
     for call in calls:
         pending.append(pool.submit(call))
@@ -96,7 +96,7 @@ def in_turn(pool: ThreadPoolExecutor, calls: Iterable[Callable[[], int]]) -> Ite
 
 
 def slices(file: Path, start: int, fused: Fused, entries: list[Entry]) -> Iterator[Callable[[], int]]:
-    """Calls that each write some rows of a tensor and return how many bytes that was."""
+    """Calls that each write some rows of a tensor and return the number of bytes."""
     for entry in entries:
         row = entry.bytes // entry.shape[0]
         for rows in fused.slices(entry.source, of=entry.head or 1):
@@ -110,21 +110,21 @@ def write_rows(file: Path, offset: int, fused: Fused, entry: Entry, rows: slice)
     with ONE_WRITES, file.open("r+b", buffering=0) as place:
         place.seek(offset)
         written = 0
-        while written < data.nbytes:  # a full disk takes a part, then raises
+        while written < data.nbytes:  # on a full disk, the first write is partial and the next raises
             written += place.write(data.cast("B")[written:])
     return data.nbytes
 
 
 def encoded(fused: Fused, entry: Entry, rows: slice) -> Array:
-    """Rows of a tensor as the file has them, as bytes: (rows, bytes of a row).
+    """Rows of a tensor, encoded in the file's type, as bytes: (rows, bytes per row).
 
     Raises GGUFExportFailed for NaN, infinity, or a value beyond the type's range.
     """
     block = fused.rows(entry.source, rows, DTYPES.get(entry.type, torch.float32))
     if not finite(block):
         wide = fused.rows(entry.source, rows, torch.float32)
-        hint = "export bf16 instead" if finite(wide) else "the weights hold NaN or infinity: train again"
-        raise GGUFExportFailed(f"{entry.source} has a value that {entry.type.name} cannot hold", hint=hint)
+        hint = "export bf16 instead" if finite(wide) else "the weights contain NaN or infinity: train again"
+        raise GGUFExportFailed(f"{entry.source} has a value that {entry.type.name} cannot represent", hint=hint)
     if entry.offset:
         block = block + entry.offset
     array = encode(block, entry.type)
@@ -132,7 +132,7 @@ def encoded(fused: Fused, entry: Entry, rows: slice) -> Array:
 
 
 def encode(block: Tensor, kind: GGMLType) -> Array:
-    """Rows of a tensor in the file's type, as bytes."""
+    """Encode rows of a tensor in the file's type, as bytes."""
     if kind == GGMLType.Q8_0:
         quantized: Array = gguf.quants.quantize(block.numpy(), kind)
         return quantized
@@ -140,15 +140,15 @@ def encode(block: Tensor, kind: GGMLType) -> Array:
 
 
 def finite(tensor: Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor infinity: with one, its sum is none either, and its extremes show it.
+    """Whether a tensor has neither NaN nor infinity.
 
-    The sum takes half the time; that of finite values may overflow.
+    Checks the sum first, which is twice as fast; the sum of finite values may overflow, so then checks the extremes.
     """
     return math.isfinite(tensor.sum()) or all(math.isfinite(value) for value in torch.aminmax(tensor))
 
 
 def pair_rows(tensor: T, heads: int) -> T:
-    """Rows of each head from (first half, second half) to neighbours (first, second), (first, second), …
+    """Reorder the rows of each head from (first half, second half) to pairs (first, second), (first, second), …
 
     transformers rotates row j of a head with row j + d/2, llama.cpp's `llama` row 2j with row 2j + 1.
     """

@@ -1,4 +1,4 @@
-"""A vocabulary in GGUF's bytes: all tokens at once. One at a time, as `gguf` packs them, it takes half a second."""
+"""A GGUF writer that packs a whole vocabulary at once; packing token by token, as in `gguf`, takes half a second."""
 
 import struct
 from typing import Any
@@ -11,7 +11,7 @@ NUMBERS = {int: (Type.INT32, np.dtype("<i4")), float: (Type.FLOAT32, np.dtype("<
 
 
 class Writer(gguf.GGUFWriter):  # type: ignore[misc]  # gguf has no types
-    """`gguf`'s writer, that packs lists of one kind of value at once."""
+    """`gguf`'s writer, with faster packing of lists."""
 
     def _pack_val(self, val: Any, vtype: Type, add_vtype: bool, sub_type: Type | None = None) -> bytes:
         if vtype != Type.ARRAY:
@@ -21,7 +21,7 @@ class Writer(gguf.GGUFWriter):  # type: ignore[misc]  # gguf has no types
 
 
 def packed(values: list[str] | list[int] | list[float]) -> tuple[Type, bytes]:
-    """The kind of these values, and all of them in bytes."""
+    """The GGUF type of these values, and the values as bytes."""
     if isinstance(values[0], str):
         return Type.STRING, b"".join(struct.pack("<Q", len(text)) + text for text in map(str.encode, values))
     kind, dtype = NUMBERS[type(values[0])]

@@ -1,4 +1,4 @@
-"""Which of llama.cpp's tokenizers reads text as a tokenizer.json does; refused where none does. No torch."""
+"""Finds llama.cpp's equivalent of a tokenizer.json; raises TokenizerUnsupported if there is none. No torch."""
 
 import json
 from collections.abc import Mapping
@@ -6,14 +6,14 @@ from typing import Any, Literal, NamedTuple
 
 from backprop_core.errors import TokenizerUnsupported
 
-LEAVE = "leave --export away: training, merging and evaluation work with this base"
-HINT = f"set LLAMA_CPP_DIR to a checkout of llama.cpp that converts it, or {LEAVE}"
+LEAVE = "run without --export: training, merging and evaluation work with this base"
+HINT = f"set LLAMA_CPP_DIR to a llama.cpp checkout that can convert it, or {LEAVE}"
 CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
 REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 QWEN2, LLAMA3 = CONTRACTION + REST, CONTRACTION + "{1,3}" + REST
 BYTES, GPT2_BYTES, DIGITS = "bytes", "bytes, split as GPT-2", "single digits"
 
-# (steps of the pre-tokenizer, whole words before merges) -> llama.cpp's name for a tokenizer that does the same
+# (steps of the pre-tokenizer, whole words before merges) -> llama.cpp's name of the equivalent tokenizer
 PRE_TOKENIZERS = {
     ((QWEN2, BYTES), False): "qwen2",
     ((LLAMA3, BYTES), True): "llama-bpe",
@@ -32,8 +32,8 @@ def metaspace(scheme: str) -> dict[str, Any]:
     return {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": False}
 
 
-# (normalizer, pre-tokenizer) of a SentencePiece vocabulary -> whether text that follows a special token gets a space.
-# With the scheme "first" only the very first text does, which llama.cpp cannot do: a chat starts with a special token.
+# (normalizer, pre-tokenizer) of a SentencePiece vocabulary -> whether text after a special token gets a space.
+# With the scheme "first", only text at the very start does, but a chat starts with a special token.
 SPACE_PREFIX = [
     (PREPEND, None, True),
     (None, metaspace("always"), True),
@@ -45,7 +45,7 @@ SPACE_PREFIX = [
 
 
 class Kind(NamedTuple):
-    """llama.cpp's tokenizer: its model and pre-tokenizer, and whether it puts a space before text (llama only)."""
+    """A llama.cpp tokenizer: its model and pre-tokenizer, and whether it adds a space before text (llama only)."""
 
     model: Literal["gpt2", "llama"]
     pre: str
@@ -53,17 +53,17 @@ class Kind(NamedTuple):
 
 
 def kind_of(spec: Mapping[str, Any]) -> Kind:
-    """What reads text as the content of a tokenizer.json does. Raises TokenizerUnsupported."""
+    """The llama.cpp tokenizer equivalent to the content of a tokenizer.json. Raises TokenizerUnsupported."""
     model = spec["model"]
     if model["type"] != "BPE" or model.get("end_of_word_suffix"):
-        raise TokenizerUnsupported(f"the tokenizer is no byte-level BPE but {model['type']}", hint=HINT)
+        raise TokenizerUnsupported(f"the tokenizer is {model['type']}, not byte-level BPE", hint=HINT)
     if stripping := [token["content"] for token in spec["added_tokens"] if token["lstrip"] or token["rstrip"]]:
-        raise TokenizerUnsupported(f"llama.cpp strips no space around {stripping[0]}", hint=HINT)
+        raise TokenizerUnsupported(f"llama.cpp does not strip spaces around {stripping[0]}", hint=HINT)
     return sentence_piece(spec) if model.get("byte_fallback") else byte_level(spec)
 
 
 def sentence_piece(spec: Mapping[str, Any]) -> Kind:
-    """A SentencePiece vocabulary that transformers reads as BPE: spaces are ▁, unknown characters their bytes."""
+    """The tokenizer for a SentencePiece vocabulary stored as BPE: spaces are ▁, unknown characters become bytes."""
     steps = spec["normalizer"], spec["pre_tokenizer"]
     for normalizer, pre_tokenizer, prefix in SPACE_PREFIX:
         if steps == (normalizer, pre_tokenizer):
@@ -72,7 +72,7 @@ def sentence_piece(spec: Mapping[str, Any]) -> Kind:
 
 
 def byte_level(spec: Mapping[str, Any]) -> Kind:
-    """BPE on bytes, after a split by regex."""
+    """The tokenizer for byte-level BPE with a regex split."""
     if (spec["normalizer"] or {"type": "NFC"})["type"] != "NFC":
         raise TokenizerUnsupported(f"llama.cpp has no normalizer {spec['normalizer']['type']}", hint=HINT)
     outer = spec["pre_tokenizer"] or {"type": "none"}
@@ -88,7 +88,7 @@ def byte_level(spec: Mapping[str, Any]) -> Kind:
 
 
 def step(part: dict[str, Any]) -> str:
-    """One step of a pre-tokenizer as a word that PRE_TOKENIZERS knows, or its JSON."""
+    """One step of a pre-tokenizer, as named in PRE_TOKENIZERS, or its JSON."""
     match part:
         case {"type": "Split", "pattern": {"Regex": str(regex)}, "behavior": "Isolated", "invert": False}:
             return regex

@@ -1,4 +1,4 @@
-"""A BPE tokenizer in GGUF's words."""
+"""Writes a BPE tokenizer's vocabulary, merges, special tokens and chat template to GGUF."""
 
 import json
 import re
@@ -21,12 +21,12 @@ def add_vocabulary(writer: gguf.GGUFWriter, tokenizer: Any, size: int) -> None:
 
     Raises TokenizerUnsupported, ChatTemplateMissing or ChatTemplateUnusable.
     """
-    spec = json.loads(tokenizer.backend_tokenizer.to_str())  # what was trained with: not always tokenizer.json's
+    spec = json.loads(tokenizer.backend_tokenizer.to_str())  # as in training, which may differ from tokenizer.json
     kind = kind_of(spec)
     tokens, types = token_list(spec, size)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in spec["model"]["merges"]]
     end = stop_id(tokenizer)
-    bos = end if tokenizer.bos_token_id is None else tokenizer.bos_token_id  # without one, llama.cpp takes token 11
+    bos = end if tokenizer.bos_token_id is None else tokenizer.bos_token_id  # llama.cpp defaults to token 11
     writer.add_tokenizer_model(kind.model)
     writer.add_tokenizer_pre(kind.pre)
     writer.add_token_list(tokens)
@@ -47,9 +47,9 @@ def add_vocabulary(writer: gguf.GGUFWriter, tokenizer: Any, size: int) -> None:
 
 
 def declare(directory: Path, config: Any) -> None:
-    """Write into a model's tokenizer_config.json what the function above writes of BOS, EOS and the chat template.
+    """Write the same BOS, EOS and chat template as `add_vocabulary` into a model's tokenizer_config.json.
 
-    llama.cpp's own converter takes them from there. [gguf, SpecialVocab] Raises ChatTemplateUnusable.
+    llama.cpp's converter reads them from there. [gguf, SpecialVocab] Raises ChatTemplateUnusable.
     """
     tokenizer = AutoTokenizer.from_pretrained(directory, config=config)
     path = directory / "tokenizer_config.json"
@@ -63,9 +63,9 @@ def declare(directory: Path, config: Any) -> None:
 
 
 def scores(tokens: list[str], merges: list[str]) -> list[float]:
-    """What llama.cpp merges by: the pair with the highest score first, so a token's is minus the rank of its merge.
+    """Token scores: llama.cpp merges the pair with the highest score first, so a score is minus the merge's rank.
 
-    A token that no merge makes, a single character for one, is below all others.
+    Tokens that no merge produces, such as single characters, get the lowest score.
     """
     ranks: dict[str, int] = {}
     for rank, merge in enumerate(merges):
@@ -74,7 +74,7 @@ def scores(tokens: list[str], merges: list[str]) -> list[float]:
 
 
 def token_list(spec: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
-    """Texts and types of `size` tokens; ids that the tokenizer does not use are UNUSED."""
+    """Texts and types of `size` tokens; unused ids get the type UNUSED."""
     tokens = [f"[PAD{i}]" for i in range(size)]
     types = [int(gguf.TokenType.UNUSED)] * size
     special, added = int(gguf.TokenType.CONTROL), int(gguf.TokenType.USER_DEFINED)
@@ -82,8 +82,8 @@ def token_list(spec: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
     entries += [(one["id"], one["content"], special if one["special"] else added) for one in spec["added_tokens"]]
     if (largest := max(i for i, _, _ in entries)) >= size:
         raise TokenizerUnsupported(
-            f"the tokenizer has token {largest}, the model only {size} embeddings",
-            hint="use the tokenizer that belongs to this model",
+            f"the tokenizer has token {largest}, but the model has only {size} embeddings",
+            hint="use the model's own tokenizer",
         )
     for i, text, kind in entries:
         tokens[i], types[i] = text, kind
@@ -91,6 +91,6 @@ def token_list(spec: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
 
 
 def type_of(text: str, model: dict[str, Any]) -> int:
-    """A token of the vocabulary itself: with byte fallback `<0x0A>` is a byte."""
+    """The type of a vocabulary token: with byte fallback, `<0x0A>` is a byte."""
     is_byte = model.get("byte_fallback") and BYTE.fullmatch(text)
     return int(gguf.TokenType.BYTE if is_byte else gguf.TokenType.NORMAL)

@@ -1,4 +1,4 @@
-"""The GGUF file: header and tensor infos first, then one tensor after the other."""
+"""Writes a GGUF model file: metadata and tensor infos, then the tensor data."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ FILE_TYPES = {
 
 
 def write_gguf(base: Path, adapter: Path | None, path: Path, outtype: str, on_progress: OnProgress) -> None:
-    """Write the file at `path`; half of it is left there on failure."""
+    """Write the file at `path`; on failure, a partial file remains."""
     config: Any = AutoConfig.from_pretrained(base)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_home(base, adapter), config=config)
     fused = Fused(base, adapter)
@@ -42,7 +42,7 @@ def write_gguf(base: Path, adapter: Path | None, path: Path, outtype: str, on_pr
 
 
 def plan(config: Any, fused: Fused, kind: GGMLType) -> list[Entry]:
-    """Every tensor of the file but those of the rotary embedding, in the file's order."""
+    """All tensors of the file except those of the rotary embedding, in the file's order."""
     architecture = architecture_of(config)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.name.upper()], config.num_hidden_layers)
     if config.tie_word_embeddings:
@@ -65,14 +65,14 @@ def plan(config: Any, fused: Fused, kind: GGMLType) -> list[Entry]:
 
 
 def stored_type(shape: tuple[int, ...], kind: GGMLType) -> GGMLType:
-    """Vectors are float32; a matrix whose rows do not fill blocks of 32 is F16 instead of Q8_0."""
+    """Vectors are float32; a matrix whose rows are not a multiple of the block size is F16 instead of Q8_0."""
     if len(shape) == 1:
         return GGMLType.F32
     return GGMLType.F16 if shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] else kind
 
 
 def rotary_heads(config: Any, source: str) -> int:
-    """Heads of a q or k projection where llama.cpp rotates neighbouring rows; 0 for all others."""
+    """Heads of a q or k projection if llama.cpp rotates adjacent rows; 0 for all other tensors."""
     if not architecture_of(config).paired_rotary:
         return 0
     count, kv_count, _ = heads(config)
@@ -80,7 +80,7 @@ def rotary_heads(config: Any, source: str) -> int:
 
 
 def write_header(path: Path, config: Any, tokenizer: Any, entries: list[Entry], file_type: int) -> None:
-    """Metadata and tensor infos. Nothing in it says where, when, or from what name the file was made."""
+    """Write metadata and tensor infos, without paths, dates or names, so that the file is reproducible."""
     writer = Writer(path, architecture_of(config).name)
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_file_type(file_type)

@@ -76,7 +76,7 @@ def test_tasks_are_as_they_were_when_the_run_began(base: LoadedBase, shared: Sto
     (directory / ".swp").write_text("an editor's")
     assert lm_eval_tasks.find(directory) == own
     (directory / "rows.jsonl").write_text(json.dumps({"asked": "?", "answer": "!"}))
-    with pytest.raises(ConfigInvalid, match="not as it was"):
+    with pytest.raises(ConfigInvalid, match="has changed since"):
         harness(base, None, spec=SPEC, own=own, store=shared)
     with pytest.raises(ConfigInvalid, match="no task files"):
         lm_eval_tasks.find(tmp_path / "nothing")

@@ -266,7 +266,7 @@ def test_weights_that_are_cut_while_they_are_read_are_refused(tmp_path: Path) ->
     save_file({"w": torch.ones(8, 4)}, file)
     stored = stored_in(file)["w"]
     os.truncate(file, file.stat().st_size - 1)
-    with pytest.raises(ModelLoadFailed, match="cut short"):
+    with pytest.raises(ModelLoadFailed, match="is truncated"):
         stored.rows(slice(4, 8))
 
 

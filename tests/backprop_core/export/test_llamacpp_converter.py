@@ -149,7 +149,7 @@ def alive(pid: int) -> bool:
     [
         (None, ConfigInvalid, "has no convert_hf_to_gguf.py"),
         ("raise ModuleNotFoundError('gguf')", ConfigInvalid, "does not start: .*gguf"),
-        ("print('- LlamaForCausalLM\\n- OddForCausalLMs')", ArchitectureUnsupported, "does not know OddForCausalLM"),
+        ("print('- LlamaForCausalLM\\n- OddForCausalLMs')", ArchitectureUnsupported, "does not support OddForCausalLM"),
     ],
 )
 def test_what_cannot_work_is_refused_before_the_weights(
@@ -192,5 +192,5 @@ def test_a_checkout_that_changed_meanwhile_is_refused(odd: Path, llama_cpp: Path
     """The file would not be what the key says."""
     converter = llamacpp_converter.find(llama_cpp, sys.executable, odd)
     (llama_cpp / "conversion" / "odd.py").write_text("LAYERS = 3\n")
-    with pytest.raises(GGUFExportFailed, match="not as it was"):
+    with pytest.raises(GGUFExportFailed, match="has changed since"):
         llamacpp_converter.check(converter)
