@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from backprop_core.data.loading import read, snapshot
+from backprop_core.data.loading import read_rows, snapshot
 from backprop_core.schema.specs import DatasetSpec
 from backprop_core.store.artifacts import Store, file_digest
 from backprop_core.store.cache_keys import digest_of
@@ -31,7 +31,7 @@ def pool_base(tasks: Path, store: Store) -> Path:
 
 def exchanges(file: Path, store: Store) -> list[Exchange]:
     """The rows of a file as (what is asked, what is answered)."""
-    rows = read(snapshot(str(file), scratch=store.scratch("pool")), DatasetSpec(path=str(file))).rows
+    rows = read_rows(snapshot(str(file), scratch=store.scratch("pool")), DatasetSpec(path=str(file))).rows
     return [(row["messages"][-2]["content"], row["messages"][-1]["content"]) for row in rows]
 
 

@@ -12,7 +12,9 @@ from backprop_core.store.cache_keys import canonical
 GGUF_LORA = "adapter.gguf"
 
 
-def write(base: BaseRef, directory: Path, adapter: Path, output: Path, *, package: Package, named: bool) -> None:
+def write_package(
+    base: BaseRef, directory: Path, adapter: Path, output: Path, *, package: Package, named: bool
+) -> None:
     """Write a package of `base` (whose files are in `directory`) and the adapter into the directory `output`.
 
     merged: the base with the adapter fused into it, for transformers. lora: the adapter in PEFT's layout, with its own

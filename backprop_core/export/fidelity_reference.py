@@ -176,6 +176,6 @@ def write_reference(made: Reference, directory: Path) -> None:
     (directory / LOGITS).write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
-def read(directory: Path) -> Reference:
+def read_reference(directory: Path) -> Reference:
     notes = Notes.model_validate_json((directory / NOTES).read_bytes())
     return Reference(notes, Likely(**load_file(directory / LOGITS)))

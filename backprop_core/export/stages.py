@@ -130,7 +130,7 @@ def package(base: BaseRef, adapter: AdapterRef, package: Package, hub_id: str | 
 
     local, tuned = bases.local(base, at.store), at.store.local(adapter)
     with at.store.begin("package") as directory:
-        adapter_packages.write(base, local, tuned, directory, package=package, named=hub_id is not None)
+        adapter_packages.write_package(base, local, tuned, directory, package=package, named=hub_id is not None)
         size = sum(path.stat().st_size for path in directory.iterdir())
         record = {"stage": "package", "base": base.digest, "adapter": adapter.digest}
         return at.store.commit(directory, PackageRef, record=record, package=package, bytes=size)
@@ -152,7 +152,7 @@ def fidelity(reference: ReferenceRef, gguf: GGUFRef, canaries: list[CanarySpec],
     """How far a GGUF file answers as the model it came from."""
     from backprop_core.export import fidelity, fidelity_reference
 
-    known = fidelity_reference.read(at.store.local(reference))
+    known = fidelity_reference.read_reference(at.store.local(reference))
     return fidelity.measure(known, at.store.local(gguf) / FILE, quantization=gguf.quantization, canaries=canaries)
 
 

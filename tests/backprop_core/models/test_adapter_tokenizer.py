@@ -20,7 +20,7 @@ from backprop_core.errors import (
     UnsafeModel,
 )
 from backprop_core.evaluation.generation import answer
-from backprop_core.export.fidelity_reference import read
+from backprop_core.export.fidelity_reference import read_reference
 from backprop_core.models.base import TOKENIZER_FILES, template_of
 from backprop_core.models.loading import load, with_tokenizer_of
 from backprop_core.schema.specs import GenerationSpec
@@ -99,7 +99,7 @@ def test_what_an_adapter_brings_is_used_everywhere(
         assert template_of(packaged) == AutoTokenizer.from_pretrained(packaged).chat_template == OWN
     rows = nano.commit_rows(store, ROWS)
     known = run("reference", **made, heldout=rows, rows=1, prompts=["hello"])
-    assert read(store.local(known)).notes.template == OWN
+    assert read_reference(store.local(known)).notes.template == OWN
     assert run("fidelity", reference=known, gguf=gguf, canaries=[]).ids_equal
     loaded = load(base, precision="fp32", device="cpu")
     changed = with_tokenizer_of(loaded, ref, store)

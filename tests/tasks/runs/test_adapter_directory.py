@@ -25,7 +25,7 @@ from backprop_core.errors import (
     RefAmbiguous,
     RunUnknown,
 )
-from backprop_core.export.adapter_packages import write
+from backprop_core.export.adapter_packages import write_package
 from backprop_core.export.gguf.fused_weights import Fused
 from backprop_core.schema.refs import Located, PackageRecord, RunResult
 from backprop_core.schema.specs import EvaluationSpec, ExportSpec, PublishSpec
@@ -265,7 +265,7 @@ def test_a_base_of_the_hub_is_named_by_its_id(adapter: Path, store: Store) -> No
     found = made(str(adapter), store)
     hub = found.base.model_copy(update={"name": "team/model", "revision": "a" * 40})
     assert found.adapter
-    write(hub, Path(found.base.name), store.local(found.adapter), adapter, package="lora", named=True)
+    write_package(hub, Path(found.base.name), store.local(found.adapter), adapter, package="lora", named=True)
     config = PeftConfig.from_pretrained(adapter)
     assert (config.base_model_name_or_path, config.revision) == ("team/model", "a" * 40)
     jobs = [{"base": hub, "package": "lora", "hub_id": hub_id} for hub_id in (None, "team/model@a")]
