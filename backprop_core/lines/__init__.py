@@ -1,1 +1,1 @@
-"""Versions of a line, its champion, and what may be pruned."""
+"""Lines: versions, the champion, and pruning of the store."""

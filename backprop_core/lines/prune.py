@@ -1,9 +1,9 @@
-"""Making room: what no kept version, release, pin, recent result or unfinished run names is removed, with a tombstone.
+"""Prunes the store: removes artifacts and checkpoints that are no longer needed, and leaves a tombstone for each.
 
-Kept are, of every line, the newest versions, the champion, and the one that a rollback would bring back, each with its
-adapters, rows, held-out sets, scores and GGUF files; what is pinned; what runs of the last days made that is no version
-of a line; and what unfinished runs started from, have made, and may go on from. No run goes on meanwhile, and none
-begins. A kill at any moment loses nothing of that.
+Kept are, for every line, the newest versions, the champion, and the version that a rollback would restore, each with
+its adapters, rows, held-out sets, scores and GGUF files; pinned artifacts; recent results that are not versions of a
+line; and everything that unfinished runs started from, have made, or may resume from. Pruning excludes runs: none is
+active meanwhile. Killing it at any moment loses nothing that is kept.
 """
 
 import json
@@ -30,30 +30,30 @@ log = logging.getLogger(__name__)
 UNFINISHED = {"failed", "interrupted", "running"}
 KEEP = 3  # versions of a line
 OF_A_LINE = {"retrain", "promote", "release", "rollback", "drift"}  # flows whose runs belong to a line
-RESULTS = {"train", "multi-run", "retrain", "promote", "export"}  # flows whose results people come back for
+RESULTS = {"train", "multi-run", "retrain", "promote", "export"}  # flows whose results are kept for some days
 DAY = 86400  # seconds
-UNNAMED = "named by no run or version"
-RemoveTag = Callable[[str, int], bool]  # line and version -> whether its tag is gone, if it had one
+UNNAMED = "not used by any run or version"
+RemoveTag = Callable[[str, int], bool]  # (line, version) -> whether it has no Ollama tag any more
 
 
 class Item(Record):
-    """Artifacts that go together, by what named them."""
+    """Artifacts to remove that belong to the same run or version."""
 
     what: str = Field(description="A run or a version.")
-    ended: float | None = Field(None, description="When the run ended, in seconds since 1970.")
+    ended: float | None = Field(None, description="End of the run, in seconds since 1970.")
     artifacts: list[str] = Field(description="Digests.")
     bytes: int
 
 
 class Pruned(Record):
-    """What was removed, or would be."""
+    """What was removed, or would be removed."""
 
     items: list[Item]
     artifacts: int
-    checkpoints: int = Field(description="Keys whose checkpoints nobody would go on from.")
-    versions: dict[str, list[int]] = Field(description="Versions whose files are gone, by line.")
+    checkpoints: int = Field(description="Stage keys whose checkpoints no run will resume from.")
+    versions: dict[str, list[int]] = Field(description="Versions whose files were removed, by line.")
     bytes: int
-    left: int = Field(description="Bytes of artifacts and checkpoints that stay.")
+    left: int = Field(description="Bytes of remaining artifacts and checkpoints.")
 
     @property
     def is_empty(self) -> bool:
@@ -72,15 +72,15 @@ def prune(
     dry_run: bool = False,
     remove_tag: RemoveTag,
 ) -> Pruned:
-    """Remove what is not kept; with `line` only what runs of that line have left behind, whenever that was.
+    """Remove everything that is not kept; with `line`, only leftovers of that line's runs, however old.
 
-    Without `line`, results of the last `keep_days` days stay. To come below `max_bytes`, fewer versions than `keep` are
-    kept, but champion, newest and the one before always. With `only`, nothing is removed that a dry run did not list.
-    Raises RunActive if a run is going on.
+    Without `line`, results of the last `keep_days` days are kept. To get below `max_bytes`, fewer than `keep` versions
+    are kept, but always the champion, the newest and the one before. With `only`, removes nothing that this dry run did
+    not list. Raises RunActive if a run is active.
     """
     with held(store.lock("prune"), "the store is being pruned"):
         if run := next(living(store), None):
-            raise RunActive(f"run {run} is going on", hint="prune when it has ended")
+            raise RunActive(f"run {run} is active", hint="prune after it has ended")
         young = time.time() - (keep_days * DAY if line is None else 0)
         plan = Plan(store, keep, line, young)
         while max_bytes is not None and plan.left > max_bytes and keep > 1:
@@ -88,14 +88,14 @@ def prune(
             plan = Plan(store, keep, line, young)
         if only is not None:
             plan.restrict(only)
-        report = plan.report()  # while everything that names something is there
+        report = plan.report()  # before anything is removed
         if not dry_run:
             plan.carry_out(remove_tag)
         return report
 
 
 class Plan:
-    """What stays and what goes."""
+    """Decides what to keep and what to remove."""
 
     def __init__(self, store: Store, keep: int, line: str | None, young: float) -> None:
         self._store, self._lines = store, Lines(store)
@@ -112,16 +112,16 @@ class Plan:
 
     @property
     def bytes(self) -> int:
-        """What goes."""
+        """Bytes to remove."""
         return sum(self._sizes[name] for name in self._artifacts) + sum(self._checkpoints.values())
 
     @property
     def left(self) -> int:
-        """What stays."""
+        """Bytes to keep."""
         return self._all - self.bytes
 
     def restrict(self, listed: Pruned) -> None:
-        """Remove nothing that was not listed before."""
+        """Restrict the plan to what was listed before."""
         known = {digest for item in listed.items for digest in item.artifacts}
         self._artifacts = [digest for digest in self._artifacts if digest in known]
         self._dropped = {
@@ -140,7 +140,7 @@ class Plan:
         )
 
     def _items(self) -> list[Item]:
-        """What goes, each artifact under the version or the newest run that names it."""
+        """The artifacts to remove, each under the version or the newest run that uses it."""
         left, found = set(self._artifacts), []
         for what, ended, named in [*self._versions_that_go(), *self._runs()]:
             if mine := sorted(left & named):
@@ -159,7 +159,7 @@ class Plan:
                 yield f"{line}@{number}", None, named | digests_of(self._store.layout.line(line).release(number))
 
     def _runs(self) -> list[tuple[str, float, set[str]]]:
-        """Every run with what it names, the newest first."""
+        """Every run with the artifacts it uses, newest first."""
         found = []
         for run in self._store.layout.begun():
             asked = json.loads(run.spec.read_bytes())
@@ -168,9 +168,9 @@ class Plan:
         return sorted(found, key=lambda one: one[1], reverse=True)
 
     def carry_out(self, remove_tag: RemoveTag) -> None:
-        """Records of releases last, and not those of versions that still have a tag: the next prune goes by them."""
+        """Remove everything; release records last, except those with a remaining tag, which the next prune retries."""
         for digest in self._artifacts:
-            self._store.remove(digest, "pruned: no version that is kept named it")
+            self._store.remove(digest, "pruned: not used by any kept version")
         for path in self._checkpoints:
             shutil.rmtree(path, ignore_errors=True)
         self._forget(set(self._artifacts))
@@ -186,7 +186,7 @@ class Plan:
                     self._store.layout.line(line).release(number).unlink(missing_ok=True)
 
     def _forget(self, gone: set[str]) -> None:
-        """The cache's records of what is gone."""
+        """Remove cache records of removed artifacts."""
         for result in self._store.layout.cache_results.glob("*"):
             if gone & digests_in(result.read_text(encoding="utf-8")):
                 self._store.layout.cache_key(result.name).unlink(missing_ok=True)
@@ -200,11 +200,11 @@ class Plan:
         return [number for number in versions if number not in kept and not self._is_pinned(line, number)]
 
     def _is_pinned(self, line: str, number: int) -> bool:
-        """Whether a person keeps what a version is: its merged adapter."""
+        """Whether the version's merged adapter is pinned."""
         return self._lines.version(line, number).merged.digest in self._pinned
 
     def _held_by_versions(self, names: list[str]) -> set[str]:
-        """What the versions that stay name, and what went live with them; and a release that goes on."""
+        """Artifacts of the kept versions, their releases, and a release in progress."""
         found: set[str] = set()
         for name in names:
             for number in set(self._lines.versions(name)) - set(self._dropped.get(name, [])):
@@ -214,9 +214,9 @@ class Plan:
         return found
 
     def _held_by_runs(self, names: list[str], young: float) -> set[str]:
-        """What unfinished runs start from and hold, and recent results that are no version of a line.
+        """Artifacts of unfinished runs, and recent results that are not versions of a line.
 
-        None lives now, and a run of drift is never resumed.
+        No run is active now, and a drift run is never resumed.
         """
         held, found = leased(self._store), set[str]()
         made = {self._lines.version(name, number).run_id for name in names for number in self._lines.versions(name)}
@@ -230,7 +230,7 @@ class Plan:
         return found.union(*held.values())
 
     def _left_behind(self, line: str) -> set[str]:
-        """What the line's finished runs and dropped versions name, and no run that is not the line's."""
+        """Artifacts used by the line's finished runs and dropped versions, and by no other run."""
         own, others = set[str](), set[str]()
         for run in self._store.layout.begun():
             asked, named = json.loads(run.spec.read_bytes()), named_by(run)
@@ -245,13 +245,13 @@ class Plan:
 
 
 def is_unfinished(run: RunLayout) -> bool:
-    """Whether there is such a run, and it has not come to its end."""
+    """Whether this run exists and has not finished."""
     ended = run.result.is_file() and json.loads(run.result.read_bytes())["status"] not in UNFINISHED
     return run.spec.is_file() and not ended
 
 
 def ended_at(run: RunLayout) -> float | None:
-    """When a run wrote its result, in seconds since 1970; None before it has."""
+    """When a run wrote its result, in seconds since 1970; None if it has not."""
     return run.result.stat().st_mtime if run.result.is_file() else None
 
 
@@ -265,12 +265,12 @@ def digests_of(path: Path) -> set[str]:
 
 
 def size_of(directory: Path) -> int:
-    """Bytes of a directory's files."""
+    """Total bytes of a directory's files."""
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
 def tag_remover(store: Store, remove: Callable[[str], None]) -> RemoveTag:
-    """Removes the tag vN of a version through `remove`; says False, and a word in the log, where that fails."""
+    """A function that removes a version's Ollama tag vN with `remove`; it logs and returns False if that fails."""
 
     def of(line: str, number: int) -> bool:
         known = released(line, number, store)
@@ -278,7 +278,7 @@ def tag_remover(store: Store, remove: Callable[[str], None]) -> RemoveTag:
             try:
                 remove(f"{known.publish.ollama}:v{number}")
             except BackpropError as error:
-                log.warning("the tag v%d is left to be removed later: %s", number, error.message)
+                log.warning("the tag v%d could not be removed; the next prune retries: %s", number, error.message)
                 return False
         return True
 
@@ -286,7 +286,7 @@ def tag_remover(store: Store, remove: Callable[[str], None]) -> RemoveTag:
 
 
 def sizes(store: Store) -> Iterator[tuple[str, int]]:
-    """Bytes of every line: of what its versions and releases name."""
+    """Each line with the bytes of its versions and releases."""
     for name in Lines(store).names():
         folder = store.layout.line(name).root
         named = set[str]().union(*(digests_of(path) for path in folder.rglob("*.json")))

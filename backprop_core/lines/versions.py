@@ -1,4 +1,4 @@
-"""A line's versions and its champion: versions are appended and never rewritten, the champion is one pointer."""
+"""A line's versions, its champion and promotions. Versions are append-only; the champion is a pointer to one."""
 
 import os
 import uuid
@@ -15,7 +15,7 @@ from backprop_core.store.artifacts import Store, write_atomic
 
 
 class LineVersion(Record):
-    """Everything that the next run of a line, or its release, needs to know."""
+    """A version of a line: everything that its next run or its release needs."""
 
     format: Literal[1] = 1
     run_id: RunId
@@ -24,32 +24,32 @@ class LineVersion(Record):
     merge: MergeSpec
     tuned: AdapterRef
     earlier: list[AdapterRef] = Field(
-        default_factory=list, description="Tuned by the runs before, oldest first, where each merge takes all of them."
+        default_factory=list, description="Tuned adapters of earlier runs, oldest first, if the strategy merges all."
     )
     merged: AdapterRef
-    count: int = Field(ge=1, description="Runs merged so far, this one included.")
+    count: int = Field(ge=1, description="Runs merged so far, including this one.")
     datasets: list[DatasetRef]
     heldout: dict[str, RowsRef] = Field(description="Held-out rows by task.")
     aside: dict[str, RowsRef] | None = Field(
-        None, description="Rows by task that were held out and score no more; None in versions older than this field."
+        None, description="Held-out rows no longer scored, by task; None in versions older than this field."
     )
     scores: dict[str, Scores] = Field(description="Scores of the merged adapter by task.")
-    ratings: dict[str, Ratings] = Field(default_factory=dict, description="What it writes, rated, by task.")
-    watch: list[str] = Field(default_factory=list, description="Tasks that are only scored.")
-    parent: int | None = Field(None, description="Number of the version that this one continues; None: none.")
+    ratings: dict[str, Ratings] = Field(default_factory=dict, description="Ratings of its generated answers, by task.")
+    watch: list[str] = Field(default_factory=list, description="Tasks that are only scored, never trained.")
+    parent: int | None = Field(None, description="Number of the version that this one continues, or None.")
     scored: dict[str, RowsRef] = Field(
-        {}, description="Held-out rows that the scores are of, where those are not all.", json_schema_extra=NO_KEY
+        {}, description="Held-out rows behind the scores, if not all of them.", json_schema_extra=NO_KEY
     )
     gate: GateReport | None = Field(
         None,
-        description="What the gate said of it; None in records that are older than this field.",
+        description="The gate's report; None in records older than this field.",
         json_schema_extra=NO_KEY,
     )
-    act: Act | None = Field(None, description="Who promoted it, if a person did.", json_schema_extra=NO_KEY)
+    act: Act | None = Field(None, description="Manual promotion, if a person promoted it.", json_schema_extra=NO_KEY)
 
     @property
     def cells(self) -> dict[str, Cell]:
-        """Its row of the matrix."""
+        """Its row of the forgetting matrix."""
         rows = self.heldout | self.scored
         return {
             task: Cell(scores=scores, rating=self.ratings.get(task), heldout=rows[task].digest)
@@ -65,11 +65,11 @@ class Live(Record):
 
 
 class Move(Record):
-    """A version that a person made the champion."""
+    """A manual promotion of a version to champion."""
 
     format: Literal[1] = 1
     number: int
-    before: int | None = Field(description="The champion until then.")
+    before: int | None = Field(description="The previous champion.")
     run_id: RunId
     act: Act
 
@@ -90,11 +90,11 @@ class Lines:
     def version(self, line: str, number: int) -> LineVersion:
         path = self._layout.line(line).version(number)
         if not path.is_file():
-            raise RunUnknown(f"line {line} has no version {number}", hint="`backprop lines` lists what there is")
+            raise RunUnknown(f"line {line} has no version {number}", hint="`backprop lines` lists all versions")
         return LineVersion.model_validate_json(path.read_bytes())
 
     def append(self, line: str, version: LineVersion, *, after: int) -> int:
-        """Add the version that follows `after` (0: the first). Raises LineConflict if somebody was faster."""
+        """Add the version after number `after` (0: the first). Raises LineConflict if another run added it first."""
         number = after + 1
         if self.versions(line)[-1:] not in ([after], []) or (after and not self.versions(line)):
             raise self._conflict(line, number)
@@ -102,7 +102,7 @@ class Lines:
         beside = path.with_name(f".{uuid.uuid4().hex}")
         write_atomic(beside, version.model_dump_json())
         try:
-            os.link(beside, path)  # fails if it exists: exclusive, and complete from its first moment
+            os.link(beside, path)  # fails if it exists: exclusive, and never partial
         except FileExistsError:
             raise self._conflict(line, number) from None
         finally:
@@ -110,12 +110,12 @@ class Lines:
         return number
 
     def champion(self, line: str) -> int | None:
-        """The version that is live, or None."""
+        """The number of the live version, or None."""
         path = self._layout.line(line).champion
         return int(path.read_text()) if path.is_file() else None
 
     def set_champion(self, line: str, number: int | None) -> None:
-        """Make a version the live one, or none."""
+        """Make a version the champion; None: no champion."""
         if number is None:
             self._layout.line(line).champion.unlink(missing_ok=True)
             return
@@ -123,30 +123,30 @@ class Lines:
         write_atomic(self._layout.line(line).champion, str(number))
 
     def moves(self, line: str) -> list[Move]:
-        """What people made the champion, the oldest first."""
+        """Manual promotions, oldest first."""
         notes = [Move.model_validate_json(path.read_bytes()) for path in self._layout.line(line).moves.glob("*.json")]
         return sorted(notes, key=lambda move: (move.act.at, move.run_id))
 
     def note_move(self, line: str, move: Move) -> None:
-        """Keep who made a version the champion, and why; the same run notes it once."""
+        """Record a manual promotion, once per run."""
         write_atomic(self._layout.line(line).move(move.run_id), move.model_dump_json())
 
     def forget_move(self, line: str, run_id: str) -> None:
-        """It was undone."""
+        """Remove the record of a promotion that was undone."""
         self._layout.line(line).move(run_id).unlink(missing_ok=True)
 
     def act(self, line: str, number: int) -> Act | None:
-        """The act that forced a version, else the newest that made it the champion; None: no person did that."""
+        """The act that forced a version past the gate, else its newest manual promotion; None without any."""
         acts = [move.act for move in reversed(self.moves(line)) if move.number == number]
         return next((act for act in acts if act.forced), acts[0] if acts else None)
 
     def live(self, line: str) -> Live | None:
-        """The champion itself, or None."""
+        """The champion with its number, or None."""
         number = self.champion(line)
         return Live(number=number, version=self.version(line, number)) if number else None
 
     def ancestors(self, line: str, number: int | None) -> list[LineVersion]:
-        """A version and those that it continues, the oldest first; empty for None."""
+        """A version and the versions it continues, oldest first; empty for None."""
         found: list[LineVersion] = []
         while number:
             found.append(self.version(line, number))
@@ -154,9 +154,9 @@ class Lines:
         return found[::-1]
 
     def add(self, line: str, version: LineVersion, *, champion: int | None) -> int:
-        """Append `version`, made while `champion` was live; its number. A run that has done so gets the same again.
+        """Append `version`, made while `champion` was live; returns its number. Idempotent per run.
 
-        Raises LineConflict if the champion is another one by now.
+        Raises LineConflict if the champion has changed since.
         """
         for number in self.versions(line):
             if self.version(line, number).run_id == version.run_id:
@@ -168,8 +168,8 @@ class Lines:
         """Raise LineConflict unless the line's champion is `expected`."""
         if (champion := self.champion(line)) != expected:
             raise LineConflict(
-                f"line {line} went on to version {champion} while this run continued version {expected}",
-                hint="run it again: it then continues from the newest version",
+                f"the champion of line {line} changed to {champion} while this run continued version {expected}",
+                hint="run it again to continue from the new champion",
             )
 
     def check_base(self, line: str, base: BaseRef) -> None:
@@ -177,11 +177,11 @@ class Lines:
         if (numbers := self.versions(line)) and (known := self.version(line, numbers[-1]).base).digest != base.digest:
             raise LineConflict(
                 f"line {line} is built on {known.name} ({known.digest[:12]}), not on {base.name} ({base.digest[:12]})",
-                hint="give --model the line's base, or another --line",
+                hint="set --model to the line's base, or use another --line",
             )
 
     def _conflict(self, line: str, number: int) -> LineConflict:
         return LineConflict(
             f"line {line} already has version {number}, or lacks the one before",
-            hint="somebody else continued it meanwhile: run it again from the newest version",
+            hint="another run continued the line meanwhile: run it again from the newest version",
         )

@@ -1,1 +1,1 @@
-"""The release transaction, Ollama, the Hub, the model card."""
+"""Publishing: the release transaction, Ollama, the Hugging Face Hub, the model card."""

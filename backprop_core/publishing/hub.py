@@ -1,7 +1,7 @@
-"""The Hub: what was made as one commit of a repository, and a commit as the state of the repository again.
+"""Publishes to a Hugging Face Hub repository: uploads files as one commit, and restores an earlier commit.
 
-Everything through huggingface_hub's own client; HF_ENDPOINT names another Hub than the usual one, which needs
-HF_HUB_DISABLE_XET=1 if it has no Xet storage.
+Uses huggingface_hub's client. HF_ENDPOINT selects another Hub, which needs HF_HUB_DISABLE_XET=1 if it has no Xet
+storage.
 """
 
 import hashlib
@@ -32,23 +32,23 @@ from backprop_core.schema.records import Record
 from backprop_core.schema.refs import BaseRef
 from backprop_core.store.cache_keys import canonical
 
-RECORD = "backprop.json"  # says that a repository is ours, and what is in it
+RECORD = "backprop.json"  # marks repositories of this project, and lists their content
 CommitOperation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
 LATER = {408, 429, 500, 502, 503, 504}
 
 
 def check_repo_id(repo: str) -> None:
-    """Raise ConfigInvalid unless `repo` is OWNER/NAME as the Hub takes it."""
+    """Raise ConfigInvalid unless `repo` is a valid OWNER/NAME."""
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise ConfigInvalid(f"{repo} is no repository's id: {error}", hint="write OWNER/NAME") from error
+        raise ConfigInvalid(f"invalid repository id {repo}: {error}", hint="write OWNER/NAME") from error
     if repo.count("/") != 1:
-        raise ConfigInvalid(f"{repo} is no repository's id: it has no owner", hint="write OWNER/NAME")
+        raise ConfigInvalid(f"invalid repository id {repo}: no owner", hint="write OWNER/NAME")
 
 
 class File(Record):
-    """What a file of a repository holds: the bytes of a file of this machine, or a text."""
+    """A file for a repository: a local file, or a text."""
 
     path: str | None = None
     text: str | None = None
@@ -59,13 +59,13 @@ class File(Record):
 
 
 def adapter_files(adapter: Path, base: BaseRef, base_directory: Path) -> dict[str, File]:
-    """The adapter, its config naming the base by hub id, and the tokenizer. Raises TokenizerUnsupported without one.
+    """The adapter, with the base's hub id in its config, and the tokenizer. Raises TokenizerUnsupported without one.
 
-    A base that is a directory of some machine is not named: nobody else has it.
+    The config does not name a base that is a local directory.
     """
     found = {name: base_directory / name for name in TOKENIZER_FILES if (base_directory / name).is_file()}
     if not {"tokenizer.json", "tokenizer.model", "vocab.json"} & found.keys():
-        raise TokenizerUnsupported(f"{base.name} has no tokenizer", hint="put the base's tokenizer files back")
+        raise TokenizerUnsupported(f"{base.name} has no tokenizer", hint="restore the base's tokenizer files")
     config = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
     named = {"base_model_name_or_path": base.name, "revision": base.revision} if base.revision else {}
     return {
@@ -75,23 +75,23 @@ def adapter_files(adapter: Path, base: BaseRef, base_directory: Path) -> dict[st
 
 
 class Hub:
-    """A Hub, as the owner of `token`. Every call raises AuthRequired, HubUnreachable or HubUploadFailed."""
+    """Client of a Hub, authenticated by `token`. Every call raises AuthRequired, HubUnreachable or HubUploadFailed."""
 
     def __init__(self, token: str) -> None:
-        disable_progress_bars()  # the command line has a bar of its own
+        disable_progress_bars()  # the command line shows its own
         self._api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token)
 
     def head(self, repo: str, *, private: bool) -> str:
-        """The commit that the repository is at; it is made if it is not there. Raises NameTaken if it is not ours."""
+        """The repository's latest commit; creates the repository if needed. Raises NameTaken if it is not ours."""
         with coded(repo):
             self._api.create_repo(repo, private=private, exist_ok=True)
         return self._state(repo)[0]
 
     def push(self, repo: str, files: Mapping[str, File], *, message: str, parent: str) -> str:
-        """Put these files beside what is there, in one commit on top of `parent`; the commit.
+        """Upload files in one commit on top of `parent`; returns the commit. Idempotent.
 
-        GGUF files that are not among them go. Files that are there already are not sent, and if all are, there is no
-        commit: doing it again changes nothing.
+        Deletes GGUF files that are not among them, and keeps all other files. Skips unchanged files; creates no commit
+        if all are unchanged.
         """
         _, names = self._state(repo)
         stale = [name for name in sorted(names) if name.endswith(".gguf") and name not in files]
@@ -104,7 +104,7 @@ class Hub:
         return str(made.oid)
 
     def restore(self, repo: str, commit: str) -> str:
-        """Make the repository's files those of an earlier commit again, in a new commit; nothing is uploaded."""
+        """Restore the files of an earlier commit in a new commit, without uploading anything."""
         now, names = self._state(repo)
         if now == commit:
             return commit
@@ -118,26 +118,28 @@ class Hub:
         return str(made.oid)
 
     def holds(self, repo: str, record: str) -> bool:
-        """Whether the repository's record is this one."""
+        """Whether the repository's record equals this one."""
         with coded(repo):
             found = self._api.get_paths_info(repo, [RECORD])
         data = record.encode()
-        name = hashlib.sha1(b"blob %d\0%b" % (len(data), data)).hexdigest()  # as git names it
+        name = hashlib.sha1(b"blob %d\0%b" % (len(data), data)).hexdigest()  # git's blob id
         return [file.blob_id for file in found if isinstance(file, RepoFile)] == [name]
 
     def _state(self, repo: str) -> tuple[str, set[str]]:
-        """The commit on top, and the names of its files. Raises NameTaken."""
+        """The latest commit, and its file names. Raises NameTaken."""
         with coded(repo):
             info = self._api.model_info(repo)
         names = {file.rfilename for file in info.siblings or []}
         if RECORD not in names and names - {".gitattributes", "README.md"}:
-            raise NameTaken(f"the Hub has a repository {repo} that was not made here", hint="choose another --repo")
+            raise NameTaken(
+                f"the Hub repository {repo} exists and was not created by this tool", hint="choose another --repo"
+            )
         return str(info.sha), names
 
 
 @contextmanager
 def coded(repo: str) -> Iterator[None]:
-    """Whatever the client raises, with its code."""
+    """Turn the client's errors into coded errors."""
     try:
         yield
     except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled, RuntimeError, ValueError) as error:
@@ -145,14 +147,14 @@ def coded(repo: str) -> Iterator[None]:
 
 
 def as_coded(repo: str, error: BaseException) -> BackpropError:
-    """The client wraps what went wrong in an upload: the cause decides."""
+    """The coded error for the client's error, or for its cause, as the client wraps upload errors."""
     match error:
         case HfHubHTTPError():
             return refusal(repo, error.response.status_code, str(error))
         case httpx.TransportError() | OfflineModeIsEnabled():
             return HubUnreachable(
-                f"the Hub did not answer for {repo} ({type(error).__name__})",
-                hint="look at the network and HF_ENDPOINT, then run it again; what was uploaded is kept there",
+                f"the Hub did not respond for {repo} ({type(error).__name__})",
+                hint="check the network and HF_ENDPOINT, then run it again; uploaded files are kept",
             )
     if error.__cause__:
         return as_coded(repo, error.__cause__)
@@ -164,10 +166,14 @@ def as_coded(repo: str, error: BaseException) -> BackpropError:
 def refusal(repo: str, status: int, said: str) -> BackpropError:
     if status in (401, 403):
         return AuthRequired(
-            f"the Hub does not let this token write to {repo} ({status})",
-            hint="give HF_TOKEN, or the Prefect Secret block hf-token, a token that may write there",
+            f"this token may not write to {repo} on the Hub ({status})",
+            hint="set HF_TOKEN, or the Prefect Secret block hf-token, to a token with write access",
         )
     if status in LATER:
-        return HubUnreachable(f"the Hub answered {status} for {repo}", hint="run it again later; what it has is kept")
+        return HubUnreachable(
+            f"the Hub returned status {status} for {repo}", hint="run it again later; uploaded files are kept"
+        )
     words = excerpt(said, 300)
-    return HubUploadFailed(f"the Hub answered {status} for {repo}: {words}", hint="correct what it says, run it again")
+    return HubUploadFailed(
+        f"the Hub returned status {status} for {repo}: {words}", hint="fix the reported problem, then run it again"
+    )

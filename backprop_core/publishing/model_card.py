@@ -1,4 +1,4 @@
-"""The model card: everything out of the record, nothing that only means something on this machine."""
+"""Writes the model card (README.md) of a Hub repository from a run's result, without local paths."""
 
 import json
 import re
@@ -10,16 +10,16 @@ from huggingface_hub import ModelCardData
 from backprop_core.schema.refs import BaseRecord, DatasetSummary, GGUFRecord, RunResult
 from backprop_core.store.cache_keys import canonical
 
-RECIPE = {  # fields of a spec that decide what was learned
+RECIPE = {  # spec fields that the card shows
     "training": "steps epochs learning_rate batch_size max_length weight_decay max_grad_norm precision replay seed",
     "training.lora": "variant rank alpha dropout target_modules",
     "merge": "strategy",
 }
-PRIVATE: Any = {"path": True, "fidelity": {"answers"}}  # of a GGUF file: it may have been asked held-out rows
+PRIVATE: Any = {"path": True, "fidelity": {"answers"}}  # of a GGUF file; its answers may quote held-out rows
 
 
 def record(result: RunResult, datasets: Sequence[DatasetSummary]) -> str:
-    """The same for machines, as canonical JSON."""
+    """The card's content for machines, as canonical JSON."""
     assert result.base and result.merged
     return canonical(
         {
@@ -57,20 +57,20 @@ def card(result: RunResult, datasets: Sequence[DatasetSummary], *, repo: str, fi
 
 
 def section(title: str, lines: Sequence[str] | Iterator[str]) -> list[str]:
-    """A section; none if there is nothing to say."""
+    """A section; empty without lines."""
     body = list(lines)
     return [f"## {title}\n", *body, ""] if body else []
 
 
 def front_matter(base: BaseRecord) -> str:
-    """What the Hub reads."""
+    """The card's YAML front matter, which the Hub reads."""
     named: dict[str, Any] = {"base_model": base.name, "base_model_relation": "adapter"} if base.revision else {}
     data = ModelCardData(**named, library_name="peft", pipeline_tag="text-generation", tags=["lora", "slao"])
     return f"---\n{data.to_yaml()}\n---\n"
 
 
 def base_name(base: BaseRecord) -> str:
-    """The hub id; a directory of some machine has no name that others know."""
+    """The hub id; for a local directory, its digest."""
     return base.name if base.revision else f"a local model ({base.digest[:12]})"
 
 
@@ -99,7 +99,7 @@ def base(base: BaseRecord) -> Iterator[str]:
 
 
 def data(datasets: Sequence[DatasetSummary]) -> Iterator[str]:
-    """What it was trained on, in order, by digest and count."""
+    """The table of training datasets, in order, with digests and counts."""
     rows = [
         [str(number), one.name, one.task, str(one.train_rows), str(one.heldout_rows), dropped(one), one.digest[:12]]
         for number, one in enumerate(datasets, 1)
@@ -123,7 +123,7 @@ def recipe(spec: dict[str, Any]) -> Iterator[str]:
 
 
 def forgetting(result: RunResult) -> Iterator[str]:
-    """Token accuracy of every task after every run, the base first."""
+    """The forgetting matrix in token accuracy, the base first."""
     scores = result.evaluation
     if scores is None:
         return
@@ -140,7 +140,7 @@ def forgetting(result: RunResult) -> Iterator[str]:
 
 
 def fidelity(gguf: Sequence[GGUFRecord], files: Sequence[str]) -> Iterator[str]:
-    """Each GGUF file, and how far it answers as the fused model does."""
+    """The table of GGUF files, with their fidelity to the fused model."""
     if not gguf:
         return iter(())
     rows = [[name, *measured(file), file.digest[:12]] for name, file in zip(files, gguf, strict=True)]
@@ -166,5 +166,5 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def plain(text: str) -> str:
-    """Text that Markdown and HTML read as text."""
+    """Escape Markdown and HTML."""
     return re.sub(r"([|<>`*\[\]\\])", r"\\\1", " ".join(text.split()))

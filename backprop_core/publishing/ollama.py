@@ -1,6 +1,6 @@
-"""Ollama: a GGUF file becomes a model that has answered a prompt. Its HTTP API; its `success` alone proves nothing.
+"""Registers GGUF files as Ollama models over its HTTP API, and checks that each model answers a prompt.
 
-API: docs/api.md of the Ollama repository; which fields matter was found by measuring.
+API: docs/api.md of the Ollama repository.
 """
 
 import json
@@ -23,15 +23,15 @@ from backprop_core.schema.refs import GGUFRef
 from backprop_core.store.artifacts import Store, file_digest, write_atomic
 from backprop_core.store.cache_keys import digest_of
 
-OLDEST = (0, 17, 1)  # before it, a file could make `create` read beyond its memory
+OLDEST = (0, 17, 1)  # older versions have a memory safety bug in `create`
 PORT = 11434
 CHUNK = 2**20  # bytes
-LONGEST_ANSWER = 64  # tokens of a canary answer
-LARGEST_CONTEXT = 8192  # tokens; what Ollama keeps memory for where nobody asks for more
+LONGEST_ANSWER = 64  # maximum tokens of a canary answer
+LARGEST_CONTEXT = 8192  # maximum default context in tokens, as Ollama reserves memory for it
 
 
 class Serving(Record):
-    """What a model is served with beside its weights. The chat template is in the GGUF file, and only there."""
+    """Settings of a served model. The chat template is only in the GGUF file."""
 
     stop: list[str]
     num_ctx: int
@@ -40,7 +40,7 @@ class Serving(Record):
 
 
 def serving(file: Path, *, num_ctx: int | None, system: str | None, license: str | None) -> Serving:
-    """The stop token and the context out of the GGUF file itself; `num_ctx` tokens at most."""
+    """Read stop token and context length from the GGUF file; `num_ctx` limits the latter."""
     import gguf
 
     fields = gguf.GGUFReader(file)
@@ -56,7 +56,7 @@ def serving(file: Path, *, num_ctx: int | None, system: str | None, license: str
 
 
 def modelfile(file_name: str, serving: Serving) -> str:
-    """The same as a Modelfile, for `ollama create NAME -f Modelfile` in the GGUF file's directory."""
+    """A Modelfile, for `ollama create NAME -f Modelfile` in the GGUF file's directory."""
     lines = [f"FROM ./{file_name}", f"PARAMETER num_ctx {serving.num_ctx}"]
     lines += [f"PARAMETER stop {quoted(token)}" for token in serving.stop]
     lines += [f"SYSTEM {quoted(serving.system)}"] if serving.system else []
@@ -65,13 +65,13 @@ def modelfile(file_name: str, serving: Serving) -> str:
 
 
 def quoted(text: str) -> str:
-    """A Modelfile's string, which has no way to write three quotation marks: the spec refuses them."""
+    """Quote a string for a Modelfile, which cannot express three quotation marks; specs reject them."""
     assert '"""' not in text
     return f'"""{text}"""' if set(text) & {'"', "\n"} else f'"{text}"'
 
 
 def address() -> str:
-    """The URL that OLLAMA_HOST means, as Ollama's own client reads it: a port that is none is the usual one."""
+    """The URL from OLLAMA_HOST, parsed like Ollama's own client: an invalid port becomes the default."""
     given = os.environ.get("OLLAMA_HOST", "").strip().strip("\"'")
     scheme, _, rest = given.rpartition("://")
     scheme = scheme.lower() or "http"
@@ -86,7 +86,7 @@ def address() -> str:
 
 
 def split_port(place: str) -> tuple[str, str]:
-    """Host and port of `host:port`; the port is empty where there is none."""
+    """Split `host:port`; the port may be empty."""
     found = re.fullmatch(r"(.*?)(?::([^\]:]*))?", place)
     assert found
     return found[1], found[2] or ""
@@ -95,13 +95,15 @@ def split_port(place: str) -> tuple[str, str]:
 class Ollama:
     """An Ollama server. Every call raises OllamaUnreachable, OllamaRegistrationFailed or AddressForbidden.
 
-    `patience` is how many seconds it may be silent while it works.
+    `patience` is the read timeout in seconds.
     """
 
     def __init__(self, url: str | None = None, *, patience: float = 600) -> None:
         self.url = url or address()
         timeout = httpx.Timeout(patience, connect=5)
-        no_reuse = httpx.Limits(max_keepalive_connections=0)  # it may close one that was idle during a long upload
+        no_reuse = httpx.Limits(
+            max_keepalive_connections=0
+        )  # it may close a connection that was idle during a long upload
         self._http = client(base_url=self.url, timeout=timeout, limits=no_reuse, trust_env=False)
 
     def __enter__(self) -> Self:
@@ -111,26 +113,26 @@ class Ollama:
         self._http.close()
 
     def check(self) -> None:
-        """It answers, and is not too old."""
+        """Check that the server responds and is not too old."""
         version = str(self._json("GET", "/api/version").get("version", ""))
         numbers = [int(number) for number in version.partition("-")[0].split(".") if number.isdecimal()]
         if tuple(numbers) < OLDEST:
             oldest = ".".join(map(str, OLDEST))
             raise OllamaRegistrationFailed(
-                f"Ollama at {self.url} is {version or 'of no known version'}", hint=f"update it to {oldest} or later"
+                f"Ollama at {self.url} has version {version or 'unknown'}", hint=f"update it to {oldest} or later"
             )
 
     def models(self) -> dict[str, str]:
-        """Digests of the models that it has, by name and tag."""
+        """Digests of the server's models, by name and tag."""
         return {one["name"]: one["digest"] for one in self._json("GET", "/api/tags").get("models") or []}
 
     def weights(self, model: str) -> set[str]:
-        """sha256 of the files that a model is made of, as far as the server says them."""
+        """sha256 of a model's files, as reported by the server."""
         shown = self._json("POST", "/api/show", json={"model": model})
         return set(re.findall(r"sha256[-:]([0-9a-f]{64})", str(shown.get("modelfile", ""))))
 
     def create(self, model: str, file: Path, serving: Serving, on_progress: OnProgress) -> None:
-        """Upload the file unless it is there, and make it the model `NAME:TAG`, in the place of what had that name."""
+        """Upload the file if needed, and create or replace the model `NAME:TAG`."""
         digest = f"sha256:{file_digest(file)}"
         self._upload(file, digest, on_progress)
         request = {
@@ -146,25 +148,25 @@ class Ollama:
             for line in answer.iter_lines():
                 last = self._status(model, line, on_progress)
         if last != "success":
-            raise self._failed(f"created no {model}: it ended with {last or 'nothing'!r}")
+            raise self._failed(f"did not create {model}: last status {last or 'none'!r}")
 
     def copy(self, source: str, target: str) -> None:
-        """Give a model a second name, in the place of what had it."""
+        """Copy a model to another name, replacing what had it."""
         self._json("POST", "/api/copy", json={"source": source, "destination": target})
 
     def remove(self, model: str) -> None:
-        """Remove a model if it is there."""
+        """Remove a model if it exists."""
         if model in self.models():
             self._json("DELETE", "/api/delete", json={"model": model})
 
     def chat(self, model: str, prompt: str) -> str:
-        """The model's answer to one prompt, always the same; fails if it has nothing to say."""
+        """The model's answer to one prompt, deterministic. Raises OllamaRegistrationFailed if it is empty."""
         options = {"temperature": 0, "seed": 0, "num_predict": LONGEST_ANSWER}
         messages = [{"role": "user", "content": prompt}]
         request = {"model": model, "messages": messages, "stream": False, "options": options}
         answer = str(self._json("POST", "/api/chat", json=request).get("message", {}).get("content", ""))
         if not answer.strip():
-            raise self._failed(f"loads {model}, which answers nothing to {prompt[:60]!r}")
+            raise self._failed(f"loads {model}, but the model's answer to {prompt[:60]!r} is empty")
         return answer
 
     def _upload(self, file: Path, digest: str, on_progress: OnProgress) -> None:
@@ -190,15 +192,15 @@ class Ollama:
             return False
 
     def _status(self, model: str, line: str, on_progress: OnProgress) -> str:
-        """One line of a stream; an error comes inside a 200."""
+        """Parse one line of a stream; errors come with status 200."""
         if not line.strip():
             return ""
         try:
             event = json.loads(line)
         except ValueError:
-            raise self._failed(f"created no {model}: it said {line[:80]!r}") from None
+            raise self._failed(f"did not create {model}: it returned {line[:80]!r}") from None
         if error := event.get("error"):
-            raise self._failed(f"created no {model}: {error}")
+            raise self._failed(f"did not create {model}: {error}")
         if event.get("total"):
             on_progress(event.get("completed", 0), event["total"])
         return str(event.get("status", ""))
@@ -211,7 +213,7 @@ class Ollama:
         except ValueError:
             value = None
         if not isinstance(value, dict) or value.get("error"):
-            raise self._failed(f"answered {text[:80]!r} to {path}")
+            raise self._failed(f"returned {text[:80]!r} for {path}")
         return value
 
     @contextmanager
@@ -224,36 +226,36 @@ class Ollama:
                 yield answer
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise OllamaUnreachable(
-                f"Ollama at {self.url} does not answer ({type(error).__name__} at {path})",
-                hint="start it with `ollama serve`, or set OLLAMA_HOST; what was done so far is kept",
+                f"Ollama at {self.url} does not respond ({type(error).__name__} at {path})",
+                hint="start it with `ollama serve`, or set OLLAMA_HOST; finished work is kept",
             ) from error
 
     def _refusal(self, path: str, answer: httpx.Response) -> OllamaRegistrationFailed:
         if answer.status_code == 404:
             return NotThere(f"Ollama at {self.url} has nothing at {path}", hint="run it again")
-        return self._failed(f"answered {answer.status_code} to {path}: {excerpt(answer.text, 200)}")
+        return self._failed(f"returned status {answer.status_code} for {path}: {excerpt(answer.text, 200)}")
 
     def _failed(self, what: str) -> OllamaRegistrationFailed:
         return OllamaRegistrationFailed(
             f"Ollama at {self.url} {what}",
-            hint="look at Ollama's log and its free disk, then run it again; what was exported is kept",
+            hint="check Ollama's log and free disk space, then run it again; exported files are kept",
         )
 
 
 class NotThere(OllamaRegistrationFailed):
-    """A 404."""
+    """The server returned 404."""
 
 
 class Claim(Record):
-    """What this store has made under one name of one Ollama server."""
+    """Models that this store created under one name on one Ollama server."""
 
     format: Literal[1] = 1
     server: str
-    making: list[str] = Field(default_factory=list, description="Models that were begun, by name and tag.")
-    made: list[str] = Field(default_factory=list, description="Digests of what came out, as Ollama has them.")
+    making: list[str] = Field(default_factory=list, description="Models being created, by name and tag.")
+    made: list[str] = Field(default_factory=list, description="Ollama's digests of created models.")
 
     def has(self, model: str, digest: str) -> bool:
-        """Whether a model that the server has is what this store has made there."""
+        """Whether this store created this model."""
         return digest in self.made or model in self.making
 
 
@@ -262,15 +264,15 @@ def claim_path(name: str, server: str, store: Store) -> Path:
 
 
 def claimed(name: str, ollama: Ollama, store: Store) -> Claim:
-    """What this store has made under a name of this server."""
+    """The models that this store created under a name on this server."""
     path = claim_path(name, ollama.url, store)
     return Claim.model_validate_json(path.read_bytes()) if path.is_file() else Claim(server=ollama.url)
 
 
 def claim(name: str, ollama: Ollama, store: Store) -> None:
-    """Raise NameTaken if the server has a model `NAME:…` that is not of this store: neither noted, nor of its files.
+    """Raise NameTaken if the server has a model `NAME:…` that this store did not create: not recorded, other files.
 
-    Ollama takes names that differ in upper and lower case for one.
+    Ollama's names are case-insensitive.
     """
     known = claimed(name, ollama, store)
     there = {model: digest for model, digest in ollama.models().items() if model.partition(":")[0].lower() == name}
@@ -278,14 +280,14 @@ def claim(name: str, ollama: Ollama, store: Store) -> None:
     files = store_files(store) if unknown else set()
     if taken := [model for model in unknown if not ollama.weights(model) & files]:
         raise NameTaken(
-            f"Ollama at {ollama.url} has {taken[0]}, which was not made here",
+            f"Ollama at {ollama.url} has {taken[0]}, which was not created by this store",
             hint=f"choose another name, or remove it with: ollama rm {taken[0]}",
         )
     keep(known, name, store, making=set(), made={*known.made, *there.values()})
 
 
 def store_files(store: Store) -> set[str]:
-    """sha256 of every GGUF file in the store, as its manifests have them."""
+    """sha256 of every GGUF file in the store, from the manifests."""
     manifests = (json.loads(path.read_bytes()) for path in store.layout.manifests())
     return {sha256 for one in manifests if one["kind"] == GGUFRef.artifact for _, _, sha256 in one["files"]}
 
@@ -296,7 +298,7 @@ def keep(known: Claim, name: str, store: Store, *, making: set[str], made: set[s
 
 
 def make(model: str, file: Path, serving: Serving, on_progress: OnProgress, *, ollama: Ollama, store: Store) -> None:
-    """Create a model, noting before that it is this store's, and its digest afterwards."""
+    """Create a model; records it before as this store's, and its digest afterwards."""
     name = model.partition(":")[0]
     known = claimed(name, ollama, store)
     keep(known, name, store, making={*known.making, model}, made={*known.made})
@@ -306,11 +308,11 @@ def make(model: str, file: Path, serving: Serving, on_progress: OnProgress, *, o
 
 
 def remove_own(model: str, ollama: Ollama, store: Store) -> None:
-    """Remove a model if it is there and of this store. Raises NameTaken if the store has made none on this server."""
+    """Remove a model that this store created. Raises NameTaken if it created none of this name on this server."""
     name = model.partition(":")[0]
     if not claim_path(name, ollama.url, store).is_file():
         raise NameTaken(
-            f"no {name} was made at {ollama.url}", hint="set OLLAMA_HOST to the server that it was released to"
+            f"this store created no {name} at {ollama.url}", hint="set OLLAMA_HOST to the server it was released to"
         )
     digest = ollama.models().get(model)
     if digest and claimed(name, ollama, store).has(model, digest):
@@ -320,7 +322,7 @@ def remove_own(model: str, ollama: Ollama, store: Store) -> None:
 def prove(
     ollama: Ollama, model: str, file: Path, serving: Serving, prompt: str, on_progress: OnProgress, store: Store
 ) -> str:
-    """Create the model and ask it; its answer. A model that does not answer is removed again."""
+    """Create the model and return its answer to `prompt`; removes the model if it does not answer."""
     make(model, file, serving, on_progress, ollama=ollama, store=store)
     try:
         return ollama.chat(model, prompt)
@@ -332,7 +334,7 @@ def prove(
 def register(
     ollama: Ollama, name: str, file: Path, serving: Serving, prompt: str, on_progress: OnProgress, store: Store
 ) -> str:
-    """Make the file the model `NAME:latest`; its answer to `prompt`. The old one stays until the new one answers."""
+    """Register the file as `NAME:latest`; returns its answer to `prompt`. Keeps the old model until the new answers."""
     unproven = f"{name}:unproven"
     answer = prove(ollama, unproven, file, serving, prompt, on_progress, store)
     ollama.copy(unproven, f"{name}:latest")

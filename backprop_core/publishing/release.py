@@ -1,12 +1,12 @@
-"""A version goes live as one transaction: model of Ollama's, repository of the Hub, champion of the line. All or none.
+"""Releases a version as one transaction over Ollama, the Hub and the line's champion: all or nothing.
 
-What is wanted is journaled before anything is done, each step once it is done, and each can be done again. What fails
-is undone, back to front; what was killed is finished by whoever works on the line next, or undone if it cannot be. The
-champion is the point of no return. Whoever calls holds the line's lock.
+The transaction is journaled before anything is done, and each step after it is done; steps are idempotent. A failed
+release is undone in reverse order. A killed one is finished, or undone if it cannot be finished, by the next run on the
+line. Setting the champion is the point of no return. Callers must hold the line's lock.
 
-lines/<name>/transaction.json   the journal, while a release goes on
+lines/<name>/transaction.json   the journal, while a release is in progress
 lines/<name>/releases/N.json    what went live with version N
-lines/<name>/moves/RUN_ID.json  who made a version the champion by hand
+lines/<name>/moves/RUN_ID.json  a manual promotion
 """
 
 import logging
@@ -32,44 +32,44 @@ SERVER = "ollama server"
 
 
 class Release(Record):
-    """A version of a line as it goes live, with everything that this takes."""
+    """A release of a version, with everything it needs."""
 
     format: Literal[1] = 1
     line: str
     number: int
     publish: PublishSpec
     export: ExportSpec
-    gguf: list[GGUFRef] = Field(default_factory=list, description="The first is what Ollama serves.")
+    gguf: list[GGUFRef] = Field(default_factory=list, description="Ollama serves the first one.")
     serving: ollama.Serving | None = None
-    prompt: str = Field("", description="What the served model has to answer.")
-    repository: dict[str, File] = Field(default_factory=dict, description="Files of the Hub's repository, by name.")
-    answer: str | None = Field(None, description="What the served model answered.")
-    commit: str | None = Field(None, description="Of the Hub.")
-    run_id: RunId | None = Field(None, description="The run that makes it live.")
-    act: Act | None = Field(None, description="Of the person who does; None: it passed the gate of a retrain.")
+    prompt: str = Field("", description="Prompt that the served model must answer.")
+    repository: dict[str, File] = Field(default_factory=dict, description="Files of the Hub repository, by name.")
+    answer: str | None = Field(None, description="The served model's answer.")
+    commit: str | None = Field(None, description="Commit on the Hub.")
+    run_id: RunId | None = Field(None, description="The run that releases it.")
+    act: Act | None = Field(None, description="Manual promotion; None: it passed the gate of a retrain.")
 
 
 class Transaction(Record):
-    """A release that goes on."""
+    """A release in progress."""
 
     format: Literal[1] = 1
     release: Release
-    champion: int | None = Field(description="The version that was live before.")
-    back: bool = Field(False, description="It is being undone.")
-    done: list[str] = Field(default_factory=list, description="Steps that are done, by name.")
-    notes: dict[str, str] = Field(default_factory=dict, description="What the steps found.")
+    champion: int | None = Field(description="The previous champion.")
+    back: bool = Field(False, description="Whether it is being undone.")
+    done: list[str] = Field(default_factory=list, description="Names of finished steps.")
+    notes: dict[str, str] = Field(default_factory=dict, description="Values that steps recorded.")
 
 
 class Services(NamedTuple):
-    """How to reach what is outside."""
+    """Clients of external services."""
 
-    ollama: Callable[[str | None], ollama.Ollama]  # at this URL; None: the one that the environment names
+    ollama: Callable[[str | None], ollama.Ollama]  # at this URL; None: the URL from the environment
     hub: Callable[[], Hub]
     on_progress: OnProgress
 
 
 class Step(NamedTuple):
-    """One thing to do, which notes what it found; and how to undo it, done or half done."""
+    """One step, which returns values to record; and how to undo it, finished or partial."""
 
     name: str
     do: Callable[[], dict[str, str]]
@@ -77,7 +77,7 @@ class Step(NamedTuple):
 
 
 def release(wanted: Release, *, store: Store, services: Services) -> Release:
-    """Make a version live everywhere that `wanted.publish` names, and the line's champion.
+    """Publish a version to all targets in `wanted.publish`, and make it the line's champion.
 
     Raises what Ollama and the Hub raise; then nothing has changed, or the journal says what is left to undo.
     """
@@ -86,7 +86,7 @@ def release(wanted: Release, *, store: Store, services: Services) -> Release:
 
 
 def recover(line: str, *, store: Store, services: Services) -> None:
-    """Finish or undo what somebody began and could not end. Raises what Ollama and the Hub raise."""
+    """Finish or undo an interrupted release. Raises what Ollama and the Hub raise."""
     journal = store.layout.line(line).transaction
     if not journal.is_file():
         return
@@ -98,13 +98,13 @@ def recover(line: str, *, store: Store, services: Services) -> None:
     try:
         carry_out(begun, store, services)
     except BackpropError as error:
-        if journal.is_file():  # it could not even be undone
+        if journal.is_file():  # undoing failed too
             raise
-        log.warning("it cannot be finished and was undone: %s", error.message)
+        log.warning("the release could not be finished and was undone: %s", error.message)
 
 
 def released(line: str, number: int, store: Store) -> Release | None:
-    """What went live with a version; None if it only was the champion, or never went live."""
+    """The release of a version; None if it was only the champion, or never released."""
     path = store.layout.line(line).release(number)
     return Release.model_validate_json(path.read_bytes()) if path.is_file() else None
 
@@ -124,7 +124,7 @@ def carry_out(transaction: Transaction, store: Store, services: Services) -> Rel
 
 
 class Steps:
-    """The steps of a transaction, its journal, and how far it is."""
+    """The steps of a transaction, and its journal."""
 
     def __init__(self, transaction: Transaction, store: Store, services: Services) -> None:
         self._state, self._store, self._services = transaction, store, services
@@ -133,7 +133,7 @@ class Steps:
         self._record = store.layout.line(self._release.line).release(self._release.number)
 
     def do(self) -> None:
-        """All that are not done yet."""
+        """Run all steps that are not done yet."""
         self._save()
         for step in self._steps():
             if step.name not in self._state.done:
@@ -142,7 +142,7 @@ class Steps:
                 self._save()
 
     def undo(self) -> None:
-        """What was begun, back to front: the last one may be half done. The journal goes last."""
+        """Undo started steps in reverse order; the last may be partial. Then remove the journal."""
         self._state = self._state.model_copy(update={"back": True})
         self._save()
         for step in reversed(self._begun()):
@@ -150,14 +150,14 @@ class Steps:
         self._store.layout.line(self._release.line).transaction.unlink()
 
     def finish(self) -> Release:
-        """Nothing can undo it any more. What cannot be tidied up now is tidied up by whoever comes next."""
+        """Clean up after the point of no return. What cannot be cleaned up now is left to the next run on the line."""
         try:
             if self._publish.ollama:
                 with self._server() as server:
                     server.remove(self._model("previous"))
             self._store.layout.line(self._release.line).transaction.unlink()
         except BackpropError as error:
-            log.warning("a tag is left to be removed later: %s", error.message)
+            log.warning("an Ollama tag could not be removed; the next run on the line retries: %s", error.message)
         return self._outcome()
 
     def _begun(self) -> list[Step]:
@@ -181,7 +181,7 @@ class Steps:
             yield Step("record", self._write_record, self._old_record)
         yield Step("champion", self._crown, self._uncrown)
 
-    # Ollama: vN is made and asked beside what is live; `previous` is what was latest, until all is done
+    # Ollama: vN is created and tested beside the live model; `previous` keeps the old `latest` until all is done
 
     def _model(self, tag: str) -> str:
         return f"{self._publish.ollama}:{tag}"
@@ -191,7 +191,7 @@ class Steps:
         return self._model(f"v{self._release.number}")
 
     def _server(self) -> ollama.Ollama:
-        """The server that the release was begun on, whatever the environment names by now."""
+        """The server that the release was started on, even if the environment has changed."""
         return self._services.ollama(self._state.notes.get(SERVER))
 
     def _claim(self) -> dict[str, str]:
@@ -242,10 +242,10 @@ class Steps:
         with self._server() as server:
             if self._state.notes[HAD_LATEST] == "no":
                 server.remove(self._model("latest"))
-            elif self._model("previous") in server.models():  # else it was brought back before
+            elif self._model("previous") in server.models():  # else it was restored before
                 server.copy(self._model("previous"), self._model("latest"))
 
-    # The Hub: one commit on top of the noted one; undone by a commit with the noted one's files
+    # The Hub: one commit on top of the recorded one; undone by a commit that restores the recorded one's files
 
     def _look(self) -> dict[str, str]:
         assert self._publish.repo

@@ -161,7 +161,7 @@ def test_a_killed_advance_is_finished_by_the_same_run(first, lines):
     assert lines.add("other", version, champion=1) == 2
     assert lines.versions("other") == [1, 2]
     lines.set_champion("other", 2)
-    with pytest.raises(LineConflict, match="went on to version 2"):
+    with pytest.raises(LineConflict, match="changed to 2 while this run"):
         lines.add("other", version.model_copy(update={"run_id": "f" * 32}), champion=1)
 
 

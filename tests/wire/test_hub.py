@@ -129,7 +129,7 @@ def test_a_repository_of_others_is_refused(server: HubServer, files: dict[str, F
 @pytest.mark.parametrize("repo", ["support", "a/b/c", "../x/y", "a/b--c", "a/b.git", "a/" + "b" * 99, "a b/c", ""])
 def test_what_is_no_repository(repo: str) -> None:
     """Refused by its form, before anything is sent."""
-    with pytest.raises(ConfigInvalid, match="no repository"):
+    with pytest.raises(ConfigInvalid, match="invalid repository id"):
         check_repo_id(repo)
     check_repo_id("team/support-v2.1")
 

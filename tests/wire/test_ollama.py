@@ -85,16 +85,16 @@ def test_what_is_there_is_not_uploaded_again(server: OllamaServer, ollama: Ollam
 
 
 FAULTS = [
-    ("POST /api/blobs", "drop", OllamaUnreachable, "does not answer"),
+    ("POST /api/blobs", "drop", OllamaUnreachable, "does not respond"),
     ("POST /api/blobs", "500", OllamaRegistrationFailed, "500"),
     ("POST /api/blobs", "401", OllamaRegistrationFailed, "401"),
     ("POST /api/blobs", "413", OllamaRegistrationFailed, "413"),
-    ("POST /api/create", "drop", OllamaUnreachable, "does not answer"),
+    ("POST /api/create", "drop", OllamaUnreachable, "does not respond"),
     ("POST /api/create", "slow", OllamaUnreachable, "ReadTimeout"),
     ("POST /api/create", "error", OllamaRegistrationFailed, "unsupported architecture"),
     ("POST /api/create", "full", OllamaRegistrationFailed, "no space left"),
-    ("POST /api/create", "unfinished", OllamaRegistrationFailed, "ended with 'writing manifest'"),
-    ("POST /api/chat", "mute", OllamaRegistrationFailed, "answers nothing"),
+    ("POST /api/create", "unfinished", OllamaRegistrationFailed, "last status 'writing manifest'"),
+    ("POST /api/chat", "mute", OllamaRegistrationFailed, "is empty"),
     ("POST /api/chat", "500", OllamaRegistrationFailed, "500"),
     ("POST /api/copy", "500", OllamaRegistrationFailed, "500"),
 ]

@@ -280,7 +280,7 @@ def test_everything_that_goes_is_listed(world: World) -> None:
     listed = world.prune(keep=2, dry_run=True)
     names = {item.what: item for item in listed.items}
     assert f"{LINE}@1" in names and f"run {'c' * 12} (multi-run, line {LINE})" in names
-    assert names["named by no run or version"].artifacts == [stray]
+    assert names["not used by any run or version"].artifacts == [stray]
     digests = [digest for item in listed.items for digest in item.artifacts]
     assert len(digests) == len(set(digests)) == listed.artifacts
     before = world.there()
