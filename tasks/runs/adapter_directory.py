@@ -1,4 +1,4 @@
-"""An adapter that no run here made: a directory in PEFT's layout, checked against its base before it is loaded."""
+"""Imports an external LoRA adapter: a directory in PEFT's layout, checked against its base before it is loaded."""
 
 import json
 import logging
@@ -19,12 +19,12 @@ from backprop_core.store.cache_keys import canonical
 from tasks.runs import allowed_paths
 
 log = logging.getLogger(__name__)
-GENERAL = Path(__file__).with_name("general.jsonl")  # what its files are asked
+GENERAL = Path(__file__).with_name("general.jsonl")  # prompts for checking its exported files
 LIKE_PATHS = (os.sep, "/", ".", "~")
 
 
 def is_path(ref: str) -> bool:
-    """Whether a name can only be that of a directory: no run, line or version is written so."""
+    """Whether a reference is a directory, not a run, line or version."""
     return ref.startswith(LIKE_PATHS) or os.sep in ref
 
 
@@ -52,7 +52,7 @@ def adapter_in(ref: str, model: str | None, store: Store) -> tuple[RunSpec, Base
     own = adapter_tokenizer.own(directory, files)
     if own:
         differ = f"a {' and a '.join(own.differs)} of its own"
-        log.warning("%s has %s, other than the base %s: what it has is used", directory, differ, base.name)
+        log.warning("%s has %s, which differs from the base %s: using the adapter's own", directory, differ, base.name)
     return spec_of(directory, base_model, config), base, committed(directory, config, own, store)
 
 
@@ -69,22 +69,20 @@ def named(directory: Path, config: dict[str, Any], model: str | None, store: Sto
     if digest and (known := known_base(digest, store)):
         return known
     which = f" but the digest {digest[:12]}" if digest else ""
-    raise ConfigInvalid(
-        f"{directory} does not say what its base is{which}", hint="name it: --model DIRECTORY or OWNER/ID"
-    )
+    raise ConfigInvalid(f"{directory} does not name its base{which}", hint="name it: --model DIRECTORY or OWNER/ID")
 
 
 def digest_in(directory: Path) -> str | None:
-    """The digest of the base that an adapter was exported for, if its directory says it."""
+    """The digest of the base that an adapter was exported for, if its directory has it."""
     path = directory / peft_files.BASE
     try:
         return str(json.loads(path.read_bytes())["digest"]) if path.is_file() else None
     except (ValueError, KeyError, TypeError) as error:
-        raise InputValidationFailed(f"{path} cannot be read: {error}", hint="remove it, and give --model") from error
+        raise InputValidationFailed(f"{path} cannot be read: {error}", hint="remove it, and set --model") from error
 
 
 def known_base(digest: str, store: Store) -> ModelSpec | None:
-    """A base with this digest that a run here has used and that is still where it was."""
+    """A base with this digest that an earlier run has used and that still exists."""
     for run in store.layout.begun():
         base = json.loads(run.spec.read_bytes()).get("base", {})
         if base.get("digest") == digest and (base["revision"] or Path(base["name"]).is_dir()):
@@ -93,13 +91,13 @@ def known_base(digest: str, store: Store) -> ModelSpec | None:
 
 
 def spec_of(directory: Path, model: ModelSpec, config: dict[str, Any]) -> RunSpec:
-    """What a run would have asked for that made such an adapter; its rows are some of everyday chat."""
+    """The spec of a run that would have made such an adapter, with rows of everyday chat."""
     device = devices.resolve("auto")
     variant = "dora" if config.get("use_dora") else "rslora" if config.get("use_rslora") else "lora"
     try:
         lora = LoraSpec(rank=config["r"], alpha=config["lora_alpha"], variant=variant)
     except (KeyError, ValidationError) as error:
-        said = f"{directory} has rank {config.get('r')} and alpha {config.get('lora_alpha')}, which no LoRA has"
+        said = f"{directory} has an invalid rank {config.get('r')} or alpha {config.get('lora_alpha')}"
         raise InputValidationFailed(said, hint="save the adapter again") from error
     training = TrainSpec(device=device, precision="fp32" if device == "cpu" else "bf16", lora=lora)
     rows = [DatasetSpec(path=str(GENERAL), task="general")]

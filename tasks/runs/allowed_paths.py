@@ -1,4 +1,4 @@
-"""What a run that a deployment started may name: files of the allowed directories, and addresses elsewhere.
+"""Restricts the paths of deployed runs: files in the allowed directories, and remote URLs.
 
 Whoever may fill in a form could otherwise read any file of the worker's machine into a dataset, or write over one.
 A run that is called here, from the command line or from Python, is the user's own and may name what the user may.
@@ -15,12 +15,12 @@ from backprop_core.runtime.settings import settings
 from backprop_core.schema.field_types import is_address
 from backprop_core.schema.specs import DatasetSpec, RunSpec
 
-REMOTE = {"http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf"}  # protocols that read no file of ours
+REMOTE = {"http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf"}  # protocols that read no local files
 HINT = "put it there, or name its directory in BACKPROPAGATE_ALLOWED_PATHS of the worker"
 
 
 def is_deployed() -> bool:
-    """Whether a deployment started the flow run that this is part of."""
+    """Whether this flow run was started by a deployment."""
     from prefect.context import FlowRunContext
 
     context = FlowRunContext.get()
@@ -28,7 +28,7 @@ def is_deployed() -> bool:
 
 
 def admitted(spec: RunSpec) -> RunSpec:
-    """The spec, if this run may read all that it names. Raises PathForbidden."""
+    """The spec, if this run may read all of its paths. Raises PathForbidden."""
     refuse(inputs(spec))
     return spec
 
@@ -41,29 +41,29 @@ def admit(datasets: Iterable[DatasetSpec]) -> None:
 def refuse(paths: Iterable[str]) -> None:
     """Raise PathForbidden if this is a deployed run and may not read one of the paths."""
     if is_deployed() and (outside := [path for path in paths if not may_read(path)]):
-        raise PathForbidden(f"{outside[0]} is outside of the allowed directories", hint=HINT)
+        raise PathForbidden(f"{outside[0]} is outside the allowed directories", hint=HINT)
 
 
 def forbidden(spec: RunSpec, roots: Sequence[Path] | None = None) -> list[str]:
-    """What a spec names that a deployed run may not read, below these directories or those of the settings."""
+    """The paths of a spec that are outside these directories, or outside those of the settings."""
     return [path for path in inputs(spec) if not may_read(path, roots)]
 
 
 def admitted_output(path: str | None) -> Path | None:
     """A directory to write to, if this run may. Raises OutputForbidden."""
     if path and is_deployed() and not is_below_root(path):
-        raise OutputForbidden(f"{path} is outside of the allowed directories", hint=HINT)
+        raise OutputForbidden(f"{path} is outside the allowed directories", hint=HINT)
     return Path(path) if path else None
 
 
 def inputs(spec: RunSpec) -> Iterator[str]:
-    """Everything that a spec names to be read."""
+    """All paths that a spec reads."""
     yield from model(spec.model.name)
     yield from files([*spec.datasets, *spec.evaluation.watch])
 
 
 def model(name: str) -> Iterator[str]:
-    """What a base model's name lets be read here: nothing unless it is, or looks like, a directory."""
+    """The paths that a base model's name reads: none unless it is, or looks like, a directory."""
     return directory(name) if name.startswith((".", "/", "~")) or Path(name).is_dir() else iter(())
 
 
@@ -74,7 +74,7 @@ def directory(path: str) -> Iterator[str]:
 
 
 def files(datasets: Iterable[DatasetSpec]) -> Iterator[str]:
-    """What datasets name to be read here or at an address; of a directory each file too, which may be a symlink."""
+    """The paths and URLs that datasets read; for a directory also its files, which may be symlinks."""
     for dataset in datasets:
         for path in filter(None, (None if dataset.on_hub() else dataset.path, dataset.heldout)):
             yield path
@@ -82,7 +82,7 @@ def files(datasets: Iterable[DatasetSpec]) -> Iterator[str]:
 
 
 def may_read(path: str, roots: Sequence[Path] | None = None) -> bool:
-    """Whether a path is an address elsewhere, or a file of the allowed directories, wherever symlinks lead."""
+    """Whether a path is a remote URL, or in an allowed directory with symlinks resolved."""
     if is_address(path):
         return urlsplit(path).scheme in REMOTE and not is_chain(path)
     return is_below_root(path, roots)

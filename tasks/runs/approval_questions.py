@@ -12,17 +12,17 @@ from tasks.runs.retried_runs import can_go_on, flow_runs
 
 
 def note(run_id: str, flow_run: str, store: Store) -> None:
-    """A flow run asks about what this run made."""
+    """Record that a flow run asks for approval of this run's result."""
     write_atomic(store.layout.question(run_id), flow_run)
 
 
 def forget(run_id: str, store: Store) -> None:
-    """The question is answered."""
+    """Remove an answered question."""
     store.layout.question(run_id).unlink(missing_ok=True)
 
 
 def unattended(config: Settings) -> Iterator[tuple[str, str]]:
-    """Flow runs of deployments that wait for an answer while no process works on them, with the one that asks."""
+    """Deployed flow runs that wait for approval without a process, with the flow run that asks."""
     store = Store(config.store_path)
     alive, asked = set(living(store)), dict(every(store))
     for flow_run, run_id in flow_runs(store):
@@ -38,7 +38,7 @@ def abandoned(line: str, store: Store) -> Iterator[tuple[str, str]]:
 
 
 def is_resumable(run_id: str, store: Store) -> bool:
-    """Whether this is a run that can go on."""
+    """Whether this run exists and can be resumed."""
     return is_run(run_id, store) and can_go_on(run_id, store)
 
 

@@ -1,4 +1,4 @@
-"""Copying what was exported to a directory of the user's, without overwriting what is not this model's."""
+"""Copies exported files to the user's directory, without overwriting files of anything but this model."""
 
 import json
 import shutil
@@ -19,31 +19,31 @@ from backprop_core.store.layout import MANIFEST
 from tasks.runs.resolve import Prepared
 from tasks.stages.ollama import served_as
 
-NOTE = ".backprop-exports.json"  # in the directory: what exports wrote, of which model, and its state then, by name
+NOTE = ".backprop-exports.json"  # in the directory: exported files by name, with their model and state
 
 
 class Output(NamedTuple):
-    """Where an export's files go."""
+    """Where to write exported files."""
 
     directory: Path
-    name: str  # how their names begin
-    owner: str  # the model that they are of
-    force: bool  # whether files may go that are there
-    base: str | None = None  # the directory of the base, where that has no hub id
+    name: str  # prefix of file names
+    owner: str  # the model they belong to
+    force: bool  # whether to overwrite existing files
+    base: str | None = None  # the base's directory, if it has no hub id
 
     def check(self, export: ExportSpec) -> None:
-        """Raise OutputExists if a file is there that no export of this model wrote, or that has changed since."""
+        """Raise OutputExists for an existing file that no export of this model wrote, or that has changed since."""
         known = read_note(self.directory)
         for path in self.paths(export):
             ours = known.get(path.name) == {"of": self.owner, "state": state_of(path)}
             if path.exists() and not ours and not self.force:
                 raise OutputExists(
                     f"{path} exists, and is not an earlier export of {self.owner}",
-                    hint="name the new files with --name NAME, or overwrite it with --force",
+                    hint="choose another name with --name NAME, or overwrite it with --force",
                 )
 
     def paths(self, export: ExportSpec) -> list[Path]:
-        """What the export writes here."""
+        """The files that the export writes."""
         files = [self.file(f"{quantization}.gguf") for quantization in export.quantizations]
         beside = [path.with_suffix(".Modelfile") for path in files]
         return files + beside + [self.file(package) for package in export.packages]
@@ -53,7 +53,7 @@ class Output(NamedTuple):
 
 
 def owner_of(ref: str, prepared: Prepared, store: Store) -> str:
-    """The model that a reference means. Two exports with the same owner may replace each other's files."""
+    """The model behind a reference. Exports with the same owner may overwrite each other's files."""
     line = ref.partition("@")[0]
     if line in Lines(store).names():
         return f"line {line}"
@@ -81,7 +81,7 @@ def hand_out(
     for package in packages:
         written.append(copied(Path(package.path), output.file(package.package)))
         if package.package == "lora" and output.base:
-            peft_files.name_base(written[-1], output.base, None)  # a copy is of this machine
+            peft_files.name_base(written[-1], output.base, None)  # a copy may name a local path
     note = read_note(output.directory)
     note |= {path.name: {"of": output.owner, "state": state_of(path)} for path in written}
     write_atomic(output.directory / NOTE, canonical(note))
@@ -89,7 +89,7 @@ def hand_out(
 
 
 def read_note(directory: Path) -> dict[str, object]:
-    """What exports wrote to a directory; empty if there is no note, or if it is damaged."""
+    """The record of files that exports wrote to a directory; empty if missing or damaged."""
     try:
         known: dict[str, object] = dict(json.loads((directory / NOTE).read_bytes()))
     except (FileNotFoundError, ValueError, TypeError):
@@ -98,14 +98,14 @@ def read_note(directory: Path) -> dict[str, object]:
 
 
 def state_of(path: Path) -> list[list[object]]:
-    """Names, sizes and times of a file, or of the files of a directory."""
+    """Name, size and time of a file, or of each file in a directory."""
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     stats = [(file, file.stat()) for file in files if file.exists()]
     return [[file.relative_to(path).as_posix(), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
 
 
 def copied(source: Path, target: Path) -> Path:
-    """A copy of a file, or of an artifact's directory without the store's own file."""
+    """Copy a file, or an artifact's directory without its manifest."""
     beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
         if source.is_dir():
@@ -120,7 +120,7 @@ def copied(source: Path, target: Path) -> Path:
 
 
 def remove(path: Path) -> None:
-    """What is left of a copy that failed, if anything."""
+    """Remove the remains of a failed copy."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

@@ -1,4 +1,4 @@
-"""Whether this machine can do the job: each part that it needs, with what was found and what to do."""
+"""`backprop doctor`: checks disk, GPU, optional packages, Prefect, MLflow, Ollama and the Hub on this machine."""
 
 import os
 import shutil
@@ -33,7 +33,7 @@ LLAMA_CPP, BITSANDBYTES = ["llama_cpp"], optional_packages.QLORA
 
 
 class Part(Record):
-    """One thing that a run may need. `missing` runs without it; `wrong` has to be put right first."""
+    """One checked part. `missing`: runs work without it; `wrong`: must be fixed first."""
 
     name: str
     state: State
@@ -42,14 +42,14 @@ class Part(Record):
 
 
 def examine(config: Settings) -> list[Part]:
-    """Every part, in the order in which a run needs it. A home that is not there is made, with MLflow's database."""
+    """Check all parts, in the order in which a run needs them. Creates the home and MLflow's database if missing."""
     parts = [home(config), disk(config), device(), *packages(), *converter(config)]
     parts += [prefect(), mlflow(config), journal(config), *champions(config)]
     return [*parts, ollama_server(), hub(), secrets()]
 
 
 def attempt(name: str, found: str, work: Callable[[], object], *, otherwise: State) -> Part:
-    """`ok` with what was found, or the error's own words and hint."""
+    """`ok` with what was found, or the error's message and hint."""
     try:
         work()
     except BackpropError as error:
@@ -58,7 +58,7 @@ def attempt(name: str, found: str, work: Callable[[], object], *, otherwise: Sta
 
 
 def home(config: Settings) -> Part:
-    """Whether everything that is kept can be written."""
+    """Whether the home is writable."""
     for place in (config.home_path, config.store_path):
         try:
             place.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -71,7 +71,7 @@ def home(config: Settings) -> Part:
 
 
 def disk(config: Settings) -> Part:
-    """What is free, and what the store takes."""
+    """Free disk space, and the size of the store."""
     free = shutil.disk_usage(existing(config.store_path)).free
     parts = ", ".join(f"{name} {gib(size)}" for name, size in taken(StoreLayout(config.store_path)))
     found = f"{gib(free)} free; the store has {parts}"
@@ -81,13 +81,13 @@ def disk(config: Settings) -> Part:
 
 
 def taken(store: StoreLayout) -> Iterator[tuple[str, int]]:
-    """Bytes of what grows in a store."""
+    """Bytes of the growing parts of a store."""
     for folder in (store.artifacts, store.trainings, store.sessions):
         yield folder.name, size_of(folder)
 
 
 def existing(path: Path) -> Path:
-    """The nearest directory that is there."""
+    """The nearest existing directory."""
     return path if path.is_dir() else existing(path.parent)
 
 
@@ -96,7 +96,7 @@ def gib(size: int) -> str:
 
 
 def device() -> Part:
-    """The GPU that a run would use, or why it would use none."""
+    """The GPU that a run would use, or why there is none."""
     if missing := devices.missing_gpu():
         return Part(name="GPU", state="missing", found=missing.message, todo=missing.hint)
     memory = devices.memory()
@@ -105,7 +105,7 @@ def device() -> Part:
 
 
 def packages() -> Iterator[Part]:
-    """What is installed by extras."""
+    """Which extras are installed."""
     for name, needed, what, extra in (
         ("llama.cpp", LLAMA_CPP, "K-quants, and reading GGUF files back,", "export"),
         ("QLoRA", BITSANDBYTES, "training.precision=nf4", "qlora"),
@@ -119,7 +119,7 @@ def packages() -> Iterator[Part]:
 
 
 def converter(config: Settings) -> Iterator[Part]:
-    """The user's llama.cpp, where one is named: bases that have no GGUF writer here go through it."""
+    """The user's llama.cpp checkout, if configured; it converts bases without a GGUF writer here."""
     if config.llama_cpp_dir:
         directory, python = config.llama_cpp_dir.expanduser(), llamacpp_converter.interpreter(config)
         yield attempt(
@@ -128,7 +128,7 @@ def converter(config: Settings) -> Iterator[Part]:
 
 
 def prefect() -> Part:
-    """The server of the user's choice, from the environment or a profile; without one each command brings its own."""
+    """The Prefect server from the environment or a profile; without one, each command starts its own."""
     url = PrefectSettings().api.url
     if not url:
         return Part(name="Prefect", state="ok", found="a server of its own for each command")
@@ -141,19 +141,19 @@ def prefect() -> Part:
 
 
 def mlflow(config: Settings) -> Part:
-    """Where runs are recorded; what it does not take now waits in the journal."""
+    """The MLflow server; while it is unreachable, records wait in the journal."""
     return attempt("MLflow", blank_secrets(tracking_uri(config)), lambda: connect(config), otherwise="missing")
 
 
 def journal(config: Settings) -> Part:
-    """What MLflow has not been told yet."""
+    """Runs not yet sent to MLflow."""
     if waiting := len(list(unsent(config))):
         return Part(name="journal", state="missing", found=f"{waiting} runs wait for MLflow", todo="backprop sync")
     return Part(name="journal", state="ok", found="MLflow has been told everything")
 
 
 def champions(config: Settings) -> Iterator[Part]:
-    """Lines whose champion alias was moved in MLflow."""
+    """Lines whose champion alias was changed in MLflow."""
     with suppress(BackpropError):
         if found := moved(connect(config), config):
             todo = "backprop sync sets it back; backprop promote or rollback changes what is live"
@@ -161,7 +161,7 @@ def champions(config: Settings) -> Iterator[Part]:
 
 
 def ollama_server() -> Part:
-    """Where --ollama would go."""
+    """The Ollama server that --ollama uses."""
 
     def check() -> None:
         with ollama.Ollama(patience=5) as server:
@@ -171,17 +171,17 @@ def ollama_server() -> Part:
 
 
 def secrets() -> Part:
-    """Whether every secret of the environment can be blanked in logs."""
+    """Whether every secret in the environment can be redacted in logs."""
     if weak := weak_secrets():
-        found = f"{', '.join(weak)}: too short, or a word or a number, to be blanked in logs"
+        found = f"{', '.join(weak)}: too short, or too much like a word or number, to be redacted in logs"
         return Part(name="secrets", state="missing", found=found, todo="take longer ones, of letters and digits")
     return Part(name="secrets", state="ok", found="blanked in logs and records")
 
 
 def hub() -> Part:
-    """Whether something could be pushed, and where to."""
+    """Whether a Hub token is set, and for which Hub."""
     where = os.environ.get("HF_ENDPOINT") or "the Hub"
     if os.environ.get("HF_TOKEN"):
         return Part(name="Hub", state="ok", found=f"HF_TOKEN is set, for {blank_secrets(where)}")
-    todo = f"to push: set HF_TOKEN, or make a Prefect Secret block {SECRET_BLOCK}"
+    todo = f"to push: set HF_TOKEN, or create a Prefect Secret block {SECRET_BLOCK}"
     return Part(name="Hub", state="missing", found="HF_TOKEN is not set", todo=todo)

@@ -1,4 +1,4 @@
-"""What a run would take of a GPU, and what we would choose: from the model's config and the data, before anything."""
+"""`backprop estimate`: GPU memory, time and default hyperparameters of a run, from the model's config and the data."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,27 +26,29 @@ Verdict = Literal["yes", "tightly", "no"]
 
 
 class Way(Record):
-    """One way to train, and what it takes, in GiB."""
+    """One training setting, and its memory in GiB."""
 
     precision: Precision
     checkpointing: bool
     parts: dict[str, float]
     total: float
-    fits: Verdict | None = Field(description="None without a GPU.")
-    longest: int | None = Field(description="Tokens of the longest sequence that fits, one at a time.")
+    fits: Verdict | None = Field(description="Whether it fits; None without a GPU.")
+    longest: int | None = Field(description="Longest sequence in tokens that fits, one at a time.")
 
 
 class Estimate(Record):
-    """A model's size and what training it takes, by the ways to do so."""
+    """A model's size, and the memory of training it in several settings."""
 
     model: str
     parameters: int
     lora_parameters: int
     tokens: int = Field(description="Padded tokens of a micro-batch.")
-    vram_gib: float | None = Field(description="Of the card that was named, or free on the one that is here.")
+    vram_gib: float | None = Field(description="Memory of the named GPU, or free memory of this machine's.")
     ways: list[Way]
     choices: list[Choice]
-    seconds: float | None = Field(description="Of one training, about; None without data, or for a card not here.")
+    seconds: float | None = Field(
+        description="Estimated time of one training; None without data, or for a GPU not in this machine."
+    )
 
 
 def estimate(spec: RunSpec, dataset: DatasetSpec | None, vram_gib: float | None) -> Estimate:
@@ -79,13 +81,13 @@ def estimate(spec: RunSpec, dataset: DatasetSpec | None, vram_gib: float | None)
 
 
 def seconds(shape: Shape, data: Data, training: TrainSpec) -> float | None:
-    """How long one training takes on the device that is here, about."""
+    """Estimated seconds of one training on this machine's device."""
     speed = speed_of("cuda" if devices.visible_gpus() else "cpu", Store(settings().store_path))
     return speed and time_estimate.seconds(time_estimate.training_flops(shape.parameters, data, training), speed)
 
 
 def way(shape: Shape, setting: Setting, tokens: int, free: int | None) -> Way:
-    """What one setting takes, and whether it fits."""
+    """Estimate the memory of one setting, and whether it fits."""
     needed = memory(shape, setting, tokens)
     return Way(
         precision=setting.precision,
@@ -98,17 +100,17 @@ def way(shape: Shape, setting: Setting, tokens: int, free: int | None) -> Way:
 
 
 def verdict(needed: int, free: int) -> Verdict:
-    """Whether it fits, given that an estimate can be wrong."""
+    """Whether it fits, with a margin for errors of the estimate."""
     return "yes" if needed < SAFE * free else "tightly" if needed < free else "no"
 
 
 def preset_fields(name: str) -> dict[str, Any]:
-    """The fields of a spec, by path, that a preset sets. Raises ConfigInvalid."""
+    """The spec fields that a preset sets, by path. Raises ConfigInvalid."""
     return presets.fields(name)
 
 
 def data_in(dataset: DatasetSpec, base: Path | None) -> Data:
-    """What a run on a dataset trains on, by reading it; its tokens by the base's tokenizer if that is here."""
+    """Measure the training data of a dataset, with the base's tokenizer if it is on this machine."""
     with TemporaryDirectory() as scratch:
         rows = read_rows(find(dataset, scratch=Path(scratch)), dataset).rows
     return trained_on(data_of(rows, Counter(base)), dataset)

@@ -1,4 +1,4 @@
-"""What a line holds out, and what an earlier run trained and held out: as they noted it, never computed again."""
+"""Looks up the held-out and learned rows of a line and of earlier runs, from their records."""
 
 from pydantic import BaseModel
 
@@ -8,11 +8,11 @@ from backprop_core.store.artifacts import Store
 from tasks.runs.resolve import Prepared, load
 from tasks.stages.cache_policy import UnfitRecord, read_result, result_types
 
-OLDER = {"DatasetRef": DatasetRef}  # what `curate` returned up to version 1
+OLDER = {"DatasetRef": DatasetRef}  # result of `curate` up to version 1
 
 
 def held_by(line: str, live: Live, store: Store) -> dict[str, list[RowsRef]]:
-    """Everything that a line has ever held out, by task, those of the champion first.
+    """All rows that a line has ever held out, by task, the champion's first.
 
     A version that is older than `LineVersion.aside` does not say what the ones before it held out; they do.
     """
@@ -31,7 +31,7 @@ def held_by(line: str, live: Live, store: Store) -> dict[str, list[RowsRef]]:
 
 
 def of_run(run_id: str, store: Store) -> Split | None:
-    """What a run trained and held out; None if it has no result, or an older one whose stages' records are gone."""
+    """The split of a run; None if it has no result, or an old result whose stage records are gone."""
     path = store.layout.run(run_id).result
     if not path.is_file():
         return None
@@ -40,7 +40,7 @@ def of_run(run_id: str, store: Store) -> Split | None:
 
 
 def learned_by(run_id: str, store: Store) -> list[RowsRef]:
-    """The rows that what a run made has been trained on, those of its line before it included, as far as known."""
+    """All rows that a run's adapter was trained on, including earlier runs of its line, as far as known."""
     prepared, rows = load(run_id, store), of_run(run_id, store)
     before = prepared.live.version.datasets if prepared.live and prepared.flow == "retrain" else []
     trained = {dataset.train for dataset in [*before, *(rows.datasets if rows else [])]}
@@ -48,7 +48,7 @@ def learned_by(run_id: str, store: Store) -> list[RowsRef]:
 
 
 def from_its_stages(result: RunResult, prepared: Prepared, store: Store) -> Split | None:
-    """The same of a run that is older than `RunResult.split`: from what its stages returned."""
+    """The split of a run older than `RunResult.split`, from its stages' results."""
     made = [(stage.stage, returned(stage.key, store)) for stage in result.stages]
     curated = [one for _, one in made if isinstance(one, DatasetRef)]
     if len(curated) != len(prepared.sources) + len(prepared.watch):
@@ -66,7 +66,7 @@ def from_its_stages(result: RunResult, prepared: Prepared, store: Store) -> Spli
 
 
 def by_task(datasets: list[DatasetRef], live: Live | None) -> dict[str, list[RowsRef]]:
-    """The held-out sets of each task, those of the line first."""
+    """The held-out sets of each task, the line's first."""
     found = {task: [rows] for task, rows in live.version.heldout.items()} if live else {}
     for dataset in datasets:
         known = found.setdefault(dataset.task, [])
@@ -76,7 +76,7 @@ def by_task(datasets: list[DatasetRef], live: Live | None) -> dict[str, list[Row
 
 
 def returned(key: str, store: Store) -> BaseModel | None:
-    """What the stage with this key returned, if the cache has it yet."""
+    """The cached result of the stage with this key, if any."""
     try:
         return read_result(store.layout.cache_result(key).read_bytes(), {**result_types(), **OLDER})
     except (FileNotFoundError, UnfitRecord):

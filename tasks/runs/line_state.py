@@ -1,4 +1,4 @@
-"""A line as it goes on: one run at a time, from champion to version; and what lines there are."""
+"""Continues a line: its lock, the champion a run starts from, and the new version; `backprop lines`."""
 
 import logging
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class LineSummary(TypedDict):
-    """A line in a list."""
+    """One line in the list of lines."""
 
     line: str
     champion: int | None
@@ -31,9 +31,9 @@ class LineSummary(TypedDict):
     base: str
     run_id: str
     adapter: str
-    live: list[str]  # where the champion is used: models of Ollama's, repositories of the Hub
-    bytes: int  # of all that its versions name
-    by_hand: str | None  # who made the champion live, and why, where a person did
+    live: list[str]  # where the champion is published: Ollama models, Hub repositories
+    bytes: int  # of all its versions
+    by_hand: str | None  # manual promotion of the champion: who and why
 
 
 @contextmanager
@@ -52,12 +52,12 @@ def working_on(line: str) -> Iterator[None]:
 
 
 def next_number(line: str) -> int:
-    """The number that a line's next version gets."""
+    """The number of a line's next version."""
     return max(Lines(Store(settings().store_path)).versions(line), default=0) + 1
 
 
 def has_champion(line: str) -> bool:
-    """Whether some version of the line is live."""
+    """Whether the line has a champion."""
     return Lines(Store(settings().store_path)).champion(line) is not None
 
 
@@ -72,7 +72,7 @@ def version_of(
     aside: dict[str, RowsRef],
     scored: dict[str, RowsRef],
 ) -> LineVersion:
-    """What the run made, as a version that continues the champion: its tasks, held-out rows and learned rows.
+    """The run's result as a new version of the line: with tasks, held-out rows and learned rows.
 
     A promoted adapter is merged of its own run's datasets alone; the line keeps how it merges.
     """
@@ -104,7 +104,7 @@ def version_of(
 
 
 def summaries(config: Settings) -> list[LineSummary]:
-    """Every line of the store, by name."""
+    """All lines of the store, by name."""
     store = Store(config.store_path)
     return [summary(store, name, taken) for name, taken in sizes(store)]
 
@@ -130,7 +130,7 @@ def summary(store: Store, name: str, taken: int) -> LineSummary:
 
 
 def places(store: Store, line: str, number: int) -> list[str]:
-    """Where a version went when it went live."""
+    """Where a version was published."""
     known = released(line, number, store)
     if known is None:
         return []

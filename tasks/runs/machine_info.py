@@ -1,4 +1,4 @@
-"""What this machine has: versions and devices."""
+"""Package versions and GPUs of this machine."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -10,7 +10,7 @@ PACKAGES = ("backpropagate-pipeline", "prefect", "mlflow", "torch", "transformer
 
 
 def facts() -> dict[str, Any]:
-    """Versions of what decides results, None for what is not installed, and the GPUs that CUDA would use."""
+    """Versions that can affect results (None: not installed), and the GPUs that CUDA would use."""
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",

@@ -1,4 +1,4 @@
-"""How fast this machine computes, by a short measurement."""
+"""Measures the FLOP/s of this machine's CPU or GPU."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.store.cache_keys import digest_of
 from backprop_core.training.time_estimate import cpu_speed
 
-SECONDS = 120  # that a GPU's measurement may take, the import of torch included
+SECONDS = 120  # time limit of a GPU measurement, including the import of torch
 PRODUCT = """
 import time, torch
 matrix = torch.ones(8192, 8192, dtype=torch.bfloat16, device="cuda")
@@ -28,13 +28,13 @@ print(2 * 8192**3 / best)
 
 
 class Speed(Record):
-    """A matrix product's, as it was measured once."""
+    """A stored measurement of a matrix product."""
 
-    flops: float = Field(gt=0, description="A second.")
+    flops: float = Field(gt=0, description="FLOP per second.")
 
 
 def speed_of(device: str, store: Store) -> float | None:
-    """FLOP/s of a matrix product: float32 on the CPU, bf16 on the GPU; None where it cannot be measured.
+    """FLOP/s of a matrix product: float32 on the CPU, bf16 on the GPU; None if it cannot be measured.
 
     A GPU's is measured by a process of its own, since nothing here loads torch, and noted.
     """
@@ -45,7 +45,7 @@ def speed_of(device: str, store: Store) -> float | None:
         command = [settings().worker_python or sys.executable, "-c", PRODUCT]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True)
-        except (OSError, subprocess.SubprocessError):  # another job may hold all of its memory
+        except (OSError, subprocess.SubprocessError):  # another job may use all of its memory
             return None
         write_atomic(note, Speed(flops=float(done.stdout)).model_dump_json())
     return Speed.model_validate_json(note.read_bytes()).flops

@@ -1,4 +1,4 @@
-"""Who makes a version the champion by hand, and why."""
+"""Records who promotes a version manually, and why."""
 
 import getpass
 from datetime import UTC, datetime
@@ -10,14 +10,14 @@ from backprop_core.schema.gate_report import Act
 
 
 def act(reason: str, *, force: bool) -> Act:
-    """An act of now. Raises ConfigInvalid for a force without a reason."""
+    """A manual promotion at the current time. Raises ConfigInvalid for --force without a reason."""
     if force and not reason.strip():
-        raise ConfigInvalid("--force needs a reason, which is kept in the record", hint="add --reason TEXT")
+        raise ConfigInvalid("--force needs a reason for the record", hint="add --reason TEXT")
     return Act(by=author(), at=datetime.now(UTC), reason=reason.strip(), forced=force)
 
 
 def author() -> str:
-    """Who started this: as Prefect knows it for a flow run of a deployment, else the user of this machine."""
+    """Who started this: the creator of a deployed flow run in Prefect, else the local user."""
     context = FlowRunContext.get()
     run = context.flow_run if context else None
     if run and run.deployment_id:
@@ -25,5 +25,5 @@ def author() -> str:
         return creator or f"Prefect's flow run {run.name}"
     try:
         return getpass.getuser()
-    except (KeyError, OSError, ImportError):  # a container may run as a user without a name
+    except (KeyError, OSError, ImportError):  # a container's user may have no name
         return "a user without a name"

@@ -1,4 +1,4 @@
-"""Telling people how a retrain goes, through Prefect's notification blocks. A message that is lost loses no work."""
+"""Sends notifications about retrains through Prefect notification blocks. Failures to send only log a warning."""
 
 import logging
 import re
@@ -21,33 +21,33 @@ from backprop_core.schema.refs import RunResult
 from tasks.runs.prefect_artifacts import flow_run_id, sentence
 
 log = logging.getLogger(__name__)
-LOST = (NotificationError, httpx.HTTPError, OSError, ValueError, RuntimeError)  # what blocks raise that cannot send
+LOST = (NotificationError, httpx.HTTPError, OSError, ValueError, RuntimeError)  # errors of blocks that fail to send
 PATH = re.compile(r"(?<![\w:/.])(?:[A-Za-z]:)?[~.]{0,2}[/\\](?:[^\s/\\'\"]+[/\\])*(?=\S)")
-TOLD = {"rejected": "rejected", "finished": "released version {version}"}  # of how a run ends; the rest is no news
+TOLD = {"rejected": "rejected", "finished": "released version {version}"}  # statuses worth a notification
 
 
 class Audience:
-    """Who is told about a line's retrain."""
+    """The notification blocks of a line's retrain."""
 
     def __init__(self, line: str) -> None:
         self._line = line
         self._blocks: dict[str, NotificationBlock] = {}
 
     def invite(self, names: Sequence[str]) -> None:
-        """Tell these blocks too. Raises BlockUnknown, AddressForbidden."""
+        """Add blocks. Raises BlockUnknown, AddressForbidden."""
         self._blocks |= {name: load(name) for name in names if name not in self._blocks}
 
     def waits(self, result: RunResult, question: UUID) -> None:
-        """A person is asked, on the page of this flow run."""
+        """Notify that approval is requested on the page of this flow run."""
         self._tell("waits for approval", sentence(result), result.run_id, question)
 
     def ended(self, result: RunResult) -> None:
-        """The run is over."""
+        """Notify how the run ended."""
         if result.status in TOLD:
             self._tell(TOLD[result.status].format(version=result.version), sentence(result), result.run_id)
 
     def failed(self, error: BackpropError) -> None:
-        """The run, or what would have become one, has failed, or has had no time to end."""
+        """Notify that the run failed, could not start, or was killed."""
         what = "has not ended in time" if isinstance(error, TimeLimit) else "failed"
         self._tell(what, f"[{error.code}] {error.message}; {error.hint}", error.run_id)
 
@@ -57,15 +57,15 @@ class Audience:
         for name, block in self._blocks.items():
             try:
                 with block.raise_on_failure():
-                    notify: Any = block.notify  # typed as if it were a coroutine
+                    notify: Any = block.notify  # its type wrongly says coroutine
                     notify("\n".join(filter(None, lines)), subject=f"line {self._line} {what}")
-            except LOST as error:  # whose text may hold the address, which is a secret
-                log.warning("%s was not told that line %s %s (%s)", name, self._line, what, type(error).__name__)
+            except LOST as error:  # its text may contain the URL, which is a secret
+                log.warning("could not notify %s that line %s %s (%s)", name, self._line, what, type(error).__name__)
 
 
 @contextmanager
 def notifying(line: str, names: Sequence[str]) -> Iterator[Audience]:
-    """The audience of a retrain; of what fails it is told here. Raises BlockUnknown, AddressForbidden."""
+    """Notify blocks about a retrain, including its failure. Raises BlockUnknown, AddressForbidden."""
     audience = Audience(line)
     audience.invite(names)
     try:
@@ -78,21 +78,21 @@ def notifying(line: str, names: Sequence[str]) -> Iterator[Audience]:
 
 
 def load(name: str) -> NotificationBlock:
-    """A block of the Prefect server's by TYPE/NAME. Raises BlockUnknown, AddressForbidden."""
+    """Load a Prefect block by TYPE/NAME. Raises BlockUnknown, AddressForbidden."""
     hint = "make it in the Prefect UI, under Blocks, and name it by TYPE/NAME, like slack-webhook/team"
     try:
         block = Block.load(name)
     except (ValueError, UnknownBlockType) as error:
         raise BlockUnknown(f"Prefect has no block {name}", hint=hint) from error
     if not isinstance(block, NotificationBlock):
-        raise BlockUnknown(f"block {name} sends no messages", hint=hint)
+        raise BlockUnknown(f"block {name} is not a notification block", hint=hint)
     if host := urlsplit(address_of(block)).hostname:
         refuse(host)
     return block
 
 
 def address_of(block: NotificationBlock) -> str:
-    """Where a block sends to; empty where the service decides that."""
+    """The host that a block sends to; empty if its service decides."""
     match block:
         case CustomWebhookNotificationBlock():
             return block.url
@@ -102,5 +102,5 @@ def address_of(block: NotificationBlock) -> str:
 
 
 def presentable(text: str) -> str:
-    """A text without secrets, and with no more of a path than its last name."""
+    """A text with secrets redacted and paths reduced to their last name."""
     return PATH.sub("", blank_secrets(text))

@@ -1,4 +1,4 @@
-"""What a Prefect flow run shows: the matrix, the way to MLflow, and the result for other services."""
+"""Prefect artifacts of a flow run: forgetting matrix, GGUF files, link to MLflow, approval page, result as JSON."""
 
 import base64
 import json
@@ -16,13 +16,13 @@ from tasks.tracking.plots import forgetting_matrix
 
 
 def flow_run_id() -> str | None:
-    """Prefect's id of this flow run; None outside of one."""
+    """Prefect's id of this flow run; None outside a flow run."""
     context = FlowRunContext.get()
     return str(context.flow_run.id) if context and context.flow_run else None
 
 
 def publish(result: RunResult, *, namespace: str, mlflow_link: str | None) -> None:
-    """Put a run's result on its Prefect flow run, under keys that start with the namespace."""
+    """Create the artifacts of a run's result on its Prefect flow run, with keys prefixed by the namespace."""
     prefix, said = key(namespace), sentence(result)
     if result.evaluation:
         create_markdown_artifact(report(result, result.evaluation), key=f"{prefix}-matrix", description=said)
@@ -36,7 +36,7 @@ def publish(result: RunResult, *, namespace: str, mlflow_link: str | None) -> No
 
 
 def sentence(result: RunResult) -> str:
-    """How it ended and why, as the list of artifacts shows it."""
+    """Status and reason in one sentence, for the list of artifacts."""
     if result.error:
         return f"{result.status}: [{result.error.code}] {result.error.message}; {result.error.hint}"
     if result.gate:
@@ -61,7 +61,7 @@ def report(result: RunResult, evaluation: Evaluation) -> str:
 
 
 def picture(evaluation: Evaluation) -> str:
-    """The matrix as a picture, in Markdown."""
+    """The forgetting matrix as a picture, in Markdown."""
     data = base64.b64encode(forgetting_matrix(evaluation)).decode()
     return f"![The forgetting matrix, and a curve a task](data:image/png;base64,{data})\n"
 
@@ -78,7 +78,7 @@ def ask(result: RunResult, *, namespace: str, flow_run: UUID) -> str:
     shown = f"{text}\n{picture(result.evaluation)}"
     name = f"{key(namespace)}-approval"
     shown_there = MarkdownArtifact(key=name, markdown=shown, description=sentence(result), flow_run_id=flow_run)
-    create: Any = shown_there.create  # typed as if it could be a coroutine here
+    create: Any = shown_there.create  # its type includes a coroutine
     create()
     return text
 
@@ -122,7 +122,7 @@ def matrix_table(evaluation: Evaluation) -> str:
 
 
 def merges(runs: Sequence[RunRecord]) -> str:
-    """λ of each merge, and how far it moved the merged adapter's factors; nothing without one."""
+    """λ of each merge, and how much it changed the merged adapter's factors; empty without merges."""
     rows = [
         f"| {record.dataset.task} | {record.drift.weight:.3f} | {percent(record.drift.a)} | {percent(record.drift.b)} |"
         for record in runs
@@ -136,7 +136,7 @@ def merges(runs: Sequence[RunRecord]) -> str:
 
 
 def verdict(report: GateReport) -> str:
-    """What the gate decided and why, with each task's difference between its bounds, in Markdown."""
+    """The gate's decision and reason, with each task's difference and bounds, in Markdown."""
     head = f"| task | rows | the {report.against} | candidate | difference | at least | at most | shows from | |"
     rows = [
         f"| {one.task} | {one.rows} | {one.rival:.4f} | {one.candidate:.4f} | {one.difference:+.4f} "
@@ -148,17 +148,17 @@ def verdict(report: GateReport) -> str:
 
 
 def signed(value: float | None) -> str:
-    """A difference with its sign; a dash where there is none."""
+    """A difference with its sign; a dash for None."""
     return "–" if value is None else f"{value:+.4f}"
 
 
 def remark(verdict: TaskVerdict) -> str:
-    """What a reader of one task's row must not miss."""
+    """The remark in a task's row."""
     if verdict.low is None:
         return "too few rows"
     return "**worse**" if verdict.worse else ""
 
 
 def percent(score: float | None) -> str:
-    """A share as percent with one decimal; nothing for a cell that is not there."""
+    """A share as percent with one decimal; empty for None."""
     return "" if score is None else f"{100 * score:.1f}"

@@ -1,4 +1,4 @@
-"""What cannot work is refused before hours of training, not after them."""
+"""Checks a run's configuration before training: metric, judge, harness tasks, export, Ollama, Hub repository."""
 
 import logging
 from pathlib import Path
@@ -28,17 +28,19 @@ WITHOUT_LLAMA = {"f32", "f16", "bf16", "q8_0"}  # GGUF types that need no llama.
 
 
 def check_metric(evaluation: EvaluationSpec) -> None:
-    """Refuse a metric that lacks what it needs."""
+    """Raise ConfigInvalid or ExtraMissing if the metric's requirements are missing."""
     if evaluation.metric == "regex" and evaluation.pattern is None:
-        raise ConfigInvalid("evaluation.metric=regex has no evaluation.pattern", hint="say what counts in an answer")
+        raise ConfigInvalid(
+            "evaluation.metric=regex has no evaluation.pattern", hint="set evaluation.pattern to a regular expression"
+        )
     if evaluation.metric == "judge" and None in (evaluation.judge.address, evaluation.judge.model):
         raise ConfigInvalid(
-            "evaluation.metric=judge has no judge", hint="give evaluation.judge.address and evaluation.judge.model"
+            "evaluation.metric=judge has no judge", hint="set evaluation.judge.address and evaluation.judge.model"
         )
 
 
 def harness_tasks(evaluation: EvaluationSpec) -> OwnTasks | None:
-    """The user's own tasks, where the harness is to measure. Raises ExtraMissing, or ConfigInvalid."""
+    """The user's custom harness tasks, if the harness is used. Raises ExtraMissing or ConfigInvalid."""
     if not evaluation.harness.tasks:
         return None
     require(["lm_eval"], what="evaluation.harness", extra="harness")
@@ -58,25 +60,27 @@ def check_export(
         check_ollama(name, spec, store)
     if "gguf-lora" in spec.export.packages and spec.training.lora.variant == "dora":
         raise AdapterMismatch(
-            "a DoRA adapter is more than B·A, and llama.cpp knows no other", hint="export it fused: --format gguf"
+            "llama.cpp does not support DoRA adapters", hint="export a fused model with --format gguf"
         )
     if adapter and "gguf-lora" in spec.export.packages and (own := own_tokenizer(adapter, store)):
-        log.warning("the gguf-lora file cannot hold the adapter's own %s: serve it with that, not the base's", own)
+        log.warning("a gguf-lora file cannot contain the adapter's own %s: serve it with that, not the base's", own)
     converter = converter_of(base, spec.export, store, adapter=adapter)
     if converter and spec.export.imatrix:
-        raise ConfigInvalid("export.imatrix needs a base that is converted here", hint="leave export.imatrix away")
+        raise ConfigInvalid(
+            "export.imatrix does not work with a base that llama.cpp converts", hint="remove export.imatrix"
+        )
     needed = sorted(set(spec.export.quantizations) - WITHOUT_LLAMA)
     if needed:
         require(["llama_cpp"], what=", ".join(needed), extra="export")
     elif spec.export.imatrix:
         raise ConfigInvalid(
-            "export.imatrix changes none of the files", hint="add a K-quant, like --quantization q3_k_m"
+            "export.imatrix has no effect on these files", hint="add a K-quant, like --quantization q3_k_m"
         )
     return converter
 
 
 def own_tokenizer(adapter: AdapterRef, store: Store) -> str | None:
-    """The chat template that came with an adapter; None if it chats as its base does."""
+    """The adapter's own chat template; None if it uses the base's."""
     found = store.local(adapter) / TEMPLATE
     return found.name if found.is_file() else None
 
@@ -84,7 +88,7 @@ def own_tokenizer(adapter: AdapterRef, store: Store) -> str | None:
 def converter_of(
     base: BaseRef, export: ExportSpec, store: Store, *, adapter: AdapterRef | None = None
 ) -> ConverterRef | None:
-    """The user's llama.cpp, where GGUF files are asked for of a base that has no writer here.
+    """The user's llama.cpp converter, if GGUF files are requested for a base without a writer here.
 
     Raises ArchitectureUnsupported, TokenizerUnsupported or ConfigInvalid.
     """
@@ -108,7 +112,7 @@ def converter_of(
 
 
 def check_training(training: TrainSpec, base: Path, export: ExportSpec, *, continues: bool) -> None:
-    """Refuse a training that cannot work before it begins, or whose adapter could not be exported as asked.
+    """Check that training can work, and that the adapter can be exported as requested.
 
     Raises VariantUnsupported, ExtraMissing or AdapterMismatch.
     """
@@ -121,19 +125,19 @@ def check_training(training: TrainSpec, base: Path, export: ExportSpec, *, conti
 
 
 def check_repo(repo: str) -> None:
-    """Raise ConfigInvalid unless it is the id of a repository of the Hub."""
+    """Raise ConfigInvalid unless it is a valid Hub repository id."""
     from backprop_core.publishing.hub import check_repo_id
 
     check_repo_id(repo)
 
 
 def check_ollama(name: str, spec: RunSpec, store: Store) -> None:
-    """Refuse a model of Ollama's that cannot be made; an Ollama that does not answer now may do so later."""
+    """Check that Ollama can create the model. An unreachable Ollama only logs a warning: it may be back later."""
     from backprop_core.publishing.ollama import Ollama, claim
 
     if not spec.export.quantizations:
         raise ConfigInvalid(
-            f"Ollama cannot have {name} without a GGUF file", hint="add export.quantizations, like [q4_k_m]"
+            f"the Ollama model {name} needs a GGUF file", hint="add export.quantizations, like [q4_k_m]"
         )
     try:
         with Ollama() as server:

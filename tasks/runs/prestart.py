@@ -1,4 +1,4 @@
-"""What can be done before Prefect is imported: check the inputs, and start the worker if there is work for it."""
+"""Work done before the slow import of Prefect: check the inputs, and start the worker if a stage is not cached."""
 
 import threading
 
@@ -11,7 +11,7 @@ from tasks.tracking.connection import prepare as import_mlflow
 
 
 def start(flow: str, spec: RunSpec, *, fresh: bool) -> None:
-    """Refuse what cannot work; start the worker unless the caches have everything. Downloads are left for the run."""
+    """Check the inputs; start the worker unless everything is cached. Leaves downloads to the run."""
     config = settings()
     store = Store(config.store_path)
     sources.hand_on(store)
@@ -27,23 +27,25 @@ def start(flow: str, spec: RunSpec, *, fresh: bool) -> None:
 
 
 def asked(prefix: str) -> resolve.Prepared:
-    """What the run that `prefix` means was asked to do, complete. Raises RunUnknown or RefAmbiguous."""
+    """The resolved spec of the run that starts with `prefix`. Raises RunUnknown or RefAmbiguous."""
     store = Store(settings().store_path)
     run_id = resolve.full_run_id(prefix, store)
     prepared = resolve.load(run_id, store)
     if prepared.flow not in resolve.TRAINING:
-        raise RunUnknown(f"run {run_id} is one of {prepared.flow}", hint=f"name a run of {', '.join(resolve.TRAINING)}")
+        raise RunUnknown(
+            f"run {run_id} is a {prepared.flow} run", hint=f"choose a run of {', '.join(resolve.TRAINING)}"
+        )
     return prepared
 
 
 def restart(prefix: str, *, inexact: bool) -> tuple[str, resolve.Prepared]:
-    """The run that `prefix` means, its worker on the way; `inexact` is noted in its spec."""
+    """Prepare to resume the run that starts with `prefix`, and start its worker; its spec records `inexact`."""
     config = settings()
     store = Store(config.store_path)
     run_id = resolve.full_run_id(prefix, store)
     prepared = resolve.load(run_id, store)
     if prepared.flow == "drift":
-        raise RunUnknown(f"run {run_id} only tried a line on fresh rows", hint="start it again")
+        raise RunUnknown(f"run {run_id} was a drift check, which cannot be resumed", hint="start a new one")
     if inexact:
         prepared = resolve.allow_inexact(prepared)
         resolve.save(prepared, run_id, store)

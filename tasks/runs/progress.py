@@ -1,4 +1,4 @@
-"""What goes on right now, for whoever shows it."""
+"""Progress events of the current stage, for the command line's progress bar."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,11 +7,11 @@ from pydantic import Field
 
 from backprop_core.schema.records import Record
 
-QUESTION = "question"  # a stage in which somebody at the terminal is asked: nothing else is drawn there
+QUESTION = "question"  # a stage that asks at the terminal: no progress bar meanwhile
 
 
 class Progress(Record):
-    """`done` of `total` parts of a stage, with its latest figures. total 0: unknown."""
+    """`done` of `total` parts of a stage, with its latest metrics. total 0: unknown."""
 
     stage: str
     done: int
@@ -34,6 +34,6 @@ def listen(listener: Listener) -> Iterator[None]:
 
 
 def report(event: Progress) -> None:
-    """Tell all listeners."""
+    """Send an event to all listeners."""
     for listener in _listeners:
         listener(event)

@@ -1,4 +1,4 @@
-"""Making room in the store, when a person asks and after a release."""
+"""Prunes the store on request and after a release; pins and unpins artifacts."""
 
 import logging
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ def prune(
     only: core.Pruned | None = None,
     dry_run: bool,
 ) -> core.Pruned:
-    """Remove what no kept version, no pin, no recent result and no unfinished run names; `only` what was listed.
+    """Remove artifacts not used by a kept version, pin, recent result or unfinished run; `only` those listed.
 
     Raises RunActive while a run is going on.
     """
@@ -49,7 +49,7 @@ def prune(
 
 
 def keep(ref: str, config: Settings) -> tuple[str, int]:
-    """Pin what a reference means: its name, and how many artifacts that keeps.
+    """Pin a reference's artifacts; returns the pin's name and the number of artifacts.
 
     A line is its champion. Raises RunUnknown or RefAmbiguous, and ArtifactMissing if something of that is gone.
     """
@@ -61,23 +61,23 @@ def keep(ref: str, config: Settings) -> tuple[str, int]:
 
 
 def release(ref: str, config: Settings) -> str:
-    """Pin it no longer. Raises RunUnknown if it is not pinned."""
+    """Remove a pin. Raises RunUnknown if there is none."""
     store = Store(config.store_path)
     known = pins.pinned(store)
     names = [ref] if ref in known else [name for name in known if name.startswith(ref)]
     if len(names) != 1:
-        raise RunUnknown(f"{ref} is not pinned", hint="`backprop store keep` lists what is")
+        raise RunUnknown(f"{ref} is not pinned", hint="`backprop store keep` lists all pins")
     pins.unpin(names[0], store)
     return names[0]
 
 
 def kept(config: Settings) -> dict[str, int]:
-    """How many artifacts each pin keeps."""
+    """The number of artifacts of each pin."""
     return {name: len(digests) for name, digests in pins.pinned(Store(config.store_path)).items()}
 
 
 def meant(ref: str, store: Store) -> tuple[str, set[str]]:
-    """The name that a pin gets, and all that the run or the version names."""
+    """The name of a pin, and all artifacts that the run or version uses."""
     line, _, number = ref.partition("@")
     lines = Lines(store)
     if line not in lines.names():
@@ -85,7 +85,7 @@ def meant(ref: str, store: Store) -> tuple[str, set[str]]:
         return run.run_id, core.named_by(run)
     version = int(number) if number.isdecimal() else lines.champion(line)
     if version is None or (number and not number.isdecimal()):
-        raise RunUnknown(f"{ref} is no version of line {line}", hint=f"name a version: {line}@1")
+        raise RunUnknown(f"{ref} is not a version of line {line}", hint=f"write {line}@1")
     named = digests_in(lines.version(line, version).model_dump_json())
     return f"{line}@{version}", named | core.digests_of(store.layout.line(line).release(version))
 
@@ -96,7 +96,7 @@ def remove_tag(model: str) -> None:
 
 
 def retain(run: "Run") -> None:
-    """After a release: what the line's runs have left behind goes, as its retention says, unless a run is going on."""
+    """Prune a line's leftovers after a release, by its retention; skipped while a run is active."""
     keep = run.spec.publish.keep
     if keep is None or run.outcome is None or run.outcome.status != "finished":
         return

@@ -1,10 +1,10 @@
-"""What a run with `fresh` has done by itself: gone on with, it takes that from the cache, and nothing else."""
+"""Records what a --fresh run has recomputed, so that resuming does not recompute it."""
 
 from pathlib import Path
 
 
 class Afresh:
-    """The stages of a run and of its earlier processes; where `fresh` was not asked none is done again."""
+    """Which stages a --fresh run, including its earlier processes, has recomputed; without --fresh, none has to be."""
 
     def __init__(self, path: Path, *, asked: bool) -> None:
         self._path, self._asked = path, asked
@@ -12,19 +12,19 @@ class Afresh:
         self._done: set[str] = set()  # by this process
 
     def is_due(self, key: str) -> bool:
-        """Whether a stage is to be done, even if the cache has it."""
+        """Whether to recompute a stage even if it is cached."""
         return self._asked and f"done {key}" not in self._earlier and key not in self._done
 
     def has_begun(self, key: str) -> bool:
-        """Whether an earlier process of this run has begun the stage: its checkpoints are the run's own."""
+        """Whether an earlier process of this run has started the stage, so that its checkpoints are the run's own."""
         return f"begun {key}" in self._earlier
 
     def begin(self, key: str) -> None:
-        """Note that no checkpoint is left but what this run makes from here on."""
+        """Record that the stage has started, without older checkpoints."""
         self._note("begun", key)
 
     def end(self, key: str) -> None:
-        """Note that the cache has what this run has made: a stage is done afresh once in a run."""
+        """Record that the stage's result is cached: a stage is recomputed only once per run."""
         self._done.add(key)
         self._note("done", key)
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind: its journal, its result in the store, and what the Prefect flow run shows."""
+"""Records a run: journal (sent to MLflow), result in the store, and artifacts on the Prefect flow run."""
 
 import importlib.metadata
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ from tasks.runs.results import dataset_summary
 from tasks.tracking import Sender, mlflow_run_id, run_link
 from tasks.tracking.journal import Journal, parameters
 
-HEAD_START = 1.0  # seconds that a worker which still imports torch has before mlflow is imported beside it
+HEAD_START = 1.0  # seconds to wait before importing mlflow while a worker imports torch
 PACKAGES = ("torch", "transformers", "peft", "prefect", "mlflow-skinny")
 
 
 class RunJournal:
-    """The record of one run and its LoRA runs: to the journal, from there to MLflow while the run goes on."""
+    """The record of one run and its LoRA runs, written to the journal and sent to MLflow during the run."""
 
     def __init__(self, run_id: str, prepared: Prepared, config: Settings, store: Store) -> None:
         self._run_id, self._prepared, self._config, self._store = run_id, prepared, config, store
@@ -39,7 +39,7 @@ class RunJournal:
 
     @contextmanager
     def lora_run(self, run_id: str, index: int, dataset: DatasetRef) -> Iterator[None]:
-        """A LoRA run: what the training measures goes to it until the block ends."""
+        """Record a LoRA run within the block; it gets the training metrics."""
         self._child = child = self._journal.child(run_id)
         child.start(line=self._prepared.spec.line, name=f"{index + 1}-{dataset.name}")
         child.inputs([dataset_summary(dataset)])
@@ -48,12 +48,12 @@ class RunJournal:
         self._child = None
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Figures of the training that goes on."""
+        """Record metrics of the current training."""
         assert self._child is not None
         self._child.metrics(step, values)
 
     def lora_run_done(self, record: RunRecord, evaluation: Evaluation) -> None:
-        """A LoRA run's adapters, and the matrix with its row."""
+        """Record a LoRA run's adapters, and its row of the matrix."""
         assert self._child is not None
         self._child.tags(
             {
@@ -68,15 +68,15 @@ class RunJournal:
         self.evaluated(evaluation)
 
     def evaluated(self, evaluation: Evaluation) -> None:
-        """The matrix as it is now."""
+        """Record the current forgetting matrix."""
         self._journal.evaluation(evaluation)
 
     def waiting(self, on: Literal["person", "device"]) -> AbstractContextManager[None]:
-        """The run waits for a person, or for the device that another run has, while the block runs."""
+        """Record that the run waits within the block, for approval or for the device."""
         return self._journal.waiting(on)
 
     def finish(self, result: RunResult) -> RunResult:
-        """The run is over: its result goes to MLflow, to the store and to the Prefect flow run."""
+        """Record the result in MLflow, in the store and on the Prefect flow run."""
         if self._child:
             self._child.end(result.status, result.error)
         self._journal.inputs([run.dataset for run in result.runs])
@@ -92,7 +92,7 @@ class RunJournal:
 
 
 def tags() -> dict[str, str]:
-    """Versions, and the Prefect flow run."""
+    """Tags with package versions and the Prefect flow run."""
     versions = {f"version.{name}": importlib.metadata.version(name) for name in PACKAGES}
     flow_run = prefect_artifacts.flow_run_id()
     return versions | ({"prefect.flow_run_id": flow_run} if flow_run else {})

@@ -1,4 +1,4 @@
-"""What was rejected before: the same new rows on the same champion with the same settings are not trained again."""
+"""Remembers rejected retrains: the same rows on the same champion with the same settings are not trained again."""
 
 from datetime import UTC, datetime
 
@@ -13,7 +13,7 @@ from tasks.runs.resolve import Prepared
 
 
 class Rejection(Record):
-    """A candidate that did not go live."""
+    """A rejected candidate."""
 
     run_id: RunId
     at: datetime
@@ -21,30 +21,30 @@ class Rejection(Record):
 
     @property
     def sentence(self) -> str:
-        """The same in words."""
+        """One sentence for people."""
         return f"rejected on {self.at:%Y-%m-%d}: {self.reason}"
 
 
 class Attempt(Record):
-    """Everything that decides whether a retrain is rejected, as one digest."""
+    """Identity of a retrain: everything that determines whether it is rejected."""
 
-    key: Digest = Field(description="Of champion, new rows, held-out rows and settings.")
+    key: Digest = Field(description="Digest of champion, new rows, held-out rows and settings.")
     run_id: RunId
 
     def earlier(self, store: Store) -> Rejection | None:
-        """The rejection of another run that had the same; None: there is none."""
+        """An earlier run's rejection with the same key, or None."""
         path = store.layout.rejection(self.key)
         found = Rejection.model_validate_json(path.read_bytes()) if path.is_file() else None
         return found if found and found.run_id != self.run_id else None
 
     def note(self, reason: str, store: Store) -> None:
-        """Keep why this one was rejected."""
+        """Store the rejection and its reason."""
         rejection = Rejection(run_id=self.run_id, at=datetime.now(UTC), reason=reason)
         write_atomic(store.layout.rejection(self.key), rejection.model_dump_json())
 
 
 def attempt(run_id: str, prepared: Prepared, rows: RowsRef, heldout: dict[str, RowsRef]) -> Attempt:
-    """A retrain as it is known once its rows are: what was made by other versions of the stages is another one."""
+    """The identity of a retrain, computed once its rows are known; includes the stages' versions."""
     spec = prepared.spec
     settings = [spec.training, spec.merge, spec.evaluation.model_copy(update={"watch": []}), spec.gate]
     parts = [

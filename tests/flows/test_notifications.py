@@ -68,7 +68,7 @@ def test_a_team_is_told(channel, base, data, home, caplog):
         released = night(data[0])
     assert released.status == "finished" and "line support released version 1" in channel.posted[-1][1]
     [warning] = [record.getMessage() for record in caplog.records if record.name == "tasks.runs.notifications"]
-    assert warning == "custom-webhook/team was not told that line support released version 1 (HTTPStatusError)"
+    assert warning == "could not notify custom-webhook/team that line support released version 1 (HTTPStatusError)"
     count = len(channel.posted)
     assert night(data[0]).status == "unchanged" and len(channel.posted) == count
     with pytest.raises(InputNotFound):

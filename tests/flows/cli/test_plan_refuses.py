@@ -217,7 +217,7 @@ def test_a_full_disk_is_found_out_before_the_training(
     )
     planned = outcome(lambda: run_here.plan("train", spec, fresh=False))
     done = outcome(lambda: train(data[0], model=str(base), training=TRAINING, export=wanted))
-    assert planned == done and planned[0] == DiskFull.code and "train and what follows" in planned[2]
+    assert planned == done and planned[0] == DiskFull.code and "train and later stages" in planned[2]
 
 
 def test_what_a_run_writes_is_counted() -> None:

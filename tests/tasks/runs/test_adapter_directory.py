@@ -75,7 +75,7 @@ def test_a_directory_is_its_adapter_on_its_base(adapter: Path, base: Path, store
     kept, given = (Fused(base, directory) for directory in (store.local(found.adapter), adapter))
     assert all(kept.tensor(name).equal(given.tensor(name)) for name in kept.names())
     assert str(base) not in (store.local(found.adapter) / "adapter_config.json").read_text()
-    with pytest.raises(ConfigInvalid, match="does not say what its base is"):
+    with pytest.raises(ConfigInvalid, match="does not name its base"):
         made("adapter", store)
 
 
@@ -255,7 +255,7 @@ def test_an_artifact_names_its_base_by_digest(
     text = "".join(path.read_text() for path in Path(exported.path).glob("*.json"))
     assert str(base) not in text
     assert made(exported.path, store).base.name == str(base)
-    with pytest.raises(ConfigInvalid, match="does not say what its base is but the digest"):
+    with pytest.raises(ConfigInvalid, match="does not name its base but the digest"):
         made(exported.path, Store(tmp_path / "other"))
     assert made(exported.path, Store(tmp_path / "other"), model=str(base)).base.name == str(base)
 
