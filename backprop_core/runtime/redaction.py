@@ -70,7 +70,7 @@ FREE_TEXT = {  # keys whose values are free text
     *("system", "license", "pattern"),
 }
 PLACE = "place"  # a file's path: not text, even with a space in it
-_kept: set[str] = set()  # module state: it applies to all log records and errors of the process, including those of libraries
+_kept: set[str] = set()  # module state: redacts all log records and errors of the process, also of libraries
 
 
 def keep_secret(value: str) -> None:

@@ -222,7 +222,7 @@ class Store:
         return "run the command that made it again"
 
     def record(self, digest: str) -> dict[str, Any]:
-        """Where an artifact came from; empty if nobody noted it."""
+        """The record of an artifact's origin; empty if there is none."""
         path = self.layout.record(digest)
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
@@ -250,7 +250,7 @@ class Store:
             self.layout.artifact(digest).rename(damaged / f"{digest}-{uuid.uuid4().hex[:8]}")
 
     def remove(self, digest: str, reason: str) -> None:
-        """Delete an artifact and leave a tombstone; whoever finds it by its digest is told why."""
+        """Delete an artifact and leave a tombstone with the reason."""
         write_atomic(self.layout.tombstone(digest), canonical({"reason": reason, "time": now()}))
         self._verified.pop(digest, None)
         with self.begin("removed") as directory, suppress(FileNotFoundError):

@@ -114,7 +114,7 @@ class Worker:
 
     def _say(self, line: str) -> None:
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it has died; whoever waits for its result says so
+        with suppress(BrokenPipeError):  # it has died; waiting for its result reports that
             self._process.stdin.write(line.encode() + b"\n")
             self._process.stdin.flush()
 

@@ -41,7 +41,7 @@ def main(text: str) -> None:
     The file `waits` of the orders appears when it begins to wait for the slots, `ready` once they are taken.
     """
     orders = Orders.model_validate_json(text)
-    os.dup2(2, 1)  # libraries print; nobody reads our stdout
+    os.dup2(2, 1)  # libraries print to stdout, which is not read
     blank_logs()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
@@ -98,7 +98,7 @@ def prepare(orders: Orders) -> "Runner":
 
 
 def preload() -> None:
-    """What the first training would import: while nobody waits for it yet."""
+    """Import what the first training needs, before it is needed."""
     from backprop_core.models.loading import peft_module
 
     for name in USUAL:
@@ -131,7 +131,7 @@ Emit = Callable[[dict[str, Any]], None]
 
 
 class Spoken(logging.Handler):
-    """A job's events, and the core's warnings among them: the parent says them where somebody reads."""
+    """A job's events, including the core's warnings, which the parent logs."""
 
     def __init__(self, file: TextIO) -> None:
         super().__init__(logging.WARNING)
@@ -155,7 +155,7 @@ def run(folder: Path, stage: Callable[[str, str, dict[str, Any], Emit], BaseMode
     """One job: read it, run it, write its result last.
 
     `spent`: this process can do no further job, and the parent ends it. So it is after a fault of the GPU, and after an
-    error where several train together: nobody knows where the others are.
+    error where several train together: the state of the other processes is unknown.
     """
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     with (folder / "events.jsonl").open("a", encoding="utf-8", buffering=1) as events, Spoken(events) as told:
@@ -186,7 +186,7 @@ def gpu_fault(error: Exception) -> BackpropError | None:
 
 
 def unexpected(error: Exception) -> BackpropError:
-    """What nobody thought of, with its traceback, which goes to the log too."""
+    """An unexpected error with its traceback, which is logged too."""
     trace = blank_secrets("".join(traceback.format_exception(error)))
     print(trace, file=sys.stderr, flush=True)
     return Unexpected(f"{type(error).__name__}: {error}", hint=f"please report this:\n{trace}")

@@ -1,7 +1,7 @@
 """Restricts the paths of deployed runs: files in the allowed directories, and remote URLs.
 
-Whoever may fill in a form could otherwise read any file of the worker's machine into a dataset, or write over one.
-A run that is called here, from the command line or from Python, is the user's own and may name what the user may.
+Otherwise anyone who can fill in a deployment's form could read or overwrite any file on the worker's machine. A run
+started locally, from the command line or from Python, has the user's own permissions and is not restricted.
 """
 
 import os

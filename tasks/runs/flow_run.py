@@ -271,7 +271,7 @@ class Run:
         again = self._afresh.is_due(key)
         self._lease.add(key)
         if stage.runs_in == "worker" and not is_recorded(self.store, key):
-            # whoever has the device now may be doing this very stage
+            # the process that has the device now may be computing this very stage
             with self.record.waiting("device"):
                 self._worker(stage.name).wait_for_slot(self._deadline)
             begin = time.monotonic()

@@ -1,4 +1,4 @@
-"""What a run starts from, found and hashed before anything is computed: the complete resolved spec. No Prefect here."""
+"""Resolves a run's spec before anything is computed: base, data, line, adapter, export. No Prefect."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
@@ -38,33 +38,33 @@ TRAINING = ("train", "multi-run", "retrain")  # flows that train
 
 
 class Prepared(Record):
-    """The complete resolved spec of a run: what `resume` reads, what the caches' keys are made of."""
+    """The complete resolved spec of a run: read by `resume`, and the input of the cache keys."""
 
     format: Literal[1] = 1
     flow: str
     spec: RunSpec
-    defaults: list[Choice] = Field(default_factory=list, description="What of the spec was chosen, and why.")
+    defaults: list[Choice] = Field(default_factory=list, description="Spec fields chosen automatically, with reasons.")
     base: BaseRef
     sources: list[Source]
     watch: list[Source]
-    adapter: AdapterRef | None = Field(None, description="The merged adapter that an export writes.")
-    of: RunId | None = Field(None, description="The earlier run whose adapter that is.")
-    imported: bool = Field(False, description="Whether no run here made that adapter: it came in a directory.")
+    adapter: AdapterRef | None = Field(None, description="The merged adapter to export.")
+    of: RunId | None = Field(None, description="The earlier run that made this adapter.")
+    imported: bool = Field(False, description="Whether the adapter was imported from a directory.")
     live: Live | None = Field(None, description="The champion that a retrain continues; None: the line's first run.")
-    converter: ConverterRef | None = Field(None, description="Writes the GGUF files, where we have no writer.")
-    tasks: OwnTasks | None = Field(None, description="Own tasks of lm-evaluation-harness.")
-    act: Act | None = Field(None, description="Of a person who makes a version the champion; no part of the digest.")
-    fresh: bool = Field(False, description="Every stage is done again, whatever the cache has; no part of the digest.")
+    converter: ConverterRef | None = Field(None, description="Writes the GGUF files if there is no writer here.")
+    tasks: OwnTasks | None = Field(None, description="Custom lm-evaluation-harness tasks.")
+    act: Act | None = Field(None, description="Manual promotion; not part of the digest.")
+    fresh: bool = Field(False, description="Recompute every stage even if cached; not part of the digest.")
 
     def digest(self) -> str:
-        """Digest of everything that decides the run's results; whoever has the same has the same results."""
+        """Digest of everything that determines the run's results: equal digests mean equal results."""
         inputs = [[part(source.data), part(source.heldout)] for source in self.sources + self.watch]
         parts = [self.flow, part(self.spec), part(self.base), inputs, part(self.adapter), part(self.live)]
         return digest_of([*parts, *(each.digest for each in (self.converter, self.tasks) if each)])
 
 
 def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
-    """Find the base and the data, refuse what cannot work, resolve what was left open.
+    """Find the base and the data, check the configuration, and fill in defaults.
 
     Raises the coded errors of base, data, export and lines, of `tasks.runs.resolve_defaults`, and UnslothNotAvailable.
     """
@@ -74,7 +74,7 @@ def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
     if flow != "retrain" and spec.publish != PublishSpec():
         raise ConfigInvalid(f"{flow} publishes nothing", hint="promote its run to a line, or retrain a line")
     if flow != "retrain" and (spec.approval != ApprovalSpec() or spec.notify):
-        raise ConfigInvalid(f"{flow} releases nothing: nobody is asked or told", hint="leave approval and notify out")
+        raise ConfigInvalid(f"{flow} does not release anything", hint="remove approval and notify")
     if live:
         spec = continued(spec, live)
         spec = still_published(spec, store)
@@ -103,7 +103,7 @@ def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
 
 
 def still_published(spec: RunSpec, store: Store) -> RunSpec:
-    """A line whose champion went out goes on going out, to the same places unless others are named."""
+    """Publish to the same targets as the line's champion, unless others are configured."""
     if spec.publish != PublishSpec() or (known := last_release(spec.line, store)) is None:
         return spec
     export = spec.export if spec.export.quantizations else known.export
@@ -111,7 +111,7 @@ def still_published(spec: RunSpec, store: Store) -> RunSpec:
 
 
 def continued(spec: RunSpec, live: Live) -> RunSpec:
-    """A line's next run has the line's LoRA shape and strategy. Raises LineConflict if others are asked.
+    """Use the line's LoRA shape and merge strategy. Raises LineConflict if the spec asks for others.
 
     What is left at its default is not asked.
     """
@@ -124,7 +124,7 @@ def continued(spec: RunSpec, live: Live) -> RunSpec:
     ]:
         if asked not in (usual, own):
             raise LineConflict(
-                f"line {spec.line} has another {name} than {asked}: {own}", hint="leave it out, or start another line"
+                f"line {spec.line} has another {name} than {asked}: {own}", hint="remove it, or start another line"
             )
     return spec.model_copy(
         update={
@@ -135,11 +135,13 @@ def continued(spec: RunSpec, live: Live) -> RunSpec:
 
 
 def published(ref: str, publish: PublishSpec, export: ExportSpec, store: Store) -> Prepared:
-    """What an earlier run made, for a flow that pushes it to the Hub."""
+    """Resolve an earlier run's result, to push it to the Hub."""
     check_repo(publish.repo or "")
     earlier = again("publish", ref, export, store)
     if earlier.imported:
-        raise RunUnknown(f"{ref} has no record to fill a model card from", hint="push what a run here has made")
+        raise RunUnknown(
+            f"{ref} has no record to fill a model card from", hint="push the result of a run of this store"
+        )
     spec = earlier.spec.model_copy(update={"publish": publish})
     return earlier.model_copy(update={"spec": spec})
 
@@ -147,7 +149,7 @@ def published(ref: str, publish: PublishSpec, export: ExportSpec, store: Store) 
 def to_release(
     flow: str, line: str, number: int | None, publish: PublishSpec, export: ExportSpec, act: Act, store: Store
 ) -> Prepared:
-    """A version of a line, for a flow that makes it live; None: the champion.
+    """Resolve a version of a line (None: the champion), to release it.
 
     What is not said of `publish` and `export` is as it was when the champion was released. Raises RunUnknown,
     ConfigInvalid if a release has nowhere to go, NotGated if the version did not pass the gate and `act` does not force
@@ -157,7 +159,7 @@ def to_release(
     known = last_release(line, store)
     live = Live(number=number, version=lines.version(line, number)) if number else lines.live(line)
     if live is None:
-        raise RunUnknown(f"line {line} has no champion", hint="`backprop lines` lists what there is")
+        raise RunUnknown(f"line {line} has no champion", hint="`backprop lines` lists all lines")
     earlier = load(live.version.run_id, store)
     spec = earlier.spec.model_copy(
         update={"line": line, "publish": publish.over(known.publish), "export": export.over(known.export)}
@@ -165,7 +167,7 @@ def to_release(
         else {"line": line, "publish": publish, "export": export}
     )
     if flow == "release" and not (spec.publish.ollama or spec.publish.repo):
-        raise ConfigInvalid(f"line {line} has nowhere to go", hint="name a place: --ollama NAME or --repo OWNER/NAME")
+        raise ConfigInvalid(f"line {line} has no publish target", hint="set --ollama NAME or --repo OWNER/NAME")
     act = act.model_copy(update={"forced": is_forced(flow, line, live, act, store)})
     changes = {"flow": flow, "spec": spec, "live": live, "converter": check_export(live.version.base, spec, store)}
     of, adapter = live.version.run_id, live.version.merged
@@ -173,7 +175,7 @@ def to_release(
 
 
 def is_forced(flow: str, line: str, live: Live, act: Act, store: Store) -> bool:
-    """Whether a version goes live only because `act` forces it. Raises NotGated if it does not.
+    """Whether `act` must force this version past the gate. Raises NotGated if it must, but does not.
 
     What passed the gate once, or was forced past it once, goes live again without.
     """
@@ -183,26 +185,26 @@ def is_forced(flow: str, line: str, live: Live, act: Act, store: Store) -> bool:
     if (report and report.accepted) or any(move.number == live.number and move.act.forced for move in moves):
         return False
     if not act.forced:
-        said = f"was refused by the gate: {report.reason}" if report else "has never been judged by the gate"
+        said = f"was rejected by the gate: {report.reason}" if report else "was never checked by the gate"
         to = f" --to {live.number}" if flow == "rollback" else ""
         raise NotGated(
             f"version {live.number} of line {line} {said}",
-            hint=f"if it has to go live: backprop {flow} {line}{to} --force --reason TEXT",
+            hint=f"to release it anyway: backprop {flow} {line}{to} --force --reason TEXT",
         )
     return True
 
 
 def to_rollback(line: str, number: int | None, act: Act, store: Store) -> Prepared:
-    """A version of a line to be live again, by default the one before its champion. Raises RunUnknown and NotGated."""
+    """Resolve a rollback to a version, by default the one before the champion. Raises RunUnknown and NotGated."""
     live = Lines(store).live(line)
     before = number or ((live.version.parent or live.number - 1) if live else 0)
     if not before:
-        raise RunUnknown(f"line {line} has no version before its champion", hint="`backprop lines` lists what there is")
+        raise RunUnknown(f"line {line} has no version before its champion", hint="`backprop lines` lists all lines")
     return to_release("rollback", line, before, PublishSpec(), ExportSpec(), act, store)
 
 
 def last_release(line: str, store: Store) -> "Release | None":
-    """How the champion of a line went live; None if only the store knows it."""
+    """The release of a line's champion; None if it was never published."""
     from backprop_core.publishing.release import released
 
     champion = Lines(store).champion(line)
@@ -210,18 +212,18 @@ def last_release(line: str, store: Store) -> "Release | None":
 
 
 def like(own: LoraSpec, asked: LoraSpec) -> LoraSpec:
-    """What is asked, as the line has it wherever that is a default."""
+    """The requested spec, with the line's values in place of defaults."""
     fields = LoraSpec.model_fields.items()
     open_ = [name for name, field in fields if getattr(asked, name) == field.default]
     return asked.model_copy(update={name: getattr(own, name) for name in open_})
 
 
 def again(flow: str, ref: str, export: ExportSpec, store: Store, *, model: str | None = None) -> Prepared:
-    """What an earlier run started from and made, for a flow that exports it."""
+    """Resolve an earlier run's adapter, to export it."""
     earlier = made(ref, store, model=model)
     spec = earlier.spec.model_copy(update={"export": export})
     converter = check_export(earlier.base, spec, store, adapter=earlier.adapter)
-    live = earlier.live if earlier.flow == "retrain" else None  # whose held-out rows it has
+    live = earlier.live if earlier.flow == "retrain" else None  # it has the champion's held-out rows
     return earlier.model_copy(update={"flow": flow, "spec": spec, "live": live, "converter": converter})
 
 
@@ -235,14 +237,14 @@ def made(ref: str, store: Store, *, model: str | None = None) -> Prepared:
     if is_path(ref) or (holds_adapter(ref) and not is_known(line, store)):
         return of_directory(ref, model, store)
     if holds_adapter(ref):
-        raise RefAmbiguous(f"{ref} is a directory with an adapter, and a line or a run", hint=f"write ./{ref}")
+        raise RefAmbiguous(f"{ref} is both a directory with an adapter and a line or run", hint=f"write ./{ref}")
     if model:
-        raise ConfigInvalid(f"{ref} has a base of its own", hint="leave --model out")
+        raise ConfigInvalid(f"{ref} already has a base", hint="remove --model")
     if line not in Lines(store).names():
         run_id = full_run_id(ref, store)
         return by(run_id, AdapterRef(digest=merged_of(run_id, store).digest, kind="merged"), store)
     if not version and any(store.layout.begun(line)):
-        raise RefAmbiguous(f"{ref} is a line and the start of a run_id", hint="give more digits, or line@version")
+        raise RefAmbiguous(f"{ref} is both a line and the start of a run_id", hint="use more digits, or line@version")
     found = version_of(line, version, store)
     return by(found.run_id, found.merged, store)
 
@@ -253,26 +255,26 @@ def is_known(name: str, store: Store) -> bool:
 
 
 def of_directory(ref: str, model: str | None, store: Store) -> Prepared:
-    """An adapter that no run here made, with rows of everyday chat to ask its files."""
+    """Resolve an imported adapter, with rows of everyday chat to check its files."""
     spec, base, adapter = adapter_in(ref, model, store)
     watch = sources(spec.evaluation.watch, downloads(store))
     return Prepared(flow="export", spec=spec, base=base, sources=[], watch=watch, adapter=adapter, imported=True)
 
 
 def by(run_id: str, adapter: AdapterRef, store: Store) -> Prepared:
-    """What the run that made an adapter started from. Raises RunUnknown if it has only scored it."""
+    """The resolved spec of the run that made an adapter. Raises RunUnknown for a run that only scored one."""
     earlier = load(run_id, store)
     if earlier.flow in ("evaluate", "drift"):
-        raise RunUnknown(f"run {run_id} made nothing, it only scored", hint="name the run that it scored")
+        raise RunUnknown(f"run {run_id} only scored an adapter", hint="use the run that made the adapter")
     of = run_id if earlier.flow == "promote" else earlier.of or run_id
     return earlier.model_copy(update={"adapter": adapter, "of": of, "act": None})
 
 
 def version_of(line: str, version: str, store: Store) -> LineVersion:
-    """A version of a line by its number; its champion where none is given. Raises RunUnknown."""
+    """A version of a line by its number, by default the champion. Raises RunUnknown."""
     if version:
         if not version.isdecimal():
-            raise RunUnknown(f"{version} is no version of line {line}", hint=f"write {line}@1")
+            raise RunUnknown(f"{version} is not a version of line {line}", hint=f"write {line}@1")
         return Lines(store).version(line, int(version))
     live = Lines(store).live(line)
     if live is None:
@@ -283,13 +285,13 @@ def version_of(line: str, version: str, store: Store) -> LineVersion:
 def evaluated(
     ref: str, data: Sequence[DatasetSpec], changes: EvaluationSpec, store: Store, *, model: str | None = None
 ) -> Prepared:
-    """What an earlier run made, to be scored on its own held-out sets, or on all rows of `data`.
+    """Resolve an earlier run's adapter, to score it on its own held-out sets, or on all rows of `data`.
 
     `changes` are to how the run itself was evaluated. Raises ConfigInvalid and what `made` and `source` raise.
     """
     earlier = made(ref, store, model=model)
     if earlier.imported and not data:
-        raise ConfigInvalid(f"{ref} has no held-out rows of its own", hint="give rows to score: --data FILE")
+        raise ConfigInvalid(f"{ref} has no held-out rows of its own", hint="set rows to score with --data FILE")
     evaluation = EvaluationSpec.model_validate(
         earlier.spec.evaluation.model_dump() | changes.model_dump(exclude_unset=True)
     )
@@ -304,7 +306,7 @@ def evaluated(
 
 
 def to_compare(line: str, dataset: DatasetSpec, store: Store) -> Prepared:
-    """The champion of a line, to be scored on rows of `dataset` that it has not learned.
+    """Resolve a line's champion, to score it on rows of `dataset` that it has not learned.
 
     Raises RunUnknown if the line has none, and what `source` raises.
     """
@@ -319,14 +321,14 @@ def to_compare(line: str, dataset: DatasetSpec, store: Store) -> Prepared:
 
 
 def promoted(ref: str, line: str, act: Act, store: Store) -> Prepared:
-    """What an earlier run did, for a flow that makes a line's version of it; a line that is there has its own gate.
+    """Resolve an earlier run, to promote it to a version of a line; an existing line keeps its own gate.
 
     Raises RunUnknown, RefAmbiguous, or LineConflict if the line has another base or another LoRA shape.
     """
     run_id = full_run_id(ref, store)
     earlier = load(run_id, store)
     if earlier.flow not in ("train", "multi-run"):
-        raise RunUnknown(f"{ref} is a run of {earlier.flow}", hint="promote what `train` or `multi-run` made")
+        raise RunUnknown(f"{ref} is a {earlier.flow} run", hint="promote a run of `train` or `multi-run`")
     Lines(store).check_base(line, earlier.base)
     live = Lines(store).live(line)
     spec = earlier.spec.model_copy(update={"line": line})
@@ -336,7 +338,7 @@ def promoted(ref: str, line: str, act: Act, store: Store) -> Prepared:
 
 
 def judged_as(spec: RunSpec, version: LineVersion, store: Store) -> RunSpec:
-    """A run's spec with the gate and the metric of a line. Raises LineConflict if its LoRA shape is another one."""
+    """A run's spec with the line's gate and metric. Raises LineConflict if its LoRA shape differs."""
     shape = spec.training.lora.committed
     if shape != version.lora:
         raise LineConflict(
@@ -349,7 +351,7 @@ def judged_as(spec: RunSpec, version: LineVersion, store: Store) -> RunSpec:
 
 
 def merged_of(run_id: str, store: Store) -> Located:
-    """The merged adapter of a run. Raises RunUnknown if it has not made one."""
+    """The merged adapter of a run. Raises RunUnknown if it has none."""
     path = store.layout.run(run_id).result
     merged = RunResult.model_validate_json(path.read_bytes()).merged if path.is_file() else None
     if merged is None:
@@ -358,7 +360,7 @@ def merged_of(run_id: str, store: Store) -> Located:
 
 
 def begun(prepared: Prepared, run_id: str, store: Store) -> Prepared:
-    """The spec of a run that holds its data, committed before the first stage: what `resume` needs."""
+    """Keep a run's data and commit its spec before the first stage, for `resume`."""
     held = {name: keep(getattr(prepared, name), run_id, store) for name in ("sources", "watch")}
     prepared = prepared.model_copy(update=held)
     save(prepared, run_id, store)
@@ -366,12 +368,12 @@ def begun(prepared: Prepared, run_id: str, store: Store) -> Prepared:
 
 
 def save(prepared: Prepared, run_id: str, store: Store) -> None:
-    """Commit what a run was asked to do."""
+    """Commit a run's resolved spec."""
     write_atomic(store.layout.run(run_id).spec, prepared.model_dump_json())
 
 
 def load(run_id: str, store: Store) -> Prepared:
-    """What the run with this id was asked to do. Raises ArtifactDamaged if its record cannot be read."""
+    """The resolved spec of the run with this id. Raises ArtifactDamaged if it cannot be read."""
     path = store.layout.run(run_id).spec
     try:
         prepared = Prepared.model_validate_json(path.read_bytes())
@@ -383,7 +385,7 @@ def load(run_id: str, store: Store) -> Prepared:
 
 
 def allow_inexact(prepared: Prepared) -> Prepared:
-    """The same run, which may go on inexactly from its checkpoint."""
+    """The same run, allowed to resume inexactly from its checkpoint."""
     training = prepared.spec.training.model_copy(update={"inexact_resume": True})
     return prepared.model_copy(update={"spec": prepared.spec.model_copy(update={"training": training})})
 
@@ -396,16 +398,16 @@ def full_run_id(prefix: str, store: Store) -> str:
         raise RunUnknown(f"no run {prefix} in {store.root}", hint="`backprop list-runs` lists the runs")
     if len(matching) > 1:
         raise RefAmbiguous(
-            f"{prefix} is the start of {', '.join(name[:12] for name in matching)}", hint="give more digits"
+            f"{prefix} is the start of {', '.join(name[:12] for name in matching)}", hint="use more digits"
         )
     return matching[0]
 
 
 def is_warm(prepared: Prepared, store: Store) -> bool:
-    """Whether the same work was finished before, so that the caches will probably have everything."""
+    """Whether the same work was finished before, so that everything is probably cached."""
     return store.layout.finished(prepared.digest()).is_file()
 
 
 def mark_finished(prepared: Prepared, store: Store) -> None:
-    """Remember that all stages of this work are in the caches."""
+    """Record that all stages of this work are cached."""
     write_atomic(store.layout.finished(prepared.digest()), "")

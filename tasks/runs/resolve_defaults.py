@@ -1,4 +1,4 @@
-"""What a run's spec leaves open, filled in before anything is computed: device, precision, and all of `training`."""
+"""Fills in what a run's spec leaves open, before anything is computed: device, precision, all of `training`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,9 +28,9 @@ from backprop_core.training.defaults import GIVEN, Chosen, Data, choose, data_of
 from backprop_core.training.presets import PRESETS
 from backprop_core.training.vram_estimate import Shape, shape_of
 
-VERSION = 2  # of the notes on what data holds
-CPU_SECONDS = 30 * 60  # longer than this a CPU trains only if it is told to
-SLOW = 1e10  # FLOP/s of a matrix product: what is short even there need not be measured
+VERSION = 2  # of the cached data measurements
+CPU_SECONDS = 30 * 60  # longer trainings use a CPU only with device=cpu
+SLOW = 1e10  # FLOP/s of a matrix product: what is short at this speed needs no speed measurement
 SOME_CARD = 8 << 30  # bytes
 UNREADABLE = (ConfigInvalid, FormatUnknown, InputNotFound, InputValidationFailed, NoRows)
 
@@ -38,7 +38,7 @@ UNREADABLE = (ConfigInvalid, FormatUnknown, InputNotFound, InputValidationFailed
 def decide(
     spec: RunSpec, base: BaseRef, sources: Sequence[SourceRef], store: Store, *, later: bool
 ) -> tuple[RunSpec, list[Choice]]:
-    """The complete spec, and what of it was chosen and why. `later`: the run continues a line.
+    """The complete spec, and the chosen fields with reasons. `later`: the run continues a line.
 
     What depends on memory goes by all that the card has, not by what happens to be free: the same command has the same
     cache keys. Raises GPUNotAvailable, ConfigInvalid.
@@ -65,7 +65,7 @@ def decide(
 def filled(
     shape: Shape | None, given: TrainSpec, data: Sequence[Data | None], device: str, *, later: bool
 ) -> tuple[TrainSpec, list[Choice]]:
-    """`given` and what is chosen for it; a model whose shape is not known is trained as the spec's defaults say."""
+    """`given` with chosen fields; a model of unknown shape gets the spec's defaults."""
     if shape is None:
         return given, []
     memory = devices.memory() if device == "cuda" else None
@@ -75,7 +75,7 @@ def filled(
 
 
 def known_shape(directory: Path) -> Shape | None:
-    """What the model's config.json says of its size; None for a kind that is not known."""
+    """The model's shape from its config.json; None for an unknown model type."""
     try:
         return shape_of(directory.name, bases.read_json(directory / "config.json"))
     except (ArchitectureUnsupported, ModelLoadFailed):
@@ -83,12 +83,12 @@ def known_shape(directory: Path) -> Shape | None:
 
 
 def about_parameters(directory: Path) -> int:
-    """By the size of the weights, as if they were bf16."""
+    """Estimate the number of parameters from the size of the weights, as if they were bf16."""
     return sum(file.stat().st_size for file in bases.weights(directory)) // 2
 
 
 def data_in(source: SourceRef, dataset: DatasetSpec, base: Path, store: Store) -> Data | None:
-    """What a run on this dataset trains on, noted for the next time; None if it cannot be read, as curation will say.
+    """Measure the training data of this dataset (cached); None if it cannot be read: curation reports why.
 
     Then the failure is in the run's record, with everything else that it was asked to do. Tokens are those of the model
     in the directory `base`. Raises TokenizerMismatch, ModelLoadFailed.
@@ -107,39 +107,39 @@ def data_in(source: SourceRef, dataset: DatasetSpec, base: Path, store: Store) -
 
 
 def on_the_cpu(parameters: int, training: TrainSpec, data: Sequence[Data | None], no_gpu: GPUNotAvailable) -> Choice:
-    """Train on the CPU where that is a matter of minutes. Raises GPUNotAvailable where it is not."""
+    """Choose the CPU if training takes minutes there. Raises GPUNotAvailable if it takes longer."""
     flops = sum(time_estimate.training_flops(parameters, one, training) for one in data if one)
     takes = time_estimate.seconds(flops, SLOW)
     if takes > CPU_SECONDS:
         takes = time_estimate.seconds(flops, time_estimate.cpu_speed())
     if takes > CPU_SECONDS:
         raise GPUNotAvailable(
-            f"{no_gpu.message}, and training takes about {takes / 3600:.1f} h on this CPU", hint=no_gpu.hint
+            f"{no_gpu.message}, and training would take about {takes / 3600:.1f} h on this CPU", hint=no_gpu.hint
         )
     return Choice(field="training.device", value="cpu", reason=f"{no_gpu.message}; it takes less than half an hour")
 
 
 def asked(spec: RunSpec) -> TrainSpec:
-    """How to train, with a quantization that was asked of the model."""
+    """The training spec, with the model's quantization applied."""
     if spec.model.quantization == "none":
         return spec.training
     return spec.training.model_copy(update={"precision": precision_of(spec, spec.training, "cuda")})
 
 
 def precision_of(spec: RunSpec, training: TrainSpec, device: Literal["cpu", "cuda"]) -> str:
-    """The precision of the base's weights while it trains. Raises ConfigInvalid if it is asked for in two ways."""
+    """The precision of the base weights in training. Raises ConfigInvalid for contradictory settings."""
     if spec.model.quantization == "none":
         return {"cpu": "fp32", "cuda": "bf16"}[device] if training.precision == "auto" else training.precision
     if training.precision not in ("auto", spec.model.quantization):
         raise ConfigInvalid(
             f"model.quantization={spec.model.quantization} and training.precision={training.precision} contradict each "
             "other",
-            hint="leave one of them out",
+            hint="remove one of them",
         )
     return spec.model.quantization
 
 
 def chosen_fields() -> list[str]:
-    """The fields of `training` that are chosen for a run where none is given, on a GPU: there they are the most."""
+    """All fields of `training` that can be chosen automatically, as for a GPU."""
     shape = next(iter(PRESETS.values())).shape
     return [choice.field.removeprefix("training.") for choice in choose(shape, TrainSpec(), None, SOME_CARD).choices]

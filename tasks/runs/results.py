@@ -1,4 +1,4 @@
-"""From refs to the lines of a `RunResult`. Pure."""
+"""Builds the records of a RunResult from refs: runs, evaluation, GGUF files, packages. Pure functions."""
 
 from collections.abc import Sequence
 
@@ -29,7 +29,7 @@ from backprop_core.store.cache_keys import dataset_digest, digest_of, part
 
 
 def digest_in(result: BaseModel) -> str | None:
-    """The digest that a stage's result stands for."""
+    """The digest of a stage's result."""
     match result:
         case ArtifactRef():
             return result.digest
@@ -68,7 +68,7 @@ def run_record(
     cached: bool,
     store: Store,
 ) -> RunRecord:
-    """One LoRA run, as the result tells it."""
+    """The RunRecord of one LoRA run."""
     return RunRecord(
         run_id=run_id,
         dataset=dataset_summary(dataset),
@@ -87,7 +87,7 @@ def run_record(
 
 
 def harness_records(base: Harnessed, made: Harnessed) -> list[HarnessRecord]:
-    """Every figure of an adapter that the base has too, beside it."""
+    """Harness scores of the adapter beside the base's."""
     return [
         HarnessRecord(task=task, metric=metric, base=base.scores[task][metric], score=score)
         for task, scores in made.scores.items()
@@ -97,7 +97,7 @@ def harness_records(base: Harnessed, made: Harnessed) -> list[HarnessRecord]:
 
 
 def gguf_record(file: GGUFRef, fidelity: Fidelity | None, store: Store) -> GGUFRecord:
-    """A GGUF file, as the result tells it."""
+    """The GGUFRecord of a GGUF file."""
     return GGUFRecord(
         quantization=file.quantization,
         digest=file.digest,
@@ -108,7 +108,7 @@ def gguf_record(file: GGUFRef, fidelity: Fidelity | None, store: Store) -> GGUFR
 
 
 def package_record(ref: PackageRef, store: Store) -> PackageRecord:
-    """A package, as the result tells it."""
+    """The PackageRecord of a package."""
     return PackageRecord(**located(ref, store).model_dump(), package=ref.package, bytes=ref.bytes)
 
 

@@ -1,4 +1,4 @@
-"""Which run a deployed flow run has begun: tried again, it goes on with that one.
+"""Maps a deployed flow run to the run it has started, so that a Prefect retry resumes it.
 
 It stands in the store, so that the next try may be another machine's, and is pruned when that run is finished.
 """
@@ -15,19 +15,19 @@ from tasks.runs.prefect_artifacts import flow_run_id
 
 
 def note(run_id: str, store: Store) -> None:
-    """Keep the run_id for the next try of this flow run, if a deployment started it."""
+    """Store the run_id for the next retry of this flow run, if it is a deployed one."""
     if is_deployed():
         write_atomic(store.layout.flow_run(flow_run_id() or ""), run_id)
 
 
 def left_over(store: Store) -> str | None:
-    """The run that an earlier try of this flow run has begun, if it can be gone on with; else this one begins anew."""
+    """The run that an earlier try of this flow run has started, if it can be resumed; else None."""
     run_id = begun(flow_run_id() or "", store) if is_deployed() else None
     return run_id if run_id and can_go_on(run_id, store) else None
 
 
 def can_go_on(run_id: str, store: Store) -> bool:
-    """Whether a run was killed or stopped, or failed for a while.
+    """Whether a run was killed, stopped, or failed with a retryable error.
 
     Not one that has finished, nor one whose failure calls for other parameters or files, nor drift, for which prune
     keeps nothing.
@@ -40,13 +40,13 @@ def can_go_on(run_id: str, store: Store) -> bool:
 
 
 def has_died(flow_run: str, config: Settings) -> bool:
-    """Whether the process of a flow run was killed while it worked; False where nothing is known of it."""
+    """Whether the process of a flow run was killed; False if nothing is known about it."""
     store = Store(config.store_path)
     return begun(flow_run, store) in set(killed(store))
 
 
 def flow_runs(store: Store) -> Iterator[tuple[str, str]]:
-    """Each flow run of a deployment that has begun a run, and the run_id."""
+    """All deployed flow runs that have started a run, with the run_id."""
     for path in store.layout.flow_runs.glob("[!.]*"):
         yield path.name, path.read_text(encoding="utf-8")
 

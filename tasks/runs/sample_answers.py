@@ -1,4 +1,4 @@
-"""What a run's merged adapter says to prompts: the worker alone, no flow and no record."""
+"""`backprop generate`: answers of a run's merged adapter to prompts, without a flow or record."""
 
 from collections.abc import Sequence
 
@@ -40,7 +40,7 @@ def answers(
 
 
 def precision_on(device: str, trained: TrainSpec) -> str:
-    """The precision that the adapter was trained with, where this device is of the same kind, or it was nf4."""
+    """The precision that the adapter was trained with, if the device has the same kind or it was nf4."""
     if trained.device == device or trained.precision == "nf4":
         return trained.precision
     return "fp32" if device == "cpu" else "bf16"

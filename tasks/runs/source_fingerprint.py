@@ -1,4 +1,4 @@
-"""What tells one state of a dataset's source from another without reading it. No Prefect here."""
+"""Fingerprints of data sources (ETag, size, time), to detect changes without reading the data. No Prefect."""
 
 import os.path
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from backprop_core.schema.field_types import is_address
 from backprop_core.schema.specs import DatasetSpec
 from backprop_core.store.cache_keys import digest_of
 
-SAYING = ("ETag", "Last-Modified", "Content-Length")  # headers of a web server that change with what it serves
+SAYING = ("ETag", "Last-Modified", "Content-Length")  # HTTP headers that change with the content
 
 
 def fingerprint(dataset: DatasetSpec) -> str:
-    """Another one, of 64 hex digits, when the source is another.
+    """A fingerprint of 64 hex digits that changes when the source changes.
 
     It is of names, sizes and times of local files, of the Hub's commit, of what a web server says of a page, or of what
     fsspec knows of a file. Raises InputNotFound, NoRows for a directory without files of rows, InputValidationFailed
@@ -38,37 +38,37 @@ def state(dataset: DatasetSpec) -> Sequence[object]:
 
 
 def local(path: str) -> list[object]:
-    """Name, size and time of a file, or of each file of rows in a directory."""
+    """Name, size and time of a file, or of each row file in a directory."""
     place = Path(os.path.expanduser(path))
     files = members(path) if os.path.isdir(place) else [place]
     if not files:
-        raise NoRows(f"{path} has no file of rows yet", hint="put one there")
+        raise NoRows(f"{path} has no row files yet", hint="add one")
     try:
         known = [(file.name, file.stat()) for file in files]
     except FileNotFoundError as error:
-        raise InputNotFound(f"no such file: {path!r}", hint="put it there, or correct the line's file") from error
+        raise InputNotFound(f"no such file: {path!r}", hint="create it, or correct the line file") from error
     except OSError as error:
         raise unreadable(path, error) from error
     return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in known]
 
 
 def page(url: str) -> list[object]:
-    """What a web server says of a page when it is not asked for the page itself."""
+    """The HTTP headers of a URL, without downloading its content."""
     try:
         with client(follow_redirects=True, timeout=PATIENCE) as http:
             answer = http.head(url, headers={"Accept-Encoding": "identity"}).raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise InputNotFound(f"nothing is said of {url}: {error}", hint="check the address") from error
+        raise InputNotFound(f"cannot get the headers of {url}: {error}", hint="check the URL") from error
     said: list[object] = [answer.headers.get(name) for name in SAYING]
     if not any(said):
         raise InputValidationFailed(
-            f"{url} does not say when it changes", hint=f"its server has to send {', '.join(SAYING[:2])}"
+            f"cannot detect changes of {url}", hint=f"its server must send {' or '.join(SAYING[:2])}"
         )
     return said
 
 
 def remote(url: str) -> list[object]:
-    """What fsspec knows of a file, asked anew."""
+    """fsspec's current information about a file."""
     import fsspec
 
     with coded(url):

@@ -27,7 +27,7 @@ from backprop_core.store.cache_keys import canonical
 
 
 class Source(Record):
-    """A dataset's files by digest, with the names it goes by."""
+    """A dataset's files by digest, with its name and task."""
 
     name: str
     task: str
@@ -60,7 +60,7 @@ _handed_on: list[HandedOn] = []  # one at most; Prefect starts the run, so it ca
 
 
 def source(dataset: DatasetSpec, scratch: Path, *, task: str | None) -> Source:
-    """A dataset's files by digest, as they are now."""
+    """Hash a dataset's files, or reuse the result of this command."""
     known = _handed_on[0].known if _handed_on else {}
     asked = canonical([dataset.model_dump(mode="json"), task, state(dataset.path), state(dataset.heldout)])
     if asked not in known:
@@ -90,7 +90,7 @@ def found(dataset: DatasetSpec, scratch: Path, *, task: str | None) -> Source:
 
 
 def refuse_collisions(datasets: Sequence[DatasetSpec]) -> None:
-    """Raise ConfigInvalid if two names would be one task only because a task's name has fewer characters.
+    """Raise ConfigInvalid if two file names would become the same task name.
 
     So are two web addresses that differ in their query alone.
     """
@@ -102,24 +102,24 @@ def refuse_collisions(datasets: Sequence[DatasetSpec]) -> None:
             one, two = (other, name) if other != name else (blank_address(before), blank_address(path))
             raise ConfigInvalid(
                 f"{one!r} and {two!r} would both be the task {task_name(name)}",
-                hint="name the tasks (datasets.0.task=NAME), or rename a file; files of one name are one task",
+                hint="set the tasks (datasets.0.task=NAME), or rename a file; files with the same name are one task",
             )
 
 
 def without_query(path: str) -> str:
-    """A web address without its query and fragment; a path as it is."""
+    """A URL without query and fragment; a path unchanged."""
     return urlsplit(path)._replace(query="", fragment="").geturl() if is_web(path) else path
 
 
 def stem(path: str) -> str:
-    """A file's name without its ending, and without that of its compression. A path has no query and no fragment."""
+    """A file's name without its suffixes, including that of its compression."""
     place = urlsplit(path).path if is_web(path) else path
     name = place.rpartition("/")[2] if is_address(path) else Path(place).name
     return re.sub(r"\.[^.]+$", "", re.sub(r"\.(gz|zst)$", "", name)) or "data"
 
 
 def task_name(name: str) -> str:
-    """A task's name from a file's: lower case, nothing but letters, digits, dot, dash and underscore."""
+    """A task name from a file name: lowercase letters, digits, dot, dash and underscore only."""
     return re.sub(r"[^a-z0-9._-]", "-", name.lower()).lstrip("._-")[:63] or "data"
 
 
@@ -135,19 +135,19 @@ def hand_on(store: Store) -> None:
 
 
 def let_go() -> None:
-    """Remove what was downloaded and no run has taken."""
+    """Remove downloads that no run has taken."""
     while _handed_on:
         _handed_on.pop().store.close()
 
 
 def keep(found: Iterable[Source], run_id: str, store: Store) -> list[Source]:
-    """The sources with what was downloaded for them in the run's own directory, forced to disk."""
+    """Move downloads into the run's own directory, fsync them, and return the sources with the new paths."""
     place = store.layout.run(run_id).sources
 
     def move(ref: SourceRef) -> SourceRef:
         if not Path(ref.path).is_relative_to(store.layout.sessions):
             return ref
-        if not (place / ref.digest).is_file():  # one address may be named twice
+        if not (place / ref.digest).is_file():  # the same URL may occur twice
             place.mkdir(parents=True, exist_ok=True)
             fsync(Path(ref.path))
             Path(ref.path).replace(place / ref.digest)
@@ -158,5 +158,5 @@ def keep(found: Iterable[Source], run_id: str, store: Store) -> list[Source]:
 
 
 def free(run_id: str, store: Store) -> None:
-    """Remove what a run has held of its data: it has ended."""
+    """Remove the downloads of a finished run."""
     shutil.rmtree(store.layout.run(run_id).sources, ignore_errors=True)

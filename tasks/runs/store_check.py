@@ -1,4 +1,4 @@
-"""Reading everything that the store holds, and looking for everything that it should hold."""
+"""`backprop store check`: verifies all artifacts, and finds missing ones."""
 
 from collections.abc import Iterator
 
@@ -11,13 +11,13 @@ from tasks.stages.cache_policy import UnfitRecord, read_result
 
 
 def check(config: Settings) -> tuple[int, list[Finding]]:
-    """How many artifacts there are, and what is wrong with which: damaged, or named and gone."""
+    """The number of artifacts, and all findings: damaged or missing artifacts."""
     store = Store(config.store_path)
     return store.count(), [*store.check(), *missing(store)]
 
 
 def missing(store: Store) -> Iterator[Finding]:
-    """Artifacts that are gone, though versions, releases, results of runs or the cache name them.
+    """Artifacts that are missing although versions, releases, results of runs or the cache use them.
 
     What was removed on purpose has a tombstone and is not missing.
     """
@@ -26,12 +26,12 @@ def missing(store: Store) -> Iterator[Finding]:
         named.setdefault(digest, []).append(who)
     for digest, names in sorted(named.items()):
         if not store.layout.artifact(digest).is_dir() and not store.was_removed(digest):
-            what = f"missing, but named by {', '.join(dict.fromkeys(names))}"
+            what = f"missing, but used by {', '.join(dict.fromkeys(names))}"
             yield Finding(digest=digest, what=what, missing=True)
 
 
 def of_versions(store: Store) -> Iterator[tuple[str, str]]:
-    """What versions of lines and their releases name, with the version."""
+    """Artifacts of versions and releases, with the version."""
     lines = Lines(store)
     for line in lines.names():
         for number in lines.versions(line):
@@ -40,7 +40,7 @@ def of_versions(store: Store) -> Iterator[tuple[str, str]]:
 
 
 def of_runs(store: Store) -> Iterator[tuple[str, str]]:
-    """Adapters and files in the results of runs, with the run."""
+    """Artifacts in the results of runs, with the run."""
     for run in store.layout.ended():
         result = RunResult.model_validate_json(run.result.read_bytes())
         adapters = [adapter for one in result.runs for adapter in (one.tuned, one.merged)]
@@ -50,10 +50,10 @@ def of_runs(store: Store) -> Iterator[tuple[str, str]]:
 
 
 def of_cache(store: Store) -> Iterator[tuple[str, str]]:
-    """What the results of finished stages name, with the stage's key."""
+    """Artifacts in the cached results of stages, with the stage's key."""
     for path in store.layout.cache_results.glob("*"):
         try:
             result = read_result(path.read_bytes())
         except UnfitRecord:
-            continue  # the cache leaves it aside, too
+            continue  # the cache ignores it, too
         yield from ((f"the cached stage {path.name[:12]}", ref.digest) for ref in artifacts_in(result))

@@ -70,7 +70,7 @@ def recover(line: str) -> None:
 
 
 def advance(run: "Run", version: LineVersion, heldout: RowsRef) -> None:
-    """Make a version of the line of what a run made, and the live one unless somebody went on meanwhile."""
+    """Add a run's result to the line as a version, and make it live unless another run continued the line meanwhile."""
     lines, before = Lines(run.store), run.prepared.live.number if run.prepared.live else None
     run.version = lines.add(run.spec.line, version, champion=before)
     if lines.champion(run.spec.line) in (before, run.version):

@@ -203,7 +203,7 @@ def read_journal(path: Path, offset: int = 0) -> Iterator[tuple[int, AnyLine]]:
 
 
 def retire(journals: JournalLayout, run_id: str, offset: int) -> None:
-    """Move a journal that was sent up to `offset` to `sent/`, unless somebody writes it or has written more."""
+    """Move a journal that was sent up to `offset` to `sent/`, unless a process is writing it or has written more."""
     with suppress(Timeout), writer_lock(journals, run_id).acquire(timeout=0):
         if next(read_journal(journals.lines(run_id), offset), None) is None:
             journals.sent.root.mkdir(exist_ok=True, mode=0o700)

@@ -90,7 +90,7 @@ def test_a_page_by_what_its_server_says(pages: Pages, name: str) -> None:
 def test_a_page_that_cannot_be_watched(pages: Pages) -> None:
     """A server that says nothing, fails, or is one that is forbidden: each with its code."""
     pages.headers = {}
-    with pytest.raises(InputValidationFailed, match="does not say when it changes"):
+    with pytest.raises(InputValidationFailed, match="cannot detect changes of"):
         of(f"{pages.url}/a")
     pages.fail("HEAD", "500")
     with pytest.raises(InputNotFound, match="500"):

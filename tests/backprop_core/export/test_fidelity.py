@@ -89,7 +89,7 @@ def test_another_pre_tokenizer_is_stopped(case: Case, tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
     key = b"tokenizer.ggml.pre\x08\0\0\0\x05\0\0\0\0\0\0\0"  # then a string of five bytes
     file.write_bytes((root / "model.gguf").read_bytes().replace(key + b"qwen2", key + b"gpt-2"))
-    with pytest.raises(ExportFidelity, match="text 1 otherwise"):
+    with pytest.raises(ExportFidelity, match="text 1 differently"):
         measure(model, tokenizer, tiny.PROMPTS[3:], file, quantization="f32")
 
 

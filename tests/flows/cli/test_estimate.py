@@ -76,7 +76,7 @@ def test_for_people(capsys: Capture, base: Path) -> None:
         (
             ["--set", "model.quantization=nf4", "--set", "training.precision=bf16"],
             "CONFIG_INVALID",
-            "leave one of them out",
+            "remove one of them",
         ),
         (["--data", "none.jsonl"], "INPUT_NOT_FOUND", "none.jsonl"),
     ],

@@ -127,7 +127,7 @@ def test_what_cannot_be_read_is_said_once(
         for _ in range(3):
             watch.look()
         assert [record.getMessage() for record in caplog.records] == [
-            f"line {LINE} waits for new data: [INPUT_NO_ROWS] {drops} has no file of rows yet; put one there"
+            f"line {LINE} waits for new data: [INPUT_NO_ROWS] {drops} has no row files yet; add one"
         ]
         (drops / "a.jsonl").write_text('{"text": "a"}')
         with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}):

@@ -140,10 +140,10 @@ def test_a_base_that_is_only_pointers_is_refused(adapter: Path, base: Path, stor
 def test_a_name_that_is_a_directory_and_a_line(adapter: Path, base: Path, store: Store) -> None:
     """It is refused; as ./name it is the directory, and a run's own base is not another."""
     add_version(store, "adapter", "ab" * 16, "2" * 64)
-    with pytest.raises(RefAmbiguous, match="is a directory with an adapter"):
+    with pytest.raises(RefAmbiguous, match="both a directory with an adapter"):
         made("adapter", store)
     assert made("./adapter", store).base.name == str(base)
-    with pytest.raises(ConfigInvalid, match="base of its own"):
+    with pytest.raises(ConfigInvalid, match="already has a base"):
         made("adapter@1", store, model=str(base))
 
 

@@ -54,7 +54,7 @@ def test_what_passed_goes_live_without_a_word(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "why"), [(2, "was refused by the gate: support fell"), (3, "has never been judged")]
+    ("number", "why"), [(2, "was rejected by the gate: support fell"), (3, "was never checked by the gate")]
 )
 def test_what_did_not_pass_has_to_be_forced(store: Store, number: int, why: str) -> None:
     """A version that the gate refused or never judged is refused, with the command that forces it."""
