@@ -1,18 +1,16 @@
 """Scores of what an earlier run made."""
 
-from prefect import flow
-
 from backprop_core.schema.refs import RunResult
 from backprop_core.schema.specs import DatasetSpec, EvaluationSpec
+from flows.declared import declared
 from flows.pipeline import score_again
-from flows.run_names import short, shown
+from flows.run_names import short
 from tasks.runs.allowed_paths import admit
 from tasks.runs.flow_run import recorded
 from tasks.runs.resolve import evaluated
 
 
-@flow(name="evaluate", persist_result=False)
-@shown(lambda given: f"evaluate {short(given['ref'])}")
+@declared("evaluate", title=lambda given: f"evaluate {short(given['ref'])}")
 def evaluate(
     ref: str,
     data: list[str | DatasetSpec] | None = None,

@@ -2,21 +2,19 @@
 
 from collections.abc import Sequence
 
-from prefect import flow
-
 from backprop_core.schema.field_types import LineName
 from backprop_core.schema.refs import RunResult
 from backprop_core.schema.specs import ExportSpec, Package, Quantization
+from flows.declared import declared
 from flows.pipeline import curated, exports, held_out
-from flows.run_names import short, shown
+from flows.run_names import short
 from tasks.runs.allowed_paths import admitted_output
 from tasks.runs.copy_exports import Output, hand_out, owner_of
 from tasks.runs.flow_run import recorded
 from tasks.runs.resolve import again
 
 
-@flow(name="export", persist_result=False)
-@shown(lambda given: f"export {short(given['ref'])}")
+@declared("export", title=lambda given: f"export {short(given['ref'])}")
 def export(
     ref: str,
     quantization: Quantization | list[Quantization] = "q4_k_m",

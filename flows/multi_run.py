@@ -2,21 +2,20 @@
 
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
 from backprop_core.schema.field_types import LineName
 from backprop_core.schema.refs import RunResult
 from backprop_core.schema.specs import DatasetSpec, EvaluationSpec, ExportSpec, MergeSpec, ModelSpec, RunSpec, TrainSpec
+from flows.declared import declared
 from flows.pipeline import pipeline
-from flows.run_names import shown, tasks_of
+from flows.run_names import tasks_of
 from tasks.runs.allowed_paths import admitted
 from tasks.runs.flow_run import recorded
 from tasks.runs.resolve import prepare
 
 
-@flow(name="multi-run", persist_result=False)
-@shown(lambda given: f"train {tasks_of(given['datasets'])}")
+@declared("multi-run", title=lambda given: f"train {tasks_of(given['datasets'])}", body=pipeline)
 def multi_run(
     datasets: Annotated[list[DatasetSpec], Field(min_length=1)],
     line: LineName = "default",

@@ -1,24 +1,43 @@
 """A run's spec as the parameters of its flow: as they are for a call here, as JSON for a deployment."""
 
+import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
 from backprop_core.schema.specs import RunSpec
+from flows.registry import load
 
-COMMON = ("line", "model", "training", "evaluation", "export", "max_seconds")
-OWN = {
-    "train": (),
-    "multi-run": ("merge",),
-    "retrain": ("merge", "gate", "min_new_rows", "publish", "approval", "notify"),
-}
+if TYPE_CHECKING:
+    from tasks.runs.resolve import Prepared
 
 
 def parameters(flow: str, spec: RunSpec, *, fresh: bool) -> dict[str, Any]:
     """All that a spec says to a flow that trains, by the names of its parameters."""
-    data = {"datasets": spec.datasets} if flow == "multi-run" else {"data": spec.datasets[0]}
-    return data | {name: getattr(spec, name) for name in (*COMMON, *OWN[flow])} | {"fresh": fresh}
+    named = [name for name in signature(flow) if name == "data" or name in RunSpec.model_fields]
+    return {name: value_for(name, spec) for name in named} | {"fresh": fresh}
+
+
+def to_resume(flow: str, run_id: str, prepared: "Prepared") -> dict[str, Any]:
+    """What the flow of an interrupted run has to be given; everything else is read from the run's record."""
+    needed = [name for name, one in signature(flow).items() if one.default is one.empty]
+    return {name: run_id if name == "ref" else value_for(name, prepared.spec) for name in needed} | {"run_id": run_id}
+
+
+def signature(flow: str) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a flow."""
+    return inspect.signature(load(flow).fn).parameters
+
+
+def value_for(name: str, spec: RunSpec) -> Any:
+    """What a spec says to a parameter of this name."""
+    match name:
+        case "data":
+            return spec.datasets[0]
+        case "repo":
+            return spec.publish.repo or ""
+    return getattr(spec, name)
 
 
 def differing(given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:

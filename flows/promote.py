@@ -1,11 +1,10 @@
 """A line's version out of what `train` or `multi-run` made, through the line's gate."""
 
-from prefect import flow
-
 from backprop_core.schema.field_types import LineName
 from backprop_core.schema.refs import RunResult
+from flows.declared import declared
 from flows.pipeline import promotion
-from flows.run_names import short, shown
+from flows.run_names import short
 from tasks.runs.flow_run import recorded
 from tasks.runs.line_state import version_of, working_on
 from tasks.runs.manual_promotion import act
@@ -14,8 +13,7 @@ from tasks.runs.resolve import promoted
 from tasks.stages.publishing import advance
 
 
-@flow(name="promote", persist_result=False)
-@shown(lambda given: f"promote {short(given['ref'])} to {given['line']}")
+@declared("promote", title=lambda given: f"promote {short(given['ref'])} to {given['line']}")
 def promote(ref: str, line: LineName, force: bool = False, reason: str = "", run_id: str | None = None) -> RunResult:
     """Make the merged adapter of a run the champion of a line, which begins with it or continues with it.
 

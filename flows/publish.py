@@ -1,18 +1,16 @@
 """What an earlier run made, as a repository of the Hub."""
 
-from prefect import flow
-
 from backprop_core.schema.refs import RunResult
 from backprop_core.schema.specs import ExportSpec, PublishSpec, Quantization
+from flows.declared import declared
 from flows.pipeline import curated, exports, held_out
-from flows.run_names import short, shown
+from flows.run_names import short
 from tasks.runs.flow_run import recorded
 from tasks.runs.resolve import published
 from tasks.stages.publishing import publish as push
 
 
-@flow(name="publish", persist_result=False)
-@shown(lambda given: f"publish {short(given['ref'])}")
+@declared("publish", title=lambda given: f"publish {short(given['ref'])}")
 def publish(
     ref: str,
     repo: str,

@@ -1,12 +1,10 @@
 """A line's champion, out to the places where it is used."""
 
-from prefect import flow
-
 from backprop_core.schema.field_types import LineName
 from backprop_core.schema.refs import RunResult
 from backprop_core.schema.specs import ExportSpec, PublishSpec
+from flows.declared import declared
 from flows.pipeline import exports
-from flows.run_names import shown
 from tasks.runs.flow_run import Start, recorded
 from tasks.runs.line_state import working_on
 from tasks.runs.manual_promotion import act
@@ -15,8 +13,7 @@ from tasks.runs.resolve import to_release
 from tasks.stages.publishing import make_live, result_of
 
 
-@flow(name="release", persist_result=False)
-@shown(lambda given: f"release {given['line']}")
+@declared("release", title=lambda given: f"release {given['line']}")
 def release(
     line: LineName,
     publish: PublishSpec = PublishSpec(),

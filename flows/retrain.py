@@ -1,10 +1,12 @@
 """The next run of a line: from its champion, with a gate that lets nothing worse go live."""
 
+import os
 from typing import Annotated
 
-from prefect import flow
+from prefect.settings import get_current_settings
 from pydantic import Field
 
+from backprop_core.runtime.settings import settings
 from backprop_core.schema.field_types import LineName
 from backprop_core.schema.refs import RunResult
 from backprop_core.schema.specs import (
@@ -21,21 +23,39 @@ from backprop_core.schema.specs import (
     TrainSpec,
 )
 from flows.approval import approved, check
+from flows.cli.prefect_environment import connected, start_server
+from flows.declared import declared
 from flows.pipeline import next_version
-from flows.run_names import shown, version_to_be
-from flows.server.schedules import as_deployed
+from flows.run_names import version_to_be
 from tasks.runs.allowed_paths import admitted
-from tasks.runs.flow_run import recorded
+from tasks.runs.flow_run import Run, recorded
 from tasks.runs.line_state import version_of, working_on
-from tasks.runs.notifications import notifying
+from tasks.runs.notifications import Audience, notifying
 from tasks.runs.prune import retain
 from tasks.runs.resolve import prepare
 from tasks.stages.publishing import advance, hub_token
 
 
-@flow(name="retrain", persist_result=False, validate_parameters=False)
-@as_deployed
-@shown(lambda given: version_to_be(given["line"]))
+def ready(spec: RunSpec) -> None:
+    """Raise now what would stop a release after hours of training: no way to ask a person, no credentials."""
+    check(spec.approval)
+    if spec.publish.repo:
+        hub_token()
+
+
+def rehearsed(run: Run) -> None:
+    """A retrain as `--plan` goes through it: what would stop a release is checked first."""
+    spec = run.spec
+    if spec.notify or spec.approval.ask or (spec.publish.repo and not os.environ.get("HF_TOKEN")):
+        if get_current_settings().api.url is None:
+            start_server(settings().home_path)
+        with connected():
+            Audience(spec.line).invite(spec.notify)
+            ready(spec)
+    next_version(run)
+
+
+@declared("retrain", title=lambda given: version_to_be(given["line"]), body=rehearsed)
 def retrain(
     line: LineName,
     data: str | DatasetSpec,
@@ -91,13 +111,6 @@ def retrain(
         max_seconds=max_seconds,
     )
     return carry_out(spec, run_id=run_id, fresh=fresh)
-
-
-def ready(spec: RunSpec) -> None:
-    """Raise now what would stop a release after hours of training: no way to ask a person, no credentials."""
-    check(spec.approval)
-    if spec.publish.repo:
-        hub_token()
 
 
 def carry_out(spec: RunSpec, *, run_id: str | None, fresh: bool) -> RunResult:

@@ -1,17 +1,14 @@
 """An earlier version of a line, live again."""
 
-from prefect import flow
-
 from backprop_core.schema.field_types import LineName
 from backprop_core.schema.refs import RunResult
+from flows.declared import declared
 from flows.release import go_live
-from flows.run_names import shown
 from tasks.runs.manual_promotion import act
 from tasks.runs.resolve import to_rollback
 
 
-@flow(name="rollback", persist_result=False)
-@shown(lambda given: f"roll back {given['line']}")
+@declared("rollback", title=lambda given: f"roll back {given['line']}")
 def rollback(
     line: LineName, to: int | None = None, force: bool = False, reason: str = "", run_id: str | None = None
 ) -> RunResult:

@@ -3,7 +3,6 @@
 import logging
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
 from backprop_core.data.stages import first
@@ -11,10 +10,9 @@ from backprop_core.schema.field_types import LineName
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import RunResult
 from backprop_core.schema.specs import DatasetSpec
+from flows.declared import declared
 from flows.pipeline import curated, scores
-from flows.run_names import shown
 from flows.server.automations import announce
-from flows.server.schedules import as_deployed
 from tasks.runs.allowed_paths import admit
 from tasks.runs.flow_run import Run, new_run_id, recorded
 from tasks.runs.line_state import has_champion
@@ -47,9 +45,7 @@ class Staleness(Record):
         )
 
 
-@flow(name="drift", persist_result=False, validate_parameters=False)
-@as_deployed
-@shown(lambda given: f"drift of {given['line']}")
+@declared("drift", title=lambda given: f"drift of {given['line']}")
 def drift(
     line: LineName,
     data: str | DatasetSpec,

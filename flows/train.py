@@ -2,18 +2,18 @@
 
 from typing import Annotated
 
-from prefect import flow
 from pydantic import Field
 
 from backprop_core.schema.field_types import LineName
 from backprop_core.schema.refs import RunResult
 from backprop_core.schema.specs import DatasetSpec, EvaluationSpec, ExportSpec, ModelSpec, RunSpec, TrainSpec
+from flows.declared import declared
 from flows.multi_run import carry_out
-from flows.run_names import shown, tasks_of
+from flows.pipeline import pipeline
+from flows.run_names import tasks_of
 
 
-@flow(name="train", persist_result=False)
-@shown(lambda given: f"train {tasks_of([given['data']])}")
+@declared("train", title=lambda given: f"train {tasks_of([given['data']])}", body=pipeline)
 def train(
     data: str | DatasetSpec,
     model: str | ModelSpec = ModelSpec(),

@@ -18,6 +18,7 @@ from pydantic import Field
 from backprop_core.errors import BackpropError, RunActive
 from backprop_core.lines.versions import Lines
 from backprop_core.publishing.release import released
+from backprop_core.schema.flows import flow_info
 from backprop_core.schema.records import Record
 from backprop_core.store.artifacts import Store
 from backprop_core.store.cache_keys import digests_in
@@ -29,8 +30,6 @@ from backprop_core.store.pins import pinned
 log = logging.getLogger(__name__)
 UNFINISHED = {"failed", "interrupted", "running"}
 KEEP = 3  # versions of a line
-OF_A_LINE = {"retrain", "promote", "release", "rollback", "drift"}  # flows whose runs belong to a line
-RESULTS = {"train", "multi-run", "retrain", "promote", "export"}  # flows whose results are kept for some days
 DAY = 86400  # seconds
 UNNAMED = "not used by any run or version"
 RemoveTag = Callable[[str, int], bool]  # (line, version) -> whether it has no Ollama tag any more
@@ -216,14 +215,14 @@ class Plan:
     def _held_by_runs(self, names: list[str], young: float) -> set[str]:
         """Artifacts of unfinished runs, and recent results that are not versions of a line.
 
-        No run is active now, and a drift run is never resumed.
+        No run is active now, and a run that cannot be resumed holds nothing.
         """
         held, found = leased(self._store), set[str]()
         made = {self._lines.version(name, number).run_id for name in names for number in self._lines.versions(name)}
         for run in self._store.layout.begun():
-            flow = json.loads(run.spec.read_bytes())["flow"]
-            recent = flow in RESULTS and run.run_id not in made and (ended_at(run) or 0) > young
-            if flow == "drift":
+            flow = flow_info(json.loads(run.spec.read_bytes())["flow"])
+            recent = flow.keeps_result and run.run_id not in made and (ended_at(run) or 0) > young
+            if not flow.resumable:
                 held.pop(run.run_id, None)
             elif recent or is_unfinished(run):
                 found |= named_by(run)
@@ -234,7 +233,7 @@ class Plan:
         own, others = set[str](), set[str]()
         for run in self._store.layout.begun():
             asked, named = json.loads(run.spec.read_bytes()), named_by(run)
-            if asked["spec"]["line"] == line and asked["flow"] in OF_A_LINE:
+            if asked["spec"]["line"] == line and flow_info(asked["flow"]).of_line:
                 own |= named
             else:
                 others |= named

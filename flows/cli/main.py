@@ -13,22 +13,14 @@ from typing import Any
 from cyclopts import App, CycloptsError
 
 from backprop_core.errors import BackpropError, ConfigInvalid, Interrupted, Unexpected, system_error
+from backprop_core.schema.flows import FLOWS
 from flows.cli.console import error_text, one_line, say, trace_text
 
-VERBS = {
+NO_FLOWS = {  # the other verbs: where each is, and its line in --help
     "demo": ("running", "The whole way on a small base and small datasets; no GPU needed."),
-    "train": ("running", "One LoRA run on one dataset, scored on held-out rows."),
-    "multi-run": ("running", "One run per dataset, merged after each, scored on all tasks."),
-    "retrain": ("running", "The next run of a line from its champion; live if the gate lets it."),
-    "promote": ("running", "Make what a run made the champion of a line."),
     "resume": ("running", "Go on with an interrupted run, from its own record."),
     "replay": ("running", "What an earlier run was asked, again: the same spec, or with a change."),
-    "export": ("running", "GGUF and other files of what a run made, checked against it."),
-    "evaluate": ("running", "Score what a run made, on its held-out rows or on others."),
     "generate": ("running", "Let what a run made answer prompts."),
-    "push": ("shipping", "Adapter, tokenizer and model card of what a run made, to the Hub."),
-    "release": ("shipping", "A line's champion, to Ollama and the Hub: all of it or nothing."),
-    "rollback": ("shipping", "An earlier version of a line, live again everywhere."),
     "list-runs": ("history", "What runs there were, newest first."),
     "show-run": ("history", "One run: how it ended, the forgetting matrix, its files."),
     "lines": ("history", "Every line: its champion, versions and tasks."),
@@ -47,6 +39,15 @@ VERBS = {
 }
 
 
+def verbs() -> dict[str, tuple[str, str]]:
+    """Every verb in the order of --help: its module, and its line there."""
+    names = list(NO_FLOWS)
+    of_flows = {flow.verb.name: flow.verb for flow in FLOWS.values() if flow.verb}
+    for verb in of_flows.values():
+        names.insert(names.index(verb.after) + 1, verb.name)
+    return {name: of_flows[name][1:3] if name in of_flows else NO_FLOWS[name] for name in names}
+
+
 def build() -> App:
     """All verbs, none of them loaded."""
     app = App(
@@ -56,7 +57,7 @@ def build() -> App:
         help_format="plaintext",
         suppress_keyboard_interrupt=False,
     )
-    for place, (verb, (module, help_)) in enumerate(VERBS.items()):
+    for place, (verb, (module, help_)) in enumerate(verbs().items()):
         app.command(f"flows.cli.{module}:{verb.replace('-', '_')}", name=verb, help=help_, sort_key=place)
     store = App(name="store", help="Look after the artifacts.", help_format="plaintext")
     store.command(

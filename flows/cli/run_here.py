@@ -1,70 +1,34 @@
 """From a spec to a flow's result, for whoever sits at this machine. The worker starts while Prefect is imported."""
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from backprop_core.runtime.settings import settings
 from backprop_core.schema.refs import RunResult
 from backprop_core.schema.specs import EvaluationSpec, ExportSpec, PublishSpec, Quantization, RunSpec
-from flows.cli.prefect_environment import connected, start_server
-from flows.parameters import parameters
+from flows.cli.prefect_environment import connected
+from flows.parameters import parameters, to_resume
+from flows.registry import load, planned_body
 from tasks.runs import prestart
 from tasks.runs.preflight_checks import check_repo
-from tasks.runs.resolve import Prepared
 
 if TYPE_CHECKING:
-    from tasks.runs.flow_run import Run
     from tasks.runs.plan import Plan
 
 
 def run(flow: str, spec: RunSpec, *, fresh: bool = False) -> RunResult:
     """Check the inputs, start the worker if there is work for it, then call the flow."""
     prestart.start(flow, spec, fresh=fresh)
-    called = loaded(flow)  # while Prefect's server starts
+    called = load(flow)  # while Prefect's server starts
     with connected():
-        return called(**parameters(flow, spec, fresh=fresh))
-
-
-def loaded(flow: str) -> Callable[..., RunResult]:
-    """A flow that trains, and Prefect with it."""
-    if flow == "train":
-        from flows.train import train
-
-        return train
-    if flow == "retrain":
-        from flows.retrain import retrain
-
-        return retrain
-    from flows.multi_run import multi_run
-
-    return multi_run
+        made: RunResult = called(**parameters(flow, spec, fresh=fresh))
+        return made
 
 
 def plan(flow: str, spec: RunSpec, *, fresh: bool) -> "Plan":
     """What the flow would do. Raises what it would raise before its first stage."""
-    from flows import pipeline
     from tasks.runs.plan import plan
 
-    return plan(flow, spec, next_version if flow == "retrain" else pipeline.pipeline, fresh=fresh)
-
-
-def next_version(run: "Run") -> None:
-    """A retrain as a plan goes through it: whom it tells and asks, and where it publishes, is looked at first."""
-    from prefect.settings import get_current_settings
-
-    from flows import pipeline
-    from flows.retrain import ready
-    from tasks.runs.notifications import Audience
-
-    spec = run.spec
-    if spec.notify or spec.approval.ask or (spec.publish.repo and not os.environ.get("HF_TOKEN")):
-        if get_current_settings().api.url is None:
-            start_server(settings().layout.log("prefect-server"))
-        with connected():
-            Audience(spec.line).invite(spec.notify)
-            ready(spec)
-    pipeline.next_version(run)
+    return plan(flow, spec, planned_body(flow), fresh=fresh)
 
 
 def export(ref: str, wanted: ExportSpec, where: Mapping[str, Any], *, model: str | None, fresh: bool) -> RunResult:
@@ -136,48 +100,5 @@ def resume(prefix: str, *, inexact: bool = False) -> RunResult:
     """Go on with an interrupted run, from its own record. Raises RunUnknown or RefAmbiguous."""
     run_id, prepared = prestart.restart(prefix, inexact=inexact)
     with connected():
-        return call_again(run_id, prepared)
-
-
-def call_again(run_id: str, prepared: Prepared) -> RunResult:
-    """The flow that a run was of; everything but the run_id is read from its record."""
-    if prepared.flow == "train":
-        from flows.train import train
-
-        return train(prepared.spec.datasets[0], run_id=run_id)
-    if prepared.flow == "retrain":
-        from flows.retrain import retrain
-
-        return retrain(prepared.spec.line, prepared.spec.datasets[0], run_id=run_id)
-    if prepared.flow == "promote":
-        from flows.promote import promote
-
-        return promote(run_id, prepared.spec.line, run_id=run_id)
-    if prepared.flow in ("export", "publish", "release", "rollback"):
-        return ship_again(run_id, prepared)
-    if prepared.flow == "evaluate":
-        from flows.evaluate import evaluate
-
-        return evaluate(run_id, run_id=run_id)
-    from flows.multi_run import multi_run
-
-    return multi_run(prepared.spec.datasets, run_id=run_id)
-
-
-def ship_again(run_id: str, prepared: Prepared) -> RunResult:
-    """The same for the flows that ship what others made."""
-    if prepared.flow == "export":
-        from flows.export import export
-
-        return export(run_id, run_id=run_id)
-    if prepared.flow == "publish":
-        from flows.publish import publish
-
-        return publish(run_id, prepared.spec.publish.repo or "", run_id=run_id)
-    if prepared.flow == "release":
-        from flows.release import release
-
-        return release(prepared.spec.line, run_id=run_id)
-    from flows.rollback import rollback
-
-    return rollback(prepared.spec.line, run_id=run_id)
+        made: RunResult = load(prepared.flow)(**to_resume(prepared.flow, run_id, prepared))
+        return made

@@ -12,6 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from backprop_core.schema.flows import flow_info
 from backprop_core.schema.gate_report import GateReport
 from backprop_core.schema.refs import (
     Answers,
@@ -352,7 +353,7 @@ def files(result: RunResult) -> Iterator[Text]:
     """What was made, and what can be done with it."""
     yield from files_of(result)
     match result.status:
-        case "failed" | "interrupted" if result.flow == "drift":
+        case "failed" | "interrupted" if not flow_info(result.flow or "").resumable:
             yield Text("start it again")
         case "failed" | "interrupted":
             yield Text(f"go on with: backprop resume {result.run_id}")

@@ -7,7 +7,6 @@ what is run, a schedule when.
 """
 
 import hashlib
-import importlib
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
@@ -23,30 +22,19 @@ from pydantic import ValidationError
 
 from backprop_core.errors import ConfigInvalid
 from backprop_core.runtime.settings import Settings
+from backprop_core.schema.flows import FLOWS
 from backprop_core.schema.records import Record
 from backprop_core.schema.specs import LineSpec, ScheduleSpec, StalenessSpec
 from flows.cli.prefect_environment import refusals
 from flows.parameters import differing, parameters
+from flows.registry import entrypoint, load
 from flows.server.automations import automations, left_over
 from flows.server.deployment_forms import form_of
-from flows.server.deployment_names import NAMES, OLD, path_of
+from flows.server.deployment_names import OLD, path_of
 
 if TYPE_CHECKING:
-    from prefect import Flow
     from prefect.client.schemas.responses import DeploymentResponse
 
-FLOWS = {  # name of a flow: where it is, and whether one run at a time is enough; of retrain it is one a line
-    "train": ("flows.train:train", True),
-    "multi-run": ("flows.multi_run:multi_run", True),
-    "retrain": ("flows.retrain:retrain", False),
-    "drift": ("flows.staleness:drift", False),
-    "promote": ("flows.promote:promote", False),
-    "evaluate": ("flows.evaluate:evaluate", False),
-    "export": ("flows.export:export", False),
-    "publish": ("flows.publish:publish", False),
-    "release": ("flows.release:release", False),
-    "rollback": ("flows.rollback:rollback", False),
-}
 FROM_FILE = "file-"  # how the slug of a schedule begins that came from a line's file
 OF_FILE = re.compile(FROM_FILE + "[0-9a-f]{12}")  # the whole of it; a person may call a schedule file-import
 HEARTBEAT = 30  # seconds between the signs of life of a flow run, Prefect's shortest
@@ -97,7 +85,7 @@ def deploy(config: Settings, jobs: Mapping[str, LineSpec], *, pool: str, dry_run
 def deployments(config: Settings, jobs: Mapping[str, LineSpec], pool: str) -> Iterator[Deployment]:
     """One of every flow, and of every line with a file `retrain/NAME` and, if it asks for it, `drift/NAME`."""
     for name in FLOWS:
-        yield of_flow(name, NAMES[name], config, pool)
+        yield of_flow(name, FLOWS[name].deployment, config, pool)
     for job in jobs.values():
         yield of_line("retrain", job, parameters_of(job), job.schedule, config, pool)
         if job.drift:
@@ -106,8 +94,7 @@ def deployments(config: Settings, jobs: Mapping[str, LineSpec], pool: str) -> It
 
 def of_flow(flow: str, name: str, config: Settings, pool: str) -> Deployment:
     """A flow's own deployment, whose runs say all that they need."""
-    entrypoint, alone = FLOWS[flow]
-    return Deployment(flow, name, fields_of(entrypoint, config, pool, {}), 1 if alone else None)
+    return Deployment(flow, name, fields_of(flow, config, pool, {}), 1 if FLOWS[flow].alone else None)
 
 
 def with_old_name(
@@ -128,23 +115,16 @@ def of_line(
     name: str, job: LineSpec, given: Mapping[str, Any], schedule: ScheduleSpec | None, config: Settings, pool: str
 ) -> Deployment:
     """One deployment of a line's file."""
-    entrypoint, _ = FLOWS[name]
-    fields = fields_of(entrypoint, config, pool, given)
+    fields = fields_of(name, config, pool, given)
     return Deployment(name, job.line, fields, 1, scheduled(schedule, job.line) if schedule else None, of_file=True)
 
 
-def load(entrypoint: str) -> "Flow[..., Any]":
-    module, _, name = entrypoint.partition(":")
-    flow: Flow[..., Any] = getattr(importlib.import_module(module), name)
-    return flow
-
-
-def fields_of(entrypoint: str, config: Settings, pool: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+def fields_of(name: str, config: Settings, pool: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """What Prefect keeps of a deployment: a module of the worker's environment, so that nothing is fetched."""
-    flow = load(entrypoint)
+    flow = load(name)
     variables: dict[str, Any] = {"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT)}}
     return {
-        "entrypoint": entrypoint,
+        "entrypoint": entrypoint(name),
         "description": flow.description,
         "parameters": dict(parameters),
         "parameter_openapi_schema": form_of(flow, parameters.keys()),

@@ -6,31 +6,21 @@ A list of deployments shows their names large and their flows small, so a name s
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-NAMES = {  # of a flow's own deployment, by the name of the flow
-    "train": "train-once",
-    "multi-run": "train-on-several-datasets",
-    "retrain": "retrain-a-line",
-    "drift": "look-for-drift",
-    "promote": "promote-a-run",
-    "evaluate": "evaluate-a-run",
-    "export": "export-a-run",
-    "publish": "publish-a-run",
-    "release": "release-a-line",
-    "rollback": "roll-back-a-line",
-}
+from backprop_core.schema.flows import FLOWS
+
 OLD = "default"
 BY_NAME = "/api/deployments/name/"
 
 
 def path_of(flow: str) -> str:
     """A flow's own deployment, as Prefect's API names it."""
-    return f"{flow}/{NAMES[flow]}"
+    return f"{flow}/{FLOWS[flow].deployment}"
 
 
 def moved(path: str) -> str | None:
     """Where a request for a deployment by its old name finds it; None for every other request."""
     flow, slash, name = path.removeprefix(BY_NAME).partition("/")
-    return BY_NAME + path_of(flow) if path.startswith(BY_NAME) and flow in NAMES and slash and name == OLD else None
+    return BY_NAME + path_of(flow) if path.startswith(BY_NAME) and flow in FLOWS and slash and name == OLD else None
 
 
 class OldNames:

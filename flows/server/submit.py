@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 from backprop_core.errors import DeploymentMissing, PathForbidden, PrefectUnreachable
 from backprop_core.runtime.settings import settings
+from backprop_core.schema.flows import FLOWS
 from backprop_core.schema.records import Record
 from backprop_core.schema.specs import RunSpec
 from flows.cli import lines_file
 from flows.cli.prefect_environment import connected, refusals
 from flows.parameters import differing, parameters
-from flows.server.deployment_names import NAMES, OLD, path_of
+from flows.server.deployment_names import OLD, path_of
 from flows.server.serve import Addresses, running
 from tasks.runs.allowed_paths import HINT, forbidden
 
@@ -72,7 +73,7 @@ def find(client: "SyncPrefectClient", flow: str, line: str) -> "DeploymentRespon
     """The deployment of a line's file, if there is one; else the flow's own. Raises DeploymentMissing."""
     from prefect.exceptions import ObjectNotFound
 
-    for name in [*([line] if flow == "retrain" else []), NAMES[flow], OLD]:
+    for name in [*([line] if FLOWS[flow].per_line else []), FLOWS[flow].deployment, OLD]:
         try:
             return client.read_deployment_by_name(f"{flow}/{name}")
         except ObjectNotFound:

@@ -24,6 +24,7 @@ from backprop_core.lines.versions import Lines, LineVersion, Live
 from backprop_core.models import base as bases
 from backprop_core.runtime.redaction import blank_json, blank_logs
 from backprop_core.runtime.settings import Settings, settings
+from backprop_core.schema.flows import flow_info
 from backprop_core.schema.gate_report import Act, Decision, GateReport
 from backprop_core.schema.refs import (
     AdapterRef,
@@ -74,8 +75,6 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound=BaseModel)
 log = logging.getLogger(__name__)
-OF_AN_EARLIER_RUN = {"evaluate", "export", "publish", "promote"}  # flows whose rows are that run's
-OF_A_LINE = {"retrain", "drift"}  # flows whose rows are seen beside those of the line
 STOPPED = (Interrupted, TimeLimit)  # ends that are no failures: `resume` goes on
 Start = Callable[[Store], resolve.Prepared]
 
@@ -177,7 +176,7 @@ class Run:
         self._device_said = False
         self._attempt: rejections.Attempt | None = None
         self._afresh = Afresh(store.layout.run(run_id).fresh, asked=prepared.fresh)
-        limit = prepared.spec.max_seconds if prepared.flow in resolve.TRAINING else None
+        limit = prepared.spec.max_seconds if flow_info(prepared.flow).trains else None
         self._deadline = time.monotonic() + limit if limit else math.inf
         earlier = Lines(store).ancestors(prepared.spec.line, self.version) if prepared.flow == "retrain" else []
         self._rows: list[Row] = [version.cells for version in earlier]
@@ -208,7 +207,7 @@ class Run:
     @property
     def line(self) -> Live | None:
         """The champion whose line's rows are the run's too."""
-        return self.prepared.live if self.prepared.flow in OF_A_LINE else None
+        return self.prepared.live if flow_info(self.prepared.flow).rows == "line" else None
 
     @property
     def held(self) -> dict[str, list[RowsRef]]:
@@ -224,11 +223,11 @@ class Run:
     @property
     def earlier(self) -> Split | None:
         """The rows of the earlier run that this one is about; None if it has its own."""
-        prepared = self.prepared
-        if prepared.flow not in OF_AN_EARLIER_RUN or not (prepared.of and prepared.sources):
+        prepared, rows = self.prepared, flow_info(self.prepared.flow).rows
+        if rows not in ("earlier", "earlier if known") or not (prepared.of and prepared.sources):
             return None
         found = of_run(prepared.of, self.store)
-        if found is None and prepared.flow in ("evaluate", "promote"):
+        if found is None and rows == "earlier":
             raise RunUnknown(
                 f"which rows run {prepared.of} trained is not known any more, so which may score is not either",
                 hint="give rows that it has not trained: backprop evaluate REF --data FILE",
@@ -411,7 +410,7 @@ class Run:
 
     def splits(self, rows: Split) -> None:
         """Note what is trained and what scores: by this run, or by the one that is promoted."""
-        if self.prepared.flow in (*resolve.TRAINING, "promote"):
+        if flow_info(self.prepared.flow).trains or self.prepared.flow == "promote":
             self.split = rows
         for task, count in rows.not_scored.items():
             log.warning("%s: the line has learned %d of the held-out rows; they do not score", task, count)
@@ -535,7 +534,7 @@ def as_coded(error: BaseException, run_id: str, flow: str) -> BackpropError:
         case BackpropError():
             coded = error
         case KeyboardInterrupt() | SystemExit() | TerminationSignal():
-            hint = "start it again" if flow == "drift" else f"go on with: backprop resume {run_id}"
+            hint = "start it again" if not flow_info(flow).resumable else f"go on with: backprop resume {run_id}"
             coded = Interrupted(f"run {run_id} was stopped", hint=hint)
         case _:
             message = f"{type(error).__name__}: {error}"

@@ -4,6 +4,7 @@ import threading
 
 from backprop_core.errors import RunUnknown
 from backprop_core.runtime.settings import settings
+from backprop_core.schema.flows import FLOWS, flow_info
 from backprop_core.schema.specs import RunSpec
 from backprop_core.store.artifacts import Store
 from tasks.runs import resolve, sources, worker_process
@@ -31,10 +32,9 @@ def asked(prefix: str) -> resolve.Prepared:
     store = Store(settings().store_path)
     run_id = resolve.full_run_id(prefix, store)
     prepared = resolve.load(run_id, store)
-    if prepared.flow not in resolve.TRAINING:
-        raise RunUnknown(
-            f"run {run_id} is a {prepared.flow} run", hint=f"choose a run of {', '.join(resolve.TRAINING)}"
-        )
+    if not flow_info(prepared.flow).trains:
+        training = ", ".join(flow.name for flow in FLOWS.values() if flow.trains)
+        raise RunUnknown(f"run {run_id} is a {prepared.flow} run", hint=f"choose a run of {training}")
     return prepared
 
 
@@ -44,8 +44,8 @@ def restart(prefix: str, *, inexact: bool) -> tuple[str, resolve.Prepared]:
     store = Store(config.store_path)
     run_id = resolve.full_run_id(prefix, store)
     prepared = resolve.load(run_id, store)
-    if prepared.flow == "drift":
-        raise RunUnknown(f"run {run_id} was a drift check, which cannot be resumed", hint="start a new one")
+    if not flow_info(prepared.flow).resumable:
+        raise RunUnknown(f"run {run_id} was a {prepared.flow} check, which cannot be resumed", hint="start a new one")
     if inexact:
         prepared = resolve.allow_inexact(prepared)
         resolve.save(prepared, run_id, store)

@@ -9,6 +9,7 @@ from backprop_core.errors import ArtifactDamaged, ConfigInvalid, LineConflict, N
 from backprop_core.lines.versions import Lines, LineVersion, Live
 from backprop_core.models import base as bases
 from backprop_core.runtime.settings import settings
+from backprop_core.schema.flows import flow_info
 from backprop_core.schema.gate_report import Act
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import AdapterRef, BaseRef, Choice, ConverterRef, Located, OwnTasks, RunId, RunResult
@@ -33,8 +34,6 @@ from tasks.runs.worker_process import interpreter
 
 if TYPE_CHECKING:
     from backprop_core.publishing.release import Release
-
-TRAINING = ("train", "multi-run", "retrain")  # flows that train
 
 
 class Prepared(Record):
@@ -264,7 +263,7 @@ def of_directory(ref: str, model: str | None, store: Store) -> Prepared:
 def by(run_id: str, adapter: AdapterRef, store: Store) -> Prepared:
     """The resolved spec of the run that made an adapter. Raises RunUnknown for a run that only scored one."""
     earlier = load(run_id, store)
-    if earlier.flow in ("evaluate", "drift"):
+    if flow_info(earlier.flow).only_scores:
         raise RunUnknown(f"run {run_id} only scored an adapter", hint="use the run that made the adapter")
     of = run_id if earlier.flow == "promote" else earlier.of or run_id
     return earlier.model_copy(update={"adapter": adapter, "of": of, "act": None})
@@ -327,7 +326,7 @@ def promoted(ref: str, line: str, act: Act, store: Store) -> Prepared:
     """
     run_id = full_run_id(ref, store)
     earlier = load(run_id, store)
-    if earlier.flow not in ("train", "multi-run"):
+    if not flow_info(earlier.flow).makes_candidates:
         raise RunUnknown(f"{ref} is a {earlier.flow} run", hint="promote a run of `train` or `multi-run`")
     Lines(store).check_base(line, earlier.base)
     live = Lines(store).live(line)

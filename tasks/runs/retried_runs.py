@@ -6,6 +6,7 @@ It stands in the store, so that the next try may be another machine's, and is pr
 from collections.abc import Iterator
 
 from backprop_core.runtime.settings import Settings
+from backprop_core.schema.flows import flow_info
 from backprop_core.schema.refs import RunResult
 from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.store.leases import killed
@@ -32,7 +33,7 @@ def can_go_on(run_id: str, store: Store) -> bool:
     Not one that has finished, nor one whose failure calls for other parameters or files, nor drift, for which prune
     keeps nothing.
     """
-    if resolve.load(run_id, store).flow == "drift":
+    if not flow_info(resolve.load(run_id, store).flow).resumable:
         return False
     path = store.layout.run(run_id).result
     result = RunResult.model_validate_json(path.read_bytes()) if path.is_file() else None

@@ -53,7 +53,7 @@ def test_help_of_a_verb_comes_from_the_specs(capsys: Capture) -> None:
     """A flag's help is its field's, with range and default; every verb has help."""
     status, out, _ = said(["train", "--help"], capsys)
     assert status == 0 and "Examples per optimizer step" in out and "[default: 16]" in " ".join(out.split())
-    for verb in [*main.VERBS, "store"]:
+    for verb in [*main.verbs(), "store"]:
         assert said([verb, "--help"], capsys)[0] == 0
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from backprop_core.errors import all_errors
 from backprop_core.runtime.settings import Settings
-from flows.cli.main import VERBS, build
+from flows.cli.main import build, verbs
 from flows.cli.spec_fields import pattern_of, spec_fields
 
 ROOT = Path(__file__).parents[3]
@@ -55,7 +55,7 @@ def test_commands_parse(page: Path) -> None:
     whole = [*map(words_of, examples(text)), *(words for words in named if len(words) > 2)]
     for words in whole:
         build().parse_args(words, exit_on_error=False, print_error=False)
-    assert {words[0] for words in named} <= {*VERBS, "store", "--help"}
+    assert {words[0] for words in named} <= {*verbs(), "store", "--help"}
 
 
 @every_page

@@ -5,7 +5,7 @@ from pathlib import Path
 from backprop_core.errors import all_errors
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.specs import LoraSpec, RunSpec
-from flows.cli.main import VERBS
+from flows.cli.main import verbs
 from flows.cli.reference_docs import reference
 
 PAGE = Path(__file__).parents[3] / "docs" / "reference.md"
@@ -22,7 +22,7 @@ def test_reference_names_everything() -> None:
     expected = [
         *(f"| `{code}` |" for code in all_errors()),
         *(f"| `BACKPROPAGATE_{name.upper()}` |" for name in Settings.model_fields),
-        *(f"### backprop {verb}\n" for verb in [*VERBS, "store check"]),
+        *(f"### backprop {verb}\n" for verb in [*verbs(), "store check"]),
         *(f"| `{name}` |" for name in RunSpec.model_fields),
         *(f"| `training.lora.{name}` |" for name in LoraSpec.model_fields),
     ]

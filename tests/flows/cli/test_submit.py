@@ -19,6 +19,7 @@ from backprop_core.schema.specs import DatasetSpec, LineSpec, RunSpec
 from flows.cli import main
 from flows.cli.flags import Flags
 from flows.parameters import differing, parameters
+from flows.registry import load
 from flows.server import deploy, serve, submit
 from flows.server.deployment_names import path_of
 from flows.server.serve import Addresses, alone, running
@@ -64,7 +65,7 @@ def submitted(words: list[str], capsys: Capture) -> dict[str, Any]:
 
 def called(flow: str, given: dict[str, Any]) -> dict[str, Any]:
     """What the flow makes of parameters in JSON: the same as a worker."""
-    body = deploy.load(deploy.FLOWS[flow][0])
+    body = load(flow)
     whole = {name: one.default for name, one in inspect.signature(body.fn).parameters.items()}
     return body.validate_parameters(whole | given)
 

@@ -20,8 +20,10 @@ from prefect.states import Pending
 
 from backprop_core.errors import BackpropError, ConfigInvalid
 from backprop_core.runtime.settings import Settings
+from backprop_core.schema.flows import FLOWS
 from backprop_core.schema.specs import LineSpec, ScheduleSpec, StalenessSpec
-from flows.server.deploy import FLOWS, Change, deploy, load
+from flows.registry import load
+from flows.server.deploy import Change, deploy
 from flows.server.deployment_names import path_of
 from tests.wire.prefect_server import PrefectServer, wait_until
 
@@ -308,7 +310,7 @@ def test_a_scheduled_run_does_what_the_file_says(
     run = client.read_flow_runs(flow_run_filter=of_line)[0]
     assert run.auto_scheduled and run.parameters["data"] == {"path": "/data/other.jsonl"}
     client.set_flow_run_state(run.id, Pending(), force=True)
-    error = run_flow(load(FLOWS[flow][0]), flow_run=client.read_flow_run(run.id), return_type="state")
+    error = run_flow(load(flow), flow_run=client.read_flow_run(run.id), return_type="state")
     told = error.result(raise_on_failure=False)
     assert isinstance(told, BackpropError) and "/data/other.jsonl" not in told.message, told
     assert any(said.startswith("data of the schedule left out") for said in page)
@@ -336,7 +338,7 @@ def test_what_no_run_could_take_is_left_out_of_a_schedule(
     of_line = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[made.id]))
     run = client.read_flow_runs(flow_run_filter=of_line)[0]
     client.set_flow_run_state(run.id, Pending(), force=True)
-    error = run_flow(load(FLOWS[flow][0]), flow_run=client.read_flow_run(run.id), return_type="state")
+    error = run_flow(load(flow), flow_run=client.read_flow_run(run.id), return_type="state")
     assert isinstance(told := error.result(raise_on_failure=False), BackpropError), told
     assert "other" not in client.read_flow_run(run.id).name and "support" in client.read_flow_run(run.id).name
     left_out = ", ".join(sorted(brought))

@@ -11,25 +11,24 @@ from prefect.utilities.schema_tools.validation import ValidationError, validate
 from pydantic import BaseModel
 
 from backprop_core.runtime.settings import Settings
+from backprop_core.schema.flows import FLOWS
 from backprop_core.schema.specs import LineSpec, RunSpec
 from backprop_core.store.artifacts import Store
 from flows.cli.flags import Flags
 from flows.parameters import parameters
+from flows.registry import load
 from flows.server import deploy
 from tasks.runs import resolve
 
 CONFIG = Settings(namespace="formtest")
-TRAINING = ("train", "multi-run", "retrain")
+TRAINING = [flow.name for flow in FLOWS.values() if flow.trains]
 OPEN = object()  # a field of a form that nobody touched
 JSON = {"__prefect_kind": "json"}  # what Prefect's UI sends for a mapping that nobody filled in
 
 
 def form(flow: str) -> dict[str, Any]:
     """What Prefect's UI knows of a flow's own deployment."""
-    module, *_ = deploy.FLOWS[flow]
-    schema: dict[str, Any] = deploy.fields_of(deploy.load(module), module, CONFIG, "pool", {})[
-        "parameter_openapi_schema"
-    ]
+    schema: dict[str, Any] = deploy.fields_of(flow, CONFIG, "pool", {})["parameter_openapi_schema"]
     return schema
 
 
@@ -74,7 +73,7 @@ def received(value: Any) -> Any:
 def run_from(flow: str, schema: Mapping[str, Any], entered: Mapping[str, Any]) -> dict[str, Any]:
     """What a flow gets from its form with a few fields filled in."""
     sent = filled({"properties": schema["properties"]}, schema, entered)
-    body = deploy.load(deploy.FLOWS[flow][0])
+    body = load(flow)
     usual = {name: one.default for name, one in inspect.signature(body.fn).parameters.items()}
     return body.validate_parameters(usual | received(sent))
 
@@ -116,7 +115,7 @@ def as_spec(flow: str, got: Mapping[str, Any]) -> dict[str, Any]:
     return said(alike)
 
 
-@pytest.mark.parametrize("flow", deploy.FLOWS)
+@pytest.mark.parametrize("flow", FLOWS)
 def test_a_form_has_no_default(flow: str) -> None:
     """What a person leaves open in a form is not sent: no field of it, however deep, has a default."""
     schema = form(flow)

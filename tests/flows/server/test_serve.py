@@ -18,9 +18,9 @@ from starlette.testclient import TestClient
 
 from backprop_core.errors import ConfigInvalid, InputNotFound
 from backprop_core.runtime.settings import Settings
+from backprop_core.schema.flows import FLOWS
 from examples.service import app
-from flows.server.deploy import FLOWS
-from flows.server.deployment_names import NAMES, path_of
+from flows.server.deployment_names import path_of
 from flows.server.serve import password
 from tests.wire.prefect_server import PrefectServer, Served, served, wait_until
 
@@ -107,9 +107,9 @@ def test_flows_are_modules_of_the_worker(server: PrefectServer, flow: str, entry
 def test_old_names_find_their_deployments(server: PrefectServer) -> None:
     """FLOW/default is the flow's deployment under its name of today, in no list; nothing else is renamed."""
     for flow in FLOWS:
-        assert server.deployment(f"{flow}/default")["name"] == NAMES[flow]
+        assert server.deployment(f"{flow}/default")["name"] == FLOWS[flow].deployment
     names = [one["name"] for one in server.call("POST", "/deployments/filter", {})[1]]
-    assert sorted(names) == sorted([*NAMES.values(), "support", "watched"])
+    assert sorted(names) == sorted([*(flow.deployment for flow in FLOWS.values()), "support", "watched"])
     assert server.call("GET", "/deployments/name/none/default")[0] == 404
     assert server.call("GET", "/deployments/name/retrain/none")[0] == 404
 
