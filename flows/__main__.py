@@ -8,7 +8,7 @@ from backprop_core.runtime import garbage
 def main() -> int:
     """Run one command.
 
-    The search for garbage begins with what works for long (`flows.cli.prefect_environment.connected`).
+    Garbage collection starts in `flows.cli.prefect_environment.connected`, before work that takes long.
     """
     garbage.put_off()
     garbage.never_at_exit()

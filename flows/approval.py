@@ -1,9 +1,9 @@
-"""A person's word before a release: in the Prefect UI, or at the terminal of whoever started the run.
+"""Approval before a release: in the Prefect UI, or at the terminal that started the run.
 
-The question is a flow run of its own inside the retrain, and no process carries it out: it is paused until a person
-fills in its form. So it outlives every process; a retrain that is killed and resumed goes on with the same question.
-A retrain that paused itself would give its deployment's slot away, and Prefect ends a run four minutes after it has
-lost that. So the retrain keeps slot and line, without a worker.
+The question is a separate flow run inside the retrain. No process runs it: it is paused until a person fills in its
+form. So it outlives every process, and a retrain that is killed and resumed continues with the same question. A paused
+retrain would lose its deployment's slot, and Prefect ends a run four minutes after that. So the retrain keeps slot and
+line, but not the worker.
 """
 
 import logging
@@ -42,18 +42,18 @@ from tasks.runs.progress import Progress, report
 
 log = logging.getLogger(__name__)
 R = TypeVar("R")
-POLL = 2.0  # seconds between two looks for the answer
-LATE = {"answer": "reject", "reason": "nobody answered in time"}
-OVER = (StateType.CANCELLED, StateType.CRASHED)  # a question that takes no answer any more
+POLL = 2.0  # seconds between two checks for the answer
+LATE = {"answer": "reject", "reason": "no answer in time"}
+OVER = (StateType.CANCELLED, StateType.CRASHED)  # a question that no longer takes an answer
 CONFLICT = 409
-MARGIN = 3600  # seconds that Prefect would wait longer than we do: what it ends itself, it calls a failure
+MARGIN = 3600  # seconds that Prefect waits longer than we do, because it fails what times out
 
 
 class Approval(RunInput):
     """May this version go live?"""
 
     answer: Literal["approve", "reject"] = Field(
-        description="approve: it is released now. reject: the line stays as it is."
+        description="approve: release it now. reject: leave the line as it is."
     )
     reason: str = Field("", max_length=1000, description="Why; kept in the record.")
 
@@ -62,17 +62,17 @@ class Approval(RunInput):
 
 
 def check(spec: ApprovalSpec) -> None:
-    """Raise ApprovalUnattended if somebody shall be asked and nobody can be."""
+    """Raise ApprovalUnattended if approval is required and there is no way to ask for it."""
     if spec.ask and is_temporary() and not terminal_prompt.is_attended():
         raise ApprovalUnattended(
-            "nobody can be asked: this is no terminal, and no Prefect server is named",
-            hint="run it in a terminal, name the server of `backprop serve` in PREFECT_API_URL, "
+            "approval is required, but there is no terminal or Prefect server to ask on",
+            hint="run it in a terminal, set PREFECT_API_URL to the server of `backprop serve`, "
             "or --set approval.ask=false",
         )
 
 
 def approved(run: Run) -> bool:
-    """Whether what a run made may go live. It is asked once, if at all: a run that goes on keeps its answer."""
+    """Whether the result of a run may go live. The question is asked once; a resumed run keeps its answer."""
     spec = run.spec.approval
     if not spec.ask:
         return True
@@ -83,7 +83,7 @@ def approved(run: Run) -> bool:
 
 
 def answer(run: Run, hours: float) -> Decision:
-    """Ask, without a worker: the GPU is for others meanwhile. Raises Interrupted if the question is cancelled."""
+    """Ask, without a worker, so that others can use the GPU. Raises Interrupted if the question is cancelled."""
     worker_process.stop()
     if is_temporary():
         return terminal_prompt.ask(run.result("running", None))
@@ -92,7 +92,7 @@ def answer(run: Run, hours: float) -> Decision:
         asked = question(client, run, hours)
         with said_to_wait(client):
             decision = decided(client, run, asked, hours)
-        with suppress(httpx.HTTPError):  # the answer counts, whatever its page shows
+        with suppress(httpx.HTTPError):  # the answer counts even if the page cannot show it
             name = "Approved" if decision.approved else "Rejected"
             client.set_flow_run_state(asked, Completed(name=name, message=decision.sentence), force=True)
     approval_questions.forget(run.run_id, run.store)
@@ -101,7 +101,7 @@ def answer(run: Run, hours: float) -> Decision:
 
 @contextmanager
 def said_to_wait(client: SyncPrefectClient) -> Iterator[None]:
-    """The retrain's own flow run says that it waits while the block runs; its process, slot and line stay."""
+    """Mark the retrain's flow run as waiting while the block runs; it keeps process, slot and line."""
     own = flow_run_id()
     with suppress(httpx.HTTPError):
         if own:
@@ -114,17 +114,17 @@ def said_to_wait(client: SyncPrefectClient) -> Iterator[None]:
 
 @flow(name="approval", persist_result=False)
 def approval(line: str, run_id: str, hours: float) -> None:
-    """Whether a version of a line goes live: a form for a person. No process carries this out.
+    """The form that asks whether a version of a line goes live. No process runs this flow.
 
     Args:
-        line: The line that the version is of.
+        line: The line of the version.
         run_id: The run that made it.
-        hours: How long to wait; then it is rejected.
+        hours: Hours to wait; then the version is rejected.
     """
 
 
 def question(client: SyncPrefectClient, run: Run, hours: float) -> UUID:
-    """The flow run that asks about a run: the one of an earlier process, unless it was cancelled."""
+    """The flow run that asks about a run; that of an earlier process, unless it was cancelled."""
     asked = of_older_store(client, run)
     numbers = count()
     while asked is None or (asked.state and asked.state.type in OVER):
@@ -134,7 +134,7 @@ def question(client: SyncPrefectClient, run: Run, hours: float) -> UUID:
 
 
 def of_older_store(client: SyncPrefectClient, run: Run) -> FlowRun | None:
-    """The question about this run that an older version of ours has asked; those that change nothing are withdrawn."""
+    """The question about this run in the format of older versions; obsolete questions are cancelled."""
     for name, other in approval_questions.abandoned(run.spec.line, run.store):
         with suppress(ObjectNotFound):
             found = patiently(partial(client.read_flow_run, UUID(other)))
@@ -150,7 +150,7 @@ def of_older_store(client: SyncPrefectClient, run: Run) -> FlowRun | None:
 
 
 def begun(client: SyncPrefectClient, run: Run, hours: float, key: str) -> FlowRun:
-    """The flow run under this key, made now if there is none; it belongs to the retrain's flow run."""
+    """The flow run with this key, created if it does not exist, as a child of the retrain's flow run."""
     parent = flow_run_id()
     task = client.create_task_run(Task(approval.fn, name="approval"), UUID(parent), dynamic_key=key) if parent else None
     wanted = FlowRunCreate(
@@ -166,7 +166,7 @@ def begun(client: SyncPrefectClient, run: Run, hours: float, key: str) -> FlowRu
 
 
 def decided(client: SyncPrefectClient, run: Run, asked: UUID, hours: float) -> Decision:
-    """What a person answers, or that it is too late. Raises Interrupted if the question is cancelled."""
+    """A person's answer, or a rejection after the deadline. Raises Interrupted if the question is cancelled."""
     keys: Any = keyset_from_base_key(f"paused-{run.run_id}")
     said: Any
     while (said := patiently(lambda: read_flow_run_input(keys["response"], flow_run_id=asked))) is None:
@@ -177,18 +177,18 @@ def decided(client: SyncPrefectClient, run: Run, asked: UUID, hours: float) -> D
             patiently(lambda: show(client, run, asked, hours, keys))
         elif state.is_paused():
             wait(client, asked, state)
-        elif state.is_failed():  # Prefect's own limit was over while no run of ours waited
+        elif state.is_failed():  # Prefect's own timeout passed while no run waited
             said = LATE
             break
         else:
             raise Interrupted(
-                "the question was cancelled", hint="run it again: nothing is done twice, and it asks again"
+                "the question was cancelled", hint="run it again: finished stages are cached, and it asks again"
             )
     return Approval(**said).decision(by="time" if said == LATE else "person")
 
 
 def show(client: SyncPrefectClient, run: Run, asked: UUID, hours: float, keys: Any) -> None:
-    """Fill the page of the question, then pause it: from now on it can be answered."""
+    """Fill in the page of the question, then pause it, so that it can be answered."""
     made = run.result("running", None)
     text = prefect_artifacts.ask(made, namespace=run.settings.namespace, flow_run=asked)
     try:
@@ -200,13 +200,15 @@ def show(client: SyncPrefectClient, run: Run, asked: UUID, hours: float, keys: A
     paused.state_details.run_input_keyset = keys
     client.set_flow_run_state(asked, paused)
     line = run.spec.line
-    log.warning("run %s of line %s waits %g h for approval: %s", run.run_id, line, hours, url_for("flow-run", asked))
+    log.warning(
+        "run %s of line %s waits up to %g h for approval: %s", run.run_id, line, hours, url_for("flow-run", asked)
+    )
     if run.audience:
         run.audience.waits(made, asked)
 
 
 def wait(client: SyncPrefectClient, asked: UUID, paused: State[Any]) -> None:
-    """Until the question is paused no more. At its deadline, which a restart does not move, it is rejected here."""
+    """Wait until the question is answered. At its deadline, which a restart does not move, reject it."""
     limit = paused.state_details.pause_timeout
     deadline = limit - timedelta(seconds=MARGIN) if limit else datetime.max.replace(tzinfo=UTC)
     while (state := state_of(client, asked)) is None or state.is_paused():
@@ -225,7 +227,7 @@ def state_of(client: SyncPrefectClient, flow_run: UUID) -> State[Any] | None:
 
 
 def patiently(call: Callable[[], R]) -> R:
-    """What a call returns, once the Prefect server answers."""
+    """The result of a call, repeated until the Prefect server answers."""
     while True:
         try:
             return call()

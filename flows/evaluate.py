@@ -1,4 +1,4 @@
-"""Scores of what an earlier run made."""
+"""Scores of the adapter of an earlier run."""
 
 from backprop_core.schema.refs import RunResult
 from backprop_core.schema.specs import DatasetSpec, EvaluationSpec
@@ -19,15 +19,15 @@ def evaluate(
     run_id: str | None = None,
     fresh: bool = False,
 ) -> RunResult:
-    """Score the merged adapter of a run beside its base, on the run's held-out rows or on other ones.
+    """Score the merged adapter of a run and its base, on the run's held-out rows or on other rows.
 
     Args:
         ref: A run_id or the start of one, a line (its champion), line@version, or a directory with a PEFT adapter.
-        data: Files or addresses of rows, all of which are scored; the held-out sets of the run if not given.
-        evaluation: What is measured otherwise than the run itself did.
-        model: Base of the adapter in a directory, whatever its config names; that one if not given.
-        run_id: Of an interrupted evaluation that shall go on; everything else is then taken from its record.
-        fresh: Do every stage again, whatever the cache has.
+        data: Files or URLs of rows to score; default: the held-out rows of the run.
+        evaluation: What to measure; fields left open are as in the run.
+        model: Base model of the adapter in a directory; default: the one its config names.
+        run_id: The interrupted evaluation to continue; everything else is read from its record.
+        fresh: Run every stage again, ignoring the cache.
     """
     datasets = [DatasetSpec(path=one) if isinstance(one, str) else one for one in data or []]
     admit([*datasets, *evaluation.watch])

@@ -1,4 +1,4 @@
-"""Files of what an earlier run made."""
+"""GGUF and other files of the model of an earlier run."""
 
 from collections.abc import Sequence
 
@@ -31,27 +31,27 @@ def export(
     run_id: str | None = None,
     fresh: bool = False,
 ) -> RunResult:
-    """Write the merged adapter of a run, fused into its base, as GGUF files, and check that they answer as it does.
+    """Fuse the merged adapter of a run into its base, write it as GGUF files, and check that they answer alike.
 
-    With `packages` the fused model is written as safetensors too, or the adapter alone.
+    With `packages`, also write the fused model as safetensors, or the adapter alone.
 
-    With `ollama` the first of them becomes that model of the Ollama at OLLAMA_HOST, once it has answered a prompt.
+    With `ollama`, register the first GGUF file under that name in the Ollama at OLLAMA_HOST, and check that it answers.
 
     Args:
         ref: A run_id or the start of one, a line (its champion), line@version, or a directory with a PEFT adapter.
-        quantization: Which GGUF files; an empty list for none.
-        packages: Which other forms: the fused model, the adapter, the adapter as GGUF.
-        imatrix: Whether what counts in each matrix, on held-out rows, decides how small files are rounded.
-        output: Directory to copy the files to, GGUF files with a Modelfile; they are kept in the store anyway.
-        name: How their names begin there; the line's name if not given.
-        force: Overwrite files there that are not earlier exports of the same model.
-        ollama: Name of the model.
-        num_ctx: Tokens of context that Ollama keeps; the model's own, at most 8192, if not given.
-        system: System prompt of the served model.
-        license: Licence of the served model.
-        model: Base of the adapter in a directory, whatever its config names; that one if not given.
-        run_id: Of an interrupted export that shall go on.
-        fresh: Do every stage again, whatever the cache has.
+        quantization: Which GGUF files to write; an empty list for none.
+        packages: Other formats to write: the fused model, the adapter, the adapter as GGUF.
+        imatrix: Whether to quantize with an importance matrix of the held-out rows.
+        output: Directory to copy the files to, GGUF files with a Modelfile. The store keeps them, too.
+        name: Start of the file names there; default: the line's name.
+        force: Overwrite files of another model there.
+        ollama: Name of the model in Ollama.
+        num_ctx: Context length in Ollama, in tokens; default: the model's own, at most 8192.
+        system: System prompt in Ollama.
+        license: License text in Ollama.
+        model: Base model of the adapter in a directory; default: the one its config names.
+        run_id: The interrupted export to continue; everything else is read from its record.
+        fresh: Run every stage again, ignoring the cache.
     """
     wanted = ExportSpec(
         quantizations=[quantization] if isinstance(quantization, str) else quantization,

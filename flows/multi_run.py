@@ -28,19 +28,19 @@ def multi_run(
     run_id: str | None = None,
     fresh: bool = False,
 ) -> RunResult:
-    """Train on one dataset after another, merge after each run, and score the merged adapter on every task so far.
+    """Train on one dataset after another, merge after each, and score the merged adapter on every task so far.
 
     Args:
         datasets: One LoRA run per dataset, in this order.
-        line: Name under which the run is recorded.
+        line: Name to record the run under.
         model: Hub id or local directory of the base model, or all its fields.
         training: How each LoRA run trains.
-        merge: How a run's adapter goes into the merged one.
-        evaluation: What is measured on the held-out rows.
-        export: Which GGUF files are made.
-        max_seconds: Time for the run: then it stops, in training at a step with a checkpoint, and can be resumed.
-        run_id: Of an interrupted run that shall go on; everything else is then taken from its record.
-        fresh: Do every stage again, whatever the cache has.
+        merge: How to merge each run's adapter into the merged one.
+        evaluation: What to measure on the held-out rows.
+        export: Which GGUF files to write.
+        max_seconds: Time limit: the run then stops, in training after a checkpoint, and can be resumed.
+        run_id: The interrupted run to continue; everything else is read from its record.
+        fresh: Run every stage again, ignoring the cache.
     """
     spec = RunSpec(
         line=line,
@@ -56,7 +56,7 @@ def multi_run(
 
 
 def carry_out(name: str, spec: RunSpec, *, run_id: str | None, fresh: bool) -> RunResult:
-    """The body of every flow that trains."""
+    """The body of `train` and `multi-run`."""
     with recorded(lambda store: prepare(name, admitted(spec), store), run_id=run_id, fresh=fresh) as run:
         pipeline(run)
     assert run.outcome is not None

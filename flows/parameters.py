@@ -1,4 +1,4 @@
-"""A run's spec as the parameters of its flow: as they are for a call here, as JSON for a deployment."""
+"""A run's spec as parameters of its flow: values for a call, JSON for a deployment."""
 
 import inspect
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def parameters(flow: str, spec: RunSpec, *, fresh: bool) -> dict[str, Any]:
-    """All that a spec says to a flow that trains, by the names of its parameters."""
+    """The parameters of a flow that trains, from a spec."""
     named = [name for name in signature(flow) if name == "data" or name in RunSpec.model_fields]
     return {name: value_for(name, spec) for name in named} | {"fresh": fresh}
 
 
 def to_resume(flow: str, run_id: str, prepared: "Prepared") -> dict[str, Any]:
-    """What the flow of an interrupted run has to be given; everything else is read from the run's record."""
+    """The parameters that continue an interrupted run; everything else is read from its record."""
     needed = [name for name, one in signature(flow).items() if one.default is one.empty]
     return {name: run_id if name == "ref" else value_for(name, prepared.spec) for name in needed} | {"run_id": run_id}
 
@@ -31,7 +31,7 @@ def signature(flow: str) -> Mapping[str, inspect.Parameter]:
 
 
 def value_for(name: str, spec: RunSpec) -> Any:
-    """What a spec says to a parameter of this name."""
+    """The value of the parameter `name` in a spec."""
     match name:
         case "data":
             return spec.datasets[0]
@@ -41,17 +41,17 @@ def value_for(name: str, spec: RunSpec) -> Any:
 
 
 def differing(given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """What has to be said, as JSON, so that a deployment with the parameters `known` runs with those that are given.
+    """The parameters to send, as JSON, so that a deployment with the parameters `known` runs with `given`.
 
-    Of a part of the spec that is what was set in it, at its default or not: what is left open, the run chooses.
+    A part of the spec has the fields that were set in it, even to their defaults. The run chooses the others.
     """
     told = {name: plain(value) for name, value in given.items()}
-    left = {name: None for name in known if name not in told}  # `steps` and `run_id`, which a spec does not have
+    left = {name: None for name in known if name not in told}  # `steps` and `run_id`, which are not in a spec
     return left | {name: value for name, value in told.items() if value != known.get(name, usual(name))}
 
 
 def usual(name: str) -> Any:
-    """What a flow takes for a parameter that is not given; None for one that has to be."""
+    """The default of a parameter; None for one that is required."""
     if name == "fresh":
         return False
     field = RunSpec.model_fields.get(name)

@@ -37,11 +37,11 @@ from tasks.runs.sources import Source
 
 log = logging.getLogger(__name__)
 NO_HELDOUT = "give more rows, or held-out rows that it has not learned (--heldout FILE)"
-FIDELITY_ROWS = 16  # held-out rows that a GGUF file has to answer as the model does
+FIDELITY_ROWS = 16  # held-out rows on which a GGUF file is compared with the model
 
 
 class Made(NamedTuple):
-    """What the LoRA runs so far have come to."""
+    """The result of the LoRA runs so far."""
 
     datasets: list[DatasetRef]
     heldout: dict[str, RowsRef]
@@ -54,7 +54,7 @@ class Made(NamedTuple):
 
 
 def pipeline(run: Run) -> Made:
-    """Everything that a run asked for, in order; what is in the cache is not done again."""
+    """All stages of a run, in order; cached stages are skipped."""
     made = lora_runs(run)
     exports(run, made.merged, made.heldout[made.datasets[-1].task])
     return made
@@ -85,7 +85,7 @@ def lora_runs(run: Run) -> Made:
 
 
 def promotion(run: Run) -> Made | None:
-    """What an earlier run made, as a line's next version; None if the gate refuses it and no person overrides that."""
+    """The adapter of an earlier run as a line's next version; None if the gate refuses it, without an override."""
     made = lora_runs(run)
     if run.prepared.live:
         made = beside_the_champion(run, made)
@@ -97,9 +97,9 @@ def promotion(run: Run) -> Made | None:
 
 
 def beside_the_champion(run: Run, made: Made) -> Made:
-    """What comes into a line from outside, scored on the line's held-out rows and its own.
+    """An adapter from outside a line, scored on the held-out rows of the line and its own.
 
-    What either has learned scores neither. Raises NoRows if no row of a task is left to score.
+    Rows that either has learned do not score. Raises NoRows if no row of a task is left to score.
     """
     assert run.prepared.live
     line = run.prepared.live.version
@@ -122,13 +122,13 @@ def beside_the_champion(run: Run, made: Made) -> Made:
 
 
 def without(run: Run, sets: list[RowsRef], others: list[RowsRef]) -> RowsRef:
-    """The rows of several sets that are in none of some others."""
+    """The rows of `sets` that are in none of `others`."""
     pooled = run.call(data.pool, heldouts=sets, heldout_max=sum(rows.rows for rows in sets))
     return run.call(data.unseen, rows=pooled, learned=others)
 
 
 def champion(run: Run, scored: dict[str, RowsRef]) -> dict[str, Cell] | None:
-    """The champion's scores on these rows; None where the line begins."""
+    """The champion's scores on these rows; None without a champion."""
     live = run.prepared.live
     return {task: score(run, live.version.merged, rows) for task, rows in scored.items()} if live else None
 
@@ -136,7 +136,7 @@ def champion(run: Run, scored: dict[str, RowsRef]) -> dict[str, Cell] | None:
 def judged(
     run: Run, merged: AdapterRef, cells: dict[str, Cell], base_row: dict[str, Cell], rivals: dict[str, Cell] | None
 ) -> GateReport:
-    """What the gate says of a candidate, beside the champion if there is one, and the untouched base."""
+    """The gate's report on a candidate, compared with the champion, if any, and the base."""
     live = run.prepared.live
     return run.call(
         evaluation.gate,
@@ -152,7 +152,7 @@ def judged(
 
 
 def next_version(run: Run) -> Made | None:
-    """One more LoRA run, from the line's champion; None if nothing came of it that may go live."""
+    """One more LoRA run from the line's champion; None if there is no version to go live."""
     live = run.prepared.live
     before = live.version if live else None
     rows = curated(run)
@@ -184,7 +184,7 @@ def next_version(run: Run) -> Made | None:
 def trained(
     run: Run, dataset: DatasetRef, before: list[RowsRef], tuned: AdapterRef | None, heldout: dict[str, RowsRef]
 ) -> TrainResult:
-    """One LoRA run on a dataset, and on a share of the rows `before` it, from the adapter tuned last."""
+    """One LoRA run on a dataset and a share of earlier rows, starting from the last tuned adapter."""
     spec, rows = run.spec.training, dataset.train
     if spec.replay and before:
         rows = run.call(
@@ -198,12 +198,12 @@ def trained(
         )
     merge = run.spec.merge
     start = Start(tuned=tuned, orthonormal=merge.orthonormal_start, keep=merge.keeps_function) if tuned else None
-    alone = spec.model_copy(update={"replay": 0})  # it is in the rows
+    alone = spec.model_copy(update={"replay": 0})  # `rows` contain the replay
     return run.call(training.train, base=run.base, rows=rows, spec=alone, start=start)
 
 
 def passes(spec: TrainSpec, rows: RowsRef) -> int:
-    """How many passes over new rows a training may begin."""
+    """The number of passes over new rows, rounded up."""
     return math.ceil(spec.epochs if spec.steps is None else spec.steps * spec.batch_size / rows.rows)
 
 
@@ -215,7 +215,7 @@ def merge(
     count: int,
     to_choose_by: list[RowsRef],
 ) -> AdapterRef:
-    """The merged adapter so far and a tuned one made the next merged one; `history` are those tuned before."""
+    """Merge a tuned adapter into the merged one; `history` has the earlier tuned ones."""
     spec = run.spec.merge
     if merged and spec.searches:
         found = run.call(
@@ -234,19 +234,19 @@ def merge(
 
 
 def part(run: Run, heldout: dict[str, RowsRef], *, to_choose_by: bool) -> dict[str, RowsRef]:
-    """The held-out rows that λ is chosen by, or those that score, by task; where nothing is chosen, all score."""
+    """The held-out rows that choose λ, or those that score, by task. Without a search, all score."""
     if not run.spec.merge.searches:
         return {} if to_choose_by else heldout
     return {task: run.call(data.apart, heldout=rows, to_choose_by=to_choose_by) for task, rows in heldout.items()}
 
 
 def drift(run: Run, before: AdapterRef | None, tuned: TrainResult, merged: AdapterRef) -> Drift | None:
-    """What the merge did to the merged adapter; None for the first."""
+    """How far a merge moved the merged adapter; None for the first."""
     return run.call(merging.drift, before=before, tuned=tuned.adapter, after=merged) if before else None
 
 
 def score_again(run: Run) -> None:
-    """The matrix of one adapter that is there, on the run's held-out sets or on other rows."""
+    """The matrix of an existing adapter, on the run's held-out rows or on other rows."""
     rows = curated(run)
     heldout = held_out(run, rows)
     if not rows.datasets:
@@ -258,7 +258,7 @@ def score_again(run: Run) -> None:
 
 
 def say_what_was_learned(run: Run, heldout: dict[str, RowsRef]) -> None:
-    """Warn where an adapter is scored on rows that it has been trained on."""
+    """Warn if an adapter is scored on rows that it was trained on."""
     learned = run.learned_before
     for task, rows in heldout.items() if learned else ():
         if known := rows.rows - run.call(data.unseen, rows=rows, learned=learned).rows:
@@ -266,15 +266,15 @@ def say_what_was_learned(run: Run, heldout: dict[str, RowsRef]) -> None:
 
 
 def curated(run: Run) -> Split:
-    """What is trained and what scores, every row a snapshot before the first GPU second; of an earlier run as it was.
+    """The rows to train and the rows that score, read before any GPU work; those of an earlier run, if it is about one.
 
-    What scores is found first, over all inputs and the line; then every dataset is trained without it.
+    The rows that score are found first, over all inputs and the line; no dataset trains on them.
     """
     if earlier := run.earlier:
         run.splits(earlier)
         return earlier
     prepared = run.prepared
-    datasets = zip(run.spec.datasets, prepared.sources, strict=bool(prepared.sources))  # none to score other rows
+    datasets = zip(run.spec.datasets, prepared.sources, strict=bool(prepared.sources))  # no sources if other rows score
     found: Split = run.call(
         data.split,
         batches=[batch(run, spec, source) for spec, source in datasets],
@@ -288,7 +288,7 @@ def curated(run: Run) -> Split:
 
 
 def batch(run: Run, spec: DatasetSpec, source: Source) -> Batch:
-    """A dataset's rows, and those of its held-out file."""
+    """The rows of a dataset and of its held-out file."""
     alone = spec.model_copy(update={"task": None, "heldout": None, "skip": 0, "rows": None})
 
     def rows(file: SourceRef, path: str) -> Curated:
@@ -305,7 +305,7 @@ def batch(run: Run, spec: DatasetSpec, source: Source) -> Batch:
 
 
 def held_out(run: Run, rows: Split) -> dict[str, RowsRef]:
-    """One held-out set a task, in order of first appearance, those of the line first.
+    """One held-out set per task, in order of first appearance, those of the line first.
 
     Raises NoRows if the run brings a task of which no row scores.
     """
@@ -321,7 +321,7 @@ def held_out(run: Run, rows: Split) -> dict[str, RowsRef]:
 
 
 def tasks_of(sources: list[Source]) -> list[str]:
-    """The tasks of some datasets."""
+    """The tasks of datasets."""
     return [source.task for source in sources]
 
 
@@ -331,13 +331,13 @@ def score(run: Run, adapter: AdapterRef | None, rows: RowsRef) -> Cell:
 
 
 def scores(run: Run, adapter: AdapterRef | None, rows: RowsRef) -> Scores:
-    """How likely an adapter finds the answers of some rows."""
+    """The teacher-forced scores of an adapter on held-out rows."""
     length = run.spec.training.max_length
     return run.call(evaluation.evaluate, **model(run, adapter), heldout=rows, max_length=length)
 
 
 def harness(run: Run, adapter: AdapterRef | None) -> Harnessed | None:
-    """What lm-evaluation-harness says of an adapter, or of the base; None if it is not asked."""
+    """The scores of lm-evaluation-harness for an adapter or the base; None if it has no tasks."""
     spec = run.spec.evaluation.harness
     return (
         run.call(evaluation.harness, **model(run, adapter), spec=spec, own=run.prepared.tasks) if spec.tasks else None
@@ -345,18 +345,18 @@ def harness(run: Run, adapter: AdapterRef | None) -> Harnessed | None:
 
 
 def model(run: Run, adapter: AdapterRef | None) -> dict[str, Any]:
-    """The base with an adapter, or bare, as it was trained."""
+    """The base with an adapter, or without, in the precision and on the device of training."""
     return {**base_model(run), "adapter": adapter}
 
 
 def base_model(run: Run) -> dict[str, Any]:
-    """The base as it was trained."""
+    """The base, in the precision and on the device of training."""
     spec = run.spec.training
     return {"base": run.base, "precision": spec.precision, "device": spec.device}
 
 
 def rating(run: Run, adapter: AdapterRef | None, rows: RowsRef) -> Ratings | None:
-    """How good the answers are that the model writes, where the metric is of them."""
+    """Ratings of generated answers; None if the metric does not need them."""
     spec = run.spec.evaluation
     if spec.metric in TEACHER_FORCED:
         return None
@@ -372,12 +372,12 @@ def rating(run: Run, adapter: AdapterRef | None, rows: RowsRef) -> Ratings | Non
 
 
 def rows_of(cells: dict[str, Cell]) -> dict[str, Scores | Ratings]:
-    """Where the gate finds the score of each row, by task."""
+    """The scores per row that the gate compares, by task."""
     return {task: cell.rows for task, cell in cells.items()}
 
 
 def canaries(run: Run, adapter: AdapterRef) -> Answers | None:
-    """What the model says to the canary prompts; None if there are none."""
+    """The model's answers to the canary prompts; None if there are none."""
     asked = [[{"role": "user", "content": canary.prompt}] for canary in run.spec.gate.canaries]
     if not asked:
         return None
@@ -385,7 +385,7 @@ def canaries(run: Run, adapter: AdapterRef) -> Answers | None:
 
 
 def exports(run: Run, merged: AdapterRef | None, heldout: RowsRef) -> None:
-    """Every file that is asked for, and the first GGUF file as a model of Ollama's, if that is asked for."""
+    """Write every file of the export spec, and register the first GGUF file in Ollama if it says so."""
     quantizations = run.spec.export.quantizations
     known = reference(run, merged, heldout) if quantizations and run.can_read_gguf else None
     for quantization in quantizations:
@@ -399,7 +399,7 @@ def exports(run: Run, merged: AdapterRef | None, heldout: RowsRef) -> None:
 
 
 def reference(run: Run, merged: AdapterRef | None, heldout: RowsRef) -> ReferenceRef:
-    """What the files are compared with: the model reads held-out rows once, however many files there are."""
+    """The model's own answers, made once, to compare all files with."""
     prompts = [canary.prompt for canary in run.spec.gate.canaries]
     return run.call(
         exporting.reference, base=run.base, adapter=merged, heldout=heldout, rows=FIDELITY_ROWS, prompts=prompts
@@ -409,7 +409,7 @@ def reference(run: Run, merged: AdapterRef | None, heldout: RowsRef) -> Referenc
 def export(
     run: Run, merged: AdapterRef | None, quantization: str, heldout: RowsRef, known: ReferenceRef | None
 ) -> None:
-    """One GGUF file of the merged adapter, and how far it answers as the model does, where that is `known`."""
+    """Write one GGUF file of the merged adapter, and compare it with the reference, if `known`."""
     if quantization in exporting.WRITTEN_DIRECTLY:
         file = converted(run, merged, quantization)
     else:
@@ -421,7 +421,7 @@ def export(
 
 
 def converted(run: Run, merged: AdapterRef | None, outtype: str) -> GGUFRef:
-    """A file in a type that needs no llama.cpp to be made; its converter is asked where we have none."""
+    """A GGUF file in a type that needs no llama.cpp, by llama.cpp's converter for models that ours does not know."""
     wanted = {"base": run.base, "adapter": merged, "outtype": outtype}
     if run.prepared.converter:
         return run.call(exporting.convert_outside, **wanted, converter=run.prepared.converter)
@@ -429,7 +429,7 @@ def converted(run: Run, merged: AdapterRef | None, outtype: str) -> GGUFRef:
 
 
 def quantized(run: Run, merged: AdapterRef | None, quantization: str, heldout: RowsRef) -> GGUFRef:
-    """A file that llama.cpp makes from the f16 one, and from what held-out rows say if that is asked for."""
+    """A GGUF file that llama.cpp quantizes from the f16 one, with an importance matrix if the spec says so."""
     source = converted(run, merged, "f16")
     if not run.spec.export.imatrix:
         return run.call(exporting.quantize, source=source, quantization=quantization)

@@ -1,4 +1,4 @@
-"""A line's version out of what `train` or `multi-run` made, through the line's gate."""
+"""Makes the adapter of a `train` or `multi-run` the champion of a line, through the line's gate."""
 
 from backprop_core.schema.field_types import LineName
 from backprop_core.schema.refs import RunResult
@@ -15,18 +15,18 @@ from tasks.stages.publishing import advance
 
 @declared("promote", title=lambda given: f"promote {short(given['ref'])} to {given['line']}")
 def promote(ref: str, line: LineName, force: bool = False, reason: str = "", run_id: str | None = None) -> RunResult:
-    """Make the merged adapter of a run the champion of a line, which begins with it or continues with it.
+    """Make the merged adapter of a run the champion of a line. A line that does not exist starts with it.
 
-    The run's stages are gone through once more; what is in the cache costs nothing. The line's gate compares it with
-    champion and untouched base, on the held-out rows of the line and its own; what it refuses is `rejected`. The line
-    keeps its tasks, held-out rows and learned rows.
+    The run's stages are repeated from the cache. The line's gate compares the adapter with the champion and the base,
+    on the held-out rows of line and run; if the gate refuses it, the run is `rejected`. The line keeps its tasks,
+    held-out rows and learned rows.
 
     Args:
         ref: The run_id of a `train` or `multi-run`, or the start of one.
         line: The line whose champion it becomes.
-        force: Make it the champion even if the gate refuses it; with a reason.
-        reason: Why; kept in the record with the name of who promoted it.
-        run_id: Of an interrupted promotion to continue.
+        force: Make it the champion even if the gate refuses it; needs a reason.
+        reason: Why; kept in the record with your name.
+        run_id: The interrupted promotion to continue; everything else is read from its record.
     """
     said = act(reason, force=force)
     with working_on(line), recorded(lambda store: promoted(ref, line, said, store), run_id=run_id, fresh=False) as run:

@@ -1,4 +1,4 @@
-"""What an earlier run made, as a repository of the Hub."""
+"""Pushes the adapter of an earlier run to a repository of the Hub."""
 
 from backprop_core.schema.refs import RunResult
 from backprop_core.schema.specs import ExportSpec, PublishSpec, Quantization
@@ -21,15 +21,15 @@ def publish(
 ) -> RunResult:
     """Push the merged adapter of a run to the Hub, in one commit with tokenizer, model card and record.
 
-    The token is HF_TOKEN of the worker's environment, or the Prefect Secret block `hf-token`.
+    The token is HF_TOKEN in the worker's environment, or the Prefect Secret block `hf-token`.
 
     Args:
         ref: A run_id or the start of one, a line (its champion), or line@version.
-        repo: The repository, OWNER/NAME; made if it is not there.
-        private: Whether a repository that is made is private.
-        gguf: GGUF files to put beside the adapter.
-        run_id: Of an interrupted publication that shall go on.
-        fresh: Do every stage again, whatever the cache has.
+        repo: The repository, OWNER/NAME; created if it does not exist.
+        private: Whether a new repository is private.
+        gguf: GGUF files to push with the adapter.
+        run_id: The interrupted publication to continue; everything else is read from its record.
+        fresh: Run every stage again, ignoring the cache.
     """
     where, files = PublishSpec(repo=repo, private=private, gguf=bool(gguf)), ExportSpec(quantizations=gguf or [])
     with recorded(lambda store: published(ref, where, files, store), run_id=run_id, fresh=fresh) as run:

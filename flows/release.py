@@ -1,4 +1,4 @@
-"""A line's champion, out to the places where it is used."""
+"""Publishes a line's champion to Ollama and the Hub."""
 
 from backprop_core.schema.field_types import LineName
 from backprop_core.schema.refs import RunResult
@@ -23,25 +23,25 @@ def release(
     run_id: str | None = None,
     fresh: bool = False,
 ) -> RunResult:
-    """Make a line's champion a model of Ollama's and a repository of the Hub: all of it, or nothing.
+    """Publish a line's champion to Ollama and the Hub: all places, or none.
 
-    A champion that did not pass the gate is refused without `force`.
+    A champion that did not pass the gate needs `force`.
 
     Args:
         line: The line.
-        publish: Where it goes; what is not named is as at the champion's last release.
-        export: Which GGUF files, and how the first of them is served; as at the last release if not named.
-        force: Release it even if the gate refused it or never judged it; with a reason.
-        reason: Why; kept in the record with the name of who released it.
-        run_id: Of an interrupted release that shall go on.
-        fresh: Do every stage again, whatever the cache has.
+        publish: Where to publish it; fields left open are as in the champion's last release.
+        export: Which GGUF files to write, and how to serve the first; default: as in the last release.
+        force: Release it even if the gate refused it or never judged it; needs a reason.
+        reason: Why; kept in the record with your name.
+        run_id: The interrupted release to continue; everything else is read from its record.
+        fresh: Run every stage again, ignoring the cache.
     """
     said = act(reason, force=force)
     return go_live(line, lambda store: to_release("release", line, None, publish, export, said, store), run_id, fresh)
 
 
 def go_live(line: str, start: Start, run_id: str | None, fresh: bool) -> RunResult:
-    """Make the version that `start` finds live, everywhere or nowhere."""
+    """Make the version that `start` finds live in all places, or in none."""
     with working_on(line), recorded(start, run_id=run_id, fresh=fresh) as run:
         live, of = run.prepared.live, run.prepared.of
         assert live and of

@@ -1,4 +1,4 @@
-"""The next run of a line: from its champion, with a gate that lets nothing worse go live."""
+"""The next run of a line: it trains the champion on new data, and the result goes live if it passes the gate."""
 
 import os
 from typing import Annotated
@@ -37,18 +37,18 @@ from tasks.stages.publishing import advance, hub_token
 
 
 def ready(spec: RunSpec) -> None:
-    """Raise now what would stop a release after hours of training: no way to ask a person, no credentials."""
+    """Raise now what would stop a release after training: no way to ask for approval, no credentials."""
     check(spec.approval)
     if spec.publish.repo:
         hub_token()
 
 
 def rehearsed(run: Run) -> None:
-    """A retrain as `--plan` goes through it: what would stop a release is checked first."""
+    """The body of a retrain for `--plan`, with the checks that come before its first stage."""
     spec = run.spec
     if spec.notify or spec.approval.ask or (spec.publish.repo and not os.environ.get("HF_TOKEN")):
         if get_current_settings().api.url is None:
-            start_server(settings().home_path)
+            start_server(settings().layout.log("prefect-server"))
         with connected():
             Audience(spec.line).invite(spec.notify)
             ready(spec)
@@ -73,27 +73,27 @@ def retrain(
     run_id: str | None = None,
     fresh: bool = False,
 ) -> RunResult:
-    """Train a line's champion on new data; what comes out goes live if it is better on average and worse on no task.
+    """Train a line's champion on new data. The result goes live if it is better on average and worse on no task.
 
-    A line that does not exist begins with this run. Rows that the line has learned already are left out; where nothing
-    is new, nothing changes.
+    A line that does not exist starts with this run. Rows that the line has learned are skipped; without new rows,
+    nothing changes.
 
     Args:
-        line: The line that goes on.
-        data: A file or an address of rows, or a dataset with all its fields. Its task is the line's name by default.
-        model: Base model of a line that begins; an existing line keeps its own.
-        training: How the LoRA run trains; an existing line keeps the shape of its adapter.
-        merge: How the run's adapter goes into the merged one; an existing line keeps its strategy.
-        evaluation: What is measured on the held-out rows.
+        line: The line to continue.
+        data: File or URL of rows, or a dataset with all its fields. Its task is the line's name by default.
+        model: Base model of a new line; an existing line keeps its own.
+        training: How the LoRA run trains; an existing line keeps its LoRA shape.
+        merge: How to merge the run's adapter; an existing line keeps its strategy.
+        evaluation: What to measure on the held-out rows.
         gate: When the candidate may go live.
-        export: Which GGUF files are made of a version that goes live.
-        min_new_rows: With fewer training rows that the line has not learned, the run waits for more: `unchanged`.
-        publish: Where a version goes that goes live; as the champion before it, if nothing is named.
-        approval: Whether a person is asked before a version goes live; meanwhile the GPU is free for other lines.
-        notify: Notification blocks of Prefect, TYPE/NAME, that are told how it went and that it waits for approval.
-        max_seconds: Time for the run: then it stops, in training at a step with a checkpoint, and can be resumed.
-        run_id: Of an interrupted run that shall go on; everything else is then taken from its record.
-        fresh: Do every stage again, whatever the cache has.
+        export: Which GGUF files to write when a version goes live.
+        min_new_rows: With fewer new training rows, the run does nothing: `unchanged`.
+        publish: Where to publish a version that goes live; default: where the champion was published.
+        approval: Whether to ask a person before a version goes live. Meanwhile other lines can use the GPU.
+        notify: Notification blocks of Prefect, TYPE/NAME, that get the outcome and requests for approval.
+        max_seconds: Time limit: the run then stops, in training after a checkpoint, and can be resumed.
+        run_id: The interrupted run to continue; everything else is read from its record.
+        fresh: Run every stage again, ignoring the cache.
     """
     spec = RunSpec(
         line=line,
@@ -114,7 +114,7 @@ def retrain(
 
 
 def carry_out(spec: RunSpec, *, run_id: str | None, fresh: bool) -> RunResult:
-    """Make the next version of a line; it goes live if gate and people let it. With a `run_id`, go on with that run."""
+    """Make the next version of a line. It goes live if the gate, and a person if asked, accept it."""
     with (
         notifying(spec.line, spec.notify) as audience,
         working_on(spec.line),

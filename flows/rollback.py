@@ -1,4 +1,4 @@
-"""An earlier version of a line, live again."""
+"""Makes an earlier version of a line live again."""
 
 from backprop_core.schema.field_types import LineName
 from backprop_core.schema.refs import RunResult
@@ -12,16 +12,16 @@ from tasks.runs.resolve import to_rollback
 def rollback(
     line: LineName, to: int | None = None, force: bool = False, reason: str = "", run_id: str | None = None
 ) -> RunResult:
-    """Bring champion, Ollama's model and the Hub's repository back to an earlier version of a line, or none of them.
+    """Set a line's champion, Ollama model and Hub repository back to an earlier version: all places, or none.
 
-    A version that did not pass the gate is refused without `force`.
+    A version that did not pass the gate needs `force`.
 
     Args:
         line: The line.
-        to: Number of the version; the one that was live before the champion, if not given.
-        force: Make it live even if the gate refused it or never judged it; with a reason.
-        reason: Why; kept in the record with the name of who rolled back.
-        run_id: Of an interrupted rollback that shall go on.
+        to: Number of the version; default: the one that was live before the champion.
+        force: Make it live even if the gate refused it or never judged it; needs a reason.
+        reason: Why; kept in the record with your name.
+        run_id: The interrupted rollback to continue; everything else is read from its record.
     """
     said = act(reason, force=force)
     return go_live(line, lambda store: to_rollback(line, to, said, store), run_id, fresh=False)

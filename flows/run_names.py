@@ -1,4 +1,4 @@
-"""What every list of Prefect's UI shows of a flow run: its name says what it is, its state how it ended."""
+"""Names of flow runs and of their final states, as Prefect's UI lists them."""
 
 import inspect
 import re
@@ -18,14 +18,14 @@ from tasks.runs.prefect_artifacts import sentence
 from tasks.runs.sources import stem
 
 P = ParamSpec("P")
-GENERATED = re.compile(r"[A-Za-z]+-[A-Za-z]+")  # a flow run's name that Prefect made up: keen-otter, Awesome-Jaguar
+GENERATED = re.compile(r"[A-Za-z]+-[A-Za-z]+")  # a name that Prefect made up: keen-otter, Awesome-Jaguar
 
 
 def shown(name: Callable[[dict[str, Any]], str]) -> Callable[[Callable[P, RunResult]], Callable[P, RunResult]]:
-    """Give the runs of a flow a `name`, out of their arguments, and end them in a state that says how they ended.
+    """Name the runs of a flow by their arguments, and their final state by their result.
 
-    A run that a person has named keeps that name. The state is of Prefect's type COMPLETED whatever its name is, so
-    callers get the result, and a version that did not pass raises no failure alert.
+    A run that a person has named keeps its name. The state always has Prefect's type COMPLETED, so that callers get the
+    result, and a rejected version raises no failure alert.
     """
 
     def around(function: Callable[P, RunResult]) -> Callable[P, RunResult]:
@@ -43,7 +43,7 @@ def shown(name: Callable[[dict[str, Any]], str]) -> Callable[[Callable[P, RunRes
             if called and (final := final_name(result, called)) != called:
                 rename(final)
             ended: Any = Completed(name=STATES[result.status], message=sentence(result), data=result)
-            return cast(RunResult, ended)  # Prefect hands the caller what is in it
+            return cast(RunResult, ended)  # Prefect returns its data to the caller
 
         return run
 
@@ -51,43 +51,43 @@ def shown(name: Callable[[dict[str, Any]], str]) -> Callable[[Callable[P, RunRes
 
 
 def is_nameless() -> bool:
-    """Whether people can see this flow run, and only Prefect has given it a name."""
+    """Whether this flow run is visible in a UI and has a name that Prefect made up."""
     context = FlowRunContext.get()
     flow_run = context.flow_run if context else None
     return bool(flow_run and not is_temporary() and GENERATED.fullmatch(flow_run.name))
 
 
 def rename(name: str) -> str:
-    """Call this flow run so; the name."""
+    """Rename this flow run; returns the name."""
     context = FlowRunContext.get()
     assert context and context.flow_run
     client: Any = context.client
-    with suppress(httpx.HTTPError):  # a name is not worth a run
+    with suppress(httpx.HTTPError):  # a run does not fail for its name
         client.set_flow_run_name(context.flow_run.id, name)
     return name
 
 
 def final_name(result: RunResult, name: str) -> str:
-    """The name of a run that has ended: of a retrain, the version that it made, or the line where it made none."""
+    """The name of a finished run; a retrain is named after its version, or after its line if it made none."""
     if result.flow != "retrain" or result.status == "rejected":
         return name
     return f"{result.line} v{result.version}" if result.status == "finished" else result.line
 
 
 def tasks_of(datasets: list[Any]) -> str:
-    """Datasets by the names that people know them by."""
+    """The names of datasets, the first three."""
     names = [getattr(one, "task", None) or stem(str(getattr(one, "path", one))) for one in datasets]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
 
 
 def short(ref: str) -> str:
-    """A run_id by its first digits; a line, a version or a directory as it is."""
+    """A run_id shortened; any other reference as it is."""
     return ref[:8] if re.fullmatch("[0-9a-f]{32}", ref) else ref
 
 
 def version_to_be(line: str) -> str:
-    """A line with the number that its next version gets."""
+    """A line and the number of its next version."""
     from tasks.runs.line_state import next_number
 
     return f"{line} v{next_number(line)}"

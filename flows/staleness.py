@@ -1,4 +1,4 @@
-"""The flow `drift`: whether a line's champion still fits the rows that come in."""
+"""The flow `drift`: tests whether a line's champion still fits new rows."""
 
 import logging
 from typing import Annotated
@@ -19,11 +19,11 @@ from tasks.runs.line_state import has_champion
 from tasks.runs.resolve import to_compare
 
 log = logging.getLogger(__name__)
-FEWEST = 50  # fresh rows that a mean loss is worth something of
+FEWEST = 50  # fresh rows: the mean loss of fewer says too little
 
 
 class Staleness(Record):
-    """The champion's mean loss per label token, on rows that it has not learned and on held-out ones."""
+    """The champion's mean loss per label token, on fresh rows and on held-out rows."""
 
     fresh: float
     heldout: float
@@ -36,11 +36,11 @@ class Staleness(Record):
 
     @property
     def sentence(self) -> str:
-        """What was measured, and what comes of it."""
-        verdict = "above" if self.is_stale else "not above"
-        told = ": new data is told, so that the line is retrained" if self.is_stale else ""
+        """The two losses, and what follows from them."""
+        verdict = "more than" if self.is_stale else "not more than"
+        told = "; a retrain is requested" if self.is_stale else ""
         return (
-            f"loss {self.fresh:.4f} on {self.rows} fresh rows and {self.heldout:.4f} on the held-out ones, "
+            f"loss {self.fresh:.4f} on {self.rows} fresh rows and {self.heldout:.4f} on held-out rows, "
             f"{verdict} {self.max_loss_ratio:g} times as much{told}"
         )
 
@@ -52,16 +52,16 @@ def drift(
     max_loss_ratio: Annotated[float, Field(gt=1)] = 1.3,
     fresh: bool = False,
 ) -> RunResult:
-    """Try a line's champion on rows that it has not learned; where it no longer fits them, tell of new data.
+    """Score a line's champion on new rows; if it no longer fits them, send the event that new data is there.
 
-    That event starts the line's retrain where its file is deployed. With fewer than 50 fresh rows, or before the line
-    has a champion, it cannot be told: `unchanged`.
+    The event starts the line's retrain if its file is deployed. With fewer than 50 new rows, or without a champion, the
+    result is `unchanged`.
 
     Args:
-        line: The line whose champion is tried.
-        data: A file or an address of rows, or a dataset with all its fields. Its task is the line's name by default.
-        max_loss_ratio: The loss on fresh rows over that on the held-out ones, above which the champion no longer fits.
-        fresh: Do every stage again, whatever the cache has.
+        line: The line whose champion is scored.
+        data: File or URL of rows, or a dataset with all its fields. Its task is the line's name by default.
+        max_loss_ratio: Loss on new rows / loss on held-out rows, above which the champion no longer fits.
+        fresh: Run every stage again, ignoring the cache.
     """
     dataset = DatasetSpec(path=data) if isinstance(data, str) else data
     admit([dataset])
@@ -76,14 +76,14 @@ def drift(
 
 
 def nothing_to_try(line: str) -> RunResult:
-    """Of a line without a champion. There is no base either, so that this is no run with a record."""
+    """The result for a line without a champion. Without a base, the run has no record."""
     reason = f"cannot tell: line {line} has no champion yet"
     log.info(reason)
     return RunResult(run_id=new_run_id(), flow="drift", line=line, status="unchanged", reason=reason, spec={})
 
 
 def compared(run: Run, max_loss_ratio: float) -> Staleness | None:
-    """The two losses, noted; None, noted too, where they would tell nothing."""
+    """Measure and record the two losses; None if they would say too little."""
     assert run.prepared.live
     champion = run.prepared.live.version
     [dataset] = curated(run).datasets

@@ -26,19 +26,19 @@ def train(
     run_id: str | None = None,
     fresh: bool = False,
 ) -> RunResult:
-    """Train one LoRA adapter on one dataset, score it on held-out rows, and export it if asked.
+    """Train one LoRA adapter on one dataset, score it on held-out rows, and export it if export says so.
 
     Args:
-        data: A file or an address of rows, or a dataset with all its fields.
+        data: File or URL of rows, or a dataset with all its fields.
         model: Hub id or local directory of the base model, or all its fields.
-        steps: Optimizer steps; training.steps, or training.epochs, if not given.
-        line: Name under which the run is recorded.
+        steps: Optimizer steps; default: training.steps, or else training.epochs.
+        line: Name to record the run under.
         training: How the LoRA run trains.
-        evaluation: What is measured on the held-out rows.
-        export: Which GGUF files are made.
-        max_seconds: Time for the run: then it stops, in training at a step with a checkpoint, and can be resumed.
-        run_id: Of an interrupted run that shall go on; everything else is then taken from its record.
-        fresh: Do every stage again, whatever the cache has.
+        evaluation: What to measure on the held-out rows.
+        export: Which GGUF files to write.
+        max_seconds: Time limit: the run then stops, in training after a checkpoint, and can be resumed.
+        run_id: The interrupted run to continue; everything else is read from its record.
+        fresh: Run every stage again, ignoring the cache.
     """
     spec = RunSpec(
         line=line,

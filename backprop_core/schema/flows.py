@@ -13,6 +13,7 @@ class Verb(NamedTuple):
     name: str
     module: str  # of flows.cli, which has a function of the verb's name
     help: str  # its line in `backprop --help`
+    example: str
     after: str  # the verb before it in `backprop --help`
 
 
@@ -51,7 +52,13 @@ FLOWS = {
         FlowInfo(
             "train",
             "train-once",
-            Verb("train", "running", "One LoRA run on one dataset, scored on held-out rows.", after="demo"),
+            Verb(
+                "train",
+                "running",
+                "Train one LoRA adapter on one dataset and score it on held-out rows.",
+                "backprop train --data support.jsonl --steps 100",
+                after="demo",
+            ),
             alone=True,
             trains=True,
             keeps_result=True,
@@ -59,7 +66,13 @@ FLOWS = {
         FlowInfo(
             "multi-run",
             "train-on-several-datasets",
-            Verb("multi-run", "running", "One run per dataset, merged after each, scored on all tasks.", after="train"),
+            Verb(
+                "multi-run",
+                "running",
+                "Train on several datasets in a row, merge after each, and score every task.",
+                "backprop multi-run --data april.jsonl --data may.jsonl",
+                after="train",
+            ),
             alone=True,
             trains=True,
             keeps_result=True,
@@ -70,7 +83,8 @@ FLOWS = {
             Verb(
                 "retrain",
                 "running",
-                "The next run of a line from its champion; live if the gate lets it.",
+                "Train a line's champion on new data; the result goes live if it passes the gate.",
+                "backprop retrain --line support --data night.jsonl",
                 after="multi-run",
             ),
             per_line=True,
@@ -92,7 +106,13 @@ FLOWS = {
         FlowInfo(
             "promote",
             "promote-a-run",
-            Verb("promote", "running", "Make what a run made the champion of a line.", after="retrain"),
+            Verb(
+                "promote",
+                "running",
+                "Make the adapter of a run the champion of a line.",
+                "backprop promote RUN_ID --line support",
+                after="retrain",
+            ),
             of_line=True,
             keeps_result=True,
             rows="earlier",
@@ -100,33 +120,63 @@ FLOWS = {
         FlowInfo(
             "evaluate",
             "evaluate-a-run",
-            Verb("evaluate", "running", "Score what a run made, on its held-out rows or on others.", after="replay"),
+            Verb(
+                "evaluate",
+                "running",
+                "Score the adapter of a run on its held-out rows or on other rows.",
+                "backprop evaluate support --data new.jsonl",
+                after="replay",
+            ),
             only_scores=True,
             rows="earlier",
         ),
         FlowInfo(
             "export",
             "export-a-run",
-            Verb("export", "running", "GGUF and other files of what a run made, checked against it.", after="replay"),
+            Verb(
+                "export",
+                "running",
+                "Write the model of a run as GGUF or other files and check that they answer alike.",
+                "backprop export support --quantization q4_k_m --output models",
+                after="replay",
+            ),
             keeps_result=True,
             rows="earlier if known",
         ),
         FlowInfo(
             "publish",
             "publish-a-run",
-            Verb("push", "shipping", "Adapter, tokenizer and model card of what a run made, to the Hub.", "generate"),
+            Verb(
+                "push",
+                "shipping",
+                "Push adapter, tokenizer and model card of a run to the Hugging Face Hub.",
+                "backprop push support --repo OWNER/NAME",
+                after="generate",
+            ),
             rows="earlier if known",
         ),
         FlowInfo(
             "release",
             "release-a-line",
-            Verb("release", "shipping", "A line's champion, to Ollama and the Hub: all of it or nothing.", "push"),
+            Verb(
+                "release",
+                "shipping",
+                "Publish a line's champion to Ollama and the Hub, all or nothing.",
+                "backprop release support --ollama support",
+                after="push",
+            ),
             of_line=True,
         ),
         FlowInfo(
             "rollback",
             "roll-back-a-line",
-            Verb("rollback", "shipping", "An earlier version of a line, live again everywhere.", after="release"),
+            Verb(
+                "rollback",
+                "shipping",
+                "Make an earlier version of a line live again everywhere.",
+                "backprop rollback support --to 3",
+                after="release",
+            ),
             of_line=True,
         ),
     )

@@ -1,4 +1,4 @@
-"""A run's spec out of flags, file, environment and `.env`: later beats earlier, and every value knows who said it."""
+"""A run's spec from flags, a file, the environment and `.env`. Every value keeps its origin, for error messages."""
 
 import difflib
 import os
@@ -32,28 +32,28 @@ S = TypeVar("S", bound=Spec)
 PREFIX = "BACKPROPAGATE_"
 SHORT_SECTIONS = {"lora": ("training", "lora")}
 SHORT_FIELDS = {("training", "lora", "r"): ("training", "lora", "rank")}
-SHOWN = 60  # characters of a refused value that an error repeats
+SHOWN = 60  # characters of an invalid value that an error repeats
 
 
 @dataclass
 class Draft:
-    """What was asked so far, and who asked for it."""
+    """The values set so far, and where each was set."""
 
     tree: Any = field(default_factory=dict)
     origins: dict[Place, str] = field(default_factory=dict)
 
     def put(self, place: Place, value: Any, origin: str) -> None:
-        """Overlay one value: mappings are merged, lists and scalars replaced; a list's entry is named by its number."""
+        """Set one value. Mappings are merged, lists and scalars replaced; an entry of a list is named by its number."""
         self.tree = overlay(self.tree, place, value, origin)
         self.origins[place] = origin
 
     def lay(self, tree: Mapping[str, Any], origins: Mapping[Place, str], origin: str) -> None:
-        """Overlay a whole tree."""
+        """Set the values of a whole tree."""
         self.tree = merged(self.tree, tree, origin)
         self.origins |= origins
 
     def origin(self, place: Place) -> str:
-        """Who said the value at a place, the part that it stands in, or something in it."""
+        """Where the value at a place was set, or the part that contains it, or something in it."""
         above = (self.origins.get(place[:length]) for length in range(len(place), 0, -1))
         below = (origin for known, origin in self.origins.items() if known[: len(place)] == place)
         return next(origin for origin in chain(above, below) if origin)
@@ -61,7 +61,7 @@ class Draft:
 
 @dataclass(frozen=True)
 class LineFile:
-    """The file of a line's job: what it says, and on which lines."""
+    """The job file of a line: its values, and the line of each."""
 
     path: Path
     job: LineSpec
@@ -70,7 +70,7 @@ class LineFile:
 
 
 def overlay(tree: Any, place: Place, value: Any, origin: str) -> Any:
-    """`tree` with `value` laid over what is at `place`."""
+    """`tree` with `value` set at `place`."""
     if not place:
         return merged(tree, value, origin)
     head, *rest = place
@@ -79,7 +79,7 @@ def overlay(tree: Any, place: Place, value: Any, origin: str) -> Any:
     if isinstance(tree, list):
         if not is_index(head) or int(head) > len(tree):
             raise ConfigInvalid(
-                f"a list of {len(tree)} has no {head} ({origin})", hint="name an entry by its number, from 0"
+                f"a list of {len(tree)} has no entry {head} ({origin})", hint="use the number of an entry, from 0"
             )
         index = int(head)
         entry = overlay(tree[index] if index < len(tree) else None, tuple(rest), value, origin)
@@ -89,7 +89,7 @@ def overlay(tree: Any, place: Place, value: Any, origin: str) -> Any:
 
 
 def merged(low: Any, high: Any, origin: str) -> Any:
-    """Two values as one: `high` wins, but for mappings field by field."""
+    """Two values as one: `high` overrides `low`, in mappings field by field."""
     if not (isinstance(low, dict) and isinstance(high, dict)):
         return high
     return low | {name: overlay(low.get(name), (), value, origin) for name, value in high.items()}
@@ -108,10 +108,11 @@ def run_spec(
     preset: Mapping[str, Any] = MappingProxyType({}),
     job: LineFile | None = None,
 ) -> RunSpec:
-    """The spec that flags, `--set` settings, a file, a line's job, a preset, the environment and `.env` give together.
+    """The spec from flags, `--set` settings, a file, a line's job, a preset, the environment and `.env`.
 
-    `flags` and `preset` map a field's path to its value, None if a flag was not written; `datasets.N.rows` means every
-    dataset. `names` has the flag that an error shall name. Raises ConfigInvalid, QuantizationUnknown, InputNotFound.
+    `flags` and `preset` map the path of a field to its value, None for a flag that is not given; `datasets.N.rows`
+    means every dataset. `names` has the flags that errors name. Raises ConfigInvalid, QuantizationUnknown,
+    InputNotFound.
     """
     draft = Draft()
     add_environment(draft, {name: value or "" for name, value in dotenv_values(".env").items()}, ".env: ")
@@ -140,17 +141,17 @@ def replayed(earlier: RunSpec, run_id: str, settings: Sequence[str]) -> RunSpec:
 
 
 def export_spec(flags: Mapping[str, Any], names: Mapping[str, str]) -> ExportSpec:
-    """What was asked to be written, by the fields of `export`. Raises QuantizationUnknown or ConfigInvalid."""
+    """The `export` part of a spec from flags. Raises QuantizationUnknown or ConfigInvalid."""
     return part_spec(ExportSpec, "export", flags, names)
 
 
 def publish_spec(flags: Mapping[str, Any], names: Mapping[str, str]) -> PublishSpec:
-    """Where it was asked to go, by the fields of `publish`. Raises ConfigInvalid."""
+    """The `publish` part of a spec from flags. Raises ConfigInvalid."""
     return part_spec(PublishSpec, "publish", flags, names)
 
 
 def part_spec(model: type[S], part: str, flags: Mapping[str, Any], names: Mapping[str, str]) -> S:
-    """One part of a spec out of flags alone; `names` has the flag that an error shall name."""
+    """One part of a spec from flags alone; `names` has the flag that errors name."""
     draft = Draft()
     draft.put((part,), {}, "")
     for name, value in flags.items():
@@ -160,7 +161,7 @@ def part_spec(model: type[S], part: str, flags: Mapping[str, Any], names: Mappin
 
 
 def evaluation_spec(metric: str | None, settings: Sequence[str]) -> EvaluationSpec:
-    """How `evaluate` was asked to measure; only what was asked is set. Raises ConfigInvalid."""
+    """The `evaluation` part of a spec, with only the given fields set. Raises ConfigInvalid."""
     draft = Draft()
     draft.put(("evaluation",), {}, "")
     if metric is not None:
@@ -168,12 +169,12 @@ def evaluation_spec(metric: str | None, settings: Sequence[str]) -> EvaluationSp
     for setting in settings:
         add_setting(draft, setting)
     if others := sorted(set(draft.tree) - {"evaluation"}):
-        raise ConfigInvalid(f"evaluate cannot set {others[0]}", hint="only fields of evaluation.…")
+        raise ConfigInvalid(f"evaluate cannot set {others[0]}", hint="it takes only fields of evaluation")
     return validated(EvaluationSpec, draft, ("evaluation",))
 
 
 def generation_spec(flags: Mapping[str, str | None]) -> GenerationSpec:
-    """How `generate` was asked to write, by field. Raises ConfigInvalid."""
+    """The `evaluation.generation` part of a spec. Raises ConfigInvalid."""
     draft, place = Draft(), ("evaluation", "generation")
     draft.put(place, {}, "")
     for name, value in flags.items():
@@ -183,14 +184,14 @@ def generation_spec(flags: Mapping[str, str | None]) -> GenerationSpec:
 
 
 def add_environment(draft: Draft, variables: Mapping[str, str], prefix: str) -> None:
-    """Every variable that names a field of a spec; the longer name wins over the short form."""
+    """Set every field that a variable names; the full name overrides the short one."""
     names = [name for name, value in variables.items() if value and place_of(name)]
     for name in sorted(names, key=lambda name: (name.count("__"), name)):
         draft.put(place_of(name), written(variables[name], name), f"{prefix}{name}")
 
 
 def place_of(variable: str) -> Place:
-    """`BACKPROPAGATE_LORA__R` → (training, lora, rank); empty for a variable that is no field of a spec."""
+    """`BACKPROPAGATE_LORA__R` → (training, lora, rank); empty for a variable that is not a field."""
     if not variable.upper().startswith(PREFIX):
         return ()
     head, *rest = variable[len(PREFIX) :].lower().split("__")
@@ -205,18 +206,18 @@ def add_file(draft: Draft, file: Path) -> None:
     try:
         text = file.read_text(encoding="utf-8")
     except OSError as error:
-        raise InputNotFound(f"cannot read {file}: {error.strerror}", hint="give --config a YAML file") from error
+        raise InputNotFound(f"cannot read {file}: {error.strerror}", hint="pass a YAML file to --config") from error
     except UnicodeDecodeError as error:
-        raise InputValidationFailed(f"{file} is not UTF-8", hint="give --config a YAML file") from error
+        raise InputValidationFailed(f"{file} is not UTF-8", hint="pass a YAML file to --config") from error
     document = parse(text, str(file))
     if not isinstance(document.value, dict | None):
-        raise ConfigInvalid(f"{file} is no mapping of fields", hint="write FIELD: VALUE, one a line")
+        raise ConfigInvalid(f"{file} is not a mapping of fields", hint="write one FIELD: VALUE per line")
     origins = {place: f"{file}:{line}" for place, line in document.lines.items()}
     draft.lay(document.value or {}, origins, str(file))
 
 
 def add_setting(draft: Draft, setting: str) -> None:
-    """`training.lora.rank=8`, as --set has it."""
+    """A setting of --set: `training.lora.rank=8`."""
     path, equals, value = setting.partition("=")
     if not equals or not path:
         raise ConfigInvalid(f"--set {setting} has no value", hint="write --set training.lora.rank=8")
@@ -224,7 +225,7 @@ def add_setting(draft: Draft, setting: str) -> None:
 
 
 def add_flag(draft: Draft, place: Place, value: Any, origin: str) -> None:
-    """A flag's value, for every dataset if it is a dataset's field."""
+    """Set the value of a flag, in every dataset if it is a field of datasets."""
     head, *rest = place
     if ENTRY not in rest:
         draft.put(place, value, origin)
@@ -234,7 +235,7 @@ def add_flag(draft: Draft, place: Place, value: Any, origin: str) -> None:
 
 
 def validated(model: type[S], draft: Draft, part: Place = ()) -> S:
-    """The spec of a draft, or of a part of it. Raises what `refusal` makes of pydantic's objections."""
+    """The spec of a draft or of one of its parts. Raises what `refusal` makes of a validation error."""
     value = draft.tree
     for name in part:
         value = value[name]
@@ -245,7 +246,7 @@ def validated(model: type[S], draft: Draft, part: Place = ()) -> S:
 
 
 def refusal(faults: Sequence[ErrorDetails], draft: Draft, part: Place) -> BackpropError:
-    """The error for what pydantic refused: a misspelt name first, because the others may follow from it."""
+    """The error to show for pydantic's: a misspelt name first, because the others may follow from it."""
     fault = min(faults, key=lambda fault: fault["type"] != "extra_forbidden")
     place = (*part, *map(str, fault["loc"]))
     if fault["type"] == "extra_forbidden":
@@ -256,34 +257,38 @@ def refusal(faults: Sequence[ErrorDetails], draft: Draft, part: Place) -> Backpr
         return missing(path)
     kind = QuantizationUnknown if path == "export.quantizations" else ConfigInvalid
     return kind(
-        f"{path}={shown(fault['input'])} is not possible ({draft.origin(place)})",
-        hint=f"{path} is {named.allowed}: {named.help}",
+        f"invalid value {path}={shown(fault['input'])} ({draft.origin(place)})",
+        hint=f"{path} takes {named.allowed}: {named.help}",
     )
 
 
 def known_part(place: Place) -> Place:
-    """The place without what pydantic adds for the branches of a union and the keys of a mapping."""
+    """The place without the parts that pydantic adds for branches of a union and keys of a mapping."""
     lengths = range(len(place), 0, -1)
     return next(place[:length] for length in lengths if pattern_of(place[:length]) in spec_fields())
 
 
 def missing(path: str) -> ConfigInvalid:
-    """A field that has no default was not given."""
+    """The error for a field without a default that is not given."""
     if path == "datasets":
-        return ConfigInvalid("no dataset was given", hint="name one with --data FILE, or under datasets: in --config")
-    return ConfigInvalid(f"{path} is missing", hint=f"{path} is {spec_fields()[pattern_of(path.split('.'))].allowed}")
+        return ConfigInvalid(
+            "no dataset given", hint="name one with --data FILE, or under datasets: in the file of --config"
+        )
+    return ConfigInvalid(
+        f"{path} is missing", hint=f"{path} takes {spec_fields()[pattern_of(path.split('.'))].allowed}"
+    )
 
 
 def unknown(place: Place, draft: Draft) -> ConfigInvalid:
-    """A name that no field has, with the one that was probably meant."""
+    """The error for an unknown field, with the field that was probably meant."""
     origin, parent = draft.origin(place), place[:-1]
     if pattern_of(place) in spec_fields():
-        hint = "that is for a line's file; `backprop init LINE` writes one"
+        hint = "this field belongs in a line's file; `backprop init LINE` writes one"
     elif meant := closest(place, spec_fields()):
         hint = f"did you mean `{variable_of(meant) if PREFIX in origin else meant}`?"
     else:
         hint = f"fields of {'.'.join(parent) or 'a spec'}: {', '.join(children_of(pattern_of(parent)))}"
-    return ConfigInvalid(f"there is no field {'.'.join(place)} ({origin})", hint=hint)
+    return ConfigInvalid(f"unknown field {'.'.join(place)} ({origin})", hint=hint)
 
 
 def variable_of(path: str) -> str:
@@ -292,7 +297,7 @@ def variable_of(path: str) -> str:
 
 
 def closest(place: Place, paths: Iterable[str]) -> str | None:
-    """The path that was probably meant: right but for its spelling, or the right name in another part."""
+    """The path that was probably meant: a similar spelling, or the same name in another part."""
     numbers = iter([part for part in place if part.isdecimal()])
     wanted, known = pattern_of(place), list(paths)
     same_name = [path for path in known if path.rpartition(".")[2] == wanted.rpartition(".")[2]]
@@ -302,15 +307,17 @@ def closest(place: Place, paths: Iterable[str]) -> str | None:
 
 
 def shown(value: Any) -> str:
-    """A refused value as an error repeats it."""
+    """An invalid value, short enough for an error."""
     text = str(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def windows(spec: RunSpec, runs: int, samples: int) -> RunSpec:
-    """The one dataset of a spec cut into `runs` windows of `samples` rows each: one task, one held-out set."""
+    """The spec with its one dataset cut into `runs` windows of `samples` rows: one task, one held-out set."""
     if len(spec.datasets) != 1:
-        raise ConfigInvalid(f"--runs cuts one dataset, not {len(spec.datasets)}", hint="give one --data, or no --runs")
+        raise ConfigInvalid(
+            f"--runs cuts one dataset, not {len(spec.datasets)}", hint="give one --data, or leave --runs out"
+        )
     whole = spec.datasets[0]
     parts = [
         DatasetSpec(**{**whole.model_dump(), "skip": whole.skip + index * samples, "rows": samples})

@@ -1,4 +1,4 @@
-"""What people see beside the result, all of it on stderr: logs, a bar, errors in two lines."""
+"""Output on stderr: logs, a progress bar, errors in two lines."""
 
 import logging
 import sys
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from tasks.runs.progress import Progress
 
 OURS = ("backprop_core", "tasks", "flows")
-WORTH_A_LINE = 2.0  # seconds after which a finished stage leaves a line on the terminal
-EVERY = 30.0  # seconds between two lines where there is no terminal
+WORTH_A_LINE = 2.0  # seconds: a stage that takes longer leaves a line on the terminal
+EVERY = 30.0  # seconds between two lines without a terminal
 
 
 def one_line(text: str) -> str:
-    """`text` without secrets, line breaks and anything that a terminal would take for a command."""
+    """`text` without secrets, line breaks and terminal escapes."""
     words = blank_secrets(text).split()
     return " ".join("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in word) for word in words)
 
 
 def error_text(error: BackpropError) -> str:
-    """An error as people read it: code, what and which; on the second line what to do."""
+    """An error in two lines: its code and message, then how to fix it."""
     return f"[{error.code}] {one_line(error.message)}\n{one_line(error.hint)}"
 
 
@@ -45,14 +45,14 @@ def say(text: str) -> None:
 
 
 def stderr_console() -> "Console":
-    """Where bars are drawn."""
+    """The console of progress bars."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
 
 
 class ToStderr(logging.StreamHandler[TextIO]):
-    """Writes to what stderr is now, which is above the bar while there is one."""
+    """Writes to the current stderr, which is above the bar while there is one."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -63,14 +63,14 @@ class ToStderr(logging.StreamHandler[TextIO]):
 
 
 def is_for_people(record: logging.LogRecord) -> bool:
-    """Not what Prefect and the libraries tell their developers: the result, or a coded error, says what matters."""
+    """Whether a record is ours: the logs of Prefect and other libraries are for developers."""
     return not record.name.startswith(("prefect", "py.warnings", "asyncio"))
 
 
 def configure_logging(config: "Settings", *, verbose: bool) -> None:
-    """Send logs to stderr, and all of them to the log file if there is one; secrets are blanked in both.
+    """Send logs to stderr, and to the log file if one is set; secrets are blanked in both.
 
-    Raises ConfigInvalid if that file cannot be written.
+    Raises ConfigInvalid if the file cannot be written.
     """
     blank_logs()
     screen: logging.Handler = ToStderr()
@@ -88,23 +88,23 @@ def configure_logging(config: "Settings", *, verbose: bool) -> None:
 
 
 def to_file(path: Path) -> logging.Handler:
-    """Writes to a file. Raises ConfigInvalid if it cannot be opened."""
+    """A handler for a file. Raises ConfigInvalid if it cannot be opened."""
     try:
         return logging.FileHandler(path, encoding="utf-8")
     except OSError as error:
         raise ConfigInvalid(
             f"the log file {path} cannot be written: {error.strerror}",
-            hint="set BACKPROPAGATE_LOG_FILE to a file in a directory that is there and can be written",
+            hint="set BACKPROPAGATE_LOG_FILE to a file in a directory that exists and is writable",
         ) from error
 
 
 def plain_traceback(file: TextIO, error: Any) -> None:
-    """Write a traceback as Python does, without secrets."""
+    """Write a traceback like Python's, without secrets."""
     file.write(f"\n{blank_trace(error)}")
 
 
 def formatter(*, as_json: bool, colors: bool) -> logging.Formatter:
-    """One line a record, for people or as JSON."""
+    """One line per record, as text or as JSON."""
     import structlog
 
     renderer: structlog.typing.Processor = (
@@ -125,13 +125,13 @@ def formatter(*, as_json: bool, colors: bool) -> logging.Formatter:
 
 
 def blank(_: object, __: str, event: "MutableMapping[str, Any]") -> "MutableMapping[str, Any]":
-    """Blanks secrets in what was logged, before it is rendered: the level, the time and the names stay as they are."""
+    """Blank secrets in the text of a record before it is rendered; level, time and names stay."""
     texts = {name: blank_secrets(str(event[name])) for name in ("event", "exception") if name in event}
     return {**event, **texts}
 
 
 class Stage:
-    """What goes on right now, as last heard."""
+    """The current stage and its last reported progress."""
 
     def __init__(self, name: str) -> None:
         self.name, self.done, self.total = name, 0, 0
@@ -143,7 +143,7 @@ class Stage:
         return time.monotonic() - self.began
 
     def count(self) -> str:
-        """`12/60 loss=1.234`: how far, and the first of its figures."""
+        """`12/60 loss=1.234`: the progress, and the first metric."""
         parts = f"{self.done}/{self.total}" if self.total else ""
         figures = [f"{name}={value:.4g}" for name, value in self.values.items()]
         return " ".join(filter(None, [parts, *figures[:1]]))
@@ -154,7 +154,7 @@ class Stage:
 
 
 class Bar:
-    """Shows how far a run is: a bar on a terminal, a line now and then elsewhere. Call it with each `Progress`."""
+    """Shows the progress of a run: a bar on a terminal, regular lines elsewhere. Call it with each `Progress`."""
 
     def __init__(self, *, every: float = EVERY) -> None:
         self._stage = Stage("starting")
@@ -187,7 +187,7 @@ class Bar:
 
 
 class Lines:
-    """For a log: what goes on, now and then."""
+    """Without a terminal: a line at regular intervals."""
 
     def update(self, stage: Stage) -> None:
         pass
@@ -203,7 +203,7 @@ class Lines:
 
 
 class Drawing:
-    """For a terminal: a bar for the stage that goes on, a line for each that took its time."""
+    """On a terminal: a bar for the current stage, a line for each stage that took long."""
 
     def __init__(self) -> None:
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn

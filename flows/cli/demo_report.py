@@ -1,4 +1,4 @@
-"""What the demo tells: what each way of training kept, what was made of it, and how to go on."""
+"""The output of `backprop demo`: what each way of training kept, the files, and the next commands."""
 
 from collections.abc import Iterator
 
@@ -25,10 +25,10 @@ def story(merged: RunResult, sequential: RunResult) -> RenderableType:
         "",
         *matrix("the same runs, merged by SLAO", merged),
         "",
-        Text("What was made of the merged adapter", style="bold"),
+        Text("Files of the merged adapter", style="bold"),
         *tables.files_of(merged),
         "",
-        Text("Go on", style="bold"),
+        Text("Next steps", style="bold"),
         *next_steps(merged),
     )
 
@@ -39,7 +39,7 @@ def matrix(title: str, result: RunResult) -> Iterator[RenderableType]:
     assert evaluation is not None
     yield Text(title, style="bold")
     table: Table = tables.table("after", *evaluation.tasks, right=evaluation.tasks)
-    table.add_row("the base", *map(percent, evaluation.base_exact_match))
+    table.add_row("base", *map(percent, evaluation.base_exact_match))
     for run, row in zip(result.runs, evaluation.exact_match, strict=True):
         table.add_row(run.dataset.task, *map(percent, row))
     yield table
@@ -49,19 +49,19 @@ def matrix(title: str, result: RunResult) -> Iterator[RenderableType]:
 
 
 def percent(share: float | None) -> str:
-    """A share as a whole percentage; nothing for a cell that is not there."""
+    """A share as a whole percentage; empty for a missing cell."""
     return "" if share is None else f"{100 * share:.0f}"
 
 
 def next_steps(result: RunResult) -> Iterator[str]:
-    yield f"  backprop show-run {result.run_id[:12]}        the run as it is recorded"
+    yield f"  backprop show-run {result.run_id[:12]}        the recorded run"
     yield "  backprop list-runs                    the history"
     yield f"  mlflow ui --backend-store-uri {mlflow_uri()}    curves and plots in a browser"
     yield "  backprop train --model Qwen/Qwen2.5-7B-Instruct --data FILE.jsonl --export q4_k_m    your own, on a GPU"
 
 
 def mlflow_uri() -> str:
-    """Where the history lies."""
+    """The address of the history."""
     from backprop_core.runtime.settings import settings
     from tasks.tracking import tracking_uri
 

@@ -1,4 +1,4 @@
-"""The flags that verbs share. What a flag may be, and what it is for, stands in the specs alone."""
+"""Flags that several verbs share. Their help, ranges and defaults come from the specs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -19,20 +19,24 @@ TRAINING = Group("How to train", sort_key=2)
 SHIPPING = Group("Where it goes", sort_key=3)
 SPEC = Group("Any other field", sort_key=4)
 OUTPUT = Group("Output", sort_key=5)
+UNSAID = ("text", "true or false")  # what a flag shows without words
 
 SETTINGS = Parameter(
-    help="Any field: --set training.lora.rank=8. As often as you like.", negative="", show_default=False, group=SPEC
+    help="Set any field, like --set training.lora.rank=8. Repeat it for more fields.",
+    negative="",
+    show_default=False,
+    group=SPEC,
 )
 
 
 def flag(group: Group) -> Callable[[str], Any]:
-    """A flag for one field of a spec, as it was written: the spec reads it, so that an error names the range."""
+    """A flag for one field of a spec. It stays text: the spec parses it, so that an error names the range."""
 
     def of(path: str) -> Any:
         known = spec_fields()[path]
         default = f"[default: {known.default}]" if known.default not in ("none", "required") else ""
-        may_be = known.allowed.removesuffix(", or null")
-        parts = [known.help, "" if may_be == "text" else f"{may_be.capitalize()}.", default]
+        may_be = known.allowed.removesuffix(", or null").replace("a list, each one of", "comma-separated, each one of")
+        parts = [known.help, "" if may_be in UNSAID else f"{may_be[0].upper()}{may_be[1:]}.", default]
         return Parameter(help=" ".join(filter(None, parts)), group=group, show_default=False)
 
     return of
@@ -40,20 +44,22 @@ def flag(group: Group) -> Callable[[str], Any]:
 
 Force = Annotated[
     bool,
-    Parameter(help="Even if the gate refuses it; needs --reason.", negative="", show_default=False, group=SHIPPING),
+    Parameter(
+        help="Go live even if the gate refuses it; needs --reason.", negative="", show_default=False, group=SHIPPING
+    ),
 ]
 Reason = Annotated[str, Parameter(help="Why; kept in the record with your name.", show_default=False, group=SHIPPING)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """How the result is told. Read by the outermost frame, which has to know it even when the rest cannot be read."""
+    """How to print the result. The outermost frame reads these flags itself, since parsing the others can fail."""
 
     json: Annotated[bool, Parameter(help="Print one JSON document.", negative="", show_default=False, group=OUTPUT)] = (
         False
     )
     verbose: Annotated[
-        bool, Parameter(help="Tell more, tracebacks too.", negative="", show_default=False, group=OUTPUT)
+        bool, Parameter(help="Log more, with tracebacks.", negative="", show_default=False, group=OUTPUT)
     ] = False
 
 
@@ -66,7 +72,7 @@ do, how, ship = flag(TASK), flag(TRAINING), flag(SHIPPING)
 
 @dataclass(frozen=True, kw_only=True)
 class Flags(Output):
-    """What `train` and `multi-run` can be told."""
+    """The flags of verbs that train."""
 
     data: Annotated[list[str] | None, do("datasets.N.path"), Parameter(name="--data", negative="")] = None
     line: Annotated[str | None, do("line")] = setting("line")
@@ -83,12 +89,12 @@ class Flags(Output):
         "training.inexact_resume"
     )
     fresh: Annotated[
-        bool, Parameter(help="Do everything again, cached or not.", negative="", show_default=False, group=TASK)
+        bool, Parameter(help="Run every stage again, ignoring the cache.", negative="", show_default=False, group=TASK)
     ] = False
     plan: Annotated[
         bool,
         Parameter(
-            help="Say what is cached, what would run, and what memory and disk it takes; then stop.",
+            help="Show what is cached, what would run, and the time, memory and disk it needs; then stop.",
             negative="",
             show_default=False,
             group=TASK,
@@ -97,7 +103,7 @@ class Flags(Output):
     submit: Annotated[
         bool,
         Parameter(
-            help="Send it to the deployment on the Prefect server instead of running it here; do not wait.",
+            help="Send the run to its deployment on the Prefect server and return, instead of running it here.",
             negative="",
             show_default=False,
             group=TASK,
@@ -105,9 +111,11 @@ class Flags(Output):
     ] = False
     preset: Annotated[
         str | None,
-        Parameter(help="A usual model and what suits it, like llama-3.2-1b; the file and flags win.", group=SPEC),
+        Parameter(
+            help="A common model with settings that suit it, like llama-3.2-1b; file and flags override it.", group=SPEC
+        ),
     ] = None
-    config: Annotated[Path | None, Parameter(help="A YAML file with any fields of the spec.", group=SPEC)] = None
+    config: Annotated[Path | None, Parameter(help="YAML file with any fields of the spec.", group=SPEC)] = None
     set: Annotated[list[str] | None, SETTINGS] = None
 
     def spec(self, job: LineFile | None = None) -> RunSpec:
@@ -128,14 +136,16 @@ class Flags(Output):
 
 
 def listed(path: str, value: str | bool | None) -> str | bool | list[str] | None:
-    """A flag's value as its field wants it: `q4_k_m,f16` is a list."""
+    """A flag's value as its field expects it: `q4_k_m,f16` is a list."""
     return value.split(",") if isinstance(value, str) and path == "export.quantizations" else value
 
 
 def one_dataset(spec: RunSpec, verb: str) -> RunSpec:
-    """Refuse more than one dataset."""
+    """The spec. Raises ConfigInvalid if it has more than one dataset."""
     if len(spec.datasets) > 1:
-        raise ConfigInvalid(f"{verb} takes one dataset, not {len(spec.datasets)}", hint="backprop multi-run takes many")
+        raise ConfigInvalid(
+            f"{verb} takes one dataset, not {len(spec.datasets)}", hint="for several datasets: backprop multi-run"
+        )
     return spec
 
 
@@ -149,7 +159,7 @@ AdapterName = Annotated[
     ),
 ]
 BaseName = Annotated[
-    str | None, Parameter(help="Base of the adapter in a directory; default: the one that its config names.")
+    str | None, Parameter(help="Base model of the adapter in a directory; default: the one its config names.")
 ]
 FlagSet = Annotated[Flags, Parameter(name="*")]
 PLAIN, NOTHING = Output(), Flags()

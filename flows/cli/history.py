@@ -1,4 +1,4 @@
-"""Verbs that tell what was."""
+"""Verbs that show runs and lines."""
 
 from typing import Annotated
 
@@ -16,9 +16,9 @@ from tasks import tracking
 def list_runs(
     *,
     children: Annotated[
-        bool, Parameter(help="The LoRA runs of each run too.", negative="", show_default=False)
+        bool, Parameter(help="Also list the LoRA runs of each run.", negative="", show_default=False)
     ] = False,
-    limit: Annotated[PositiveInt, Parameter(help="How many, the newest first.")] = 50,
+    limit: Annotated[PositiveInt, Parameter(help="Number of runs to list.")] = 50,
     output: OutputFlags = PLAIN,
 ) -> Answer:
     config = settings()

@@ -1,4 +1,4 @@
-"""A line's job as a file: `lines/NAME.yaml` below the working directory, else below the home."""
+"""The job file of a line: `lines/NAME.yaml` in the working directory, or else in the home."""
 
 import json
 import os.path
@@ -17,78 +17,78 @@ SCHEMA = "line.schema.json"
 TEMPLATE = """\
 # yaml-language-server: $schema={schema}
 # The job of the line {name}. `backprop retrain --line {name}` runs it now; `backprop serve` and `backprop deploy` make
-# the deployment retrain/{name} of it. Relative paths begin at the directory that lines/ is in. What is not said here
-# has the default of docs/reference.md; every field is in the form of the Prefect UI too.
+# the deployment retrain/{name} from it. Relative paths start at the directory that contains lines/. Fields not set here
+# have the defaults of docs/reference.md.
 
 model:
   name: {model}
 
-datasets:  # where the new rows are; those that the line has learned are left out
-  - path: {data}  # a file, a directory, a URL, or OWNER/NAME of a dataset on the Hub
+datasets:  # new rows; rows that the line has learned are skipped
+  - path: {data}  # file, directory, URL, or OWNER/NAME of a dataset on the Hub
     # heldout: FILE  # default: a tenth of the rows, by hash
 
-min_new_rows: {rows}  # with fewer new ones the run waits for the next time
+min_new_rows: {rows}  # with fewer new rows, the run waits for more
 
 # training:
 #   epochs: {epochs}
 #   learning_rate: {learning_rate}
-#   lora: {{rank: {rank}}}  # constant along a line
+#   lora: {{rank: {rank}}}  # fixed for the whole line
 
 # gate:
 #   max_drop: {drop}  # how much of its score a task may lose
 
 export:
-  quantizations: []  # GGUF files of a version that goes live, like [q4_k_m]
+  quantizations: []  # GGUF files to write when a version goes live, like [q4_k_m]
 
 # approval:
-#   ask: true  # before a release a person is asked, in the Prefect UI or at the terminal
+#   ask: true  # ask a person before a release, in the Prefect UI or at the terminal
 
-# notify: [slack-webhook/team]  # notification blocks of Prefect that are told how it went
+# notify: [slack-webhook/team]  # notification blocks of Prefect that get the outcome
 
-# max_seconds: 21600  # then it stops, and `backprop resume` goes on
+# max_seconds: 21600  # time limit of a run; `backprop resume` continues it
 
 # schedule:
 #   cron: "0 3 * * *"  # every night at 3
 #   timezone: UTC
 
-# poll_seconds: 60  # or whenever there is new data: `backprop serve` and `backprop watch` look so often
+# poll_seconds: 60  # how often `backprop serve` and `backprop watch` look for new data
 
-# drift:  # tries the champion on new rows, and asks for a retrain where it no longer fits them
+# drift:  # score the champion on new rows, and retrain if it no longer fits them
 #   cron: "0 * * * *"
-#   max_loss_ratio: {ratio}  # its loss on them, over that on the held-out rows
+#   max_loss_ratio: {ratio}  # loss on new rows / loss on held-out rows
 """
 
 
 def folders(config: Settings) -> list[Path]:
-    """Where files of lines are looked for, in this order."""
+    """The directories of job files, in order of precedence."""
     return [Path.cwd() / config.layout.jobs.name, config.layout.jobs]
 
 
 def find(name: str, config: Settings) -> LineFile | None:
-    """The job of one line, if there is a file of it. Raises what `line_name` and `read` raise."""
+    """The job file of one line, or None. Raises what `line_name` and `read` raise."""
     path = place(line_name(name), config)
     return read(path) if path.is_file() else None
 
 
 def places(name: str, config: Settings) -> list[Path]:
-    """Where the file of one line may be: the first that is there counts."""
+    """The paths where the file of a line can be; the first that exists counts."""
     return [folder / f"{name}.yaml" for folder in folders(config)]
 
 
 def place(name: str, config: Settings) -> Path:
-    """The file of one line; the last place where it may be, if there is none."""
+    """The file of a line; if there is none, the last path where it can be."""
     here = places(name, config)
     return next((path for path in here if path.is_file()), here[-1])
 
 
 def every(config: Settings) -> dict[str, LineFile]:
-    """The jobs of all lines that have a file, by name. Raises what `read` raises."""
+    """All job files, by name of the line. Raises what `read` raises."""
     names = sorted({path.stem for folder in folders(config) for path in folder.glob("*.yaml")})
     return {name: job for name in names if (job := find(name, config))}
 
 
 def read(path: Path) -> LineFile:
-    """A line's job as its file says it, complete by itself.
+    """Read a job file.
 
     Raises InputNotFound, InputValidationFailed, ConfigInvalid, QuantizationUnknown.
     """
@@ -96,14 +96,16 @@ def read(path: Path) -> LineFile:
     add_file(draft, path)
     name = draft.tree.get("line", path.stem)
     if name != path.stem:
-        raise ConfigInvalid(f"{path} is of line {path.stem} by its name, and says line: {name}", hint="leave line: out")
+        raise ConfigInvalid(
+            f"{path} says line: {name}, but its name says {path.stem}", hint="remove line: from the file"
+        )
     draft.put(("line",), path.stem, f"the name of {path}")
     job = anchored(validated(LineSpec, draft), path.absolute().parent.parent)
     return LineFile(path, job, job.model_dump(mode="json", exclude_unset=True), draft.origins)
 
 
 def write(name: str, config: Settings) -> Path:
-    """A new file for a line, with comments, and the schema for editors beside it. Raises ConfigInvalid."""
+    """Write a new job file with comments, and the schema for editors beside it. Raises ConfigInvalid."""
     data = config.layout.dataset(name)
     draft = Draft({"line": name, "datasets": [{"path": str(data)}]}, {("line",): "LINE"})
     path = folders(config)[0] / f"{validated(LineSpec, draft).line}.yaml"
@@ -113,12 +115,12 @@ def write(name: str, config: Settings) -> Path:
         with path.open("x", encoding="utf-8") as file:
             file.write(template(name, data))
     except FileExistsError as error:
-        raise ConfigInvalid(f"{path} is there already", hint="edit it, or take another name") from error
+        raise ConfigInvalid(f"{path} exists already", hint="edit it, or choose another name") from error
     return path
 
 
 def template(name: str, data: Path) -> str:
-    """The text of a new file, with the defaults as they are."""
+    """The text of a new file, with the current defaults."""
     fields = {
         "model": "model.name",
         "rows": "min_new_rows",
@@ -133,12 +135,12 @@ def template(name: str, data: Path) -> str:
 
 
 def schema() -> dict[str, object]:
-    """The JSON schema of a line's file, for editors."""
+    """The JSON schema of job files, for editors."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **LineSpec.model_json_schema()}
 
 
 def anchored(job: R, root: Path) -> R:
-    """The job with its relative paths below `root`; a base model only if it is a directory there."""
+    """The job with relative paths resolved from `root`; a base model only if it is a directory there."""
     model = job.model
     if (root / model.name).is_dir():
         model = model.model_copy(update={"name": str(root / model.name)})

@@ -1,4 +1,4 @@
-"""The command line. Importing it loads no verb: each lies in a module of its own, and prints nothing itself."""
+"""The command line. A verb is imported when it is called; it returns an `Answer` and prints nothing itself."""
 
 import json
 import os
@@ -16,63 +16,90 @@ from backprop_core.errors import BackpropError, ConfigInvalid, Interrupted, Unex
 from backprop_core.schema.flows import FLOWS
 from flows.cli.console import error_text, one_line, say, trace_text
 
-NO_FLOWS = {  # the other verbs: where each is, and its line in --help
-    "demo": ("running", "The whole way on a small base and small datasets; no GPU needed."),
-    "resume": ("running", "Go on with an interrupted run, from its own record."),
-    "replay": ("running", "What an earlier run was asked, again: the same spec, or with a change."),
-    "generate": ("running", "Let what a run made answer prompts."),
-    "list-runs": ("history", "What runs there were, newest first."),
-    "show-run": ("history", "One run: how it ended, the forgetting matrix, its files."),
-    "lines": ("history", "Every line: its champion, versions and tasks."),
-    "sync": ("history", "Send MLflow what was recorded while it did not answer."),
-    "serve": ("serving", "Prefect and MLflow in a browser, every deployment, and a worker, until Ctrl-C."),
-    "ui": ("serving", "The same as serve."),
-    "deploy": ("serving", "Deployments, schedules and automations on the Prefect server."),
-    "watch": ("serving", "Start a line's retrain when there is new data, on a Prefect server, until Ctrl-C."),
-    "init": ("maintenance", "A line's job as a file with comments: lines/LINE.yaml."),
-    "estimate-vram": ("maintenance", "What a run would take of a GPU, and which settings fit it."),
-    "doctor": (
-        "maintenance",
-        "Whether this machine can do the job, part by part, and what to do about what is not there.",
+NO_FLOWS = {  # the other verbs: module, line in --help, example
+    "demo": ("running", "Train, merge, score and export on small example data; no GPU needed.", "backprop demo"),
+    "resume": ("running", "Resume an interrupted run.", "backprop resume RUN_ID"),
+    "replay": (
+        "running",
+        "Re-run an earlier run, optionally overriding fields.",
+        "backprop replay RUN_ID --set training.lora.rank=16",
     ),
-    "info": ("maintenance", "Versions, devices, settings and places; or every error code."),
+    "generate": (
+        "running",
+        "Generate answers to prompts with the adapter of a run.",
+        'backprop generate support --prompt "Where is my order?"',
+    ),
+    "list-runs": ("history", "List runs, newest first.", "backprop list-runs --limit 10"),
+    "show-run": ("history", "Show a run: its outcome, forgetting matrix and files.", "backprop show-run RUN_ID"),
+    "lines": ("history", "List lines with their champions, versions and tasks.", "backprop lines"),
+    "sync": ("history", "Send MLflow what was recorded while it was unreachable.", "backprop sync"),
+    "serve": (
+        "serving",
+        "Serve Prefect, MLflow and every deployment, with a worker, until Ctrl-C.",
+        "backprop serve --port 8800",
+    ),
+    "ui": ("serving", "Same as serve.", "backprop ui --port 8800"),
+    "deploy": (
+        "serving",
+        "Create or update deployments, schedules and automations on a Prefect server.",
+        "backprop deploy --dry-run",
+    ),
+    "watch": (
+        "serving",
+        "Start retrains on a Prefect server when lines have new data, until Ctrl-C.",
+        "backprop watch",
+    ),
+    "init": ("maintenance", "Write a commented job file for a line: lines/LINE.yaml.", "backprop init support"),
+    "estimate-vram": (
+        "maintenance",
+        "Estimate the GPU memory of a run and show which settings fit.",
+        "backprop estimate-vram --model qwen2.5-7b --vram 16GB",
+    ),
+    "doctor": ("maintenance", "Check this machine part by part and say how to fix problems.", "backprop doctor"),
+    "info": ("maintenance", "Show versions, devices, settings and paths, or all error codes.", "backprop info"),
+}
+STORE = {  # verbs of `backprop store`: line in --help, example
+    "check": ("Verify every artifact and list what is damaged or missing.", "backprop store check"),
+    "prune": (
+        "List what no version, recent result, pin or unfinished run needs, ask, then delete it.",
+        "backprop store prune --dry-run",
+    ),
+    "keep": ("Pin artifacts so that prune keeps them, or list the pins.", "backprop store keep RUN_ID"),
 }
 
 
-def verbs() -> dict[str, tuple[str, str]]:
-    """Every verb in the order of --help: its module, and its line there."""
+def verbs() -> dict[str, tuple[str, str, str]]:
+    """Module, help and example of every verb, in the order of --help."""
     names = list(NO_FLOWS)
     of_flows = {flow.verb.name: flow.verb for flow in FLOWS.values() if flow.verb}
     for verb in of_flows.values():
         names.insert(names.index(verb.after) + 1, verb.name)
-    return {name: of_flows[name][1:3] if name in of_flows else NO_FLOWS[name] for name in names}
+    return {name: of_flows[name][1:4] if name in of_flows else NO_FLOWS[name] for name in names}
 
 
 def build() -> App:
-    """All verbs, none of them loaded."""
+    """All verbs, none of them imported."""
     app = App(
         name="backprop",
         help="New data in, the next version of a fine-tuned model out, without losing what it knew.",
+        help_epilogue="Example: backprop train --data support.jsonl --steps 100",
         version=version,
         help_format="plaintext",
         suppress_keyboard_interrupt=False,
     )
-    for place, (verb, (module, help_)) in enumerate(verbs().items()):
-        app.command(f"flows.cli.{module}:{verb.replace('-', '_')}", name=verb, help=help_, sort_key=place)
-    store = App(name="store", help="Look after the artifacts.", help_format="plaintext")
-    store.command(
-        "flows.cli.maintenance:store_check", name="check", help="Read everything; say what is damaged or missing."
-    )
-    store.command(
-        "flows.cli.maintenance:store_prune",
-        name="prune",
-        help="List, ask, then delete what no version, recent result, pin or unfinished run needs.",
-    )
-    store.command(
-        "flows.cli.maintenance:store_keep", name="keep", help="Pin what no prune may delete; or list the pins."
-    )
+    for place, (verb, (module, help_, example)) in enumerate(verbs().items()):
+        add(app, verb, f"{module}:{verb.replace('-', '_')}", help_, example, place)
+    store = App(name="store", help="Check, prune and pin artifacts.", help_epilogue="", help_format="plaintext")
+    for verb, (help_, example) in STORE.items():
+        add(store, verb, f"maintenance:store_{verb}", help_, example)
     app.command(store)
     return app
+
+
+def add(app: App, verb: str, function: str, help_: str, example: str, place: int | None = None) -> None:
+    """One verb, imported when it is called."""
+    epilogue = f"Example: {example}"
+    app.command(f"flows.cli.{function}", name=verb, help=help_, help_epilogue=epilogue, sort_key=place)
 
 
 def version() -> str:
@@ -84,7 +111,7 @@ def version() -> str:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a verb has to say: a JSON document, the same for people, and its exit status."""
+    """What a verb returns: a JSON document, the same as text, and the exit status."""
 
     document: Any
     text: Any  # what rich can print
@@ -92,7 +119,7 @@ class Answer:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status. stdout gets the result, stderr all the rest."""
+    """Run one command and return its exit status. The result goes to stdout, everything else to stderr."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
@@ -109,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def stop(number: int, frame: FrameType | None) -> None:
-    """Ctrl-C or SIGTERM: let everything end in order; the second time, at once."""
+    """On Ctrl-C or SIGTERM, end in order; on the second, at once."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     raise KeyboardInterrupt
@@ -128,7 +155,7 @@ def printed(answer: Answer, *, as_json: bool) -> int:
 
 
 def failed(error: BaseException, *, as_json: bool, verbose: bool) -> int:
-    """Say what went wrong, in two lines, and with --json as a document too."""
+    """Print an error in two lines on stderr, and with --json as a document on stdout."""
     coded = as_coded(error)
     if verbose:
         say(trace_text(error))
@@ -145,7 +172,7 @@ def failed(error: BaseException, *, as_json: bool, verbose: bool) -> int:
 
 
 def as_coded(error: BaseException) -> BackpropError:
-    """Whatever ended a command, with its code."""
+    """The exception that ended a command, as an error with a code."""
     match error:
         case BackpropError():
             return error
@@ -157,21 +184,24 @@ def as_coded(error: BaseException) -> BackpropError:
         case KeyboardInterrupt():
             return interruption(error)
         case _:
-            fault = Unexpected(f"{type(error).__name__}: {error}", hint="this is our fault; --verbose shows where")
+            fault = Unexpected(
+                f"{type(error).__name__}: {error}",
+                hint="this is a bug in backprop: run it with --verbose and report the traceback",
+            )
             return system_error(error) or fault
 
 
 def interruption(error: BaseException) -> BackpropError:
-    """How the run was interrupted, if one had begun."""
+    """The interruption of the run, if a run had begun."""
     while error.__context__ and not isinstance(error, Interrupted):
         error = error.__context__
     if isinstance(error, Interrupted):
         return error
-    return Interrupted("stopped before a run had begun", hint="run it again")
+    return Interrupted("stopped before a run began", hint="run the command again")
 
 
 def closed_stdout() -> int:
-    """Whoever reads stdout has gone, as `head` does: end quietly, with the status that shells expect."""
+    """The reader of stdout has gone, as `head` does: end quietly, with the status that shells expect."""
     with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 128 + 13

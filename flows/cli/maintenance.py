@@ -1,4 +1,4 @@
-"""Verbs that look after the house."""
+"""Verbs for this machine and its store: `info`, `doctor`, `init`, `estimate-vram`, `store`."""
 
 import re
 import sys
@@ -28,7 +28,7 @@ NO_DATA = "none"  # stands for the dataset of a spec that is only measured
 def info(
     *,
     error_codes: Annotated[
-        bool, Parameter(help="Every error code and what it means.", negative="", show_default=False)
+        bool, Parameter(help="List every error code and its meaning.", negative="", show_default=False)
     ] = False,
     output: OutputFlags = PLAIN,
 ) -> Answer:
@@ -38,7 +38,7 @@ def info(
 def codes() -> Answer:
     """Every error code, its exit status and what it means."""
     rows = [error_row(code, error) for code, error in all_errors().items()]
-    table = tables.table("code", "exit", "passes by itself", "means")
+    table = tables.table("code", "exit", "retryable", "meaning")
     for row in rows:
         table.add_row(row["code"], str(row["exit_status"]), "yes" if row["retryable"] else "", row["means"])
     return Answer(rows, table)
@@ -50,7 +50,7 @@ def error_row(code: str, error: type[BackpropError]) -> dict[str, Any]:
 
 
 def machine() -> Answer:
-    """Versions, devices, settings and places."""
+    """Versions, devices, settings and paths."""
     config = settings()
     known = {
         **facts(),
@@ -71,7 +71,7 @@ def doctor(*, output: OutputFlags = PLAIN) -> Answer:
     from tasks.runs.doctor import examine
 
     parts = examine(settings())
-    table = tables.table("", "", "found", "to do")
+    table = tables.table("", "", "found", "fix")
     for part in parts:
         table.add_row(part.name, tables.status_text(part.state), one_line(part.found), one_line(part.todo))
     wrong = any(part.state == "wrong" for part in parts)
@@ -79,7 +79,7 @@ def doctor(*, output: OutputFlags = PLAIN) -> Answer:
 
 
 def written(value: Any) -> str:
-    """A fact as people read it."""
+    """A value as text."""
     if isinstance(value, list):
         return " ".join(value) or "none"
     return "none" if value is None else str(value)
@@ -92,20 +92,21 @@ def init(
     output: OutputFlags = PLAIN,
 ) -> Answer:
     path = lines_file.write(line, settings())
-    text = f"{path}\nedit it, then: backprop retrain --line {line} --plan"
+    text = f"{path}\nEdit it, then run: backprop retrain --line {line} --plan"
     return Answer({"path": str(path)}, text)
 
 
 def estimate_vram(
     *,
     model: Annotated[
-        str | None, Parameter(help="A preset like qwen2.5-7b, a hub id, or a local directory.", show_default=False)
+        str | None, Parameter(help="Preset like qwen2.5-7b, hub id, or local directory.", show_default=False)
     ] = None,
     vram: Annotated[
-        str | None, Parameter(help="The card's memory, like 16GB; default: what is free here.", show_default=False)
+        str | None,
+        Parameter(help="Memory of the GPU, like 16GB; default: what is free on this machine.", show_default=False),
     ] = None,
     data: Annotated[
-        str | None, Parameter(help="The rows to train on, for what we would choose.", show_default=False)
+        str | None, Parameter(help="Rows to train on; they decide what a run would choose.", show_default=False)
     ] = None,
     set: Annotated[list[str] | None, SETTINGS] = None,
     output: OutputFlags = PLAIN,
@@ -120,21 +121,24 @@ def estimate_vram(
 
 
 def gib(text: str) -> float:
-    """A card's memory as it is sold: 16, 16GB and 16GiB are all 16 GiB. Raises ConfigInvalid."""
+    """Memory of a GPU as it is sold: 16, 16GB and 16GiB all mean 16 GiB. Raises ConfigInvalid."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:Gi?B?)?", text.strip(), re.IGNORECASE)
     if match is None or not float(match[1]):
-        raise ConfigInvalid(f"--vram {text} is no amount of memory", hint="write --vram 16GB")
+        raise ConfigInvalid(f"--vram {text} is not an amount of memory", hint="write --vram 16GB")
     return float(match[1])
 
 
 def store_prune(
     *,
-    keep: Annotated[PositiveInt, Parameter(help="Versions of each line, the newest.")] = 3,
+    keep: Annotated[PositiveInt, Parameter(help="Newest versions to keep of each line.")] = 3,
     max_gb: Annotated[
-        PositiveFloat | None, Parameter(help="Keep fewer versions to come below this, the live one always.")
+        PositiveFloat | None,
+        Parameter(help="Keep fewer versions until the store is below this size; the champion always stays."),
     ] = None,
-    dry_run: Annotated[bool, Parameter(help="Only list what would go.", negative="", show_default=False)] = False,
-    yes: Annotated[bool, Parameter(help="Do not ask.", negative="", show_default=False)] = False,
+    dry_run: Annotated[
+        bool, Parameter(help="List what would be deleted, and delete nothing.", negative="", show_default=False)
+    ] = False,
+    yes: Annotated[bool, Parameter(help="Delete without asking.", negative="", show_default=False)] = False,
     output: OutputFlags = PLAIN,
 ) -> Answer:
     from tasks.runs.prune import prune
@@ -146,17 +150,17 @@ def store_prune(
     if dry_run or listed.is_empty:
         return Answer(listed.model_dump(mode="json"), tables.pruned(listed, dry_run=True))
     if not yes and not agreed(listed):
-        return Answer({"removed": None}, "Nothing was removed.", 1)
+        return Answer({"removed": None}, "Nothing was deleted.", 1)
     done = prune(config, keep=keep, max_bytes=most, only=listed, dry_run=False)
     return Answer(done.model_dump(mode="json"), tables.pruned(done, dry_run=False))
 
 
 def agreed(listed: "Pruned") -> bool:
-    """Show what would be removed and ask. Raises ConfirmationRequired where there is no terminal to ask at."""
+    """Show what would be deleted and ask. Raises ConfirmationRequired without a terminal."""
     if not is_attended():
         raise ConfirmationRequired(
-            f"{listed.artifacts} artifacts would be deleted, and there is no terminal to ask at",
-            hint="see them with --dry-run, delete them with --yes",
+            f"{listed.artifacts} artifacts would be deleted, but there is no terminal to ask on",
+            hint="list them with --dry-run, delete them with --yes",
         )
     stderr_console().print(tables.pruned(listed, dry_run=True))
     say(f"Delete {listed.artifacts} artifacts and {listed.checkpoints} checkpoints? yes or no:")
@@ -165,11 +169,11 @@ def agreed(listed: "Pruned") -> bool:
 
 def store_keep(
     ref: Annotated[
-        str | None, Parameter(help="A run_id, a line (its champion) or line@version; none: list what is kept.")
+        str | None, Parameter(help="A run_id, a line (its champion) or line@version. Without it, list the pins.")
     ] = None,
     /,
     *,
-    undo: Annotated[bool, Parameter(help="Keep it no longer.", negative="", show_default=False)] = False,
+    undo: Annotated[bool, Parameter(help="Remove the pin.", negative="", show_default=False)] = False,
     output: OutputFlags = PLAIN,
 ) -> Answer:
     from tasks.runs import prune as pruning
@@ -177,22 +181,22 @@ def store_keep(
     config = settings()
     if ref is None:
         known = pruning.kept(config)
-        table = tables.table("kept", "artifacts", right=("artifacts",))
+        table = tables.table("pinned", "artifacts", right=("artifacts",))
         for name, count in known.items():
             table.add_row(name, str(count))
         return Answer(known, table if known else "Nothing is pinned.")
     if undo:
         name = pruning.release(ref, config)
-        return Answer({"name": name, "kept": False}, f"{name} is no longer kept")
+        return Answer({"name": name, "kept": False}, f"{name} is no longer pinned")
     name, count = pruning.keep(ref, config)
-    return Answer({"name": name, "kept": True, "artifacts": count}, f"{name} is kept: {count} artifacts")
+    return Answer({"name": name, "kept": True, "artifacts": count}, f"{name} is pinned: {count} artifacts")
 
 
 def store_check(*, output: OutputFlags = PLAIN) -> Answer:
     from tasks.runs.store_check import check
 
     count, findings = check(settings())
-    table = tables.table("artifact", "what is wrong")
+    table = tables.table("artifact", "problem")
     for finding in findings:
         table.add_row(finding.digest[:12], one_line(finding.what))
     gone = sum(finding.missing for finding in findings)

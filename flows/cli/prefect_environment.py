@@ -1,8 +1,8 @@
-"""Prefect for one command: quiet, and with a temporary server that starts before Prefect is imported.
+"""Prefect for one command: without log output, and with a temporary server that starts before Prefect is imported.
 
-Prefect would start a temporary server by itself: only after its own import, open to every user of the machine, and in
-the way of Ctrl-C, which would end it before the flow could report that it was stopped, and the flow would wait a minute
-for it. With a server of the user's choice nothing is started here.
+Prefect can start a temporary server itself, but only after its own import, and open to every user of the machine.
+Ctrl-C would end that server before the flow has reported its interruption, and the flow would wait a minute for it.
+With a server of the user's choice, nothing is started here.
 """
 
 import atexit
@@ -26,15 +26,15 @@ DEFAULTS = {
 
 
 def quiet_prefect() -> None:
-    """Keep Prefect quiet and without telemetry, but for what the user has set. To be called before it is imported."""
+    """Turn off Prefect's logs and telemetry unless the user has set them. Call it before Prefect is imported."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
 
 
 class TemporaryServer(Child):
-    """A Prefect server in a child process, on a port of this machine that only we know the password of.
+    """A Prefect server in a child process, on a loopback port, with a random password.
 
-    The socket listens from the start, so that nothing is missed.
+    The socket listens from the start, so that no request is lost.
     """
 
     failure = PrefectUnreachable
@@ -51,27 +51,27 @@ class TemporaryServer(Child):
                 environment=os.environ | secret,
                 sockets=[listening.fileno()],
             )
-        atexit.register(self.stop)  # before Prefect's own, which still send something: the last in is the first out
+        atexit.register(self.stop)  # Prefect's own handlers still send something: the last registered runs first
 
 
 _server: TemporaryServer | None = None  # Prefect, too, has one server a process
 
 
 def start_server(log: Path) -> None:
-    """Start a temporary server unless the user has named one. Returns at once; `connected` waits for it."""
+    """Start a temporary server unless the user has set one. Returns at once; `connected` waits for it."""
     global _server
-    if "PREFECT_API_URL" not in os.environ and os.name == "posix" and _server is None:  # Windows passes no sockets on
+    if "PREFECT_API_URL" not in os.environ and os.name == "posix" and _server is None:  # Windows cannot inherit sockets
         _server = TemporaryServer(log)
 
 
 def is_temporary() -> bool:
-    """Whether Prefect's server is the one of this command: without pages, and gone when it ends."""
+    """Whether Prefect's server is the temporary one of this command, which has no pages."""
     return _server is not None and os.environ.get("PREFECT_API_URL") == _server.url
 
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """Prefect's server answers while the block runs. Raises PrefectUnreachable."""
+    """Connect to Prefect's server for the block. Raises PrefectUnreachable."""
     from prefect.context import refresh_global_settings_context
     from prefect.settings import get_current_settings, temporary_settings
 
@@ -88,7 +88,7 @@ def connected() -> Iterator[None]:
     _server.wait()
     os.environ |= {"PREFECT_API_URL": _server.url, "PREFECT_API_AUTH_STRING": _server.password}
     refresh_global_settings_context()
-    with temporary_settings({"flows.heartbeat_frequency": None}):  # they cost a second, and nobody would listen
+    with temporary_settings({"flows.heartbeat_frequency": None}):  # heartbeats cost a second, and have no listener
         yield
 
 
@@ -100,13 +100,14 @@ def check_answers(url: str) -> None:
         problem = client.api_healthcheck()
     if problem:
         raise PrefectUnreachable(
-            f"no Prefect server answers at {url}: {problem}", hint="start it, or unset PREFECT_API_URL to do without"
+            f"no Prefect server answers at {url}: {problem}",
+            hint="start it, or unset PREFECT_API_URL to run without a server",
         )
 
 
 @contextmanager
 def refusals(hint: str) -> Iterator[None]:
-    """What the Prefect server refuses while the block runs, as a coded error; so is that it does not answer.
+    """Turn refusals and timeouts of the Prefect server in the block into coded errors.
 
     Raises DeploymentRefused, PrefectUnreachable.
     """
@@ -117,7 +118,7 @@ def refusals(hint: str) -> Iterator[None]:
         yield
     except PrefectHTTPStatusError as error:
         raise DeploymentRefused(
-            f"the Prefect server refuses it: {error.response.status_code} {error.response.text[:300]}",
+            f"the Prefect server refused the request: {error.response.status_code} {error.response.text[:300]}",
             hint=f"check PREFECT_API_AUTH_STRING; {hint}",
         ) from error
     except httpx.HTTPError as error:

@@ -1,4 +1,4 @@
-"""Writes docs/reference.md from the code: `python -m flows.cli.reference_docs`. A test compares the two."""
+"""Write docs/reference.md from the code: `python -m flows.cli.reference_docs`. A test compares the two."""
 
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -17,17 +17,17 @@ OPENING = """\
 
 Written by `python -m flows.cli.reference_docs`; do not edit.
 
-Exit status: 0 done (also when nothing had changed), 1 the input is wrong, 2 something failed, 3 done in part or
-rejected, 130 interrupted. stdout carries the result only, as one JSON document with `--json`, on failure too; logs,
-bars and warnings go to stderr. An error is two lines there: its code with what and which, and what to do.
+Exit status: 0 done (also when nothing changed), 1 invalid input, 2 failure, 3 done in part or rejected, 130
+interrupted. The result goes to stdout, with `--json` as one JSON document, on failure too. Logs, progress bars and
+warnings go to stderr. An error is two lines there: its code with what went wrong, and how to fix it.
 """
 FIELDS = """\
 ## Fields of a spec
 
-In the file of `--config`, with `--set PATH=VALUE`, or as `BACKPROPAGATE_` and the path in capitals with `__` for each
-dot; N is the number of a list's entry, from 0. A flag beats the file, the file beats the environment, that beats `.env`
-of the working directory, that beats the default. `BACKPROPAGATE_LORA__R` is short for
-`BACKPROPAGATE_TRAINING__LORA__RANK`, `BACKPROPAGATE_LORA__…` for the other fields of `training.lora`.
+Set a field in the file of `--config`, with `--set PATH=VALUE`, or in the environment as `BACKPROPAGATE_` and the path
+in capitals with `__` for each dot. N is the number of a list's entry, from 0. A flag overrides the file, the file
+overrides the environment, the environment overrides `.env` of the working directory. `BACKPROPAGATE_LORA__R` is short
+for `BACKPROPAGATE_TRAINING__LORA__RANK`, `BACKPROPAGATE_LORA__…` for the other fields of `training.lora`.
 """
 
 
@@ -47,7 +47,7 @@ def verbs(app: App, path: str) -> Iterator[str]:
         if verb.default_command is None:
             yield from verbs(verb, f"{path} {name}")
             continue
-        yield f"### {path} {name}\n\n{verb.help}\n"
+        yield f"### {path} {name}\n\n{verb.help}\n\n    {str(verb.help_epilogue).removeprefix('Example: ')}\n"
         shown = [argument for argument in verb.assemble_argument_collection() if argument.show]
         rows = ([name_of(argument.name, argument.required), argument.parameter.help or ""] for argument in shown)
         yield from table(["argument", "meaning"], rows)
@@ -65,7 +65,7 @@ def spec_table() -> Iterator[str]:
 
 def settings() -> Iterator[str]:
     """Every setting."""
-    yield "## Settings\n\nOf the environment, or of `.env` in the working directory.\n"
+    yield "## Settings\n\nSet them in the environment or in `.env` of the working directory.\n"
     fields = fields_of(Settings).values()
     rows = ([f"`{variable_of(field.path)}`", *row(field)[1:]] for field in fields)
     yield from table(["variable", "value", "default", "meaning"], rows)
@@ -88,7 +88,7 @@ def errors() -> Iterator[str]:
         [f"`{code}`", str(error.exit_status), "yes" if error.retryable else "", " ".join((error.__doc__ or "").split())]
         for code, error in all_errors().items()
     )
-    yield from table(["code", "exit status", "can pass by itself", "meaning"], rows)
+    yield from table(["code", "exit status", "retryable", "meaning"], rows)
 
 
 def row(field: Field) -> list[str]:

@@ -41,15 +41,15 @@ from tasks.runs.prestart import asked
 from tasks.runs.progress import listen
 from tasks.runs.sample_answers import answers
 
-INEXACT = "Go on although the machine or versions are others: same order of rows, not same bits."
+INEXACT = "Resume on another machine or with other versions: the same order of rows, but not the same bits."
 GGUF = "gguf"
-FORMAT = "What to write, with commas between: gguf, merged (safetensors), lora, gguf-lora."
+FORMAT = "Formats to write, comma-separated: gguf, merged (safetensors), lora, gguf-lora."
 EXIT = {"finished": 0, "unchanged": 0, "rejected": 3, "interrupted": 130}
 
 
 def demo(
     *,
-    seed: Annotated[int, Parameter(help="Seeds everything that is random.", show_default=True)] = 0,
+    seed: Annotated[int, Parameter(help="Random seed.", show_default=True)] = 0,
     output: OutputFlags = PLAIN,
 ) -> Answer:
     with watched(output):
@@ -67,12 +67,12 @@ def train(*, flags: FlagSet = NOTHING) -> Answer:
 def multi_run(
     *,
     flags: FlagSet = NOTHING,
-    runs: Annotated[PositiveInt | None, Parameter(help="Cut the one --data into so many windows.", group=TASK)] = None,
-    samples: Annotated[PositiveInt | None, Parameter(help="Training rows of each window.", group=TASK)] = None,
+    runs: Annotated[PositiveInt | None, Parameter(help="Cut the one --data into N windows.", group=TASK)] = None,
+    samples: Annotated[PositiveInt | None, Parameter(help="Training rows per window.", group=TASK)] = None,
 ) -> Answer:
     spec = flags.spec()
     if (runs is None) != (samples is None):
-        raise ConfigInvalid("--runs and --samples need each other", hint="write --runs N --samples K")
+        raise ConfigInvalid("--runs and --samples go together", hint="write --runs N --samples K")
     if runs and samples:
         spec = windows(spec, runs, samples)
     return carry_out("multi-run", spec, flags)
@@ -88,7 +88,7 @@ def replay(
     /,
     *,
     set: Annotated[list[str] | None, SETTINGS] = None,
-    fresh: Annotated[bool, Parameter(help="Do everything again, cached or not.", negative="")] = False,
+    fresh: Annotated[bool, Parameter(help="Run every stage again, ignoring the cache.", negative="")] = False,
     output: OutputFlags = PLAIN,
 ) -> Answer:
     before = asked(run_id)
@@ -100,14 +100,14 @@ def promote(
     ref: RunRef,
     /,
     *,
-    line: Annotated[str, Parameter(help="The line whose champion it becomes; begun if there is none.")],
+    line: Annotated[str, Parameter(help="Line whose champion it becomes; created if it does not exist.")],
     force: Force = False,
     reason: Reason = "",
     output: OutputFlags = PLAIN,
 ) -> Answer:
     name = line_name(line)
     with watched(output):
-        return answer(run_here.promote(ref, name, force=force, reason=reason))
+        return answer(run_here.call("promote", ref=ref, line=name, force=force, reason=reason))
 
 
 def resume(
@@ -125,18 +125,18 @@ def export(
     ref: AdapterName,
     /,
     *,
-    quantization: Annotated[str, Parameter(help="GGUF files to write, with commas between.")] = "q4_k_m",
+    quantization: Annotated[str, Parameter(help="GGUF files to write, comma-separated.")] = "q4_k_m",
     format: Annotated[str, Parameter(help=FORMAT)] = GGUF,
     imatrix: Annotated[bool, ship("export.imatrix"), Parameter(negative="")] = False,
     output: Annotated[Path | None, Parameter(help="Directory to copy the files to, each with a Modelfile.")] = None,
-    name: Annotated[str | None, Parameter(help="How their names begin there; default: the line's name.")] = None,
-    force: Annotated[bool, Parameter(help="Overwrite files there that are not this model's.", negative="")] = False,
+    name: Annotated[str | None, Parameter(help="Start of their names there; default: the line's name.")] = None,
+    force: Annotated[bool, Parameter(help="Overwrite files of another model there.", negative="")] = False,
     ollama: Annotated[str | None, ship("export.ollama")] = None,
     num_ctx: Annotated[str | None, ship("export.num_ctx")] = None,
     system: Annotated[str | None, ship("export.system")] = None,
     license: Annotated[str | None, ship("export.license")] = None,
     model: BaseName = None,
-    fresh: Annotated[bool, Parameter(help="Do everything again, cached or not.", negative="")] = False,
+    fresh: Annotated[bool, Parameter(help="Run every stage again, ignoring the cache.", negative="")] = False,
     flags: OutputFlags = PLAIN,
 ) -> Answer:
     given = {"imatrix": imatrix, "ollama": ollama, "num_ctx": num_ctx, "system": system, "license": license}
@@ -152,8 +152,24 @@ def export(
     }
     wanted = export_spec({**files, **given}, names)
     with watched(flags):
-        where = {"output": str(output) if output else None, "name": name, "force": force}
-        return answer(run_here.export(ref, wanted, where, model=model, fresh=fresh))
+        return answer(
+            run_here.call(
+                "export",
+                ref=ref,
+                quantization=wanted.quantizations,
+                packages=wanted.packages,
+                imatrix=wanted.imatrix,
+                output=str(output) if output else None,
+                name=name,
+                force=force,
+                ollama=wanted.ollama,
+                num_ctx=wanted.num_ctx,
+                system=wanted.system,
+                license=wanted.license,
+                model=model,
+                fresh=fresh,
+            )
+        )
 
 
 def evaluate(
@@ -161,25 +177,25 @@ def evaluate(
     /,
     *,
     data: Annotated[
-        list[str] | None, Parameter(help="Rows to score, all of them; default: what the run held out.", negative="")
+        list[str] | None, Parameter(help="File of rows to score; default: the held-out rows of the run.", negative="")
     ] = None,
     metric: Annotated[str | None, do("evaluation.metric")] = None,
     set: Annotated[list[str] | None, SETTINGS] = None,
     model: BaseName = None,
-    fresh: Annotated[bool, Parameter(help="Do everything again, cached or not.", negative="")] = False,
+    fresh: Annotated[bool, Parameter(help="Run every stage again, ignoring the cache.", negative="")] = False,
     output: OutputFlags = PLAIN,
 ) -> Answer:
     wanted = evaluation_spec(metric, set or ())
     with watched(output):
-        return answer(run_here.evaluate(ref, data or (), wanted, model=model, fresh=fresh))
+        return answer(run_here.call("evaluate", ref=ref, data=data or [], evaluation=wanted, model=model, fresh=fresh))
 
 
 def generate(
     ref: AdapterName,
     /,
     *,
-    prompt: Annotated[list[str], Parameter(help="What the user says; several are answered at once.", negative="")],
-    system: Annotated[str | None, Parameter(help="What the system says before it.")] = None,
+    prompt: Annotated[list[str], Parameter(help="User message. Repeat it to get several answers.", negative="")],
+    system: Annotated[str | None, Parameter(help="System prompt.")] = None,
     max_new_tokens: Annotated[str | None, do("evaluation.generation.max_new_tokens")] = None,
     temperature: Annotated[str | None, do("evaluation.generation.temperature")] = None,
     seed: Annotated[str | None, do("evaluation.generation.seed")] = None,
@@ -193,7 +209,7 @@ def generate(
 
 
 def carry_out(flow: str, spec: RunSpec, flags: Flags) -> Answer:
-    """Run a flow here, say what it would do, or send it to its deployment."""
+    """Run a flow here, plan it, or submit it to its deployment."""
     if flags.submit:
         return handed_over(flow, spec, flags)
     if flags.plan:
@@ -206,9 +222,11 @@ def carry_out(flow: str, spec: RunSpec, flags: Flags) -> Answer:
 
 
 def handed_over(flow: str, spec: RunSpec, flags: Flags) -> Answer:
-    """A run for the worker of a Prefect server."""
+    """Submit a run to its deployment on a Prefect server."""
     if flags.plan:
-        raise ConfigInvalid("--plan and --submit cannot go together", hint="--plan says what would run here")
+        raise ConfigInvalid(
+            "--plan and --submit cannot be combined", hint="use --plan alone to see what would run here"
+        )
     configure_logging(settings(), verbose=flags.verbose)
     quiet_prefect()
     made = submit(flow, spec, fresh=flags.fresh)
@@ -217,7 +235,7 @@ def handed_over(flow: str, spec: RunSpec, flags: Flags) -> Answer:
 
 @contextmanager
 def watched(output: Output) -> Iterator[None]:
-    """Logs, a bar, and Prefect, for as long as something runs."""
+    """Show logs and a progress bar, and keep Prefect's server, while the block runs."""
     quiet_prefect()
     start_server(settings().layout.log("prefect-server"))
     with shown(output):
@@ -226,12 +244,12 @@ def watched(output: Output) -> Iterator[None]:
 
 @contextmanager
 def shown(output: Output) -> Iterator[None]:
-    """Logs and a bar."""
+    """Show logs and a progress bar while the block runs."""
     configure_logging(settings(), verbose=output.verbose)
     with Bar() as bar, listen(bar):
         yield
 
 
 def answer(result: RunResult) -> Answer:
-    """A run's result, with the exit status that stands for it."""
+    """A run's result, with its exit status."""
     return Answer(result.model_dump(mode="json"), tables.run(result), EXIT[result.status])

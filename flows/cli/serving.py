@@ -1,4 +1,4 @@
-"""Verbs for a Prefect server."""
+"""Verbs for a Prefect server: `deploy`, `serve`, `watch`."""
 
 import logging
 import os
@@ -31,9 +31,11 @@ if TYPE_CHECKING:
 
 def deploy(
     *,
-    pool: Annotated[str | None, Parameter(help="Work pool; a process pool is made if there is none.")] = None,
+    pool: Annotated[
+        str | None, Parameter(help="Work pool of the deployments; created as a process pool if it does not exist.")
+    ] = None,
     dry_run: Annotated[
-        bool, Parameter(help="Say what would be changed; change nothing.", negative="", show_default=False)
+        bool, Parameter(help="Show what would change, and change nothing.", negative="", show_default=False)
     ] = False,
     output: OutputFlags = PLAIN,
 ) -> Answer:
@@ -41,7 +43,7 @@ def deploy(
     configure_logging(config, verbose=output.verbose)
     jobs = {name: file.job for name, file in lines_file.every(config).items()}
     quiet_prefect()
-    check_named("backprop serve deploys by itself")
+    check_named("backprop serve, which deploys by itself")
     with connected():
         from flows.server.deploy import deploy
 
@@ -52,28 +54,34 @@ def deploy(
 def check_named(otherwise: str) -> None:
     """Raise PrefectUnreachable unless a Prefect server is named."""
     if "PREFECT_API_URL" not in os.environ:
-        raise PrefectUnreachable("no Prefect server is named", hint=f"set PREFECT_API_URL, or start one: {otherwise}")
+        raise PrefectUnreachable(
+            "PREFECT_API_URL is not set", hint=f"set it to the address of a Prefect server, or run {otherwise}"
+        )
 
 
 def table(changes: Sequence["Change"], *, dry_run: bool) -> "Table":
-    """What was, or would be, done to what."""
-    made = tables.table("", "would be" if dry_run else "", "how")
+    """What was changed, or would be."""
+    made = tables.table("", "would be" if dry_run else "", "details")
     for change in changes:
-        verdict = "made" if change.new else "changed" if change.details else "as it was"
+        verdict = "created" if change.new else "changed" if change.details else "unchanged"
         made.add_row(change.what, verdict, one_line("; ".join(change.details)))
     return made
 
 
 def serve(
     *,
-    host: Annotated[str, Parameter(help="Address to listen on; others than this machine's own need --auth.")] = (
+    host: Annotated[str, Parameter(help="Address to listen on; any but this machine's loopback needs --auth.")] = (
         "127.0.0.1"
     ),
     port: Annotated[
         PositiveInt | None,
-        Parameter(help="Port of the start page; Prefect and MLflow get the next two. Default: as last time, or free."),
+        Parameter(
+            help="Port of the start page; Prefect and MLflow use the next two. Default: the last one, or a free one."
+        ),
     ] = None,
-    auth: Annotated[str | None, Parameter(help="User name; the password is in the environment, or asked.")] = None,
+    auth: Annotated[
+        str | None, Parameter(help="User name; the password comes from the environment or a prompt.")
+    ] = None,
     output: OutputFlags = PLAIN,
 ) -> None:
     from flows.server.serve import Service, alone, password, write
@@ -83,7 +91,9 @@ def serve(
     quiet_prefect()
     for name, file in lines_file.every(config).items():
         for path in forbidden(file.job):
-            log.warning("line %s names %s, outside of BACKPROPAGATE_ALLOWED_PATHS: its runs will fail", name, path)
+            log.warning(
+                "line %s reads %s, which is outside of BACKPROPAGATE_ALLOWED_PATHS: its runs will fail", name, path
+            )
     credentials = password(auth, host, config)
     with (
         alone(config) as known,
@@ -106,14 +116,14 @@ def watch(*, output: OutputFlags = PLAIN) -> None:
     configure_logging(config, verbose=output.verbose)
     jobs = [file.job for file in lines_file.every(config).values() if file.job.poll_seconds]
     if not jobs:
-        raise ConfigInvalid("no line's file says how often to look", hint="add poll_seconds: 60 to lines/LINE.yaml")
+        raise ConfigInvalid("no job file sets poll_seconds", hint="add poll_seconds: 60 to lines/LINE.yaml")
     quiet_prefect()
-    check_named("backprop serve looks by itself")
+    check_named("backprop serve, which watches by itself")
     with connected():
         from flows.server.watch import watching
 
         sources = {job.line: blank_secrets(job.datasets[0].path) for job in jobs}
-        text = "\n".join([*(f"{line:12}{path}" for line, path in sources.items()), "Ctrl-C ends it"])
+        text = "\n".join([*(f"{line:12}{path}" for line, path in sources.items()), "Press Ctrl-C to stop."])
         with suppress(KeyboardInterrupt), watching(jobs):
             printed(Answer(sources, text), as_json=output.json)
             while True:
@@ -121,6 +131,6 @@ def watch(*, output: OutputFlags = PLAIN) -> None:
 
 
 def where(addresses: "Addresses") -> str:
-    """The addresses as people read them."""
+    """The addresses as text."""
     lines = {"start page": addresses.page, "Prefect": addresses.prefect, "MLflow": addresses.mlflow}
-    return "\n".join([*(f"{name:12}{url}" for name, url in lines.items()), "Ctrl-C ends everything"])
+    return "\n".join([*(f"{name:12}{url}" for name, url in lines.items()), "Press Ctrl-C to stop everything."])

@@ -1,4 +1,4 @@
-"""Verbs that bring what was made to where it is used."""
+"""Verbs that publish: `push`, `release`, `rollback`."""
 
 from typing import Annotated
 
@@ -11,9 +11,10 @@ from flows.cli.config import export_spec, publish_spec
 from flows.cli.flags import PLAIN, Force, MadeRef, OutputFlags, Reason, ship
 from flows.cli.main import Answer
 from flows.cli.running import answer, watched
+from tasks.runs.preflight_checks import check_repo
 
-LineRef = Annotated[str, Parameter(help="The line.")]
-Files = Annotated[str, Parameter(help="Which GGUF files, with commas between.")]
+LineRef = Annotated[str, Parameter(help="Name of the line.")]
+Files = Annotated[str, Parameter(help="GGUF files to push with --gguf, comma-separated.")]
 
 
 def push(
@@ -29,7 +30,9 @@ def push(
     where = publish_spec({"repo": repo, "private": private}, {"repo": "--repo", "private": "--private"})
     wanted = export_spec({"quantizations": quantization.split(",")}, {"quantizations": "--quantization"})
     with watched(output):
-        return answer(run_here.push(ref, where, wanted.quantizations if gguf else []))
+        check_repo(repo)
+        files = wanted.quantizations if gguf else []
+        return answer(run_here.call("publish", ref=ref, repo=repo, private=where.private, gguf=files))
 
 
 def release(
@@ -51,18 +54,20 @@ def release(
     name, files = line_name(line), quantization.split(",") if quantization else None
     wanted = export_spec({"quantizations": files}, {"quantizations": "--quantization"})
     with watched(output):
-        return answer(run_here.release(name, where, wanted, force=force, reason=reason))
+        return answer(run_here.call("release", line=name, publish=where, export=wanted, force=force, reason=reason))
 
 
 def rollback(
     line: LineRef,
     /,
     *,
-    to: Annotated[PositiveInt | None, Parameter(help="The version; default: the one before the champion.")] = None,
+    to: Annotated[
+        PositiveInt | None, Parameter(help="Version to go back to; default: the one before the champion.")
+    ] = None,
     force: Force = False,
     reason: Reason = "",
     output: OutputFlags = PLAIN,
 ) -> Answer:
     name = line_name(line)
     with watched(output):
-        return answer(run_here.rollback(name, to, force=force, reason=reason))
+        return answer(run_here.call("rollback", line=name, to=to, force=force, reason=reason))

@@ -1,4 +1,4 @@
-"""Every field that can be set, read out of the pydantic models: its path, what it allows, its default, its help."""
+"""Every field that can be set, read from the pydantic models: its path, allowed values, default and help."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,11 +7,17 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from backprop_core.schema.field_types import NAME
 from backprop_core.schema.specs import LineSpec
 
 Schema = Mapping[str, Any]
-ENTRY = "N"  # stands for an entry's number in the path of a list's field
+ENTRY = "N"  # the number of an entry in the path of a list's field
 SCALARS = {"integer": "an integer", "number": "a number", "boolean": "true or false", "null": "null"}
+PATTERNS = {  # what a text looks like, in words
+    NAME: "lowercase letters, digits, '.', '_' and '-', at most 63",
+    r"^https?://[^@\s]+$": "an http or https address",
+    r"^[a-z0-9-]+/[a-z0-9-]+$": "TYPE/NAME",
+}
 BOUNDS = {
     "minimum": "at least {}",
     "exclusiveMinimum": "above {}",
@@ -32,12 +38,12 @@ class Field:
 
 @cache
 def spec_fields() -> Mapping[str, Field]:
-    """The fields of a run's spec, and of a line's job, by path, in their order."""
+    """The fields of a run's spec and of a line's job, by path, in order."""
     return fields_of(LineSpec)
 
 
 def fields_of(model: type[BaseModel]) -> dict[str, Field]:
-    """The fields of a model, those of its parts included, by path."""
+    """The fields of a model and of its parts, by path."""
     schema = model.model_json_schema()
     return {field.path: field for field in walk(schema, schema, ())}
 
@@ -57,7 +63,7 @@ def walk(schema: Schema, root: Schema, path: tuple[str, ...]) -> Iterator[Field]
 
 
 def part_of(schema: Schema, root: Schema) -> Schema:
-    """The part that a field holds which may also be left out."""
+    """The part of an optional field."""
     choices = (resolve(choice, root) for choice in schema.get("anyOf", ()))
     return next((choice for choice in choices if "properties" in choice), schema)
 
@@ -71,7 +77,7 @@ def resolve(schema: Schema, root: Schema) -> Schema:
 
 
 def default_of(schema: Schema, required: bool) -> str:
-    """A field's default as it would be written; nothing for a part with defaults of its own."""
+    """A field's default as text; empty for a part with defaults of its own."""
     if required:
         return "required"
     match schema.get("default"):
@@ -86,7 +92,7 @@ def default_of(schema: Schema, required: bool) -> str:
 
 
 def allowed(schema: Schema, root: Schema) -> str:
-    """What a value has to be, in words."""
+    """The allowed values, in words."""
     schema = resolve(schema, root)
     match schema:
         case {"anyOf": choices}:
@@ -101,24 +107,26 @@ def allowed(schema: Schema, root: Schema) -> str:
             return "a mapping"
         case {"type": "string"}:
             return text_of(schema)
+    if "minimum" in schema and "maximum" in schema:
+        return f"{SCALARS[schema['type']]} from {schema['minimum']} to {schema['maximum']}"
     limits = " and ".join(words.format(schema[key]) for key, words in BOUNDS.items() if key in schema)
     return " ".join(filter(None, (SCALARS[schema["type"]], limits)))
 
 
 def text_of(schema: Schema) -> str:
-    """What a text has to be, in words."""
+    """The allowed texts, in words."""
     if schema.get("format") == "path":
         return "a path"
-    return f"text like {schema['pattern']}" if "pattern" in schema else "text"
+    return PATTERNS[schema["pattern"]] if "pattern" in schema else "text"
 
 
 def pattern_of(location: Sequence[str | int]) -> str:
-    """A place in a spec as the path of its field: the numbers of entries are all one."""
+    """A place in a spec as the path of its field, with N for the number of an entry."""
     return ".".join(ENTRY if isinstance(part, int) or part.isdecimal() else part for part in location)
 
 
 def children_of(path: str) -> list[str]:
-    """The names of the fields right below one path."""
+    """The names of the fields directly below a path."""
     prefix = f"{path}." if path else ""
     below = (name.removeprefix(prefix) for name in spec_fields() if name.startswith(prefix) and name != path)
     return [name for name in below if "." not in name]

@@ -1,4 +1,4 @@
-"""Results as people read them: tables and short texts for stdout."""
+"""Results as tables and short texts for stdout."""
 
 import math
 import sys
@@ -49,19 +49,19 @@ STYLES = {
 }
 HEAT = ("#ffffcc", "#c7e9b4", "#7fcdbb", "#1d91c0", "#225ea8", "#0c2c84")  # from 0 to 1
 BARS = "▁▂▃▄▅▆▇█"
-BESIDE_A_TERMINAL = 1000  # columns: a file or a pipe gets every line whole
+BESIDE_A_TERMINAL = 1000  # columns: lines in a file or a pipe are not wrapped
 
 
 class Stdout(Console):
-    """A console whose reader may leave."""
+    """A console whose output may be closed."""
 
     def on_broken_pipe(self) -> NoReturn:
-        """Let the outermost frame decide what that means; rich would end the process with the status of an error."""
+        """Raise for the outermost frame; rich would exit with the status of an error."""
         raise BrokenPipeError
 
 
 def show(renderable: RenderableType) -> None:
-    """Print to stdout; styled on a terminal, whole lines elsewhere."""
+    """Print to stdout, with styles on a terminal, with unwrapped lines elsewhere."""
     width = None if sys.stdout.isatty() else BESIDE_A_TERMINAL
     Stdout(markup=False, emoji=False, highlight=False, width=width).print(
         renderable, crop=False, soft_wrap=isinstance(renderable, str | Text)
@@ -69,7 +69,7 @@ def show(renderable: RenderableType) -> None:
 
 
 def table(*columns: str, right: Sequence[str] = ()) -> Table:
-    """An empty table in the house's style. Only its last column may break a cell."""
+    """An empty table. Only cells of its last column wrap."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
         made.add_column(
@@ -79,22 +79,22 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
 
 
 def whole_line(text: str) -> Text:
-    """A line that only the terminal breaks, so that a path can be copied."""
+    """A line that only the terminal wraps, so that a path can be copied."""
     return Text(text, no_wrap=True, overflow="ignore")
 
 
 def printable(text: str) -> str:
-    """`text` with its line breaks and tabs, and without anything else that a terminal would take for a command."""
+    """`text` without terminal escapes; line breaks and tabs stay."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A figure, or a blank where there is none."""
+    """A number, or an empty cell."""
     return "" if value is None else f"{value:.{digits}f}"
 
 
 def known(value: float | None) -> str:
-    """A figure, or a dash where it is not known."""
+    """A number, or a dash if it is not known."""
     return "–" if value is None else number(value)
 
 
@@ -129,7 +129,7 @@ def status_text(status: str) -> Text:
 def runs(summaries: Sequence["RunSummary"]) -> RenderableType:
     """The history, newest first."""
     if not summaries:
-        return "no runs yet; `backprop demo` makes the first"
+        return "No runs yet. Start one: backprop demo"
     made = table("run", "line", "status", "started", "took", "average", "data, error", right=("took", "average"))
     for run in summaries:
         made.add_row(
@@ -145,9 +145,9 @@ def runs(summaries: Sequence["RunSummary"]) -> RenderableType:
 
 
 def lines(summaries: Sequence["LineSummary"]) -> RenderableType:
-    """Every line, and what is live of it."""
+    """Every line with its champion."""
     if not summaries:
-        return "no lines yet; `backprop retrain --line NAME --data FILE` begins one"
+        return "No lines yet. Start one: backprop retrain --line NAME --data FILE"
     figures = ("champion", "versions", "runs", "size")
     made = table("line", *figures, "run", "live as", "base", "tasks", right=figures)
     for one in summaries:
@@ -171,21 +171,21 @@ def lines(summaries: Sequence["LineSummary"]) -> RenderableType:
 
 
 def pruned(done: "Pruned", *, dry_run: bool) -> RenderableType:
-    """What a prune removed, or would remove, by the run or version that named it."""
+    """What a prune deleted, or would delete, by the run or version that made it."""
     listed = table("made by", "ended", "artifacts", "size", right=("artifacts", "size"))
     for item in done.items:
         ended = "" if item.ended is None else time.strftime("%Y-%m-%d", time.localtime(item.ended))
         listed.add_row(one_line(item.what), ended, str(len(item.artifacts)), size(item.bytes))
-    text = f"{'would remove' if dry_run else 'removed'} {done.artifacts} artifacts, {done.checkpoints} checkpoints: "
+    text = f"{'would delete' if dry_run else 'deleted'} {done.artifacts} artifacts, {done.checkpoints} checkpoints: "
     total = Text(f"{text}{size(done.bytes)}, {size(done.left)} left")
     return Group(listed, "", total) if done.items else total
 
 
 def run(result: RunResult) -> RenderableType:
-    """One run: what it is, the forgetting matrix, the files."""
+    """One run: its outcome, the forgetting matrix, the files."""
     parts: list[RenderableType] = [heading(result)]
     if result.defaults:
-        parts.append(Text(f"chosen for it: {', '.join(map(chosen, result.defaults))}"))
+        parts.append(Text(f"chosen defaults: {', '.join(map(chosen, result.defaults))}"))
     if result.runs:
         parts += ["", lora_runs(result), *(line for one in result.runs if (line := not_trained(one.dataset)))]
         parts += map(Text, cut_rows(result))
@@ -200,15 +200,15 @@ def run(result: RunResult) -> RenderableType:
 
 
 def harness(records: Sequence[HarnessRecord]) -> Table:
-    """What lm-evaluation-harness says, beside what it says of the base."""
-    made = table("lm-evaluation-harness", "metric", "the base", "merged", right=("the base", "merged"))
+    """The scores of lm-evaluation-harness, beside those of the base."""
+    made = table("lm-evaluation-harness", "metric", "base", "merged", right=("base", "merged"))
     for record in records:
         made.add_row(one_line(record.task), record.metric, number(record.base), number(record.score))
     return made
 
 
 def heading(result: RunResult) -> Text:
-    """Who, what, how it ended."""
+    """Id, status, line, version, base and error of a run."""
     text = Text.assemble("run ", (result.run_id, "bold"), "  ", status_text(result.status))
     text.append(f"  line {result.line}")
     if result.version:
@@ -226,12 +226,12 @@ def heading(result: RunResult) -> Text:
 
 
 def chosen(choice: Choice) -> str:
-    """A field that was left open and its value; why is in the JSON."""
+    """A field with the value that was chosen for it; the reason is in the JSON."""
     return f"{choice.field.removeprefix('training.')} {choice.value}"
 
 
 def cut_rows(result: RunResult) -> Iterator[str]:
-    """What of the examples was not read, where something was not."""
+    """How many examples were cut or left out, per dataset that has any."""
     length = result.spec.get("training", {}).get("max_length")
     for record in result.runs:
         if record.cut or record.left_out:
@@ -240,7 +240,7 @@ def cut_rows(result: RunResult) -> Iterator[str]:
 
 
 def lora_runs(result: RunResult) -> Table:
-    """One row a LoRA run."""
+    """One row per LoRA run."""
     figures = ("rows", "held-out", "dropped", "steps", "tokens", "loss", "took")
     made = table("dataset", "task", *figures, "", right=figures)
     for record in result.runs:
@@ -261,7 +261,7 @@ def lora_runs(result: RunResult) -> Table:
 
 
 def not_trained(dataset: DatasetSummary) -> Text | None:
-    """Why rows of a dataset were not trained; None where there is nothing to say but what the table has."""
+    """Why rows of a dataset were not trained; None if the table says it all."""
     said = [f"{count} {NOT_TRAINED.get(reason, reason)}" for reason, count in dataset.not_trained.items()]
     bad = [f"{count} {reason.replace('_', ' ')}" for reason, count in sorted(dataset.dropped.items())]
     if not bad and dataset.not_trained.keys() <= {"held_out"}:
@@ -271,9 +271,9 @@ def not_trained(dataset: DatasetSummary) -> Text | None:
 
 
 def matrix(evaluation: Evaluation, runs: Sequence[RunRecord]) -> Iterator[RenderableType]:
-    """What is known of every task after every run, what each forgot, and what it comes to.
+    """The forgetting matrix: the score of every task after every run, with averages.
 
-    In token accuracy, and in the metric of the averages where that is another one.
+    In token accuracy, and in the metric of the averages if that is another one.
     """
     tables = {"token accuracy on held-out rows": (evaluation.base, evaluation.matrix)}
     if evaluation.metric != "token_accuracy" and evaluation.scores:
@@ -295,12 +295,12 @@ def matrix(evaluation: Evaluation, runs: Sequence[RunRecord]) -> Iterator[Render
 def heat_map(
     evaluation: Evaluation, base: Sequence[float], rows: Sequence[Sequence[float | None]], runs: Sequence[RunRecord]
 ) -> Table:
-    """The untouched base first, then a row a run; blank where a task came later; last each task's way through them."""
+    """The base first, then a row per run; empty before a task's first run. The last row draws each task's curve."""
     tasks = [f"({task})" if task in evaluation.watch else task for task in evaluation.tasks]
     names = [record.dataset.name for record in runs]
     earlier = [f"run {number}" for number in range(1, len(rows) - len(names) + 1)]
     made = table("after", *tasks, right=tasks)
-    made.add_row("the base", *map(heat, base))
+    made.add_row("base", *map(heat, base))
     for name, row in zip([*earlier, *names], rows, strict=True):
         made.add_row(one_line(name), *map(heat, row))
     if len(rows) > 1:
@@ -309,7 +309,7 @@ def heat_map(
 
 
 def heat(score: float | None) -> Text:
-    """A score from 0 to 1 on its colour."""
+    """A score from 0 to 1, on a colour."""
     if score is None or score < 0:
         return Text(number(score))
     step = min(int(score * len(HEAT)), len(HEAT) - 1)
@@ -317,7 +317,7 @@ def heat(score: float | None) -> Text:
 
 
 def curve(scores: Sequence[float | None]) -> str:
-    """One character a score, the higher the more; a blank where there is none. Of loss nothing."""
+    """One bar per score, a space for a missing one. Empty for losses."""
     known = [score for score in scores if score is not None]
     if min(known) < 0:
         return ""
@@ -325,17 +325,17 @@ def curve(scores: Sequence[float | None]) -> str:
 
 
 def drift(name: str, drift: Drift) -> Text:
-    """What a run's merge did."""
+    """How far the merge moved the adapter."""
     return Text(f"{one_line(name)} merged: λ {drift.weight:.3f}, A moved by {drift.a:.1%}, B by {drift.b:.1%}")
 
 
 def answers(said: Answers) -> RenderableType:
-    """What the model wrote, as it wrote it; more than one answer with a line between."""
+    """The generated answers, separated by lines."""
     return Text("\n---\n".join(printable(one.text) for one in said.answers))
 
 
 def gate(report: GateReport) -> Iterator[RenderableType]:
-    """What the gate decided and why, with each task's difference between its bounds."""
+    """The gate's decision and reason, and each task's difference with its bounds."""
     yield Text.assemble("gate: ", status_text("accepted" if report.accepted else "rejected"), f", {report.reason}")
     figures = ("rows", f"the {report.against}", "candidate", "difference", "at least", "at most", "shows a drop of")
     made = table("task", *figures, "", right=figures)
@@ -350,19 +350,19 @@ def gate(report: GateReport) -> Iterator[RenderableType]:
 
 
 def files(result: RunResult) -> Iterator[Text]:
-    """What was made, and what can be done with it."""
+    """The files of a run, and the next command."""
     yield from files_of(result)
     match result.status:
         case "failed" | "interrupted" if not flow_info(result.flow or "").resumable:
-            yield Text("start it again")
+            yield Text("to try again, start it again")
         case "failed" | "interrupted":
-            yield Text(f"go on with: backprop resume {result.run_id}")
+            yield Text(f"to continue: backprop resume {result.run_id}")
         case "unchanged":
-            yield Text("nothing was done")
+            yield Text("nothing changed")
         case "finished" if not result.gguf and result.runs:
             yield Text(f"next: backprop export {result.run_id[:12]} --quantization q4_k_m")
         case "finished" | "running":
-            yield Text(f"see it again: backprop show-run {result.run_id[:12]}")
+            yield Text(f"show it again: backprop show-run {result.run_id[:12]}")
 
 
 def files_of(result: RunResult) -> Iterator[Text]:
@@ -384,11 +384,11 @@ def files_of(result: RunResult) -> Iterator[Text]:
 def size_on_disk(path: str) -> str:
     """The size of a directory of this machine."""
     files = [file for file in Path(path).rglob("*") if file.is_file()]
-    return size(sum(file.stat().st_size for file in files)) if files else "not here any more"
+    return size(sum(file.stat().st_size for file in files)) if files else "no longer on this machine"
 
 
 def quality(file: GGUFRecord) -> str:
-    """How a GGUF file answers beside the model it came from."""
+    """How closely a GGUF file answers like its model."""
     if not file.fidelity:
         return ""
     answers = f", same answers {file.same_answers}" if file.answers else ""
@@ -397,7 +397,7 @@ def quality(file: GGUFRecord) -> str:
 
 
 def vram(estimate: "Estimate") -> RenderableType:
-    """What each way to train takes, in GiB, whether it fits, and what we would choose."""
+    """The memory of each way to train, in GiB, whether it fits, and what a run would choose."""
     parts = [name for name in estimate.ways[0].parts if any(way.parts[name] for way in estimate.ways)]
     figures = [*parts, "total", "longest"]
     made = table("base", "checkpointing", *figures, "fits", right=figures)
@@ -410,7 +410,7 @@ def vram(estimate: "Estimate") -> RenderableType:
             "" if way.longest is None else str(way.longest),
             way.fits or "",
         )
-    choices = table("what a run would choose", "", "why")
+    choices = table("a run would choose", "", "reason")
     for choice in estimate.choices:
         choices.add_row(choice.field, str(choice.value), one_line(choice.reason))
     time = [] if estimate.seconds is None else ["", f"one training: {about(estimate.seconds)} on this machine"]
@@ -418,12 +418,12 @@ def vram(estimate: "Estimate") -> RenderableType:
 
 
 def plan(plan: "Plan") -> RenderableType:
-    """How often each stage is in the cache and how often not, and what the rest would take."""
+    """How many of each stage are cached and how many would run, and what they need."""
     made = table("stage", "cached", "would run", right=("cached", "would run"))
     for name in dict.fromkeys(stage.stage for stage in plan.stages):
         cached = [stage.cached for stage in plan.stages if stage.stage == name]
         made.add_row(name, str(sum(cached)), str(len(cached) - sum(cached)))
-    choices = table("chosen for it", "", "why")
+    choices = table("chosen default", "", "reason")
     for choice in plan.defaults:
         choices.add_row(choice.field, str(choice.value), one_line(choice.reason))
     reasons: list[RenderableType] = [choices, ""] if plan.defaults else []
@@ -431,7 +431,7 @@ def plan(plan: "Plan") -> RenderableType:
 
 
 def planned_rows(plan: "Plan") -> RenderableType:
-    """What is read of each dataset, and what becomes of it."""
+    """How many rows of each dataset are read, trained and scored."""
     figures = ("read", "train", "score", "tokens")
     made = table("dataset", "task", *figures, "left out", right=figures)
     for rows in plan.rows:
@@ -442,20 +442,20 @@ def planned_rows(plan: "Plan") -> RenderableType:
 
 
 def needs(plan: "Plan") -> Iterator[Text]:
-    """Time, memory and disk, as far as they are known."""
-    unknown = "not known for a model of this kind"
+    """Time, memory and disk, if known."""
+    unknown = "unknown for a model of this kind"
     device = "GPU" if plan.device == "cuda" else "CPU"
-    yield Text("time  not known" if plan.seconds is None else f"time  {about(plan.seconds)} on this {device}")
+    yield Text("time  unknown" if plan.seconds is None else f"time  {about(plan.seconds)} on this {device}")
     if plan.device == "cuda":
         yield Text(f"VRAM  {unknown if plan.vram is None else f'{plan.vram:.1f} GiB'}, {plan.vram_free:.1f} GiB free")
     else:
-        yield Text("VRAM  none: it runs on the CPU")
+        yield Text("VRAM  none: the run uses the CPU")
     yield Text(f"disk  {unknown if plan.disk is None else f'{plan.disk:.2f} GiB'}, {plan.disk_free:.1f} GiB free")
 
 
 def vram_heading(estimate: "Estimate") -> Text:
-    card = "no GPU here; name one with --vram" if estimate.vram_gib is None else f"{estimate.vram_gib:.1f} GiB"
+    card = "no GPU found; set its memory with --vram" if estimate.vram_gib is None else f"{estimate.vram_gib:.1f} GiB"
     return Text(
         f"{one_line(estimate.model)}: {estimate.parameters / 1e9:.2f}B parameters, "
-        f"{estimate.lora_parameters / 1e6:.1f}M of LoRA; {estimate.tokens} tokens at a time; card: {card}\nin GiB:"
+        f"{estimate.lora_parameters / 1e6:.1f}M of LoRA; {estimate.tokens} tokens at a time; GPU: {card}\nin GiB:"
     )

@@ -1,4 +1,4 @@
-"""A question to whoever sits at the terminal."""
+"""Asks for approval at the terminal."""
 
 import sys
 
@@ -13,19 +13,19 @@ ANSWERS = {"yes": True, "y": True, "no": False, "n": False}
 
 
 def is_attended() -> bool:
-    """Whether somebody can be asked here."""
+    """Whether stdin is a terminal."""
     return sys.stdin.isatty()
 
 
 def ask(result: RunResult) -> Decision:
-    """Show what a run made, and read whether it may go live. Raises Interrupted where stdin ends."""
+    """Show the result of a run and ask whether it may go live. Raises Interrupted at the end of stdin."""
     report(Progress(stage=QUESTION, done=0, total=0))
     stderr_console().print(tables.run(result))
     while True:
-        say(f"May this go live in line {result.line}? yes or no, and why:")
+        say(f"May this go live in line {result.line}? Answer yes or no, and a reason:")
         line = sys.stdin.readline()
         if not line:
-            raise Interrupted("no answer was given", hint=f"go on with: backprop resume {result.run_id}")
+            raise Interrupted("no answer given", hint=f"to continue: backprop resume {result.run_id}")
         word, _, reason = line.strip().partition(" ")
         if word.lower() in ANSWERS:
             return Decision(approved=ANSWERS[word.lower()], reason=reason.strip())

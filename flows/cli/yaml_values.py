@@ -1,4 +1,4 @@
-"""YAML as plain values, each with its line. No tags, no aliases, no key twice; numbers stay text for pydantic."""
+"""YAML as plain values, each with its line. Tags, aliases and duplicate keys are errors; numbers stay text."""
 
 import re
 from collections.abc import Iterator
@@ -19,26 +19,28 @@ Path = tuple[str, ...]
 
 @dataclass
 class Document:
-    """What a text says, and on which line it says it."""
+    """The values of a YAML text, and the line of each."""
 
     value: Any
     lines: dict[Path, int] = field(default_factory=dict)
 
 
 def parse(text: str, origin: str) -> Document:
-    """Read one YAML document; `origin` is what an error calls it.
+    """Read one YAML document; errors call it `origin`.
 
-    A number, a date and a truth value stay the text that was written, so that `task: 2024` is a name and
-    `learning_rate: 2e-4` a number: the field decides. Raises ConfigInvalid for all but plain values.
+    Numbers, dates and booleans stay text. The field decides what they are: `task: 2024` is a name and
+    `learning_rate: 2e-4` a number. Raises ConfigInvalid for anything but plain values.
     """
     if len(text) > MAX_BYTES:
-        raise ConfigInvalid(f"{origin} is larger than {MAX_BYTES} bytes", hint="a spec has a few lines")
+        raise ConfigInvalid(f"{origin} is larger than {MAX_BYTES} bytes", hint="write a smaller file")
     try:
         refuse_abuse(text, origin)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         line, problem = problem_of(error)
-        raise ConfigInvalid(f"{origin}{line} is no YAML: {problem}", hint="correct it, or leave it out") from error
+        raise ConfigInvalid(
+            f"{origin}{line} is not valid YAML: {problem}", hint="correct it, or leave it out"
+        ) from error
     document = Document(None)
     if node is not None:
         document.value = plain(node, (), document.lines, origin)
@@ -46,7 +48,7 @@ def parse(text: str, origin: str) -> Document:
 
 
 def written(text: str, origin: str) -> Any:
-    """A value on a command line or in the environment, read as YAML; but `#` is a character there and no comment.
+    """Read a value from a command line or the environment as YAML, except that `#` starts no comment.
 
     Raises what `parse` raises.
     """
@@ -56,18 +58,18 @@ def written(text: str, origin: str) -> Any:
 
 
 def refuse_abuse(text: str, origin: str) -> None:
-    """Raise ConfigInvalid for aliases, which can grow without bounds, and for nesting that nobody writes by hand."""
+    """Raise ConfigInvalid for aliases, which can expand without bounds, and for very deep nesting."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if isinstance(event, yaml.AliasEvent):
-            raise ConfigInvalid(f"{origin} has the alias *{event.anchor}", hint="write the value out")
+            raise ConfigInvalid(f"{origin} has the alias *{event.anchor}", hint="write out the value instead")
         if depth > MAX_DEPTH:
-            raise ConfigInvalid(f"{origin} is nested too deeply", hint=f"at most {MAX_DEPTH} levels are read")
+            raise ConfigInvalid(f"{origin} is nested too deeply", hint=f"use at most {MAX_DEPTH} levels")
 
 
 def plain(node: yaml.Node, path: Path, lines: dict[Path, int], origin: str) -> Any:
-    """A node as dict, list, text or None; notes the line of everything in it."""
+    """A node as dict, list, text or None. Adds the line of each value to `lines`."""
     lines[path] = line = node.start_mark.line + 1
     match node:
         case yaml.MappingNode(tag="tag:yaml.org,2002:map"):
@@ -78,20 +80,18 @@ def plain(node: yaml.Node, path: Path, lines: dict[Path, int], origin: str) -> A
             return value
         case yaml.ScalarNode(tag=tag) if tag == NULL:
             return None
-    raise ConfigInvalid(
-        f"{origin}:{line} has the tag {node.tag}", hint="only plain values, lists and mappings are read"
-    )
+    raise ConfigInvalid(f"{origin}:{line} has the tag {node.tag}", hint="use only plain values, lists and mappings")
 
 
 def pairs(node: yaml.MappingNode, path: Path, lines: dict[Path, int], origin: str) -> Iterator[tuple[str, Any]]:
-    """The entries of a mapping. Raises ConfigInvalid for a name that stands twice or is no text."""
+    """The entries of a mapping. Raises ConfigInvalid for a key that is not text or occurs twice."""
     seen = set()
     for key, value in node.value:
         where = f"{origin}:{key.start_mark.line + 1}"
         if key.tag not in TEXTUAL:
-            raise ConfigInvalid(f"{where} has a name that is no text", hint="name a field")
+            raise ConfigInvalid(f"{where} has a key that is not text", hint="use the name of a field")
         if key.value in seen:
-            raise ConfigInvalid(f"{where} says {key.value} a second time", hint="keep one of the two")
+            raise ConfigInvalid(f"{where} repeats the key {key.value}", hint="keep one of the two")
         seen.add(key.value)
         below = (*path, key.value)
         yield key.value, plain(value, below, lines, origin)
@@ -99,7 +99,7 @@ def pairs(node: yaml.MappingNode, path: Path, lines: dict[Path, int], origin: st
 
 
 def problem_of(error: yaml.YAMLError) -> tuple[str, str]:
-    """`:LINE`, if the parser knows it, and what it did not like, in one line."""
+    """`:LINE`, if the parser knows it, and the problem, in one line."""
     if not isinstance(error, yaml.MarkedYAMLError):
         return "", str(error).partition("\n")[0]
     mark: yaml.Mark | None = error.problem_mark

@@ -1,4 +1,4 @@
-"""What stands before a server: who asks by a name that is not ours, from another site, or without the password."""
+"""Access control of a server: it refuses foreign Host headers, other sites, and requests without the password."""
 
 import base64
 import hmac
@@ -9,14 +9,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-ONLY_HERE = "connect-src 'self'"  # pages send nothing elsewhere; Prefect's would ask its makers' analytics
-HEALTH = {"/health", "/api/health", "/api/ready"}  # say no more than that the server lives
+ONLY_HERE = "connect-src 'self'"  # pages connect to this server only; Prefect's would send analytics
+HEALTH = {"/health", "/api/health", "/api/ready"}  # say only that the server is up
 
 
-class Door:
+class AccessControl:
     """Refuses a foreign Host (DNS rebinding), a foreign Origin (cross-site requests, websockets), a missing password.
 
-    `hosts` are names without port. `password` is `user:password`, asked for as HTTP's Basic; None asks for nothing.
+    `hosts` are names without port. `password` is `user:password` for HTTP basic authentication; None disables it.
     """
 
     def __init__(self, app: ASGIApp, *, hosts: Sequence[str], password: str | None) -> None:
@@ -28,7 +28,7 @@ class Door:
         refusal = self.refusal(scope) if scope["type"] in ("http", "websocket") else None
         if refusal is None:
             if scope["type"] == "http" and scope["method"] == "HEAD":
-                scope = {**scope, "method": "GET"}  # uvicorn, which knows what was asked, leaves the body out
+                scope = {**scope, "method": "GET"}  # uvicorn leaves the body out
             await self._app(scope, receive, confining(send))
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
@@ -36,21 +36,21 @@ class Door:
             await refusal(scope, receive, send)
 
     def refusal(self, scope: Scope) -> Response | None:
-        """The answer to a request that does not come in; None if it does."""
+        """The response to a refused request; None if it is allowed."""
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if name_of(host) not in self._hosts:
-            return PlainTextResponse("this server has another name; see BACKPROPAGATE_ALLOWED_HOSTS", 403)
+            return PlainTextResponse("Host header not allowed; see BACKPROPAGATE_ALLOWED_HOSTS", 403)
         if "origin" in headers and urlsplit(headers["origin"]).netloc != host:
-            return PlainTextResponse("no requests from another site", 403)
+            return PlainTextResponse("Origin header not allowed", 403)
         given = headers.get("authorization", "").encode()
         if self._expected is None or scope["path"] in HEALTH or hmac.compare_digest(given, self._expected):
             return None
-        return PlainTextResponse("a password is asked for", 401, {"WWW-Authenticate": 'Basic realm="backprop"'})
+        return PlainTextResponse("password required", 401, {"WWW-Authenticate": 'Basic realm="backprop"'})
 
 
 def confining(send: Send) -> Send:
-    """Sends what `send` sends, with the header that keeps a page from talking to anybody else."""
+    """`send` with a header that keeps pages from connecting to other servers."""
 
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -61,7 +61,7 @@ def confining(send: Send) -> Send:
 
 
 def name_of(host: str) -> str:
-    """The name in a Host header, without its port; empty if it has none."""
+    """The name in a Host header without its port; empty if there is none."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:

@@ -1,4 +1,4 @@
-"""What the Prefect server does by itself: mark runs whose process has died, and retrain a line that has new data."""
+"""Automations of the Prefect server: mark runs whose process has died, and retrain a line that has new data."""
 
 import hashlib
 import platform
@@ -33,16 +33,16 @@ def new_data_event(namespace: str) -> str:
 
 
 def line_resource(namespace: str, line: str) -> str:
-    """A line as the resource of an event."""
+    """The resource of a line's events."""
     return f"{namespace}.line.{line}"
 
 
 def automations(
     client: SyncPrefectClient, config: Settings, lines: Collection[str], *, silence: int, dry_run: bool
 ) -> Iterator[Changed]:
-    """Our automations, made or brought up to date; one that was switched off in the UI stays so.
+    """Create or update the automations; one that was switched off in the UI stays off.
 
-    Each line with a file has one. It is removed where its file was in a place that we look in, and is gone.
+    Each line with a job file has one. It is removed if its file was in one of our directories and is gone.
     """
     yield put(client, dead_runs(config.namespace, silence), dry_run=dry_run)
     for line in lines:
@@ -55,11 +55,11 @@ def automations(
     for _, known in left_over(client, config, lines):
         if not dry_run:
             client.delete_automation(known.id)
-        yield f"automation {known.name}", False, ["removed: the line's file is gone"]
+        yield f"automation {known.name}", False, ["removed: the job file is gone"]
 
 
 def announce(namespace: str, line: str, payload: dict[str, Any]) -> None:
-    """Tell the Prefect server that a line has new data. Raises DeploymentRefused, PrefectUnreachable."""
+    """Send the event that a line has new data. Raises DeploymentRefused, PrefectUnreachable."""
     event = Event(
         event=new_data_event(namespace),
         resource=Resource({"prefect.resource.id": line_resource(namespace, line)}),
@@ -70,7 +70,7 @@ def announce(namespace: str, line: str, payload: dict[str, Any]) -> None:
 
 
 def put(client: SyncPrefectClient, wanted: AutomationCore, *, dry_run: bool) -> Changed:
-    """Make one automation what it shall be."""
+    """Create or update one automation."""
     what = f"automation {wanted.name}"
     known = client.read_automations_by_name(wanted.name)
     if not known:
@@ -85,7 +85,7 @@ def put(client: SyncPrefectClient, wanted: AutomationCore, *, dry_run: bool) -> 
 
 
 def left_over(client: SyncPrefectClient, config: Settings, lines: Collection[str]) -> Iterator[tuple[str, Automation]]:
-    """Lines, and their automations, whose file was where we look for files, and is gone."""
+    """Lines whose job file is gone from one of our directories, with their automations."""
     ours = AutomationFilter(tags=AutomationFilterTags(all_=[config.namespace, NEW_DATA]))
     for known in client.read_automations(automations=ours):
         line = known.name.removeprefix(title(config.namespace, ""))
@@ -105,15 +105,15 @@ def title(namespace: str, line: str) -> str:
 
 
 def mark(file: Path) -> str:
-    """What says of an automation which file made it: another machine or directory has other lines."""
+    """A tag for the job file of an automation, since other machines and directories have other lines."""
     return f"file-{hashlib.sha256(f'{platform.node()}:{file}'.encode()).hexdigest()[:12]}"
 
 
 def new_data(namespace: str, line: str, deployment: UUID, file: str) -> AutomationCore:
-    """An event that says of a line that there is new data starts its retrain, with the parameters of its file."""
+    """The event that a line has new data starts its retrain, with the parameters of its job file."""
     return AutomationCore(
         name=title(namespace, line),
-        description=f"Made by backprop deploy, of the line's file: {new_data_event(namespace)} starts its retrain.",
+        description=f"Made by backprop deploy from the job file: {new_data_event(namespace)} starts a retrain.",
         tags=[namespace, NEW_DATA, file],
         trigger=EventTrigger(
             posture=Posture.Reactive,
@@ -125,10 +125,10 @@ def new_data(namespace: str, line: str, deployment: UUID, file: str) -> Automati
 
 
 def dead_runs(namespace: str, silence: int) -> AutomationCore:
-    """A run of ours that was alive and then neither ends nor gives a sign of life for `silence` seconds has crashed."""
+    """A run that has sent heartbeats and then none for `silence` seconds, without ending, has crashed."""
     return AutomationCore(
         name=f"{namespace}: runs whose process has died",
-        description="Made by backprop deploy. Run it again: what was finished is taken from the cache.",
+        description="Made by backprop deploy. Run it again: finished stages are cached.",
         trigger=EventTrigger(
             posture=Posture.Proactive,
             after={ALIVE},
@@ -141,8 +141,6 @@ def dead_runs(namespace: str, silence: int) -> AutomationCore:
             within=timedelta(seconds=silence),
         ),
         actions=[
-            ChangeFlowRunState(
-                state=StateType.CRASHED, message=f"no sign of life for {silence} s: its process has died"
-            )
+            ChangeFlowRunState(state=StateType.CRASHED, message=f"no heartbeat for {silence} s: its process has died")
         ],
     )

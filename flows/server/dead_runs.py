@@ -1,6 +1,6 @@
-"""Runs of deployments whose process is gone: they are marked within a minute, so that they block nothing.
+"""Marks runs of deployments whose process is gone, within a minute, so that they free their slot.
 
-A run that waits for approval goes on instead: it is tried again, and takes the answer from the page that it has.
+A run that waits for approval is retried instead, and takes the answer from its page.
 """
 
 import logging
@@ -21,21 +21,21 @@ from tasks.runs.approval_questions import unattended
 from tasks.runs.retried_runs import has_died
 
 log = logging.getLogger(__name__)
-YOUNG = 30.0  # seconds: so long a run may be pending before a worker has said that it took it
-MOST = 100  # tries of a run that waits for approval
+YOUNG = 30.0  # seconds that a run may be pending before a worker has claimed it
+MOST = 100  # retries of a run that waits for approval
 LABEL = "prefect.worker.name"
 GOING_ON = ["PENDING", "RUNNING", "CANCELLING"]
 ENDED = (StateType.CRASHED, StateType.FAILED)
-OPEN = (StateType.PAUSED, StateType.RUNNING)  # a question that waits, or is answered
+OPEN = (StateType.PAUSED, StateType.RUNNING)  # a question that waits or is answered
 
 
 def worker_name(config: Settings) -> str:
-    """A new name for the worker of a home: those before it are dead, since a home has one at a time."""
+    """A new name for the worker of a home. Earlier workers are dead, since a home has one at a time."""
     return f"{prefix(config)}{uuid.uuid4().hex[:8]}"
 
 
 def prefix(config: Settings) -> str:
-    """How the names of a home's workers begin, on whatever machine or in whatever container it is."""
+    """The prefix of the names of a home's workers, the same on every machine."""
     place = config.layout.serve_id
     if not place.is_file():
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -44,7 +44,7 @@ def prefix(config: Settings) -> str:
 
 
 def give_up(config: Settings, worker: str, *, young: float = YOUNG) -> None:
-    """Mark runs whose process is gone, and try those again that wait for approval. `worker` is the one that lives."""
+    """Mark runs whose process is gone, and retry those that wait for approval. `worker` is the live one."""
     with get_client(sync_client=True) as client:
         for run in going_on(client, config):
             if is_dead(run, config, worker, young):
@@ -62,7 +62,7 @@ def going_on(client: SyncPrefectClient, config: Settings) -> Iterator[FlowRun]:
 
 
 def is_dead(run: FlowRun, config: Settings, worker: str, young: float) -> bool:
-    """Whether the process of a run is gone, as far as can be told from here; if not, the heartbeat tells."""
+    """Whether the process of a run is known to be gone; for other runs the heartbeat decides."""
     assert run.state
     taken_by = str(run.labels.get(LABEL, ""))
     is_ours = taken_by.startswith(prefix(config))
@@ -74,21 +74,19 @@ def is_dead(run: FlowRun, config: Settings, worker: str, young: float) -> bool:
 
 
 def mark(client: SyncPrefectClient, run: FlowRun) -> None:
-    """Its deployment's slot is free at once, and it can be tried again."""
+    """Mark a run as crashed, so that its slot is free and it can be retried."""
     assert run.state
     log.warning("the process of flow run %s is gone", run.name)
     if run.state.type == StateType.CANCELLING:
         client.set_flow_run_state(run.id, Cancelled(message="its process has ended"), force=True)
     else:
-        client.set_flow_run_state(
-            run.id, Crashed(message="its process was killed; try it again: it goes on"), force=True
-        )
+        client.set_flow_run_state(run.id, Crashed(message="its process was killed; retry it to continue"), force=True)
 
 
 def try_again(client: SyncPrefectClient, flow_run: UUID, question: UUID) -> None:
-    """Schedule a run that has ended while a person was asked about it, before all that came later."""
+    """Schedule a run that ended while it waited for approval, before later runs."""
     run, asked = client.read_flow_run(flow_run), client.read_flow_run(question)
     ended = run.state and run.state.type in ENDED and run.run_count < MOST
     if ended and asked.state and asked.state.type in OPEN:
-        log.warning("flow run %s goes on: it waits for approval", run.name)
+        log.warning("flow run %s is retried: it waits for approval", run.name)
         client.set_flow_run_state(flow_run, AwaitingRetry(scheduled_time=run.expected_start_time), force=True)

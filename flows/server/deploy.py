@@ -1,9 +1,9 @@
-"""Our deployments, schedules and automations on a Prefect server: what shall be, how it differs, and making it so.
+"""Deployments, schedules and automations on a Prefect server: what is wanted, how it differs, and the update.
 
-The file of a line decides its schedule: written when it is new or changed there, removed when it is gone there.
-The slug of a schedule that came from a file says what the file said, so one that was paused or moved in the UI since
-then is left alone, and so is every schedule without such a slug. Parameters of a schedule are undone: the file says
-what is run, a schedule when.
+The job file of a line decides its schedule: a new or changed one is written, a removed one is deleted. The slug of
+such a schedule holds a digest of the file's schedule. So one that was paused or moved in the UI since then stays, and
+so does every schedule without such a slug. Parameters of a schedule are removed: the file says what to run, a schedule
+when.
 """
 
 import hashlib
@@ -35,13 +35,13 @@ from flows.server.deployment_names import OLD, path_of
 if TYPE_CHECKING:
     from prefect.client.schemas.responses import DeploymentResponse
 
-FROM_FILE = "file-"  # how the slug of a schedule begins that came from a line's file
-OF_FILE = re.compile(FROM_FILE + "[0-9a-f]{12}")  # the whole of it; a person may call a schedule file-import
-HEARTBEAT = 30  # seconds between the signs of life of a flow run, Prefect's shortest
+FROM_FILE = "file-"  # prefix of the slug of a schedule from a job file
+OF_FILE = re.compile(FROM_FILE + "[0-9a-f]{12}")  # the whole slug, since a person may call a schedule file-import
+HEARTBEAT = 30  # seconds between heartbeats of a flow run, Prefect's minimum
 
 
 class Change(Record):
-    """What is done to one thing on the server; `details` is empty where it is as it shall be."""
+    """The update of one object on the server; without `details` it is unchanged."""
 
     what: str
     new: bool
@@ -50,14 +50,14 @@ class Change(Record):
 
 @dataclass(frozen=True)
 class Deployment:
-    """One deployment as it shall be. `fields` are those that Prefect keeps of it, its schedules aside."""
+    """A wanted deployment. `fields` are its fields in Prefect, without schedules."""
 
     flow: str
     name: str
     fields: Mapping[str, Any]
     limit: int | None
     schedule: DeploymentScheduleCreate | None = None
-    of_file: bool = False  # whether it is of one line, by the line's file
+    of_file: bool = False  # made from the job file of a line
 
     @property
     def path(self) -> str:
@@ -65,9 +65,9 @@ class Deployment:
 
 
 def deploy(config: Settings, jobs: Mapping[str, LineSpec], *, pool: str, dry_run: bool) -> list[Change]:
-    """Make the server's deployments, schedules and automations what they shall be; what was, or would be, changed.
+    """Update deployments, schedules and automations on the server. Returns what changed or would change.
 
-    Raises ConfigInvalid for a schedule that Prefect cannot read, DeploymentRefused for what the server refuses.
+    Raises ConfigInvalid for an invalid schedule, DeploymentRefused for what the server refuses.
     """
     every = list(deployments(config, jobs, pool))
     with get_client(sync_client=True) as client, refusals("check the work pool's variables"):
@@ -83,7 +83,7 @@ def deploy(config: Settings, jobs: Mapping[str, LineSpec], *, pool: str, dry_run
 
 
 def deployments(config: Settings, jobs: Mapping[str, LineSpec], pool: str) -> Iterator[Deployment]:
-    """One of every flow, and of every line with a file `retrain/NAME` and, if it asks for it, `drift/NAME`."""
+    """One for every flow, and for every job file `retrain/NAME` and, if it sets drift, `drift/NAME`."""
     for name in FLOWS:
         yield of_flow(name, FLOWS[name].deployment, config, pool)
     for job in jobs.values():
@@ -93,34 +93,34 @@ def deployments(config: Settings, jobs: Mapping[str, LineSpec], pool: str) -> It
 
 
 def of_flow(flow: str, name: str, config: Settings, pool: str) -> Deployment:
-    """A flow's own deployment, whose runs say all that they need."""
+    """The deployment of a flow, without parameters of its own."""
     return Deployment(flow, name, fields_of(flow, config, pool, {}), 1 if FLOWS[flow].alone else None)
 
 
 def with_old_name(
     client: SyncPrefectClient, config: Settings, pool: str, taken: Collection[str]
 ) -> Iterator[Deployment]:
-    """The deployments FLOW/default that the server has from before, for callers that still use them."""
+    """The old deployments FLOW/default that the server still has, for callers that use them."""
     for flow in FLOWS:
         if f"{flow}/{OLD}" in taken:
             continue
         with suppress(ObjectNotFound):
             client.read_deployment_by_name(f"{flow}/{OLD}")
             made = of_flow(flow, OLD, config, pool)
-            note = f"The old name of {path_of(flow)}. Delete it once nothing calls it."
+            note = f"The old name of {path_of(flow)}. Delete it when nothing calls it any more."
             yield replace(made, fields={**made.fields, "description": note})
 
 
 def of_line(
     name: str, job: LineSpec, given: Mapping[str, Any], schedule: ScheduleSpec | None, config: Settings, pool: str
 ) -> Deployment:
-    """One deployment of a line's file."""
+    """A deployment from the job file of a line."""
     fields = fields_of(name, config, pool, given)
     return Deployment(name, job.line, fields, 1, scheduled(schedule, job.line) if schedule else None, of_file=True)
 
 
 def fields_of(name: str, config: Settings, pool: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """What Prefect keeps of a deployment: a module of the worker's environment, so that nothing is fetched."""
+    """The fields of a deployment. Its entrypoint is a module of the worker's environment, so nothing is downloaded."""
     flow = load(name)
     variables: dict[str, Any] = {"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT)}}
     return {
@@ -138,7 +138,7 @@ def fields_of(name: str, config: Settings, pool: str, parameters: Mapping[str, A
 
 
 def parameters_of(job: LineSpec) -> dict[str, Any]:
-    """A line's job as parameters of `retrain`; what is at its default is left to the flow."""
+    """A line's job as parameters of `retrain`, without defaults."""
     return differing(parameters("retrain", job.run(), fresh=False), {})
 
 
@@ -148,20 +148,20 @@ def fresh_rows(job: LineSpec, spec: StalenessSpec) -> dict[str, Any]:
 
 
 def scheduled(schedule: ScheduleSpec, line: str) -> DeploymentScheduleCreate:
-    """The schedule of a line's file, under a slug that says what it is. Raises ConfigInvalid."""
+    """The schedule of a job file, with a slug that holds its digest. Raises ConfigInvalid."""
     digest = hashlib.sha256(f"{schedule.cron} {schedule.timezone}".encode()).hexdigest()
     try:
         cron = CronSchedule(cron=schedule.cron, timezone=schedule.timezone)
     except ValidationError as error:
         raise ConfigInvalid(
-            f"the schedule of line {line} is not possible: {error.errors()[0]['msg']}",
+            f"invalid schedule of line {line}: {error.errors()[0]['msg']}",
             hint='write cron: "0 3 * * *" and a time zone like Europe/Berlin',
         ) from error
     return DeploymentScheduleCreate(schedule=cron, slug=FROM_FILE + digest[:12])
 
 
 def work_pool(client: SyncPrefectClient, name: str, *, dry_run: bool) -> tuple[str, bool, list[str]]:
-    """A process pool of this name, unless there is a pool already."""
+    """Create a process pool with this name if there is none."""
     what = f"work pool {name}"
     try:
         client.read_work_pool(name)
@@ -173,7 +173,7 @@ def work_pool(client: SyncPrefectClient, name: str, *, dry_run: bool) -> tuple[s
 
 
 def reconcile(client: SyncPrefectClient, wanted: Deployment, *, dry_run: bool) -> tuple[str, bool, list[str]]:
-    """Make one deployment what it shall be."""
+    """Create or update one deployment."""
     what = f"deployment {wanted.path}"
     try:
         known = client.read_deployment_by_name(wanted.path)
@@ -191,18 +191,18 @@ def reconcile(client: SyncPrefectClient, wanted: Deployment, *, dry_run: bool) -
 
 
 def remove(client: SyncPrefectClient, path: str, dry_run: bool) -> Iterator[tuple[str, bool, list[str]]]:
-    """Delete a deployment that a line's file no longer asks for, if there is one."""
+    """Delete a deployment that the job file no longer asks for, if it exists."""
     try:
         known = client.read_deployment_by_name(path)
     except ObjectNotFound:
         return
     if not dry_run:
         client.delete_deployment(known.id)
-    yield f"deployment {path}", False, ["removed: the line's file does not ask for it"]
+    yield f"deployment {path}", False, ["removed: the job file does not ask for it"]
 
 
 def forget(client: SyncPrefectClient, line: str, dry_run: bool) -> Iterator[tuple[str, bool, list[str]]]:
-    """Remove what starts runs of a line whose file is gone; `retrain/LINE` itself, and its runs, stay."""
+    """Remove what starts runs of a line whose job file is gone; `retrain/LINE` and its runs stay."""
     yield from remove(client, f"drift/{line}", dry_run)
     with suppress(ObjectNotFound):
         known = client.read_deployment_by_name(f"retrain/{line}")
@@ -221,11 +221,11 @@ def create(client: SyncPrefectClient, wanted: Deployment) -> None:
 
 
 def undo_parameters(client: SyncPrefectClient, known: "DeploymentResponse", *, dry_run: bool) -> Iterator[str]:
-    """Take away what schedules say of a line's job; their times stay, and whether they are paused."""
+    """Remove the parameters of schedules; their times stay, and whether they are paused."""
     for schedule in known.schedules:
         if schedule.parameters:
             names = ", ".join(sorted(schedule.parameters))
-            yield f"schedule: {said(schedule)}: {names} removed, the line's file says what is run"
+            yield f"schedule: {said(schedule)}: {names} removed, the job file says what to run"
             if not dry_run:
                 client.update_deployment_schedule(known.id, schedule.id, parameters={})
 
@@ -233,7 +233,7 @@ def undo_parameters(client: SyncPrefectClient, known: "DeploymentResponse", *, d
 def reconcile_schedule(
     client: SyncPrefectClient, known: "DeploymentResponse", wanted: DeploymentScheduleCreate | None, *, dry_run: bool
 ) -> Iterator[str]:
-    """Write the file's schedule if the file says another than before; paused stays paused."""
+    """Write the schedule of the job file if it has changed; a paused one stays paused."""
     ours = [schedule for schedule in known.schedules if OF_FILE.fullmatch(schedule.slug or "")]
     if [schedule.slug for schedule in ours] == ([wanted.slug] if wanted else []):
         return
@@ -249,12 +249,12 @@ def reconcile_schedule(
 
 
 def said(schedule: DeploymentScheduleCreate | DeploymentSchedule) -> str:
-    """A schedule in a few words."""
+    """A schedule as text."""
     return str(schedule.schedule.model_dump(exclude_defaults=True, exclude={"day_or"}, mode="json"))
 
 
 def difference(path: str, known: Any, wanted: Any) -> Iterator[str]:
-    """What differs between two values, field by field; of a form's schema only that it does."""
+    """The differences between two values, field by field; for the schema of a form only that it differs."""
     if path == "parameter_openapi_schema":
         yield "form: changed"
     elif isinstance(known, dict) and isinstance(wanted, dict):

@@ -1,7 +1,7 @@
 """The form that Prefect's UI shows for a deployment: the JSON schema of its parameters, without defaults.
 
 The UI sends every default of a schema as if a person had entered it, and saves all of them in a schedule whose time was
-edited. So a field that is left empty has to have no default here: it then stays open, and the help says what is taken.
+edited. So fields have no default here: an empty one stays open, and its help names the default.
 """
 
 from collections.abc import Collection, Mapping
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from prefect import Flow
 
 Schema = dict[str, Any]
-CHOSEN = "Left empty: chosen for the model and the data."
-NO_NULL = {"type": "null"}  # Prefect lets null pass for a field without a default
+CHOSEN = "Default: chosen for the model and the data."
+NO_NULL = {"type": "null"}  # Prefect accepts null for a field without a default
 
 
 def form_of(flow: "Flow[..., Any]", known: Collection[str]) -> Schema:
-    """The schema of a flow's parameters without defaults; those that the deployment has are not required."""
+    """The schema of a flow's parameters without defaults; parameters of the deployment are not required."""
     schema: Schema = parameter_schema(flow).model_dump()
     schema["required"] = [name for name in schema.get("required", ()) if name not in known]
     opened(schema, {})
@@ -32,7 +32,7 @@ def form_of(flow: "Flow[..., Any]", known: Collection[str]) -> Schema:
 
 
 def opened(schema: Schema, helps: Mapping[str, str]) -> None:
-    """Take the defaults of an object's fields away, and say them in the help instead."""
+    """Move the defaults of an object's fields into their help."""
     for name, field in schema.get("properties", {}).items():
         default = field.pop("default", None)
         words = [field.get("description", ""), helps.get(name) or told(default, field.get("description", ""))]
@@ -43,7 +43,7 @@ def opened(schema: Schema, helps: Mapping[str, str]) -> None:
 
 
 def told(default: Any, help_: str) -> str:
-    """A default in words; nothing for none, for a part with fields of its own, or where the help says it already."""
+    """A default in words; empty for none, for a part with fields, or if the help says it already."""
     match default:
         case bool():
             said = str(default).lower()
@@ -58,7 +58,7 @@ def told(default: Any, help_: str) -> str:
 
 @cache
 def chosen() -> Mapping[str, Mapping[str, str]]:
-    """The help of the fields that the product chooses for each run, by the name of their part."""
+    """The help of the fields that are chosen for each run, by the name of their part."""
     helps: dict[str, dict[str, str]] = {}
     for field in chosen_fields():
         part, _, name = field.rpartition(".")

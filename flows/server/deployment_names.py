@@ -1,7 +1,7 @@
-"""What the deployments of flows are called, and the name that all of them had before.
+"""Names of deployments, and the old name `default` that all of them had.
 
-A list of deployments shows their names large and their flows small, so a name says what a run of it does. Callers of
-`FLOW/default` still reach it where `serve` runs the server; a deployment `default` that a server has already is kept.
+Prefect's UI lists deployments by name, so the name says what a run does. On the server of `serve`, `FLOW/default` still
+finds the deployment; a server that already has a deployment `default` keeps it.
 """
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -13,18 +13,18 @@ BY_NAME = "/api/deployments/name/"
 
 
 def path_of(flow: str) -> str:
-    """A flow's own deployment, as Prefect's API names it."""
+    """FLOW/DEPLOYMENT of a flow, as in Prefect's API."""
     return f"{flow}/{FLOWS[flow].deployment}"
 
 
 def moved(path: str) -> str | None:
-    """Where a request for a deployment by its old name finds it; None for every other request."""
+    """The path of today for a request of a deployment by its old name; None for every other request."""
     flow, slash, name = path.removeprefix(BY_NAME).partition("/")
     return BY_NAME + path_of(flow) if path.startswith(BY_NAME) and flow in FLOWS and slash and name == OLD else None
 
 
 class OldNames:
-    """Prefect's application, which finds `FLOW/default` under its name of today where it has no such deployment."""
+    """Prefect's application; it answers `FLOW/default` with the deployment of today if there is no `default`."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,8 +1,7 @@
-"""The worker of `serve`: `python -m flows.server.flow_worker` makes the deployments, says "up", and runs what is due.
+"""The worker of `serve`: `python -m flows.server.flow_worker` deploys, prints "up", and executes scheduled runs.
 
-It looks for the lines' new data, too, and for runs whose process is gone. When its parent says so, it takes no more
-runs, its own are interrupted, which they note in their records, and it ends with them. When it is killed, or its
-parent is, its runs end at once.
+It also watches for new data of lines and for runs whose process is gone. When its parent stops it, it takes no more
+runs, interrupts its own, which record that, and ends with them. When it or its parent is killed, its runs end at once.
 """
 
 import asyncio
@@ -28,20 +27,20 @@ from flows.server.deploy import deploy
 from flows.server.watch import watching
 
 log = logging.getLogger("flows.server.flow_worker")
-PATIENCE = 75.0  # seconds for a run to finish its step, save it, and note that it was interrupted
-LOOK = 15.0  # seconds between two looks for runs whose process is gone
+PATIENCE = 75.0  # seconds for a run to finish its step, save it, and record the interruption
+LOOK = 15.0  # seconds between two checks for runs whose process is gone
 ending = threading.Event()  # set when `serve` ends, and read by a class that Prefect makes
 
 
-class Worker(ProcessWorker, ABC):  # what is an ABC itself, Prefect does not list as a type of worker
-    """Takes no more runs once it is to end."""
+class Worker(ProcessWorker, ABC):  # Prefect does not list an ABC as a type of worker
+    """Takes no more runs when it is ending."""
 
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
         return [] if ending.is_set() else await super().get_and_submit_flow_runs()
 
 
 def end() -> None:
-    """End its runs, and it: the parent has no more use for the worker."""
+    """End the runs and the worker."""
     ending.set()
     runs = psutil.Process().children()
     for run in runs:
@@ -53,16 +52,16 @@ def end() -> None:
 
 
 def look(config: Settings, name: str) -> None:
-    """Look for runs whose process is gone, again and again."""
+    """Check for runs whose process is gone, at regular intervals."""
     while not ending.wait(LOOK):
         try:
             give_up(config, name)
         except (httpx.HTTPError, PrefectException, BackpropError, OSError) as error:
-            log.warning("no look for dead runs: %s", error)
+            log.warning("cannot check for dead runs: %s", error)
 
 
 def main() -> None:
-    """Deploy, then work until the parent says that it is enough."""
+    """Deploy, then work until the parent stops it."""
     parent_watch.hold(stop=end)
     config = settings()
     configure_logging(config, verbose=False)

@@ -1,7 +1,7 @@
-"""A scheduled run of a line does what its deployment says: the line's file says what is run, a schedule only when.
+"""Scheduled runs of a line ignore parameters of the schedule: the job file says what to run, a schedule only when.
 
-Prefect's UI writes parameters into a schedule whose time is edited there, and they would replace whole parts of the
-job. Some of them are no parameters at all, null for a whole part: so they are left out before anything is validated.
+When a schedule's time is edited in Prefect's UI, the UI also writes parameters into it. They would replace whole parts
+of the job, and some are invalid, like null for a whole part. So they are dropped before validation.
 """
 
 import inspect
@@ -18,9 +18,9 @@ R = TypeVar("R")
 
 
 def as_deployed(function: Callable[P, R]) -> Callable[P, R]:
-    """The body of a flow with a deployment for each line: a schedule's own parameters are left out, and named.
+    """Drop, and log, a schedule's parameters in a flow with a deployment per line.
 
-    It is outermost, and validates the others itself: the flow has `validate_parameters=False`.
+    It wraps all else and validates the parameters itself: the flow has `validate_parameters=False`.
     """
 
     @wraps(function)
@@ -36,7 +36,7 @@ def as_deployed(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def parameters_of_the_line() -> dict[str, Any] | None:
-    """What the deployment of a line's file says to a run that a schedule started; None if the run says the same."""
+    """The parameters of the line's deployment, for a run that a schedule started; None if the run has the same."""
     context = FlowRunContext.get()
     flow_run = context.flow_run if context else None
     if not (context and flow_run and flow_run.auto_scheduled and flow_run.deployment_id):
@@ -47,6 +47,6 @@ def parameters_of_the_line() -> dict[str, Any] | None:
     if own.get("line") != deployment.name or own == ran:
         return None
     names = sorted(name for name in {*own, *ran} if own.get(name) != ran.get(name))
-    said = "%s of the schedule left out: the line's file says what is run, a schedule when"
+    said = "%s of the schedule left out: the job file says what to run, a schedule only when"
     get_run_logger().warning(said, ", ".join(names))
     return own

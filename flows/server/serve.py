@@ -1,7 +1,7 @@
-"""Prefect and MLflow with their user interfaces, every deployment and a worker, until Ctrl-C. No Prefect is imported.
+"""`backprop serve`: Prefect and MLflow with their user interfaces, every deployment and a worker, until Ctrl-C.
 
-Only servers whose address is not set are started, each on a socket that is kept here: one that dies is started again on
-the same address.
+It starts only servers whose address is not set, and keeps their sockets, so that a server that dies restarts on the
+same address. This process does not import Prefect.
 """
 
 import getpass
@@ -28,14 +28,14 @@ from flows.server.start_page import Page
 
 log = logging.getLogger(__name__)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-ASKED = 1.0  # seconds: who only asks whether one runs holds the lock for a moment
-STUCK = 5.0  # seconds for one that does not come up to end by itself
-QUICK = 20.0  # seconds: what was started again and dies sooner will not live the next time either
-LOOKS = "3"  # seconds from one question of the worker for runs to the next: with Prefect's own 10 a click seems lost
+ASKED = 1.0  # seconds: checking whether `serve` runs holds the lock for a moment
+STUCK = 5.0  # seconds for a process that does not come up to end
+QUICK = 20.0  # seconds: a process that dies sooner after a restart is not restarted again
+LOOKS = "3"  # seconds between two polls of the worker; Prefect's default of 10 makes a click seem lost
 
 
 class Addresses(Record):
-    """Where everything is; kept in the home while `serve` runs."""
+    """The addresses of everything, kept in the home while `serve` runs."""
 
     page: str
     prefect: str
@@ -48,18 +48,18 @@ class Addresses(Record):
 def password(user: str | None, host: str, config: Settings) -> str | None:
     """`user:password`, from the environment, a file or a prompt; None without a user.
 
-    Raises AuthRequired if other machines can reach `host` and no user is named, or if there is no terminal to ask on,
+    Raises AuthRequired if other machines can reach `host` and no user is given, or if there is no terminal to ask on,
     and ConfigInvalid for a password that could not be blanked in logs.
     """
     if user is None:
         if host in LOOPBACK:
             return None
-        raise AuthRequired(f"other machines can reach {host}", hint="name a user: --auth USER")
+        raise AuthRequired(f"other machines can reach {host}", hint="set a user: --auth USER")
     secret = secret_of(user, config)
     if is_weak(secret):
         raise ConfigInvalid(
             f"the password for {user} is too short, or a single word or number",
-            hint="take at least 8 characters, and neither letters nor digits alone: it could not be blanked in logs",
+            hint="use at least 8 characters, not only letters or only digits, so that it can be blanked in logs",
         )
     keep_secret(secret)
     return f"{user}:{secret}"
@@ -84,7 +84,7 @@ def secret_of(user: str, config: Settings) -> str:
 
 
 def allowed_hosts(host: str, config: Settings) -> list[str]:
-    """The names that requests may use: this machine's, and those of the settings."""
+    """The allowed Host headers: the names of this machine, and those of the settings."""
     own = [*LOOPBACK, host]
     if host not in LOOPBACK:
         own += [socket.gethostname().lower(), socket.getfqdn().lower()]
@@ -94,24 +94,24 @@ def allowed_hosts(host: str, config: Settings) -> list[str]:
 
 
 def pattern(host: str) -> str:
-    """A name with any port as MLflow, which reads patterns of file names, is told it. The door compares exactly."""
+    """A name with any port, as a glob for MLflow. Our own access control compares exactly."""
     return f"[[]{host}]*" if ":" in host else f"{host}*"
 
 
 @contextmanager
 def alone(config: Settings) -> Iterator[dict[str, Any]]:
-    """One `serve` a home, with the addresses of the last time; those of this time are not there yet.
+    """Lock the home for one `serve`. Yields the addresses of the last time.
 
-    Raises ServerActive with those of the one that runs.
+    Raises ServerActive with the address of a running `serve`.
     """
     layout = config.layout
     layout.root.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         held = FileLock(layout.serve_lock).acquire(timeout=ASKED)
     except Timeout as error:
-        page = read(layout.serve).get("page", "an address that is not known yet")
+        page = read(layout.serve).get("page", "its address is not known yet")
         raise ServerActive(
-            f"this home is served already: {page}", hint="use that one, or end it with Ctrl-C where it runs"
+            f"backprop serve already runs in this home: {page}", hint="use it, or stop it with Ctrl-C where it runs"
         ) from error
     with held:
         with suppress(FileNotFoundError):
@@ -120,13 +120,13 @@ def alone(config: Settings) -> Iterator[dict[str, Any]]:
 
 
 def write(config: Settings, addresses: Addresses) -> None:
-    """The file of addresses, whole from its first moment."""
+    """Write the file of addresses atomically."""
     config.layout.serve_new.write_text(addresses.model_dump_json())
     config.layout.serve_new.replace(config.layout.serve)
 
 
 def read(place: Path) -> dict[str, Any]:
-    """The addresses in a file, if there is one."""
+    """The addresses in a file; empty if it does not exist."""
     try:
         return dict(json.loads(place.read_text()))
     except FileNotFoundError:
@@ -134,7 +134,7 @@ def read(place: Path) -> dict[str, Any]:
 
 
 def running(config: Settings) -> Addresses | None:
-    """Where everything of this home's `serve` is; None if none runs, or is about to."""
+    """The addresses of this home's `serve`; None if it does not run."""
     place = config.layout.serve
     if not place.is_file():
         return None
@@ -147,7 +147,7 @@ def running(config: Settings) -> Addresses | None:
 
 
 class Service:
-    """Everything that `serve` runs. `start` it, `watch` it, and close it: then nothing of it is left."""
+    """The processes of `serve`. `start` them and `watch` them; leaving the context ends them all."""
 
     def __init__(self, config: Settings, *, host: str, port: int | None, auth: str | None, known: Mapping[str, Any]):
         self._config, self._host, self._auth = config, host, auth
@@ -170,7 +170,7 @@ class Service:
         self._api, self._tracking = prefect, mlflow
 
     def _listen(self, port: int, before: str | None) -> socket.socket:
-        """A socket on this port; on that of the last time, or else any free one, if it is 0."""
+        """A socket on this port; for 0, on the port of the last time, or else on a free one."""
         candidates = [port] if port else [int(before.rpartition(":")[2]) if before else 0, 0]
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         for candidate in candidates:
@@ -180,7 +180,7 @@ class Service:
             except OSError as error:
                 failed = error
         raise ServerFailed(
-            f"cannot listen on {self._host}:{port}: {failed.strerror}", hint="another --port or --host"
+            f"cannot listen on {self._host}:{port}: {failed.strerror}", hint="choose another --port or --host"
         ) from failed
 
     def _url(self, listening: socket.socket) -> str:
@@ -202,13 +202,13 @@ class Service:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name in ("worker", "mlflow", "prefect"):  # what the runs still have to say is said first
+        for name in ("worker", "mlflow", "prefect"):  # runs still report to the servers
             if name in self._children:
                 self._children[name][0].stop()
         self._cleanup.close()
 
     def start(self) -> None:
-        """Start everything, the worker once the servers are up. Raises ServerFailed."""
+        """Start everything, the worker when the servers are up. Raises ServerFailed."""
         *servers, worker = self._wanted
         for wanted in servers:
             self._start(*wanted)
@@ -221,7 +221,7 @@ class Service:
     def _start(
         self, name: str, arguments: list[str], listening: socket.socket | None, again: float = -math.inf
     ) -> Child:
-        """`again`: when it was started again, if it was."""
+        """Start one process; `again` is the time of its last restart."""
         sockets = [listening.fileno()] if listening else []
         words = [*map(str, sockets), ",".join(self._hosts)] if listening else []
         place = self._config.layout.log(name)
@@ -230,7 +230,7 @@ class Service:
         return child
 
     def _environment(self, name: str) -> dict[str, str]:
-        """What a child is told: where the servers are, who may use them, how Prefect shall serve."""
+        """The environment of a child: addresses, credentials, and the settings of Prefect's server."""
         told = dict(os.environ)
         if name == "mlflow":
             told.pop("MLFLOW_TRACKING_URI", None)
@@ -262,11 +262,11 @@ class Service:
         }
 
     def is_alive(self) -> dict[str, bool]:
-        """Which of the processes live, by name."""
+        """Whether each process lives, by name."""
         return {name: child.alive for name, (child, _) in self._children.items()}
 
     def watch(self) -> None:
-        """Start again what has died. Raises ServerFailed for what dies at once."""
+        """Restart processes that have died. Raises ServerFailed for one that dies again at once."""
         for name, arguments, listening in self._wanted:
             child, again = self._children[name]
             if child.alive and not child.is_late:
@@ -274,5 +274,5 @@ class Service:
             child.stop(within=STUCK)
             if time.monotonic() - again < QUICK:
                 raise ServerFailed(f"{name} has died twice in a row", hint=f"see {child.log}")
-            log.warning("%s has died and is started again; see %s", name, child.log)
+            log.warning("%s has died and is restarted; see %s", name, child.log)
             self._start(name, arguments, listening, time.monotonic())

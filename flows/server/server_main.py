@@ -1,8 +1,7 @@
-"""One server in a process of its own: `python -m flows.server.server_main NAME FD [HOSTS]` serves on the socket FD.
+"""One server process: `python -m flows.server.server_main NAME FD [HOSTS]` serves on the socket FD.
 
-It says "up" on stdout when it answers, and ends when its parent says so or dies. With HOSTS, a list with commas, it
-answers to those names only, to no page of another origin, and, with BACKPROPAGATE_AUTH_STRING, only with that
-password.
+It prints "up" when it is ready, and ends when its parent stops it or dies. With HOSTS, a comma-separated list, it
+refuses other Host headers, other origins, and, with BACKPROPAGATE_AUTH_STRING, requests without that password.
 """
 
 import os
@@ -20,12 +19,12 @@ from filelock import FileLock, Timeout
 
 from backprop_core.runtime import garbage, parent_watch
 
-LONGEST = 120.0  # seconds: a first database takes four, on a busy machine many times that
-PATIENCE = 5.0  # seconds for what is still to be written
+LONGEST = 120.0  # seconds: creating the database takes four, on a busy machine many times that
+PATIENCE = 5.0  # seconds to write what is pending
 
 
 class Server(uvicorn.Server):
-    """Says "up" on stdout when it answers."""
+    """Prints "up" when it is ready."""
 
     is_prefect = False
 
@@ -36,16 +35,16 @@ class Server(uvicorn.Server):
         print("up", flush=True)
 
     def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]  # it is a generator there
-        """Ctrl-C is for the parent, which still has to report here."""
+        """Ignore Ctrl-C; the parent handles it and still reports here."""
         return nullcontext()
 
 
 @contextmanager
 def migrating(is_done: Callable[[], bool]) -> Iterator[None]:
-    """One server at a time makes the tables of Prefect's SQLite database, or brings them up to date.
+    """Let one server at a time create or migrate the tables of Prefect's SQLite database.
 
-    Two at once spoil each other's, and one of them dies. Where this version of Prefect has done so before, nothing is
-    waited for. The lock is the only one that is held meanwhile.
+    Two at once break each other's migration, and one of them dies. If this version of Prefect has migrated the database
+    before, there is no wait. No other lock is held meanwhile.
     """
     from prefect import __version__
     from prefect.settings import get_current_settings
@@ -62,7 +61,7 @@ def migrating(is_done: Callable[[], bool]) -> Iterator[None]:
         return
     database.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
-        with suppress(Timeout):  # then it is tried without
+        with suppress(Timeout):  # then go on without the lock
             lock = FileLock(database.with_name(f".{database.name}.backprop-lock"))
             held.enter_context(lock.acquire(timeout=LONGEST))
         yield
@@ -71,7 +70,7 @@ def migrating(is_done: Callable[[], bool]) -> Iterator[None]:
 
 
 def end(server: Server) -> None:
-    """The parent has no more use for the server."""
+    """Stop the server."""
     if server.started:
         server.should_exit = True
         time.sleep(PATIENCE)
@@ -88,18 +87,18 @@ def main() -> None:
     server.is_prefect = name != "mlflow"
     parent_watch.hold(stop=lambda: end(server))
     server.run(sockets=[listening])
-    os._exit(0)  # everything is written; taking a million objects apart would take another second
+    os._exit(0)  # everything is written; freeing a million objects would take another second
 
 
 def app(name: str, hosts: list[str]) -> Callable[[], Any]:
-    """What makes the application: `temporary-prefect`, `prefect` or `mlflow`, behind a door where there are hosts."""
+    """The factory of an application: `temporary-prefect`, `prefect` or `mlflow`; with hosts, behind access control."""
 
     def make() -> Any:
         made = APPLICATIONS[name]()
         if hosts:
-            from flows.server.access_control import Door
+            from flows.server.access_control import AccessControl
 
-            made = Door(made, hosts=hosts[0].split(","), password=os.environ.get("BACKPROPAGATE_AUTH_STRING"))
+            made = AccessControl(made, hosts=hosts[0].split(","), password=os.environ.get("BACKPROPAGATE_AUTH_STRING"))
         return made
 
     return make
@@ -113,7 +112,7 @@ def temporary_prefect() -> Any:
 
 
 def prefect() -> Any:
-    """Prefect's application with its user interface and its services."""
+    """Prefect's application with its user interface and services."""
     from prefect.server.api.server import create_app
 
     from flows.server.deployment_names import OldNames

@@ -1,4 +1,4 @@
-"""A process of ours that ends with us: it says "up" on stdout, and ends when this process says so or dies."""
+"""A child process that prints "up" when it is ready, and ends when this process stops it or dies."""
 
 import selectors
 import sys
@@ -12,12 +12,12 @@ from backprop_core.errors import BackpropError, ServerFailed
 from backprop_core.runtime import subprocesses
 from backprop_core.runtime.parent_watch import STOP
 
-START = 300.0  # seconds: a first start with new databases takes half a minute, on a busy machine several
-END = 100.0  # seconds: the worker of `serve` gives its runs 75 to save what they have
+START = 300.0  # seconds: a first start with new databases takes half a minute, on a busy machine minutes
+END = 100.0  # seconds: the worker of `serve` gives its runs 75 to save their state
 
 
 class Child:
-    """`python -m MODULE …` in a session of its own, so that Ctrl-C is for us alone; its stderr goes to `log`."""
+    """`python -m MODULE …` in its own session, so that Ctrl-C does not reach it; its stderr goes to `log`."""
 
     failure: type[BackpropError] = ServerFailed
 
@@ -54,40 +54,40 @@ class Child:
         return self._process.returncode is None
 
     def wait(self) -> None:
-        """Until it is up. Raises `failure` if it has died, or says nothing for too long."""
+        """Wait until it is up. Raises `failure` if it dies or takes too long."""
         assert self._process.stdout is not None
         if self._up:
             return
         if not self._speaks(self._deadline - time.monotonic()):
             self._process.kill()
-            said = f"it said nothing for {self._patience:g} s"
+            said = f"no answer for {self._patience:g} s"
             raise self.failure(f"{self.name} did not start: {said}", hint=f"see {self.log}, then run it again")
         self._up = bool(self._process.stdout.readline())
         if not self._up:
-            last = self.log.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
+            last = self.log.read_text(errors="replace").strip().splitlines()[-1:] or ["its log is empty"]
             raise self.failure(f"{self.name} did not start: {last[0]}", hint=f"see {self.log}")
 
     @property
     def is_late(self) -> bool:
-        """Whether it lives, has said nothing yet, and should have by now."""
+        """Whether it lives, but is not up after its time to start."""
         return self.alive and not self._up and time.monotonic() > self._deadline and not self._speaks(0)
 
     def _speaks(self, seconds: float) -> bool:
-        """Wait until it says something or ends; whether it has within so many seconds."""
+        """Wait until it prints something or ends; whether it has within `seconds`."""
         assert self._process.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             return bool(selector.select(max(0.0, seconds)))
 
     def close(self) -> None:
-        """Let it end; what it still has to write is written first."""
+        """Ask it to end; it first writes what is pending."""
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError, ValueError):  # it has died; it was told before
+        with suppress(BrokenPipeError, ValueError):  # it has died, or was asked before
             self._process.stdin.write(STOP)
             self._process.stdin.close()
 
     def stop(self, within: float = END) -> None:
-        """End it, and wait until it has ended; after so many seconds it is killed."""
+        """End it and wait; after `within` seconds it is killed."""
         assert self._process.stdout is not None
         self.close()
         if not subprocesses.ends(self._process, within=within):

@@ -1,4 +1,4 @@
-"""The start page of `serve`: where everything is, and `/health` for whoever watches it."""
+"""The start page of `serve`, with links to Prefect and MLflow, and `/health` for monitoring."""
 
 import html
 import json
@@ -15,7 +15,7 @@ PAGE = """<!doctype html>
 <style>body {{ font: 16px/1.5 sans-serif; margin: 4em auto; max-width: 40em }} td {{ padding-right: 2em }}</style>
 <h1>backprop</h1>
 <p><a href="{prefect}">Prefect</a>: start, schedule and follow runs<br>
-<a href="{mlflow}">MLflow</a>: curves, figures and versions of what they made</p>
+<a href="{mlflow}">MLflow</a>: metrics, plots and versions of their results</p>
 <table>{rows}</table>
 </html>
 """
@@ -35,7 +35,7 @@ class Page:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 if name_of(self.headers.get("Host", "")) not in hosts:
-                    self.answer(403, "text/plain", "this server has another name")
+                    self.answer(403, "text/plain", "Host header not allowed")
                     return
                 alive = is_alive()
                 if self.path == "/health":
@@ -44,7 +44,7 @@ class Page:
                 elif self.path == "/":
                     self.answer(200, "text/html; charset=utf-8", page(addresses, alive))
                 else:
-                    self.answer(404, "text/plain", "there is / and /health")
+                    self.answer(404, "text/plain", "only / and /health exist")
 
             do_HEAD = do_GET
 
@@ -52,8 +52,8 @@ class Page:
                 if self.command == "OPTIONS":
                     self.answer(204, "text/plain", "")
                 else:
-                    self.close_connection = True  # its body is not read
-                    self.answer(405, "text/plain", "this page is only read")
+                    self.close_connection = True  # the body is not read
+                    self.answer(405, "text/plain", "this page is read-only")
 
             do_OPTIONS = do_POST = do_PUT = do_PATCH = do_DELETE = do_TRACE = do_CONNECT = refuse
 
@@ -70,7 +70,7 @@ class Page:
                     self.wfile.write(body)
 
             def log_message(self, *_: Any) -> None:
-                """Nobody reads it."""
+                """Log nothing."""
 
         self._server = ThreadingHTTPServer(("", 0), Handler, bind_and_activate=False)
         self._server.socket.close()
@@ -84,6 +84,6 @@ class Page:
 
 
 def page(addresses: Mapping[str, Any], alive: Mapping[str, bool]) -> str:
-    rows = "".join(f"<tr><td>{name}<td>{'runs' if lives else 'starts again'}" for name, lives in alive.items())
+    rows = "".join(f"<tr><td>{name}<td>{'running' if lives else 'restarting'}" for name, lives in alive.items())
     links = {name: html.escape(str(addresses[name])) for name in ("prefect", "mlflow")}
     return PAGE.format(rows=rows, **links)

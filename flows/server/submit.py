@@ -1,4 +1,4 @@
-"""A run for somebody else to carry out: a flow run of a deployment on a Prefect server, instead of one here."""
+"""`--submit`: a flow run of a deployment on a Prefect server, instead of a run in this process."""
 
 import os
 from pathlib import Path
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.responses import DeploymentResponse
 
-NO_SERVER = "set PREFECT_API_URL, or start one: backprop serve"
+NO_SERVER = "set PREFECT_API_URL, or start a server: backprop serve"
 
 
 class Submitted(Record):
-    """A flow run that waits for a worker."""
+    """A submitted flow run."""
 
     flow_run_id: str
     url: str
@@ -32,10 +32,10 @@ class Submitted(Record):
 
 
 def submit(flow: str, spec: RunSpec, *, fresh: bool) -> Submitted:
-    """Ask for a run of the flow's deployment with this spec, its relative paths counted from here.
+    """Create a run of the flow's deployment with this spec. Relative paths start at the working directory.
 
-    The server is the one that PREFECT_API_URL names, else that of this home's `serve`. Raises PrefectUnreachable,
-    DeploymentMissing, DeploymentRefused, and PathForbidden where it is known what the worker may read.
+    The server is PREFECT_API_URL, or else that of this home's `serve`. Raises PrefectUnreachable, DeploymentMissing,
+    DeploymentRefused, and PathForbidden for paths that the worker of `serve` may not read.
     """
     spec = lines_file.anchored(spec, Path.cwd())
     named, here = os.environ.get("PREFECT_API_URL"), running(settings())
@@ -46,22 +46,22 @@ def submit(flow: str, spec: RunSpec, *, fresh: bool) -> Submitted:
 
 
 def refuse_paths(spec: RunSpec, here: Addresses) -> None:
-    """Raise PathForbidden for what the worker of `serve` would refuse."""
+    """Raise PathForbidden for paths that the worker of `serve` refuses."""
     if outside := forbidden(spec, [Path(root) for root in here.allowed]):
         raise PathForbidden(f"{outside[0]} is outside of the allowed directories of {here.page}", hint=HINT)
 
 
 def ask(api: str | None, flow: str, spec: RunSpec, *, fresh: bool) -> Submitted:
-    """The same on the server with this address; None: the one that Prefect's own settings name."""
+    """Create the run on the server at this address; None: that of Prefect's own settings."""
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
     from prefect.utilities.urls import url_for
 
-    api = api or get_current_settings().api.url  # that one may be of a profile or a file that only Prefect finds
+    api = api or get_current_settings().api.url  # from a profile or a file that only Prefect reads
     if not api:
-        raise PrefectUnreachable("no Prefect server is named, and no `serve` runs in this home", hint=NO_SERVER)
+        raise PrefectUnreachable("PREFECT_API_URL is not set, and no `serve` runs in this home", hint=NO_SERVER)
     with temporary_settings({PREFECT_API_URL: api}), connected():
-        with get_client(sync_client=True) as client, refusals("backprop deploy brings its deployments up to date"):
+        with get_client(sync_client=True) as client, refusals("update its deployments: backprop deploy"):
             deployment = find(client, flow, spec.line)
             said = differing(parameters(flow, spec, fresh=fresh), deployment.parameters)
             run = client.create_flow_run_from_deployment(deployment.id, parameters=said)
@@ -70,7 +70,7 @@ def ask(api: str | None, flow: str, spec: RunSpec, *, fresh: bool) -> Submitted:
 
 
 def find(client: "SyncPrefectClient", flow: str, line: str) -> "DeploymentResponse":
-    """The deployment of a line's file, if there is one; else the flow's own. Raises DeploymentMissing."""
+    """The deployment of the line's job file, or else of the flow. Raises DeploymentMissing."""
     from prefect.exceptions import ObjectNotFound
 
     for name in [*([line] if FLOWS[flow].per_line else []), FLOWS[flow].deployment, OLD]:
@@ -78,4 +78,4 @@ def find(client: "SyncPrefectClient", flow: str, line: str) -> "DeploymentRespon
             return client.read_deployment_by_name(f"{flow}/{name}")
         except ObjectNotFound:
             continue
-    raise DeploymentMissing(f"the Prefect server has no deployment {path_of(flow)}", hint="make it: backprop deploy")
+    raise DeploymentMissing(f"the Prefect server has no deployment {path_of(flow)}", hint="create it: backprop deploy")

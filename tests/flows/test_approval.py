@@ -138,7 +138,7 @@ def test_no_answer_is_a_no(base, data, home):
     """When the time is over the version is rejected, with nothing computed again; the run keeps that answer."""
     hurry = ApprovalSpec(ask=True, hours=1e-4)
     result = retrain("late", data[0], model=str(base), approval=hurry, **JOB)
-    assert (result.status, result.reason) == ("rejected", "rejected: nobody answered in time")
+    assert (result.status, result.reason) == ("rejected", "rejected: no answer in time")
     assert {stage.stage for stage in result.stages if not stage.cached} <= {"split", "gate"}  # by the name of the task
     again = retrain("late", data[0], run_id=result.run_id)
     assert (again.status, again.reason) == (result.status, result.reason)

@@ -26,7 +26,8 @@ from flows.server.deployment_names import moved, path_of
 from tasks.runs.resolve import Prepared
 
 ROOT = Path(__file__).parents[2]
-NEW = FlowInfo("count-rows", "count-the-rows", Verb("count", "running", "Count rows.", after="train"), trains=True)
+VERB = Verb("count", "running", "Count rows.", "backprop count --data a.jsonl", after="train")
+NEW = FlowInfo("count-rows", "count-the-rows", VERB, trains=True)
 SPEC = RunSpec(
     line="support",
     model=ModelSpec(name="m"),

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,11 +13,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from cyclopts import App
 
 from backprop_core.errors import all_errors
-from backprop_core.runtime.settings import settings
+from backprop_core.runtime.settings import Settings, settings
 from backprop_core.schema.refs import RunResult
 from flows.cli import main
+from flows.cli.spec_fields import PATTERNS, fields_of, spec_fields
 from tasks.runs.doctor import converter
 from tests.backprop_core import stand_in_converter
 
@@ -55,6 +58,32 @@ def test_help_of_a_verb_comes_from_the_specs(capsys: Capture) -> None:
     assert status == 0 and "Examples per optimizer step" in out and "[default: 16]" in " ".join(out.split())
     for verb in [*main.verbs(), "store"]:
         assert said([verb, "--help"], capsys)[0] == 0
+
+
+def leaves(app: App) -> Iterator[App]:
+    """Every verb, those of `store` too."""
+    for name in app:
+        if not name.startswith("-"):
+            yield from [app[name]] if app[name].default_command else leaves(app[name])
+
+
+def test_every_verb_has_an_example_that_parses() -> None:
+    """The last line of a verb's help is a command that the command line takes, of that verb."""
+    commands = {verb.name[0]: str(verb.help_epilogue).removeprefix("Example: ") for verb in leaves(main.build())}
+    for name, command in commands.items():
+        program, *words = shlex.split(command)
+        assert program == "backprop" and name in words[:2]
+        main.build().parse_args(words, exit_on_error=False, print_error=False)
+    assert len(commands) == len(main.verbs()) + len(main.STORE)
+
+
+def test_no_help_has_a_regular_expression(capsys: Capture) -> None:
+    """What a flag takes is said in words; the check sees the patterns, which the schemas do have."""
+    shown = "".join(said([*name.split(), "--help"], capsys)[1] for name in [*main.verbs(), "store prune"])
+    allowed = [field.allowed for field in [*spec_fields().values(), *fields_of(Settings).values()]]
+    patterns = re.compile(r"\^\[|\]\{\d|\[\^|\$$", re.MULTILINE)
+    assert patterns.search(shown) is None and [text for text in allowed if patterns.search(text)] == []
+    assert all(patterns.search(pattern) for pattern in PATTERNS)
 
 
 @pytest.mark.parametrize(

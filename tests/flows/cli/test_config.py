@@ -128,16 +128,16 @@ def test_misspelt_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("setting", "parts"),
     [
-        ("training.lora.rank=0", ["training.lora.rank=0", "at least 1 and at most 1024"]),
+        ("training.lora.rank=0", ["training.lora.rank=0", "an integer from 1 to 1024"]),
         ("training.lora.rank=eight", ["training.lora.rank=eight", "an integer"]),
         ("training.learning_rate=1", ["training.learning_rate=1", "above 0 and below 1"]),
         ("training.epochs=nan", ["training.epochs=nan", "a number"]),
         ("training.weight_decay=inf", ["training.weight_decay=inf", "a number"]),
         ("merge.strategy=mean", ["merge.strategy=mean", "slao", "sequential"]),
-        ("line=Our Line", ["line=Our Line", "text like"]),
+        ("line=Our Line", ["line=Our Line", "lowercase letters"]),
         ("training=5", ["training=5", "a mapping"]),
-        ("datasets.3.task=x", ["a list of 1 has no 3"]),
-        ("datasets.task=x", ["a list of 1 has no task"]),
+        ("datasets.3.task=x", ["a list of 1 has no entry 3"]),
+        ("datasets.task=x", ["a list of 1 has no entry task"]),
         ("training.steps", ["has no value"]),
     ],
 )

@@ -173,7 +173,7 @@ def test_matrix_as_a_table() -> None:
     start = next(index for index, line in enumerate(lines) if line.startswith("after"))
     assert [line.split() for line in lines[start : start + 4]] == [
         ["after", "first", "second", "(general)"],
-        ["the", "base", "0.125", "0.250", "1.000"],
+        ["base", "0.125", "0.250", "1.000"],
         ["first", "0.500", "0.900"],
         ["[red]second", "0.400", "0.750", "0.800"],
     ]
@@ -193,7 +193,7 @@ def test_another_metric_has_a_matrix_of_its_own() -> None:
     start = lines.index("loss")
     assert [line.split() for line in lines[start + 1 : start + 4]] == [
         ["after", "first", "second", "(general)"],
-        ["the", "base", "-2.000", "-4.000", "-2.000"],
+        ["base", "-2.000", "-4.000", "-2.000"],
         ["first", "-1.000", "-2.000"],
     ]
 

@@ -61,7 +61,7 @@ def test_for_people(capsys: Capture, base: Path) -> None:
     assert main.main(["estimate-vram", "--model", str(base)]) == 0
     out = capsys.readouterr().out
     assert "in GiB" in out and "training.learning_rate" in out and "M parameters" in out
-    assert ("no GPU here" in out) != bool(visible_gpus())
+    assert ("no GPU found" in out) != bool(visible_gpus())
 
 
 @pytest.mark.parametrize(

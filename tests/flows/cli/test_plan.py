@@ -128,7 +128,7 @@ def test_what_a_plan_needs() -> None:
     assert takes == pytest.approx(18.7, abs=0.1)
     made = Plan(stages=[], device="cuda", vram=takes, vram_free=80, seconds=None, disk=None, disk_free=100)
     assert [str(line) for line in tables.needs(made)] == [
-        "time  not known",
+        "time  unknown",
         "VRAM  18.7 GiB, 80.0 GiB free",
-        "disk  not known for a model of this kind, 100.0 GiB free",
+        "disk  unknown for a model of this kind, 100.0 GiB free",
     ]

@@ -57,7 +57,7 @@ def at_a_terminal(answer: str) -> tuple[int, str]:
 def test_it_asks_first(store: Store) -> None:
     """Everything that would go is listed, and stays unless the answer is yes."""
     status, seen = at_a_terminal("no")
-    assert status == 1 and f"run {RUN[:12]} (multi-run, line default)" in seen and "Nothing was removed" in seen
+    assert status == 1 and f"run {RUN[:12]} (multi-run, line default)" in seen and "Nothing was deleted" in seen
     assert store.count() == 1
     status, seen = at_a_terminal("yes")
     assert status == 0 and "removed 1 artifacts" in seen and store.count() == 0

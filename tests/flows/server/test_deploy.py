@@ -228,7 +228,7 @@ def test_a_line_asks_for_looks_at_fresh_rows(client: SyncPrefectClient, line: De
     assert [schedule.schedule.cron for schedule in made.schedules] == ["0 * * * *"]
     assert made.parameters == {"line": "support", "data": {"path": "/data/night.jsonl"}, "max_loss_ratio": 2}
     assert changed(looks) == []
-    removed = ("deployment drift/support", False, ["removed: the line's file does not ask for it"])
+    removed = ("deployment drift/support", False, ["removed: the job file does not ask for it"])
     assert removed in changed(JOB, dry_run=True) and removed in changed(JOB) and changed(JOB) == []
 
 

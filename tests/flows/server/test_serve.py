@@ -201,7 +201,7 @@ def test_it_looks_for_new_data(server: PrefectServer, home: Path) -> None:
     [run] = server.call("POST", "/flow_runs/filter", wanted)[1]
     assert run["deployment_id"] == server.deployment("retrain/watched")["id"]
     server.finished(run["id"])  # refused: the home is not below the allowed directories
-    wait_until(lambda: f"flow run {run['name']} is for the data" in log.read_text(), 60, "line in the log", log)
+    wait_until(lambda: f"flow run {run['name']} trains the current data" in log.read_text(), 60, "line in the log", log)
 
 
 def answer(url: str, method: str = "GET", **headers: str) -> int:

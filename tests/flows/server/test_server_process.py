@@ -71,7 +71,7 @@ def test_a_child_that_says_nothing_is_an_error(tmp_path):
     silent = "import time; time.sleep(600)"
     child = Child("silence", ["stubborn"], log=tmp_path / "log", environment=module(tmp_path, silent), patience=2)
     assert not child.is_late
-    with pytest.raises(ServerFailed, match="said nothing for 2 s") as caught:
+    with pytest.raises(ServerFailed, match="no answer for 2 s") as caught:
         child.wait()
     assert str(tmp_path / "log") in caught.value.hint
     child.stop()

@@ -10,7 +10,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from flows.server.access_control import Door
+from flows.server.access_control import AccessControl
 from flows.server.start_page import Page
 
 READS = "GET, HEAD, OPTIONS"
@@ -59,6 +59,6 @@ def test_head_behind_the_door_is_get():
     """Pages of Prefect and MLflow that know GET alone answer HEAD too; what is refused is refused for both."""
     app = Starlette(routes=[Route("/", lambda _: PlainTextResponse("hello"), methods=["GET"])])
     app.router.routes[0].methods = {"GET"}  # as FastAPI has it, without HEAD
-    client = TestClient(Door(app, hosts=["testserver"], password=None))
+    client = TestClient(AccessControl(app, hosts=["testserver"], password=None))
     assert client.get("/").status_code == client.head("/").status_code == 200
-    assert TestClient(Door(app, hosts=["other"], password=None)).head("/").status_code == 403
+    assert TestClient(AccessControl(app, hosts=["other"], password=None)).head("/").status_code == 403

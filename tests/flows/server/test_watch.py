@@ -176,7 +176,7 @@ def test_what_nobody_knows_ends_no_watch(
         stranger.join()
     assert threading.excepthook == before and [args.thread for args in others] == [stranger]
     first = caplog.records[0]
-    assert f"line {LINE}: its watch has ended" in first.getMessage() and first.exc_info
+    assert f"line {LINE}: its watch has failed" in first.getMessage() and first.exc_info
     assert first.exc_info[0] is Foreign
 
 
