@@ -1,1 +1,1 @@
-"""One Prefect task a stage."""
+"""The Prefect and MLflow side of the core: stage tasks, flow runs, tracking."""

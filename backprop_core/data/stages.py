@@ -1,4 +1,4 @@
-"""Stages on rows: curate, split, and what is made of held-out and training rows."""
+"""Data stages: curate, split, pool, apart, unseen, first, replay."""
 
 from backprop_core.data import curation, splits
 from backprop_core.schema.refs import Batch, ChatTemplate, Curated, RowsRef, SourceRef, Split
@@ -8,7 +8,7 @@ from backprop_core.stages import Workplace, stage
 
 @stage(version=3, runs_in="parent", planned=True)
 def curate(source: SourceRef, spec: DatasetSpec, template: ChatTemplate, *, at: Workplace) -> Curated:
-    """A source → its distinct rows that teach something, and that the base's chat template writes."""
+    """A source → its distinct usable rows that the base's chat template accepts."""
     return curation.curate(source, spec, template=template, store=at.store)
 
 
@@ -22,7 +22,7 @@ def split(
     *,
     at: Workplace,
 ) -> Split:
-    """All rows of a run → what is trained, and what scores."""
+    """All rows of a run → training rows and held-out rows."""
     return splits.split(batches, watched=watched, held=held, learned=learned, heldout_max=heldout_max, store=at.store)
 
 
@@ -34,13 +34,13 @@ def pool(heldouts: list[RowsRef], heldout_max: int, *, at: Workplace) -> RowsRef
 
 @stage(version=2, runs_in="parent", planned=True)
 def apart(heldout: RowsRef, to_choose_by: bool, *, at: Workplace) -> RowsRef:
-    """Held-out rows → those that λ is chosen by, or those that score the choice."""
+    """Held-out rows → those for the lambda search, or those for the gate."""
     return curation.apart(heldout, to_choose_by=to_choose_by, store=at.store)
 
 
 @stage(version=2, runs_in="parent", planned=True)
 def unseen(rows: RowsRef, learned: list[RowsRef], *, at: Workplace) -> RowsRef:
-    """Training rows → those that a line has not learned."""
+    """Training rows → those that the line has not learned."""
     return curation.unseen(rows, learned=learned, store=at.store)
 
 
@@ -61,5 +61,5 @@ def replay(
     *,
     at: Workplace,
 ) -> RowsRef:
-    """New rows and a share of those of earlier datasets → what the next run trains on."""
+    """New rows and earlier datasets → new rows mixed with a share of earlier ones."""
     return curation.replay(rows, earlier, heldout=heldout, share=share, passes=passes, seed=seed, store=at.store)

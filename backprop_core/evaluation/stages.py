@@ -1,4 +1,4 @@
-"""Stages that try a model, rate its answers, and decide whether it may go live."""
+"""Evaluation stages: evaluate, search, harness, generate, answer, rate, judge, gate."""
 
 from backprop_core.evaluation import gate as gating
 from backprop_core.evaluation import judge as judging
@@ -32,7 +32,7 @@ def evaluate(
     *,
     at: WorkerPlace,
 ) -> Scores:
-    """One cell of the matrix: a model on held-out rows, teacher-forced."""
+    """A model and held-out rows → teacher-forced scores, one cell of the forgetting matrix."""
     from backprop_core.evaluation import scoring
 
     model = at.model(base, adapter, precision, device)
@@ -53,7 +53,7 @@ def search(
     *,
     at: WorkerPlace,
 ) -> Searched:
-    """The merged adapter so far, a tuned one and rows to choose by → the λ of the tuned one."""
+    """Merged adapter, tuned adapter and held-out rows → the λ with the lowest loss."""
     from backprop_core.evaluation import lambda_search
 
     return lambda_search.search(
@@ -80,7 +80,7 @@ def harness(
     *,
     at: WorkerPlace,
 ) -> Harnessed:
-    """A model on tasks of lm-evaluation-harness."""
+    """A model and lm-evaluation-harness tasks → scores."""
     from backprop_core.evaluation import lm_eval
 
     return lm_eval.harness(at.model(base, adapter, precision, device), adapter, spec=spec, own=own, store=at.store)
@@ -97,7 +97,7 @@ def generate(
     *,
     at: WorkerPlace,
 ) -> Generations:
-    """Held-out rows → what the model answers to them."""
+    """A model and held-out rows → generated answers."""
     from backprop_core.evaluation import generation
 
     model = at.model(base, adapter, precision, device)
@@ -115,7 +115,7 @@ def answer(
     *,
     at: WorkerPlace,
 ) -> Answers:
-    """Conversations → what the model says next."""
+    """A model and conversations → generated answers."""
     from backprop_core.evaluation import generation
 
     model = at.model(base, adapter, precision, device)
@@ -125,13 +125,13 @@ def answer(
 
 @stage(version=1, runs_in="parent")
 def rate(generations: Generations, metric: str, pattern: str | None, *, at: Workplace) -> Ratings:
-    """Answers → how good each is."""
+    """Answers → ratings by a metric."""
     return metrics.rate(generations, metric=metric, pattern=pattern, store=at.store)
 
 
 @stage(version=1, runs_in="parent")
 def judge(generations: Generations, spec: JudgeSpec, *, at: Workplace) -> Ratings:
-    """Answers → how good each is in the eyes of another model."""
+    """Answers → ratings by a judge model."""
     return judging.judge(generations, spec=spec, store=at.store, on_progress=at.progress)
 
 

@@ -1,4 +1,4 @@
-"""Stages that write what other programs load, and check it against the model it came from."""
+"""Export stages: convert, importance, quantize, package, reference, measure."""
 
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -27,7 +27,7 @@ FILE = "model.gguf"
 
 @stage(version=3, runs_in="worker")
 def convert(base: BaseRef, adapter: AdapterRef | None, outtype: OutType, *, at: Workplace) -> GGUFRef:
-    """Base and adapter → one GGUF file, fused while it is written."""
+    """Base and adapter → one GGUF file with the adapter fused in."""
     from backprop_core.export import gguf
 
     local, fused = bases.local(base, at.store), directory_of(adapter, at.store)
@@ -40,7 +40,7 @@ def convert(base: BaseRef, adapter: AdapterRef | None, outtype: OutType, *, at: 
 def convert_outside(
     base: BaseRef, adapter: AdapterRef | None, outtype: OutType, converter: ConverterRef, *, at: WorkerPlace
 ) -> GGUFRef:
-    """Base and adapter → one GGUF file, written by a llama.cpp that the user has."""
+    """Base and adapter → one GGUF file, by the converter of the user's llama.cpp."""
     from transformers import AutoConfig
 
     from backprop_core.export import llamacpp_converter
@@ -79,7 +79,7 @@ def importance(
     *,
     at: WorkerPlace,
 ) -> ImportanceRef:
-    """Held-out rows → what counts in each matrix of the model."""
+    """A model and held-out rows → the importance matrix (imatrix)."""
     from backprop_core.export import imatrix
 
     return imatrix.importance(
@@ -96,13 +96,13 @@ def importance(
 
 @stage(version=1, runs_in="worker")
 def quantize(source: GGUFRef, quantization: str, *, at: Workplace) -> GGUFRef:
-    """A GGUF file → a smaller one."""
+    """A GGUF file → a quantized one."""
     return smaller(source, quantization, None, at)
 
 
 @stage(version=1, runs_in="worker")
 def quantize_weighted(source: GGUFRef, quantization: str, importance: ImportanceRef, *, at: Workplace) -> GGUFRef:
-    """A GGUF file and what counts in it → a smaller one."""
+    """A GGUF file and an importance matrix → a quantized one."""
     return smaller(source, quantization, importance, at)
 
 
@@ -125,7 +125,7 @@ def smaller(source: GGUFRef, quantization: str, weights: ImportanceRef | None, a
 
 @stage(version=4, runs_in="worker")
 def package(base: BaseRef, adapter: AdapterRef, package: Package, hub_id: str | None, *, at: Workplace) -> PackageRef:
-    """Base and adapter → a form that other programs load; `hub_id` is what it calls the base, if that has one."""
+    """Base and adapter → a package for other programs, which names the base by `hub_id` if it has one."""
     from backprop_core.export import adapter_packages
 
     local, tuned = bases.local(base, at.store), at.store.local(adapter)
@@ -140,7 +140,7 @@ def package(base: BaseRef, adapter: AdapterRef, package: Package, hub_id: str | 
 def reference(
     base: BaseRef, adapter: AdapterRef | None, heldout: RowsRef, rows: int, prompts: list[str], *, at: WorkerPlace
 ) -> ReferenceRef:
-    """A model on held-out rows → what its files are compared with."""
+    """A model and held-out rows → the reference for the fidelity check."""
     from backprop_core.export import fidelity_reference
 
     model = at.model(base, adapter, "fp32", "cpu")
@@ -149,7 +149,7 @@ def reference(
 
 @stage(version=2, runs_in="worker")
 def fidelity(reference: ReferenceRef, gguf: GGUFRef, canaries: list[CanarySpec], *, at: Workplace) -> Fidelity:
-    """How far a GGUF file answers as the model it came from."""
+    """A GGUF file and its model's reference → how closely they match."""
     from backprop_core.export import fidelity, fidelity_reference
 
     known = fidelity_reference.read_reference(at.store.local(reference))

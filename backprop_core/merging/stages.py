@@ -1,4 +1,4 @@
-"""Stages that make the merged adapter, and say what a merge did."""
+"""Merging stages: merge adapters, and measure the change."""
 
 from backprop_core.schema.refs import AdapterRef, Drift
 from backprop_core.schema.specs import MergeSpec
@@ -15,7 +15,7 @@ def merge(
     *,
     at: Workplace,
 ) -> AdapterRef:
-    """The merged adapter so far and a tuned one → the next merged adapter."""
+    """Merged adapter and tuned adapter → the next merged adapter."""
     from backprop_core.merging import strategies
 
     return strategies.merge(merged, tuned, earlier=earlier, count=count, spec=spec, store=at.store)
@@ -23,7 +23,7 @@ def merge(
 
 @stage(version=1, runs_in="worker")
 def drift(before: AdapterRef, tuned: AdapterRef, after: AdapterRef, *, at: Workplace) -> Drift:
-    """What a merge did to the merged adapter."""
+    """Adapters before and after a merge → how much it changed A and B."""
     from backprop_core.merging import merge_stats
 
     return merge_stats.drift(before, tuned, after, store=at.store)

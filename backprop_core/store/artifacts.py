@@ -1,4 +1,4 @@
-"""The only room that hashes and commits: an artifact is a directory named by its digest, read-only once it is there."""
+"""The artifact store: commits, verifies, removes and checks artifacts, read-only directories named by their digest."""
 
 import errno
 import hashlib

@@ -1,4 +1,4 @@
-"""What a run has used so far: artifacts that must not go, and the keys under which its checkpoints lie.
+"""Leases: the artifacts and checkpoint keys that an active or unfinished run uses, which pruning must keep.
 
 A lease is there until the run is finished, whatever happens to its process; its lock is held while the process lives.
 """
@@ -30,7 +30,7 @@ class Lease:
         deadline = time.monotonic() + LOOK
         while not self._taken(store, before_wait):
             if time.monotonic() > deadline:
-                raise RunActive(f"run {run_id} is being worked on", hint="wait until it ends, or stop it")
+                raise RunActive(f"run {run_id} is active", hint="wait until it ends, or stop it")
             time.sleep(0.02)
         self._file = self._path.open("a", encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Waiting for a lock that another process holds: it is said what is waited for, and Ctrl-C ends the wait.
+"""Waits for file locks held by other processes: logs what it waits for, and stays interruptible.
 
 The order of all locks stands in `backprop_core.store.layout`.
 """

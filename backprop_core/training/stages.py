@@ -1,4 +1,4 @@
-"""The stage `train`, and how further processes take part in it."""
+"""The stage `train`, and the function that other training processes run."""
 
 import logging
 from contextlib import suppress
@@ -38,7 +38,7 @@ def train(base: BaseRef, rows: RowsRef, spec: TrainSpec, start: Start | None, *,
 
 
 def follow(at: WorkerPlace) -> None:
-    """Take part in the next training that the leader of these processes does."""
+    """Take part in the leader's next training, in a process that is not the leader."""
     from backprop_core.training import loop
 
     key, told = at.ranks.told(None)
@@ -59,7 +59,7 @@ def follow(at: WorkerPlace) -> None:
 
 
 def base_to_train(base: BaseRef, spec: TrainSpec, at: WorkerPlace) -> "LoadedBase":
-    """The base as the training's backend loads it; Unsloth's is good for one training."""
+    """Load the base with the training's backend; a base loaded by Unsloth is used for one training only."""
     from backprop_core.models.base import local
     from backprop_core.training import unsloth
 

@@ -1,1 +1,1 @@
-"""A run from its spec to its result: resolve, check, carry out, record, resume."""
+"""A run from spec to result: resolve, check, execute, record, resume; plus prune, doctor and estimate."""

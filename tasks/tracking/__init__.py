@@ -1,4 +1,4 @@
-"""The only room that says mlflow: journals are sent to it, history is read from it."""
+"""MLflow tracking, the only package that imports mlflow: journal, sender, run history, registry, plots."""
 
 from tasks.tracking.connection import tracking_uri
 from tasks.tracking.history import RunSummary, list_runs, show_run

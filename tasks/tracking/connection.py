@@ -1,4 +1,4 @@
-"""Where MLflow is, and a client that has proved to reach it."""
+"""Connects to MLflow, a server or the home's SQLite database, with coded errors if it is unreachable or damaged."""
 
 import os
 import sqlite3
@@ -33,7 +33,7 @@ QUIET_AND_QUICK = {
 
 
 def own_uri(settings: Settings) -> str:
-    """The address of the home's database. SQLAlchemy ends a path at `?`: one that has it is written as SQLite's URI."""
+    """The URI of the home's database. A path with `?` needs SQLite's URI form, as SQLAlchemy ends a path at `?`."""
     path = settings.layout.mlflow_database
     if "?" in path.as_posix():
         return f"sqlite+pysqlite:///{path.as_uri()}?uri=true"
@@ -51,7 +51,7 @@ def is_own(settings: Settings) -> bool:
 
 
 def prepare() -> None:
-    """Import mlflow with telemetry, chatter and long retries off, unless the environment says otherwise."""
+    """Import mlflow with telemetry, verbose logs and long retries off, unless the environment sets them."""
     for name, value in QUIET_AND_QUICK.items():
         os.environ.setdefault(name, value)
     with garbage.none():
@@ -59,7 +59,7 @@ def prepare() -> None:
 
 
 def connect(settings: Settings) -> "MlflowClient":
-    """A client whose first request was answered, within seconds unless its database has to be made first.
+    """A client after a successful first request; takes seconds, unless the database has to be created first.
 
     Raises MLflowUnreachable, HistoryDamaged, PlaceUnusable, DiskFull, StorageFailed.
     """
@@ -80,7 +80,7 @@ def connect(settings: Settings) -> "MlflowClient":
 
 @contextmanager
 def answering(settings: Settings, fault: str = "does not answer") -> Iterator[None]:
-    """Whatever MLflow, or its database, has against what the block asks, as a coded error; `fault` says what it did."""
+    """Turn errors of MLflow or its database within the block into coded errors; `fault` describes the failure."""
     prepare()
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -92,7 +92,7 @@ def answering(settings: Settings, fault: str = "does not answer") -> Iterator[No
 
 
 def refusal(error: Exception, settings: Settings, fault: str) -> BackpropError:
-    """The coded error for what MLflow says."""
+    """The coded error for MLflow's error."""
     if is_own(settings):
         own, said = settings.layout.mlflow_database, str(error)
         if known := broken(settings, said) or system_error(error) or system_error(attempted(own)):
@@ -105,25 +105,25 @@ def refusal(error: Exception, settings: Settings, fault: str) -> BackpropError:
 
 
 def broken(settings: Settings, said: str) -> BackpropError | None:
-    """What is wrong with the home's database, if it is that which MLflow does not take."""
+    """The coded error if the home's database is damaged or of another MLflow version; else None."""
     path = settings.layout.mlflow_database
     aside = (
         f"mv {path} {path}.broken; the next command makes it again, with every run of {settings.layout.journal.root}"
     )
     if "database schema" in said or "Can't locate revision" in said:
         return HistoryDamaged(
-            f"{path} is of another version of MLflow than this one",
-            hint=f"for an older one: mlflow db upgrade '{own_uri(settings)}'; or begin a new one: {aside}",
+            f"{path} was created by another version of MLflow",
+            hint=f"if that was older: mlflow db upgrade '{own_uri(settings)}'; or start a new one: {aside}",
         )
     if any(each in said for each in ("no such table", "no such column", "already exists", "duplicate column")):
-        return HistoryDamaged(f"{path} was never made to its end", hint=f"set it aside: {aside}")
+        return HistoryDamaged(f"{path} is incomplete", hint=f"set it aside: {aside}")
     if path.is_file() and (problem := damage(path)):
-        return HistoryDamaged(f"{path} is no database that can be read: {problem}", hint=f"set it aside: {aside}")
+        return HistoryDamaged(f"{path} is a damaged database: {problem}", hint=f"set it aside: {aside}")
     return None
 
 
 def damage(path: Path) -> str | None:
-    """What SQLite finds wrong in a database; None if it is whole."""
+    """SQLite's description of the damage; None if the database is intact."""
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", timeout=2, uri=True)) as database:
             [found] = database.execute("PRAGMA quick_check(1)").fetchone()
@@ -135,7 +135,7 @@ def damage(path: Path) -> str | None:
 
 
 def attempted(path: Path) -> BaseException:
-    """Why a database cannot be written; what MLflow says of that is another thing each time."""
+    """Why a database cannot be written, as MLflow's own errors vary."""
     try:
         try_database(path)
     except (sqlite3.Error, OSError) as error:
@@ -144,7 +144,7 @@ def attempted(path: Path) -> BaseException:
 
 
 def try_database(path: Path) -> None:
-    """Raise unless the file can be written now; MLflow itself would try for minutes."""
+    """Raise if the file is not writable now; MLflow itself would retry for minutes."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with closing(sqlite3.connect(path, timeout=2, isolation_level=None)) as database:
         database.execute("BEGIN IMMEDIATE")
@@ -157,7 +157,7 @@ _made: set[Path] = set()
 
 @contextmanager
 def migrating(settings: Settings) -> Iterator[None]:
-    """One process at a time makes the tables of the home's database: two at once spoil each other's.
+    """Let only one process at a time create the tables of the home's database, as two would damage it.
 
     Raises MLflowUnreachable if another one takes longer than minutes.
     """
@@ -170,7 +170,7 @@ def migrating(settings: Settings) -> Iterator[None]:
         held = FileLock(settings.layout.mlflow_lock).acquire(timeout=PATIENCE)
     except Timeout as error:
         raise MLflowUnreachable(
-            f"another command has been making {own} for {PATIENCE:g} s", hint="end it, and run this again"
+            f"another command has been creating {own} for {PATIENCE:g} s", hint="end it, then run this again"
         ) from error
     begun = settings.layout.mlflow_begun
     with held:
@@ -184,12 +184,12 @@ def migrating(settings: Settings) -> Iterator[None]:
 
 
 def is_empty(database: Path) -> bool:
-    """Whether there is nothing yet in a database of SQLite's, or no database."""
+    """Whether a SQLite database is empty or does not exist."""
     return not database.exists() or (database.is_file() and not database.stat().st_size)
 
 
 def experiment_of(client: "MlflowClient", settings: Settings, line: str) -> str:
-    """The id of the line's experiment, made if it is not there. Raises NameTaken if it is not ours."""
+    """The id of the line's experiment; creates it if needed. Raises NameTaken if it is not ours."""
     name = f"{settings.namespace}.{line}"
     tags = {NAMESPACE: settings.namespace, LINE: line}
     found = client.get_experiment_by_name(name)
@@ -197,7 +197,8 @@ def experiment_of(client: "MlflowClient", settings: Settings, line: str) -> str:
         return str(client.create_experiment(name, artifact_location=artifact_location(settings, name), tags=tags))
     if not tags.items() <= found.tags.items():
         raise NameTaken(
-            f"MLflow has an experiment {name} that is not ours", hint="set BACKPROPAGATE_NAMESPACE to another name"
+            f"MLflow has an experiment {name} that this tool did not create",
+            hint="set BACKPROPAGATE_NAMESPACE to another name",
         )
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)

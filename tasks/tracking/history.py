@@ -1,4 +1,4 @@
-"""What runs there were, out of MLflow."""
+"""Reads the run history from MLflow, for `list-runs` and `show-run`."""
 
 import json
 import tempfile
@@ -65,7 +65,7 @@ class History:
         self._experiments = [experiment.experiment_id for experiment in ours]
 
     def runs(self, condition: str, limit: int) -> "Iterator[Run]":
-        """Runs that fulfil a condition, newest first."""
+        """Runs that match a condition, newest first."""
         token = None
         while self._experiments and limit > 0:
             with answering(self.settings):
@@ -83,9 +83,9 @@ class History:
         found = found or [*self.runs(f"attributes.run_id = '{escaped(prefix)}'", 1)]
         roots = sorted({run.data.tags[ROOT] for run in found})
         if not roots:
-            raise RunUnknown(f"no run {prefix}", hint="`backprop list-runs` shows what there is")
+            raise RunUnknown(f"no run {prefix}", hint="`backprop list-runs` lists all runs")
         if len(roots) > 1:
-            raise RefAmbiguous(f"{prefix} could be {', '.join(roots)}", hint="give more of its digits")
+            raise RefAmbiguous(f"{prefix} could be {', '.join(roots)}", hint="use more digits")
         return next(self.runs(f"tags.`{RUN_ID}` = '{roots[0]}'", 1))
 
     def result(self, run: "Run") -> RunResult:

@@ -42,7 +42,7 @@ class Line(Record):
 
 
 class Started(Line):
-    """The run begins, or goes on after an interruption."""
+    """The run starts, or resumes after an interruption."""
 
     kind: Literal["start"] = "start"
     format: Literal[1] = 1
@@ -92,7 +92,7 @@ class Directory(Line):
 
 
 class Evaluated(Line):
-    """The forgetting matrix as it is now."""
+    """The current forgetting matrix."""
 
     kind: Literal["evaluation"] = "evaluation"
     evaluation: Evaluation
@@ -232,7 +232,7 @@ class JournalFile:
         try:
             self._lock.acquire(timeout=1)  # a look whether we live takes a moment
         except Timeout:
-            raise RunActive(f"run {run_id} is being worked on", hint="wait until it ends, or stop it") from None
+            raise RunActive(f"run {run_id} is active", hint="wait until it ends, or stop it") from None
         bring_back(journals, run_id)
         self._guard = threading.Lock()
         self._warned = False
@@ -277,7 +277,7 @@ class JournalFile:
         except OSError as error:
             self._file.truncate(self._size)
             if not self._warned:
-                log.warning("%s cannot be written (%s); the run goes on, its record has gaps", self.path, error)
+                log.warning("%s cannot be written (%s); the run continues, its record has gaps", self.path, error)
             self._warned = True
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Plots of what was measured."""
+"""Plots the forgetting matrix with matplotlib."""
 
 import io
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Lines of a journal as an MLflow run. Sending the same lines again changes nothing."""
+"""Writes lines of a journal to an MLflow run: metrics, parameters, tags, artifacts. Idempotent."""
 
 import json
 import re

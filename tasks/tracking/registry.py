@@ -121,7 +121,8 @@ def registered(client: "MlflowClient", settings: Settings, line: str) -> str:
         client.create_registered_model(name, tags)
     elif not tags.items() <= found[0].tags.items():
         raise NameTaken(
-            f"MLflow has a registered model {name} that is not ours", hint="set BACKPROPAGATE_NAMESPACE to another name"
+            f"MLflow has a registered model {name} that this tool did not create",
+            hint="set BACKPROPAGATE_NAMESPACE to another name",
         )
     return name
 

@@ -1,4 +1,4 @@
-"""From the journals to MLflow, once: in chunks, remembering after each how far it got.
+"""Sends the journals to MLflow exactly once, in chunks, and records the progress after each.
 
 A crash between a chunk and the note of it sends the chunk again. That changes nothing: MLflow keeps an identical
 (metric, step, time, value) once, tags and artifacts replace themselves, and runs are looked up before they are made.

@@ -202,7 +202,7 @@ def test_a_model_of_others_is_refused(config: Settings, lines: Lines) -> None:  
     """A registered model of our name without our tags is left alone."""
     connect(config).create_registered_model(NAME)
     lines.append("support", version(1), after=0)
-    assert "not ours" in str(sync(config).error)
+    assert "this tool did not create" in str(sync(config).error)
 
 
 def test_champion_is_a_model_for_transformers_and_peft(config: Settings, lines: Lines, tmp_path: Path) -> None:  # noqa: F811
