@@ -18,9 +18,9 @@ LOOK = 1.0  # seconds: who only looks whether a run lives holds its lock for a m
 
 
 class Lease:
-    """The lease of one run, held by this process. A prune that goes on is waited for, so that none begins in it.
+    """The lease of one run, held by this process. Waits for an active prune, so that no run starts during it.
 
-    `before_wait` is called before that. Raises RunActive if another process has the lease.
+    Calls `before_wait` before it waits. Raises RunActive if another process has the lease.
     """
 
     def __init__(self, run_id: str, store: Store, before_wait: Callable[[], None] = nothing) -> None:

@@ -171,11 +171,11 @@ class Choices:
 def rank(shape: Shape, data: Data | None) -> tuple[int, str]:
     """The smallest power of two with at least one LoRA parameter per label token, between 16 and 256."""
     if data is None:
-        return LEAST_RANK, f"without data the least; else from label tokens, {MOST_RANK} at most"
+        return LEAST_RANK, f"the minimum, without data; else from label tokens, at most {MOST_RANK}"
     per_rank = shape.lora_parameters(LoraSpec(rank=1))
     value = min(max(power_of_two(data.label_tokens / per_rank), LEAST_RANK), MOST_RANK)
-    why = f"about {data.label_tokens} label tokens, {per_rank} parameters a rank"
-    return value, f"{why}; {LEAST_RANK} at least, {MOST_RANK} at most; constant along a line"
+    why = f"about {data.label_tokens} label tokens, {per_rank} parameters per rank"
+    return value, f"{why}; {LEAST_RANK} to {MOST_RANK}; constant along a line"
 
 
 def learning_rate(shape: Shape, *, later: bool = False) -> tuple[float, str]:
@@ -184,7 +184,7 @@ def learning_rate(shape: Shape, *, later: bool = False) -> tuple[float, str]:
     value = 5e-4 if billions <= 4 else 2e-4 if billions <= 14 else 1e-4
     why = f"{shape.parameters / 1e6:.0f}M parameters"
     if later:
-        return value / 2, f"{why}; half of {value:g}, for the line goes on"
+        return value / 2, f"{why}; half of {value:g}, as it continues a line"
     return value, f"{why}; half of it in later runs of a line"
 
 
@@ -214,18 +214,22 @@ def for_memory(shape: Shape, spec: TrainSpec, data: Data | None, card: int | Non
     wanted, why = length(shape, data)
     if card is None:
         yield "max_length", wanted, why
-        yield "precision", "auto", "no GPU here, and none named: fp32 on the CPU"
+        yield "precision", "auto", "no GPU found or named: fp32 on the CPU"
         return
     fit = fitting(shape, spec, wanted, card)
     takes = f"{memory(shape, fit.setting, fit.length).total / GIB:.1f} of {card / GIB:.1f} GiB, one sequence at a time"
     shorter = f"{wanted} tokens do not fit" + (what_is_cut(data, fit.length) if data else "")
     yield "max_length", fit.length, why if fit.length == wanted else shorter
-    yield "precision", fit.setting.precision, takes if fit.fits else f"nothing fits; least is {takes}"
+    yield "precision", fit.setting.precision, takes if fit.fits else f"nothing fits; the minimum is {takes}"
     if fit.setting.checkpointing:
-        yield "gradient_checkpointing", "on", "it does not fit without; costs half as many FLOPs again"
+        yield "gradient_checkpointing", "on", "needed to fit into memory; costs 50 % more FLOPs"
     else:
-        yield "gradient_checkpointing", "auto", "it fits without; only if memory runs out"
-    yield "token_budget", token_budget(shape, fit, card), "padded tokens at a time: what fits, one sequence at least"
+        yield "gradient_checkpointing", "auto", "not needed; turned on only if memory runs out"
+    yield (
+        "token_budget",
+        token_budget(shape, fit, card),
+        "padded tokens per micro-batch: what fits, at least one sequence",
+    )
 
 
 def token_budget(shape: Shape, fit: Fit, card: int) -> int:
@@ -237,10 +241,10 @@ def token_budget(shape: Shape, fit: Fit, card: int) -> int:
 def length(shape: Shape, data: Data | None) -> tuple[int, str]:
     """The smallest power of two that 99 % of the examples fit into, up to the model's maximum length."""
     if data is None:
-        return min(LADDER[0], shape.max_position_embeddings), "without data; else what 99 % of the examples are within"
+        return min(LADDER[0], shape.max_position_embeddings), "without data; else what 99 % of the examples fit into"
     value = min(max(power_of_two(data.length), LADDER[-1]), shape.max_position_embeddings)
     by_bytes = any(not part.exact for part in data.samples)
-    how = ", by their bytes, as there is no tokenizer.json to count with" if by_bytes else ""
+    how = ", estimated by bytes, as there is no tokenizer.json" if by_bytes else ""
     return value, f"99 % of the rows have at most {data.length} tokens{how}{what_is_cut(data, value)}"
 
 

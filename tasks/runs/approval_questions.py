@@ -1,5 +1,6 @@
-"""Questions that wait for a person: which flow run of Prefect's asks for which run. Kept in the store, so that a run
-that is resumed goes on with the question that was asked before, on the same page.
+"""Pending approval requests: which Prefect flow run asks for which run.
+
+Kept in the store, so that a resumed run continues with the same request, on the same page.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""`backprop estimate`: GPU memory, time and default hyperparameters of a run, from the model's config and the data."""
+"""`backprop estimate-vram`: GPU memory, time and default hyperparameters of a run, from the model's config and the data."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory

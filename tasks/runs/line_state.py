@@ -38,10 +38,10 @@ class LineSummary(TypedDict):
 
 @contextmanager
 def working_on(line: str) -> Iterator[None]:
-    """One run at a time continues a line; a second one waits, then goes on from what the first has made.
+    """Hold the line's lock: only one run at a time continues a line; others wait, then continue from its result.
 
-    A worker that was started early is given up before the wait: who has the line may be waiting for its device. A
-    release that was interrupted is finished or undone first.
+    Before waiting, gives up a worker that was started early: the run that has the line may need its device. First
+    finishes or undoes an interrupted release.
     """
     from tasks.stages.publishing import recover
 

@@ -51,9 +51,7 @@ def harness_tasks(evaluation: EvaluationSpec) -> OwnTasks | None:
 def check_export(
     base: BaseRef, spec: RunSpec, store: Store, *, adapter: AdapterRef | None = None
 ) -> ConverterRef | None:
-    """Refuse an export that cannot work, of an adapter that is there if any; what writes its GGUF files, where we do
-    not.
-    """
+    """Check that the export can work, of `adapter` if given; returns the converter if there is no GGUF writer here."""
     if spec.publish.repo:
         check_repo(spec.publish.repo)
     for name in filter(None, (spec.export.ollama, spec.publish.ollama)):

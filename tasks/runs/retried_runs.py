@@ -1,6 +1,6 @@
 """Maps a deployed flow run to the run it has started, so that a Prefect retry resumes it.
 
-It stands in the store, so that the next try may be another machine's, and is pruned when that run is finished.
+It is kept in the store, so that another machine can retry, and is pruned once that run is finished.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
-"""The data of a run, found and hashed before anything is computed. What comes from an address is kept for its run.
+"""Finds, downloads and hashes a run's data before anything is computed, and keeps downloads for the run.
 
-A command prepares once: what the check before the run has fetched and hashed is handed on to the run. A local file
-that has changed in between is hashed again. From its begin to its end the run holds the bytes that were fetched, in
-runs/<run_id>/sources/, so that it can be resumed without the server. Prune frees those of runs that are not resumed.
+A command does this once: the check before the run hands its downloads and hashes on to the run. A local file that has
+changed in between is hashed again. A run keeps its downloads in runs/<run_id>/sources/ until it ends, so that it can be
+resumed without the server. Pruning removes those of runs that are not resumed.
 """
 
 import os

@@ -78,7 +78,7 @@ class History:
                 return
 
     def find(self, prefix: str) -> "Run":
-        """The root run that a prefix of a run_id, or an id of MLflow's, means."""
+        """Find the root run by a prefix of its run_id, or by its MLflow id."""
         found = [*self.runs(f"tags.`{RUN_ID}` LIKE '{escaped(prefix)}%'", 20)]
         found = found or [*self.runs(f"attributes.run_id = '{escaped(prefix)}'", 1)]
         roots = sorted({run.data.tags[ROOT] for run in found})

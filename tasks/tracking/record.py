@@ -49,7 +49,7 @@ def find_or_create(client: "MlflowClient", experiment: str, line: Started, *, pa
 
 
 def deliver(client: "MlflowClient", run: str, lines: Sequence[AnyLine]) -> None:
-    """Everything that these lines say of one run; its state last."""
+    """Write all these lines to one run, its status last."""
     log_batches(client, run, lines)
     files = {(line.kind, getattr(line, "name", "")): line for line in lines}
     for line in files.values():
@@ -60,7 +60,7 @@ def deliver(client: "MlflowClient", run: str, lines: Sequence[AnyLine]) -> None:
 
 
 def log_batches(client: "MlflowClient", run: str, lines: Sequence[AnyLine]) -> None:
-    """Metrics, parameters and tags, as many a request as MLflow takes."""
+    """Write metrics, parameters and tags, in batches of MLflow's maximum size."""
     from mlflow.entities import Param, RunTag
 
     labels: dict[str, str] = {}
@@ -92,7 +92,7 @@ def metrics_of(line: Measured) -> "list[Metric]":
 
 
 def named(values: Mapping[str, T]) -> dict[str, T]:
-    """The same under names that MLflow accepts."""
+    """Metrics with names that MLflow accepts."""
     return {re.sub(r"[^\w.\- ]", "_", name)[:LONGEST_NAME]: value for name, value in values.items()}
 
 
@@ -113,7 +113,7 @@ def log_file(client: "MlflowClient", run: str, line: AnyLine) -> None:
 
 
 def log_directory(client: "MlflowClient", run: str, name: str, artifact: Located) -> None:
-    """The files of an artifact, where they are there and not too large; its digest and place in any case."""
+    """Log an artifact's digest and location, and its files if they exist and are not too large."""
     directory = Path(artifact.path)
     files = [path for path in sorted(directory.rglob("*")) if path.is_file()]
     client.set_tag(run, f"backprop.{name}", artifact.digest)
@@ -124,7 +124,7 @@ def log_directory(client: "MlflowClient", run: str, name: str, artifact: Located
 
 
 def log_matrix(client: "MlflowClient", run: str, evaluation: Evaluation) -> None:
-    """The forgetting matrix as a table that MLflow shows, and as a plot."""
+    """Log the forgetting matrix as an MLflow table and as a plot."""
     client.log_text(run, json.dumps(table(evaluation), ensure_ascii=False), "matrix.json")
     client.set_tag(run, "mlflow.loggedArtifacts", json.dumps([{"path": "matrix.json", "type": "table"}]))
     with tempfile.TemporaryDirectory() as directory:
@@ -160,6 +160,6 @@ def set_state(client: "MlflowClient", run: str, line: Started | Ended) -> None:
 
 
 def close(client: "MlflowClient", run: str, status: Status, time: int) -> None:
-    """The run is over, since `time` in ms."""
+    """End the run at `time` in ms."""
     client.set_tag(run, STATUS, status)
     client.set_terminated(run, MLFLOW_STATUS[status], time)

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def wanted(settings: Settings) -> dict[str, Any]:
-    """What MLflow should have: where it is, and the versions and the champion of every line."""
+    """The state that MLflow should have: its URI, and the versions and champion of every line."""
     if not StoreLayout(settings.store_path).lines.is_dir():
         return {}
     lines = Lines(Store(settings.store_path))
@@ -43,7 +43,7 @@ def wanted(settings: Settings) -> dict[str, Any]:
 
 
 def noted(settings: Settings) -> dict[str, Any]:
-    """What MLflow was last known to have, and where the aliases were."""
+    """The last known state of MLflow, including its aliases."""
     try:
         known: dict[str, Any] = json.loads(settings.layout.journal.registry.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):  # there is none, or half of one: what it says is found out again
@@ -52,13 +52,13 @@ def noted(settings: Settings) -> dict[str, Any]:
 
 
 def is_mirrored(settings: Settings) -> bool:
-    """Whether MLflow was last seen as it should be."""
+    """Whether MLflow was up to date when last checked."""
     known, aim = noted(settings), wanted(settings)
     return {name: value for name, value in known.items() if name != "aliases"} == aim
 
 
 def mirror(client: "MlflowClient", settings: Settings) -> None:
-    """Bring MLflow's registered models to what the store says. Raises NameTaken for a model that is not ours."""
+    """Update MLflow's registered models from the store. Raises NameTaken for a model that is not ours."""
     for sentence in moved(client, settings):
         log.warning("%s; the alias is set back (to change it: backprop promote or rollback)", sentence)
     aim, lines = wanted(settings), Lines(Store(settings.store_path))
@@ -68,14 +68,14 @@ def mirror(client: "MlflowClient", settings: Settings) -> None:
 
 
 def aliases(client: "MlflowClient", settings: Settings) -> dict[str, str]:
-    """Which of its versions MLflow has as champion, by the name of our registered models."""
+    """MLflow's champion version of each of our registered models, by name."""
     found = client.search_registered_models(f"name LIKE '{settings.namespace}.%'")
     ours = [one for one in found if one.tags.get(NAMESPACE) == settings.namespace]
     return {one.name: str(one.aliases[CHAMPION]) for one in ours if CHAMPION in one.aliases}
 
 
 def moved(client: "MlflowClient", settings: Settings) -> list[str]:
-    """What was changed in MLflow since we last looked: a sentence for each champion that is another one there."""
+    """One sentence for each champion alias that was changed in MLflow since the last check."""
     known = noted(settings)
     if "aliases" not in known or known["uri"] != blank_address(tracking_uri(settings)):
         return []
@@ -89,7 +89,7 @@ def moved(client: "MlflowClient", settings: Settings) -> list[str]:
 
 
 def set_back(client: "MlflowClient", settings: Settings) -> None:
-    """Mirror if an alias was moved in MLflow, or the store went on."""
+    """Mirror if an alias was changed in MLflow, or the store has changed."""
     if moved(client, settings) or not is_mirrored(settings):
         mirror(client, settings)
 
@@ -114,7 +114,7 @@ def mirror_line(client: "MlflowClient", settings: Settings, line: str, lines: Li
 
 
 def registered(client: "MlflowClient", settings: Settings, line: str) -> str:
-    """The name of the line's registered model, made if it is not there. Raises NameTaken if it is not ours."""
+    """The name of the line's registered model; creates it if needed. Raises NameTaken if it is not ours."""
     name, tags = f"{settings.namespace}.{line}", {NAMESPACE: settings.namespace, LINE: line}
     found = client.search_registered_models(f"name = '{name}'")
     if not found:
@@ -128,7 +128,7 @@ def registered(client: "MlflowClient", settings: Settings, line: str) -> str:
 
 
 def known_versions(client: "MlflowClient", name: str) -> dict[int, str]:
-    """Our numbers of the versions that MLflow has -> its own."""
+    """Our version numbers -> MLflow's version numbers."""
     found = client.search_model_versions(f"name = '{name}'")
     return {int(version.tags[NUMBER]): str(version.version) for version in found if NUMBER in version.tags}
 
@@ -167,14 +167,14 @@ def register(
 
 
 def run_of(client: "MlflowClient", settings: Settings, run_id: str) -> "Run | None":
-    """The run in MLflow, whatever experiment of ours it is in."""
+    """Find the run in MLflow, in any of our experiments."""
     ours = client.search_experiments(filter_string=f"tags.`{NAMESPACE}` = '{settings.namespace}'")
     found = client.search_runs([one.experiment_id for one in ours], f"tags.`{RUN_ID}` = '{run_id}'", max_results=1)
     return found[0] if found else None
 
 
 def point(client: "MlflowClient", name: str, version: str | None) -> None:
-    """Let the alias mean this version of MLflow's; none: no version."""
+    """Set the champion alias to this MLflow version, or remove it."""
     [model] = client.search_registered_models(f"name = '{name}'")
     if version is None and CHAMPION in model.aliases:
         client.delete_registered_model_alias(name, CHAMPION)

@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 
 class SyncReport(Record):
-    """What one sync did, in journals."""
+    """The result of one sync, counted in journals."""
 
     sent: int = Field(description="Journals of which something was sent.")
     waiting: int = Field(description="Journals of which something is still to be sent.")
@@ -61,7 +61,7 @@ class SyncReport(Record):
 
 
 class Sent(Record):
-    """How much of a journal MLflow has, and where."""
+    """How much of a journal was sent, and to which MLflow."""
 
     uri: str
     offset: int = 0
@@ -70,7 +70,7 @@ class Sent(Record):
 
 
 def load_sent(journals: JournalLayout, run_id: str, uri: str) -> Sent:
-    """What was noted for this MLflow; another MLflow has nothing yet."""
+    """The progress for this MLflow; nothing was sent to another MLflow yet."""
     known = load_note(journals.sent_note(run_id), uri)
     return known if known.uri == uri else Sent(uri=uri)
 
@@ -109,13 +109,13 @@ def sync(settings: Settings, *, look: bool = False) -> SyncReport:
 
 
 def is_lost(settings: Settings) -> bool:
-    """Whether the home's database is gone, and there was one that journals were sent to."""
+    """Whether the home's database is missing although journals were sent to it."""
     here = is_own(settings) and is_empty(settings.layout.mlflow_database)
     return here and any(settings.journal_path.rglob("*.sent"))
 
 
 def restore(settings: Settings) -> None:
-    """Where the home's database is gone, take back every journal that it had, to be sent to a new one."""
+    """If the home's database is missing, mark all journals to be sent again to a new one."""
     journals = settings.layout.journal
     if not is_lost(settings):
         return
@@ -127,7 +127,7 @@ def restore(settings: Settings) -> None:
 
 
 def unsent(settings: Settings) -> Iterator[str]:
-    """Journals with lines that MLflow has not, or whose writer is gone; the oldest first."""
+    """Journals with unsent lines, or whose writer is gone; oldest first."""
     uri, journals = blank_address(tracking_uri(settings)), settings.layout.journal
     for path in by_age(journals.root):
         with suppress(FileNotFoundError):  # another process has sent it meanwhile, and put it away
@@ -171,7 +171,7 @@ def attempt(settings: Settings, work: "Callable[[MlflowClient, Settings], None]"
 
 
 def send(client: "MlflowClient", settings: Settings, run_id: str) -> None:
-    """Send the rest of one journal, and put it away if its writer is gone."""
+    """Send the rest of one journal, and retire it if its writer is gone."""
     journals = settings.layout.journal
     path, note = journals.lines(run_id), journals.sent_note(run_id)
     sent = load_sent(journals, run_id, blank_address(tracking_uri(settings)))
@@ -195,7 +195,7 @@ def ended_since(client: "MlflowClient", run: str, last: int) -> bool:
 
 @contextmanager
 def from_the_start_if_lost(note: Path) -> Iterator[None]:
-    """When MLflow does not know a run that it had, its database is another one: the next sync sends everything."""
+    """If MLflow no longer knows a run, its database was replaced: the next sync sends everything."""
     from mlflow.exceptions import MlflowException
 
     try:

@@ -164,7 +164,7 @@ def test_without_a_tokenizer_json_bytes_are_counted_and_said(base: Path, tmp_pat
     for text in ("\u4e2d\u6587" * 300, "plain words of English " * 30):
         data = data_of([row(text, "yes")] * 20, Counter(other))
         assert data.length >= len(text.encode()) // 2
-        assert "by their bytes" in chosen(other, data)[1]
+        assert "estimated by bytes" in chosen(other, data)[1]
     assert data_of([{"text": "\ud800" * 8}], Counter(None)).examples == 1
 
 
