@@ -1,4 +1,4 @@
-"""`backprop estimate-vram`: GPU memory, time and default hyperparameters of a run, from the model's config and the data."""
+"""`backprop estimate-vram`: GPU memory, time and default hyperparameters of a run, from its config and data."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
