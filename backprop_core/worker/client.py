@@ -170,11 +170,11 @@ class Worker:
 
     def _death(self, stage: str) -> WorkerDied:
         status = self._process.returncode
-        how = "was killed (out of memory?)" if status in (-9, 137) else f"ended with status {status}"
+        how = "was killed (out of memory?)" if status in (-9, 137) else f"exited with status {status}"
         lines = self._log.read_text(errors="replace").splitlines()
         last = [line.strip() for line in lines if line.strip(" =-")][-1:] or ["nothing in its log"]
         return WorkerDied(
-            f"the worker process {how} during {stage}: {last[0]}", hint="run it again; it goes on from there"
+            f"the worker process {how} during {stage}: {last[0]}", hint="run it again to continue from there"
         )
 
     def _stall(self, stage: str) -> WorkerStalled:
@@ -182,8 +182,8 @@ class Worker:
         self._process.terminate()
         self._end()
         return WorkerStalled(
-            f"the worker process did nothing for {self.stall_seconds:g} s during {stage} and was ended",
-            hint="run it again; it goes on from there; BACKPROPAGATE_STALL_SECONDS is how long is waited",
+            f"the worker process made no progress for {self.stall_seconds:g} s during {stage} and was killed",
+            hint="run it again to continue from there; BACKPROPAGATE_STALL_SECONDS sets the time limit",
         )
 
     def close(self) -> None:

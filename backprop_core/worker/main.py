@@ -181,7 +181,7 @@ def gpu_fault(error: Exception) -> BackpropError | None:
     origin = error.__cause__ or error
     if isinstance(origin, RuntimeError) and "CUDA error" in str(origin):
         reason = str(origin).partition("\n")[0]
-        return GPUFault(reason, hint="run it again; if it comes back, look for Xid in the kernel's log")
+        return GPUFault(reason, hint="run it again; if it happens again, look for Xid in the kernel log")
     return None
 
 

@@ -230,7 +230,7 @@ class Run:
         if found is None and rows == "earlier":
             raise RunUnknown(
                 f"which rows run {prepared.of} trained is not known any more, so which may score is not either",
-                hint="give rows that it has not trained: backprop evaluate REF --data FILE",
+                hint="score it on rows it was not trained on: backprop evaluate REF --data FILE",
             )
         return found
 
@@ -275,7 +275,7 @@ class Run:
                 self._worker(stage.name).wait_for_slot(self._deadline)
             begin = time.monotonic()
         if time.monotonic() > self._deadline and (again or not is_recorded(self.store, key)):
-            raise self._late(f"stopped before {stage.name}")
+            raise self._late(f" before {stage.name}")
         if again or not is_recorded(self.store, key):
             disk_space.check(
                 self.spec, self.store.root, stage=stage.name, kind=disk_space.kind_of(stage.name, parameters)
@@ -337,7 +337,7 @@ class Run:
             )
         except Interrupted as error:
             if time.monotonic() > self._deadline:
-                raise self._late(error.message) from error
+                raise self._late(f": {error.message}") from error
             raise
 
     def _say_device(self) -> None:
@@ -349,7 +349,8 @@ class Run:
 
     def _late(self, where: str) -> TimeLimit:
         return TimeLimit(
-            f"{self.spec.max_seconds:g} s were not enough: {where}", hint=f"go on with: backprop resume {self.run_id}"
+            f"time limit of {self.spec.max_seconds:g} s reached{where}",
+            hint=f"continue with: backprop resume {self.run_id}",
         )
 
     def _worker(self, stage: str) -> Worker:
@@ -413,7 +414,7 @@ class Run:
         if flow_info(self.prepared.flow).trains or self.prepared.flow == "promote":
             self.split = rows
         for task, count in rows.not_scored.items():
-            log.warning("%s: the line has learned %d of the held-out rows; they do not score", task, count)
+            log.warning("%s: %d held-out rows are not scored, as the line was trained on them", task, count)
 
     def cannot_tell(self, heldout: dict[str, RowsRef]) -> bool:
         """Whether the gate could not tell anything by so few held-out rows; noted, and then nothing is trained."""
@@ -441,12 +442,12 @@ class Run:
         self.runs[-1] = self.runs[-1].model_copy(update={"accepted": report.accepted})
         for verdict in report.tasks:
             if verdict.too_small:
-                log.warning("%s: %d held-out rows are too few to notice every drop", verdict.task, verdict.rows)
+                log.warning("%s: %d held-out rows are too few to detect every allowed drop", verdict.task, verdict.rows)
         if report.accepted:
             return True
         if self.act and self.prepared.act and self.prepared.act.forced:
             self.act = self.prepared.act
-            log.warning("the gate refuses it (%s), but it is %s", report.reason, self.act.sentence)
+            log.warning("the gate rejected it (%s), but it is %s", report.reason, self.act.sentence)
             return True
         self._rejects(report.reason)
         return False

@@ -50,7 +50,7 @@ class Records(WritableFileSystem):
             metadata = read_metadata(content)
             verify(store, read_result(result.read_bytes()))
         except (UnfitRecord, FileNotFoundError) as error:
-            log.warning("the cache record %s is left aside and the stage runs again: %s", path[:12], error)
+            log.warning("the cache record %s is ignored and the stage runs again: %s", path[:12], error)
             raise
         serializer = SERIALIZER | {"object_decoder": f"{__name__}.{decode.__name__}"}
         return json.dumps(metadata | {"storage_key": str(result), "serializer": serializer}).encode()

@@ -40,7 +40,7 @@ def hub_token() -> str:
         return token
     except ValueError as error:
         raise AuthRequired(
-            "the Hub wants a token", hint=f"set HF_TOKEN, or make a Prefect Secret block {SECRET_BLOCK}"
+            "the Hub needs a token", hint=f"set HF_TOKEN, or create a Prefect Secret block {SECRET_BLOCK}"
         ) from error
 
 

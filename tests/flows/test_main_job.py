@@ -112,7 +112,7 @@ def test_again_is_free(first, base, data, monkeypatch):
 def test_a_run_ends_in_time(first, base, data):
     """Beyond `max_seconds` nothing begins that is not in the cache: interrupted, with a code, and to be resumed."""
     assert run(base, data, max_seconds=1e-3).status == "finished"
-    with pytest.raises(TimeLimit, match=r"0\.001 s were not enough: stopped before train") as stopped:
+    with pytest.raises(TimeLimit, match=r"time limit of 0\.001 s reached before train") as stopped:
         run(base, data, max_seconds=1e-3, training=TRAINING.model_copy(update={"seed": 7}))
     result = tracking.show_run(settings(), stopped.value.run_id)
     assert (result.status, result.error.code) == ("interrupted", "RUNTIME_TIME_LIMIT")
