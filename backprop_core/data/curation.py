@@ -29,7 +29,7 @@ ROWS = "rows.jsonl"
 PASSES = "passes.json"
 IDENTITIES = "identities"  # file of the rows' identities, 32 bytes each, in row order
 SIZE = 32
-HELDOUT_SHARE = 10  # one in ten
+HELDOUT_SHARE = 10  # one row in ten, unless the dataset has its own held-out rows
 SEARCH_SHARE = 4  # one in four held-out rows is for the lambda search
 HINT = "provide more rows, or a separate file of held-out rows (--heldout FILE)"
 

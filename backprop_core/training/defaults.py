@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
+from backprop_core.data.curation import HELDOUT_SHARE
 from backprop_core.data.loading import ChatRow
 from backprop_core.data.token_lengths import Counter, sample
 from backprop_core.errors import NoRows
@@ -25,7 +26,6 @@ LEAST_RANK, MOST_RANK = 16, 256
 LADDER = (2048, 1024, 512)  # lengths to try if a longer one does not fit; shorter caps save nothing
 SAFE = 0.85  # share of the memory that an estimate may use
 LEAST_STEPS = 50
-HELDOUT_SHARE = 10  # one row in ten, unless the dataset has its own held-out rows
 
 
 class Sample(Record):

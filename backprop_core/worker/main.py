@@ -10,12 +10,10 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from filelock import FileLock
 from pydantic import BaseModel
 
 from backprop_core.errors import BackpropError, GPUFault, Unexpected, system_error
@@ -24,6 +22,7 @@ from backprop_core.runtime import garbage
 from backprop_core.runtime.redaction import blank_logs, blank_secrets
 from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.worker.client import Orders
+from backprop_core.worker.gpu_slot import taken
 
 if TYPE_CHECKING:
     from backprop_core.worker.runner import Runner
@@ -64,16 +63,6 @@ def lead(orders: Orders) -> None:
         runner = prepare(orders)
         while True:
             run(jobs.get(), runner.run, alone=orders.processes == 1)
-
-
-@contextmanager
-def taken(slots: Sequence[Path]) -> Iterator[None]:
-    """Wait for all slots, in one order: two workers that need the same two would wait for each other."""
-    with ExitStack() as locks:
-        for slot in sorted(slots):
-            slot.parent.mkdir(parents=True, exist_ok=True)
-            locks.enter_context(FileLock(slot))
-        yield
 
 
 def follow(orders: Orders) -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field
 
+from backprop_core.data.curation import HELDOUT_SHARE
 from backprop_core.models import base as bases
 from backprop_core.models import devices
 from backprop_core.runtime.settings import settings
@@ -33,7 +34,7 @@ from backprop_core.stages import Stage
 from backprop_core.store.artifacts import Store
 from backprop_core.store.cache_keys import stage_key
 from backprop_core.training import time_estimate
-from backprop_core.training.defaults import HELDOUT_SHARE, Data
+from backprop_core.training.defaults import Data
 from backprop_core.training.vram_estimate import GIB, Setting, Shape, memory, micro_batch
 from tasks.runs import disk_space, resolve
 from tasks.runs.flow_run import Run, new_run_id

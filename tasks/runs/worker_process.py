@@ -1,17 +1,16 @@
 """The one worker of this process: started early or when a stage needs it, ended with the flow run."""
 
 import subprocess
-import tempfile
 import threading
 from functools import cache
 from pathlib import Path
 
 from backprop_core.errors import UnslothNotAvailable
-from backprop_core.models.devices import visible_gpus
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.specs import Backend, TrainSpec
 from backprop_core.store.artifacts import Store
 from backprop_core.worker.client import Worker
+from backprop_core.worker.gpu_slot import slots_of
 
 INSTALL = (
     "make an environment for it (python -m venv unsloth; unsloth/bin/pip install unsloth), and set "
@@ -100,10 +99,3 @@ def _end() -> None:
         handle.close()
         store.close()
         _running, _is_early = None, False
-
-
-def slots_of(store: Store, device: str, gpus: int) -> list[Path]:
-    """The lock files that let one worker at a time use a device: the store's for a CPU, the machine's for each GPU."""
-    if device == "cpu":
-        return [store.layout.lock("cpu")]
-    return [Path(tempfile.gettempdir()) / f"backpropagate-{uuid}.lock" for uuid in visible_gpus()[:gpus]]

@@ -17,7 +17,7 @@ from backprop_core.store.artifacts import Store
 from backprop_core.store.leases import Lease
 from backprop_core.training.stages import train
 from backprop_core.worker.client import Worker
-from backprop_core.worker.main import taken
+from backprop_core.worker.gpu_slot import taken
 from tests.backprop_core import nano
 
 SPEC = TrainSpec(steps=2, batch_size=4, precision="fp32", device="cpu", lora=LoraSpec(rank=4))
