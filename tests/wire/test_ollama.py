@@ -121,7 +121,7 @@ def test_not_there_or_too_old(file: Path) -> None:
     with Ollama(f"http://127.0.0.1:{free_port()}") as ollama, pytest.raises(OllamaUnreachable) as caught:
         ollama.check()
     assert "ollama serve" in caught.value.hint
-    too_old = pytest.raises(OllamaRegistrationFailed, match=r"is 0\.16\.9")
+    too_old = pytest.raises(OllamaRegistrationFailed, match=r"has version 0\.16\.9")
     with OllamaServer("0.16.9").running() as server, Ollama(server.url) as ollama, too_old:
         ollama.check()
     with OllamaServer("0.18.0-rc1").running() as server, Ollama(server.url) as ollama:
