@@ -115,7 +115,7 @@ def test_columns_that_do_not_exist(tmp_path: Path) -> None:
 
 def test_unknown_format_lists_fields_and_formats(tmp_path: Path) -> None:
     """Rows of no known format: the error says which fields they have and which formats there are."""
-    with pytest.raises(FormatUnknown, match="with colour, size") as caught:
+    with pytest.raises(FormatUnknown, match="with fields colour, size") as caught:
         parsed(write(tmp_path, "rows.jsonl", json_lines([{"colour": "red", "size": 3}])))
     assert "alpaca: instruction, output" in caught.value.hint
 

@@ -115,7 +115,7 @@ def without_rank(adapter: Path) -> None:
         ),
         (lambda adapter: write_weights(adapter, POINTER), InputValidationFailed, "cannot be read"),
         (lambda adapter: write_weights(adapter, b"<!DOCTYPE html>"), InputValidationFailed, "cannot be read"),
-        (lambda adapter: change(adapter, r=0), InputValidationFailed, "rank 0 and alpha"),
+        (lambda adapter: change(adapter, r=0), InputValidationFailed, "invalid rank 0 or alpha"),
         (lambda adapter: change(adapter, lora_alpha=None), InputValidationFailed, "alpha None"),
         (without_rank, InputValidationFailed, "rank None"),
     ],
