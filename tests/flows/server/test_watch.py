@@ -194,6 +194,6 @@ def test_what_watch_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     (tmp_path / "lines").mkdir()
     file = tmp_path / "lines" / "a.yaml"
     file.write_text("datasets: [{path: a}]")
-    assert main.main(["watch"]) == 1 and "[CONFIG_INVALID] no line's file says" in capsys.readouterr().err
+    assert main.main(["watch"]) == 1 and "[CONFIG_INVALID] no job file sets poll_seconds" in capsys.readouterr().err
     file.write_text("datasets: [{path: a}]\npoll_seconds: 5")
     assert main.main(["watch"]) == 2 and "[DEP_PREFECT_UNREACHABLE]" in capsys.readouterr().err
