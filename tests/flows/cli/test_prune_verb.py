@@ -60,7 +60,7 @@ def test_it_asks_first(store: Store) -> None:
     assert status == 1 and f"run {RUN[:12]} (multi-run, line default)" in seen and "Nothing was deleted" in seen
     assert store.count() == 1
     status, seen = at_a_terminal("yes")
-    assert status == 0 and "removed 1 artifacts" in seen and store.count() == 0
+    assert status == 0 and "deleted 1 artifacts" in seen and store.count() == 0
 
 
 def test_a_script_says_yes(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
