@@ -294,7 +294,7 @@ def test_nothing_is_left_of_a_killed_one(service: Served) -> None:
     )
     mlflow.kill()
     wait_until(lambda: answers(f"{service.addresses['mlflow']}/health"), 60, "MLflow again")
-    again = child_of(service, "server mlflow")
+    again = child_of(service, "server_main mlflow")
     assert again.pid != mlflow.pid
     service.process.kill()
     assert psutil.wait_procs([server, again, worker], timeout=30)[1] == []
