@@ -80,7 +80,7 @@ def fill_the_form(page: Page) -> None:
     page.get_by_role("link", name="support").first.click()
     page.get_by_role("button", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Custom run").click()
-    expect(page.get_by_text("The line that goes on.")).to_be_visible()
+    expect(page.get_by_text("The line to continue.")).to_be_visible()
     page.get_by_label("Run Name").fill(RUN)
     picture(page, "3-form")
     page.get_by_role("button", name="Submit").click()
