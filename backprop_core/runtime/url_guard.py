@@ -58,7 +58,8 @@ def refuse(host: str) -> None:
     """Raise AddressForbidden if the host is a metadata service or link-local, in any notation."""
     if host.lower().rstrip(".") in NAMES or any(map(is_forbidden, addresses(host))):
         raise AddressForbidden(
-            f"{host} is a cloud metadata service or a link-local address", hint="use the address of the service itself"
+            f"{host} is a link-local address or a cloud metadata service, which hands out this machine's credentials",
+            hint="use the address of the service itself",
         )
 
 
