@@ -112,7 +112,7 @@ def test_a_run_holds_what_it_has_downloaded(base: Path, tmp_path: Path, server: 
     assert not store.layout.run(RUN).sources.exists()
     with pytest.raises(InputNotFound, match="gone") as caught:
         read_rows(loaded.sources[0].data, loaded.spec.datasets[0])
-    assert caught.value.hint == "start it again"
+    assert caught.value.hint == "start a new run"
 
 
 def test_files_that_are_here_are_left_where_they_are(base: Path, tmp_path: Path) -> None:
