@@ -130,7 +130,7 @@ def test_a_training_that_another_run_does_is_waited_for(tmp_path, caplog):
     with store.lock("b" * 64):
         thread = threading.Thread(target=lambda: results.append(call("b" * 64)))
         thread.start()
-        until(lambda: "another run trains the same; waiting" in caplog.text)
+        until(lambda: "another run does the same training; waiting" in caplog.text)
         time.sleep(6)
         assert thread.is_alive() and not results
     thread.join(60)

@@ -8,7 +8,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from prefect import Task, flow
+from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.flow_engine import run_flow
@@ -19,11 +19,11 @@ from backprop_core.errors import BackpropError, Interrupted
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.refs import BaseRef, Drift, RunResult
 from backprop_core.schema.specs import DatasetSpec, LoraSpec, RunSpec, TrainSpec
+from backprop_core.stages import Stage, Workplace
 from flows.server.dead_runs import give_up, worker_name
 from flows.train import train
 from tasks.runs.flow_run import recorded
 from tasks.runs.resolve import Prepared
-from tasks.stages.cache_policy import stage
 from tests.faults.hold import Hold
 from tests.faults.test_outage import steps_by_run
 
@@ -109,13 +109,13 @@ def test_a_fresh_run_that_goes_on_is_fresh(home):
     """What it has not done itself, it does again, whatever others did meanwhile; and what it has done, it takes."""
     done: list[str] = []
 
-    def does(name: str) -> Task[..., Drift]:
-        def of(word: str) -> Drift:
+    def does(name: str) -> Stage[Drift]:
+        def of(word: str, *, at: Workplace) -> Drift:
             done.append(name)
             return Drift(a=0, b=0, weight=0)
 
         of.__name__ = name
-        return stage(of)
+        return Stage(of, version=1, runs_in="parent", planned=False)
 
     before, after = does("pool"), does("first")
 
