@@ -70,9 +70,9 @@ def copied(source: Path, target: Path) -> float:
 
 
 def removed(path: Path) -> None:
-    """Wait until a virtual machine has given its memory back to the host, as where nobody wrote a moment ago.
+    """Wait until a virtual machine has given its memory back to the host, as if no process had written lately.
 
-    Memory that it still has takes a tenth of the time to write to, so whoever writes soon enough would be ahead.
+    Memory that it still has takes a tenth of the time to write to, so an early contender would be ahead.
     """
     path.unlink(missing_ok=True)
     time.sleep(SETTLED)

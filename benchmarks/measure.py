@@ -65,7 +65,7 @@ def environment(**settings: str) -> dict[str, str]:
 
 
 def threads(count: int) -> dict[str, str]:
-    """Settings of a process in which torch shall have this many: it takes the smaller of the two."""
+    """Settings of a process in which torch uses this many: it takes the smaller of the two."""
     return {"OMP_NUM_THREADS": str(count), "MKL_NUM_THREADS": str(count)}
 
 

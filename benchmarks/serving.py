@@ -1,4 +1,4 @@
-"""`backprop serve`, as it comes: how soon it is up, what it holds while nobody uses it, and a job through it."""
+"""`backprop serve`, as it comes: how soon it is up, what it holds when idle, and a job through it."""
 
 import tempfile
 import time

@@ -69,5 +69,5 @@ def speed_of(engine: str, process: Contender, losses: dict[str, float]) -> float
     done = process.turn()
     losses[engine] = done["loss"]
     low, high = min(losses.values()), max(losses.values())
-    assert high - low <= TOLERANCE * (done["loss_before"] - low), f"somebody trains less: {done}, {losses}"
+    assert high - low <= TOLERANCE * (done["loss_before"] - low), f"one contender trains less: {done}, {losses}"
     return done["tokens"] / done["seconds"]

@@ -1,4 +1,4 @@
-"""A service of somebody else's that asks for a retrain and hands the result on: nothing of this project is installed.
+"""An outside service that asks for a retrain and hands the result on: nothing of this project is installed.
 
     pip install fastapi uvicorn httpx
     PREFECT_API_URL=http://127.0.0.1:4200/api uvicorn service:app --port 9000
