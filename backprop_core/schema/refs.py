@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, Field
 
 from backprop_core.schema.gate_report import Act, GateReport
-from backprop_core.schema.records import Record
+from backprop_core.schema.records import KEY_IF_SET, NO_KEY, Record
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -97,6 +97,18 @@ class RowsRef(ArtifactRef):
     rows: int = Field(ge=0)
 
 
+class LineageRef(ArtifactRef):
+    """What happened to each row of a source: `lineage.parquet`, one line per source row, in the source's order.
+
+    Its columns are row (identity as 64 hex digits, or null), file (null for a single file), unit ("line" or "row"),
+    number, outcome ("kept", "dropped" or "quarantined"), reason and detail. `samples.jsonl` has the first few rows that
+    each step dropped.
+    """
+
+    artifact: ClassVar[str] = "lineage"
+    rows: int = Field(ge=0, description="Rows in the source.")
+
+
 class TokensRef(ArtifactRef):
     """Tokenized rows in `tokens.safetensors`: flat token ids, label positions, lengths, row numbers."""
 
@@ -117,6 +129,9 @@ class DatasetRef(Record):
         default_factory=dict, description="Dropped rows by reason: malformed, empty or duplicate."
     )
     not_trained: dict[str, int] = Field(default_factory=dict, description="Usable rows not trained on, by reason.")
+    lineage: LineageRef | None = Field(
+        None, description="What happened to each row of its source; None in older records.", json_schema_extra=NO_KEY
+    )
 
 
 class Curated(Record):
@@ -125,6 +140,15 @@ class Curated(Record):
     rows: RowsRef
     read: int = Field(ge=0, description="Rows in the source.")
     dropped: dict[str, int] = Field(default_factory=dict, description="Dropped rows by reason.")
+    preferences: RowsRef | None = Field(
+        None, description="Its preference rows, if it has any.", json_schema_extra=KEY_IF_SET
+    )
+    quarantined: RowsRef | None = Field(
+        None, description="Rows set apart for a person to look at, if there are any.", json_schema_extra=NO_KEY
+    )
+    lineage: LineageRef | None = Field(
+        None, description="What happened to each row of the source; None in older records.", json_schema_extra=NO_KEY
+    )
 
 
 class Batch(Record):
