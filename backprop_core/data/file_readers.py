@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from backprop_core.data import csv_reader
 from backprop_core.errors import InputValidationFailed
@@ -25,10 +25,23 @@ class Malformed(Exception):
 Value: TypeAlias = dict[str, Any] | Malformed
 
 
-class Item(NamedTuple):
-    """One row as parsed, and its place: "line 3" or "row 3"."""
+class Place(NamedTuple):
+    """Where a row stands: in which file of a directory (None if the source is one file), and its line or row from 1."""
 
-    place: str
+    file: str | None
+    unit: Literal["line", "row"]
+    number: int
+
+    def __str__(self) -> str:
+        """As people read it: "line 3", or "a.csv, row 3"."""
+        where = f"{self.unit} {self.number}"
+        return f"{self.file}, {where}" if self.file else where
+
+
+class Item(NamedTuple):
+    """One row as parsed, and its place."""
+
+    place: Place
     value: Value
 
 
@@ -107,7 +120,7 @@ def json_lines(data: bytes) -> Iterator[Item]:
     """One object per line; empty lines are skipped."""
     for number, line in enumerate(data.split(b"\n"), 1):
         if line.strip():
-            yield Item(f"line {number}", json_value(line))
+            yield Item(Place(None, "line", number), json_value(line))
 
 
 def json_value(line: bytes) -> Value:
@@ -143,7 +156,7 @@ def array(text: str, name: str) -> Iterator[Item]:
         raise InputValidationFailed(what, hint=HINT) from error
     except (ValueError, RecursionError) as error:
         raise InputValidationFailed(f"{name}, line 1: not JSON: {error}", hint=HINT) from error
-    return (Item(f"row {number}", object_or_malformed(value)) for number, value in enumerate(values, 1))
+    return (Item(Place(None, "row", number), object_or_malformed(value)) for number, value in enumerate(values, 1))
 
 
 def object_or_malformed(value: Any) -> Value:
@@ -153,7 +166,7 @@ def object_or_malformed(value: Any) -> Value:
 def comma_separated(text: str, separator: str | None, name: str) -> Iterator[Item]:
     """One row per record; the header names the fields. Raises InputValidationFailed for broken quoting."""
     for line, row in csv_reader.rows(text, separator, name):
-        yield Item(f"line {line}", record(row))
+        yield Item(Place(None, "line", line), record(row))
 
 
 def record(row: dict[str, str] | int) -> Value:
@@ -169,7 +182,7 @@ def lines_of_text(text: str) -> Iterator[Item]:
     """One row per line; empty lines are skipped. Without any line feed, carriage returns end lines."""
     for number, line in enumerate(text.split("\n" if "\n" in text else "\r"), 1):
         if line.strip():
-            yield Item(f"line {number}", {"text": line.removesuffix("\r")})
+            yield Item(Place(None, "line", number), {"text": line.removesuffix("\r")})
 
 
 def parquet(data: bytes, name: str) -> Iterator[Item]:
@@ -186,4 +199,4 @@ def parquet(data: bytes, name: str) -> Iterator[Item]:
         ) from error
     if len(set(table.column_names)) < table.num_columns:
         raise InputValidationFailed(f"{name} has two columns with the same name", hint="rename one of them")
-    return (Item(f"row {number}", value) for number, value in enumerate(values, 1))
+    return (Item(Place(None, "row", number), value) for number, value in enumerate(values, 1))

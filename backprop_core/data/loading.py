@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from backprop_core.data.file_format import HEAD, reading
-from backprop_core.data.file_readers import Item, Malformed, Value, parse
+from backprop_core.data.file_readers import Item, Malformed, Place, Value, parse
 from backprop_core.data.row_formats import FORMATS, ChatRow, Format, Row
 from backprop_core.data.sources import ON_HUB, content, snapshot
 from backprop_core.data.unsupported_fields import refuse_row, says_more, untrained
@@ -21,9 +21,9 @@ Refuse: TypeAlias = Callable[[Sequence[ChatRow]], Iterable[str | None]]
 
 
 class Bad(NamedTuple):
-    """A dropped row: its place ("line 3", "a.csv, row 3"), the reason to count by, and a detail for people."""
+    """A dropped row: its place, the reason to count by, and a detail for people."""
 
-    place: str
+    place: Place
     reason: str
     detail: str
 
@@ -90,7 +90,7 @@ def items_of(source: SourceRef, name: str) -> Iterator[Item]:
         whole = f"{name.rstrip('/')}/{file.name}"
         data = content(place(source, file), file.digest, whole)
         for item in parse(data, file.reading or reading(data[:HEAD], file.name), whole):
-            yield Item(f"{file.name}, {item.place}", item.value)
+            yield item._replace(place=item.place._replace(file=file.name))
 
 
 def place(source: SourceRef, file: SourceFile) -> Path:

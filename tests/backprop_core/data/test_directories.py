@@ -82,7 +82,7 @@ def test_places_name_the_file(drops: Path) -> None:
     """A malformed row is said with the file and the line in it; a file that is none of rows with its path."""
     (drops / "b.jsonl").write_text('{"text": "good"}\n{\n')
     bad = parsed(taken(drops), max_bad_rows=1).bad
-    assert [item.place for item in bad] == ["b.jsonl, line 2"]
+    assert [str(item.place) for item in bad] == ["b.jsonl, line 2"]
     with pytest.raises(InputValidationFailed, match=r"1 of 6 rows are malformed: b\.jsonl, line 2: not JSON"):
         parsed(taken(drops))
     (drops / "c.json").write_text("no rows")

@@ -210,7 +210,9 @@ def test_a_record_is_named_by_the_line_that_it_begins_on(tmp_path: Path) -> None
     path = write(tmp_path, "rows.csv", 'question,answer\n"a\nb",c\n\nlost\nd,e\n')
     rows, bad = parsed(path, max_bad_rows=1)
     assert len(rows) == 2
-    assert [(item.place, item.detail) for item in bad] == [("line 5", "1 cells, but the header has another number")]
+    assert [(str(item.place), item.detail) for item in bad] == [
+        ("line 5", "1 cells, but the header has another number")
+    ]
 
 
 def test_a_separator_within_the_texts_is_none(tmp_path: Path) -> None:
@@ -256,4 +258,4 @@ def test_a_header_that_is_there_again_is_no_row(tmp_path: Path, mark: str) -> No
         write(tmp_path, "rows.csv", f"question,answer\na,b\n{mark}question,answer\nc,d\n"), max_bad_rows=1
     )
     assert len(rows) == 2
-    assert [(item.place, item.reason) for item in bad] == [("line 3", "second_header")]
+    assert [(str(item.place), item.reason) for item in bad] == [("line 3", "second_header")]
