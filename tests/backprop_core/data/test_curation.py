@@ -16,9 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from backprop_core.data.curation import apart, curate, identity, load, pool, replay
+from backprop_core.data.curation import apart, curate, load, pool, replay
 from backprop_core.data.curation import passes as passes_of
 from backprop_core.data.loading import snapshot
+from backprop_core.data.row_identity import identity
 from backprop_core.data.splits import FEWEST, split
 from backprop_core.errors import NoRows
 from backprop_core.schema.refs import Batch, Curated, DatasetRef, RowsRef, Split
@@ -486,6 +487,7 @@ import sys
 from pathlib import Path
 from backprop_core.data.curation import curate
 from backprop_core.data.loading import snapshot
+from backprop_core.data.row_identity import identity
 from backprop_core.schema.refs import Batch
 from backprop_core.data.splits import split
 from backprop_core.schema.specs import DatasetSpec
