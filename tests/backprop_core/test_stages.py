@@ -36,60 +36,60 @@ def test_a_declaration_is_read_without_torch() -> None:
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
-class TokenCount(Record):
-    tokens: int
+class WordCount(Record):
+    words: int
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> stages.Stage[TokenCount]:
+def counted(monkeypatch: pytest.MonkeyPatch) -> stages.Stage[WordCount]:
     """A new stage, declared once, here."""
     monkeypatch.setattr(stages, "_declared", dict(stages._declared))
 
     @stage(version=1, runs_in="parent", planned=True)
-    def count_tokens(rows: RowsRef, least: int, *, at: Workplace) -> TokenCount:
+    def words_of(rows: RowsRef, least: int, *, at: Workplace) -> WordCount:
         """Rows → how many words they have."""
         words = (at.store.local(rows) / "rows.jsonl").read_text().split()
         at.progress(1, 1)
-        return TokenCount(tokens=max(least, len(words)))
+        return WordCount(words=max(least, len(words)))
 
     stages.every.cache_clear()
-    yield count_tokens
+    yield words_of
     stages.every.cache_clear()
 
 
-def test_one_function_is_a_whole_stage(counted: stages.Stage[TokenCount], tmp_path: Path) -> None:
+def test_one_function_is_a_whole_stage(counted: stages.Stage[WordCount], tmp_path: Path) -> None:
     """Name, key, job, result type, task and body all come from the function; nothing else names it."""
     store = Store(tmp_path)
     rows = nano.commit_rows(store, nano.chats(3))
     job = counted.job(rows=rows, least=2)
     assert (counted.name, counted.help, counted.result) == (
-        "count_tokens",
+        "words_of",
         "Rows → how many words they have.",
-        TokenCount,
+        WordCount,
     )
     assert counted.job.model_validate(job.model_dump(mode="json")) == job
     with pytest.raises(ValueError, match="least"):
         counted.job(rows=rows)
-    keys = {stage_key("count_tokens", {"rows": rows, "least": least}) for least in (1, 2)}
-    assert len(keys) == 2 and versions()["count_tokens"] == 1
+    keys = {stage_key("words_of", {"rows": rows, "least": least}) for least in (1, 2)}
+    assert len(keys) == 2 and versions()["words_of"] == 1
     given = {"rows": rows, "least": 2}
     made = counted.carry_out(given, ParentPlace(store, "k", counted.name))
-    assert made.tokens > 2
+    assert made.words > 2
     task = stage_task(counted, lambda parameters: counted.carry_out(parameters, ParentPlace(store, "k", counted.name)))
-    assert (task.name, task.fn(**given)) == ("count_tokens", made)
+    assert (task.name, task.fn(**given)) == ("words_of", made)
     assert inspect.signature(task.fn) == counted.signature and "at" not in counted.signature.parameters
     result_types.cache_clear()
-    content = '{"__class__": "anywhere.TokenCount", "data": {"tokens": 7}}'
-    assert read_result(content.encode()) == TokenCount(tokens=7)
+    content = '{"__class__": "anywhere.WordCount", "data": {"words": 7}}'
+    assert read_result(content.encode()) == WordCount(words=7)
     result_types.cache_clear()
     store.close()
 
 
-def test_two_stages_of_one_name_are_refused(counted: stages.Stage[TokenCount]) -> None:
+def test_two_stages_of_one_name_are_refused(counted: stages.Stage[WordCount]) -> None:
     """A name is a cache key's first part."""
 
-    def count_tokens(rows: RowsRef, *, at: Workplace) -> TokenCount:
+    def words_of(rows: RowsRef, *, at: Workplace) -> WordCount:
         raise NotImplementedError
 
-    with pytest.raises(AssertionError, match="two stages count_tokens"):
-        stage(version=2, runs_in="parent")(count_tokens)
+    with pytest.raises(AssertionError, match="two stages words_of"):
+        stage(version=2, runs_in="parent")(words_of)
