@@ -59,7 +59,7 @@ def prepare() -> None:
 
 
 def connect(settings: Settings) -> "MlflowClient":
-    """A client after a successful first request; takes seconds, unless the database has to be created first.
+    """A client whose first request succeeded. Takes seconds; more if the home's database must be created.
 
     Raises MLflowUnreachable, HistoryDamaged, PlaceUnusable, DiskFull, StorageFailed.
     """
@@ -135,7 +135,7 @@ def damage(path: Path) -> str | None:
 
 
 def attempted(path: Path) -> BaseException:
-    """Why a database cannot be written, as MLflow's own errors vary."""
+    """The error of a test write to a database, which is clearer than MLflow's own errors."""
     try:
         try_database(path)
     except (sqlite3.Error, OSError) as error:
@@ -159,7 +159,7 @@ _made: set[Path] = set()
 def migrating(settings: Settings) -> Iterator[None]:
     """Let only one process at a time create the tables of the home's database, as two would damage it.
 
-    Raises MLflowUnreachable if another one takes longer than minutes.
+    Raises MLflowUnreachable if another process takes too long.
     """
     own = settings.layout.mlflow_database
     if own in _made or not is_own(settings):
@@ -206,7 +206,10 @@ def experiment_of(client: "MlflowClient", settings: Settings, line: str) -> str:
 
 
 def artifact_location(settings: Settings, name: str) -> str | None:
-    """A server decides itself; for a database it would be the current directory."""
+    """Where an experiment keeps artifacts: in the home; None lets a server decide.
+
+    For a database, MLflow's default would be the current directory.
+    """
     if urlsplit(tracking_uri(settings)).scheme in ("http", "https"):
         return None
     return (settings.layout.mlflow_artifacts / name).as_uri()

@@ -89,7 +89,7 @@ class History:
         return next(self.runs(f"tags.`{RUN_ID}` = '{roots[0]}'", 1))
 
     def result(self, run: "Run") -> RunResult:
-        """result.json if it is of the run's present state, else what is known without it."""
+        """The run's result.json if its status is current, else a result from tags and spec alone."""
         tags, known = run.data.tags, {"mlflow_run_id": run.info.run_id}
         status = self.state(run)[0]
         with answering(self.settings):
@@ -104,9 +104,9 @@ class History:
         )
 
     def state(self, run: "Run") -> tuple[Status, float | None]:
-        """A run's status, and the seconds that it has worked, waits left out; None while it works.
+        """A run's status, and the seconds that it worked, without waits; None while it runs.
 
-        Where MLflow has not heard of its end, because it could not be written there, the journal tells.
+        If MLflow does not have the run's end, this machine's journal is read.
         """
         tags, start, end = run.data.tags, run.info.start_time, run.info.end_time
         status = tags.get(STATUS, "running")
@@ -138,10 +138,10 @@ class History:
 
 
 def is_empty(settings: Settings) -> bool:
-    """Nothing was ever recorded here: no need to make a database to find that out."""
+    """Whether nothing was ever recorded in the home, checked without creating its database."""
     return is_own(settings) and not settings.layout.mlflow_database.exists()
 
 
 def escaped(text: str) -> str:
-    """Only what an id may hold: a quote or a wildcard would be read as part of the condition."""
+    """The letters and digits of a text: MLflow would read a quote or a wildcard as part of the condition."""
     return "".join(character for character in text if character.isalnum()) or "-"

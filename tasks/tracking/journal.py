@@ -1,6 +1,6 @@
-"""What is to be recorded, on disk first: append-only lines of JSON, one file for a run and its child runs.
+"""The journal: what MLflow is to get, first written to disk as lines of JSON. A run and its child runs share a file.
 
-Times are in ms since 1970. `backprop_core.store.layout` has the files of a directory of journals.
+Times are in ms since 1970. `backprop_core.store.layout` names the files in a directory of journals.
 """
 
 import errno
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class Line(Record):
-    """One thing that happened to one run."""
+    """One event of one run."""
 
     model_config = ConfigDict(ser_json_inf_nan="constants")
     time: int = Field(description="Milliseconds since 1970.")
@@ -99,7 +99,7 @@ class Evaluated(Line):
 
 
 class Waited(Line):
-    """From `since` until now the run did nothing: it waited for a person, or for the device that another run had."""
+    """From `since` until now the run waited for a person, or for a device that another run used."""
 
     kind: Literal["waited"] = "waited"
     since: int = Field(description="Milliseconds since 1970.")
@@ -119,8 +119,7 @@ LINE: TypeAdapter[AnyLine] = TypeAdapter(Annotated[AnyLine, Field(discriminator=
 
 
 class Clock:
-    """How long the runs of a journal have worked, as its lines tell: without waits, and without the time between a
-    process that died and the one that went on."""
+    """How long the runs of a journal worked. Waits do not count, nor does the time between a death and the resume."""
 
     def __init__(self) -> None:
         self._worked: dict[str, int] = {}  # ms, up to the last end
@@ -153,16 +152,16 @@ class Clock:
 
 
 class Ending(NamedTuple):
-    """How a run has ended, as its journal tells."""
+    """How a run ended, according to its journal."""
 
     status: Status
     seconds: float
 
 
 def ending(journals: JournalLayout, root: str, run: str) -> Ending | None:
-    """How a run has ended whose root is `root`: a run without an end whose writer is gone was interrupted.
+    """How a run in the journal of `root` ended; None while it runs, or if this machine has no journal of it.
 
-    None while it goes on, and where this machine has no journal of it.
+    A run without an end was interrupted if no process writes its journal any more.
     """
     path, clock, status = journals.lines(root), Clock(), None
     if not path.is_file() or is_written(journals, root):
@@ -175,7 +174,7 @@ def ending(journals: JournalLayout, root: str, run: str) -> Ending | None:
 
 
 def writer_lock(journals: JournalLayout, run_id: str) -> FileLock:
-    """Held while a process writes this run's journal: who cannot get it knows that the run is alive."""
+    """The lock that a process holds while it writes this run's journal. A taken lock means that the run is alive."""
     return FileLock(journals.lock(run_id), thread_local=False)
 
 
@@ -215,7 +214,7 @@ def retire(journals: JournalLayout, run_id: str, offset: int) -> None:
 
 
 def bring_back(journals: JournalLayout, run_id: str) -> None:
-    """Undo `retire`: the run goes on."""
+    """Undo `retire`, for a run that continues."""
     for file in (JournalLayout.sent_note, JournalLayout.lines):
         with suppress(FileNotFoundError):
             file(journals.sent, run_id).replace(file(journals, run_id))
@@ -244,7 +243,7 @@ class JournalFile:
         self._file.truncate(self._size)
 
     def _recall(self) -> int:
-        """Learn from the lines that are there; the size without a torn last line."""
+        """Read the existing lines; returns the file's size without an incomplete last line."""
         text = self.path.read_bytes()
         for _, line in read_journal(self.path):
             self.clock.see(line)
@@ -255,12 +254,12 @@ class JournalFile:
         return text.rfind(b"\n") + 1
 
     def append(self, line: AnyLine) -> None:
-        """Write one line. If the disk does not take it, say so once and go on."""
+        """Write one line. If that fails, log it once and go on."""
         with self._guard:
             self._append(line)
 
     def measure(self, run: str, step: int, values: Mapping[str, float]) -> None:
-        """Write the values whose metric was never written at this step or a later one."""
+        """Write the values, except metrics that were already written at this step or a later one."""
         with self._guard:
             new = {name: value for name, value in values.items() if step > self._highest.get((run, name), -1)}
             if new:
@@ -286,7 +285,7 @@ class JournalFile:
 
 
 class Journal:
-    """The record of one run. Everything may be called again when an interrupted run goes on.
+    """The record of one run. Every method may be called again when an interrupted run is resumed.
 
     Raises RunActive if another process writes the journal of the same run.
     """
@@ -350,14 +349,14 @@ class Journal:
         self._file.append(Directory(**self._head(), name=name, artifact=artifact))
 
     def evaluation(self, evaluation: Evaluation) -> None:
-        """The matrix as it is now: as table and plot, and as metrics by task with the base at step 0, run i at i."""
+        """Record the current matrix as table, plot and metrics by task: step 0 is the base, step i is run i."""
         for step, values in enumerate(rows(evaluation)):
             self.metrics(step, values)
         self._file.append(Evaluated(**self._head(), evaluation=evaluation))
 
     @contextmanager
     def waiting(self, on: Literal["person", "device"]) -> Iterator[None]:
-        """The run waits while the block runs: that is no time at work."""
+        """The run waits within the block; that time does not count as work."""
         since = now()
         try:
             yield
@@ -366,7 +365,7 @@ class Journal:
                 self._file.append(Waited(**self._head(), since=since, on=on))
 
     def drift(self, run: int, drift: Drift) -> None:
-        """What the merge after a run did."""
+        """How far the merge after a run moved the adapter."""
         self.metrics(run, {"merge.weight": drift.weight, "merge.drift_a": drift.a, "merge.drift_b": drift.b})
 
     def gate(self, report: GateReport, run: int) -> None:
@@ -430,7 +429,7 @@ def by_task(tasks: Sequence[str], scores: Measures) -> dict[str, float]:
 
 
 def averages(evaluation: Evaluation) -> dict[str, float]:
-    """What the matrix comes to after its last run."""
+    """The averages of the matrix after its last run."""
     transfer = evaluation.backward_transfer
     lost = by_task(evaluation.tasks, {"forgetting": evaluation.forgetting})
     return {"average": evaluation.average, **lost} | ({} if transfer is None else {"backward_transfer": transfer})

@@ -21,7 +21,7 @@ def forgetting_matrix(evaluation: Evaluation) -> bytes:
 
 @lru_cache(maxsize=4)
 def drawn(evaluation_json: str) -> bytes:
-    """The picture; the last ones are kept, because MLflow and Prefect get the same."""
+    """The picture. The last few are cached, because MLflow and Prefect get the same one."""
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -81,7 +81,7 @@ def run_names(rows: int) -> list[str]:
 
 
 def summary(evaluation: Evaluation) -> str:
-    """What the matrix comes to, in a line."""
+    """The averages of the matrix, in one line."""
     transfer = evaluation.backward_transfer
     lost = max((value for value in evaluation.forgetting if value is not None), default=None)
     return (

@@ -1,6 +1,6 @@
-"""Lines as registered models: each version, and the alias `champion`. The store decides; this is a copy of it.
+"""Copies each line to MLflow as a registered model: its versions, and the alias `champion`. The store decides.
 
-What is missing or different is repaired whenever journals are sent, so that MLflow may be away meanwhile. An alias that
+Missing or different entries are repaired whenever journals are sent, so MLflow may be down in between. An alias that
 was moved in MLflow is set back at the end of the next run or by `sync`, with a warning.
 `models:/NAMESPACE.LINE@champion` is a directory that PEFT loads.
 """
@@ -95,7 +95,7 @@ def set_back(client: "MlflowClient", settings: Settings) -> None:
 
 
 def mirror_line(client: "MlflowClient", settings: Settings, line: str, lines: Lines) -> bool:
-    """One line; False if a run's adapter is still on its way to MLflow."""
+    """Copy one line; False if an adapter has not reached MLflow yet."""
     name = registered(client, settings, line)
     known = known_versions(client, name)
     complete = True
@@ -136,10 +136,10 @@ def known_versions(client: "MlflowClient", name: str) -> dict[int, str]:
 def register(
     client: "MlflowClient", settings: Settings, name: str, number: int, version: LineVersion
 ) -> Mapping[int, str] | None:
-    """Make a version: its number and MLflow's. None while its adapter is on its way.
+    """Register a version; returns our number and MLflow's, or None while its adapter has not reached MLflow.
 
-    A run that this MLflow never had is registered where the store has it; a server takes no such place, and the version
-    is left out, as is one that was pruned before MLflow had it.
+    If MLflow never had the run, the version points to the adapter in the store. A server accepts no such path: there
+    the version is left out, as is one that was pruned before it was sent.
     """
     run = run_of(client, settings, version.run_id)
     if run:

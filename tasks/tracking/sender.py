@@ -1,7 +1,8 @@
 """Sends the journals to MLflow exactly once, in chunks, and records the progress after each.
 
-A crash between a chunk and the note of it sends the chunk again. That changes nothing: MLflow keeps an identical
-(metric, step, time, value) once, tags and artifacts replace themselves, and runs are looked up before they are made.
+After a crash between a chunk and the note of it, the chunk is sent again. That changes nothing: MLflow keeps an
+identical (metric, step, time, value) once, a tag or artifact replaces the earlier one, and runs are looked up before
+they are created.
 """
 
 import logging
@@ -76,7 +77,7 @@ def load_sent(journals: JournalLayout, run_id: str, uri: str) -> Sent:
 
 
 def load_note(path: Path, uri: str) -> Sent:
-    """A note as it is; that nothing was sent to `uri`, if there is none that can be read."""
+    """The stored note; if it is missing or unreadable, a note that nothing was sent to `uri`."""
     try:
         return Sent.model_validate_json(path.read_bytes())
     except (FileNotFoundError, ValidationError):
@@ -84,9 +85,9 @@ def load_note(path: Path, uri: str) -> Sent:
 
 
 def sync(settings: Settings, *, look: bool = False) -> SyncReport:
-    """Send what MLflow has not, and mirror the lines. Never raises: an outage or a full disk is in the report.
+    """Send what MLflow lacks, and mirror the lines. Never raises: an outage or a full disk is in the report.
 
-    `look` for champion aliases that were moved there, and set them back.
+    With `look`, also set back champion aliases that were moved in MLflow.
     """
     sent, error = 0, None
     try:
@@ -137,7 +138,7 @@ def unsent(settings: Settings) -> Iterator[str]:
 
 
 def by_age(directory: Path) -> list[Path]:
-    """The journals of a directory, the oldest first; without those that are put away at this moment."""
+    """The journals of a directory, the oldest first; leaves out those that another process moves away meanwhile."""
     ages: dict[Path, int] = {}
     for path in directory.glob("*.jsonl"):
         with suppress(FileNotFoundError):
@@ -146,7 +147,7 @@ def by_age(directory: Path) -> list[Path]:
 
 
 def send_all(settings: Settings) -> tuple[int, str | None]:
-    """How many journals were sent, and what stopped the first that could not be."""
+    """Send all journals; returns how many were sent, and the first error."""
     sent, first_error = 0, None
     for run_id in list(unsent(settings)):
         error = attempt(settings, partial(send, run_id=run_id))
@@ -158,7 +159,7 @@ def send_all(settings: Settings) -> tuple[int, str | None]:
 
 
 def attempt(settings: Settings, work: "Callable[[MlflowClient, Settings], None]") -> str | None:
-    """Connect and do something there; the error as text. The record never costs the work."""
+    """Connect and call `work`. Returns an error as text instead of raising it: a run must not fail by its record."""
     try:
         client = connect(settings)
         with answering(settings, "refused what was sent"):
@@ -188,7 +189,7 @@ def send(client: "MlflowClient", settings: Settings, run_id: str) -> None:
 
 
 def ended_since(client: "MlflowClient", run: str, last: int) -> bool:
-    """Whether another machine went on with the run after our last word, and ended it."""
+    """Whether another machine continued the run after our last line, and ended it."""
     info = client.get_run(run).info
     return info.status != "RUNNING" and (info.end_time or 0) > last
 
@@ -251,9 +252,9 @@ def run_link(settings: Settings, run_id: str) -> str | None:
 
 
 class Sender:
-    """Sends in the background while a flow works; says once if MLflow does not take it.
+    """Sends in the background while a flow runs; warns once if MLflow fails.
 
-    It begins `after` seconds, or at the end of the work if that is sooner, and sends `every` so many.
+    It sends after `after` seconds, or at the end of the flow if that is sooner, and then every `every` seconds.
     """
 
     def __init__(self, settings: Settings, *, after: float = 0.0, every: float = 3.0) -> None:
@@ -264,11 +265,11 @@ class Sender:
         self._thread = threading.Thread(target=self._work, name="mlflow-sender", daemon=True)
 
     def start(self) -> None:
-        """Begin, with the import of mlflow: seconds that the work does not wait for."""
+        """Start the thread. It imports mlflow first, which takes seconds; the flow does not wait for it."""
         self._thread.start()
 
     def finish(self, timeout: float = 30.0) -> None:
-        """Send what is left, for at most `timeout` seconds; what remains stays in the journal."""
+        """Send the rest, for at most `timeout` seconds. What is not sent by then stays in the journal."""
         self._stop.set()
         self._thread.join(timeout)
         if self._thread.is_alive():

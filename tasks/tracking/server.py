@@ -10,7 +10,7 @@ from tasks.tracking.connection import QUIET_AND_QUICK, answering, migrating, own
 def application(settings: Settings) -> Any:
     """MLflow's ASGI application, with the database made or brought up to date.
 
-    Artifacts lie in the home under the same addresses as without a server, so that both can be used in turn.
+    Artifacts are in the home under the same URIs as without a server, so that both can be used in turn.
     """
     own = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_LOGGING_LEVEL": "WARNING"}
     os.environ |= {**QUIET_AND_QUICK, **own}
