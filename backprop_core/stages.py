@@ -56,7 +56,7 @@ class WorkerPlace(Workplace, Protocol):
         """The processes that train together."""
 
     def base(self, ref: "BaseRef", precision: "Precision", device: str) -> "LoadedBase":
-        """The base in memory; loaded when another one is asked for."""
+        """The base in memory; loads it first if another one, or none, is there."""
 
     def model(self, base: "BaseRef", adapter: "AdapterRef | None", precision: "Precision", device: str) -> "LoadedBase":
         """The base in memory, with the tokenizer that came with the adapter, if one did."""

@@ -1,1 +1,1 @@
-"""The process that touches tensors, and the handle its parent holds."""
+"""The worker process, which computes with tensors, and the parent's handle to it."""

@@ -1,7 +1,7 @@
 """The parent's side of the worker process. No torch here.
 
-A job is a folder: `job.json` from the parent, `events.jsonl` as it goes on, `result.json` last. The pipe to the child's
-stdin says "next FOLDER" and "stop"; when it closes, the child ends.
+A job is a folder. The parent writes `job.json`; the child appends to `events.jsonl` and writes `result.json` last.
+Through the child's stdin the parent sends "next FOLDER" and "stop". The child ends when that pipe closes.
 """
 
 import json
@@ -36,7 +36,7 @@ OnEvent = Callable[[dict[str, Any]], None]
 
 
 class Orders(Record):
-    """What a worker is started with: its one argument, as JSON."""
+    """The only command-line argument of a worker, as JSON."""
 
     root: Path
     waits: Path
@@ -47,10 +47,10 @@ class Orders(Record):
 
 
 class Worker:
-    """A child process that runs stages one after another and holds the base between them.
+    """A child process that runs stages one after another and keeps the base in memory between them.
 
-    It takes the locks `slots` before anything else. A job that says nothing for `stall_seconds` is stuck; 0: none is.
-    With several `processes` torchrun starts them; the first one is the worker, the others help it to train.
+    It takes the lock files `slots` first. A job without an event for `stall_seconds` is stuck; 0 turns that check off.
+    With several `processes`, torchrun starts them: the first is the worker, the others help it train.
     """
 
     def __init__(
@@ -100,9 +100,9 @@ class Worker:
     def call(
         self, stage: Stage[Result], *, key: str, on_event: OnEvent, deadline: float = math.inf, **parameters: Any
     ) -> Result:
-        """Run one stage and wait for it. At the `deadline`, of the monotonic clock, a training is asked to stop.
+        """Run one stage and wait for its result. At `deadline` (in `time.monotonic()`), ask a training to stop.
 
-        Raises what the stage raised, so Interrupted if it has stopped, WorkerDied, or WorkerStalled.
+        Raises the stage's own error (Interrupted if it stopped), WorkerDied, or WorkerStalled.
         """
         job = self._folder / f"{self._jobs:04d}-{stage.name}"
         self._jobs += 1
@@ -122,7 +122,7 @@ class Worker:
         events = Tail(job / "events.jsonl")
         try:
             self.wait_for_slot(deadline)
-            waited = 0.0  # by us: a parent that is stopped with its child does not count that time
+            waited = 0.0  # counted in our own polls, so time in which parent and child are both suspended is left out
             while not (job / "result.json").is_file():
                 if not self.alive and not (job / "result.json").is_file():
                     raise self._death(stage)
@@ -145,9 +145,9 @@ class Worker:
         return dict(outcome["ok"])
 
     def wait_for_slot(self, deadline: float = math.inf) -> None:
-        """Until the child has its device, or the deadline; says so when another run keeps it.
+        """Wait until the child has its device, or until the deadline; log a reminder while another run uses it.
 
-        Raises WorkerStalled if the child does not even begin to wait.
+        Raises WorkerStalled if the child does not begin to wait for the device.
         """
         began = time.monotonic()
         reminder = began + 5
@@ -178,7 +178,7 @@ class Worker:
         )
 
     def _stall(self, stage: str) -> WorkerStalled:
-        """End the child, which does not answer."""
+        """End a child that makes no progress; returns the error to raise."""
         self._process.terminate()
         self._end()
         return WorkerStalled(
@@ -187,42 +187,42 @@ class Worker:
         )
 
     def close(self) -> None:
-        """End the child; it has nothing to do any more."""
+        """Close the child's pipe and wait until it has ended."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()
         self._end()
-        self._store.sweep()  # what it was writing
+        self._store.sweep()  # removes what it had not finished writing
 
     def _end(self) -> None:
-        """Wait for its end, and bring it about if it takes too long."""
+        """Wait until the child ends; kill it if that takes too long."""
         if not subprocesses.ends(self._process, within=self._grace):
             self._process.kill()
             subprocesses.ends(self._process)
 
 
 def importable(folder: Path) -> dict[str, str]:
-    """What lets another interpreter import this package, and nothing else that is installed beside it."""
+    """Environment for another interpreter: it can import a copy of this package, and no other package from here."""
     package = Path(__file__).parents[1]
     shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__"))
     return {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))}
 
 
 def torchrun(processes: int) -> list[str]:
-    """What starts several processes of a Python module on this machine."""
+    """Arguments for Python that start several processes of a module on this machine; none for one process."""
     options = ["--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={processes}"]
     return ["-m", "torch.distributed.run", *options] if processes > 1 else []
 
 
 class Tail:
-    """Reads the events that were added to a file since the last look; what the child says to people is logged here."""
+    """Reads the events that were added to a file since the last read. Logs the child's warnings."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = 0
 
     def drain(self, on_event: OnEvent) -> bool:
-        """Whether there was anything new."""
+        """Pass new events to `on_event`; returns whether there were any."""
         if not self._path.is_file():
             return False
         with self._path.open("rb") as file:
@@ -240,9 +240,9 @@ class Tail:
 
 
 def child_environment() -> dict[str, str]:
-    """No bars, no telemetry, no look at the hub for what is on disk, and threads that sleep while they wait.
+    """The child's environment: no progress bars, no telemetry, no request to the Hub, threads that sleep as they wait.
 
-    Threads that spin instead take the processor from Prefect and from other jobs, who then make them wait.
+    Threads that spin instead would take the CPU from Prefect and from other jobs.
     """
     defaults = {
         "TRANSFORMERS_VERBOSITY": "error",

@@ -1,4 +1,4 @@
-"""The slot of a device: lock files that let one worker at a time use a CPU or a GPU. They end with the worker."""
+"""The slot of a device: lock files that let one worker at a time use a CPU or a GPU. They are freed when it ends."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ def slots_of(store: Store, device: str, gpus: int) -> list[Path]:
 
 @contextmanager
 def taken(slots: Sequence[Path]) -> Iterator[None]:
-    """Wait for all slots, in one order: two workers that need the same two would wait for each other."""
+    """Hold all slots; waits for each. Takes them in sorted order, so that two workers never wait for each other."""
     with ExitStack() as locks:
         for slot in sorted(slots):
             slot.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The child: everything that touches a tensor. Started as `python -m backprop_core.worker.main ORDERS`."""
+"""The worker process, which computes with tensors. Started as `python -m backprop_core.worker.main ORDERS`."""
 
 import importlib
 import json
@@ -35,9 +35,9 @@ USUAL = (  # what the stages of nearly every run import
 
 
 def main(text: str) -> None:
-    """Take the devices' slots, import what is heavy, then run jobs until the pipe closes.
+    """Take the slots of the devices, import the heavy packages, then run jobs until the pipe closes.
 
-    The file `waits` of the orders appears when it begins to wait for the slots, `ready` once they are taken.
+    Creates the file `waits` of the orders before it waits for the slots, and the file `ready` when it has them.
     """
     orders = Orders.model_validate_json(text)
     os.dup2(2, 1)  # libraries print to stdout, which is not read
@@ -54,7 +54,7 @@ def main(text: str) -> None:
 
 
 def lead(orders: Orders) -> None:
-    """Do what the parent says, with the devices' slots."""
+    """Take the slots of the devices, then run the parent's jobs."""
     jobs: queue.SimpleQueue[Path] = queue.SimpleQueue()
     threading.Thread(target=listen, args=(jobs,), daemon=True).start()
     orders.waits.touch()
@@ -66,7 +66,7 @@ def lead(orders: Orders) -> None:
 
 
 def follow(orders: Orders) -> None:
-    """Take part in the trainings of the process that leads."""
+    """Take part in every training of the leading process (rank 0)."""
     threading.Thread(target=watch, daemon=True).start()
     runner = prepare(orders)
     while True:
@@ -74,9 +74,9 @@ def follow(orders: Orders) -> None:
 
 
 def prepare(orders: Orders) -> "Runner":
-    """Import what is heavy, and find the other processes."""
+    """Import the heavy packages, and connect to the other processes."""
     if orders.backend == "unsloth":
-        importlib.import_module("unsloth")  # it wants to be the first
+        importlib.import_module("unsloth")  # it must be imported before transformers
     garbage.put_off()
     from backprop_core.training.distributed import join
     from backprop_core.worker.runner import Runner
@@ -87,18 +87,18 @@ def prepare(orders: Orders) -> "Runner":
 
 
 def preload() -> None:
-    """Import what the first training needs, before it is needed."""
+    """Import in advance what the first training needs."""
     from backprop_core.models.loading import peft_module
 
     for name in USUAL:
         importlib.import_module(f"backprop_core.{name}")
     importlib.import_module("transformers.modeling_utils")
-    importlib.import_module("torch._dynamo")  # the optimizer asks for it
+    importlib.import_module("torch._dynamo")  # the optimizer imports it
     peft_module()
 
 
 def listen(jobs: "queue.SimpleQueue[Path]") -> None:
-    """Hand on what the parent says; die at once when the pipe closes."""
+    """Queue the parent's jobs, and note when it says stop. Exit at once when the pipe closes."""
     for line in sys.stdin:
         word, _, folder = line.strip().partition(" ")
         if word == "next":
@@ -109,7 +109,7 @@ def listen(jobs: "queue.SimpleQueue[Path]") -> None:
 
 
 def watch() -> None:
-    """Die at once when the parent's pipe closes; what it says is for the leader."""
+    """Exit at once when the parent's pipe closes. Only the leading process reads from it."""
     pipe = select.poll()
     pipe.register(0, 0)  # nothing but the hang-up
     pipe.poll()
@@ -120,7 +120,7 @@ Emit = Callable[[dict[str, Any]], None]
 
 
 class Spoken(logging.Handler):
-    """A job's events, including the core's warnings, which the parent logs."""
+    """Writes the events of a job. Warnings of the core are events too, and the parent logs them."""
 
     def __init__(self, file: TextIO) -> None:
         super().__init__(logging.WARNING)
@@ -141,10 +141,10 @@ class Spoken(logging.Handler):
 
 
 def run(folder: Path, stage: Callable[[str, str, dict[str, Any], Emit], BaseModel], *, alone: bool) -> None:
-    """One job: read it, run it, write its result last.
+    """Read one job, run it, and write its result last.
 
-    `spent`: this process can do no further job, and the parent ends it. So it is after a fault of the GPU, and after an
-    error where several train together: the state of the other processes is unknown.
+    `spent` in the result tells the parent to end this process. It is true after a GPU fault, and after any error when
+    several processes train together, because the state of the others is unknown.
     """
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     with (folder / "events.jsonl").open("a", encoding="utf-8", buffering=1) as events, Spoken(events) as told:
@@ -166,7 +166,10 @@ def attempt(work: Callable[[], BaseModel]) -> dict[str, Any]:
 
 
 def gpu_fault(error: Exception) -> BackpropError | None:
-    """The coded error for a GPU that is done with this process, whatever was made of it; None for all else."""
+    """The coded error for a CUDA error, even one that another error was raised from; None for any other error.
+
+    After a CUDA error this process cannot use the GPU again.
+    """
     origin = error.__cause__ or error
     if isinstance(origin, RuntimeError) and "CUDA error" in str(origin):
         reason = str(origin).partition("\n")[0]

@@ -1,4 +1,4 @@
-"""Runs stages in the worker, each from its job alone: a fresh and a used worker give the same bits."""
+"""Runs stages in the worker. A result depends on the job alone: a new and a used worker give the same bits."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Emit = Callable[[dict[str, Any]], None]
 
 
 class Runner:
-    """Runs jobs by the name of their stage; keeps the base between them."""
+    """Runs the stage that a job names, and keeps the base in memory between jobs."""
 
     def __init__(self, store: Store, *, should_stop: Callable[[], bool], ranks: Ranks = ALONE) -> None:
         self._store = store
@@ -28,21 +28,21 @@ class Runner:
         self._loaded: tuple[object, LoadedBase] | None = None
 
     def run(self, stage: str, key: str, parameters: dict[str, Any], emit: Emit) -> BaseModel:
-        """What the stage makes of these parameters, which are JSON."""
+        """Run a stage with these parameters, which are JSON; returns its result."""
         declared = every()[stage]
         job = declared.job.model_validate(parameters)
         result: BaseModel = declared.carry_out({name: getattr(job, name) for name in parameters}, self._at(key, emit))
         return result
 
     def follow(self) -> None:
-        """Take part in the next training that the leader of these processes does."""
+        """Take part in the next training of the leading process."""
         follow(self._at("", lambda event: None))
 
     def _at(self, key: str, emit: Emit) -> "Place":
         return Place(self._store, key, emit, self._should_stop, self._ranks, self.base)
 
     def base(self, ref: BaseRef, precision: Precision, device: str) -> LoadedBase:
-        """The base in memory; loaded when another one is asked for."""
+        """The base in memory; loads it first if another one, or none, is there."""
         wanted = (ref.digest, precision, device)
         if self._loaded is None or self._loaded[0] != wanted:
             self._loaded = None  # let go of the old one first

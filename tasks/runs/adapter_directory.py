@@ -57,7 +57,7 @@ def adapter_in(ref: str, model: str | None, store: Store) -> tuple[RunSpec, Base
 
 
 def named(directory: Path, config: dict[str, Any], model: str | None, store: Store) -> ModelSpec:
-    """The base that is asked for, else the one that the adapter's config names, else one of its digest of a run here.
+    """The base `model`, else the one that the adapter's config names, else an earlier run's base with its digest.
 
     Raises ConfigInvalid if there is none.
     """
@@ -91,7 +91,7 @@ def known_base(digest: str, store: Store) -> ModelSpec | None:
 
 
 def spec_of(directory: Path, model: ModelSpec, config: dict[str, Any]) -> RunSpec:
-    """The spec of a run that would have made such an adapter, with rows of everyday chat."""
+    """A spec that fits the adapter: its rank, alpha and variant, and everyday chat (`general.jsonl`) as rows."""
     device = devices.resolve("auto")
     variant = "dora" if config.get("use_dora") else "rslora" if config.get("use_rslora") else "lora"
     try:
@@ -105,9 +105,9 @@ def spec_of(directory: Path, model: ModelSpec, config: dict[str, Any]) -> RunSpe
 
 
 def committed(directory: Path, config: dict[str, Any], own: adapter_tokenizer.Own | None, store: Store) -> AdapterRef:
-    """The adapter in the store: its weights byte for byte, its config without what differs between machines.
+    """Commit the adapter: its weights byte for byte, its config without the fields that differ between machines.
 
-    Beside them its own tokenizer and chat template, where they are other than the base's.
+    Also commits its own tokenizer and chat template, if they differ from the base's.
     """
     with store.begin("adapter") as target:
         shutil.copyfile(directory / peft_files.WEIGHTS, target / peft_files.WEIGHTS)

@@ -32,7 +32,7 @@ def unattended(config: Settings) -> Iterator[tuple[str, str]]:
 
 
 def abandoned(line: str, store: Store) -> Iterator[tuple[str, str]]:
-    """Questions of a line about runs that cannot go on, and the one that an older store has noted, under its name."""
+    """Questions of a line about runs that cannot continue. Older stores noted a question under the line's name."""
     for name, asked in every(store):
         if name == line or (is_run(name, store) and of_line(name, line, store) and not can_go_on(name, store)):
             yield name, asked

@@ -66,9 +66,9 @@ def owner_of(ref: str, prepared: Prepared, store: Store) -> str:
 def hand_out(
     gguf: Sequence[GGUFRecord], packages: Sequence[PackageRecord], export: ExportSpec, output: Output
 ) -> list[Path]:
-    """Copy files to a directory, under names for people; each appears whole or not at all.
+    """Copy files to a directory under readable names; each appears whole or not at all.
 
-    Beside each GGUF file a Modelfile, for those who run `ollama create` by hand. Raises OutputExists.
+    Writes a Modelfile for `ollama create` beside each GGUF file. Raises OutputExists.
     """
     output.check(export)
     output.directory.mkdir(parents=True, exist_ok=True)

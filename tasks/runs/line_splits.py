@@ -14,7 +14,7 @@ OLDER = {"DatasetRef": DatasetRef}  # result of `curate` up to version 1
 def held_by(line: str, live: Live, store: Store) -> dict[str, list[RowsRef]]:
     """All rows that a line has ever held out, by task, the champion's first.
 
-    A version that is older than `LineVersion.aside` does not say what the ones before it held out; they do.
+    A version without `LineVersion.aside` (an older record) names only its own rows, so earlier versions are read too.
     """
     version = live.version
     found = {task: [rows] for task, rows in version.heldout.items()}

@@ -74,7 +74,7 @@ def version_of(
 ) -> LineVersion:
     """The run's result as a new version of the line: with tasks, held-out rows and learned rows.
 
-    A promoted adapter is merged of its own run's datasets alone; the line keeps how it merges.
+    The line keeps its merge strategy. The count of a promoted adapter covers the datasets of its own run only.
     """
     live = run.prepared.live.version if run.prepared.live else None
     retrained = run.prepared.flow == "retrain"

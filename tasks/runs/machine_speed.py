@@ -36,7 +36,7 @@ class Speed(Record):
 def speed_of(device: str, store: Store) -> float | None:
     """FLOP/s of a matrix product: float32 on the CPU, bf16 on the GPU; None if it cannot be measured.
 
-    A GPU's is measured by a process of its own, since nothing here loads torch, and noted.
+    A GPU is measured in a separate process, because this one never loads torch, and the result is stored.
     """
     if device == "cpu":
         return cpu_speed()

@@ -47,10 +47,7 @@ def sentence(result: RunResult) -> str:
 
 
 def report(result: RunResult, evaluation: Evaluation) -> str:
-    """What is known of every task after every run, what the merges did, what the gate says, and all of it as a picture.
-
-    In Markdown.
-    """
+    """A run's report in Markdown: the matrix, what each merge changed, the gate's verdict, and a picture."""
     parts = [
         matrix_table(evaluation),
         merges(result.runs),
@@ -67,7 +64,7 @@ def picture(evaluation: Evaluation) -> str:
 
 
 def ask(result: RunResult, *, namespace: str, flow_run: UUID) -> str:
-    """Put what a person has to know before a release on a Prefect flow run; the same without the picture, for a form.
+    """Publish the report for an approval on a Prefect flow run; returns it without the picture, for the form.
 
     In Markdown.
     """
@@ -84,10 +81,7 @@ def ask(result: RunResult, *, namespace: str, flow_run: UUID) -> str:
 
 
 def files(gguf: Sequence[GGUFRecord]) -> str:
-    """How far each GGUF file answers as the fused model does, and what it was seen to answer; nothing without one.
-
-    In Markdown.
-    """
+    """How closely each GGUF file matches the fused model, with sample answers, in Markdown; empty without files."""
     if not gguf:
         return ""
     answers = [

@@ -51,7 +51,7 @@ def prune(
 def keep(ref: str, config: Settings) -> tuple[str, int]:
     """Pin a reference's artifacts; returns the pin's name and the number of artifacts.
 
-    A line is its champion. Raises RunUnknown or RefAmbiguous, and ArtifactMissing if something of that is gone.
+    A line means its champion. Raises RunUnknown, RefAmbiguous, or ArtifactMissing if one of the artifacts is gone.
     """
     store = Store(config.store_path)
     name, named = meant(ref, store)

@@ -112,7 +112,7 @@ def still_published(spec: RunSpec, store: Store) -> RunSpec:
 def continued(spec: RunSpec, live: Live) -> RunSpec:
     """Use the line's LoRA shape and merge strategy. Raises LineConflict if the spec asks for others.
 
-    What is left at its default is not asked.
+    A field left at its default asks for nothing.
     """
     version, merge, default = live.version, spec.merge, MergeSpec()
     for name, asked, usual, own in [
@@ -150,9 +150,8 @@ def to_release(
 ) -> Prepared:
     """Resolve a version of a line (None: the champion), to release it.
 
-    What is not said of `publish` and `export` is as it was when the champion was released. Raises RunUnknown,
-    ConfigInvalid if a release has nowhere to go, NotGated if the version did not pass the gate and `act` does not force
-    it.
+    Fields of `publish` and `export` that are not set are those of the champion's release. Raises RunUnknown,
+    ConfigInvalid without a target, or NotGated if the version did not pass the gate and `act` does not force it.
     """
     lines = Lines(store)
     known = last_release(line, store)
@@ -176,7 +175,7 @@ def to_release(
 def is_forced(flow: str, line: str, live: Live, act: Act, store: Store) -> bool:
     """Whether `act` must force this version past the gate. Raises NotGated if it must, but does not.
 
-    What passed the gate once, or was forced past it once, goes live again without.
+    A version that passed the gate, or was forced past it, once may go live again without force.
     """
     version, moves = live.version, Lines(store).moves(line)
     path = store.layout.run(version.run_id).result
@@ -227,8 +226,10 @@ def again(flow: str, ref: str, export: ExportSpec, store: Store, *, model: str |
 
 
 def made(ref: str, store: Store, *, model: str | None = None) -> Prepared:
-    """What a run started from, with the merged adapter that it made: a run_id or its start, a line (its champion), or
-    `line@version`. Or a directory with a PEFT adapter, on the base `model`, or on the one that its config names.
+    """The run behind a reference, with the merged adapter that it made.
+
+    `ref` is a run_id or its start, a line (its champion), `line@version`, or a directory with a PEFT adapter. The base
+    of a directory is `model`, or the one that its config names.
 
     Raises RunUnknown, RefAmbiguous for a name that could be two things, ConfigInvalid, and what `adapter_in` raises.
     """
@@ -286,7 +287,7 @@ def evaluated(
 ) -> Prepared:
     """Resolve an earlier run's adapter, to score it on its own held-out sets, or on all rows of `data`.
 
-    `changes` are to how the run itself was evaluated. Raises ConfigInvalid and what `made` and `source` raise.
+    `changes` override the run's own evaluation spec. Raises ConfigInvalid and what `made` and `source` raise.
     """
     earlier = made(ref, store, model=model)
     if earlier.imported and not data:

@@ -40,7 +40,7 @@ def decide(
 ) -> tuple[RunSpec, list[Choice]]:
     """The complete spec, and the chosen fields with reasons. `later`: the run continues a line.
 
-    What depends on memory goes by all that the card has, not by what happens to be free: the same command has the same
+    Choices that depend on memory use the total of the card, not what is free now, so that the same command has the same
     cache keys. Raises GPUNotAvailable, ConfigInvalid.
     """
     directory, _ = bases.locate(base.name, base.revision)
@@ -88,10 +88,10 @@ def about_parameters(directory: Path) -> int:
 
 
 def data_in(source: SourceRef, dataset: DatasetSpec, base: Path, store: Store) -> Data | None:
-    """Measure the training data of this dataset (cached); None if it cannot be read: curation reports why.
+    """Measure the training data of this dataset (cached); None if it cannot be read.
 
-    Then the failure is in the run's record, with everything else that it was asked to do. Tokens are those of the model
-    in the directory `base`. Raises TokenizerMismatch, ModelLoadFailed.
+    Curation reports the reason later, so that the run's record has it. Tokens are counted with the tokenizer in the
+    directory `base`. Raises TokenizerMismatch, ModelLoadFailed.
     """
     tokenizer = bases.tokenizer_digest(base, store)
     key = digest_of([VERSION, part(source), dataset.format, dataset.columns, dataset.max_bad_rows, tokenizer])

@@ -30,8 +30,8 @@ def left_over(store: Store) -> str | None:
 def can_go_on(run_id: str, store: Store) -> bool:
     """Whether a run was killed, stopped, or failed with a retryable error.
 
-    Not one that has finished, nor one whose failure calls for other parameters or files, nor drift, for which prune
-    keeps nothing.
+    False for a finished run, for a failure that needs other parameters or files, and for `drift`, because prune keeps
+    nothing of its runs.
     """
     if not flow_info(resolve.load(run_id, store).flow).resumable:
         return False

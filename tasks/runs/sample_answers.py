@@ -15,7 +15,7 @@ from tasks.runs.progress import Progress, report
 def answers(
     ref: str, prompts: Sequence[str], *, system: str | None, spec: GenerationSpec, model: str | None = None
 ) -> Answers:
-    """The answer to each prompt, as a conversation of its own. Raises what `prepare.made` raises."""
+    """The answer to each prompt, each in a conversation of its own. Raises what `resolve.made` raises."""
     config = settings()
     store = Store(config.store_path)
     try:

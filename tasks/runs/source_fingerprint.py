@@ -19,9 +19,9 @@ SAYING = ("ETag", "Last-Modified", "Content-Length")  # HTTP headers that change
 def fingerprint(dataset: DatasetSpec) -> str:
     """A fingerprint of 64 hex digits that changes when the source changes.
 
-    It is of names, sizes and times of local files, of the Hub's commit, of what a web server says of a page, or of what
-    fsspec knows of a file. Raises InputNotFound, NoRows for a directory without files of rows, InputValidationFailed
-    for what cannot be told apart, and what reading an address raises.
+    Made of names, sizes and times of local files, of the Hub's commit, of a web page's headers, or of what fsspec
+    reports. Raises InputNotFound, NoRows for a directory without files of rows, InputValidationFailed if the source
+    reports nothing that shows a change, and what reading an address raises.
     """
     return digest_of(state(dataset))
 

@@ -40,16 +40,15 @@ class Source(Record):
 
 
 def sources(datasets: Sequence[DatasetSpec], scratch: Path, *, task: str | None = None) -> list[Source]:
-    """The datasets' files, hashed; what is at an address is in `scratch`. A task is the dataset's own, `task`, or its
-    name.
+    """Hash the datasets' files; downloads go to `scratch`. A dataset's task is its own, else `task`, else its name.
 
-    Raises what `formats.find` and `formats.snapshot` raise.
+    Raises what `loading.find` and `loading.snapshot` raise.
     """
     return [source(dataset, scratch, task=task) for dataset in datasets]
 
 
 class HandedOn(NamedTuple):
-    """What a command has found before its run: where its downloads lie, and the sources by what they were found for."""
+    """What a command found before its run: the directory of its downloads, and its sources by dataset."""
 
     store: Store
     scratch: Path
@@ -79,7 +78,7 @@ def state(path: str | None) -> list[list[str | int]]:
 
 
 def found(dataset: DatasetSpec, scratch: Path, *, task: str | None) -> Source:
-    """The same, found, fetched and hashed anew."""
+    """Find, download and hash a dataset's files."""
     name = stem(dataset.path)
     return Source(
         name=name,
@@ -90,10 +89,7 @@ def found(dataset: DatasetSpec, scratch: Path, *, task: str | None) -> Source:
 
 
 def refuse_collisions(datasets: Sequence[DatasetSpec]) -> None:
-    """Raise ConfigInvalid if two file names would become the same task name.
-
-    So are two web addresses that differ in their query alone.
-    """
+    """Raise ConfigInvalid if two file names, or two URLs that differ only in their query, get the same task name."""
     known: dict[str, tuple[str, str]] = {}
     for path in (dataset.path for dataset in datasets if not dataset.task):
         name = stem(path)
@@ -124,12 +120,12 @@ def task_name(name: str) -> str:
 
 
 def downloads(store: Store) -> Path:
-    """Where to put what is downloaded: where it is already, if it was handed on."""
+    """The directory for downloads: the command's, if it handed one on, else a new one."""
     return _handed_on[0].scratch if _handed_on else store.scratch("source")
 
 
 def hand_on(store: Store) -> None:
-    """What is found from now on is there for the run that follows in this process. `let_go` ends it."""
+    """Keep what is found from now on for the run that follows in this process, until `let_go`."""
     let_go()
     _handed_on.append(HandedOn(store, store.scratch("source"), {}))
 

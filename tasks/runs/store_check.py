@@ -19,7 +19,7 @@ def check(config: Settings) -> tuple[int, list[Finding]]:
 def missing(store: Store) -> Iterator[Finding]:
     """Artifacts that are missing although versions, releases, results of runs or the cache use them.
 
-    What was removed on purpose has a tombstone and is not missing.
+    An artifact that prune removed has left a tombstone file, and does not count as missing.
     """
     named: dict[str, list[str]] = {}
     for who, digest in [*of_versions(store), *of_runs(store), *of_cache(store)]:

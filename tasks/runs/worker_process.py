@@ -29,7 +29,7 @@ def start_early(config: Settings, training: TrainSpec) -> None:
 
 
 def give_up() -> None:
-    """End a worker that no stage has used yet: it has the device, and its run has to wait for something else first."""
+    """End a worker that no stage has used yet. It holds a device while its run must wait for something else."""
     if _is_early:
         stop()
 
@@ -37,8 +37,7 @@ def give_up() -> None:
 def worker(config: Settings, training: TrainSpec, stage: str = "evaluate") -> Worker:
     """The running worker; started now if there is none, or the last one has died or is not for this stage.
 
-    Unsloth changes transformers for the whole process, so what it trains in does nothing else. Raises
-    UnslothNotAvailable.
+    Unsloth changes transformers for the whole process, so its worker only trains. Raises UnslothNotAvailable.
     """
     global _running, _is_early
     backend = training.backend if stage == "train" else "transformers"
@@ -61,7 +60,7 @@ def worker(config: Settings, training: TrainSpec, stage: str = "evaluate") -> Wo
 
 
 def is_running() -> bool:
-    """Whether there is one."""
+    """Whether a worker is running."""
     return _running is not None
 
 
