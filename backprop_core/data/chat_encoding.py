@@ -8,20 +8,24 @@ from the template alone: where its name stands in a row, it is set between fence
 between fences is tokenized as plain text.
 """
 
+from __future__ import annotations  # the tokenizer's type is of transformers, which the parent does not import
+
 import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding
-from transformers import PreTrainedTokenizerBase
 
 from backprop_core.data.loading import ChatRow
 from backprop_core.errors import ChatTemplateMissing, ChatTemplateUnusable, NoLabelTokens
 from backprop_core.models import chat_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Message: TypeAlias = dict[str, str]
 
