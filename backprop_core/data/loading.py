@@ -58,12 +58,10 @@ def read_rows(source: SourceRef, spec: DatasetSpec, *, refusals: Refuse | None =
     malformed rows; NoRows if it is empty; FormatUnknown if no row format fits; ConfigInvalid if `spec.columns` names a
     field that no format has, or a column that the file does not have.
     """
-    items = list(items_of(source, spec.path))
-    if not items:
-        raise NoRows(f"{spec.path} is empty", hint="use a file with rows")
+    _, items, rows = converted(source, spec)
     good: dict[int, ChatRow] = {}
     bad: dict[int, Bad] = {}
-    for number, (item, row) in enumerate(zip(items, converted(items, spec).rows, strict=True)):
+    for number, (item, row) in enumerate(zip(items, rows, strict=True)):
         if isinstance(row, Malformed):
             bad[number] = Bad(item.place, row.reason, str(row))
         else:
@@ -80,17 +78,21 @@ def read_rows(source: SourceRef, spec: DatasetSpec, *, refusals: Refuse | None =
 
 
 class Converted(NamedTuple):
-    """The row format of a source, and each of its rows as a chat row, or why it cannot be one."""
+    """The row format of a source, its rows as parsed, and each of them as a chat row, or why it cannot be one."""
 
     format: str
+    items: list[Item]
     rows: list[ChatRow | Malformed]
 
 
-def converted(items: Sequence[Item], spec: DatasetSpec) -> Converted:
-    """Detect the format of parsed rows and convert them. Raises FormatUnknown, ConfigInvalid."""
+def converted(source: SourceRef, spec: DatasetSpec) -> Converted:
+    """Parse a source, detect its row format and convert its rows. Raises what `read_rows` raises, but for bad rows."""
+    items = list(items_of(source, spec.path))
+    if not items:
+        raise NoRows(f"{spec.path} is empty", hint="use a file with rows")
     first = [mapped(item.value, spec.columns) for item in items[:DETECTED_FROM] if isinstance(item.value, dict)]
     name = format_of(first, spec)
-    return Converted(name, [chat_row_or_malformed(item.value, FORMATS[name], spec.columns) for item in items])
+    return Converted(name, items, [chat_row_or_malformed(item.value, FORMATS[name], spec.columns) for item in items])
 
 
 def chat_row_or_malformed(value: Value, format: Format, columns: dict[str, str]) -> ChatRow | Malformed:

@@ -66,6 +66,12 @@ STORE = {  # verbs of `backprop store`: line in --help, example
     ),
     "keep": ("Pin artifacts so that prune keeps them, or list the pins.", "backprop store keep RUN_ID"),
 }
+DATA = {  # verbs of `backprop data`: line in --help, example
+    "preview": (
+        "Show rows as training sees them: the chat template applied, the label tokens in colour, what is cut.",
+        "backprop data preview support.jsonl --rows 5",
+    ),
+}
 
 
 def verbs() -> dict[str, tuple[str, str, str]]:
@@ -89,6 +95,12 @@ def build() -> App:
     )
     for place, (verb, (module, help_, example)) in enumerate(verbs().items()):
         add(app, verb, f"{module}:{verb.replace('-', '_')}", help_, example, place)
+    data = App(
+        name="data", help="Look into datasets before training on them.", help_epilogue="", help_format="plaintext"
+    )
+    for verb, (help_, example) in DATA.items():
+        add(data, verb, f"data:{verb}", help_, example)
+    app.command(data)
     store = App(name="store", help="Check, prune and pin artifacts.", help_epilogue="", help_format="plaintext")
     for verb, (help_, example) in STORE.items():
         add(store, verb, f"maintenance:store_{verb}", help_, example)

@@ -56,12 +56,12 @@ def test_help_of_a_verb_comes_from_the_specs(capsys: Capture) -> None:
     """A flag's help is its field's, with range and default; every verb has help."""
     status, out, _ = said(["train", "--help"], capsys)
     assert status == 0 and "Examples per optimizer step" in out and "[default: 16]" in " ".join(out.split())
-    for verb in [*main.verbs(), "store"]:
+    for verb in [*main.verbs(), "data", "store"]:
         assert said([verb, "--help"], capsys)[0] == 0
 
 
 def leaves(app: App) -> Iterator[App]:
-    """Every verb, those of `store` too."""
+    """Every verb, those of `data` and `store` too."""
     for name in app:
         if not name.startswith("-"):
             yield from [app[name]] if app[name].default_command else leaves(app[name])
@@ -74,7 +74,7 @@ def test_every_verb_has_an_example_that_parses() -> None:
         program, *words = shlex.split(command)
         assert program == "backprop" and name in words[:2]
         main.build().parse_args(words, exit_on_error=False, print_error=False)
-    assert len(commands) == len(main.verbs()) + len(main.STORE)
+    assert len(commands) == len(main.verbs()) + len(main.DATA) + len(main.STORE)
 
 
 def test_no_help_has_a_regular_expression(capsys: Capture) -> None:

@@ -1,0 +1,153 @@
+"""Shows a few rows as training sees them: rendered with the chat template, with the label tokens and what is cut."""
+
+import random
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from backprop_core.data import chat_encoding
+from backprop_core.data.file_readers import Malformed
+from backprop_core.data.loading import ChatRow, Converted
+from backprop_core.errors import BackpropError, ChatTemplateUnusable, InputNotFound, NoLabelTokens, NoRows
+from backprop_core.models.file_tokenizer import FileTokenizer
+from backprop_core.schema.records import Record
+
+
+class Span(Record):
+    """A part of a rendered row."""
+
+    text: str
+    label: bool = Field(description="Whether training learns it.")
+    cut: bool = Field(description="Whether it is beyond the maximum length.")
+
+
+class ShownExample(Record):
+    """One example that training makes of a row."""
+
+    spans: list[Span]
+    tokens: int = Field(description="All tokens, before cutting.")
+    label_tokens: int = Field(description="Label tokens, before cutting.")
+    cut_tokens: int = Field(description="Tokens beyond the maximum length.")
+    cut_label_tokens: int = Field(description="Label tokens among them.")
+
+
+class ShownRow(Record):
+    """A row and the examples that training makes of it: one, or one for each answer."""
+
+    place: str = Field(description="Its file, and its line or row from 1.")
+    examples: list[ShownExample]
+    refused: str | None = Field(None, description="Why training cannot use the row.")
+
+
+class Preview(Record):
+    """A few rows of a dataset as training sees them."""
+
+    data: str
+    model: str = Field(description="The base whose tokenizer and chat template are used.")
+    format: str
+    rows_read: int
+    max_length: int
+    rows: list[ShownRow]
+
+
+def preview(
+    name: str,
+    source: Converted,
+    tokenizer: FileTokenizer,
+    *,
+    model: str,
+    max_length: int,
+    rows: int = 3,
+    number: int | None = None,
+) -> Preview:
+    """Render `rows` rows of a source, a deterministic random sample, or those at line or row `number`.
+
+    `name` and `model` are those of the source and the base. Raises NoRows if no row can be used, InputNotFound if there
+    is none at `number`, ChatTemplateMissing, ChatTemplateUnusable.
+    """
+    if number is None:
+        usable = [place for place, row in enumerate(source.rows) if not isinstance(row, Malformed)]
+        chosen = sorted(random.Random(0).sample(usable, min(rows, len(usable))))
+    else:
+        chosen = [place for place, item in enumerate(source.items) if item.place.number == number]
+    if not chosen:
+        raise missing(name, number, len(source.items))
+    return Preview(
+        data=name,
+        model=model,
+        format=source.format,
+        rows_read=len(source.items),
+        max_length=max_length,
+        rows=[shown(str(source.items[place].place), source.rows[place], tokenizer, max_length) for place in chosen],
+    )
+
+
+def missing(name: str, number: int | None, read: int) -> BackpropError:
+    if number is None:
+        return NoRows(f"{name}: none of {read} rows can be used", hint="`backprop data report` says why")
+    return InputNotFound(f"{name} has no row at line or row {number}", hint=f"it has {read} rows; count from 1")
+
+
+def shown(place: str, row: ChatRow | Malformed, tokenizer: Any, max_length: int) -> ShownRow:
+    """One row, rendered. Raises ChatTemplateMissing."""
+    if isinstance(row, Malformed):
+        return ShownRow(place=place, examples=[], refused=str(row))
+    refused: list[ChatTemplateUnusable] = []
+    try:
+        written = list(chat_encoding.write_all(tokenizer, [row], refused))
+    except NoLabelTokens:
+        return ShownRow(place=place, examples=[], refused="it has no answer to learn from")
+    if refused:
+        return ShownRow(place=place, examples=[], refused=refused[0].message.partition(": ")[2])
+    tokens = chat_encoding.tokenize(tokenizer, written)
+    examples = [example(*pair, max_length) for pair in zip(written, tokens, strict=True)]
+    return ShownRow(place=place, examples=examples)
+
+
+def example(written: chat_encoding.Written, tokens: chat_encoding.Tokens, max_length: int) -> ShownExample:
+    """One example with its label tokens and what is cut, as `chat_encoding.encode` labels and cuts it."""
+    labels = chat_encoding.labelled(written, tokens).labels
+    return ShownExample(
+        spans=list(spans(written, tokens, labels, max_length)),
+        tokens=len(labels),
+        label_tokens=sum(labels),
+        cut_tokens=max(0, len(labels) - max_length),
+        cut_label_tokens=sum(labels[max_length:]),
+    )
+
+
+def spans(
+    written: chat_encoding.Written, tokens: chat_encoding.Tokens, labels: Sequence[bool], max_length: int
+) -> Iterator[Span]:
+    """The text without fences, in parts that are equally labelled and cut.
+
+    A character without a token, such as a space that the tokenizer drops, is shown like the one before it.
+    """
+    text, fence = written.text, written.fence
+    kind_c = np.full(len(text), -1, dtype=np.int8)  # of each character: 1 label, 2 cut, 3 both
+    for index, (start, end) in enumerate(tokens.characters_t2.tolist()):
+        kind_c[start:end] = labels[index] + 2 * (index >= max_length)
+    hidden_c = np.zeros(len(text), dtype=bool)
+    place = text.find(fence) if fence else -1
+    while place >= 0:
+        hidden_c[place : place + len(fence)] = True
+        place = text.find(fence, place + len(fence))
+    kinds = filled(kind_c[~hidden_c].tolist())
+    visible = "".join(character for character, hidden in zip(text, hidden_c.tolist(), strict=True) if not hidden)
+    begin = 0
+    for kind, part in groupby(kinds):
+        end = begin + sum(1 for _ in part)
+        yield Span(text=visible[begin:end], label=bool(kind & 1), cut=bool(kind & 2))
+        begin = end
+
+
+def filled(kinds: Sequence[int]) -> list[int]:
+    """The kinds, each unknown one (-1) as the one before it."""
+    known, found = 0, []
+    for kind in kinds:
+        known = kind if kind >= 0 else known
+        found.append(known)
+    return found

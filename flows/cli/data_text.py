@@ -1,0 +1,86 @@
+"""Results of the `data` verbs as text for stdout."""
+
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from flows.cli.console import one_line
+from flows.cli.tables import printable
+
+if TYPE_CHECKING:
+    from backprop_core.data.preview import Preview, ShownExample, ShownRow
+
+LABEL, CUT = "green", "strike dim"
+OPEN, CLOSE = "⟦", "⟧"  # around label tokens, where there are no colours
+SCISSORS = "✂"  # where the maximum length cuts
+LONGEST = 1600  # characters of a span; of a longer one the middle is left out
+
+
+def preview(found: "Preview") -> RenderableType:
+    """Rendered rows with the label tokens marked."""
+    colored = has_colors()
+    head = (
+        f"{found.data}: {found.rows_read} rows, format {found.format}, rendered with the template of {found.model}, "
+        f"at most {found.max_length} tokens"
+    )
+    blocks = [block for row in found.rows for block in (Text(""), *row_blocks(row, colored))]
+    return Group(Text(one_line(head)), legend(colored), *blocks)
+
+
+def has_colors() -> bool:
+    """Whether stdout is a terminal that shows colours."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def legend(colored: bool) -> Text:
+    """How label tokens and what is cut look."""
+    if colored:
+        return Text.assemble("Learned: ", ("label tokens", LABEL), ". Beyond the maximum length: ", ("cut", CUT), ".")
+    return Text(f"Learned: {OPEN}label tokens{CLOSE}. After {SCISSORS}: beyond the maximum length, cut.")
+
+
+def row_blocks(row: "ShownRow", colored: bool) -> Iterator[RenderableType]:
+    """A row's place and counts, and its text; for each of its examples."""
+    if row.refused is not None:
+        yield Text.assemble((row.place, "bold"), (f" · not used: {one_line(row.refused)}", "yellow"))
+    for number, example in enumerate(row.examples, 1):
+        part = f", answer {number} of {len(row.examples)}" if len(row.examples) > 1 else ""
+        yield Text.assemble((one_line(row.place) + part, "bold"), f" · {counts(example)}")
+        yield marked(example, colored)
+
+
+def counts(example: "ShownExample") -> str:
+    """`84 tokens, 20 label tokens, 12 cut (4 of them label tokens)`"""
+    parts = [f"{example.tokens} tokens", f"{example.label_tokens} label tokens"]
+    if example.cut_tokens:
+        lost = f" ({example.cut_label_tokens} of them label tokens)" if example.cut_label_tokens else ""
+        parts.append(f"{example.cut_tokens} cut{lost}")
+    return ", ".join(parts)
+
+
+def marked(example: "ShownExample", colored: bool) -> Text:
+    """The text of an example."""
+    text, is_cut = Text(), False
+    for span in example.spans:
+        if span.cut and not is_cut and not colored:
+            text.append(SCISSORS)
+        is_cut = span.cut
+        shown = shortened(printable(span.text))
+        if colored:
+            text.append(shown, style=" ".join(filter(None, [LABEL if span.label else "", CUT if span.cut else ""])))
+        else:
+            text.append(f"{OPEN}{shown}{CLOSE}" if span.label else shown)
+    text.rstrip()
+    return text
+
+
+def shortened(text: str) -> str:
+    """A long text without its middle."""
+    if len(text) <= LONGEST:
+        return text
+    part = LONGEST // 2
+    return f"{text[:part]} [… {len(text) - 2 * part} characters …] {text[-part:]}"
