@@ -58,14 +58,18 @@ def read_rows(source: SourceRef, spec: DatasetSpec, *, refusals: Refuse | None =
     malformed rows; NoRows if it is empty; FormatUnknown if no row format fits; ConfigInvalid if `spec.columns` names a
     field that no format has, or a column that the file does not have.
     """
-    _, items, rows = converted(source, spec)
+    items = list(items_of(source, spec.path))
+    if not items:
+        raise NoRows(f"{spec.path} is empty", hint="use a file with rows")
+    first = [mapped(item.value, spec.columns) for item in items[:DETECTED_FROM] if isinstance(item.value, dict)]
+    chosen = FORMATS[format_of(first, spec)]
     good: dict[int, ChatRow] = {}
     bad: dict[int, Bad] = {}
-    for number, (item, row) in enumerate(zip(items, rows, strict=True)):
-        if isinstance(row, Malformed):
-            bad[number] = Bad(item.place, row.reason, str(row))
-        else:
-            good[number] = row
+    for number, item in enumerate(items):
+        try:
+            good[number] = chat_row(row_of(item.value, spec.columns), chosen, spec.columns)
+        except Malformed as error:
+            bad[number] = Bad(item.place, error.reason, str(error))
     if refusals:
         for number, why in zip(list(good), refusals(list(good.values())), strict=True):
             if why is not None:
@@ -75,31 +79,6 @@ def read_rows(source: SourceRef, spec: DatasetSpec, *, refusals: Refuse | None =
     if len(bad) > spec.max_bad_rows * len(items):
         raise too_many_bad(parsed.bad, items, spec)
     return parsed
-
-
-class Converted(NamedTuple):
-    """The row format of a source, its rows as parsed, and each of them as a chat row, or why it cannot be one."""
-
-    format: str
-    items: list[Item]
-    rows: list[ChatRow | Malformed]
-
-
-def converted(source: SourceRef, spec: DatasetSpec) -> Converted:
-    """Parse a source, detect its row format and convert its rows. Raises what `read_rows` raises, but for bad rows."""
-    items = list(items_of(source, spec.path))
-    if not items:
-        raise NoRows(f"{spec.path} is empty", hint="use a file with rows")
-    first = [mapped(item.value, spec.columns) for item in items[:DETECTED_FROM] if isinstance(item.value, dict)]
-    name = format_of(first, spec)
-    return Converted(name, items, [chat_row_or_malformed(item.value, FORMATS[name], spec.columns) for item in items])
-
-
-def chat_row_or_malformed(value: Value, format: Format, columns: dict[str, str]) -> ChatRow | Malformed:
-    try:
-        return chat_row(row_of(value, columns), format, columns)
-    except Malformed as error:
-        return error.with_traceback(None)
 
 
 def items_of(source: SourceRef, name: str) -> Iterator[Item]:

@@ -9,8 +9,9 @@ import numpy as np
 from pydantic import Field
 
 from backprop_core.data import chat_encoding
+from backprop_core.data.converted_rows import Converted
 from backprop_core.data.file_readers import Malformed
-from backprop_core.data.loading import ChatRow, Converted
+from backprop_core.data.loading import ChatRow
 from backprop_core.errors import BackpropError, ChatTemplateUnusable, InputNotFound, NoLabelTokens, NoRows
 from backprop_core.models.file_tokenizer import FileTokenizer
 from backprop_core.schema.records import Record

@@ -4,8 +4,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
+from backprop_core.data.converted_rows import Converted, converted
 from backprop_core.data.file_readers import Malformed
-from backprop_core.data.loading import ChatRow, Converted, converted, find
+from backprop_core.data.loading import ChatRow, find
 from backprop_core.data.preview import Preview, preview
 from backprop_core.data.token_lengths import Counter
 from backprop_core.models import base as bases

@@ -9,7 +9,8 @@ from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
 from backprop_core.data import chat_encoding
-from backprop_core.data.loading import Converted, converted, snapshot
+from backprop_core.data.converted_rows import Converted, converted
+from backprop_core.data.loading import snapshot
 from backprop_core.data.preview import Preview, preview
 from backprop_core.errors import InputNotFound, ModelLoadFailed, NoRows
 from backprop_core.models.file_tokenizer import FileTokenizer
