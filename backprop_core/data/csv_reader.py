@@ -4,10 +4,11 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
+from backprop_core.data.text_lines import LONGEST
 from backprop_core.errors import InputValidationFailed
 
 LARGEST_CELL = 2**31 - 1  # bytes; the csv module's default limit is 128 KiB
@@ -43,14 +44,14 @@ def even_share(text: str, separator: str) -> float | None:
     return None
 
 
-def rows(text: str, separator: str | None, name: str) -> Iterator[tuple[int, dict[str, str] | int]]:
+def rows(lines: Iterable[str], separator: str | None, name: str) -> Iterator[tuple[int, dict[str, str] | int]]:
     """Line number and fields of each record; the number of cells instead, if it differs from the header's.
 
     Raises InputValidationFailed, with the line, for broken quoting, an ambiguous separator, or a duplicate column name.
     """
     if separator is None:
         raise InputValidationFailed(f"{name}, line 1: ambiguous separator", hint="separate the cells with commas")
-    found = filter(lambda record: record.cells, records(text, separator, name))
+    found = filter(lambda record: record.cells, records(lines, separator, name))
     if (first := next(found, None)) is None:
         return
     header = first.cells
@@ -64,17 +65,24 @@ def rows(text: str, separator: str | None, name: str) -> Iterator[tuple[int, dic
         yield record.line, len(record.cells) if torn else dict(zip(header, record.cells, strict=True))
 
 
-def records(text: str, separator: str, name: str) -> Iterator[Record]:
-    """The records of a table; an empty line has no cells. Raises InputValidationFailed for broken quoting."""
+def records(lines: Iterable[str], separator: str, name: str) -> Iterator[Record]:
+    """The records of a table; an empty line has no cells.
+
+    Raises InputValidationFailed for broken quoting, which may only show as a record of more than LONGEST characters.
+    """
     csv.field_size_limit(LARGEST_CELL)
     whole, taken = whole_record(separator), list[str]()
 
-    def lines() -> Iterator[str]:
-        for line in io.StringIO(text, newline=""):
+    def kept() -> Iterator[str]:
+        size = 0
+        for line in lines:
+            size = size + len(line) if taken else len(line)
             taken.append(line)
+            if size > LONGEST:
+                raise torn_quoting(name, begin, begin + len(taken) - 1)
             yield line
 
-    reader = csv.reader(lines(), delimiter=separator, strict=True)
+    reader = csv.reader(kept(), delimiter=separator, strict=True)
     while True:
         begin = reader.line_num + 1
         taken.clear()

@@ -1,172 +1,104 @@
-"""Parses the bytes of a file into rows: JSON array, JSON lines, CSV with a header, Parquet, text (a row per line)."""
+"""Parses a file into rows: JSON array, JSON lines, CSV with a header, Parquet, Arrow, text, ZIP archives of such files.
 
-import json
+Files are read as streams: memory does not grow with the file.
+"""
+
+import io
+import os
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple, TypeAlias
+from pathlib import Path
+from zipfile import ZipFile, ZipInfo
 
-from backprop_core.data import csv_reader
+from backprop_core.data import arrow_reader, csv_reader, zip_archive
+from backprop_core.data.decompression import CHUNK, Budget, Damaged, Unpacked, seekable, unpacked
+from backprop_core.data.file_format import HEAD, reading
+from backprop_core.data.json_reader import HINT, json_array, json_lines, too_long
+from backprop_core.data.parsed_items import Item, Malformed, Place, Value, at_line
+from backprop_core.data.text_lines import LONGEST, refuse_unmarked, text_lines, without_zeros
+from backprop_core.data.verified_file import verified
 from backprop_core.errors import InputValidationFailed
 from backprop_core.schema.refs import Reading
 
-HINT = "supported formats: a JSON array of objects, JSON lines, CSV, Parquet or .txt, in UTF-8"
-SAVE = "save the file as UTF-8"
-SAMPLE = 4096  # bytes
-WIDE = 1 / 3  # minimum share of zero bytes in UTF-16 and UTF-32 text of most languages
+__all__ = ["Item", "Malformed", "Place", "Value", "parse", "rows_of"]
 
 
-class Malformed(Exception):
-    """One row cannot be used: `reason` is the word to count by, the message is for people."""
+def rows_of(path: Path, digest: str, known: Reading | None, name: str) -> Iterator[Item]:
+    """The rows of a file whose sha256 is `digest`, as it is read and hashed in one pass. `name` is its name in errors.
 
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-
-
-Value: TypeAlias = dict[str, Any] | Malformed
-
-
-class Place(NamedTuple):
-    """Where a row stands: in which file of a directory (None if the source is one file), and its line or row from 1."""
-
-    file: str | None
-    unit: Literal["line", "row"]
-    number: int
-
-    def __str__(self) -> str:
-        """As people read it: "line 3", or "a.csv, row 3"."""
-        where = f"{self.unit} {self.number}"
-        return f"{self.file}, {where}" if self.file else where
+    Only when the last row was taken are all known to be those of the digest. A file without a `known` reading is
+    detected by its own name. Raises InputNotFound, and InputValidationFailed with the line if it is damaged, in another
+    encoding, or has changed.
+    """
+    with verified(path, digest, name) as packed:
+        budget = Budget(os.fstat(packed.fileno()).st_size, name)
+        last = None
+        try:
+            stream = unpacked(packed, budget)
+            for item in parse(stream, known or reading(head(stream), path.name), name, budget):
+                last = item.place
+                yield item
+        except Damaged as error:
+            where = f"{name}, after {last}" if last else name
+            raise InputValidationFailed(f"{where}: {error}", hint="create or copy the file again") from error
 
 
-class Item(NamedTuple):
-    """One row as parsed, and its place."""
-
-    place: Place
-    value: Value
+def head(stream: io.BufferedReader) -> bytes:
+    """The first bytes of a stream, which stay to be read."""
+    return stream.peek(HEAD)[:HEAD]
 
 
-class NamedTwice(ValueError):
-    """A JSON object has a duplicate key; json.loads alone would keep the last value."""
-
-
-def parse(data: bytes, reading: Reading, name: str) -> Iterator[Item]:
-    """Parse the rows of a file. `name` is its name in errors.
+def parse(stream: io.BufferedReader, reading: Reading, name: str, budget: Budget) -> Iterator[Item]:
+    """Parse the rows of a decompressed stream. `name` is its name in errors; `budget` is for archives.
 
     Raises InputValidationFailed, with the line, if the file is damaged or in another encoding.
     """
     match reading.shape:
-        case "parquet":
-            return parquet(data, name)
-        case "csv":
-            return comma_separated(plain(data, reading.encoding, name), reading.separator, name)
-        case "text":
-            return lines_of_text(plain(data, reading.encoding, name))
-        case "json-array":
-            return array(decoded(data, reading.encoding, name), name)
         case "json-lines":
-            refuse_unmarked(data, reading.encoding, name)
-            return json_lines(data if reading.encoding == "utf-8" else decoded(data, reading.encoding, name).encode())
-    refuse_unmarked(data, reading.encoding, name)
+            return json_lines(stream, reading.encoding, name)
+        case "json-array":
+            return json_array(stream, reading.encoding, name)
+        case "csv":
+            return comma_separated(stream, reading, name)
+        case "text":
+            return lines_of_text(stream, reading.encoding, name)
+        case "arrow-stream":
+            return arrow_reader.arrow_stream(stream, name)
+        case "parquet" | "arrow" | "zip":
+            return random_access(stream, reading, name, budget)
+    refuse_unmarked(stream, reading.encoding, name)
     raise InputValidationFailed(f"{name}, line 1: not JSON", hint=HINT)
 
 
-def decoded(data: bytes, encoding: str, name: str) -> str:
-    """Decode text. Raises InputValidationFailed with the first line that is not in this encoding."""
-    refuse_unmarked(data, encoding, name)
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        before = data[: error.start].decode(encoding, errors="ignore")
-        line = before.count("\n") + 1
-        if encoding.startswith("utf-8"):
-            begin = data.rfind(b"\n", 0, error.start) + 1
-            what = no_utf8(data[begin : error.end])
-        else:
-            what = f"not {encoding.upper()}, although its byte order mark says so"
-        raise InputValidationFailed(f"{name}, line {line}: {what}", hint=SAVE) from error
+def random_access(stream: io.BufferedReader, reading: Reading, name: str, budget: Budget) -> Iterator[Item]:
+    """The rows of a file that is not read from its start to its end: of a private copy, as the file may change."""
+    with seekable(stream) as file:
+        match reading.shape:
+            case "parquet":
+                yield from arrow_reader.parquet(file, name)
+            case "arrow":
+                yield from arrow_reader.arrow(file, name)
+            case _:
+                with zip_archive.opened(file, name) as archive:
+                    for member in zip_archive.members(archive, name):
+                        yield from member_rows(archive, member, reading.encoding, f"{name}/{member.filename}", budget)
 
 
-def plain(data: bytes, encoding: str, name: str) -> str:
-    """Decode text. Also raises InputValidationFailed for a zero byte, with its line."""
-    text = decoded(data, encoding, name)
-    before, zero, _ = text.partition("\0")
-    if zero:
-        what = "a zero byte, as in UTF-16 without a byte order mark, or in a binary file"
-        raise InputValidationFailed(f"{name}, line {before.count(chr(10)) + 1}: {what}", hint=SAVE)
-    return text
+def member_rows(archive: ZipFile, member: ZipInfo, encoding: str, name: str, budget: Budget) -> Iterator[Item]:
+    """The rows of a file in an archive, which may itself be compressed."""
+    with zip_archive.undamaged(name):
+        packed = archive.open(member)
+    stream = io.BufferedReader(Unpacked(packed, "ZIP", zip_archive.DAMAGED, budget), CHUNK)
+    plain = unpacked(stream, budget)
+    how = reading(head(plain), member.filename, said=encoding)
+    for item in parse(plain, how, name, budget):
+        yield item._replace(place=item.place.inside(member.filename))
 
 
-def refuse_unmarked(data: bytes, encoding: str, name: str) -> None:
-    """Raise InputValidationFailed for what is probably UTF-16 or UTF-32 without a byte order mark."""
-    sample = data[:SAMPLE]
-    if encoding == "utf-8" and sample.count(0) > WIDE * len(sample):
-        what = "every other byte is zero, as in UTF-16 without a byte order mark"
-        raise InputValidationFailed(f"{name}, line 1: {what}", hint=SAVE)
-
-
-def no_utf8(line: bytes) -> str:
-    """Describe why a line is not UTF-8: the first bad byte, and its meaning in Windows-1252."""
-    try:
-        line.decode()
-    except UnicodeDecodeError as error:
-        byte = line[error.start : error.start + 1]
-        meant = byte.decode("cp1252", errors="ignore")
-        western = f", {meant!r} in Windows-1252 (cp1252) and Latin-1" if meant else ""
-        return f"not UTF-8: byte 0x{byte.hex()} at column {error.start + 1}{western}"
-    return "not UTF-8"
-
-
-def json_lines(data: bytes) -> Iterator[Item]:
-    """One object per line; empty lines are skipped."""
-    for number, line in enumerate(data.split(b"\n"), 1):
-        if line.strip():
-            yield Item(Place(None, "line", number), json_value(line))
-
-
-def json_value(line: bytes) -> Value:
-    try:
-        return object_or_malformed(json.loads(line.decode(), object_pairs_hook=named_once))
-    except UnicodeDecodeError:
-        return Malformed("not_utf8", no_utf8(line))
-    except NamedTwice as error:
-        return Malformed("named_twice", str(error))
-    except json.JSONDecodeError as error:
-        return Malformed("not_json", f"not JSON: {error.msg} at column {error.colno}")
-    except (ValueError, RecursionError) as error:  # thousands of digits in a number, or of nested brackets
-        return Malformed("not_json", f"not JSON: {error}")
-
-
-def named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Raises NamedTwice."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise NamedTwice(f"duplicate key {next(name for name in names if names.count(name) > 1)!r}")
-    return made
-
-
-def array(text: str, name: str) -> Iterator[Item]:
-    """The elements of one JSON array."""
-    try:
-        values = json.loads(text, object_pairs_hook=named_once)
-    except NamedTwice as error:
-        raise InputValidationFailed(f"{name}: an object has a {error}", hint="remove one of the two") from error
-    except json.JSONDecodeError as error:
-        what = f"{name}, line {error.lineno}: not JSON: {error.msg} at column {error.colno}"
-        raise InputValidationFailed(what, hint=HINT) from error
-    except (ValueError, RecursionError) as error:
-        raise InputValidationFailed(f"{name}, line 1: not JSON: {error}", hint=HINT) from error
-    return (Item(Place(None, "row", number), object_or_malformed(value)) for number, value in enumerate(values, 1))
-
-
-def object_or_malformed(value: Any) -> Value:
-    return value if isinstance(value, dict) else Malformed("not_an_object", f"a {type(value).__name__}, not an object")
-
-
-def comma_separated(text: str, separator: str | None, name: str) -> Iterator[Item]:
+def comma_separated(stream: io.BufferedReader, reading: Reading, name: str) -> Iterator[Item]:
     """One row per record; the header names the fields. Raises InputValidationFailed for broken quoting."""
-    for line, row in csv_reader.rows(text, separator, name):
-        yield Item(Place(None, "line", line), record(row))
+    lines = without_zeros(text_lines(stream, reading.encoding, name), name)
+    for line, row in csv_reader.rows((text for _, text in lines), reading.separator, name):
+        yield at_line(line, record(row))
 
 
 def record(row: dict[str, str] | int) -> Value:
@@ -178,25 +110,12 @@ def record(row: dict[str, str] | int) -> Value:
     return row
 
 
-def lines_of_text(text: str) -> Iterator[Item]:
-    """One row per line; empty lines are skipped. Without any line feed, carriage returns end lines."""
-    for number, line in enumerate(text.split("\n" if "\n" in text else "\r"), 1):
-        if line.strip():
-            yield Item(Place(None, "line", number), {"text": line.removesuffix("\r")})
-
-
-def parquet(data: bytes, name: str) -> Iterator[Item]:
-    """The rows of a Parquet file."""
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
-
-    try:
-        table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
-        values = table.to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise InputValidationFailed(
-            f"{name} is a damaged Parquet file: {error}", hint="create or copy it again"
-        ) from error
-    if len(set(table.column_names)) < table.num_columns:
-        raise InputValidationFailed(f"{name} has two columns with the same name", hint="rename one of them")
-    return (Item(Place(None, "row", number), value) for number, value in enumerate(values, 1))
+def lines_of_text(stream: io.BufferedReader, encoding: str, name: str) -> Iterator[Item]:
+    """One row per line; empty lines are skipped. Without any line feed at first, carriage returns end lines."""
+    start = head(stream).decode(encoding, errors="ignore")
+    ends = "\r" if "\r" in start and "\n" not in start else "\n"
+    for number, line in without_zeros(text_lines(stream, encoding, name, ends=ends), name):
+        if len(line) > LONGEST:
+            yield at_line(number, too_long())
+        elif line.strip():
+            yield at_line(number, {"text": line.removesuffix(ends).removesuffix("\r")})

@@ -4,11 +4,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from backprop_core.data.file_format import HEAD, reading
-from backprop_core.data.file_readers import Item, Malformed, Place, parse
+from backprop_core.data.file_readers import Item, Malformed, Place, rows_of
 from backprop_core.data.format_detection import chat_row, format_of, mapped, row_of
 from backprop_core.data.row_formats import FORMATS, ChatRow
-from backprop_core.data.sources import ON_HUB, content, snapshot
+from backprop_core.data.sources import ON_HUB, snapshot
 from backprop_core.errors import ConfigInvalid, InputValidationFailed, NoRows
 from backprop_core.schema.refs import SourceFile, SourceRef
 from backprop_core.schema.specs import DatasetSpec
@@ -84,13 +83,11 @@ def read_rows(source: SourceRef, spec: DatasetSpec, *, refusals: Refuse | None =
 def items_of(source: SourceRef, name: str) -> Iterator[Item]:
     """All parsed rows of a source, file by file; with several files, each place names its file."""
     if not source.files:
-        data = content(Path(source.path), source.digest, name)
-        yield from parse(data, source.reading or reading(data[:HEAD], source.path), name)
+        yield from rows_of(Path(source.path), source.digest, source.reading, name)
     for file in source.files:
         whole = f"{name.rstrip('/')}/{file.name}"
-        data = content(place(source, file), file.digest, whole)
-        for item in parse(data, file.reading or reading(data[:HEAD], file.name), whole):
-            yield item._replace(place=item.place._replace(file=file.name))
+        for item in rows_of(place(source, file), file.digest, file.reading, whole):
+            yield item._replace(place=item.place.inside(file.name))
 
 
 def place(source: SourceRef, file: SourceFile) -> Path:

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from backprop_core.data.decompression import CHUNK, unpacked
+from backprop_core.data.decompression import CHUNK
 from backprop_core.data.file_format import reading_of
 from backprop_core.errors import ExtraMissing, InputNotFound, InputValidationFailed, NoRows
 from backprop_core.schema.field_types import ROWS_FILE, is_address
@@ -19,6 +19,7 @@ from backprop_core.store.cache_keys import digest_of
 
 ON_HUB = "hf://datasets/"  # prefix of a source's path if it is a Hub dataset
 HOST_V6 = re.compile(r"//\[[0-9a-fA-F:.]+\]")
+SUFFIXES = ".jsonl, .json, .csv, .tsv, .parquet, .arrow, .feather, .txt, each also compressed, and .zip"
 PATIENCE = 60  # read timeout of web servers in seconds
 
 
@@ -47,7 +48,7 @@ def snapshot(path: str, *, scratch: Path) -> SourceRef:
 def listed(place: str, paths: Mapping[str, Path], name: str) -> SourceRef:
     """A source of several files, sorted by name. `name` is its name in errors. Raises NoRows if there are none."""
     if not paths:
-        raise NoRows(f"{name} has no row files", hint="supported suffixes: .jsonl, .json, .csv, .tsv, .parquet, .txt")
+        raise NoRows(f"{name} has no row files", hint=f"supported suffixes: {SUFFIXES}")
     files = [
         SourceFile(name=file, digest=file_digest(path), reading=reading_of(path, file))
         for file, path in sorted(paths.items())
@@ -149,22 +150,3 @@ def did_you_mean(missing: Path) -> str:
 
 def unreadable(name: str, error: Exception) -> InputValidationFailed:
     return InputValidationFailed(f"{name} cannot be read: {error}", hint="check the name and its read permission")
-
-
-def content(path: Path, digest: str, name: str) -> bytes:
-    """Read a file once, check its digest, and decompress it if needed.
-
-    Raises InputNotFound if it is gone, InputValidationFailed if it has changed or cannot be read.
-    """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        hint = "start a new run" if is_address(name) else "restore it: it existed when the run started"
-        raise InputNotFound(f"{name} is gone", hint=hint) from error
-    except OSError as error:
-        raise unreadable(name, error) from error
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise InputValidationFailed(
-            f"{name} has changed since the run started", hint="start a new run with the new file"
-        )
-    return unpacked(data, name)

@@ -11,8 +11,9 @@ from backprop_core.errors import ConfigInvalid
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 SHOWN = 60  # characters of a rejected name that an error shows
+PACKED = r"\.(gz|zst|bz2|xz)$"  # suffixes of compressed files
 ROWS_FILE = re.compile(
-    r"\.(json|jsonl|ndjson|csv|tsv|txt|parquet)(\.gz|\.zst)?$", re.IGNORECASE
+    r"(\.(json|jsonl|ndjson|csv|tsv|txt|parquet|arrow|arrows|feather|ipc)(\.(gz|zst|bz2|xz))?|\.zip)$", re.IGNORECASE
 )  # suffixes of row files
 
 

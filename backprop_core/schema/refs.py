@@ -38,11 +38,14 @@ def artifacts_in(value: Any) -> Iterator[ArtifactRef]:
         yield from artifacts_in(part)
 
 
+Shape = Literal["json-lines", "json-array", "csv", "text", "parquet", "arrow", "arrow-stream", "zip", "unknown"]
+
+
 class Reading(Record):
     """How to parse a file, decided when the file is found. Compression is detected from the bytes alone."""
 
-    shape: Literal["json-lines", "json-array", "csv", "text", "parquet", "unknown"]
-    encoding: Literal["utf-8", "utf-8-sig", "utf-16", "utf-32"] = "utf-8"
+    shape: Shape
+    encoding: str = Field("utf-8", description="Of its text; of an archive: of text in it without a byte order mark.")
     separator: str | None = Field(None, description="Separator of CSV cells; None: ambiguous.")
 
 

@@ -18,7 +18,7 @@ from backprop_core.data.loading import find, snapshot
 from backprop_core.data.sources import is_web, members
 from backprop_core.errors import ConfigInvalid
 from backprop_core.runtime.redaction import blank_address
-from backprop_core.schema.field_types import is_address
+from backprop_core.schema.field_types import PACKED, is_address
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import SourceRef
 from backprop_core.schema.specs import DatasetSpec
@@ -111,7 +111,7 @@ def stem(path: str) -> str:
     """A file's name without its suffixes, including that of its compression."""
     place = urlsplit(path).path if is_web(path) else path
     name = place.rpartition("/")[2] if is_address(path) else Path(place).name
-    return re.sub(r"\.[^.]+$", "", re.sub(r"\.(gz|zst)$", "", name)) or "data"
+    return re.sub(r"\.[^.]+$", "", re.sub(PACKED, "", name)) or "data"
 
 
 def task_name(name: str) -> str:
