@@ -67,7 +67,7 @@ def values(batches: Iterator[Any], kind: str, name: str, before: int) -> list[An
 @contextmanager
 def undamaged(kind: str, name: str, *, after: int = 0) -> Iterator[None]:
     """Turn pyarrow's errors into InputValidationFailed."""
-    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow
 
     try:
         yield

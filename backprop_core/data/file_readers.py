@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 from zipfile import ZipFile, ZipInfo
 
 from backprop_core.data import arrow_reader, csv_reader, zip_archive
@@ -86,8 +87,8 @@ def random_access(stream: io.BufferedReader, reading: Reading, name: str, budget
 def member_rows(archive: ZipFile, member: ZipInfo, encoding: str, name: str, budget: Budget) -> Iterator[Item]:
     """The rows of a file in an archive, which may itself be compressed."""
     with zip_archive.undamaged(name):
-        packed = archive.open(member)
-    stream = io.BufferedReader(Unpacked(packed, "ZIP", zip_archive.DAMAGED, budget), CHUNK)
+        packed = cast(io.BufferedIOBase, archive.open(member))
+    stream: io.BufferedReader = io.BufferedReader(Unpacked(packed, "ZIP", zip_archive.DAMAGED, budget), CHUNK)
     plain = unpacked(stream, budget)
     how = reading(head(plain), member.filename, said=encoding)
     for item in parse(plain, how, name, budget):

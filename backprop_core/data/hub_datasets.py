@@ -85,7 +85,7 @@ def snapshot(dataset: DatasetSpec) -> SourceRef:
     """
     found = state(dataset)
     place = f"{ON_HUB}{dataset.path}@{found.commit}"
-    return listed(place, {name: local(place, name) for name in files(found, dataset)}, dataset.path)
+    return listed(place, {name: local(place, name) for name in files(found, dataset)}, dataset.path, dataset.encoding)
 
 
 def local(place: str, name: str) -> Path:

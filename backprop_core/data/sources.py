@@ -23,8 +23,8 @@ SUFFIXES = ".jsonl, .json, .csv, .tsv, .parquet, .arrow, .feather, .txt, each al
 PATIENCE = 60  # read timeout of web servers in seconds
 
 
-def snapshot(path: str, *, scratch: Path) -> SourceRef:
-    """Hash a source; a URL is first downloaded into `scratch`.
+def snapshot(path: str, *, scratch: Path, encoding: str | None = None) -> SourceRef:
+    """Hash a source; a URL is first downloaded into `scratch`. `encoding` is that of text without a byte order mark.
 
     A directory means the row files in it, identified by their names and sha256. Raises InputNotFound; NoRows for a
     directory without row files; InputValidationFailed if it cannot be read; AddressForbidden; ExtraMissing for a
@@ -33,24 +33,26 @@ def snapshot(path: str, *, scratch: Path) -> SourceRef:
     local = fetch(path, scratch) if is_address(path) else Path(os.path.expanduser(path)).absolute()
     try:
         if local.is_dir():
-            return listed(str(local), {file.name: file for file in members(path)}, path)
+            return listed(str(local), {file.name: file for file in members(path)}, path, encoding)
         if not local.exists():
             raise InputNotFound(f"no such file: {path!r}", hint=did_you_mean(local))
         if not local.is_file():
             raise InputValidationFailed(
                 f"{path} is not a file", hint="use a file of rows, or a directory of such files"
             )
-        return SourceRef(digest=file_digest(local), path=str(local), reading=reading_of(local, local.name))
+        return SourceRef(
+            digest=file_digest(local), path=str(local), reading=reading_of(local, local.name, said=encoding)
+        )
     except OSError as error:
         raise unreadable(path, error) from error
 
 
-def listed(place: str, paths: Mapping[str, Path], name: str) -> SourceRef:
+def listed(place: str, paths: Mapping[str, Path], name: str, encoding: str | None = None) -> SourceRef:
     """A source of several files, sorted by name. `name` is its name in errors. Raises NoRows if there are none."""
     if not paths:
         raise NoRows(f"{name} has no row files", hint=f"supported suffixes: {SUFFIXES}")
     files = [
-        SourceFile(name=file, digest=file_digest(path), reading=reading_of(path, file))
+        SourceFile(name=file, digest=file_digest(path), reading=reading_of(path, file, said=encoding))
         for file, path in sorted(paths.items())
     ]
     return SourceRef(digest=digest_of([[file.name, file.digest] for file in files]), path=place, files=files)

@@ -30,8 +30,6 @@ def text_lines(stream: io.BufferedReader, encoding: str, name: str, *, ends: str
             rest = is_cut(line, ends)
     except UnicodeError as error:
         raise not_decoded(error, encoding, number + 1, name) from error
-    finally:
-        text.detach()
 
 
 def is_cut(line: str, ends: str) -> bool:

@@ -1,5 +1,6 @@
 """String types of spec fields: line names, paths and URLs, regular expressions, text for a Modelfile."""
 
+import codecs
 import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -42,6 +43,19 @@ LineName = Annotated[str, Field(pattern=NAME)]
 def is_address(path: str) -> bool:
     """Whether this is a URL rather than a local path."""
     return bool(ADDRESS.match(path))
+
+
+def text_encoding(name: str) -> str:
+    """The codec's own name. Raises ValueError for a name that Python has no text encoding for."""
+    try:
+        known = codecs.lookup(name)
+        "a".encode(known.name)
+    except (LookupError, UnicodeError) as error:
+        raise ValueError(f"not a text encoding: {name[:SHOWN]!r}") from error
+    return known.name
+
+
+Encoding = Annotated[str, AfterValidator(text_encoding)]
 
 
 def compiles(pattern: str | None) -> str | None:

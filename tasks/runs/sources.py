@@ -84,7 +84,7 @@ def found(dataset: DatasetSpec, scratch: Path, *, task: str | None) -> Source:
         name=name,
         task=dataset.task or task or task_name(name),
         data=find(dataset, scratch=scratch),
-        heldout=snapshot(dataset.heldout, scratch=scratch) if dataset.heldout else None,
+        heldout=snapshot(dataset.heldout, scratch=scratch, encoding=dataset.encoding) if dataset.heldout else None,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from backprop_core.schema.field_types import HUB_ID, NAME, ROWS_FILE, PathOrAddress
+from backprop_core.schema.field_types import HUB_ID, NAME, ROWS_FILE, Encoding, PathOrAddress
 from backprop_core.schema.records import KEY_IF_SET, NO_KEY, Spec
 
 
@@ -43,6 +43,11 @@ class DatasetSpec(Spec):
     task: str | None = Field(None, pattern=NAME, description="Task that its score belongs to; default: file stem.")
     format: RowFormat = Field("auto", description="Row format; default: detected from the first rows.")
     columns: dict[str, str] = Field(default_factory=dict, description="Field of the format -> column of the file.")
+    encoding: Encoding | None = Field(
+        None,
+        description="Encoding of text files without a byte order mark, such as cp1252; default: UTF-8.",
+        json_schema_extra=KEY_IF_SET,
+    )
     heldout: PathOrAddress | None = Field(
         None, description="A file of held-out rows; default: a tenth of the rows, by hash.", json_schema_extra=NO_KEY
     )

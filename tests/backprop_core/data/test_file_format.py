@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from backprop_core.data.loading import Parsed, read_rows, snapshot
+from backprop_core.data.loading import Parsed, items_of, read_rows, snapshot
 from backprop_core.errors import InputValidationFailed
 from backprop_core.schema.refs import SourceRef
 from backprop_core.schema.specs import DatasetSpec, RunSpec
@@ -159,6 +159,35 @@ def test_other_encodings_are_named(tmp_path: Path, name: str, data: bytes, what:
     with pytest.raises(InputValidationFailed, match=what) as caught:
         parsed(write(tmp_path, name, data))
     assert "UTF-8" in caught.value.hint or "fix them" in caught.value.hint
+
+
+def test_an_encoding_that_was_said(tmp_path: Path) -> None:
+    """A named encoding is used where no byte order mark says otherwise, and is part of what the source is."""
+    for name in SHAPES:
+        path = write(tmp_path, name, SHAPES[name].replace("日本", "Ya").replace("→", "-").encode("cp1252"))
+        said = snapshot(str(path), scratch=tmp_path, encoding="cp1252")
+        rows = read_rows(said, DatasetSpec(path=str(path), encoding="Windows-1252")).rows
+        assert rows[0]["messages"][0]["content"] == "Wärum?"
+        assert key_of(said) != key_of(found(path))
+        marked = write(tmp_path, f"m-{name}", SHAPES[name].encode("utf-16"))
+        assert key_of(snapshot(str(marked), scratch=tmp_path, encoding="cp1252")) == key_of(found(marked))
+
+
+@pytest.mark.parametrize("name", ["rows.txt", "rows.csv", "rows.json", "rows.jsonl"])
+def test_another_encoding_than_was_said(tmp_path: Path, name: str) -> None:
+    """Text that is not in the encoding that was named is an error with the line."""
+    rows = '[\n"Sch\u00f6n"]' if name == "rows.json" else "text\nSch\u00f6n\n"
+    path = write(tmp_path, name, rows.encode("cp1252"))
+    with pytest.raises(InputValidationFailed, match=r"line 2: not SHIFT_JIS, although datasets\.N\.encoding says so"):
+        list(items_of(snapshot(str(path), scratch=tmp_path, encoding="shift_jis"), str(path)))
+
+
+def test_an_unknown_encoding() -> None:
+    """Only names of text encodings are taken; two names of one are the same spec."""
+    for name in ("nope", "hex", "undefined", "x" * 300):
+        with pytest.raises(ValueError, match="not a text encoding"):
+            DatasetSpec(path="x", encoding=name)
+    assert DatasetSpec(path="x", encoding="Latin-1") == DatasetSpec(path="x", encoding="iso8859-1")
 
 
 # CSV

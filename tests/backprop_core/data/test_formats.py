@@ -1,17 +1,21 @@
 """Rows of every known format and file shape become the same chat rows; what is not rows is said with its place."""
 
+import bz2
 import csv
 import gzip
 import http.server
 import io
 import json
+import lzma
 import pickle
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
@@ -136,6 +140,13 @@ def as_parquet(rows: list[dict[str, Any]]) -> bytes:
     return file.getvalue()
 
 
+def as_arrow(rows: list[dict[str, Any]], new: Callable[..., Any]) -> bytes:
+    table, file = pyarrow.Table.from_pylist(rows), io.BytesIO()
+    with new(file, table.schema) as writer:
+        writer.write_table(table)
+    return file.getvalue()
+
+
 def zstd(data: bytes) -> bytes:
     packed = pyarrow.BufferOutputStream()
     with pyarrow.CompressedOutputStream(packed, "zstd") as stream:
@@ -143,7 +154,20 @@ def zstd(data: bytes) -> bytes:
     return bytes(packed.getvalue().to_pybytes())
 
 
-PACKED: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstd}
+def zipped(data: bytes, name: str = "rows.jsonl") -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, data)
+    return file.getvalue()
+
+
+PACKED: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".zst": zstd,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+}
 PAIRS = [{"question": "Why, or\nhow?", "answer": 'So "it" is.'}, {"question": "é", "answer": "日本"}]
 SHAPES = [
     ("array.json", json.dumps(PAIRS, indent=1).encode()),
@@ -158,16 +182,23 @@ SHAPES = [
     ("table.csv", as_csv()),
     ("mark.csv", b"\xef\xbb\xbf" + as_csv()),
     ("table.parquet", as_parquet(PAIRS)),
+    ("table.arrow", as_arrow(PAIRS, pyarrow.ipc.new_file)),
+    ("table.feather", as_arrow(PAIRS, pyarrow.ipc.new_file)),
+    ("stream.arrow", as_arrow(PAIRS, pyarrow.ipc.new_stream)),
 ]
 
 
 @pytest.mark.parametrize("name, data", SHAPES)
-@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("suffix", PACKED)
 def test_every_shape_gives_the_same_rows(tmp_path: Path, name: str, data: bytes, suffix: str) -> None:
     """The same rows are read from every shape of file, with a byte order mark or CRLF, and compressed."""
     expected = [[turn["question"], turn["answer"]] for turn in PAIRS]
-    path = write(tmp_path, name + suffix, PACKED[suffix](data))
-    assert [[turn["content"] for turn in row["messages"]] for row in parsed(path).rows] == expected
+    packed = PACKED[suffix](data)
+    for path in (
+        write(tmp_path, name + suffix, packed),
+        write(tmp_path, "rows.zip", zipped(packed, f"in/{Path(name).stem}{Path(name).suffix or '.json'}{suffix}")),
+    ):
+        assert [[turn["content"] for turn in row["messages"]] for row in parsed(path).rows] == expected
 
 
 def test_plain_text_is_a_row_a_line(tmp_path: Path) -> None:
@@ -380,11 +411,13 @@ def test_a_url_that_fails(tmp_path: Path, served: tuple[str, Path], page: str, s
 def test_an_archive_bomb_is_refused(pack: Callable[[bytes], bytes]) -> None:
     """What unpacks to more than a hundred times its size is not unpacked further; small files may."""
     bomb = pack(bytes(10**7))
-    stream = io.BufferedReader(io.BytesIO(bomb))  # type: ignore[arg-type]  # typeshed wants a raw stream
+
+    def stream() -> io.BufferedReader:
+        return io.BufferedReader(io.BytesIO(bomb))
+
     with pytest.raises(InputValidationFailed, match="more than 100 times"):
-        unpacked(stream, Budget(len(bomb), "bomb", least=1000)).read()
-    stream.seek(0)
-    assert len(unpacked(stream, Budget(len(bomb), "zeros")).read()) == 10**7
+        unpacked(stream(), Budget(len(bomb), "bomb", least=1000)).read()
+    assert len(unpacked(stream(), Budget(len(bomb), "zeros")).read()) == 10**7
 
 
 @pytest.mark.parametrize(
