@@ -19,6 +19,7 @@ TRAINING = Group("How to train", sort_key=2)
 SHIPPING = Group("Where it goes", sort_key=3)
 SPEC = Group("Any other field", sort_key=4)
 OUTPUT = Group("Output", sort_key=5)
+NUMBERS = {"an integer": "INT", "a number": "FLOAT"}  # flags that take a number, and what --help shows for it
 UNSAID = ("text", "true or false")  # what a flag shows without words
 
 SETTINGS = Parameter(
@@ -37,7 +38,8 @@ def flag(group: Group) -> Callable[[str], Any]:
         default = f"[default: {known.default}]" if known.default not in ("none", "required") else ""
         may_be = known.allowed.removesuffix(", or null").replace("a list, each one of", "comma-separated, each one of")
         parts = [known.help, "" if may_be in UNSAID else f"{may_be[0].upper()}{may_be[1:]}.", default]
-        return Parameter(help=" ".join(filter(None, parts)), group=group, show_default=False)
+        number = next((word for text, word in NUMBERS.items() if known.allowed.startswith(text)), None)
+        return Parameter(help=" ".join(filter(None, parts)), group=group, show_default=False, metavar=number)
 
     return of
 

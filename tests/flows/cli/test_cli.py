@@ -18,6 +18,7 @@ from cyclopts import App
 from backprop_core.errors import all_errors
 from backprop_core.runtime.settings import Settings, settings
 from backprop_core.schema.refs import RunResult
+from backprop_core.schema.specs import TrainSpec
 from flows.cli import main
 from flows.cli.spec_fields import PATTERNS, fields_of, spec_fields
 from tasks.runs.doctor import converter
@@ -58,6 +59,17 @@ def test_help_of_a_verb_comes_from_the_specs(capsys: Capture) -> None:
     assert status == 0 and "Examples per optimizer step" in out and "[default: 16]" in " ".join(out.split())
     for verb in [*main.verbs(), "data", "store"]:
         assert said([verb, "--help"], capsys)[0] == 0
+
+
+@pytest.mark.parametrize("verb", ["train", "multi-run", "retrain"])
+def test_a_flag_shows_the_type_of_its_field(verb: str, capsys: Capture) -> None:
+    """A flag of a number says so, and the others stay text: what the types of the fields are is read from the specs."""
+    _, out, _ = said([verb, "--help"], capsys)
+    shown = dict(re.findall(r"--([a-z-]+) (INT|FLOAT|STR)\b", out))
+    fields = TrainSpec.model_fields
+    types = {name: fields[name.replace("-", "_")].annotation for name in ("epochs", "batch-size", "seed")}
+    assert {name: shown[name] for name in types} == {name: kind.__name__.upper() for name, kind in types.items()}
+    assert (shown["rows"], shown["steps"], shown["line"], shown["model"]) == ("INT", "INT", "STR", "STR")
 
 
 def leaves(app: App) -> Iterator[App]:
