@@ -13,14 +13,12 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.measure import BIN, Row, contenders, environment, medians, take_turns
 
 if TYPE_CHECKING:
     from backprop_core.stages import Stage
-    from tasks.runs.flow_run import Run
-    from tasks.runs.resolve import Prepared
 
 NAME = "flow, against the same core calls"
 LONGEST_START = 180.0  # seconds
@@ -92,25 +90,24 @@ def as_calls() -> None:
     from backprop_core.store.artifacts import Store
     from benchmarks import jobs
     from flows.pipeline import pipeline
+    from tasks.runs.flow_run import Run, new_run_id
+    from tasks.runs.outcome import Notes
     from tasks.runs.resolve import prepare
 
     store = Store(settings().store_path)
-    run = Bare(prepare("multi-run", jobs.spec(), store), store)
-    pipeline(cast("Run", run))
-    run.close()
-    assert run.merged == len(jobs.TASKS)
+    bare = Bare(store)
+    made = pipeline(Run(new_run_id(), prepare("multi-run", jobs.spec(), store), store, bare, Notes()))
+    bare.close()
+    assert len(made.datasets) == len(jobs.TASKS)
 
 
 class Bare:
-    """What `pipeline` needs of a run: stages are called where they are computed; nothing is cached or recorded."""
+    """Calls stages where they are computed; nothing is cached."""
 
-    def __init__(self, prepared: "Prepared", store: Any) -> None:
+    def __init__(self, store: Any) -> None:
         from backprop_core.worker.client import Worker
 
-        self.prepared, self.spec, self.base, self.store = prepared, prepared.spec, prepared.base, store
-        self.worker = Worker(store, slots=[store.root / "locks" / "cpu.lock"])
-        self.earlier, self.held, self.learned = None, {}, []
-        self.merged = 0
+        self.store, self.worker = store, Worker(store, slots=[store.root / "locks" / "cpu.lock"])
 
     def call(self, stage: "Stage[Any]", **parameters: Any) -> Any:
         from backprop_core.store.cache_keys import stage_key
@@ -123,18 +120,9 @@ class Bare:
         shutil.rmtree(self.store.layout.checkpoints(key), ignore_errors=True)
         return made
 
-    def splits(self, *_: object) -> None:
-        pass
-
-    @contextmanager
-    def lora_run(self, *_: object) -> Iterator[Self]:
-        yield self
-
-    def done(self, *_: object) -> None:
-        self.merged += 1
-
-    def harnessed(self, *_: object) -> None:
-        """No task of the harness is asked for."""
+    def serve(self, *_: object) -> dict[str, str]:
+        """Nothing is served."""
+        return {}
 
     def close(self) -> None:
         self.worker.close()

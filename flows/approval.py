@@ -30,6 +30,7 @@ from prefect.utilities.urls import url_for
 from pydantic import Field
 
 from backprop_core.errors import ApprovalUnattended, Interrupted
+from backprop_core.runtime.settings import settings
 from backprop_core.schema.gate_report import Decision
 from backprop_core.schema.specs import ApprovalSpec
 from flows.cli import terminal_prompt
@@ -37,6 +38,7 @@ from flows.cli.prefect_environment import is_temporary
 from flows.run_states import WAITING
 from tasks.runs import approval_questions, prefect_artifacts, worker_process
 from tasks.runs.flow_run import Run
+from tasks.runs.outcome import Outcome
 from tasks.runs.prefect_artifacts import flow_run_id
 from tasks.runs.progress import Progress, report
 
@@ -71,27 +73,27 @@ def check(spec: ApprovalSpec) -> None:
         )
 
 
-def approved(run: Run) -> bool:
+def approved(run: Run, outcome: Outcome) -> bool:
     """Whether the result of a run may go live. The question is asked once; a resumed run keeps its answer."""
     spec = run.spec.approval
     if not spec.ask:
         return True
-    if decision := run.decision():
-        return run.decided(decision)
-    with run.record.waiting("person"):
-        return run.decided(answer(run, spec.hours))
+    if decision := outcome.decision():
+        return outcome.decided(decision)
+    with outcome.journal.waiting("person"):
+        return outcome.decided(answer(run, outcome, spec.hours))
 
 
-def answer(run: Run, hours: float) -> Decision:
+def answer(run: Run, outcome: Outcome, hours: float) -> Decision:
     """Ask, without a worker, so that others can use the GPU. Raises Interrupted if the question is cancelled."""
     worker_process.stop()
     if is_temporary():
-        return terminal_prompt.ask(run.result("running", None))
+        return terminal_prompt.ask(outcome.so_far("running"))
     report(Progress(stage="approval", done=0, total=0))
     with get_client(sync_client=True) as client:
         asked = question(client, run, hours)
         with said_to_wait(client):
-            decision = decided(client, run, asked, hours)
+            decision = decided(client, outcome, asked, hours)
         with suppress(httpx.HTTPError):  # the answer counts even if the page cannot show it
             name = "Approved" if decision.approved else "Rejected"
             client.set_flow_run_state(asked, Completed(name=name, message=decision.sentence), force=True)
@@ -157,7 +159,7 @@ def begun(client: SyncPrefectClient, run: Run, hours: float, key: str) -> FlowRu
         flow_id=client.create_flow(approval),
         name=f"approval-{run.spec.line}",
         parameters={"line": run.spec.line, "run_id": run.run_id, "hours": hours},
-        tags=[run.settings.namespace],
+        tags=[settings().namespace],
         parent_task_run_id=task.id if task else None,
         state=to_state_create(Running()),
         idempotency_key=key,
@@ -165,16 +167,16 @@ def begun(client: SyncPrefectClient, run: Run, hours: float, key: str) -> FlowRu
     return FlowRun.model_validate(client.request("POST", "/flow_runs/", json=wanted.model_dump(mode="json")).json())
 
 
-def decided(client: SyncPrefectClient, run: Run, asked: UUID, hours: float) -> Decision:
+def decided(client: SyncPrefectClient, outcome: Outcome, asked: UUID, hours: float) -> Decision:
     """A person's answer, or a rejection after the deadline. Raises Interrupted if the question is cancelled."""
-    keys: Any = keyset_from_base_key(f"paused-{run.run_id}")
+    keys: Any = keyset_from_base_key(f"paused-{outcome.made.run_id}")
     said: Any
     while (said := patiently(lambda: read_flow_run_input(keys["response"], flow_run_id=asked))) is None:
         state = state_of(client, asked)
         if state is None:
             pass
         elif state.is_running():
-            patiently(lambda: show(client, run, asked, hours, keys))
+            patiently(lambda: show(client, outcome, asked, hours, keys))
         elif state.is_paused():
             wait(client, asked, state)
         elif state.is_failed():  # Prefect's own timeout passed while no run waited
@@ -187,24 +189,22 @@ def decided(client: SyncPrefectClient, run: Run, asked: UUID, hours: float) -> D
     return Approval(**said).decision(by="time" if said == LATE else "person")
 
 
-def show(client: SyncPrefectClient, run: Run, asked: UUID, hours: float, keys: Any) -> None:
+def show(client: SyncPrefectClient, outcome: Outcome, asked: UUID, hours: float, keys: Any) -> None:
     """Fill in the page of the question, then pause it, so that it can be answered."""
-    made = run.result("running", None)
-    text = prefect_artifacts.ask(made, namespace=run.settings.namespace, flow_run=asked)
+    made = outcome.so_far("running")
+    text = prefect_artifacts.ask(made, namespace=settings().namespace, flow_run=asked)
     try:
         Approval.with_initial_data(description=text).save(keys, flow_run_id=asked)
     except PrefectHTTPStatusError as error:
         if error.response.status_code != CONFLICT:  # an earlier process has written it
             raise
-    paused: State[None] = Paused(name=WAITING, timeout_seconds=int(hours * 3600) + MARGIN, pause_key=run.run_id)
+    paused: State[None] = Paused(name=WAITING, timeout_seconds=int(hours * 3600) + MARGIN, pause_key=made.run_id)
     paused.state_details.run_input_keyset = keys
     client.set_flow_run_state(asked, paused)
-    line = run.spec.line
-    log.warning(
-        "run %s of line %s waits up to %g h for approval: %s", run.run_id, line, hours, url_for("flow-run", asked)
-    )
-    if run.audience:
-        run.audience.waits(made, asked)
+    page = url_for("flow-run", asked)
+    log.warning("run %s of line %s waits up to %g h for approval: %s", made.run_id, made.line, hours, page)
+    if outcome.audience:
+        outcome.audience.waits(made, asked)
 
 
 def wait(client: SyncPrefectClient, asked: UUID, paused: State[Any]) -> None:

@@ -1,5 +1,7 @@
 """Scores of the adapter of an earlier run."""
 
+from functools import partial
+
 from backprop_core.schema.refs import RunResult
 from backprop_core.schema.specs import DatasetSpec, EvaluationSpec
 from flows.declared import declared
@@ -31,9 +33,7 @@ def evaluate(
     """
     datasets = [DatasetSpec(path=one) if isinstance(one, str) else one for one in data or []]
     admit([*datasets, *evaluation.watch])
-    with recorded(
-        lambda store: evaluated(ref, datasets, evaluation, store, model=model), run_id=run_id, fresh=fresh
-    ) as run:
+    start = partial(evaluated, ref, datasets, evaluation, model=model)
+    with recorded(start, run_id=run_id, fresh=fresh) as (run, outcome):
         score_again(run)
-    assert run.outcome is not None
-    return run.outcome
+    return outcome.result

@@ -1,6 +1,7 @@
 """GGUF and other files of the model of an earlier run."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from backprop_core.schema.field_types import LineName
 from backprop_core.schema.refs import RunResult
@@ -63,7 +64,8 @@ def export(
         license=license,
     )
     place = admitted_output(output)
-    with recorded(lambda store: again("export", ref, wanted, store, model=model), run_id=run_id, fresh=fresh) as run:
+    start = partial(again, "export", ref, wanted, model=model)
+    with recorded(start, run_id=run_id, fresh=fresh) as (run, outcome):
         owner, local = owner_of(ref, run.prepared, run.store), None if run.base.revision else run.base.name
         target = place and Output(place, name or run.spec.line, owner, force, local)
         if target:
@@ -71,6 +73,6 @@ def export(
         heldout = held_out(run, curated(run))
         exports(run, run.prepared.adapter, heldout[(run.prepared.sources or run.prepared.watch)[-1].task])
         if target:
-            run.written = hand_out(run.gguf, run.packages, run.spec.export, target)
-    assert run.outcome is not None
-    return run.outcome
+            written = hand_out(outcome.made.gguf, outcome.made.packages, run.spec.export, target)
+            outcome.add(written=[str(path) for path in written])
+    return outcome.result

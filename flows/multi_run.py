@@ -57,7 +57,6 @@ def multi_run(
 
 def carry_out(name: str, spec: RunSpec, *, run_id: str | None, fresh: bool) -> RunResult:
     """The body of `train` and `multi-run`."""
-    with recorded(lambda store: prepare(name, admitted(spec), store), run_id=run_id, fresh=fresh) as run:
+    with recorded(lambda store: prepare(name, admitted(spec), store), run_id=run_id, fresh=fresh) as (run, outcome):
         pipeline(run)
-    assert run.outcome is not None
-    return run.outcome
+    return outcome.result

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 from backprop_core.data import stages as data
 from backprop_core.errors import NoRows
@@ -33,30 +33,21 @@ from backprop_core.schema.specs import TEACHER_FORCED, DatasetSpec, TrainSpec
 from backprop_core.training import stages as training
 from tasks.runs.flow_run import Run
 from tasks.runs.line_splits import held_by
+from tasks.runs.line_state import Made
+from tasks.runs.rejections import attempt
+from tasks.runs.results import LoraRun
 from tasks.runs.sources import Source
+from tasks.runs.unchanged import rejected_before, too_few_held_out, too_few_new
 
 log = logging.getLogger(__name__)
 NO_HELDOUT = "give more rows, or held-out rows that it has not learned (--heldout FILE)"
 FIDELITY_ROWS = 16  # held-out rows on which a GGUF file is compared with the model
 
 
-class Made(NamedTuple):
-    """The result of the LoRA runs so far."""
-
-    datasets: list[DatasetRef]
-    heldout: dict[str, RowsRef]
-    tuned: TrainResult
-    earlier: list[AdapterRef]
-    merged: AdapterRef
-    cells: dict[str, Cell]
-    aside: dict[str, RowsRef]
-    scored: dict[str, RowsRef]
-
-
 def pipeline(run: Run) -> Made:
     """All stages of a run, in order; cached stages are skipped."""
     made = lora_runs(run)
-    exports(run, made.merged, made.heldout[made.datasets[-1].task])
+    exports(run, made.merged, made.last_heldout)
     return made
 
 
@@ -70,7 +61,7 @@ def lora_runs(run: Run) -> Made:
     history: list[AdapterRef] = []
     merged: AdapterRef | None = None
     for index, dataset in enumerate(datasets):
-        with run.lora_run(index, dataset) as lora_run:
+        with run.notes.lora_run(dataset):
             before = [earlier.train for earlier in datasets[:index]]
             tuned = trained(run, dataset, before, history[-1] if history else None, heldout)
             seen = {*watched, *(earlier.task for earlier in datasets[: index + 1])}
@@ -78,9 +69,10 @@ def lora_runs(run: Run) -> Made:
             old, merged = merged, merge(run, merged, tuned, history, index + 1, likes)
             history.append(tuned.adapter)
             cells = {task: score(run, merged, rows) for task, rows in scored.items() if task in seen}
-            lora_run.done(tuned, merged, drift(run, old, tuned, merged), cells, base_row)
+            moved = drift(run, old, tuned, merged)
+            run.notes.lora_run_done(LoraRun(dataset, tuned, merged, moved, cells, base_row))
     assert merged, "a run has at least one dataset"
-    run.harnessed(untouched, harness(run, merged))
+    run.notes.harnessed(untouched, harness(run, merged))
     return Made(datasets, heldout, tuned, history[:-1], merged, cells, rows.aside, scored)
 
 
@@ -90,9 +82,11 @@ def promotion(run: Run) -> Made | None:
     if run.prepared.live:
         made = beside_the_champion(run, made)
     base_row = {task: score(run, None, rows) for task, rows in made.scored.items()}
-    if not run.gated(judged(run, made.merged, made.cells, base_row, champion(run, made.scored))):
+    report = judged(run, made.merged, made.cells, base_row, champion(run, made.scored))
+    run.notes.gated(report)
+    if not (report.accepted or run.prepared.forced):
         return None
-    exports(run, made.merged, made.heldout[made.datasets[-1].task])
+    exports(run, made.merged, made.last_heldout)
     return made
 
 
@@ -143,7 +137,7 @@ def judged(
         candidate=rows_of(cells),
         champion=rows_of(rivals) if rivals else None,
         base=rows_of(base_row),
-        watch=run.watched,
+        watch=run.prepared.watched,
         metric=run.spec.evaluation.metric,
         spec=run.spec.gate,
         answers=canaries(run, merged),
@@ -157,15 +151,18 @@ def next_version(run: Run) -> Made | None:
     before = live.version if live else None
     rows = curated(run)
     [dataset] = rows.datasets
-    if run.waits(dataset.train):
+    if reason := too_few_new(dataset.train, run.spec):
+        run.notes.concludes(reason, "unchanged")
         return None
     heldout = held_out(run, rows)
     scored, to_choose_by = (part(run, heldout, to_choose_by=side) for side in (False, True))
-    if run.cannot_tell(scored) or run.was_rejected(dataset.train, heldout):
+    tried = attempt(run.run_id, run.prepared, dataset.train, heldout)
+    if reason := too_few_held_out(scored, run.prepared) or rejected_before(tried, run.prepared, run.store):
+        run.notes.concludes(reason, "unchanged")
         return None
     base_row = {task: score(run, None, rows) for task, rows in scored.items()}
     untouched = harness(run, None)
-    with run.lora_run(0, dataset) as lora_run:
+    with run.notes.lora_run(dataset):
         known = [earlier.train for earlier in before.datasets] if before else []
         tuned = trained(run, dataset, known, before.tuned if before else None, heldout)
         history = [*before.earlier, before.tuned] if before else []
@@ -173,9 +170,12 @@ def next_version(run: Run) -> Made | None:
         merged = merge(run, old, tuned, history, count, list(to_choose_by.values()))
         cells = {task: score(run, merged, rows) for task, rows in scored.items()}
         rivals = champion(run, scored)
-        lora_run.done(tuned, merged, drift(run, old, tuned, merged), cells, base_row, rivals)
-    run.harnessed(untouched, harness(run, merged))
-    if not run.gated(judged(run, merged, cells, base_row, rivals)):
+        moved = drift(run, old, tuned, merged)
+        run.notes.lora_run_done(LoraRun(dataset, tuned, merged, moved, cells, base_row, rivals))
+    run.notes.harnessed(untouched, harness(run, merged))
+    report = judged(run, merged, cells, base_row, rivals)
+    run.notes.gated(report, tried)
+    if not report.accepted:
         return None
     exports(run, merged, heldout[dataset.task])
     return Made([dataset], heldout, tuned, history, merged, cells, rows.aside, scored)
@@ -253,8 +253,8 @@ def score_again(run: Run) -> None:
         say_what_was_learned(run, heldout)
     scored = part(run, heldout, to_choose_by=False) if rows.datasets else heldout
     base_row = {task: score(run, None, rows) for task, rows in scored.items()}
-    run.harnessed(harness(run, None), harness(run, run.prepared.adapter))
-    run.evaluated({task: score(run, run.prepared.adapter, rows) for task, rows in scored.items()}, base_row)
+    run.notes.harnessed(harness(run, None), harness(run, run.prepared.adapter))
+    run.notes.evaluated({task: score(run, run.prepared.adapter, rows) for task, rows in scored.items()}, base_row)
 
 
 def say_what_was_learned(run: Run, heldout: dict[str, RowsRef]) -> None:
@@ -271,7 +271,7 @@ def curated(run: Run) -> Split:
     The rows that score are found first, over all inputs and the line; no dataset trains on them.
     """
     if earlier := run.earlier:
-        run.splits(earlier)
+        run.notes.splits(earlier)
         return earlier
     prepared = run.prepared
     datasets = zip(run.spec.datasets, prepared.sources, strict=bool(prepared.sources))  # no sources if other rows score
@@ -283,7 +283,7 @@ def curated(run: Run) -> Split:
         learned=run.learned,
         heldout_max=run.spec.evaluation.heldout_max,
     )
-    run.splits(found)
+    run.notes.splits(found)
     return found
 
 
@@ -388,14 +388,13 @@ def exports(run: Run, merged: AdapterRef | None, heldout: RowsRef) -> None:
     """Write every file of the export spec, and register the first GGUF file in Ollama if it says so."""
     quantizations = run.spec.export.quantizations
     known = reference(run, merged, heldout) if quantizations and run.can_read_gguf else None
-    for quantization in quantizations:
-        export(run, merged, quantization, heldout, known)
+    files = [export(run, merged, quantization, heldout, known) for quantization in quantizations]
     for package in run.spec.export.packages:
         hub_id = f"{run.base.name}@{run.base.revision}" if run.base.revision and package == "lora" else None
         made = run.call(exporting.package, base=run.base, adapter=merged, package=package, hub_id=hub_id)
-        run.packaged(made)
+        run.notes.packaged(made)
     if run.spec.export.ollama:
-        run.serve(heldout)
+        run.notes.served(run.executor.serve(files[0], heldout))
 
 
 def reference(run: Run, merged: AdapterRef | None, heldout: RowsRef) -> ReferenceRef:
@@ -408,7 +407,7 @@ def reference(run: Run, merged: AdapterRef | None, heldout: RowsRef) -> Referenc
 
 def export(
     run: Run, merged: AdapterRef | None, quantization: str, heldout: RowsRef, known: ReferenceRef | None
-) -> None:
+) -> GGUFRef:
     """Write one GGUF file of the merged adapter, and compare it with the reference, if `known`."""
     if quantization in exporting.WRITTEN_DIRECTLY:
         file = converted(run, merged, quantization)
@@ -417,7 +416,8 @@ def export(
     fidelity = None
     if known:
         fidelity = run.call(exporting.fidelity, reference=known, gguf=file, canaries=run.spec.gate.canaries)
-    run.exported(file, fidelity)
+    run.notes.exported(file, fidelity)
+    return file
 
 
 def converted(run: Run, merged: AdapterRef | None, outtype: str) -> GGUFRef:

@@ -6,7 +6,7 @@ from flows.declared import declared
 from flows.pipeline import promotion
 from flows.run_names import short
 from tasks.runs.flow_run import recorded
-from tasks.runs.line_state import version_of, working_on
+from tasks.runs.line_state import working_on
 from tasks.runs.manual_promotion import act
 from tasks.runs.prune import retain
 from tasks.runs.resolve import promoted
@@ -29,9 +29,11 @@ def promote(ref: str, line: LineName, force: bool = False, reason: str = "", run
         run_id: The interrupted promotion to continue; everything else is read from its record.
     """
     said = act(reason, force=force)
-    with working_on(line), recorded(lambda store: promoted(ref, line, said, store), run_id=run_id, fresh=False) as run:
+    with (
+        working_on(line),
+        recorded(lambda store: promoted(ref, line, said, store), run_id=run_id, fresh=False) as (run, outcome),
+    ):
         if made := promotion(run):
-            advance(run, version_of(run, *made), made.heldout[made.datasets[-1].task])
-    retain(run)
-    assert run.outcome is not None
-    return run.outcome
+            advance(run, outcome, made)
+    retain(run.spec, outcome.result)
+    return outcome.result

@@ -32,9 +32,8 @@ def publish(
         fresh: Run every stage again, ignoring the cache.
     """
     where, files = PublishSpec(repo=repo, private=private, gguf=bool(gguf)), ExportSpec(quantizations=gguf or [])
-    with recorded(lambda store: published(ref, where, files, store), run_id=run_id, fresh=fresh) as run:
+    with recorded(lambda store: published(ref, where, files, store), run_id=run_id, fresh=fresh) as (run, outcome):
         if run.spec.export.quantizations:
             exports(run, run.prepared.adapter, held_out(run, curated(run))[run.prepared.sources[-1].task])
-        push(run)
-    assert run.outcome is not None
-    return run.outcome
+        push(run, outcome)
+    return outcome.result

@@ -42,12 +42,11 @@ def release(
 
 def go_live(line: str, start: Start, run_id: str | None, fresh: bool) -> RunResult:
     """Make the version that `start` finds live in all places, or in none."""
-    with working_on(line), recorded(start, run_id=run_id, fresh=fresh) as run:
+    with working_on(line), recorded(start, run_id=run_id, fresh=fresh) as (run, outcome):
         live, of = run.prepared.live, run.prepared.of
         assert live and of
         heldout = live.version.heldout[live.version.datasets[-1].task]
         exports(run, live.version.merged, heldout)
-        make_live(run, live, result_of(of, run.store), heldout)
-    retain(run)
-    assert run.outcome is not None
-    return run.outcome
+        make_live(run, outcome, live, result_of(of, run.store), heldout)
+    retain(run.spec, outcome.result)
+    return outcome.result

@@ -29,7 +29,7 @@ from flows.pipeline import next_version
 from flows.run_names import version_to_be
 from tasks.runs.allowed_paths import admitted
 from tasks.runs.flow_run import Run, recorded
-from tasks.runs.line_state import version_of, working_on
+from tasks.runs.line_state import working_on
 from tasks.runs.notifications import Audience, notifying
 from tasks.runs.prune import retain
 from tasks.runs.resolve import prepare
@@ -118,14 +118,13 @@ def carry_out(spec: RunSpec, *, run_id: str | None, fresh: bool) -> RunResult:
     with (
         notifying(spec.line, spec.notify) as audience,
         working_on(spec.line),
-        recorded(lambda store: prepare("retrain", admitted(spec), store), run_id=run_id, fresh=fresh) as run,
+        recorded(lambda store: prepare("retrain", admitted(spec), store), run_id=run_id, fresh=fresh) as (run, outcome),
     ):
         audience.invite(run.spec.notify)
-        run.audience = audience
+        outcome.audience = audience
         ready(run.spec)
-        if (made := next_version(run)) and approved(run):
-            advance(run, version_of(run, *made), made.heldout[made.datasets[-1].task])
-    retain(run)
-    assert run.outcome is not None
-    audience.ended(run.outcome)
-    return run.outcome
+        if (made := next_version(run)) and approved(run, outcome):
+            advance(run, outcome, made)
+    retain(run.spec, outcome.result)
+    audience.ended(outcome.result)
+    return outcome.result

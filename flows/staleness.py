@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from backprop_core.data.stages import first
+from backprop_core.runtime.settings import settings
 from backprop_core.schema.field_types import LineName
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import RunResult
@@ -67,12 +68,11 @@ def drift(
     admit([dataset])
     if not has_champion(line):
         return nothing_to_try(line)
-    with recorded(lambda store: to_compare(line, dataset, store), run_id=None, fresh=fresh) as run:
+    with recorded(lambda store: to_compare(line, dataset, store), run_id=None, fresh=fresh) as (run, outcome):
         found = compared(run, max_loss_ratio)
         if found and found.is_stale:
-            announce(run.settings.namespace, line, {**found.model_dump(), "run_id": run.run_id})
-    assert run.outcome is not None
-    return run.outcome
+            announce(settings().namespace, line, {**found.model_dump(), "run_id": run.run_id})
+    return outcome.result
 
 
 def nothing_to_try(line: str) -> RunResult:
@@ -89,13 +89,13 @@ def compared(run: Run, max_loss_ratio: float) -> Staleness | None:
     [dataset] = curated(run).datasets
     rows, heldout = dataset.train, champion.scores.get(dataset.task)
     if heldout is None:
-        run.concludes(f"cannot tell: line {run.spec.line} holds out no rows of {dataset.task}", "unchanged")
+        run.notes.concludes(f"cannot tell: line {run.spec.line} holds out no rows of {dataset.task}", "unchanged")
         return None
     if rows.rows < FEWEST:
-        run.concludes(f"cannot tell: {rows.rows} rows are new to line {run.spec.line}, not {FEWEST}", "unchanged")
+        run.notes.concludes(f"cannot tell: {rows.rows} rows are new to line {run.spec.line}, not {FEWEST}", "unchanged")
         return None
     sample = run.call(first, rows=rows, most=max(FEWEST, run.spec.evaluation.heldout_max))
     loss = scores(run, champion.merged, sample).loss
     found = Staleness(fresh=loss, heldout=heldout.loss, rows=sample.rows, max_loss_ratio=max_loss_ratio)
-    run.concludes(found.sentence, "finished")
+    run.notes.concludes(found.sentence, "finished")
     return found

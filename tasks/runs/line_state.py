@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from backprop_core.lines.prune import sizes
 from backprop_core.lines.versions import Lines, LineVersion
@@ -16,6 +16,7 @@ from tasks.runs import worker_process
 
 if TYPE_CHECKING:
     from tasks.runs.flow_run import Run
+    from tasks.runs.outcome import Outcome
 
 log = logging.getLogger(__name__)
 
@@ -61,17 +62,25 @@ def has_champion(line: str) -> bool:
     return Lines(Store(settings().store_path)).champion(line) is not None
 
 
-def version_of(
-    run: "Run",
-    datasets: list[DatasetRef],
-    heldout: dict[str, RowsRef],
-    tuned: TrainResult,
-    history: list[AdapterRef],
-    merged: AdapterRef,
-    cells: dict[str, Cell],
-    aside: dict[str, RowsRef],
-    scored: dict[str, RowsRef],
-) -> LineVersion:
+class Made(NamedTuple):
+    """The result of the LoRA runs so far."""
+
+    datasets: list[DatasetRef]
+    heldout: dict[str, RowsRef]
+    tuned: TrainResult
+    earlier: list[AdapterRef]
+    merged: AdapterRef
+    cells: dict[str, Cell]
+    aside: dict[str, RowsRef]
+    scored: dict[str, RowsRef]
+
+    @property
+    def last_heldout(self) -> RowsRef:
+        """The held-out rows of the last dataset's task."""
+        return self.heldout[self.datasets[-1].task]
+
+
+def version_of(run: "Run", outcome: "Outcome", made: Made) -> LineVersion:
     """The run's result as a new version of the line: with tasks, held-out rows and learned rows.
 
     The line keeps its merge strategy. The count of a promoted adapter covers the datasets of its own run only.
@@ -86,20 +95,20 @@ def version_of(
         base=run.base,
         lora=run.spec.training.lora.committed,
         merge=strategy,
-        tuned=tuned.adapter,
-        earlier=history if strategy.takes_all else [],
-        merged=merged,
-        count=live.count + 1 if live and retrained else len(datasets),
-        datasets=[*known, *(one for one in datasets if (one.task, one.train.digest) not in learned)],
-        heldout=heldout,
-        aside=aside,
-        scores={task: cell.scores for task, cell in cells.items()},
-        ratings={task: cell.rating for task, cell in cells.items() if cell.rating},
-        watch=run.watched,
+        tuned=made.tuned.adapter,
+        earlier=made.earlier if strategy.takes_all else [],
+        merged=made.merged,
+        count=live.count + 1 if live and retrained else len(made.datasets),
+        datasets=[*known, *(one for one in made.datasets if (one.task, one.train.digest) not in learned)],
+        heldout=made.heldout,
+        aside=made.aside,
+        scores={task: cell.scores for task, cell in made.cells.items()},
+        ratings={task: cell.rating for task, cell in made.cells.items() if cell.rating},
+        watch=run.prepared.watched,
         parent=run.prepared.live.number if run.prepared.live else None,
-        scored={task: rows for task, rows in scored.items() if rows != heldout[task]},
-        gate=run.gate,
-        act=run.act,
+        scored={task: rows for task, rows in made.scored.items() if rows != made.heldout[task]},
+        gate=outcome.made.gate,
+        act=outcome.made.act,
     )
 
 

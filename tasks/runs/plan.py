@@ -1,9 +1,8 @@
-"""What a run would do: its body is gone through with a run that reads the rows and looks every other stage up."""
+"""What a run would do: its body calls stages that read the rows, and looks every other stage up. Nothing is noted."""
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,15 +12,16 @@ from backprop_core.data.curation import HELDOUT_SHARE
 from backprop_core.models import base as bases
 from backprop_core.models import devices
 from backprop_core.runtime.settings import settings
+from backprop_core.schema.gate_report import GateReport
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import (
     AdapterRef,
     Answers,
     ArtifactRef,
     Choice,
-    DatasetRef,
     Drift,
     Generated,
+    GGUFRef,
     Harnessed,
     RowsRef,
     Searched,
@@ -39,6 +39,7 @@ from backprop_core.training.vram_estimate import GIB, Setting, Shape, memory, mi
 from tasks.runs import disk_space, resolve
 from tasks.runs.flow_run import Run, new_run_id
 from tasks.runs.machine_speed import speed_of
+from tasks.runs.outcome import Notes
 from tasks.runs.resolve_defaults import data_in
 from tasks.stages.cache_policy import Records, UnfitRecord, is_recorded, read_result
 from tasks.stages.parent_place import ParentPlace
@@ -85,57 +86,32 @@ class Beside(Store):
         return super().local(ref) if is_here else self._below.local(ref)
 
 
-class Lookup(Run):
-    """A run without a model: rows are read and split, every other stage that is not in the cache gets a stand-in."""
+class Lookup:
+    """Calls no model: rows are read and split, every other stage that is not in the cache gets a stand-in."""
 
-    def __init__(self, prepared: resolve.Prepared, store: Store, *, fresh: bool) -> None:
-        self.prepared, self.store, self.stages = prepared, store, []
-        self.run_id = new_run_id()
+    def __init__(self, prepared: resolve.Prepared, store: Store) -> None:
+        self.stages: list[StageRecord] = []
         self.files: list[str] = []  # kinds of GGUF files to be written
         self.rows: Split | None = None
-        self._fresh = fresh
-        self._beside = Beside(store)
+        self._prepared, self._store, self._beside = prepared, store, Beside(store)
 
     def call(self, stage: Stage[R], **parameters: Any) -> R:
         key = stage_key(stage.name, parameters)
-        found: R | None = None if self._fresh else recorded(self.store, key)
+        found: R | None = None if self._prepared.fresh else recorded(self._store, key)
         cached = found is not None or key in [stage.key for stage in self.stages]
         self.stages.append(StageRecord(stage=stage.name, key=key, cached=cached, seconds=0, digest=None))
         if not cached:
             written = disk_space.kind_of(stage.name, parameters)
-            disk_space.check(self.spec, self.store.root, stage=stage.name, kind=written)
+            disk_space.check(self._prepared.spec, self._store.root, stage=stage.name, kind=written)
             self.files += [written] if written else []
         if found is None and stage.planned:
-            return stage.carry_out(parameters, ParentPlace(self._beside, key, stage.name))
+            found = stage.carry_out(parameters, ParentPlace(self._beside, key, stage.name))
+        if isinstance(found, Split):
+            self.rows = found
         return found or stand_in(stage.result, key)
 
-    @contextmanager
-    def lora_run(self, index: int, dataset: DatasetRef) -> Iterator[Any]:
-        yield self
-
-    def done(self, *_: Any) -> None:
-        pass
-
-    def exported(self, *_: Any) -> None:
-        pass
-
-    def harnessed(self, *_: Any) -> None:
-        pass
-
-    def packaged(self, _: Any) -> None:
-        pass
-
-    def serve(self, _: Any) -> None:
-        pass
-
-    def splits(self, found: Split) -> None:
-        self.rows = found
-
-    def was_rejected(self, rows: RowsRef, heldout: dict[str, RowsRef]) -> bool:
-        return not self._fresh and super().was_rejected(rows, heldout)
-
-    def gated(self, _: Any) -> bool:
-        return True
+    def serve(self, file: GGUFRef, heldout: RowsRef) -> dict[str, str]:
+        return {}
 
 
 def recorded(store: Store, key: str) -> Any:
@@ -163,6 +139,10 @@ def stand_in(kind: type[R], key: str) -> R:
         made = Harnessed(scores={})
     elif issubclass(kind, Answers):
         made = Answers(answers=[Generated(text=key, tokens=0, stopped=True)])
+    elif issubclass(kind, GateReport):
+        made = GateReport(
+            accepted=True, reason="", against="base", metric="", average=0, rival_average=0, base_average=0, tasks=[]
+        )
     else:
         made = kind.model_construct(digest=key, rows=1)
     found: R = made
@@ -173,19 +153,22 @@ def plan(flow: str, spec: RunSpec, body: Callable[[Run], object], *, fresh: bool
     """What `body` would do with this spec. Raises what `prepare` raises."""
     store = Store(settings().store_path)
     try:
-        prepared = resolve.prepare(flow, spec, store)
-        lookup = Lookup(prepared, store, fresh=fresh)
-        body(lookup)
+        prepared = resolve.prepare(flow, spec, store).model_copy(update={"fresh": fresh})
+        lookup = Lookup(prepared, store)
+        body(Run(new_run_id(), prepared, store, lookup, Notes()))
         training, shape = prepared.spec.training, disk_space.known_shape(prepared.spec.model)
+        base, _ = bases.locate(prepared.base.name, prepared.base.revision)
+        inputs = zip(prepared.sources, prepared.spec.datasets, strict=True)
+        measured = [data_in(source.data, dataset, base, store) for source, dataset in inputs]
         card = devices.memory() if training.device == "cuda" else None
         return Plan(
-            rows=rows_of(prepared, lookup),
+            rows=rows_of(lookup.rows, measured, prepared.spec),
             defaults=prepared.defaults,
             stages=lookup.stages,
             device=training.device,
             vram=gib(vram(shape, training)) if shape and training.device == "cuda" else None,
             vram_free=gib(card.free) if card else None,
-            seconds=seconds(shape, prepared, lookup) if shape else None,
+            seconds=seconds(shape, prepared.spec, lookup, measured, store) if shape else None,
             disk=gib(disk(shape, training, lookup)) if shape else None,
             disk_free=gib(shutil.disk_usage(store.root).free),
         )
@@ -193,15 +176,12 @@ def plan(flow: str, spec: RunSpec, body: Callable[[Run], object], *, fresh: bool
         store.close()
 
 
-def rows_of(prepared: resolve.Prepared, lookup: Lookup) -> list[PlannedRows]:
+def rows_of(rows: Split | None, measured: list[Data | None], spec: RunSpec) -> list[PlannedRows]:
     """What of each dataset would be trained, and score."""
-    if lookup.rows is None:
+    if rows is None:
         return []
-    most = prepared.spec.evaluation.heldout_max
-    scored = {task: min(rows.rows, most) for task, rows in lookup.rows.heldout.items()}
-    inputs = zip(prepared.sources, prepared.spec.datasets, lookup.rows.datasets, strict=True)
-    base, _ = bases.locate(prepared.base.name, prepared.base.revision)
-    counted = [(found, data_in(source.data, dataset, base, lookup.store)) for source, dataset, found in inputs]
+    most = spec.evaluation.heldout_max
+    scored = {task: min(one.rows, most) for task, one in rows.heldout.items()}
     return [
         PlannedRows(
             name=found.name,
@@ -213,20 +193,18 @@ def rows_of(prepared: resolve.Prepared, lookup: Lookup) -> list[PlannedRows]:
             not_trained=found.not_trained,
             tokens=round(data.tokens / data.examples * found.train.rows) if data else None,
         )
-        for found, data in counted
+        for found, data in zip(rows.datasets, measured, strict=True)
     ]
 
 
-def seconds(shape: Shape, prepared: resolve.Prepared, lookup: Lookup) -> float | None:
+def seconds(shape: Shape, spec: RunSpec, lookup: Lookup, measured: list[Data | None], store: Store) -> float | None:
     """What the training and scoring that are left take on this machine, about; one dataset counts as another."""
-    spec, todo = prepared.spec, [stage.stage for stage in lookup.stages if not stage.cached]
+    todo = [stage.stage for stage in lookup.stages if not stage.cached]
     trainings, scorings = todo.count("train"), todo.count("evaluate")
     if not trainings + scorings:
         return 0.0
-    sources = zip(prepared.sources, spec.datasets, strict=True)
-    base, _ = bases.locate(prepared.base.name, prepared.base.revision)
-    data = [one for source, dataset in sources if (one := data_in(source.data, dataset, base, lookup.store))]
-    speed = speed_of(spec.training.device, lookup.store)
+    data = [one for one in measured if one]
+    speed = speed_of(spec.training.device, store)
     if not data or speed is None:
         return None
     flops = [

@@ -1,20 +1,18 @@
 """Prunes the store on request and after a release; pins and unpins artifacts."""
 
 import logging
-from typing import TYPE_CHECKING
 
 from backprop_core.errors import RunActive, RunUnknown
 from backprop_core.lines import prune as core
 from backprop_core.lines.versions import Lines
 from backprop_core.publishing.ollama import Ollama, remove_own
 from backprop_core.runtime.settings import Settings, settings
+from backprop_core.schema.refs import RunResult
+from backprop_core.schema.specs import RunSpec
 from backprop_core.store import pins
 from backprop_core.store.artifacts import Store
 from backprop_core.store.cache_keys import digests_in
 from tasks.runs.resolve import full_run_id
-
-if TYPE_CHECKING:
-    from tasks.runs.flow_run import Run
 
 log = logging.getLogger(__name__)
 
@@ -95,13 +93,13 @@ def remove_tag(model: str) -> None:
         remove_own(model, server, Store(settings().store_path))
 
 
-def retain(run: "Run") -> None:
+def retain(spec: RunSpec, result: RunResult) -> None:
     """Prune a line's leftovers after a release, by its retention; skipped while a run is active."""
-    keep = run.spec.publish.keep
-    if keep is None or run.outcome is None or run.outcome.status != "finished":
+    keep = spec.publish.keep
+    if keep is None or result.status != "finished":
         return
     try:
-        made = prune(settings(), keep=keep, line=run.spec.line, dry_run=False)
-        log.info("pruned line %s: %d artifacts, %.1f MiB", run.spec.line, made.artifacts, made.bytes / 2**20)
+        made = prune(settings(), keep=keep, line=spec.line, dry_run=False)
+        log.info("pruned line %s: %d artifacts, %.1f MiB", spec.line, made.artifacts, made.bytes / 2**20)
     except RunActive as error:
-        log.info("line %s is not pruned now: %s", run.spec.line, error.message)
+        log.info("line %s is not pruned now: %s", spec.line, error.message)

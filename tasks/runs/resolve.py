@@ -55,6 +55,20 @@ class Prepared(Record):
     act: Act | None = Field(None, description="Manual promotion; not part of the digest.")
     fresh: bool = Field(False, description="Recompute every stage even if cached; not part of the digest.")
 
+    @property
+    def watched(self) -> list[str]:
+        """Tasks that are only scored: those of the line, and those that this run brings. What is trained is none."""
+        live = self.live.version if self.live else None
+        watched = [*(live.watch if live else []), *(source.task for source in self.watch)]
+        trained = {dataset.task for dataset in live.datasets} if live else set()
+        trained |= {source.task for source in self.sources}
+        return [task for task in dict.fromkeys(watched) if task not in trained]
+
+    @property
+    def forced(self) -> bool:
+        """Whether a manual promotion overrides the gate."""
+        return self.act is not None and self.act.forced
+
     def digest(self) -> str:
         """Digest of everything that determines the run's results: equal digests mean equal results."""
         inputs = [[part(source.data), part(source.heldout)] for source in self.sources + self.watch]

@@ -1,9 +1,11 @@
 """Builds the records of a RunResult from refs: runs, evaluation, GGUF files, packages. Pure functions."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from pydantic import BaseModel
 
+from backprop_core.evaluation.forgetting_matrix import Row
 from backprop_core.schema.refs import (
     AdapterRef,
     ArtifactRef,
@@ -58,22 +60,26 @@ def dataset_summary(dataset: DatasetRef) -> DatasetSummary:
     )
 
 
-def run_record(
-    run_id: str,
-    dataset: DatasetRef,
-    trained: TrainResult,
-    merged: AdapterRef,
-    drift: Drift | None,
-    *,
-    cached: bool,
-    store: Store,
-) -> RunRecord:
+class LoraRun(NamedTuple):
+    """What a LoRA run made, and the scores of the merged adapter, the base and the line's champion by task."""
+
+    dataset: DatasetRef
+    trained: TrainResult
+    merged: AdapterRef
+    drift: Drift | None
+    cells: Row
+    base: Row
+    champion: Row | None = None
+
+
+def run_record(run_id: str, made: LoraRun, *, cached: bool, store: Store) -> RunRecord:
     """The RunRecord of one LoRA run."""
+    trained = made.trained
     return RunRecord(
         run_id=run_id,
-        dataset=dataset_summary(dataset),
+        dataset=dataset_summary(made.dataset),
         tuned=located(trained.adapter, store),
-        merged=located(merged, store),
+        merged=located(made.merged, store),
         steps=trained.steps,
         tokens=trained.tokens,
         seconds=trained.seconds,
@@ -82,7 +88,7 @@ def run_record(
         accepted=True,
         cut=trained.cut,
         left_out=trained.left_out,
-        drift=drift,
+        drift=made.drift,
     )
 
 

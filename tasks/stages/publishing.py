@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from prefect.blocks.system import Secret
 
 from backprop_core.errors import AuthRequired, RunUnknown
-from backprop_core.lines.versions import Lines, LineVersion, Live
+from backprop_core.lines.versions import Lines, Live
 from backprop_core.models import base as bases
 from backprop_core.publishing import release as core
 from backprop_core.publishing.hub import RECORD, File, Hub, adapter_files
@@ -18,12 +18,14 @@ from backprop_core.runtime.settings import settings
 from backprop_core.schema.refs import AdapterRef, BaseRef, DatasetSummary, GGUFRef, RowsRef, RunResult
 from backprop_core.schema.specs import PublishSpec
 from backprop_core.store.artifacts import Store
+from tasks.runs.line_state import Made, version_of
 from tasks.runs.results import dataset_summary, located
 from tasks.stages.cache_policy import outside
 from tasks.stages.ollama import canary, served_as, show
 
 if TYPE_CHECKING:
     from tasks.runs.flow_run import Run
+    from tasks.runs.outcome import Outcome
 
 GGUF_FIELDS = {"digest", "quantization", "bytes"}
 SECRET_BLOCK = "hf-token"
@@ -69,49 +71,52 @@ def recover(line: str) -> None:
     core.recover(line, store=Store(settings().store_path), services=services())
 
 
-def advance(run: "Run", version: LineVersion, heldout: RowsRef) -> None:
+def advance(run: "Run", outcome: "Outcome", made: Made) -> None:
     """Add a run's result to the line as a version, and make it live unless another run continued the line meanwhile."""
     lines, before = Lines(run.store), run.prepared.live.number if run.prepared.live else None
-    run.version = lines.add(run.spec.line, version, champion=before)
-    if lines.champion(run.spec.line) in (before, run.version):
-        make_live(run, Live(number=run.version, version=version), run.result("finished", None), heldout)
+    version = version_of(run, outcome, made)
+    number = lines.add(run.spec.line, version, champion=before)
+    outcome.add(version=number)
+    if lines.champion(run.spec.line) in (before, number):
+        make_live(run, outcome, Live(number=number, version=version), outcome.so_far("finished"), made.last_heldout)
 
 
-def make_live(run: "Run", live: Live, made: RunResult, heldout: RowsRef) -> None:
+def make_live(run: "Run", outcome: "Outcome", live: Live, made: RunResult, heldout: RowsRef) -> None:
     """Release a version, of which `made` tells, to all places that the run's spec names."""
-    publish, export = run.spec.publish, run.spec.export
-    shown = made.model_copy(update={"version": live.number, "gguf": run.gguf if publish.gguf else []})
+    publish, export, gguf = run.spec.publish, run.spec.export, outcome.made.gguf
+    shown = made.model_copy(update={"version": live.number, "gguf": gguf if publish.gguf else []})
     version, datasets = live.version, [dataset_summary(dataset) for dataset in live.version.datasets]
     done = go_live(
         core.Release(
             line=run.spec.line,
             number=live.number,
             run_id=run.run_id,
-            act=run.act,
+            act=outcome.made.act,
             publish=publish,
             export=export,
-            gguf=[GGUFRef(**file.model_dump(include=GGUF_FIELDS)) for file in run.gguf],
-            serving=served_as(Path(run.gguf[0].path), export) if publish.ollama else None,
+            gguf=[GGUFRef(**file.model_dump(include=GGUF_FIELDS)) for file in gguf],
+            serving=served_as(Path(gguf[0].path), export) if publish.ollama else None,
             prompt=canary(heldout, run.store),
             repository=repository(shown, datasets, version.merged, version.base, run.store, publish.repo)
             if publish.repo
             else {},
         )
     )
-    run.version = live.number
+    outcome.add(version=live.number)
     if publish.ollama:
-        run.ollama = {"model": f"{publish.ollama}:v{live.number}", "prompt": done.prompt, "answer": done.answer or ""}
+        model = f"{publish.ollama}:v{live.number}"
+        outcome.served({"model": model, "prompt": done.prompt, "answer": done.answer or ""})
     if publish.repo:
-        run.hub = {"repo": publish.repo, "commit": done.commit or ""}
+        outcome.add(hub={"repo": publish.repo, "commit": done.commit or ""})
 
 
-def publish(run: "Run") -> None:
+def publish(run: "Run", outcome: "Outcome") -> None:
     """Push the adapter that an earlier run made to the Hub, with the GGUF files of this one."""
     spec, adapter, of = run.spec.publish, run.prepared.adapter, run.prepared.of
     assert spec.repo and adapter and of
-    made = result_of(of, run.store).model_copy(update={"gguf": run.gguf})
+    made = result_of(of, run.store).model_copy(update={"gguf": outcome.made.gguf})
     files = repository(made, [one.dataset for one in made.runs], adapter, run.base, run.store, spec.repo)
-    run.hub = {"repo": spec.repo, "commit": push(spec, files, f"{made.line}: run {of}")}
+    outcome.add(hub={"repo": spec.repo, "commit": push(spec, files, f"{made.line}: run {of}")})
 
 
 def result_of(run_id: str, store: Store) -> RunResult:

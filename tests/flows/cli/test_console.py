@@ -15,7 +15,7 @@ from backprop_core.runtime.settings import Settings
 from backprop_core.schema.refs import DatasetSummary, Drift, Evaluation, GGUFRecord, Located, RunRecord, RunResult
 from flows.cli import tables
 from flows.cli.console import Bar, configure_logging, error_text, trace_text
-from tasks.runs.flow_run import as_coded
+from tasks.runs.outcome import as_coded
 from tasks.runs.progress import Progress
 from tasks.tracking import RunSummary
 

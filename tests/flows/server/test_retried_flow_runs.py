@@ -121,12 +121,12 @@ def test_a_fresh_run_that_goes_on_is_fresh(home):
 
     @flow(persist_result=False)
     def job(run_id: str | None, fresh: bool, stops: bool) -> list[bool]:
-        with recorded(lambda _: START, run_id=run_id, fresh=fresh) as run:
+        with recorded(lambda _: START, run_id=run_id, fresh=fresh) as (run, outcome):
             run.call(before, word="x")
             if stops:
                 raise Interrupted(run.run_id, hint="")
             run.call(after, word="x")
-        return [each.cached for each in run.stages]
+        return [each.cached for each in outcome.made.stages]
 
     assert job(None, fresh=False, stops=False) == [False, False]
     with pytest.raises(Interrupted) as stopped:

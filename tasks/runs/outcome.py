@@ -1,0 +1,278 @@
+"""Records what a flow run has done: at once in the journal, at its end as its result."""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self
+
+from prefect.exceptions import TerminationSignal
+
+from backprop_core.errors import BackpropError, Interrupted, TimeLimit, Unexpected, system_error
+from backprop_core.evaluation.forgetting_matrix import Row, evaluation
+from backprop_core.lines.versions import Lines, LineVersion
+from backprop_core.runtime.redaction import blank_json
+from backprop_core.schema.flows import flow_info
+from backprop_core.schema.gate_report import Act, Decision, GateReport
+from backprop_core.schema.refs import (
+    BaseRecord,
+    DatasetRef,
+    ErrorRecord,
+    Evaluation,
+    Fidelity,
+    GGUFRef,
+    Harnessed,
+    PackageRef,
+    RunResult,
+    Split,
+    StageRecord,
+    Status,
+)
+from backprop_core.store.artifacts import Store, write_atomic
+from tasks.runs.record import RunJournal
+from tasks.runs.rejections import Attempt
+from tasks.runs.resolve import Prepared
+from tasks.runs.results import LoraRun, gguf_record, harness_records, located, package_record, run_record, was_cached
+
+if TYPE_CHECKING:
+    from tasks.runs.notifications import Audience
+
+log = logging.getLogger(__name__)
+STOPPED = (Interrupted, TimeLimit)  # ends that are no failures: `resume` goes on
+
+
+class Notes:
+    """What the body of a flow notes. Here nothing is kept: a plan has no record."""
+
+    def splits(self, rows: Split) -> None:
+        """What is trained and what scores: by this run, or by the one that is promoted."""
+
+    @contextmanager
+    def lora_run(self, dataset: DatasetRef) -> Iterator[None]:
+        """The next LoRA run, within the block."""
+        yield
+
+    def lora_run_done(self, made: LoraRun) -> None:
+        """What the LoRA run made."""
+
+    def evaluated(self, cells: Row, base: Row) -> None:
+        """The scores of an existing adapter."""
+
+    def harnessed(self, base: Harnessed | None, made: Harnessed | None) -> None:
+        """Scores of lm-evaluation-harness for the base and an adapter, if there are any."""
+
+    def gated(self, report: GateReport, attempt: Attempt | None = None) -> None:
+        """The gate's report on the last LoRA run, the result of `attempt`."""
+
+    def exported(self, file: GGUFRef, fidelity: Fidelity | None) -> None:
+        """A GGUF file."""
+
+    def packaged(self, ref: PackageRef) -> None:
+        """A package that other programs load."""
+
+    def served(self, model: dict[str, str]) -> None:
+        """A model in Ollama."""
+
+    def concludes(self, reason: str, verdict: Status) -> None:
+        """The result in a sentence, where it is no version."""
+
+
+class Outcome(Notes):
+    """The record of a flow run: `made` so far, and its `result`, which is kept whatever happens within the block."""
+
+    audience: "Audience | None" = None
+
+    def __init__(self, run_id: str, prepared: Prepared, store: Store, journal: RunJournal) -> None:
+        live, line = prepared.live, prepared.spec.line
+        self._prepared, self._store, self.journal = prepared, store, journal
+        self._attempt: Attempt | None = None
+        earlier = Lines(store).ancestors(line, live.number if live else None) if prepared.flow == "retrain" else []
+        self._rows: list[Row] = [version.cells for version in earlier]
+        self._trained = new_tasks(earlier)
+        self._result: RunResult | None = None
+        self.made = RunResult(
+            run_id=run_id,
+            flow=prepared.flow,
+            line=line,
+            version=live.number if live else None,
+            status="finished",
+            spec=prepared.spec.model_dump(mode="json"),
+            defaults=prepared.defaults,
+            base=BaseRecord(**prepared.base.model_dump(exclude={"bare"})),
+            act=act_at_first(prepared),
+            merged=located(prepared.adapter, store) if prepared.adapter else None,
+        )
+
+    @property
+    def result(self) -> RunResult:
+        """The result of a run that has ended."""
+        assert self._result is not None
+        return self._result
+
+    def add(self, **fields: Any) -> None:
+        """Note fields of the result."""
+        self.made = self.made.model_copy(update=fields)
+
+    def so_far(self, status: Status, error: BackpropError | None = None) -> RunResult:
+        """The result as it is now, without secrets: it is printed, kept, and sent on."""
+        ended = error and ErrorRecord(
+            code=error.code, message=error.message, hint=error.hint, retryable=error.retryable
+        )
+        made = self.made.model_copy(update={"status": status, "error": ended})
+        return RunResult.model_validate(blank_json(made.model_dump(mode="json")))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, trace: object) -> None:
+        coded = self._coded(error) if error else None
+        status = self.made.status if coded is None else "interrupted" if isinstance(coded, STOPPED) else "failed"
+        try:
+            self._result = self.journal.finish(self.so_far(status, coded))
+        except OSError as failed:  # the disk takes no result; what was made is in the store, and resuming finds it
+            coded, error = coded or self._coded(failed), error or failed
+        if coded:
+            raise coded from error
+
+    def _coded(self, error: BaseException) -> BackpropError:
+        return as_coded(error, self.made.run_id, self._prepared.flow)
+
+    def staged(self, stage: StageRecord) -> None:
+        """A stage that was called."""
+        self.add(stages=[*self.made.stages, stage])
+
+    def splits(self, rows: Split) -> None:
+        if flow_info(self._prepared.flow).trains or self._prepared.flow == "promote":
+            self.add(split=rows)
+        for task, count in rows.not_scored.items():
+            log.warning("%s: %d held-out rows are not scored, as the line was trained on them", task, count)
+
+    @contextmanager
+    def lora_run(self, dataset: DatasetRef) -> Iterator[None]:
+        """Its metrics go to a child of this run's record."""
+        with self.journal.lora_run(self._lora_run_id(), len(self.made.runs), dataset):
+            yield
+
+    def _lora_run_id(self) -> str:
+        return child_id(self.made.run_id, len(self.made.runs))
+
+    def lora_run_done(self, made: LoraRun) -> None:
+        cached = was_cached(self.made.stages, "train")
+        record, matrix = run_record(self._lora_run_id(), made, cached=cached, store=self._store), self._scored(made)
+        self.add(runs=[*self.made.runs, record], merged=record.merged, evaluation=matrix)
+        self.journal.lora_run_done(record, matrix)
+
+    def _scored(self, made: LoraRun) -> Evaluation:
+        """The matrix with one more row."""
+        if made.champion:  # in place of its scores on earlier held-out rows: these compare with the next
+            self._rows[-1] = {task: made.champion[task] for task in self._rows[-1]}
+        self._rows.append(made.cells)
+        self._trained.append([made.dataset.task])
+        return evaluation(
+            tasks=list(dict.fromkeys(task for tasks in self._trained for task in tasks)),
+            watch=[task for task in self._prepared.watched if task in made.cells],
+            trained=self._trained,
+            rows=self._rows,
+            base=made.base,
+            metric=self._prepared.spec.evaluation.metric,
+        )
+
+    def evaluated(self, cells: Row, base: Row) -> None:
+        tasks, metric = list(cells), self._prepared.spec.evaluation.metric
+        matrix = evaluation(tasks=tasks, watch=[], trained=[tasks], rows=[cells], base=base, metric=metric)
+        self.add(evaluation=matrix)
+        self.journal.evaluated(matrix)
+
+    def harnessed(self, base: Harnessed | None, made: Harnessed | None) -> None:
+        self.add(harness=harness_records(base, made) if base and made else [])
+
+    def gated(self, report: GateReport, attempt: Attempt | None = None) -> None:
+        self._attempt = attempt
+        self.add(gate=report)
+        self._accepts(report.accepted)
+        for verdict in report.tasks:
+            if verdict.too_small:
+                log.warning("%s: %d held-out rows are too few to detect every allowed drop", verdict.task, verdict.rows)
+        act = self._prepared.act
+        if report.accepted:
+            return
+        if act and act.forced:
+            self.add(act=act)
+            log.warning("the gate rejected it (%s), but it is %s", report.reason, act.sentence)
+        else:
+            self._rejects(report.reason)
+
+    def _accepts(self, accepted: bool) -> None:
+        """Whether the adapter of the last LoRA run is accepted."""
+        *before, last = self.made.runs
+        self.add(runs=[*before, last.model_copy(update={"accepted": accepted})])
+
+    def _rejects(self, reason: str) -> None:
+        self.add(status="rejected")
+        if self._attempt:
+            self._attempt.note(reason, self._store)
+
+    def decision(self) -> Decision | None:
+        """The decision on what this run made, if there is one; also that of an earlier process."""
+        path = self._store.layout.run(self.made.run_id).decision
+        return Decision.model_validate_json(path.read_bytes()) if path.is_file() else None
+
+    def decided(self, decision: Decision) -> bool:
+        """Note the decision on the last LoRA run; whether its adapter may go live."""
+        write_atomic(self._store.layout.run(self.made.run_id).decision, decision.model_dump_json())
+        self.add(reason=decision.sentence)
+        if decision.by == "person" and not decision.approved:
+            self._rejects(f"by a person: {decision.reason}" if decision.reason else "by a person")
+        if not decision.approved:
+            self.add(status="rejected")
+            self._accepts(False)
+        return decision.approved
+
+    def exported(self, file: GGUFRef, fidelity: Fidelity | None) -> None:
+        self.add(gguf=[*self.made.gguf, gguf_record(file, fidelity, self._store)])
+
+    def packaged(self, ref: PackageRef) -> None:
+        self.add(packages=[*self.made.packages, package_record(ref, self._store)])
+
+    def served(self, model: dict[str, str]) -> None:
+        self.add(ollama=model)
+
+    def concludes(self, reason: str, verdict: Status) -> None:
+        self.add(reason=reason, status=verdict)
+
+
+def act_at_first(prepared: Prepared) -> Act | None:
+    """The manual promotion of a run; whether `promote` has to force it is for the gate to say."""
+    act = prepared.act
+    return act.model_copy(update={"forced": False}) if act and prepared.flow == "promote" else act
+
+
+def child_id(run_id: str, index: int) -> str:
+    """The run_id of a run's index-th LoRA run: the same again after a resume."""
+    return hashlib.sha256(f"{run_id}/{index}".encode()).hexdigest()[:32]
+
+
+def new_tasks(versions: Sequence[LineVersion]) -> list[list[str]]:
+    """For each version of a line the tasks that it trained beyond the one before."""
+    known: list[DatasetRef] = []
+    found = []
+    for version in versions:
+        found.append([dataset.task for dataset in version.datasets[len(known) :]])
+        known = version.datasets
+    return found
+
+
+def as_coded(error: BaseException, run_id: str, flow: str) -> BackpropError:
+    """Any end of a run of a flow as a coded error that names it."""
+    match error:
+        case BackpropError():
+            coded = error
+        case KeyboardInterrupt() | SystemExit() | TerminationSignal():
+            hint = "start it again" if not flow_info(flow).resumable else f"go on with: backprop resume {run_id}"
+            coded = Interrupted(f"run {run_id} was stopped", hint=hint)
+        case _:
+            message = f"{type(error).__name__}: {error}"
+            hint = "run it again with --verbose and report what it says"
+            coded = system_error(error) or Unexpected(message, hint=hint)
+    coded.run_id = run_id
+    return coded
