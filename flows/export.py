@@ -44,8 +44,8 @@ def export(
         packages: Other formats to write: the fused model, the adapter, the adapter as GGUF.
         imatrix: Whether to quantize with an importance matrix of the held-out rows.
         output: Directory to copy the files to, GGUF files with a Modelfile. The store keeps them, too.
-        name: Start of the file names there; default: the line's name.
-        force: Overwrite files of another model there.
+        name: Start of the file names in `output`; default: the line's name.
+        force: Overwrite files of another model in `output`.
         ollama: Name of the model in Ollama.
         num_ctx: Context length in Ollama, in tokens; default: the model's own, at most 8192.
         system: System prompt in Ollama.

@@ -76,7 +76,7 @@ def serve(
     port: Annotated[
         PositiveInt | None,
         Parameter(
-            help="Port of the start page; Prefect and MLflow use the next two. Default: the last one, or a free one."
+            help="Port of the start page; Prefect and MLflow use the next two. Default: those used last, or free ones."
         ),
     ] = None,
     auth: Annotated[

@@ -119,7 +119,7 @@ class StalenessSpec(ScheduleSpec):
 class LineSpec(RunSpec):
     """A line's job, `lines/NAME.yaml`: configuration of its next run, and its schedule."""
 
-    line: LineName = Field("default", description="Name under which the run is recorded; in a line file: its name.")
+    line: LineName = Field("default", description="Name to record the run under; in a line file: the line's name.")
     datasets: list[DatasetSpec] = Field(min_length=1, max_length=1, description="Where to find the line's new rows.")
     min_new_rows: int = Field(
         200, ge=1, description="Training rows new to the line that a retrain needs to start; 1 without a line file."

@@ -106,6 +106,6 @@ class GateSpec(Spec):
     min_rows: MinRowsSpec = Field(MinRowsSpec(), json_schema_extra=KEY_IF_SET)
     canaries: list[CanarySpec] = Field(
         [],
-        description="Prompts that it must answer as expected, except those that the champion fails too.",
+        description="Prompts that a new version must answer as expected, except those that the champion fails too.",
         json_schema_extra=KEY_IF_SET,
     )
