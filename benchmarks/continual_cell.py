@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from pydantic import BaseModel
 
-from backprop_core.data import curation
+from backprop_core.data import row_sets
 from backprop_core.data.batching import Item, load
 from backprop_core.evaluation.scoring import score
 from backprop_core.merging.strategies import merge
@@ -150,7 +150,7 @@ class Bench:
 
     def mixed(self, rows: RowsRef, earlier: list[RowsRef], share: float, passes: int, seed: int) -> RowsRef:
         def make(_: str) -> RowsRef:
-            return curation.replay(rows, earlier, heldout=[], share=share, passes=passes, seed=seed, store=self.store)
+            return row_sets.replay(rows, earlier, heldout=[], share=share, passes=passes, seed=seed, store=self.store)
 
         return self.noted("replay", RowsRef, make, rows=rows, earlier=earlier, share=share, passes=passes, seed=seed)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks import checkpoints, convert, flow, history, processes, quantize, serving, training
+from benchmarks import checkpoints, convert, curation, flow, history, processes, quantize, serving, training
 from benchmarks.measure import Row
 
 RESULTS = Path(__file__).parent / "results.json"
@@ -26,6 +26,7 @@ ROWS: dict[str, Callable[[], Row]] = {
     convert.NAME: convert.against_copy,
     convert.MEMORY: convert.memory,
     quantize.NAME: quantize.against_llama_cpp,
+    **curation.ROWS,
     history.NAME: history.against_query,
     serving.UP: serving.until_up,
     serving.IDLE: serving.memory,

@@ -292,7 +292,8 @@ def batch(run: Run, spec: DatasetSpec, source: Source) -> Batch:
     alone = spec.model_copy(update={"task": None, "heldout": None, "skip": 0, "rows": None})
 
     def rows(file: SourceRef, path: str) -> Curated:
-        return run.call(data.curate, source=file, spec=alone.model_copy(update={"path": path}), template=run.template)
+        own, tokenizer = alone.model_copy(update={"path": path}), run.base if spec.curation.counts_tokens else None
+        return run.call(data.curate, source=file, spec=own, template=run.template, tokenizer=tokenizer)
 
     return Batch(
         name=source.name,
@@ -301,6 +302,7 @@ def batch(run: Run, spec: DatasetSpec, source: Source) -> Batch:
         heldout=rows(source.heldout, spec.heldout or source.heldout.path).rows if source.heldout else None,
         skip=spec.skip,
         rows=spec.rows,
+        curation=spec.curation,
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from backprop_core.data import curation, token_cache
+from backprop_core.data import row_files, token_cache
 from backprop_core.errors import NoRows
 from backprop_core.models.loading import LoadedBase
 from backprop_core.schema.refs import RowsRef
@@ -70,7 +70,7 @@ def load(base: LoadedBase, rows: RowsRef, *, max_length: int, store: Store) -> I
 
 def by_pass(items: Sequence[Item], rows: RowsRef, store: Store) -> list[list[int]]:
     """Indices of the examples in each epoch; one list with all examples unless the rows have replay passes."""
-    named = [set(numbers) for numbers in curation.passes(store.local(rows))]
+    named = [set(numbers) for numbers in row_files.passes(store.local(rows))]
     some = set().union(*named)
     return [
         [index for index, item in enumerate(items) if item.row in chosen or item.row not in some] for chosen in named

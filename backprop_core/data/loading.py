@@ -1,20 +1,25 @@
 """Loads a dataset: finds its source, parses the files, detects the row format, and converts rows to chat rows."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from backprop_core.data.file_readers import Item, Malformed, Place, rows_of
-from backprop_core.data.format_detection import chat_row, format_of, mapped, row_of
+from backprop_core.data.format_detection import chat_row, format_of, found_in, mapped, row_of
 from backprop_core.data.row_formats import FORMATS, ChatRow
 from backprop_core.data.sources import ON_HUB, snapshot
 from backprop_core.errors import ConfigInvalid, InputValidationFailed, NoRows
 from backprop_core.schema.refs import SourceFile, SourceRef
 from backprop_core.schema.specs import DatasetSpec
+from backprop_core.store.cache_keys import digest_of
 
-__all__ = ["Bad", "ChatRow", "Parsed", "find", "read_rows", "snapshot"]
+__all__ = ["Bad", "ChatRow", "Parsed", "Read", "chat_rows", "find", "read_rows", "snapshot"]
 
 DETECTED_FROM = 100  # rows
+BATCH = 1024  # rows that the chat template is tried on together
+SHOWN = 3  # malformed rows in an error
 REFUSED = "refused_by_template"  # reason of rows that the base's chat template refuses
 Refuse: TypeAlias = Callable[[Sequence[ChatRow]], Iterable[str | None]]
 
@@ -25,6 +30,14 @@ class Bad(NamedTuple):
     place: Place
     reason: str
     detail: str
+
+
+class Read(NamedTuple):
+    """One row of a source: its place, the chat row or why there is none, and the hash of its group; 0 for none."""
+
+    place: Place
+    row: ChatRow | Malformed
+    group: int = 0
 
 
 class Parsed(NamedTuple):
@@ -46,38 +59,108 @@ def find(dataset: DatasetSpec, *, scratch: Path) -> SourceRef:
     of_hub = [name for name in ("revision", "config", "split") if getattr(dataset, name)]
     if of_hub:
         raise ConfigInvalid(f"{dataset.path} is not a Hub dataset: it has no {of_hub[0]}", hint="remove that field")
-    return snapshot(dataset.path, scratch=scratch, encoding=dataset.encoding)
+    return snapshot(dataset.path, scratch=scratch)
 
 
 def read_rows(source: SourceRef, spec: DatasetSpec, *, refusals: Refuse | None = None) -> Parsed:
-    """Read all rows of a source, whose bytes must match its digest. `spec.path` is its name in errors.
+    """Read all rows of a source into memory, where `chat_rows` reads them one by one.
+
+    Raises what `chat_rows` raises, and InputValidationFailed for more than `spec.max_bad_rows` malformed rows.
+    """
+    good, bad, tally = list[ChatRow](), list[Bad](), BadRows()
+    for place, row, _ in chat_rows(source, spec, refusals=refusals):
+        if isinstance(row, Malformed):
+            bad.append(Bad(place, row.reason, str(row)))
+        else:
+            good.append(row)
+        tally.add(place, row)
+    tally.check(spec)
+    return Parsed(good, bad)
+
+
+def chat_rows(source: SourceRef, spec: DatasetSpec, *, refusals: Refuse | None = None) -> Iterator[Read]:
+    """Read the rows of a source one by one; its bytes must match its digest. `spec.path` is its name in errors.
 
     `refusals` returns for each chat row why it cannot be used, or None; refused rows count as malformed.
-    Raises InputValidationFailed if the source cannot be parsed, has changed, or has more than `spec.max_bad_rows`
-    malformed rows; NoRows if it is empty; FormatUnknown if no row format fits; ConfigInvalid if `spec.columns` names a
-    field that no format has, or a column that the file does not have.
+    Raises InputValidationFailed if the source cannot be parsed or has changed; NoRows if it is empty; FormatUnknown if
+    no row format fits; ConfigInvalid if `spec.columns` names a field that no format has, or a column that the file does
+    not have.
     """
-    items = list(items_of(source, spec.path))
-    if not items:
+    name, items = opened(source, spec)
+    while some := [read(item, name, spec) for item in islice(items, BATCH)]:
+        yield from accepted(some, refusals) if refusals else some
+
+
+def read(item: Item, format: str, spec: DatasetSpec) -> Read:
+    """An item as a chat row, with its group."""
+    value = item.value.get(spec.group_by) if spec.group_by and isinstance(item.value, dict) else None
+    group = 0 if value is None else int(digest_of(json_text(value))[:16], 16)
+    return Read(item.place, chat_row_or_malformed(item, format, spec), group)
+
+
+def json_text(value: Any) -> str:
+    """A value as text that tells it from others."""
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def opened(source: SourceRef, spec: DatasetSpec) -> tuple[str, Iterator[Item]]:
+    """A source's row format and its parsed rows. Raises what `chat_rows` raises."""
+    items = items_of(source, spec.path)
+    head = list(islice(items, DETECTED_FROM))
+    if not head:
         raise NoRows(f"{spec.path} is empty", hint="use a file with rows")
-    first = [mapped(item.value, spec.columns) for item in items[:DETECTED_FROM] if isinstance(item.value, dict)]
-    chosen = FORMATS[format_of(first, spec)]
-    good: dict[int, ChatRow] = {}
-    bad: dict[int, Bad] = {}
-    for number, item in enumerate(items):
-        try:
-            good[number] = chat_row(row_of(item.value, spec.columns), chosen, spec.columns)
-        except Malformed as error:
-            bad[number] = Bad(item.place, error.reason, str(error))
-    if refusals:
-        for number, why in zip(list(good), refusals(list(good.values())), strict=True):
-            if why is not None:
-                bad[number] = Bad(items[number].place, REFUSED, why)
-                del good[number]
-    parsed = Parsed(list(good.values()), [bad[number] for number in sorted(bad)])
-    if len(bad) > spec.max_bad_rows * len(items):
-        raise too_many_bad(parsed.bad, items, spec)
-    return parsed
+    first = [mapped(item.value, spec.columns) for item in head if isinstance(item.value, dict)]
+    if spec.group_by and first and not any(spec.group_by in row for row in first):
+        raise ConfigInvalid(f"group_by: {spec.path} has no {spec.group_by}", hint=f"it has {found_in(first)}")
+    return format_of(first, spec), chain(head, items)
+
+
+def chat_row_or_malformed(item: Item, format: str, spec: DatasetSpec) -> ChatRow | Malformed:
+    """An item's chat row, or why there is none."""
+    try:
+        return chat_row(row_of(item.value, spec.columns), FORMATS[format], spec.columns)
+    except Malformed as error:
+        return error.with_traceback(None)
+
+
+def accepted(some: Sequence[Read], refusals: Refuse) -> Iterator[Read]:
+    """The same rows, without those that the base's chat template refuses."""
+    why = iter(refusals([read.row for read in some if not isinstance(read.row, Malformed)]))
+    for read in some:
+        refused = None if isinstance(read.row, Malformed) else next(why)
+        yield read if refused is None else read._replace(row=Malformed(REFUSED, refused))
+
+
+class BadRows:
+    """Counts the malformed rows of a source, and remembers the first three."""
+
+    def __init__(self) -> None:
+        self.read = self.bad = self.refused = 0
+        self._first: list[str] = []
+
+    def add(self, place: Place, row: ChatRow | Malformed) -> None:
+        """Count a row."""
+        self.read += 1
+        if isinstance(row, Malformed):
+            self.bad += 1
+            self.refused += row.reason == REFUSED
+            if self.bad <= SHOWN:
+                self._first.append(f"{place}: {row}")
+
+    def check(self, spec: DatasetSpec) -> None:
+        """Raise InputValidationFailed if more than `spec.max_bad_rows` of the rows are malformed."""
+        if self.bad <= spec.max_bad_rows * self.read:
+            return
+        places, most = "; ".join(self._first), f"the maximum share of bad rows is {spec.max_bad_rows:g} (max_bad_rows)"
+        if self.refused < self.bad:
+            raise InputValidationFailed(
+                f"{spec.path}: {self.bad} of {self.read} rows are malformed: {places}", hint=f"fix them; {most}"
+            )
+        share = "all" if self.refused == self.read else f"{self.refused} of"
+        raise InputValidationFailed(
+            f"{spec.path}: the base's chat template refuses {share} {self.read} rows: {places}",
+            hint=f"use rows with the roles that it knows, in its order, or a base with another template; {most}",
+        )
 
 
 def items_of(source: SourceRef, name: str) -> Iterator[Item]:
@@ -97,20 +180,3 @@ def place(source: SourceRef, file: SourceFile) -> Path:
     from backprop_core.data import hub_datasets
 
     return hub_datasets.local(source.path, file.name)
-
-
-def too_many_bad(bad: list[Bad], items: list[Item], spec: DatasetSpec) -> InputValidationFailed:
-    """The error, with the first three places."""
-    places = "; ".join(f"{place}: {detail}" for place, _, detail in bad[:3])
-    refused = sum(one.reason == REFUSED for one in bad)
-    if refused == len(bad):
-        return InputValidationFailed(
-            f"{spec.path}: the base's chat template refuses {'all' if refused == len(items) else f'{refused} of'} "
-            f"{len(items)} rows: {places}",
-            hint="use rows with the roles that it knows, in its order, or a base with another template; the maximum "
-            f"share of bad rows is {spec.max_bad_rows:g} (max_bad_rows)",
-        )
-    return InputValidationFailed(
-        f"{spec.path}: {len(bad)} of {len(items)} rows are malformed: {places}",
-        hint=f"fix them; the maximum share of bad rows is {spec.max_bad_rows:g} (max_bad_rows)",
-    )

@@ -4,29 +4,37 @@ Candidates for scoring, over all inputs of a run: rows that the line holds out, 
 and the lowest tenth by hash of every other dataset. A task with fewer than FEWEST takes more by hash, as long as two
 thirds of the new rows remain. The first `heldout_max` of a task are scored. Of the rest, rows held out by the line, a
 file or a watched set are set aside, and rows held out only by hash are trained. Rows that the line has learned are
-never held out. Every dataset is trained without the scored and set-aside rows of all tasks.
+never held out. Every dataset is trained without the scored and set-aside rows of all tasks, and without the rows that
+its curation calls too close to them.
 """
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import takewhile
 from typing import NamedTuple
 
-from backprop_core.data.curation import HINT, Known, commit, identities_of, known_in, unique
+import numpy as np
+from numpy.typing import NDArray
+
+from backprop_core.data.heldout_leaks import safe
+from backprop_core.data.row_files import commit, index, index_all
+from backprop_core.data.row_index import SIZE, Mask, RowIndex, joined, unique
+from backprop_core.data.row_sets import HINT, ORDER
 from backprop_core.errors import NoRows
 from backprop_core.schema.refs import Batch, DatasetRef, RowsRef, Split
 from backprop_core.schema.specs import MinRowsSpec
 from backprop_core.store.artifacts import Store
 
 FEWEST = MinRowsSpec().task  # held-out rows of a task that the gate needs
+HELDOUT_SHARE = 10  # one row in ten, unless the dataset has its own held-out rows
 MOST = 3  # hold out at most one in three rows to reach FEWEST
+LAST_HELD_OUT = ((1 << 8 * SIZE) - 1) // HELDOUT_SHARE  # the largest identity in the lowest tenth
 
 
 class Side(NamedTuple):
     """The rows of one task that are not trained, in order of identity."""
 
-    scored: list[Known]
-    aside: list[Known]
+    scored: RowIndex
+    aside: RowIndex
     learned: int  # rows not held out because the line has learned them
 
 
@@ -48,11 +56,11 @@ def split(
     `Split.heldout` omits tasks without rows to score. Raises NoRows if a batch has no rows to train on, unless it
     continues a line.
     """
-    held, known = held or {}, identities_of(learned, store)
+    held, known = held or {}, index_all(learned, store)
     tasks = dict.fromkeys([*held, *(batch.task for batch in [*batches, *watched])])
     sides = {
         task: side(
-            [row for ref in bound(task, batches, watched, held) for row in known_in(ref, store)],
+            unique([index(ref, store) for ref in bound(task, batches, watched, held)]),
             {batch.source.rows for batch in batches if batch.task == task and batch.heldout is None},
             known,
             heldout_max=heldout_max,
@@ -65,8 +73,8 @@ def split(
     record = {"stage": "split", "side": "heldout"}
     return Split(
         datasets=datasets,
-        heldout={task: commit(one.scored, store, record) for task, one in sides.items() if one.scored},
-        aside={task: commit(one.aside, store, record) for task, one in sides.items() if one.aside},
+        heldout={task: commit(one.scored, store, record) for task, one in sides.items() if len(one.scored)},
+        aside={task: commit(one.aside, store, record) for task, one in sides.items() if len(one.aside)},
         not_scored={task: one.learned for task, one in sides.items() if one.learned},
     )
 
@@ -80,76 +88,89 @@ def bound(
     yield from (batch.source.rows for batch in watched if batch.task == task)
 
 
-def side(
-    rows: Sequence[Known], sources: Collection[RowsRef], learned: set[bytes], *, heldout_max: int, store: Store
-) -> Side:
-    """One task's sides: holds out all of `rows`, and some of `sources` by hash."""
-    every = unique(rows)
-    kept = [row for row in every if row.identity not in learned]
-    taken = {row.identity for row in kept} | learned if kept else learned
-    scored = unique([*kept, *by_hash(sources, taken, len(kept), store)])[:heldout_max]
-    scores = {row.identity for row in scored}
-    return Side(scored, [row for row in kept if row.identity not in scores], len(every) - len(kept))
+def side(every: RowIndex, sources: Collection[RowsRef], learned: RowIndex, *, heldout_max: int, store: Store) -> Side:
+    """One task's sides: holds out all of `every`, and some of `sources` by hash."""
+    kept = every.take(~every.among(learned.keys))
+    new = [rows.take(~rows.among(kept.keys) & ~known(rows, learned)) for rows in (index(one, store) for one in sources)]
+    scored = unique([kept, by_hash(new, len(kept))]).take(slice(heldout_max))
+    return Side(scored, kept.take(~kept.among(scored.keys)), len(every) - len(kept))
 
 
-def by_hash(sources: Collection[RowsRef], taken: set[bytes], kept: int, store: Store) -> list[Known]:
-    """The lowest tenth by hash of the rows not in `taken`; more if, with `kept`, there are fewer than FEWEST."""
+def known(rows: RowIndex, learned: RowIndex) -> Mask:
+    """Which rows the line has learned, or others of their group."""
+    return rows.among(learned.keys) | rows.grouped(learned.entries["group"])
 
-    def new(rows: Iterator[Known]) -> Iterator[Known]:
-        return (row for row in rows if row.identity not in taken)
 
-    tenth = unique(row for one in sources for row in new(takewhile(lambda row: row.held_out, known_in(one, store))))
+def by_hash(new: Sequence[RowIndex], kept: int) -> RowIndex:
+    """The lowest tenth by hash of some rows; more if, with `kept`, there are fewer than FEWEST. Groups stay whole."""
+    tenth = unique([rows.take(lowest_tenth(rows)) for rows in new])
     if kept + len(tenth) >= FEWEST:
         return tenth
-    rows = unique(row for one in sources for row in new(known_in(one, store)))
+    rows = unique(new)
     most = max(len(rows) // MOST, min(1, len(rows) - 1), 0)
     few = min(FEWEST - kept, most)
-    return rows[: max(len(tenth), few) if kept else few]
+    return rows.take(np.argsort(lead(rows), kind="stable")[: max(len(tenth), few) if kept else few])
+
+
+def lead(rows: RowIndex) -> NDArray[np.uint64]:
+    """What decides on which side each row is: the start of its identity, or its group."""
+    start = np.ascontiguousarray(rows.entries["identity"][:, :8]).view(">u8").reshape(-1)
+    return np.where(rows.entries["group"] != 0, rows.entries["group"], start).astype(np.uint64)
+
+
+def lowest_tenth(rows: RowIndex) -> Mask:
+    """Which rows are in the lowest tenth of the hash space."""
+    alone = rows.keys <= np.bytes_(LAST_HELD_OUT.to_bytes(SIZE))
+    together = rows.entries["group"] <= LAST_HELD_OUT >> 8 * (SIZE - 8)
+    return np.where(rows.entries["group"] != 0, together, alone)
 
 
 def dataset(
-    batch: Batch, sides: Mapping[str, Side], learned: set[bytes], store: Store, *, watched: Sequence[str]
+    batch: Batch, sides: Mapping[str, Side], learned: RowIndex, store: Store, *, watched: Sequence[str]
 ) -> DatasetRef:
     """A batch's training rows and its scored rows."""
-    where = places(batch.task, sides, watched)
-    rows, found, counts = [], set[bytes](), Counter[str]()
-    for row in known_in(batch.source.rows, store):
-        if place := where.get(row.identity):
-            counts[place] += 1
-            found.add(row.identity)
-        else:
-            rows.append(row)
-    own = identities_of([batch.heldout], store) if batch.heldout else found
-    cut = window(rows, batch, continues=bool(learned))
-    new = [row for row in cut if row.identity not in learned]
-    counts["outside_window"], counts["learned"] = len(rows) - len(cut), len(cut) - len(new)
-    scored = [row for row in sides[batch.task].scored if row.identity in own]
+    every = index(batch.source.rows, store)
+    out, counts = np.zeros(len(every), np.bool_), Counter[str]()
+    for reason, rows in not_trained(batch.task, sides, watched):
+        found = every.among(rows.keys) & ~out
+        counts[reason], out = int(found.sum()), out | found
+    own = index(batch.heldout, store).keys if batch.heldout else every.take(out).keys
+    scoring = joined([rows for side in sides.values() for rows in (side.scored, side.aside)])
+    rest = every.take(~out)
+    beside = rest.grouped(scoring.entries["group"])
+    counts["group_held_out"] = int(beside.sum())
+    rest, leaks = safe(rest.take(~beside), scoring, batch.curation, store)
+    counts.update(leaks)
+    cut = window(rest, batch, continues=bool(len(learned)))
+    new = cut.take(~cut.among(learned.keys))
+    counts["outside_window"], counts["learned"] = len(rest) - len(cut), len(cut) - len(new)
+    scored = sides[batch.task].scored
     return DatasetRef(
         name=batch.name,
         task=batch.task,
         train=commit(new, store, {"stage": "split", "side": "train"}),
-        heldout=commit(scored, store, {"stage": "split", "side": "heldout"}),
+        heldout=commit(scored.take(scored.among(own)), store, {"stage": "split", "side": "heldout"}),
         read=batch.source.read,
-        dropped=batch.source.dropped,
+        dropped=batch.source.left_out,
         not_trained={reason: count for reason, count in sorted(counts.items()) if count},
+        lineage=batch.source.lineage,
     )
 
 
-def places(task: str, sides: Mapping[str, Side], watched: Sequence[str]) -> dict[bytes, str]:
-    """Identity -> why the row is not trained in a dataset of `task`; the last reason wins."""
-    found = {row.identity: "set_aside" for side in sides.values() for row in side.aside}
+def not_trained(task: str, sides: Mapping[str, Side], watched: Sequence[str]) -> Iterator[tuple[str, RowIndex]]:
+    """Why rows are not trained in a dataset of `task`, and which; the first reason counts."""
     others = [name for name in sides if name not in (task, *watched)]
-    for reason, names in [("held_out_elsewhere", others), ("watched", watched), ("held_out", [task])]:
-        found |= {row.identity: reason for name in names for row in sides[name].scored}
-    return found
+    for reason, names in [("held_out", [task]), ("watched", watched), ("held_out_elsewhere", others)]:
+        yield reason, joined([sides[name].scored for name in names])
+    yield "set_aside", joined([side.aside for side in sides.values()])
 
 
-def window(rows: list[Known], batch: Batch, *, continues: bool) -> list[Known]:
+def window(rows: RowIndex, batch: Batch, *, continues: bool) -> RowIndex:
     """The window of training rows that `skip` and `rows` select. Raises NoRows if the first run has none."""
-    if not rows and not continues:
+    if not len(rows) and not continues:
         raise NoRows(f"{batch.name}: no rows to train on, all are held out", hint=HINT)
     end = None if batch.rows is None else batch.skip + batch.rows
-    cut = sorted(rows, key=lambda row: row.order)[batch.skip : end]
-    if rows and not cut:
+    cut = rows.by_hash(ORDER).take(slice(batch.skip, end))
+    if len(rows) and not len(cut):
         raise NoRows(f"{batch.name}: skip={batch.skip} skips all of its {len(rows)} training rows", hint="skip fewer")
     return cut

@@ -1,15 +1,20 @@
 """Data stages: curate, split, pool, apart, unseen, first, replay."""
 
-from backprop_core.data import curation, splits
-from backprop_core.schema.refs import Batch, ChatTemplate, Curated, RowsRef, SourceRef, Split
+from backprop_core.data import curation, row_sets, splits
+from backprop_core.data.token_lengths import Counter
+from backprop_core.models import base as bases
+from backprop_core.schema.refs import BaseRef, Batch, ChatTemplate, Curated, RowsRef, SourceRef, Split
 from backprop_core.schema.specs import DatasetSpec
 from backprop_core.stages import Workplace, stage
 
 
-@stage(version=3, runs_in="parent", planned=True)
-def curate(source: SourceRef, spec: DatasetSpec, template: ChatTemplate, *, at: Workplace) -> Curated:
-    """A source → its distinct usable rows that the base's chat template accepts."""
-    return curation.curate(source, spec, template=template, store=at.store)
+@stage(version=4, runs_in="parent", planned=True)
+def curate(
+    source: SourceRef, spec: DatasetSpec, template: ChatTemplate, tokenizer: BaseRef | None, *, at: Workplace
+) -> Curated:
+    """A source → its distinct usable rows that the base's chat template accepts; `tokenizer` if tokens are counted."""
+    counter = Counter(bases.locate(tokenizer.name, tokenizer.revision)[0]) if tokenizer else None
+    return curation.curate(source, spec, template=template, counter=counter, store=at.store)
 
 
 @stage(version=1, runs_in="parent", planned=True)
@@ -29,25 +34,25 @@ def split(
 @stage(version=2, runs_in="parent", planned=True)
 def pool(heldouts: list[RowsRef], heldout_max: int, *, at: Workplace) -> RowsRef:
     """Several held-out sets → one."""
-    return curation.pool(heldouts, heldout_max=heldout_max, store=at.store)
+    return row_sets.pool(heldouts, heldout_max=heldout_max, store=at.store)
 
 
 @stage(version=2, runs_in="parent", planned=True)
 def apart(heldout: RowsRef, to_choose_by: bool, *, at: Workplace) -> RowsRef:
     """Held-out rows → those for the lambda search, or those for the gate."""
-    return curation.apart(heldout, to_choose_by=to_choose_by, store=at.store)
+    return row_sets.apart(heldout, to_choose_by=to_choose_by, store=at.store)
 
 
 @stage(version=2, runs_in="parent", planned=True)
 def unseen(rows: RowsRef, learned: list[RowsRef], *, at: Workplace) -> RowsRef:
     """Training rows → those that the line has not learned."""
-    return curation.unseen(rows, learned=learned, store=at.store)
+    return row_sets.unseen(rows, learned=learned, store=at.store)
 
 
 @stage(version=1, runs_in="parent", planned=True)
 def first(rows: RowsRef, most: int, *, at: Workplace) -> RowsRef:
     """Rows → the first `most` of them."""
-    return curation.first(rows, most=most, store=at.store)
+    return row_sets.first(rows, most=most, store=at.store)
 
 
 @stage(version=3, runs_in="parent", planned=True)
@@ -62,4 +67,4 @@ def replay(
     at: Workplace,
 ) -> RowsRef:
     """New rows and earlier datasets → new rows mixed with a share of earlier ones."""
-    return curation.replay(rows, earlier, heldout=heldout, share=share, passes=passes, seed=seed, store=at.store)
+    return row_sets.replay(rows, earlier, heldout=heldout, share=share, passes=passes, seed=seed, store=at.store)

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from backprop_core.data import chat_encoding, curation
+from backprop_core.data import chat_encoding, row_files
 from backprop_core.errors import ArtifactDamaged, ArtifactMissing
 from backprop_core.models import base as bases
 from backprop_core.models import chat_template
@@ -43,7 +43,7 @@ def load(base: LoadedBase, rows: RowsRef, *, max_length: int, store: Store) -> t
     note = store.layout.note("tokens", key_of(base, rows, max_length, store))
     ref = kept(note, store)
     if ref is None:
-        examples = chat_encoding.encode(base.tokenizer, curation.load(store.local(rows)), max_length=max_length)
+        examples = chat_encoding.encode(base.tokenizer, row_files.load(store.local(rows)), max_length=max_length)
         day = chat_template.clock(chat_encoding.template_of(base.tokenizer))
         ref = keep(examples, store, record={"rows": rows.digest, "max_length": max_length, "day": day})
         write_atomic(note, ref.model_dump_json())

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from backprop_core.data import chat_encoding, curation
+from backprop_core.data import chat_encoding, row_files
 from backprop_core.data.batching import by_budget
 from backprop_core.data.loading import ChatRow
 from backprop_core.errors import InputValidationFailed, NoRows
@@ -49,7 +49,7 @@ def generate(
     """
     if heldout.rows == 0:
         raise NoRows(f"rows artifact {heldout.digest[:12]} is empty", hint="provide more rows")
-    asked = [question(row, index) for index, row in enumerate(curation.load(store.local(heldout)))]
+    asked = [question(row, index) for index, row in enumerate(row_files.load(store.local(heldout)))]
     conversations = [messages[:-1] for messages in asked]
     answers = answer(base, adapter, conversations, spec=spec, store=store, on_progress=on_progress)
     exchanges = [

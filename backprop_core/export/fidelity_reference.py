@@ -15,7 +15,7 @@ from tokenizers.normalizers import NFC
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from backprop_core.data import curation
+from backprop_core.data import row_files
 from backprop_core.data.chat_encoding import Controls, Message, answered, render, render_prompt, stop_id
 from backprop_core.data.loading import ChatRow
 from backprop_core.evaluation.generation import answer
@@ -97,7 +97,7 @@ def reference(
 
     It answers `prompts`, or else the first conversations. Raises AdapterMismatch, ChatTemplateUnusable.
     """
-    first = curation.load(store.local(heldout))[:rows]
+    first = row_files.load(store.local(heldout))[:rows]
     chats = conversations(base.tokenizer, prompts, first)
     spec = GenerationSpec(max_new_tokens=ANSWER)
     answers = answer(base, adapter, chats, spec=spec, store=store) if chats else []

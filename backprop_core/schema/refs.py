@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 
 from backprop_core.schema.gate_report import Act, GateReport
 from backprop_core.schema.records import KEY_IF_SET, NO_KEY, Record
+from backprop_core.schema.specs.curation import CurationSpec
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -137,6 +138,17 @@ class DatasetRef(Record):
     )
 
 
+class StepReport(Record):
+    """What one curation step found in a source."""
+
+    step: str
+    rows: int = Field(ge=0, description="Rows that it looked at.")
+    dropped: int = Field(ge=0)
+    quarantined: int = Field(ge=0)
+    noted: int = Field(ge=0, description="Rows that it kept, changed or flagged.")
+    seconds: float = Field(ge=0)
+
+
 class Curated(Record):
     """One source after curation: its distinct usable rows, sorted by their hash."""
 
@@ -152,6 +164,15 @@ class Curated(Record):
     lineage: LineageRef | None = Field(
         None, description="What happened to each row of the source; None in older records.", json_schema_extra=NO_KEY
     )
+    steps: list[StepReport] = Field(
+        [], description="What each optional step found, in their order.", json_schema_extra=NO_KEY
+    )
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Rows of the source that are not in `rows`, by reason: dropped, quarantined, or preferences."""
+        others = {"quarantined": self.quarantined, "preferences": self.preferences}
+        return {**self.dropped, **{name: ref.rows for name, ref in others.items() if ref}}
 
 
 class Batch(Record):
@@ -163,6 +184,9 @@ class Batch(Record):
     heldout: RowsRef | None = Field(None, description="Rows of its held-out file; None: held out from its own rows.")
     skip: int = 0
     rows: int | None = None
+    curation: CurationSpec = Field(
+        CurationSpec(), description="How close a training row may be to one that scores.", json_schema_extra=KEY_IF_SET
+    )
 
 
 class Split(Record):
@@ -410,7 +434,9 @@ class DatasetSummary(Record):
     not_trained: dict[str, int] = Field(
         default_factory=dict,
         description="Usable rows not trained on, by reason: held_out, watched, held_out_elsewhere (they score another "
-        "dataset), set_aside (held out, beyond the cap), learned (by the line), outside_window (skip and rows).",
+        "dataset), set_aside (held out, beyond the cap), group_held_out (another row of its group "
+        "is held out), near_held_out and shares_words_with_held_out (too close to a "
+        "row that scores), learned (by the line), outside_window (skip and rows).",
     )
 
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from backprop_core.data.curation import HELDOUT_SHARE
 from backprop_core.data.loading import ChatRow
+from backprop_core.data.splits import HELDOUT_SHARE
 from backprop_core.data.token_lengths import Counter, sample
 from backprop_core.errors import NoRows
 from backprop_core.schema.field_types import Precision

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field
 
-from backprop_core.data.curation import HELDOUT_SHARE
+from backprop_core.data.splits import HELDOUT_SHARE
 from backprop_core.models import base as bases
 from backprop_core.models import devices
 from backprop_core.runtime.settings import settings

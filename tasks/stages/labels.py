@@ -31,6 +31,9 @@ NOT_TRAINED = {  # why good rows are not trained, in words
     "watched": "watched",
     "held_out_elsewhere": "held out for another task",
     "set_aside": "held out, over the cap",
+    "group_held_out": "of a group with held-out rows",
+    "near_held_out": "close to held-out rows",
+    "shares_words_with_held_out": "with words of held-out rows",
     "learned": "learned before",
     "outside_window": "outside the window (rows, skip)",
 }
@@ -95,7 +98,9 @@ def outcome(result: BaseModel) -> str:
     """What a stage made, in a few words; nothing where there is nothing to say."""
     match result:
         case Curated():
-            return f"{result.rows.rows} rows{counted(result.dropped)}"
+            apart = {"quarantined": result.quarantined.rows} if result.quarantined else {}
+            noted = {f"noted by {step.step}": step.noted for step in result.steps if step.noted}
+            return f"{result.rows.rows} rows{counted({**result.dropped, **apart, **noted})}"
         case Split():
             several = len(result.datasets) > 1
             said = [f"{one.task}: {divided(one)}" if several else divided(one) for one in result.datasets]

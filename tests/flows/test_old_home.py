@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from backprop_core.data.curation import known_in
+from backprop_core.data.row_files import index
 from backprop_core.lines.versions import Lines
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.refs import RowsRef, artifacts_in
@@ -71,7 +71,7 @@ def store(home: Path) -> Iterator[Store]:
 
 
 def rows_of(refs: list[RowsRef], store: Store) -> set[bytes]:
-    return {row.identity for ref in refs for row in known_in(ref, store)}
+    return {identity for ref in refs for identity in index(ref, store).identities()}
 
 
 def test_nothing_is_lost(store: Store) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from backprop_core.data.curation import load
+from backprop_core.data.row_files import load
 from backprop_core.lines.versions import Lines
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.refs import RowsRef, RunResult, Split

@@ -1,5 +1,6 @@
 """Specs: all fields a user can configure, with type, range, unit and one line of help."""
 
+from backprop_core.schema.specs.curation import CurationSpec
 from backprop_core.schema.specs.jobs import (
     ApprovalSpec,
     BlockName,
@@ -40,6 +41,7 @@ __all__ = [
     "Backend",
     "BlockName",
     "CanarySpec",
+    "CurationSpec",
     "DatasetSpec",
     "EvaluationSpec",
     "ExportSpec",

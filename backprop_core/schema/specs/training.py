@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from backprop_core.schema.field_types import HUB_ID, NAME, ROWS_FILE, Encoding, PathOrAddress
 from backprop_core.schema.records import KEY_IF_SET, NO_KEY, Spec
+from backprop_core.schema.specs.curation import CurationSpec
 
 
 class ModelSpec(Spec):
@@ -54,6 +55,13 @@ class DatasetSpec(Spec):
     rows: int | None = Field(None, ge=1, description="Train on the first N rows by hash; the held-out set stays whole.")
     skip: int = Field(0, ge=0, description="Skip the first N training rows by hash (windows of one dataset).")
     max_bad_rows: float = Field(0.01, ge=0, le=1, description="Maximum share of malformed rows.")
+    group_by: str | None = Field(
+        None,
+        min_length=1,
+        description="Field of the file: rows with the same value stay on one side, trained or held out.",
+        json_schema_extra=KEY_IF_SET,
+    )
+    curation: CurationSpec = Field(CurationSpec(), json_schema_extra=KEY_IF_SET)
 
     def on_hub(self, below: Path = Path()) -> bool:
         """Whether the path is a Hub dataset: OWNER/NAME, without a row file's suffix, and no local path."""

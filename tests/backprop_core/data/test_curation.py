@@ -16,14 +16,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from backprop_core.data.curation import apart, curate, load, pool, replay
-from backprop_core.data.curation import passes as passes_of
+from backprop_core.data.curation import curate
 from backprop_core.data.loading import snapshot
+from backprop_core.data.row_files import load
+from backprop_core.data.row_files import passes as passes_of
 from backprop_core.data.row_identity import identity
+from backprop_core.data.row_sets import apart, pool, replay
 from backprop_core.data.splits import FEWEST, split
-from backprop_core.errors import NoRows
+from backprop_core.errors import ConfigInvalid, NoRows
 from backprop_core.schema.refs import Batch, Curated, DatasetRef, RowsRef, Split
-from backprop_core.schema.specs import DatasetSpec
+from backprop_core.schema.specs import CurationSpec, DatasetSpec
 from backprop_core.stages import versions
 from backprop_core.store.artifacts import Store
 from backprop_core.store.cache_keys import canonical
@@ -55,13 +57,21 @@ class Bench:
         path.write_text(text, encoding="utf-8")
         return path
 
-    def read(self, data: Rows | str) -> Curated:
+    def read(self, data: Rows | str, **spec: Any) -> Curated:
         path = str(self.write(data))
-        return curate(snapshot(path, scratch=self.directory), DatasetSpec(path=path), store=self.store)
+        return curate(snapshot(path, scratch=self.directory), DatasetSpec(path=path, **spec), store=self.store)
 
-    def batch(self, data: Rows | str, *, task: str = "task", heldout: Rows | None = None, **window: Any) -> Batch:
+    def batch(
+        self,
+        data: Rows | str,
+        *,
+        task: str = "task",
+        heldout: Rows | None = None,
+        group_by: str | None = None,
+        **window: Any,
+    ) -> Batch:
         own = self.read(heldout).rows if heldout is not None else None
-        return Batch(name="data", task=task, source=self.read(data), heldout=own, **window)
+        return Batch(name="data", task=task, source=self.read(data, group_by=group_by), heldout=own, **window)
 
     def split(self, *batches: Batch, heldout_max: int = 1000, **more: Any) -> Split:
         return split(batches, heldout_max=heldout_max, store=self.store, **more)
@@ -587,8 +597,107 @@ def test_golden_digests(bench: Bench) -> None:
     """What curation makes of these rows is pinned: another result needs another VERSION of the stage."""
     dataset = bench.curate([*numbered(40), pair("  Ein\u0308  ÄÖ\n", "日本")], heldout_max=3)
     pooled = pool([dataset.heldout, bench.curate(numbered(90, start=90)).heldout], heldout_max=9, store=bench.store)
-    assert [versions()[name] for name in ("curate", "split", "pool")] == [3, 1, 2]
+    assert [versions()[name] for name in ("curate", "split", "pool")] == [4, 1, 2]
     assert bench.read(numbered(40)).rows.digest.startswith("e802bbb5fdb9a1cc")
     assert dataset.train.digest.startswith("a7b3f200d8c61168")
     assert dataset.heldout.digest.startswith("f404e1e8c80e29cc")
     assert pooled.digest.startswith("a503ae0e5969acfe")
+
+
+# What gives a held-out row away
+
+
+def sentence(number: int, *, last: str = "end") -> str:
+    return " ".join(f"w{number}x{place}" for place in range(20)) + f" {last}"
+
+
+def test_near_duplicates_of_what_scores_are_not_trained(bench: Bench) -> None:
+    """With the step on, rows close to a held-out, watched or set-aside row of any task are trained in no dataset."""
+    own = [pair(sentence(number)) for number in range(60)]
+    twins = [pair(sentence(number, last="END2")) for number in range(60)]
+    near = CurationSpec(near_duplicates=0.8)
+    for batch, watched in (
+        (bench.batch([*numbered(60), *twins], heldout=own, curation=near), []),
+        (bench.batch([*numbered(60), *twins], curation=near), [bench.batch(own, task="seen")]),
+    ):
+        made = bench.split(batch, watched=watched, heldout_max=5)
+        [dataset] = made.datasets
+        assert not {row["messages"][0]["content"] for row in twins} & trained(bench, made)[0]
+        assert dataset.train.rows + sum(dataset.not_trained.values()) == batch.source.rows.rows
+        assert dataset.not_trained["near_held_out"] >= 50
+    plain = bench.split(bench.batch([*numbered(60), *twins], heldout=own), heldout_max=5)
+    assert plain.datasets[0].train.rows == 120
+
+
+def test_shared_words_with_what_scores_are_not_trained(bench: Bench) -> None:
+    """With decontamination on, a row with 13 words in a row of a held-out row is not trained; with 12 it is."""
+    heldout = [pair(sentence(number)) for number in range(5)]
+    quoting = pair("They wrote: " + " ".join(sentence(3).split()[2:15]) + ". Why?")
+    shorter = pair("They wrote: " + " ".join(sentence(3).split()[2:14]) + ". Why?")
+    batch = bench.batch([*numbered(30), quoting, shorter], heldout=heldout, curation=CurationSpec(decontaminate=13))
+    [dataset] = bench.split(batch).datasets
+    assert dataset.not_trained == {"shares_words_with_held_out": 1} and dataset.train.rows == 31
+    assert quoting["messages"][0]["content"] not in questions(bench.rows(dataset.train))
+
+
+def test_a_common_system_prompt_is_no_leak(bench: Bench) -> None:
+    """Rows that have the system prompt alone in common with held-out ones are trained."""
+    prompt = {"role": "system", "content": sentence(1)}
+    rows = [{"messages": [prompt, *row["messages"]]} for row in numbered(60)]
+    made = bench.split(bench.batch(rows, curation=CurationSpec(decontaminate=13)))
+    assert made.datasets[0].not_trained.keys() == {"held_out"}
+
+
+# Groups
+
+
+def customers(count: int, each: int) -> Rows:
+    """Rows of customers, each with several."""
+    rows = [pair(f"Customer {customer} asks {number}") for customer in range(count) for number in range(each)]
+    return [{**row, "customer": row["messages"][0]["content"].split()[1]} for row in rows]
+
+
+def groups_of(rows: Rows) -> set[str]:
+    return {row["messages"][0]["content"].split()[1] for row in rows}
+
+
+@pytest.mark.parametrize("heldout_max", [5, 1000])
+@pytest.mark.parametrize("count", [8, 200])
+def test_a_group_is_on_one_side(bench: Bench, count: int, heldout_max: int) -> None:
+    """All rows of one customer are trained, or none; over the nights of a line a customer never changes sides."""
+    learned: list[RowsRef] = []
+    held: dict[str, list[RowsRef]] = {}
+    trained_ever, held_ever = set[str](), set[str]()
+    for night in range(3):
+        spoken = {"role": "system", "content": str(night)}
+        rows = [{**row, "messages": [spoken, *row["messages"]]} for row in customers(count, 6)]
+        batch = bench.batch(rows, group_by="customer")
+        made = bench.split(batch, held=held, learned=learned, heldout_max=heldout_max)
+        [dataset] = made.datasets
+        trained_ever |= {row["messages"][1]["content"].split()[1] for row in bench.rows(dataset.train)}
+        sides = [*made.heldout.values(), *made.aside.values()]
+        held_ever |= {row["messages"][1]["content"].split()[1] for ref in sides for row in bench.rows(ref)}
+        assert held_ever and not trained_ever & held_ever
+        assert dataset.train.rows + sum(dataset.not_trained.values()) == batch.source.rows.rows
+        held = {"task": sides}
+        learned.append(dataset.train)
+
+
+def test_without_groups_customers_leak(bench: Bench) -> None:
+    """Negative control: by rows alone, the same customers are on both sides."""
+    made = bench.split(bench.batch(customers(20, 20)))
+    assert groups_of(bench.rows(made.heldout["task"])) & groups_of(bench.rows(made.datasets[0].train))
+
+
+def test_a_group_field_that_is_not_there(bench: Bench) -> None:
+    """A field that no row has is an error that names the fields there are; a row without it is in no group."""
+    with pytest.raises(ConfigInvalid, match=r"group_by: .* has no client"):
+        bench.read(customers(2, 2), group_by="client")
+    alone = bench.read([*customers(2, 2), pair("x")], group_by="customer")
+    assert alone.rows.rows == 5
+
+
+def test_groups_do_not_depend_on_the_order(bench: Bench) -> None:
+    """A row that two customers have in common is in the same group whatever comes first."""
+    rows = [{**pair("Hi"), "customer": name} for name in ("a", "b")] + customers(5, 2)
+    assert bench.read(rows, group_by="customer").rows == bench.read(rows[::-1], group_by="customer").rows

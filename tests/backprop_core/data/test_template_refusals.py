@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from backprop_core.data.curation import curate, load
+from backprop_core.data.curation import curate
 from backprop_core.data.loading import snapshot
+from backprop_core.data.row_files import load
 from backprop_core.data.template_refusals import Refusals
 from backprop_core.errors import ChatTemplateUnusable, InputValidationFailed
 from backprop_core.models import chat_template

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from backprop_core.data import chat_encoding
 from backprop_core.data.batching import collate
 from backprop_core.data.batching import load as load_items
-from backprop_core.data.curation import replay
+from backprop_core.data.row_sets import replay
 from backprop_core.errors import (
     AdapterMismatch,
     BackpropError,

@@ -1,0 +1,104 @@
+"""Writes, indexes and reads the files of a RowsRef: rows.jsonl, and where present identities and passes.json."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backprop_core.data.row_formats import ChatRow
+from backprop_core.data.row_identity import identity
+from backprop_core.data.row_index import ENTRY, SIZE, RowIndex, joined
+from backprop_core.schema.refs import RowsRef
+from backprop_core.store.artifacts import Store
+from backprop_core.store.cache_keys import canonical
+
+ROWS = "rows.jsonl"
+PASSES = "passes.json"
+GROUPS = "groups"  # file of the rows' groups, 8 bytes each, in row order, if any row has one
+IDENTITIES = "identities"  # file of the rows' identities, 32 bytes each, in row order
+CHUNK = 2**20  # bytes
+Passes = Sequence[Sequence[int]]
+
+
+def commit(
+    rows: RowIndex, store: Store, record: dict[str, Any], *, passes: Passes = (), identified: bool = False
+) -> RowsRef:
+    """Commit rows as an artifact; with several `passes`, also the positions of rows that only some of them have.
+
+    With `identified`, also stores the identities for later readers.
+    """
+    with store.begin("rows") as directory:
+        with (directory / ROWS).open("wb", buffering=CHUNK) as file:
+            for line in rows.lines():
+                file.write(line + b"\n")
+        if identified:
+            rows.entries["identity"].tofile(directory / IDENTITIES)
+        if rows.entries["group"].any():
+            rows.entries["group"].tofile(directory / GROUPS)
+        if len(passes) > 1:
+            (directory / PASSES).write_text(canonical([*map(list, passes)]), encoding="utf-8")
+        return store.commit(directory, RowsRef, record=record, rows=len(rows))
+
+
+def index(ref: RowsRef, store: Store) -> RowIndex:
+    """The rows of an artifact, in order; their identities are computed if they are not stored."""
+    return indexed(store.local(ref) / ROWS)
+
+
+def indexed(path: Path) -> RowIndex:
+    """The rows of a file of JSON lines, in order; the file beside it names them, if there is one."""
+    ends = np.fromiter(line_ends(path), "<u8")
+    entries = np.zeros(len(ends), ENTRY)
+    entries["offset"][1:] = ends[:-1] + 1
+    entries["size"] = ends - entries["offset"]
+    stored = path.with_name(IDENTITIES)
+    known = np.fromfile(stored, np.uint8) if stored.is_file() else computed(path)
+    entries["identity"] = known.reshape(-1, SIZE)
+    groups = path.with_name(GROUPS)
+    if groups.is_file():
+        entries["group"] = np.fromfile(groups, "<u8")
+    return RowIndex((path,), entries)
+
+
+def index_all(refs: Iterable[RowsRef], store: Store) -> RowIndex:
+    """The rows of several artifacts, one after the other."""
+    return joined([index(ref, store) for ref in refs])
+
+
+def line_ends(path: Path) -> Iterator[int]:
+    """The offset of every line feed."""
+    start = 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            yield from (np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")) + start).tolist()
+            start += len(chunk)
+
+
+def computed(path: Path) -> NDArray[np.uint8]:
+    """The identities of the rows in a file."""
+    made = bytearray()
+    for row in lines(path):
+        made += identity(row)
+    return np.frombuffer(made, np.uint8)
+
+
+def load(directory: Path) -> list[ChatRow]:
+    """Load the rows of a RowsRef's directory, in order."""
+    return list(lines(directory / ROWS))
+
+
+def passes(directory: Path) -> list[list[int]]:
+    """For each epoch the indices of rows that only some epochs have; all other rows are in every epoch."""
+    file = directory / PASSES
+    numbers: list[list[int]] = json.loads(file.read_bytes()) if file.is_file() else [[]]
+    return numbers
+
+
+def lines(path: Path) -> Iterator[ChatRow]:
+    """The rows of a file of JSON lines, one by one."""
+    with path.open(encoding="utf-8", newline="\n") as file:
+        for line in file:
+            yield json.loads(line)

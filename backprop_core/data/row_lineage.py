@@ -1,0 +1,134 @@
+"""Records what happens to each row of a source, and writes it as `lineage.parquet`. See LineageRef.
+
+In memory are 48 bytes a row; details are in a file. Rows are numbered from 0 in the order of the source.
+"""
+
+import json
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backprop_core.data.file_readers import Place
+from backprop_core.data.row_index import SIZE
+from backprop_core.runtime.redaction import blank_secrets
+from backprop_core.schema.refs import LineageRef
+from backprop_core.store.artifacts import Store
+from backprop_core.store.cache_keys import canonical
+
+LINEAGE = "lineage.parquet"
+SAMPLES = "samples.jsonl"
+SAMPLED = 5  # rows shown of each reason
+SHOWN = 400  # characters of a sampled row
+GROUP = 2**16  # rows written together
+NO_DETAIL = -1
+KEPT = 0  # number of the verdict of rows that nothing was noted of
+UNKNOWN = bytes(SIZE)  # identity of a row that is none
+Outcome = Literal["kept", "dropped", "quarantined"]
+
+
+class Verdict(NamedTuple):
+    """What became of a row, and why."""
+
+    outcome: Outcome
+    reason: str | None = None
+
+
+class Lineage:
+    """The outcome of each row read so far. A row is kept unless something else is noted."""
+
+    def __init__(self, scratch: Path, files: ExitStack) -> None:
+        self._numbers, self._verdicts, self._details = array("I"), array("I"), array("q")
+        self._identities = bytearray()
+        self._files: list[tuple[int, str | None, str]] = []  # first row, file and unit of each stretch of rows
+        self._known: dict[Verdict, int] = {Verdict("kept"): KEPT}
+        self._samples: dict[str, list[dict[str, Any]]] = {}
+        self._texts = files.enter_context((scratch / "details").open("w+b"))
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @property
+    def identities(self) -> NDArray[np.uint8]:
+        """(rows, 32): the rows' identities; zeros for what is no row. Holds the buffer: use it, then let it go."""
+        return np.frombuffer(self._identities, np.uint8).reshape(-1, SIZE)
+
+    def add(self, place: Place) -> int:
+        """Add the next row of the source, and return its number."""
+        if not self._files or self._files[-1][1:] != (place.file, place.unit):
+            self._files.append((len(self), place.file, place.unit))
+        self._numbers.append(place.number)
+        self._verdicts.append(KEPT)
+        self._details.append(NO_DETAIL)
+        self._identities += UNKNOWN
+        return len(self) - 1
+
+    def identify(self, row: int, identity: bytes) -> None:
+        """Note a row's identity."""
+        self._identities[row * SIZE : (row + 1) * SIZE] = identity
+
+    def note(self, row: int, verdict: Verdict, detail: str = "", text: Callable[[], str] | None = None) -> None:
+        """Note a row's outcome; `text` is shown if it is among the first of its reason."""
+        self._verdicts[row] = self._known.setdefault(verdict, len(self._known))
+        self._details[row] = self._texts.seek(0, 2) if detail else NO_DETAIL
+        if detail:
+            self._texts.write(json.dumps(detail).encode() + b"\n")
+        samples = self._samples.setdefault(verdict.reason or verdict.outcome, [])
+        if len(samples) < SAMPLED:
+            samples.append({**self._place(row), "detail": detail, "text": text and blank_secrets(text())[:SHOWN]})
+
+    def _place(self, row: int) -> dict[str, Any]:
+        _, file, unit = next(start for start in reversed(self._files) if start[0] <= row)
+        return {"file": file, "unit": unit, "number": self._numbers[row]}
+
+    def counts(self) -> dict[Verdict, int]:
+        """How many rows have each outcome."""
+        found = Counter(self._verdicts)
+        return {verdict: found[number] for verdict, number in self._known.items() if found[number]}
+
+    def commit(self, store: Store, record: dict[str, Any]) -> LineageRef:
+        """Commit the outcomes as an artifact."""
+        import pyarrow  # type: ignore[import-untyped]
+        import pyarrow.parquet  # type: ignore[import-untyped]
+
+        names = [(name, pyarrow.string()) for name in ("row", "file", "unit")]
+        names += [("number", pyarrow.int64())]
+        schema = pyarrow.schema([*names, *((name, pyarrow.string()) for name in ("outcome", "reason", "detail"))])
+        with store.begin("lineage") as directory:
+            with pyarrow.parquet.ParquetWriter(directory / LINEAGE, schema, compression="zstd") as writer:
+                for start in range(0, len(self), GROUP):
+                    rows = list(self._rows(start, min(start + GROUP, len(self))))
+                    columns = [list(column) for column in zip(*rows, strict=True)]
+                    arrays = [pyarrow.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+                    writer.write_batch(pyarrow.record_batch(arrays, schema=schema))
+            lines = [{"reason": reason, **one} for reason, some in self._samples.items() for one in some]
+            text = "".join(canonical(line) + "\n" for line in lines)
+            (directory / SAMPLES).write_text(text, encoding="utf-8", newline="\n")
+            return store.commit(directory, LineageRef, record=record, rows=len(self))
+
+    def _rows(self, start: int, end: int) -> Iterator[tuple[Any, ...]]:
+        """Rows of the table, some of them."""
+        verdicts = list(self._known)
+        starts = [first for first, *_ in self._files]
+        stretch = int(np.searchsorted(starts, start, "right")) - 1
+        for row in range(start, end):
+            if stretch + 1 < len(starts) and row >= starts[stretch + 1]:
+                stretch += 1
+            _, file, unit = self._files[stretch]
+            identity = bytes(self._identities[row * SIZE : (row + 1) * SIZE])
+            outcome, reason = verdicts[self._verdicts[row]]
+            name = None if identity == UNKNOWN else identity.hex()
+            yield name, file, unit, self._numbers[row], outcome, reason, self._detail(row)
+
+    def _detail(self, row: int) -> str | None:
+        at = self._details[row]
+        if at == NO_DETAIL:
+            return None
+        self._texts.seek(at)
+        text: str = json.loads(self._texts.readline())
+        return text

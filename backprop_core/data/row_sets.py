@@ -1,0 +1,94 @@
+"""Makes sets of rows from others: pooled, unseen, the first, one of two parts, mixed with replayed ones."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from backprop_core.data.row_files import commit, index, index_all
+from backprop_core.data.row_index import SIZE, Keys, Mask, RowIndex, joined, salted, unique
+from backprop_core.errors import NoRows
+from backprop_core.schema.refs import RowsRef
+from backprop_core.store.artifacts import Store
+
+SEARCH_SHARE = 4  # one in four held-out rows is for the lambda search
+ORDER = "order:"  # salt of training order
+HINT = "provide more rows, or a separate file of held-out rows (--heldout FILE)"
+
+
+def pool(heldouts: list[RowsRef], *, heldout_max: int, store: Store) -> RowsRef:
+    """Merge held-out sets: distinct rows, the first `heldout_max` by hash. A single set is returned unchanged.
+
+    Raises NoRows if there is none.
+    """
+    sets = {ref.digest: ref for ref in heldouts if ref.rows}
+    if not sets:
+        raise NoRows("this task has no held-out rows to score", hint=HINT)
+    if len(sets) == 1:
+        return next(iter(sets.values()))
+    merged = unique([index(ref, store) for ref in sets.values()])
+    return commit(merged.take(slice(heldout_max)), store, {"stage": "pool", "heldout": sorted(sets)})
+
+
+def apart(heldout: RowsRef, *, to_choose_by: bool, store: Store) -> RowsRef:
+    """One of two parts of held-out rows: those for the lambda search, or those for the gate.
+
+    The row's hash decides, so a row never changes sides. Raises NoRows if the part is empty.
+    """
+    every = index(heldout, store)
+    rows = every.take(chooses(every) == to_choose_by)
+    if not len(rows):
+        raise NoRows(f"{heldout.rows} held-out rows are too few for both the lambda search and the gate", hint=HINT)
+    return commit(rows, store, {"stage": "apart", "heldout": heldout.digest})
+
+
+def chooses(rows: RowIndex) -> Mask:
+    """Which held-out rows are for the lambda search, and therefore not for the gate."""
+    lead = np.frombuffer(salted(rows, "search:"), np.uint8)[::SIZE]
+    return np.asarray(lead < 256 // SEARCH_SHARE, np.bool_)
+
+
+def unseen(rows: RowsRef, *, learned: Sequence[RowsRef], store: Store) -> RowsRef:
+    """The rows that are in none of the `learned` sets, by identity, in order."""
+    every = index(rows, store)
+    new = every.take(~every.among(index_all(learned, store).keys))
+    return commit(new, store, {"stage": "unseen", "rows": rows.digest})
+
+
+def first(rows: RowsRef, *, most: int, store: Store) -> RowsRef:
+    """The first `most` rows: a random sample, as curated rows are sorted by hash."""
+    return commit(index(rows, store).take(slice(most)), store, {"stage": "first", "rows": rows.digest})
+
+
+def replay(
+    rows: RowsRef,
+    earlier: Sequence[RowsRef],
+    *,
+    heldout: Sequence[RowsRef],
+    share: float,
+    passes: int,
+    seed: int,
+    store: Store,
+) -> RowsRef:
+    """Mix new rows with replayed ones: each epoch adds `share` of each earlier dataset's rows, at least one.
+
+    Successive epochs and runs step through an earlier dataset in an order drawn by `seed`, so no row repeats before all
+    others were used. `earlier` is sorted from oldest to newest. Rows in `heldout` are never replayed.
+    """
+    new, out = index(rows, store), index_all(heldout, store).keys
+    draws: list[list[RowIndex]] = [[] for _ in range(passes)]
+    for runs_since, ref in enumerate(reversed(earlier)):
+        old = index(ref, store)
+        order = old.take(~old.among(out)).by_hash(f"{seed}:")
+        count = math.ceil(share * ref.rows) if len(order) else 0
+        for number, draw in enumerate(draws, runs_since * passes):
+            draw.append(order.take(np.arange(number * count, (number + 1) * count) % max(len(order), 1)))
+    mixed = unique([new, *(part for draw in draws for part in draw)]).by_hash(ORDER)
+    record = {"stage": "replay", "rows": rows.digest, "earlier": [ref.digest for ref in earlier]}
+    return commit(mixed, store, record, passes=[only_in(mixed, joined(draw).keys, new.keys) for draw in draws])
+
+
+def only_in(mixed: RowIndex, draw: Keys, new: Keys) -> list[int]:
+    """Positions of the rows of a draw that are not new."""
+    found: list[int] = np.flatnonzero(mixed.among(draw) & ~mixed.among(new)).tolist()
+    return found

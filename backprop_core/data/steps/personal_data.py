@@ -1,0 +1,110 @@
+"""Finds personal data and secrets in rows by patterns and check digits, and flags, redacts, drops or quarantines them.
+
+Found are e-mail addresses, phone numbers, IBANs and card numbers, and the secrets that `runtime.redaction` knows.
+Names and addresses of people have no pattern: they are not found.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import cache
+
+from backprop_core.data.row_formats import ChatRow
+from backprop_core.data.steps.row_step import Finding, RowStep, rewritten, texts
+from backprop_core.runtime.redaction import IN_TEXT, PRIVATE_KEY, TOKEN
+from backprop_core.schema.specs.curation import PersonalData
+
+EMAIL = re.compile(r"(?<![\w.+-])[A-Za-z0-9][\w.+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24}(?![\w-])")
+IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?![A-Za-z0-9])")
+CARD = re.compile(r"(?<![\w.-])\d(?:[ -]?\d){12,18}(?![\w-])")
+PHONE = re.compile(
+    r"(?<![\w.+/-])(?:(?:\+|00)[1-9]\d{0,2}[ ./-]?(?:\(0?\d{1,4}\)[ ./-]?)?\d(?:[ ./-]?\d){5,12}"
+    r"|\(\d{3}\) ?\d{3}-\d{4}|\d{3}[-.]\d{3}[-.]\d{4}|\(?0\d{2,5}\)?[ /-]\d{3,8}(?:[ -]\d{1,6}){0,2})(?![\w-])"
+)
+SHOWN = {"email": "e-mail", "phone": "phone", "iban": "IBAN", "card": "card", "secret": "secret"}
+
+
+@cache
+def secrets() -> re.Pattern[str]:
+    """Tokens of known services and private keys."""
+    return re.compile(f"(?:{PRIVATE_KEY.removeprefix('(?s)')})|(?x:{TOKEN.removeprefix('(?x)')})", re.S)
+
+
+@cache
+def in_text() -> list[re.Pattern[str]]:
+    """Passwords and keys by what stands before them."""
+    return list(map(re.compile, IN_TEXT))
+
+
+def is_iban(text: str) -> bool:
+    """Whether the check digits are right: ISO 13616, modulo 97."""
+    plain = text.replace(" ", "")
+    if not 15 <= len(plain) <= 34:
+        return False
+    return int("".join(str(int(character, 36)) for character in plain[4:] + plain[:4])) % 97 == 1
+
+
+def is_card(text: str) -> bool:
+    """Whether the check digit is right: Luhn."""
+    digits = [int(character) for character in text if character.isdigit()]
+    doubled = [sum(divmod(2 * digit, 10)) for digit in digits[-2::-2]]
+    return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0 and len(set(digits)) > 1
+
+
+PATTERNS: Mapping[str, tuple[re.Pattern[str], Callable[[str], bool]]] = {  # in this order: a card is no phone number
+    "email": (EMAIL, lambda _: True),
+    "iban": (IBAN, is_iban),
+    "card": (CARD, is_card),
+    "phone": (PHONE, lambda _: True),
+}
+
+
+def redacted(text: str, found: Counter[str]) -> str:
+    """The text with `[e-mail]`, `[phone]`, … for personal data and secrets; counts them by kind."""
+
+    def replace(kind: str, known: Callable[[str], bool], keep: bool = False) -> Callable[[re.Match[str]], str]:
+        def of(match: re.Match[str]) -> str:
+            if not known(match[0]):
+                return match[0]
+            found[kind] += 1
+            return f"{match[1] if keep else ''}[{SHOWN[kind]}]"
+
+        return of
+
+    text = secrets().sub(replace("secret", lambda _: True), text)
+    for pattern in in_text():
+        text = pattern.sub(replace("secret", lambda shown: not shown.endswith("[secret]"), keep=True), text)
+    for kind, (pattern, known) in PATTERNS.items():
+        text = pattern.sub(replace(kind, known), text)
+    return text
+
+
+def step(mode: PersonalData) -> RowStep:
+    """What `mode` says of rows with personal data or secrets; kept rows are flagged in the lineage."""
+
+    def judge(row: ChatRow) -> Finding | None:
+        found = Counter[str]()
+        if not any(map(may_hold, texts(row))):
+            return None
+        clean = rewritten(row, lambda text: redacted(text, found))
+        if not found:
+            return None
+        detail = ", ".join(f"{count} {SHOWN[kind]}" for kind, count in sorted(found.items()))
+        match mode:
+            case "redact":
+                return Finding("kept", "redacted", detail, clean)
+            case "drop":
+                return Finding("dropped", "personal_data", detail, clean)
+            case "quarantine":
+                return Finding("quarantined", "personal_data", detail, clean)
+        return Finding("kept", "personal_data", detail)
+
+    return lambda rows: [judge(row) for row in rows]
+
+
+def may_hold(text: str) -> bool:
+    """Whether a text has a digit or a mark without which none of the patterns matches."""
+    return bool(HINTS.search(text))
+
+
+HINTS = re.compile(r"[\d@:=]|-----|--|\b[a-z]{2,4}[_-]\w{8}|earer |asic |uthorization|ookie")

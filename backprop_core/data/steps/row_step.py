@@ -1,0 +1,66 @@
+"""What a step that looks at one row at a time takes and returns, and the texts of a row."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from backprop_core.data.row_formats import ChatRow
+from backprop_core.data.row_lineage import Outcome
+
+NOT_TEXT = {"role", "type", "id", "tool_call_id", "name"}  # keys of a turn whose values are no free text
+
+
+class Finding(NamedTuple):
+    """What a step finds in a row: what becomes of it and why.
+
+    `row` is the changed row, of a kept one; of others, what may be shown of it.
+    """
+
+    outcome: Outcome
+    reason: str
+    detail: str = ""
+    row: ChatRow | None = None
+
+
+RowStep: TypeAlias = Callable[[Sequence[ChatRow]], Sequence[Finding | None]]  # None: nothing found
+
+
+def dropped(reason: str, detail: str = "") -> Finding:
+    return Finding("dropped", reason, detail)
+
+
+def texts(value: Any) -> Iterator[str]:
+    """All free text of a row, at any depth."""
+    match value:
+        case str():
+            yield value
+        case list():
+            for item in value:
+                yield from texts(item)
+        case dict():
+            for name, item in value.items():
+                if name not in NOT_TEXT:
+                    yield from texts(item)
+
+
+def rewritten(value: Any, change: Callable[[str], str]) -> Any:
+    """A row with all its free text changed, at any depth."""
+    match value:
+        case str():
+            return change(value)
+        case list():
+            return [rewritten(item, change) for item in value]
+        case dict():
+            return {name: item if name in NOT_TEXT else rewritten(item, change) for name, item in value.items()}
+    return value
+
+
+def last_answer(row: ChatRow) -> str:
+    """The text of a row's last answer; of raw text all."""
+    answers = [turn["content"] for turn in row.get("messages", ()) if turn["role"] == "assistant"]
+    return str(row["text"]) if "text" in row else str(answers[-1] if answers else "")
+
+
+def last_question(row: ChatRow) -> str:
+    """The text of the last user turn; empty if there is none."""
+    asked = [turn["content"] for turn in row.get("messages", ()) if turn["role"] == "user"]
+    return str(asked[-1]) if asked else ""

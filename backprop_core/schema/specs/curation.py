@@ -1,0 +1,70 @@
+"""CurationSpec: which rows of a dataset are dropped, changed or set apart before training."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from backprop_core.schema.records import KEY_IF_SET, Spec
+
+QualityRule = Literal["repetition", "symbols", "refusal", "truncated", "echo"]
+PersonalData = Literal["off", "flag", "redact", "drop", "quarantine"]
+ComparedPart = Literal["conversation", "question"]
+Contradictions = Literal["off", "report", "keep_newest", "drop_both"]
+
+
+class CurationSpec(Spec):
+    """Curation of a dataset; exact duplicates are always dropped."""
+
+    personal_data: PersonalData = Field(
+        "off",
+        description="Rows with e-mail addresses, phone numbers, IBANs, card numbers or secrets: flag them in the "
+        "lineage, redact the text, drop the rows, or quarantine them.",
+        json_schema_extra=KEY_IF_SET,
+    )
+    min_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Drop rows with fewer tokens, by the base's tokenizer and chat template.",
+        json_schema_extra=KEY_IF_SET,
+    )
+    max_tokens: int | None = Field(
+        None, ge=1, description="Drop rows with more tokens, counted likewise.", json_schema_extra=KEY_IF_SET
+    )
+    quality: list[QualityRule] = Field(
+        [],
+        description="Drop rows whose last answer breaks one of these rules. repetition: half of its word triples occur "
+        "before; symbols: most of its characters; refusal; truncated: it ends in the middle; echo: it is the question.",
+        json_schema_extra=KEY_IF_SET,
+    )
+    near_duplicates: float | None = Field(
+        None,
+        ge=0.5,
+        le=1,
+        description="Drop a row if one that is kept is at least this similar: Jaccard of three-word shingles. Rows "
+        "that are this similar to a row that scores are not trained either.",
+        json_schema_extra=KEY_IF_SET,
+    )
+    near_duplicates_on: ComparedPart = Field(
+        "conversation",
+        description="Which text of a row near_duplicates compares.",
+        json_schema_extra=KEY_IF_SET,
+    )
+    decontaminate: int | None = Field(
+        None,
+        ge=3,
+        le=64,
+        description="Do not train on rows that have this many words in a row in common with a row that scores, of any "
+        "task of the run or its line; 13 is usual.",
+        json_schema_extra=KEY_IF_SET,
+    )
+    contradictions: Contradictions = Field(
+        "off",
+        description="Rows with the same question and another answer: report them in the lineage, keep the newest (the "
+        "last in the source), or drop them all.",
+        json_schema_extra=KEY_IF_SET,
+    )
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether a step needs the base's tokenizer."""
+        return self.min_tokens is not None or self.max_tokens is not None

@@ -1,0 +1,144 @@
+"""Curation of short rows: near duplicates against a datasketch loop, all of it against the same with pandas.
+
+`python -m benchmarks.curation near|datasketch|ours|pandas FILE DIRECTORY` is one contender.
+"""
+
+import hashlib
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from benchmarks.measure import Row, contenders, medians, peak_memory, take_turns
+
+NEAR = "near-duplicates, against a datasketch loop"
+SECONDS = "seconds to curate {:,} rows, against pandas"
+MEMORY = "peak memory of curating {:,} rows, against pandas"
+MANY, MORE = 100_000, 1_000_000
+NEAR_ROWS = 20_000
+THRESHOLD = 0.8
+WORDS = [f"word{number}" for number in range(40)]
+
+
+def write(count: int, path: Path) -> Path:
+    """Chats of about 26 words; one in twenty repeats the one before, one in twenty with one word changed."""
+    drawn, last = random.Random(0), ["", ""]
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(count):
+            if number % 20 == 1:
+                last = [last[0], " ".join([*last[1].split()[:-1], drawn.choice(WORDS)])]
+            elif number % 20:
+                last = [" ".join(drawn.choices(WORDS, k=size)) for size in (12, 14)]
+            turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), last, strict=True)]
+            file.write(json.dumps({"messages": turns}) + "\n")
+    return path
+
+
+def near_duplicates() -> Row:
+    """Rows a second through exact and near deduplication, from a file."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        file = write(NEAR_ROWS, Path(name, "rows.jsonl"))
+        jobs = [("benchmarks.curation", contender, str(file), name) for contender in ("near", "datasketch")]
+        with contenders(*jobs) as [ours, other]:
+            turns = {"ours": lambda: ours.turn()["rate"], "other": lambda: other.turn()["rate"]}
+            rates = medians(turns)
+    return Row(NEAR, rates["ours"], rates["other"], "MinHashLSH of datasketch, row by row", "rows/s", "more")
+
+
+def curate(count: int, figure: str, repeats: int) -> Row:
+    """Seconds or peak memory of new processes, each with one turn."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        file = write(count, Path(name, "rows.jsonl"))
+        found: dict[str, list[float]] = {"ours": [], "pandas": []}
+        for _ in range(repeats):
+            for contender, figures in found.items():
+                with contenders(("benchmarks.curation", contender, str(file), name)) as [one]:
+                    figures.append(one.turn()[figure])
+    ours, other = (statistics.median(figures) for figures in found.values())
+    title, unit = (SECONDS, "s") if figure == "seconds" else (MEMORY, "bytes")
+    plain = "read_json, drop_duplicates, sort by hash, to_json"
+    return Row(title.format(count), ours, other, plain, unit, "less", repeats)
+
+
+ROWS: dict[str, Callable[[], Row]] = {
+    NEAR: near_duplicates,
+    **{SECONDS.format(count): partial(curate, count, "seconds", n) for count, n in ((MANY, 3), (MORE, 1))},
+    **{MEMORY.format(count): partial(curate, count, "peak", n) for count, n in ((MANY, 3), (MORE, 1))},
+}
+
+
+def near(file: Path, place: Path) -> dict[str, float]:
+    """Ours: exact duplicates by identity, then the step `near_duplicates`."""
+    import numpy as np
+
+    from backprop_core.data.row_files import indexed
+    from backprop_core.data.row_index import distinct
+    from backprop_core.data.steps.near_duplicates import step
+
+    with tempfile.TemporaryDirectory(dir=place) as scratch:
+        begun = time.perf_counter()
+        every = indexed(file)
+        rows = every.take(distinct(every))
+        dropped = sum(1 for _ in step(THRESHOLD, "conversation")(rows, np.arange(len(rows)), Path(scratch)))
+        return {"rate": len(every) / (time.perf_counter() - begun), "left": len(rows) - dropped}
+
+
+def datasketch(file: Path, place: Path) -> dict[str, float]:
+    """The loop of datasketch's documentation."""
+    from datasketch import MinHash, MinHashLSH  # type: ignore[import-untyped]
+
+    begun, seen, left, count = time.perf_counter(), set[str](), 0, 0
+    index = MinHashLSH(threshold=THRESHOLD, num_perm=128)
+    with file.open(encoding="utf-8") as lines:
+        for count, line in enumerate(lines, 1):
+            text = "\n".join(turn["content"] for turn in json.loads(line)["messages"])
+            if text in seen:
+                continue
+            seen.add(text)
+            said, sketch = text.lower().split(), MinHash(num_perm=128)
+            sketch.update_batch([" ".join(three).encode() for three in zip(said, said[1:], said[2:], strict=False)])
+            if not index.query(sketch):
+                index.insert(count, sketch)
+                left += 1
+    return {"rate": count / (time.perf_counter() - begun), "left": left}
+
+
+def ours(file: Path, place: Path) -> dict[str, float]:
+    """The stage `curate`: checked, deduplicated, sorted by hash, committed with the outcome of every row."""
+    from backprop_core.data import curation
+    from backprop_core.data.loading import snapshot
+    from backprop_core.schema.specs import DatasetSpec
+    from backprop_core.store.artifacts import Store
+
+    with tempfile.TemporaryDirectory(dir=place) as home:
+        store, begun = Store(Path(home)), time.perf_counter()
+        curation.curate(snapshot(str(file), scratch=Path(home)), DatasetSpec(path=str(file)), store=store)
+        seconds = time.perf_counter() - begun
+        store.close()
+        return {"seconds": seconds, "peak": peak_memory()}
+
+
+def pandas(file: Path, place: Path) -> dict[str, float]:
+    """The same rows in the same order, by a table in memory; nothing is checked."""
+    import pandas as pd
+
+    begun = time.perf_counter()
+    table = pd.read_json(file, lines=True)
+    table["key"] = table["messages"].map(lambda turns: hashlib.sha256(json.dumps(turns).encode()).hexdigest())
+    table.drop_duplicates("key").sort_values("key")[["messages"]].to_json(
+        place / "table.jsonl", orient="records", lines=True
+    )
+    return {"seconds": time.perf_counter() - begun, "peak": peak_memory()}
+
+
+CONTENDERS: Mapping[str, Callable[[Path, Path], dict[str, float]]] = {
+    one.__name__: one for one in (near, datasketch, ours, pandas)
+}
+
+if __name__ == "__main__":
+    take_turns(partial(CONTENDERS[sys.argv[1]], Path(sys.argv[2]), Path(sys.argv[3])))

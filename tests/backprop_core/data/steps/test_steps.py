@@ -1,0 +1,197 @@
+"""Curation steps: each drops what it says, keeps its negative control, and leaves every row accounted for."""
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backprop_core.data.curation import curate
+from backprop_core.data.loading import snapshot
+from backprop_core.data.row_files import load
+from backprop_core.data.steps.personal_data import is_card, is_iban, redacted
+from backprop_core.schema.refs import Curated
+from backprop_core.schema.specs import DatasetSpec
+from backprop_core.store.artifacts import Store
+from backprop_core.store.cache_keys import canonical, stage_key
+
+Rows = list[dict[str, Any]]
+LONG = " ".join(f"word{number}" for number in range(40))
+
+
+def pair(question: str, answer: str = "Yes.") -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+class Bench:
+    """A store, and curation of rows in it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.store, self.path = Store(directory / "store"), directory / "rows.jsonl"
+
+    def curate(self, rows: Rows, **curation: Any) -> Curated:
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        spec = DatasetSpec.model_validate({"path": str(self.path), "curation": curation})
+        return curate(snapshot(str(self.path), scratch=self.path.parent), spec, store=self.store)
+
+    def rows(self, made: Curated) -> Rows:
+        return load(self.store.local(made.rows))
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+BAD = {
+    "repetition": pair("Say it", "I will say it again. " * 20),
+    "symbols": pair("Draw", "#### ---- **** ==== ++++ //// a"),
+    "refusal": pair("How?", "I'm sorry, but I can't help with that."),
+    "truncated": pair("Explain", f"{LONG} and then the"),
+    "echo": pair("Where is my order?", "where is my order"),
+}
+GOOD = [
+    pair("Say it", f"{LONG}."),
+    pair("Code", "```python\nfor x in rows:\n    print(x[0], {1: 2})\n```"),
+    pair("Sorry?", "I'm sorry to hear that. Your refund is on its way."),
+    pair("Name", "Ada Lovelace"),
+    pair("List", "\n".join(f"- item {number}" for number in range(40))),
+    {"text": LONG},
+]
+
+
+@pytest.mark.parametrize("rule", BAD)
+def test_a_quality_rule_drops_what_breaks_it(bench: Bench, rule: str) -> None:
+    """Each rule alone drops its bad row and no other; without rules all are kept."""
+    rows = [*BAD.values(), *GOOD[:-1]]
+    made = bench.curate(rows, quality=[rule])
+    assert made.dropped == {rule: 1} and BAD[rule] not in bench.rows(made)
+    assert bench.curate(rows).dropped == {}
+
+
+def test_raw_text_has_no_answer(bench: Bench) -> None:
+    """Raw text is judged by its repetitions and symbols alone."""
+    made = bench.curate([{"text": LONG}, {"text": "la la la " * 30}], quality=list(BAD))
+    assert made.dropped == {"repetition": 1}
+
+
+PRIVATE = {
+    "e-mail": "Write to ada.lovelace+x@mail.example.org.",
+    "phone": "Call +49 (0)30 123456-78 or (555) 123-4567",
+    "IBAN": "Pay to DE89 3704 0044 0532 0130 00 now",
+    "card": "My card is 4111 1111 1111 1111.",
+    "secret": "Use hf_abcdefghijklmnop1234 for it",
+}
+NOT_PRIVATE = [
+    "Order 1234567890123 of 2024-01-15 12:30 costs 1,234.56",
+    "Version 1.2.3.4 at 10.0.0.1, card 4111 1111 1111 1112, IBAN DE89370400440532013001",
+    "a @ b, @ada, 3 + 4 = 7, f(x)=y@z, sk-learn, commit 0123456789abcdef0123456789abcdef01234567",
+]
+
+
+@pytest.mark.parametrize("kind", PRIVATE)
+def test_personal_data_is_redacted(kind: str) -> None:
+    """What has the pattern and the right check digits gives way to its kind, and no text around it."""
+    clean = redacted(PRIVATE[kind], Counter())
+    assert f"[{kind}]" in clean and not any(digits in clean for digits in ("1111", "3704", "4567", "ada", "hf_"))
+    assert clean.split()[0] == PRIVATE[kind].split()[0]
+
+
+@pytest.mark.parametrize("text", NOT_PRIVATE)
+def test_other_numbers_stay(text: str) -> None:
+    """Negative control: order numbers, dates, versions and wrong check digits are no personal data."""
+    assert redacted(text, Counter()) == text
+
+
+@given(st.text())
+def test_redaction_takes_any_text(text: str) -> None:
+    """Whatever a text is, redacting it twice is redacting it once."""
+    once = redacted(text, Counter())
+    assert redacted(once, Counter()) == once
+
+
+def test_check_digits() -> None:
+    """Luhn and modulo 97 know the examples of their standards, and not their neighbours."""
+    assert is_iban("GB82 WEST 1234 5698 7654 32") and not is_iban("GB82 WEST 1234 5698 7654 33")
+    assert is_card("4539 1488 0343 6467") and not is_card("8273 1232 7352 0569")
+
+
+def same(some: Rows, others: Rows) -> bool:
+    """Whether the rows are the same, in any order."""
+    return sorted(map(canonical, some)) == sorted(map(canonical, others))
+
+
+@pytest.mark.parametrize("mode", ["flag", "redact", "drop", "quarantine"])
+def test_personal_data_by_mode(bench: Bench, mode: str) -> None:
+    """Flagged rows stay as they were, redacted ones change, dropped ones are counted, others are set apart."""
+    rows = [pair("Hi"), *map(pair, PRIVATE.values())]
+    made = bench.curate(rows, personal_data=mode)
+    kept = bench.rows(made)
+    assert made.read == made.rows.rows + sum(made.dropped.values()) + (made.quarantined.rows if made.quarantined else 0)
+    [report] = made.steps
+    match mode:
+        case "flag":
+            assert same(kept, rows) and report.noted == 5
+        case "redact":
+            assert len(kept) == 6 and sum("[" in row["messages"][0]["content"] for row in kept) == 5
+        case "drop":
+            assert kept == rows[:1] and made.dropped == {"personal_data": 5}
+        case "quarantine":
+            assert kept == rows[:1] and made.quarantined
+            assert same(load(bench.store.local(made.quarantined)), rows[1:])
+
+
+def test_rows_that_redaction_makes_equal_are_duplicates(bench: Bench) -> None:
+    """Rows that differ in an address alone are one row once it is redacted."""
+    made = bench.curate([pair(f"I am {name}@example.com") for name in ("ada", "bob")], personal_data="redact")
+    assert made.dropped == {"duplicate": 1} and made.rows.rows == 1
+
+
+def test_contradictions_by_mode(bench: Bench) -> None:
+    """Two answers to one question: both stay, the last one stays, or none; other questions are left alone."""
+    rows = [pair("Open?", "Yes."), pair("Closed?", "Yes."), pair("Open? \n", "No."), pair("Open?", "Perhaps.")]
+    assert bench.curate(rows, contradictions="report").dropped == {}
+    newest = bench.curate(rows, contradictions="keep_newest")
+    assert newest.dropped == {"contradiction": 2}
+    assert {row["messages"][1]["content"] for row in bench.rows(newest)} == {"Yes.", "Perhaps."}
+    assert bench.rows(bench.curate(rows, contradictions="drop_both")) == rows[1:2]
+
+
+def test_a_longer_conversation_is_another_question(bench: Bench) -> None:
+    """A question counts with all that stands before it, so a later turn is no contradiction of an earlier one."""
+    first = pair("Hi", "Hello.")["messages"]
+    rows = [{"messages": first}, {"messages": [*first, *pair("Hi", "You said that.")["messages"]]}]
+    assert bench.curate(rows, contradictions="drop_both").rows.rows == 2
+
+
+def test_near_duplicates_on_questions(bench: Bench) -> None:
+    """Compared by their questions alone, rows with other answers are near duplicates; by all they say, they are not."""
+    rows = [pair(LONG, "one two three four five six seven eight nine ten " * 4), pair(f"{LONG} now", "No. " * 30)]
+    assert bench.curate(rows, near_duplicates=0.8).dropped == {}
+    assert bench.curate(rows, near_duplicates=0.8, near_duplicates_on="question").dropped == {"near_duplicate": 1}
+
+
+def test_the_order_of_the_rows_decides_nothing(bench: Bench) -> None:
+    """The same rows in another order are the same artifact, unless a step asks for the order."""
+    drawn = random.Random(0)
+    rows = [pair(" ".join(drawn.choices(LONG.split(), k=12)), drawn.choice(["Yes.", "No."])) for _ in range(150)]
+    rows += [pair(row["messages"][0]["content"] + " x", "Yes.") for row in rows[:60]] + [*BAD.values()]
+    steps = {"near_duplicates": 0.7, "quality": [*BAD], "personal_data": "redact", "contradictions": "drop_both"}
+    first = bench.curate(rows, **steps)
+    for _ in range(3):
+        drawn.shuffle(rows)
+        again = bench.curate(rows, **steps)
+        assert (again.rows, again.dropped) == (first.rows, first.dropped)
+
+
+def test_without_steps_a_key_is_what_it_was(bench: Bench) -> None:
+    """A dataset without curation has the key of a spec that knows none; a step is part of the key."""
+    source = snapshot(__file__, scratch=Path())
+    plain, asked = DatasetSpec(path="a"), DatasetSpec.model_validate({"path": "a", "curation": {"quality": ["echo"]}})
+    assert "curation" not in plain.semantic() and asked.semantic()["curation"].semantic() == {"quality": ["echo"]}
+    keys = {stage_key("curate", {"source": source, "spec": spec, "template": None}) for spec in (plain, asked)}
+    assert len(keys) == 2
