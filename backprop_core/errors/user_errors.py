@@ -35,6 +35,12 @@ class NoLabelTokens(BackpropError):
     code = "INPUT_NO_LABEL_TOKENS"
 
 
+class DataLimitExceeded(BackpropError):
+    """A dataset is over a limit of --fail-on."""
+
+    code = "INPUT_DATA_LIMIT_EXCEEDED"
+
+
 class RunUnknown(BackpropError):
     """No run, line or adapter has this name."""
 

@@ -58,6 +58,11 @@ def dated(base: BaseRef) -> BaseRef:
 def chat_template(base: BaseRef) -> ChatTemplate:
     """The base's chat template. Raises InputNotFound, ChatTemplateMissing."""
     directory, _ = locate(base.name, base.revision)
+    return chat_template_in(directory)
+
+
+def chat_template_in(directory: Path) -> ChatTemplate:
+    """The chat template in a model's directory. Raises ChatTemplateMissing."""
     return ChatTemplate(text=required_template(directory), special=templates.named(special_tokens(directory)))
 
 

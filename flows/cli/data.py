@@ -1,7 +1,7 @@
-"""Verbs for datasets: `data preview`."""
+"""Verbs for datasets: `data report`, `preview`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
@@ -12,7 +12,7 @@ from flows.cli import data_text, lines_file
 from flows.cli.config import run_spec
 from flows.cli.console import configure_logging
 from flows.cli.flags import PLAIN, SETTINGS, OutputFlags
-from flows.cli.main import Answer
+from flows.cli.main import Answer, described
 
 DataFile = Annotated[
     str, Parameter(help="A file, a directory of files, any fsspec URL, or OWNER/NAME of a Hub dataset.")
@@ -51,6 +51,41 @@ def asked(
         file=config,
         job=lines_file.find(line, settings()) if line else None,
     )
+
+
+def report(
+    *files: Annotated[str, Parameter(help="Files, directories, fsspec URLs or Hub datasets (OWNER/NAME).")],
+    output_file: Annotated[
+        Path | None, Parameter(name="--output", help="Also write the report as one HTML page here.", show_default=False)
+    ] = None,
+    fail_on: Annotated[
+        list[str] | None,
+        Parameter(
+            help="Exit with status 1 if more rows than this are of a kind: 'duplicates>5%', 'malformed>0'. Kinds: "
+            "dropped, malformed, refused_by_template, empty, duplicates, cut, without_answer. Repeat it for more.",
+            negative="",
+            show_default=False,
+        ),
+    ] = None,
+    model: Model = None,
+    max_length: MaxLength = None,
+    config: Config = None,
+    line: LineOption = None,
+    set: Annotated[list[str] | None, SETTINGS] = None,
+    output: OutputFlags = PLAIN,
+) -> Answer:
+    from tasks.runs.data_report import Reports, limits_of
+
+    configure_logging(settings(), verbose=output.verbose)
+    limits = limits_of(fail_on or ())
+    found = Reports(asked(list(files), model, max_length, config, line, set))
+    if output_file:
+        found.write(output_file)
+    error = found.check(limits)
+    document: dict[str, Any] = {"datasets": [one.model_dump(mode="json") for one in found.all]}
+    if error:
+        document |= {"error": described(error)}
+    return Answer(document, data_text.reports(found.all, output_file), error=error)
 
 
 def preview(

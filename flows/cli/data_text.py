@@ -2,17 +2,21 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
+from backprop_core.runtime.printable_text import printable
 from flows.cli.console import one_line
-from flows.cli.tables import printable
+from flows.cli.tables import table
 
 if TYPE_CHECKING:
     from backprop_core.data.preview import Preview, ShownExample, ShownRow
+    from backprop_core.data.report import DatasetReport, Lengths
 
 LABEL, CUT = "green", "strike dim"
 OPEN, CLOSE = "⟦", "⟧"  # around label tokens, where there are no colours
@@ -84,3 +88,64 @@ def shortened(text: str) -> str:
         return text
     part = LONGEST // 2
     return f"{text[:part]} [… {len(text) - 2 * part} characters …] {text[-part:]}"
+
+
+# Reports
+
+
+def reports(found: Sequence["DatasetReport"], page: Path | None) -> RenderableType:
+    """What is in datasets."""
+    parts = [part for one in found for part in (*report(one), Text(""))]
+    return Group(*parts[:-1], *([Text(""), Text(f"Written: {one_line(str(page))}")] if page else []))
+
+
+def report(found: "DatasetReport") -> Iterator[RenderableType]:
+    """What is in one dataset."""
+    formats = ", ".join(one_line(name) for name in found.row_formats)
+    yield Text.assemble((one_line(found.data), "bold"), f": {found.usable:,} of {found.read:,} rows usable, {formats}")
+    if found.dropped:
+        yield Text("")
+        yield dropped(found)
+    yield Text("")
+    yield lengths(found)
+    if found.tokens:
+        yield Text(in_tokens(found))
+
+
+def dropped(found: "DatasetReport") -> RenderableType:
+    """The dropped rows by reason, with the first of each."""
+    made = table("dropped", "rows", "share", "first", right=("rows", "share"))
+    for one in found.dropped:
+        first = one.samples[0]
+        name = one_line(one.reason.replace("_", " "))
+        example = one_line(f"{first.place}: {first.detail}")
+        made.add_row(name, f"{one.rows:,}", f"{100 * one.rows / found.read:.2g} %", example)
+    return made
+
+
+def lengths(found: "DatasetReport") -> RenderableType:
+    """Quantiles of the lengths."""
+    columns = ("rows", "mean", "median", "90 %", "99 %", "longest")
+    made = table("length in", *columns, right=columns)
+    add_lengths(made, "characters", found.characters)
+    if found.tokens:
+        add_lengths(made, "tokens", found.tokens.lengths)
+    return made
+
+
+def add_lengths(made: Table, name: str, one: "Lengths") -> None:
+    values = (one.rows, round(one.mean), one.median, one.p90, one.p99, one.longest)
+    made.add_row(name, *(f"{value:,}" for value in values))
+
+
+def in_tokens(found: "DatasetReport") -> str:
+    """How many tokens are learned, and what the maximum length cuts."""
+    tokens = found.tokens
+    assert tokens
+    about = "" if tokens.exact and tokens.lengths.rows == found.usable else "about "
+    cut = f"{about}{tokens.cut:,} rows" if tokens.cut else "no row that was counted"
+    lost = f", {about}{tokens.without_answer:,} before the answer begins" if tokens.without_answer else ""
+    return (
+        f"{100 * tokens.label_share:.1f} % of the tokens are learned; a maximum length of {tokens.max_length:,} cuts "
+        f"{cut}{lost}"
+    )

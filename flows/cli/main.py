@@ -67,6 +67,10 @@ STORE = {  # verbs of `backprop store`: line in --help, example
     "keep": ("Pin artifacts so that prune keeps them, or list the pins.", "backprop store keep RUN_ID"),
 }
 DATA = {  # verbs of `backprop data`: line in --help, example
+    "report": (
+        "Report what is in datasets: rows by outcome, lengths, duplicates, and rows as training sees them.",
+        "backprop data report support.jsonl --output report.html --fail-on 'duplicates>5%'",
+    ),
     "preview": (
         "Show rows as training sees them: the chat template applied, the label tokens in colour, what is cut.",
         "backprop data preview support.jsonl --rows 5",
@@ -128,6 +132,7 @@ class Answer:
     document: Any
     text: Any  # what rich can print
     status: int = 0
+    error: BackpropError | None = None  # printed beside the result; its exit status counts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -155,7 +160,7 @@ def stop(number: int, frame: FrameType | None) -> None:
 
 
 def printed(answer: Answer, *, as_json: bool) -> int:
-    """Print an answer to stdout."""
+    """Print an answer to stdout, and its error, if it has one, to stderr."""
     if as_json:
         print(json.dumps(answer.document, ensure_ascii=False, allow_nan=False), flush=True)
     else:
@@ -163,6 +168,9 @@ def printed(answer: Answer, *, as_json: bool) -> int:
 
         show(answer.text)
         sys.stdout.flush()
+    if answer.error:
+        say(error_text(answer.error))
+        return answer.error.exit_status
     return answer.status
 
 
@@ -173,14 +181,14 @@ def failed(error: BaseException, *, as_json: bool, verbose: bool) -> int:
         say(trace_text(error))
     say(error_text(coded))
     if as_json:
-        described = {
-            "code": coded.code,
-            "message": one_line(coded.message),
-            "hint": one_line(coded.hint),
-            "retryable": coded.retryable,
-        }
-        print(json.dumps({"run_id": coded.run_id, "error": described}, ensure_ascii=False), flush=True)
+        print(json.dumps({"run_id": coded.run_id, "error": described(coded)}, ensure_ascii=False), flush=True)
     return coded.exit_status
+
+
+def described(error: BackpropError) -> dict[str, Any]:
+    """An error as a part of a JSON document."""
+    message, hint = one_line(error.message), one_line(error.hint)
+    return {"code": error.code, "message": message, "hint": hint, "retryable": error.retryable}
 
 
 def as_coded(error: BaseException) -> BackpropError:

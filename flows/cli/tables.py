@@ -12,6 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from backprop_core.runtime.printable_text import printable
 from backprop_core.schema.flows import flow_info
 from backprop_core.schema.gate_report import GateReport
 from backprop_core.schema.refs import (
@@ -81,11 +82,6 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
 def whole_line(text: str) -> Text:
     """A line that only the terminal wraps, so that a path can be copied."""
     return Text(text, no_wrap=True, overflow="ignore")
-
-
-def printable(text: str) -> str:
-    """`text` without terminal escapes; line breaks and tabs stay."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -86,6 +86,12 @@ def test_preview_finds_a_row_by_its_line(place: Path, capsys: Capture) -> None:
         (["preview", "rows.jsonl", "--rows", "0"], "CONFIG_INVALID"),
         (["preview", "rows.jsonl", "--max-length", "many"], "CONFIG_INVALID"),
         (["preview", "rows.jsonl", "--model", "/nowhere"], "INPUT_NOT_FOUND"),
+        (["report"], "CONFIG_INVALID"),
+        (["report", "gone.jsonl"], "INPUT_NOT_FOUND"),
+        (["report", "empty.jsonl"], "INPUT_NO_ROWS"),
+        (["report", "folder"], "INPUT_NO_ROWS"),
+        (["report", "rows.jsonl", "--fail-on", "beauty>5%"], "CONFIG_INVALID"),
+        (["report", "rows.jsonl", "--output", "folder"], "CONFIG_PLACE_UNUSABLE"),
     ],
 )
 def test_wrong_input(words: list[str], code: str, place: Path, capsys: Capture) -> None:
@@ -107,3 +113,42 @@ def test_the_parent_imports_no_torch() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, env={**os.environ}
     )
     assert done.stdout.splitlines()[-1] == "[]" and "⟦" in done.stdout
+
+
+def test_report_writes_a_page_and_a_document(place: Path, capsys: Capture) -> None:
+    """The page and the JSON document have each dataset; the text says how many rows are usable."""
+    data = [write(place / name, [chat("a", "b"), chat("a", "b"), chat("c", "d")]) for name in ("a.jsonl", "b.jsonl")]
+    status, out, err = said(["data", "report", *data, "--model", BASE, "--output", "report.html"], capsys)
+    assert (status, err) == (0, "") and out.count("2 of 3 rows usable") == 2 and "report.html" in out
+    assert Path("report.html").read_text(encoding="utf-8").count("<section>") == 2
+    reports = document(["data", "report", *data, "--model", BASE], capsys)["datasets"]
+    assert [(one["data"], one["usable"], one["figures"]["duplicates"]) for one in reports] == [
+        (path, 2, 1) for path in data
+    ]
+
+
+def test_report_fails_on_a_limit(place: Path, capsys: Capture) -> None:
+    """Over a limit it exits with 1 and names the figure; the result and the page are there all the same."""
+    data = write(place / "a.jsonl", [chat("a", "b"), chat("a", "b"), chat("c", "d")])
+    words = ["data", "report", data, "--model", BASE, "--output", "report.html", "--fail-on", "duplicates>30%"]
+    status, out, err = said(words, capsys)
+    assert status == 1 and "2 of 3 rows usable" in out and Path("report.html").is_file()
+    assert err.startswith("[INPUT_DATA_LIMIT_EXCEEDED] ") and "duplicates is 1 of 3 rows (33.3 %), over 30 %" in err
+    status, out, _ = said([*words, "--json"], capsys)
+    assert status == 1 and json.loads(out)["error"]["code"] == "INPUT_DATA_LIMIT_EXCEEDED"
+    assert said([*words[:-1], "duplicates>34%"], capsys)[0] == 0
+
+
+def test_report_needs_no_base(place: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a base on this machine it has no tokens and no rendered rows, and all the rest."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(place / "none"))
+    [made] = document(["data", "report", write(place / "a.jsonl", [chat("a", "b")])], capsys)["datasets"]
+    assert made["tokens"] is None and made["rows"] == [] and made["characters"]["total"] == 2
+
+
+def test_report_prints_no_terminal_escapes(place: Path, capsys: Capture) -> None:
+    """Control characters of rows, reasons and names do not reach the terminal."""
+    rows = [chat(HOSTILE, "b"), chat(HOSTILE, "b"), {**chat("a", "b"), f"weight_{HOSTILE}": 3}]
+    data = write(place / "a\x1b[31m.jsonl", rows)
+    status, out, err = said(["data", "report", data, "--model", BASE], capsys)
+    assert status == 0 and not {"\x1b", "\x07", "\u202e"} & set(out + err)

@@ -1,0 +1,65 @@
+"""`backprop data report`: what is in datasets, as records and as one HTML page. No Prefect."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from backprop_core.data.converted_rows import Converted, converted
+from backprop_core.data.loading import find
+from backprop_core.data.report import Base, DatasetReport, report
+from backprop_core.data.report_limits import Limit, exceeded, limit
+from backprop_core.data.report_page import page
+from backprop_core.errors import DataLimitExceeded, PlaceUnusable
+from backprop_core.models import base as bases
+from backprop_core.schema.specs import DatasetSpec, RunSpec
+from backprop_core.store.artifacts import write_atomic
+from tasks.runs.data_preview import max_length, tokenizer_files, usable
+
+
+class Reports:
+    """The reports of a spec's datasets."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        """Examine every dataset. Raises what reading the data and the base's tokenizer raises."""
+        self._directory = base_directory(spec)
+        self.all = [self._examine(spec, dataset) for dataset in spec.datasets]
+
+    def _examine(self, spec: RunSpec, dataset: DatasetSpec) -> DatasetReport:
+        with TemporaryDirectory() as scratch:
+            source = find(dataset, scratch=Path(scratch))
+            rows = converted(source, dataset)
+        return report(dataset.path, source.digest, rows, self._base(spec, rows))
+
+    def _base(self, spec: RunSpec, rows: Converted) -> Base | None:
+        if self._directory is None:
+            return None
+        template = bases.chat_template_in(self._directory)
+        return Base(spec.model.name, self._directory, template, max_length(spec, usable(rows), self._directory))
+
+    def write(self, path: Path) -> None:
+        """Write the page. Raises PlaceUnusable."""
+        try:
+            write_atomic(path, page(self.all))
+        except OSError as error:
+            raise PlaceUnusable(
+                f"{path} cannot be written: {error.strerror}", hint="name another file with --output"
+            ) from error
+
+    def check(self, limits: Sequence[Limit]) -> DataLimitExceeded | None:
+        """The error for limits that are exceeded, or None. Raises ConfigInvalid."""
+        found = [words for one in self.all for words in exceeded(one, list(limits))]
+        if not found:
+            return None
+        return DataLimitExceeded("; ".join(found), hint="look at the report, correct the data or raise the limit")
+
+
+def limits_of(texts: Sequence[str]) -> list[Limit]:
+    """Limits as they are written. Raises ConfigInvalid."""
+    return [limit(text) for text in texts]
+
+
+def base_directory(spec: RunSpec) -> Path | None:
+    """The files of the spec's base; None if it is not named, and the default one is not on this machine."""
+    if "name" in spec.model.model_fields_set:
+        return tokenizer_files(spec.model)
+    return bases.here(spec.model.name, spec.model.revision)

@@ -1,0 +1,168 @@
+"""What a report says of a dataset is so; its page shows hostile rows as text and needs nothing else."""
+
+import json
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from backprop_core.data import chat_encoding
+from backprop_core.data.converted_rows import converted
+from backprop_core.data.loading import snapshot
+from backprop_core.data.report import FIGURES, Base, DatasetReport, lengths, report
+from backprop_core.data.report_limits import exceeded, limit
+from backprop_core.data.report_page import page
+from backprop_core.errors import ConfigInvalid
+from backprop_core.models import base as bases
+from backprop_core.schema.specs import DatasetSpec
+from tests.backprop_core import nano
+
+HOSTILE = "</pre></td><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m\u202e\x00\"'&amp;{{ 7*7 }}"
+
+
+def chat(question: str, answer: str) -> dict[str, Any]:
+    return {"prompt": question, "completion": answer}
+
+
+def examined(tmp_path: Path, lines: Sequence[Any], *, base: Path | None = None, max_length: int = 64) -> DatasetReport:
+    path = tmp_path / "rows.jsonl"
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    path.write_text("".join(text + "\n" for text in texts), encoding="utf-8")
+    source = snapshot(str(path), scratch=tmp_path)
+    known = base and Base("base", base, bases.chat_template_in(base), max_length)
+    return report(str(path), source.digest, converted(source, DatasetSpec(path=str(path))), known)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return nano.build(tmp_path_factory.mktemp("base"))
+
+
+def test_every_row_is_counted_once(tmp_path: Path, base: Path) -> None:
+    """Usable and dropped rows together are the rows read, by reason, each with its place."""
+    rows = [chat("a", "b"), chat("a", "b "), "nope", chat("c", " "), chat("d", "e"), {"prompt": 3, "completion": "x"}]
+    made = examined(tmp_path, rows, base=base)
+    assert (made.read, made.usable) == (6, 2)
+    assert {one.reason: (one.rows, one.samples[0].place) for one in made.dropped} == {
+        "duplicate": (1, "line 2"),
+        "not_json": (1, "line 3"),
+        "empty": (1, "line 4"),
+        "not_text": (1, "line 6"),
+    }
+    assert made.figures == {
+        "dropped": 4,
+        "malformed": 2,
+        "refused_by_template": 0,
+        "empty": 1,
+        "duplicates": 1,
+        "cut": 0,
+        "without_answer": 0,
+    }
+    assert made.figures.keys() == FIGURES.keys()
+
+
+def test_a_dataset_without_a_usable_row_has_a_report(tmp_path: Path, base: Path) -> None:
+    """It says why each row is dropped, and its page can be written."""
+    made = examined(tmp_path, [chat("a", ""), chat("b", "")], base=base)
+    assert (made.usable, made.tokens, made.rows) == (0, None, []) and made.figures["empty"] == 2
+    assert "without an answer" not in page([made]) and "empty" in page([made])
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 500])
+def test_quantiles_and_histogram(count: int) -> None:
+    """Quantiles are those of numpy; the histogram has each length once, in the bin that contains it."""
+    values = [int(value) for value in np.random.default_rng(count).lognormal(5, 1, count)]
+    made = lengths(values)
+    for name, share in {"p25": 0.25, "median": 0.5, "p75": 0.75, "p90": 0.9, "p99": 0.99}.items():
+        assert getattr(made, name) == np.quantile(values, share, method="inverted_cdf")
+    assert (made.shortest, made.longest, made.total) == (min(values), max(values), sum(values))
+    assert [one.rows for one in made.histogram] == [
+        sum(one.start <= value < one.end for value in values) for one in made.histogram
+    ]
+    assert sum(one.rows for one in made.histogram) == count
+    assert all(one.end == two.start for one, two in zip(made.histogram, made.histogram[1:], strict=False))
+
+
+def test_tokens_are_those_of_training(tmp_path: Path, base: Path) -> None:
+    """Lengths, share of labels and cut rows are those of the examples that training makes."""
+    rows = [{"messages": row["messages"]} for row in nano.chats(60)]
+    made = examined(tmp_path, rows, base=base, max_length=60)
+    distinct = list({json.dumps(row): row for row in rows}.values())
+    examples = chat_encoding.encode(AutoTokenizer.from_pretrained(base), distinct, max_length=10_000)
+    tokens = made.tokens
+    assert tokens is not None and tokens.exact and tokens.lengths.rows == len(distinct)
+    counted = sum(len(example.ids) for example in examples)
+    assert abs(tokens.lengths.total - counted) <= 2 * len(distinct)
+    assert tokens.cut == sum(len(example.ids) > 60 for example in examples) > 0
+    labels = sum(sum(example.labels) for example in examples)
+    assert tokens.label_share == pytest.approx(labels / counted, abs=0.02)
+
+
+def test_limits(tmp_path: Path) -> None:
+    """A figure over a count or over a share of the rows read is named; at the limit it is not."""
+    made = examined(tmp_path, [chat("a", "b")] * 2 + [chat(f"q{number}", "b") for number in range(8)])
+    assert exceeded(made, [limit("duplicates>1"), limit("duplicates > 10%"), limit("dropped>10.0 %")]) == []
+    [words] = exceeded(made, [limit("duplicates>9.9%")])
+    assert "duplicates is 1 of 10 rows (10 %), over 9.9 %" in words
+    assert len(exceeded(made, [limit("duplicates>0"), limit("dropped>0"), limit("empty>0")])) == 2
+    with pytest.raises(ConfigInvalid, match="base model"):
+        exceeded(made, [limit("cut>0")])
+
+
+@pytest.mark.parametrize("text", ["", "duplicates", "duplicates>x", "duplicates<5", "duplicates>-1", "near>5%", ">5"])
+def test_a_limit_that_is_none(text: str) -> None:
+    """What is no limit, or names no figure, is an error that lists the names."""
+    with pytest.raises(ConfigInvalid) as error:
+        limit(text)
+    assert all(name in error.value.hint for name in FIGURES)
+
+
+class Page(HTMLParser):
+    """The tags, attributes and texts of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_hostile_rows_are_text(tmp_path: Path, base: Path) -> None:
+    """Markup, template syntax and control characters of rows, reasons and names neither run nor hide."""
+    rows = [chat(HOSTILE, HOSTILE), chat(HOSTILE, HOSTILE), {"prompt": "a", "completion": "b", "weight<b>": 3}]
+    made = examined(tmp_path, [*rows, chat(HOSTILE, "")], base=base).model_copy(update={"data": HOSTILE})
+    text = page([made, made])
+    parsed = Page(text)
+    known = "html head meta title style body main h1 h2 h3 ul li a section p div b span details summary pre svg rect"
+    assert set(parsed.tags) <= {*known.split(), "table", "tr", "th", "td", "mark", "s"}
+    assert not [name for name, _ in parsed.attributes if name.startswith("on")]
+    assert "<script>alert(1)</script>" in parsed.text and "{{ 7*7 }}" in parsed.text
+    assert [character for character in text if not character.isprintable() and character not in "\n\u00a0"] == []
+
+
+def test_the_page_is_alone(tmp_path: Path, base: Path) -> None:
+    """It has no script, loads nothing, links only into itself, and is the same each time."""
+    made = examined(tmp_path, [chat("a", "b"), chat("c", "d" * 99)], base=base)
+    text = page([made, made])
+    links = {value for name, value in Page(text).attributes if name in ("href", "src", "action")}
+    assert text == page([made, made]) and links == {"#data-1", "#data-2"}
+    assert "url(" not in text and "@import" not in text and "prefers-color-scheme: dark" in text
+    assert "<mark>" in text and "<s>" in text
+
+
+def test_the_record_reads_back(tmp_path: Path, base: Path) -> None:
+    """A report as JSON is the same report again."""
+    made = examined(tmp_path, [chat("a", "b"), "nope"], base=base)
+    assert DatasetReport.model_validate_json(made.model_dump_json()) == made
