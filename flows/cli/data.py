@@ -23,7 +23,11 @@ Model = Annotated[
 ]
 MaxLength = Annotated[
     str | None,
-    Parameter(help="Tokens per example; default: what a training on these rows would choose.", show_default=False),
+    Parameter(
+        help="Tokens per example; default: what a training on these rows would choose.",
+        show_default=False,
+        metavar="INT",
+    ),
 ]
 Config = Annotated[Path | None, Parameter(help="YAML file with any fields of the spec.", show_default=False)]
 LineOption = Annotated[
