@@ -6,7 +6,7 @@ is kept of several is one that passes. Exact duplicates are dropped in between.
 
 from collections.abc import Mapping
 
-from backprop_core.data.steps import contradictions, length, near_duplicates, personal_data, quality
+from backprop_core.data.steps import contradictions, language, length, near_duplicates, personal_data, quality
 from backprop_core.data.steps.row_step import RowStep
 from backprop_core.data.steps.set_step import SetStep
 from backprop_core.data.token_lengths import Counter
@@ -21,6 +21,8 @@ def row_steps(spec: CurationSpec, counter: Counter | None) -> Mapping[str, RowSt
     if spec.counts_tokens:
         assert counter, "the stage is given the base"
         steps["length"] = length.step(counter, spec.min_tokens, spec.max_tokens)
+    if spec.languages:
+        steps["language"] = language.step(spec.languages)
     if spec.quality:
         steps["quality"] = quality.step(spec.quality)
     return steps

@@ -1,11 +1,12 @@
 """CurationSpec: which rows of a dataset are dropped, changed or set apart before training."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from backprop_core.schema.records import KEY_IF_SET, Spec
 
+Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
 QualityRule = Literal["repetition", "symbols", "refusal", "truncated", "echo"]
 PersonalData = Literal["off", "flag", "redact", "drop", "quarantine"]
 ComparedPart = Literal["conversation", "question"]
@@ -29,6 +30,11 @@ class CurationSpec(Spec):
     )
     max_tokens: int | None = Field(
         None, ge=1, description="Drop rows with more tokens, counted likewise.", json_schema_extra=KEY_IF_SET
+    )
+    languages: list[Language] = Field(
+        [],
+        description="Keep rows in these languages (ISO 639-1 codes, like en), and rows too short to tell.",
+        json_schema_extra=KEY_IF_SET,
     )
     quality: list[QualityRule] = Field(
         [],

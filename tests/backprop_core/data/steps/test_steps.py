@@ -3,17 +3,22 @@
 import json
 import random
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet  # type: ignore[import-untyped]
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backprop_core.data.curation import curate
 from backprop_core.data.loading import snapshot
 from backprop_core.data.row_files import load
+from backprop_core.data.steps import length
 from backprop_core.data.steps.personal_data import is_card, is_iban, redacted
+from backprop_core.data.token_lengths import Counted
+from backprop_core.errors import BackpropError, ConfigInvalid
 from backprop_core.schema.refs import Curated
 from backprop_core.schema.specs import DatasetSpec
 from backprop_core.store.artifacts import Store
@@ -77,6 +82,37 @@ def test_raw_text_has_no_answer(bench: Bench) -> None:
     """Raw text is judged by its repetitions and symbols alone."""
     made = bench.curate([{"text": LONG}, {"text": "la la la " * 30}], quality=list(BAD))
     assert made.dropped == {"repetition": 1}
+
+
+def test_rows_in_other_languages_are_dropped(bench: Bench) -> None:
+    """Rows surely in another language are dropped; short ones, code and the wanted languages are kept."""
+    german = pair("Wo ist meine Bestellung? Ich warte seit einer Woche.", "Sie kommt morgen bei Ihnen an.")
+    french = pair("Je voudrais annuler ma commande, s'il vous plaît.", "C'est fait, vous recevrez un message.")
+    english = pair("My account is locked. Please reset the password, thanks!", "It is reset. Look into your mail.")
+    rows = [german, french, english, pair("Ok?", "Ok."), GOOD[1]]
+    assert bench.curate(rows, languages=["en"]).dropped == {"language": 2}
+    assert bench.curate(rows, languages=["en", "de"]).dropped == {"language": 1}
+    with pytest.raises(ConfigInvalid, match="xx cannot be recognized"):
+        bench.curate(rows, languages=["xx"])
+
+
+class Words:
+    """Counts words where curation counts tokens."""
+
+    def count(self, rows: Sequence[dict[str, Any]]) -> list[Counted]:
+        sizes = [sum(len(turn["content"].split()) for turn in row["messages"]) for row in rows]
+        return [Counted(size, 0, size) for size in sizes]
+
+
+def test_rows_too_short_or_too_long_are_dropped() -> None:
+    """The bounds themselves are allowed; without a bound on one side nothing is dropped there."""
+    rows = [pair(" ".join(["word"] * count), "Yes.") for count in (1, 2, 3, 4)]
+
+    def reasons(least: int | None, most: int | None) -> list[str | None]:
+        return [finding and finding.reason for finding in length.step(Words(), least, most)(rows)]
+
+    assert reasons(3, 4) == ["too_short", None, None, "too_long"]
+    assert reasons(None, 4) == [None, None, None, "too_long"] and reasons(3, None) == ["too_short", None, None, None]
 
 
 PRIVATE = {
@@ -195,3 +231,47 @@ def test_without_steps_a_key_is_what_it_was(bench: Bench) -> None:
     assert "curation" not in plain.semantic() and asked.semantic()["curation"].semantic() == {"quality": ["echo"]}
     keys = {stage_key("curate", {"source": source, "spec": spec, "template": None}) for spec in (plain, asked)}
     assert len(keys) == 2
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+fields = st.sampled_from(["messages", "role", "content", "text", "tools", "tool_calls", "weight", "chosen", "system"])
+turns = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "system", "tool", "poet"]), "content": st.text(max_size=40)},
+    optional={"weight": json_values, "name": json_values, "tool_calls": json_values},
+)
+objects = st.dictionaries(fields, json_values | st.lists(turns, max_size=4), max_size=3)
+lines = st.one_of(
+    st.builds(lambda some: json.dumps({"messages": some}), st.lists(turns, max_size=4)),
+    objects.map(json.dumps),
+    json_values.map(json.dumps),
+    st.text(max_size=30).map(lambda text: text.replace("\n", " ")),
+)
+EVERYTHING = {
+    "personal_data": "quarantine",
+    "quality": [*BAD],
+    "languages": ["en"],
+    "near_duplicates": 0.6,
+    "contradictions": "keep_newest",
+}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(lines, max_size=25))
+def test_rows_read_are_rows_kept_dropped_or_quarantined(bench: Bench, some: list[str]) -> None:
+    """Whatever the lines of a file are: a coded error, or each row has one outcome and the counts add up."""
+    fine = [json.dumps(pair(f"Where is order {number}?", "It is on its way to you.")) for number in range(3)]
+    bench.path.write_text("\n".join([*fine, *some]), encoding="utf-8", errors="surrogatepass")
+    spec = DatasetSpec.model_validate({"path": str(bench.path), "max_bad_rows": 1, "curation": EVERYTHING})
+    try:
+        made = curate(snapshot(str(bench.path), scratch=bench.path.parent), spec, store=bench.store)
+    except BackpropError:
+        return
+    apart = made.quarantined.rows if made.quarantined else 0
+    assert made.lineage and made.read == made.rows.rows + apart + sum(made.dropped.values()) == made.lineage.rows
+    table = pyarrow.parquet.read_table(bench.store.local(made.lineage) / "lineage.parquet")
+    found = Counter(table["outcome"].to_pylist())
+    assert found == Counter(kept=made.rows.rows, quarantined=apart, dropped=sum(made.dropped.values()))
