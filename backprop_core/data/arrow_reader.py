@@ -27,8 +27,9 @@ def arrow(file: BinaryIO, name: str) -> Iterator[Item]:
 
     with undamaged("Arrow", name):
         opened = pyarrow.ipc.open_file(file)
+        columns = opened.schema.names
     batches = (opened.get_batch(number) for number in range(opened.num_record_batches))
-    yield from rows(batches, opened.schema.names, "Arrow", name)
+    yield from rows(batches, columns, "Arrow", name)
 
 
 def arrow_stream(stream: BinaryIO, name: str) -> Iterator[Item]:
@@ -37,7 +38,8 @@ def arrow_stream(stream: BinaryIO, name: str) -> Iterator[Item]:
 
     with undamaged("Arrow", name):
         opened = pyarrow.ipc.open_stream(stream)
-    yield from rows(opened, opened.schema.names, "Arrow", name)
+        columns = opened.schema.names
+    yield from rows(opened, columns, "Arrow", name)
 
 
 def rows(batches: Iterable[Any], columns: Sequence[str], kind: str, name: str) -> Iterator[Item]:
@@ -66,12 +68,12 @@ def values(batches: Iterator[Any], kind: str, name: str, before: int) -> list[An
 
 @contextmanager
 def undamaged(kind: str, name: str, *, after: int = 0) -> Iterator[None]:
-    """Turn pyarrow's errors into InputValidationFailed."""
+    """Turn pyarrow's errors into InputValidationFailed. A damaged length is more memory than there is."""
     import pyarrow
 
     try:
         yield
-    except (pyarrow.ArrowException, OSError, ValueError, ArithmeticError, LookupError, TypeError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, ArithmeticError, LookupError, TypeError, MemoryError) as error:
         where = f"{name}, after row {after}" if after else name
         hint = "create or copy it again"
         raise InputValidationFailed(f"{where}: damaged {kind} file: {error}", hint=hint) from error

@@ -28,7 +28,7 @@ class Place(NamedTuple):
 
     def inside(self, file: str) -> "Place":
         """The place as seen from outside `file`, which is a file, or an archive with files."""
-        return self._replace(file=f"{file}/{self.file}" if self.file else file)
+        return Place(f"{file}/{self.file}" if self.file else file, self.unit, self.number)
 
 
 class Item(NamedTuple):

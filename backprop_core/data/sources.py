@@ -4,15 +4,15 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from backprop_core.data import remote_files, sql_query
 from backprop_core.data.decompression import CHUNK
 from backprop_core.data.file_format import reading_of
-from backprop_core.errors import ExtraMissing, InputNotFound, InputValidationFailed, NoRows
-from backprop_core.schema.field_types import ROWS_FILE, is_address
+from backprop_core.errors import InputNotFound, InputValidationFailed, NoRows
+from backprop_core.schema.field_types import ROWS_FILE, is_address, is_sql
 from backprop_core.schema.refs import SourceFile, SourceRef
 from backprop_core.store.artifacts import file_digest
 from backprop_core.store.cache_keys import digest_of
@@ -82,30 +82,25 @@ def holds_rows(name: str) -> bool:
 
 def fetch(url: str, scratch: Path) -> Path:
     """Download a URL into `scratch` unless it is there already. The local name keeps the suffixes of its format."""
-    if is_chain(url):
+    if is_chain(url) and not is_sql(url):
         raise InputValidationFailed(f"{url} is a chain of URLs", hint="use a single URL, or copy the file")
     suffix = ROWS_FILE.search(urlsplit(url).path) or ROWS_FILE.search(url)
-    target = scratch / (hashlib.sha256(url.encode()).hexdigest()[:16] + (suffix[0] if suffix else ""))
+    ending = ".jsonl" if is_sql(url) else suffix[0] if suffix else ""
+    target = scratch / (hashlib.sha256(url.encode()).hexdigest()[:16] + ending)
     if not target.is_file():
         part = target.with_name(f"{target.name}.part")
-        with coded(url), part.open("wb") as file:
-            for chunk in web(url) if is_web(url) else remote(url):
+        with part.open("wb") as file:
+            for chunk in downloaded(url):
                 file.write(chunk)
         part.replace(target)
     return target
 
 
-@contextmanager
-def coded(url: str) -> Iterator[None]:
-    """Turn errors of reading a URL into coded errors."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise InputNotFound(f"cannot get {url}: {error.__cause__ or error}", hint="check the URL") from error
-    except ImportError as error:
-        raise ExtraMissing(f"{url} cannot be read: {error}", hint="install that package, or copy the file") from error
-    except (OSError, ValueError, TypeError) as error:  # TypeError: the protocol needs options
-        raise unreadable(url, error) from error
+def downloaded(url: str) -> Iterator[bytes]:
+    """The bytes of what is at a URL: a page, a file in a store, or the rows of a query."""
+    if is_sql(url):
+        return sql_query.lines(url)
+    return web(url) if is_web(url) else remote_files.chunks(url)
 
 
 def is_web(url: str) -> bool:
@@ -118,7 +113,7 @@ def is_chain(url: str) -> bool:
 
 
 def web(url: str) -> Iterator[bytes]:
-    """Download over HTTP, following redirects. Raises AddressForbidden; FileNotFoundError for any failure."""
+    """Download over HTTP, following redirects. Raises AddressForbidden; InputNotFound for any failure."""
     import httpx
 
     from backprop_core.runtime.url_guard import client
@@ -131,16 +126,7 @@ def web(url: str) -> Iterator[bytes]:
             answer.raise_for_status()
             yield from answer.iter_bytes(CHUNK)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise FileNotFoundError(url) from error
-
-
-def remote(url: str) -> Iterator[bytes]:
-    """Download with fsspec."""
-    import fsspec
-
-    with fsspec.open(url, "rb") as file:
-        while chunk := file.read(CHUNK):
-            yield chunk
+        raise InputNotFound(f"cannot get {url}: {error}", hint="check the URL") from error
 
 
 def did_you_mean(missing: Path) -> str:

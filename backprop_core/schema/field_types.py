@@ -45,6 +45,11 @@ def is_address(path: str) -> bool:
     return bool(ADDRESS.match(path))
 
 
+def is_sql(path: str) -> bool:
+    """Whether this is the URL of a database."""
+    return path.lower().startswith(("sqlite://", "postgresql://", "postgres://"))
+
+
 def text_encoding(name: str) -> str:
     """The codec's own name. Raises ValueError for a name that Python has no text encoding for."""
     try:

@@ -10,9 +10,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from backprop_core.data.sources import is_chain, members
+from backprop_core.data.sql_query import is_sqlite, query_of
 from backprop_core.errors import OutputForbidden, PathForbidden
 from backprop_core.runtime.settings import settings
-from backprop_core.schema.field_types import is_address
+from backprop_core.schema.field_types import is_address, is_sql
 from backprop_core.schema.specs import DatasetSpec, RunSpec
 
 REMOTE = {"http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf"}  # protocols that read no local files
@@ -82,7 +83,9 @@ def files(datasets: Iterable[DatasetSpec]) -> Iterator[str]:
 
 
 def may_read(path: str, roots: Sequence[Path] | None = None) -> bool:
-    """Whether a path is a remote URL, or in an allowed directory with symlinks resolved."""
+    """Whether a path is a remote URL, a query on a server, or in an allowed directory with symlinks resolved."""
+    if is_sql(path):
+        return not is_sqlite(path) or is_below_root(str(query_of(path).file), roots)
     if is_address(path):
         return urlsplit(path).scheme in REMOTE and not is_chain(path)
     return is_below_root(path, roots)

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import httpx
 
-from backprop_core.data.sources import PATIENCE, coded, is_web, members, unreadable
+from backprop_core.data import sql_query
+from backprop_core.data.remote_files import filesystem
+from backprop_core.data.sources import PATIENCE, is_web, members, unreadable
 from backprop_core.errors import InputNotFound, InputValidationFailed, NoRows
 from backprop_core.runtime.url_guard import client
-from backprop_core.schema.field_types import is_address
+from backprop_core.schema.field_types import is_address, is_sql
 from backprop_core.schema.specs import DatasetSpec
 from backprop_core.store.cache_keys import digest_of
 
@@ -19,9 +21,9 @@ SAYING = ("ETag", "Last-Modified", "Content-Length")  # HTTP headers that change
 def fingerprint(dataset: DatasetSpec) -> str:
     """A fingerprint of 64 hex digits that changes when the source changes.
 
-    Made of names, sizes and times of local files, of the Hub's commit, of a web page's headers, or of what fsspec
-    reports. Raises InputNotFound, NoRows for a directory without files of rows, InputValidationFailed if the source
-    reports nothing that shows a change, and what reading an address raises.
+    Made of names, sizes and times of local files, of the Hub's commit, of a web page's headers, of a database file,
+    of the rows of a query on a server, or of what fsspec reports. Raises InputNotFound, NoRows for a directory without
+    row files, InputValidationFailed if the source reports nothing that shows a change, and what reading it raises.
     """
     return digest_of(state(dataset))
 
@@ -34,6 +36,8 @@ def state(dataset: DatasetSpec) -> Sequence[object]:
         return [hub_datasets.state(dataset).commit]
     if is_web(path):
         return page(path)
+    if is_sql(path):
+        return sql_query.state(path)
     return remote(path) if is_address(path) else local(path)
 
 
@@ -69,8 +73,5 @@ def page(url: str) -> list[object]:
 
 def remote(url: str) -> list[object]:
     """fsspec's current information about a file."""
-    import fsspec
-
-    with coded(url):
-        system, path = fsspec.url_to_fs(url, skip_instance_cache=True)
+    with filesystem(url) as (system, path):
         return [system.ukey(path)]

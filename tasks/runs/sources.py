@@ -18,7 +18,7 @@ from backprop_core.data.loading import find, snapshot
 from backprop_core.data.sources import is_web, members
 from backprop_core.errors import ConfigInvalid
 from backprop_core.runtime.redaction import blank_address
-from backprop_core.schema.field_types import PACKED, is_address
+from backprop_core.schema.field_types import PACKED, is_address, is_sql
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import SourceRef
 from backprop_core.schema.specs import DatasetSpec
@@ -104,12 +104,12 @@ def refuse_collisions(datasets: Sequence[DatasetSpec]) -> None:
 
 def without_query(path: str) -> str:
     """A URL without query and fragment; a path unchanged."""
-    return urlsplit(path)._replace(query="", fragment="").geturl() if is_web(path) else path
+    return urlsplit(path)._replace(query="", fragment="").geturl() if is_web(path) or is_sql(path) else path
 
 
 def stem(path: str) -> str:
     """A file's name without its suffixes, including that of its compression."""
-    place = urlsplit(path).path if is_web(path) else path
+    place = urlsplit(path).path if is_web(path) or is_sql(path) else path
     name = place.rpartition("/")[2] if is_address(path) else Path(place).name
     return re.sub(r"\.[^.]+$", "", re.sub(PACKED, "", name)) or "data"
 
