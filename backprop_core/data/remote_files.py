@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 from backprop_core.data.decompression import CHUNK
 from backprop_core.errors import AuthRequired, BackpropError, ExtraMissing, InputNotFound, InputValidationFailed
 from backprop_core.runtime.optional_packages import require
-from backprop_core.runtime.url_guard import refuse
 
 
 class Cloud(NamedTuple):
@@ -57,6 +56,8 @@ def filesystem(url: str) -> Iterator[tuple[Any, str]]:
     if cloud:
         require((cloud.package,), what=f"{scheme}://", extra=cloud.extra)
     elif scheme.lower() not in NO_HOST and (host := urlsplit(url).hostname):
+        from backprop_core.runtime.url_guard import refuse
+
         refuse(host)
     import fsspec
 

@@ -20,7 +20,6 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from backprop_core.errors import AuthRequired, BackpropError, InputNotFound, InputValidationFailed
 from backprop_core.runtime.optional_packages import require
 from backprop_core.runtime.redaction import blank_address
-from backprop_core.runtime.url_guard import refuse
 from backprop_core.store.cache_keys import canonical
 
 QUERY = re.compile(r"[?&]query=", re.IGNORECASE)
@@ -132,7 +131,7 @@ def postgres_rows(query: Query) -> Iterator[dict[str, Any]]:
     require(("adbc_driver_postgresql",), what="postgresql://", extra="sql")
     from adbc_driver_manager import Error
     from adbc_driver_postgresql.dbapi import connect
-    from pyarrow import ArrowException
+    from pyarrow import ArrowException  # type: ignore[import-untyped]
 
     refuse_options(query)
     with (
@@ -163,6 +162,8 @@ def parsed(text: str | None) -> Any:
 
 def refuse_options(query: Query) -> None:
     """Raise InputValidationFailed for an option that would open a file or another host, AddressForbidden for a host."""
+    from backprop_core.runtime.url_guard import refuse
+
     parts = urlsplit(query.database)
     if others := {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)} - OPTIONS:
         hint = f"known options: {', '.join(sorted(OPTIONS))}"
