@@ -6,7 +6,7 @@ from typing import Any
 
 from backprop_core.data.row_formats import ChatRow
 from backprop_core.data.steps.row_step import Finding, RowStep, dropped
-from backprop_core.data.steps.shingles import conversation
+from backprop_core.data.steps.shingles import spoken
 from backprop_core.errors import ConfigInvalid
 
 SURE = 0.8  # a row is kept unless another language is at least this probable: short rows and code say little
@@ -30,7 +30,7 @@ def step(languages: Sequence[str]) -> RowStep:
         )
 
     def judge(row: ChatRow) -> Finding | None:
-        found, probability = model.classify(conversation(row)[:READ])
+        found, probability = model.classify(spoken(row)[:READ])
         if found in languages or probability < SURE:
             return None
         return dropped("language", f"{found}, {100 * probability:.0f} %")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 
 from backprop_core.data.row_formats import ChatRow
-from backprop_core.data.steps.row_step import Finding, RowStep, rewritten, texts
+from backprop_core.data.steps.row_step import Finding, RowStep, rewritten
 from backprop_core.runtime.redaction import IN_TEXT, PRIVATE_KEY, TOKEN
 from backprop_core.schema.specs.curation import PersonalData
 
@@ -21,6 +21,8 @@ PHONE = re.compile(
     r"(?<![\w.+/-])(?:(?:\+|00)[1-9]\d{0,2}[ ./-]?(?:\(0?\d{1,4}\)[ ./-]?)?\d(?:[ ./-]?\d){5,12}"
     r"|\(\d{3}\) ?\d{3}-\d{4}|\d{3}[-.]\d{3}[-.]\d{4}|\(?0\d{2,5}\)?[ /-]\d{3,8}(?:[ -]\d{1,6}){0,2})(?![\w-])"
 )
+# a text without any of these marks matches none of the patterns
+HINTS = re.compile(r"[\d@:=]|-----|--|\b[a-z]{2,4}[_-]\w{8}|earer |asic |uthorization|ookie")
 SHOWN = {"email": "e-mail", "phone": "phone", "iban": "IBAN", "card": "card", "secret": "secret"}
 
 
@@ -71,6 +73,8 @@ def redacted(text: str, found: Counter[str]) -> str:
 
         return of
 
+    if not HINTS.search(text):
+        return text
     text = secrets().sub(replace("secret", lambda _: True), text)
     for pattern in in_text():
         text = pattern.sub(replace("secret", lambda shown: not shown.endswith("[secret]"), keep=True), text)
@@ -84,8 +88,6 @@ def step(mode: PersonalData) -> RowStep:
 
     def judge(row: ChatRow) -> Finding | None:
         found = Counter[str]()
-        if not any(map(may_hold, texts(row))):
-            return None
         clean = rewritten(row, lambda text: redacted(text, found))
         if not found:
             return None
@@ -100,11 +102,3 @@ def step(mode: PersonalData) -> RowStep:
         return Finding("kept", "personal_data", detail)
 
     return lambda rows: [judge(row) for row in rows]
-
-
-def may_hold(text: str) -> bool:
-    """Whether a text has a digit or a mark without which none of the patterns matches."""
-    return bool(HINTS.search(text))
-
-
-HINTS = re.compile(r"[\d@:=]|-----|--|\b[a-z]{2,4}[_-]\w{8}|earer |asic |uthorization|ookie")

@@ -1,12 +1,13 @@
 """What a step that looks at one row at a time takes and returns, and the texts of a row."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from backprop_core.data.row_formats import ChatRow
 from backprop_core.data.row_lineage import Outcome
 
 NOT_TEXT = {"role", "type", "id", "tool_call_id", "name"}  # keys of a turn whose values are no free text
+ARGUMENTS = "arguments"
 
 
 class Finding(NamedTuple):
@@ -28,29 +29,18 @@ def dropped(reason: str, detail: str = "") -> Finding:
     return Finding("dropped", reason, detail)
 
 
-def texts(value: Any) -> Iterator[str]:
-    """All free text of a row, at any depth."""
-    match value:
-        case str():
-            yield value
-        case list():
-            for item in value:
-                yield from texts(item)
-        case dict():
-            for name, item in value.items():
-                if name not in NOT_TEXT:
-                    yield from texts(item)
-
-
-def rewritten(value: Any, change: Callable[[str], str]) -> Any:
-    """A row with all its free text changed, at any depth."""
+def rewritten(value: Any, change: Callable[[str], str], kept: Collection[str] = NOT_TEXT) -> Any:
+    """A row with all its free text changed, at any depth; all text in the arguments of a call is free."""
     match value:
         case str():
             return change(value)
         case list():
-            return [rewritten(item, change) for item in value]
+            return [rewritten(item, change, kept) for item in value]
         case dict():
-            return {name: item if name in NOT_TEXT else rewritten(item, change) for name, item in value.items()}
+            inside = {name: () if name == ARGUMENTS else kept for name in value}
+            return {
+                name: item if name in kept else rewritten(item, change, inside[name]) for name, item in value.items()
+            }
     return value
 
 

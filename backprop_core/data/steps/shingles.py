@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from backprop_core.data.row_formats import ChatRow
 from backprop_core.schema.specs.curation import ComparedPart
+from backprop_core.store.cache_keys import canonical
 
 WIDTH = 3  # words of a shingle
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
@@ -65,9 +66,20 @@ def distinct(rows: NDArray[np.int64], hashes: NDArray[np.uint64], count: int) ->
     return Shingles(hashes[new], starts.astype(np.int64))
 
 
-def conversation(row: ChatRow) -> str:
-    """All texts of a row."""
+def spoken(row: ChatRow) -> str:
+    """What the turns of a row say."""
     return str(row["text"]) if "text" in row else "\n".join(turn["content"] for turn in row["messages"])
+
+
+def conversation(row: ChatRow) -> str:
+    """What the turns of a row say and think, and their calls as JSON."""
+    return str(row["text"]) if "text" in row else "\n".join(map(whole, row["messages"]))
+
+
+def whole(turn: ChatRow) -> str:
+    """A turn's text, thoughts and calls."""
+    calls = canonical([call["function"] for call in turn["tool_calls"]]) if "tool_calls" in turn else ""
+    return "\n".join(filter(None, [turn.get("reasoning_content", ""), turn["content"], calls]))
 
 
 def text_on(part: ComparedPart) -> Callable[[ChatRow], str]:
@@ -79,4 +91,4 @@ def question(row: ChatRow) -> str:
     """The texts before a row's last answer; empty for raw text."""
     turns = row.get("messages", [])
     last = max((place for place, turn in enumerate(turns) if turn["role"] == "assistant"), default=0)
-    return "\n".join(turn["content"] for turn in turns[:last])
+    return "\n".join(map(whole, turns[:last]))

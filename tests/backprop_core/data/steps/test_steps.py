@@ -17,6 +17,8 @@ from backprop_core.data.loading import snapshot
 from backprop_core.data.row_files import load
 from backprop_core.data.steps import length
 from backprop_core.data.steps.personal_data import is_card, is_iban, redacted
+from backprop_core.data.steps.row_step import rewritten
+from backprop_core.data.steps.shingles import conversation
 from backprop_core.data.token_lengths import Counted
 from backprop_core.errors import BackpropError, ConfigInvalid
 from backprop_core.schema.refs import Curated
@@ -148,6 +150,24 @@ def test_redaction_takes_any_text(text: str) -> None:
     """Whatever a text is, redacting it twice is redacting it once."""
     once = redacted(text, Counter())
     assert redacted(once, Counter()) == once
+
+
+def test_arguments_of_a_call_are_redacted() -> None:
+    """Personal data in the arguments of a call gives way, whatever the argument is called; names and ids stay."""
+    call = {"id": "call_1", "type": "function", "function": {"name": "mail", "arguments": {"name": "a@b.org", "n": 1}}}
+    row = {"messages": [{"role": "assistant", "content": "", "tool_calls": [call]}]}
+    clean = rewritten(row, lambda text: redacted(text, Counter()))
+    function = {"name": "mail", "arguments": {"name": "[e-mail]", "n": 1}}
+    assert clean == {"messages": [{"role": "assistant", "content": "", "tool_calls": [{**call, "function": function}]}]}
+
+
+def test_rows_with_other_calls_are_not_close() -> None:
+    """Rows that say the same and call otherwise are compared by their calls too."""
+    calls = [
+        [{"type": "function", "function": {"name": "f", "arguments": {"x": x}}}] for x in ("one two", "three four")
+    ]
+    one, other = ({"messages": [{"role": "assistant", "content": "", "tool_calls": each}]} for each in calls)
+    assert conversation(one) != conversation(other)
 
 
 def test_check_digits() -> None:
