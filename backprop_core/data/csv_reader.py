@@ -79,7 +79,7 @@ def records(lines: Iterable[str], separator: str, name: str) -> Iterator[Record]
             size = size + len(line) if taken else len(line)
             taken.append(line)
             if size > LONGEST:
-                raise torn_quoting(name, begin, begin + len(taken) - 1)
+                raise too_large(name, begin)
             yield line
 
     reader = csv.reader(kept(), delimiter=separator, strict=True)
@@ -101,6 +101,11 @@ def whole_record(separator: str) -> re.Pattern[str]:
     """Pattern of a record whose quotes enclose whole cells; the csv module also accepts them within a cell."""
     cell = rf'(?:"[^"]*+(?:""[^"]*+)*+"|[^"{re.escape(separator)}\r\n]*+)'
     return re.compile(rf"{cell}(?:{re.escape(separator)}{cell})*+[\r\n]*")
+
+
+def too_large(name: str, line: int) -> InputValidationFailed:
+    what = f"a record of more than {LONGEST >> 20} MiB, as where a quotation mark is not closed"
+    return InputValidationFailed(f"{name}, line {line}: {what}", hint=QUOTING)
 
 
 def torn_quoting(name: str, line: int, last: int) -> InputValidationFailed:

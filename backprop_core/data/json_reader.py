@@ -152,6 +152,7 @@ class Window:
             try:
                 value, end = self._decoded()
                 if end < len(self._text) or self._ended:
+                    self._refuse_longer(end)
                     self.position = end
                     return value
             except json.JSONDecodeError as error:
@@ -159,9 +160,9 @@ class Window:
                     raise self.error(error.msg, error.pos) from error
             except RecursionError as error:
                 raise self.error(str(error), self.position) from error
-            if len(self._text) - self.position > LONGEST:
-                raise self.error(f"a value of {LARGEST}", self.position)
-            self._read(len(self._text) - self.position)
+            self._refuse_longer(len(self._text))
+            size = len(self._text) - self.position
+            self._read(min(size, LONGEST + 1 - size))
 
     def _decoded(self) -> tuple[Value, int]:
         """The value at the position, and where it ends; Malformed if it is one that a row must not be."""
@@ -172,6 +173,10 @@ class Window:
             raise
         except ValueError as error:
             return refused(error), LOOSE.raw_decode(self._text, self.position)[1]
+
+    def _refuse_longer(self, end: int) -> None:
+        if end - self.position > LONGEST:
+            raise self.error(f"a value of {LARGEST}", self.position)
 
     def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
         return error.msg.startswith("Unterminated string") or error.pos > len(self._text) - CUT
