@@ -248,9 +248,10 @@ def histogram(ordered: Sequence[int], p99: int) -> list[Bin]:
 def tokens_of(rows: Sequence[ChatRow], base: Base) -> Tokens:
     """The rows in tokens, counted in a sample. Raises TokenizerMismatch."""
     counter = Counter(base.directory)
-    counted = counter.count(sample(rows))
+    drawn, count = sample(rows)
+    counted = counter.count(drawn)
     total = sum(row.tokens for row in counted)
-    share = len(rows) / len(counted)
+    share = count / len(counted)
     return Tokens(
         model=base.name,
         exact=counter.exact,

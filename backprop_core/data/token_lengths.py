@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -102,17 +102,32 @@ class Counter:
             )
 
 
-def sample(rows: Sequence[ChatRow]) -> list[ChatRow]:
-    """A deterministic random sample: all rows if they are few, fewer if they are long."""
-    drawn = random.Random(0).sample(range(len(rows)), min(len(rows), MOST_ROWS))
+def sample(rows: Iterable[ChatRow]) -> tuple[list[ChatRow], int]:
+    """A deterministic random sample, and the number of all rows, which are read one by one.
+
+    It has all rows if they are few, fewer if they are long.
+    """
+    drawn, count = reservoir(rows)
     taken: list[ChatRow] = []
     characters = 0
-    for place in drawn:
+    for row in random.Random(0).sample(drawn, len(drawn)):
         if characters >= CHARACTERS and len(taken) >= LEAST_ROWS:
             break
-        taken.append(rows[place])
-        characters += min(LONGEST, sum(map(len, texts(rows[place]))))
-    return taken
+        taken.append(row)
+        characters += min(LONGEST, sum(map(len, texts(row))))
+    return taken, count
+
+
+def reservoir(rows: Iterable[ChatRow]) -> tuple[list[ChatRow], int]:
+    """At most MOST_ROWS of the rows, each with the same chance, and the number of all. [Vitter 1985, algorithm R]"""
+    chance, count = random.Random(0), 0
+    held: list[ChatRow] = []
+    for count, row in enumerate(rows, 1):
+        if count <= MOST_ROWS:
+            held.append(row)
+        elif (place := chance.randrange(count)) < MOST_ROWS:
+            held[place] = row
+    return held, count
 
 
 def texts(row: ChatRow) -> Iterator[str]:

@@ -5,7 +5,7 @@ rule with our own bounds; learning rates are conservative compared to published 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import Field
@@ -70,20 +70,21 @@ class Fit(NamedTuple):
     fits: bool
 
 
-def data_of(rows: Sequence[ChatRow], counter: Counter) -> Data:
-    """Measure rows by a sample. Raises NoRows, TokenizerMismatch."""
-    if not rows:
+def data_of(rows: Iterable[ChatRow], counter: Counter) -> Data:
+    """Measure rows, which are read one by one, by a sample. Raises NoRows, TokenizerMismatch."""
+    drawn, count = sample(rows)
+    if not drawn:
         raise NoRows("the dataset has no rows", hint="use a file with rows")
-    counted = counter.count(sample(rows))
-    share = len(rows) / len(counted)
+    counted = counter.count(drawn)
+    share = count / len(counted)
     lengths = sorted(row.tokens for row in counted)
     tokens, before = [row.tokens for row in counted], [row.before for row in counted]
     return Data(
-        examples=len(rows),
+        examples=count,
         tokens=round(share * sum(lengths)),
         label_tokens=round(share * sum(row.labels for row in counted)),
         length=max(1, lengths[math.ceil(0.99 * len(lengths)) - 1]),
-        samples=[Sample(rows=len(rows), exact=counter.exact, tokens=tokens, before=before)],
+        samples=[Sample(rows=count, exact=counter.exact, tokens=tokens, before=before)],
     )
 
 

@@ -4,6 +4,7 @@ import base64
 import json
 import random
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -122,20 +123,29 @@ def test_long_rows_that_are_few_do_not_decide(base: Path) -> None:
 def test_a_sample_is_bounded_and_fair(base: Path) -> None:
     """Of a large file some rows are counted, drawn from all of it and the same each time; of long rows fewer."""
     many = [row("a", str(number)) for number in range(100_000)]
-    drawn = sample(many)
-    assert len(drawn) == MOST_ROWS and drawn == sample(many)
+    drawn, count = sample(many)
+    assert len(drawn) == MOST_ROWS and (drawn, count) == sample(many) and count == 100_000
     numbers = [int(one["messages"][1]["content"]) for one in drawn]
     assert 45_000 < sum(numbers) / len(numbers) < 55_000
     long = [row("a", "b" * 10**6) for _ in range(500)]
-    assert len(sample(long)) == LEAST_ROWS
+    assert len(sample(long)[0]) == LEAST_ROWS
     middling = [row("a", "b" * 5000) for _ in range(1000)]
-    assert CHARACTERS // 5001 <= len(sample(middling)) <= CHARACTERS // 5001 + 1
+    assert CHARACTERS // 5001 <= len(sample(middling)[0]) <= CHARACTERS // 5001 + 1
     begun = time.monotonic()
     data = data_of(long, Counter(base))
     assert time.monotonic() - begun < 10
     assert data.length == pytest.approx(10**6, rel=0.01) and data.examples == 500  # from LONGEST characters
     assert LONGEST < 10**6
     assert "about 500 of 500 are longer and cut" in chosen(base, data)[1]
+
+
+def test_a_sample_holds_few_rows() -> None:
+    """However many rows there are, they are read one by one and few are in memory."""
+    tracemalloc.start()
+    drawn, count = sample(row("a", "b" * 1000 + str(number)) for number in range(20_000))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (len(drawn), count) == (MOST_ROWS, 20_000) and peak < 5 * 2**20
 
 
 def test_a_row_that_the_template_refuses_is_counted_by_its_texts(base: Path, tmp_path: Path) -> None:
