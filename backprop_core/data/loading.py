@@ -15,7 +15,7 @@ from backprop_core.schema.refs import SourceFile, SourceRef
 from backprop_core.schema.specs import DatasetSpec
 from backprop_core.store.cache_keys import digest_of
 
-__all__ = ["Bad", "ChatRow", "Parsed", "Read", "chat_rows", "find", "read_rows", "snapshot"]
+__all__ = ["Bad", "ChatRow", "Parsed", "Read", "chat_rows", "find", "good_rows", "read_rows", "snapshot"]
 
 DETECTED_FROM = 100  # rows
 BATCH = 1024  # rows that the chat template is tried on together
@@ -76,6 +76,16 @@ def read_rows(source: SourceRef, spec: DatasetSpec, *, refusals: Refuse | None =
         tally.add(place, row)
     tally.check(spec)
     return Parsed(good, bad)
+
+
+def good_rows(source: SourceRef, spec: DatasetSpec) -> Iterator[ChatRow]:
+    """Read the chat rows of a source one by one, and raise at the end what `read_rows` raises."""
+    tally = BadRows()
+    for place, row, _ in chat_rows(source, spec):
+        tally.add(place, row)
+        if not isinstance(row, Malformed):
+            yield row
+    tally.check(spec)
 
 
 def chat_rows(source: SourceRef, spec: DatasetSpec, *, refusals: Refuse | None = None) -> Iterator[Read]:

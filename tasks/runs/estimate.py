@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from backprop_core.data.loading import find, read_rows
+from backprop_core.data.loading import find, good_rows
 from backprop_core.data.token_lengths import Counter
 from backprop_core.models import base as bases
 from backprop_core.models import devices
@@ -112,5 +112,5 @@ def preset_fields(name: str) -> dict[str, Any]:
 def data_in(dataset: DatasetSpec, base: Path | None) -> Data:
     """Measure the training data of a dataset, with the base's tokenizer if it is on this machine."""
     with TemporaryDirectory() as scratch:
-        rows = read_rows(find(dataset, scratch=Path(scratch)), dataset).rows
-    return trained_on(data_of(rows, Counter(base)), dataset)
+        rows = good_rows(find(dataset, scratch=Path(scratch)), dataset)
+        return trained_on(data_of(rows, Counter(base)), dataset)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from backprop_core.data.loading import read_rows
+from backprop_core.data.loading import good_rows
 from backprop_core.data.token_lengths import Counter
 from backprop_core.errors import (
     ArchitectureUnsupported,
@@ -98,8 +98,7 @@ def data_in(source: SourceRef, dataset: DatasetSpec, base: Path, store: Store) -
     note = store.layout.note("data", key)
     if not note.is_file():
         try:
-            rows = read_rows(source, dataset).rows
-            found = data_of(rows, Counter(base))
+            found = data_of(good_rows(source, dataset), Counter(base))
         except UNREADABLE:
             return None
         write_atomic(note, found.model_dump_json())
