@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from benchmarks.measure import Row, contenders, medians, peak_memory, take_turns
@@ -50,16 +50,22 @@ def near_duplicates() -> Row:
     return Row(NEAR, rates["ours"], rates["other"], "MinHashLSH of datasketch, row by row", "rows/s", "more")
 
 
-def curate(count: int, figure: str, repeats: int) -> Row:
-    """Seconds or peak memory of new processes, each with one turn."""
+@cache
+def measured(count: int, repeats: int) -> dict[str, list[dict[str, float]]]:
+    """What new processes took for these rows, each with one turn."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
         file = write(count, Path(name, "rows.jsonl"))
-        found: dict[str, list[float]] = {"ours": [], "pandas": []}
+        found: dict[str, list[dict[str, float]]] = {"ours": [], "pandas": []}
         for _ in range(repeats):
             for contender, figures in found.items():
                 with contenders(("benchmarks.curation", contender, str(file), name)) as [one]:
-                    figures.append(one.turn()[figure])
-    ours, other = (statistics.median(figures) for figures in found.values())
+                    figures.append(one.turn())
+    return found
+
+
+def curate(count: int, figure: str, repeats: int) -> Row:
+    """Seconds or peak memory; both rows of one count are measured together."""
+    ours, other = (statistics.median(one[figure] for one in turns) for turns in measured(count, repeats).values())
     title, unit = (SECONDS, "s") if figure == "seconds" else (MEMORY, "bytes")
     plain = "read_json, drop_duplicates, sort by hash, to_json"
     return Row(title.format(count), ours, other, plain, unit, "less", repeats)
