@@ -1,7 +1,7 @@
 """What is in a dataset: rows by outcome, lengths, sources, and a few rows as training sees them.
 
-Rows that curation would drop are found by its own rules. Characters are counted in all usable rows, tokens in a sample
-of them.
+Usable rows are those that curation keeps if no optional step is on; what those steps would find is listed apart, by the
+steps themselves. Characters are counted in all usable rows, tokens in a sample of them.
 """
 
 import math
@@ -9,7 +9,7 @@ from collections import Counter as Counts
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 
@@ -17,6 +17,7 @@ from backprop_core.data.converted_rows import Converted
 from backprop_core.data.file_readers import Item, Malformed
 from backprop_core.data.loading import REFUSED, ChatRow
 from backprop_core.data.preview import ShownRow, preview
+from backprop_core.data.report_findings import Found, Usable, findings
 from backprop_core.data.row_identity import identity, teaches
 from backprop_core.data.template_refusals import Refusals
 from backprop_core.data.token_lengths import Counter, sample, texts
@@ -24,6 +25,7 @@ from backprop_core.errors import NoRows
 from backprop_core.models.file_tokenizer import FileTokenizer
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import ChatTemplate
+from backprop_core.schema.specs import DatasetSpec
 from backprop_core.store.cache_keys import canonical
 
 BINS = 24  # of a histogram
@@ -31,12 +33,17 @@ SAMPLES = 3  # rows shown of each reason
 LONGEST = 600  # characters shown of a dropped row
 QUANTILES = {"p25": 0.25, "median": 0.5, "p75": 0.75, "p90": 0.9, "p99": 0.99}
 EMPTY, DUPLICATE = "empty", "duplicate"
+STEPS = ("near_duplicates", "contradictions", "personal_data", "quality")
 FIGURES = {  # what --fail-on can compare: counts of rows
     "dropped": "dropped by curation, for any reason",
     "malformed": "not readable as chat rows",
     "refused_by_template": "refused by the base's chat template",
     "empty": "without an answer",
     "duplicates": "equal to an earlier row",
+    "near_duplicates": "usable, but almost equal to another row",
+    "contradictions": "usable, with the question of another row and another answer",
+    "personal_data": "usable, with an e-mail address, phone number, IBAN, card number or secret",
+    "quality": "usable, with an answer that breaks a rule of quality",
     "cut": "longer than the maximum length",
     "without_answer": "whose answer begins beyond the maximum length",
 }
@@ -75,7 +82,7 @@ class DroppedSample(Record):
 
 
 class Dropped(Record):
-    """The rows that curation drops for one reason."""
+    """The rows that curation drops, or could drop, for one reason."""
 
     reason: str
     rows: int
@@ -112,6 +119,7 @@ class DatasetReport(Record):
     read: int = Field(description="Rows in the source.")
     usable: int = Field(description="Rows left after curation.")
     dropped: list[Dropped] = Field(description="By reason, the most frequent first.")
+    found: list[Dropped] = Field([], description="Usable rows that optional curation steps would find, by reason.")
     files: list[FileRows] = Field(description="The files of a directory or a Hub dataset.")
     characters: Lengths
     tokens: Tokens | None = Field(description="None without a base model.")
@@ -135,30 +143,54 @@ class Fate(NamedTuple):
     detail: str
 
 
-def report(name: str, digest: str, source: Converted, base: Base | None) -> DatasetReport:
+def report(digest: str, source: Converted, spec: DatasetSpec, base: Base | None, scratch: Path) -> DatasetReport:
     """Examine a dataset's rows, with the base's chat template and tokenizer if there is one.
 
-    `name` is the path as it was given. Raises NoRows if no row is usable, ChatTemplateMissing, ChatTemplateUnusable.
+    `scratch` is an empty directory for temporary files. Raises ChatTemplateMissing, ChatTemplateUnusable.
     """
     fates = fates_of(source, base.template if base else None)
-    kept = [
-        row for row, fate in zip(source.rows, fates, strict=True) if fate is None and not isinstance(row, Malformed)
+    usable = [
+        Usable(item.place, row)
+        for item, row, fate in zip(source.items, source.rows, fates, strict=True)
+        if fate is None and not isinstance(row, Malformed)
     ]
+    kept = [one.row for one in usable]
     by_reason = dropped(source.items, fates)
+    found = list(findings(usable, spec.curation, scratch))
     tokens = tokens_of(kept, base) if base and kept else None
     return DatasetReport(
-        data=name,
+        data=spec.path,
         digest=digest,
         row_formats={source.format: sum(not isinstance(row, Malformed) for row in source.rows)},
         read=len(source.items),
         usable=len(kept),
         dropped=by_reason,
+        found=summed(found, usable),
         files=files_of(source.items, fates),
         characters=lengths([sum(map(len, texts(row))) for row in kept]),
         tokens=tokens,
-        rows=shown_rows(name, source, fates, base) if base else [],
-        figures=figures(by_reason, fates, source, tokens),
+        rows=shown_rows(spec.path, source, fates, base) if base else [],
+        figures=figures(by_reason, found, source, tokens),
     )
+
+
+def summed(found: Sequence[Found], rows: Sequence[Usable]) -> list[Dropped]:
+    """Findings by reason, the most frequent first."""
+    by_reason: dict[str, list[Found]] = {}
+    for one in found:
+        by_reason.setdefault(one.reason, []).append(one)
+    made = [
+        Dropped(
+            reason=reason,
+            rows=len({one.row for one in some}),
+            samples=[
+                DroppedSample(place=str(rows[one.row].place), detail=one.detail, text=shortened(one.text))
+                for one in some[:SAMPLES]
+            ],
+        )
+        for reason, some in by_reason.items()
+    ]
+    return sorted(made, key=lambda one: (-one.rows, one.reason))
 
 
 def fates_of(source: Converted, template: ChatTemplate | None) -> list[Fate | None]:
@@ -194,13 +226,11 @@ def dropped(items: Sequence[Item], fates: Sequence[Fate | None]) -> list[Dropped
 
 
 def dropped_sample(item: Item, fate: Fate) -> DroppedSample:
-    text = "" if isinstance(item.value, Malformed) else as_text(item.value)
+    text = "" if isinstance(item.value, Malformed) else shortened(canonical(item.value))
     return DroppedSample(place=str(item.place), detail=fate.detail, text=text)
 
 
-def as_text(value: Any) -> str:
-    """A row as JSON, shortened."""
-    text = canonical(value)
+def shortened(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
@@ -276,16 +306,18 @@ def shown_rows(name: str, source: Converted, fates: Sequence[Fate | None], base:
 
 
 def figures(
-    by_reason: Sequence[Dropped], fates: Sequence[Fate | None], source: Converted, tokens: Tokens | None
+    by_reason: Sequence[Dropped], found: Sequence[Found], source: Converted, tokens: Tokens | None
 ) -> dict[str, int]:
     """The counts of FIGURES that are known."""
     counts = {one.reason: one.rows for one in by_reason}
+    of_steps = {step: len({one.row for one in found if one.step == step}) for step in STEPS}
     of_tokens = {"cut": tokens.cut, "without_answer": tokens.without_answer} if tokens else {}
     return {
-        "dropped": sum(fate is not None for fate in fates),
+        "dropped": sum(counts.values()),
         "malformed": sum(isinstance(row, Malformed) for row in source.rows),
         "refused_by_template": counts.get(REFUSED, 0),
         "empty": counts.get(EMPTY, 0),
         "duplicates": counts.get(DUPLICATE, 0),
+        **of_steps,
         **of_tokens,
     }

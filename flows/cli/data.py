@@ -66,7 +66,8 @@ def report(
         list[str] | None,
         Parameter(
             help="Exit with status 1 if more rows than this are of a kind: 'duplicates>5%', 'malformed>0'. Kinds: "
-            "dropped, malformed, refused_by_template, empty, duplicates, cut, without_answer. Repeat it for more.",
+            "dropped, malformed, refused_by_template, empty, duplicates, near_duplicates, contradictions, "
+            "personal_data, quality, cut, without_answer. Repeat it for more.",
             negative="",
             show_default=False,
         ),

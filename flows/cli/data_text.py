@@ -16,7 +16,7 @@ from flows.cli.tables import table
 
 if TYPE_CHECKING:
     from backprop_core.data.preview import Preview, ShownExample, ShownRow
-    from backprop_core.data.report import DatasetReport, Lengths
+    from backprop_core.data.report import DatasetReport, Dropped, Lengths
 
 LABEL, CUT = "green", "strike dim"
 OPEN, CLOSE = "⟦", "⟧"  # around label tokens, where there are no colours
@@ -103,23 +103,24 @@ def report(found: "DatasetReport") -> Iterator[RenderableType]:
     """What is in one dataset."""
     formats = ", ".join(one_line(name) for name in found.row_formats)
     yield Text.assemble((one_line(found.data), "bold"), f": {found.usable:,} of {found.read:,} rows usable, {formats}")
-    if found.dropped:
-        yield Text("")
-        yield dropped(found)
+    for title, some in (("dropped", found.dropped), ("usable, but", found.found)):
+        if some:
+            yield Text("")
+            yield by_reason(title, some, found.read)
     yield Text("")
     yield lengths(found)
     if found.tokens:
         yield Text(in_tokens(found))
 
 
-def dropped(found: "DatasetReport") -> RenderableType:
-    """The dropped rows by reason, with the first of each."""
-    made = table("dropped", "rows", "share", "first", right=("rows", "share"))
-    for one in found.dropped:
+def by_reason(title: str, found: Sequence["Dropped"], read: int) -> RenderableType:
+    """Rows by reason, with the first of each."""
+    made = table(title, "rows", "share", "first", right=("rows", "share"))
+    for one in found:
         first = one.samples[0]
         name = one_line(one.reason.replace("_", " "))
         example = one_line(f"{first.place}: {first.detail}")
-        made.add_row(name, f"{one.rows:,}", f"{100 * one.rows / found.read:.2g} %", example)
+        made.add_row(name, f"{one.rows:,}", f"{100 * one.rows / read:.2g} %", example)
     return made
 
 

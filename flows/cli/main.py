@@ -69,7 +69,7 @@ STORE = {  # verbs of `backprop store`: line in --help, example
 DATA = {  # verbs of `backprop data`: line in --help, example
     "report": (
         "Report what is in datasets: rows by outcome, lengths, duplicates, and rows as training sees them.",
-        "backprop data report support.jsonl --output report.html --fail-on 'duplicates>5%'",
+        "backprop data report support.jsonl --output report.html --fail-on 'near_duplicates>5%'",
     ),
     "preview": (
         "Show rows as training sees them: the chat template applied, the label tokens in colour, what is cut.",

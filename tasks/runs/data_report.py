@@ -28,7 +28,8 @@ class Reports:
         with TemporaryDirectory() as scratch:
             source = find(dataset, scratch=Path(scratch))
             rows = converted(source, dataset)
-        return report(dataset.path, source.digest, rows, self._base(spec, rows))
+        with TemporaryDirectory() as scratch:
+            return report(source.digest, rows, dataset, self._base(spec, rows), Path(scratch))
 
     def _base(self, spec: RunSpec, rows: Converted) -> Base | None:
         if self._directory is None:

@@ -1,6 +1,7 @@
 """What a report says of a dataset is so; its page shows hostile rows as text and needs nothing else."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -34,7 +35,11 @@ def examined(tmp_path: Path, lines: Sequence[Any], *, base: Path | None = None, 
     path.write_text("".join(text + "\n" for text in texts), encoding="utf-8")
     source = snapshot(str(path), scratch=tmp_path)
     known = base and Base("base", base, bases.chat_template_in(base), max_length)
-    return report(str(path), source.digest, converted(source, DatasetSpec(path=str(path))), known)
+    spec = DatasetSpec(path=str(path))
+    scratch = tmp_path / "scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    return report(source.digest, converted(source, spec), spec, known, scratch)
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +64,35 @@ def test_every_row_is_counted_once(tmp_path: Path, base: Path) -> None:
         "refused_by_template": 0,
         "empty": 1,
         "duplicates": 1,
+        "near_duplicates": 0,
+        "contradictions": 0,
+        "personal_data": 0,
+        "quality": 0,
         "cut": 0,
         "without_answer": 0,
     }
     assert made.figures.keys() == FIGURES.keys()
+
+
+def test_what_optional_steps_find(tmp_path: Path) -> None:
+    """Near duplicates, contradictions, personal data and bad answers among the usable rows, each with its place."""
+    words = [f"word{number}" for number in range(40)]
+    rows = [
+        chat("Tell me a long story", " ".join(words)),
+        chat("Tell me a long story", " ".join([*words, "more"])),
+        chat("Write to whom?", "Write to ann.smith@example.org"),
+        chat("Repeat after me", "repeat after me"),
+    ]
+    made = examined(tmp_path, rows)
+    assert made.usable == 4 and {name: made.figures[name] for name in ("near_duplicates", "contradictions")} == {
+        "near_duplicates": 1,
+        "contradictions": 2,
+    }
+    assert made.figures["personal_data"] == 1
+    found = {one.reason: one.samples[0] for one in made.found}
+    assert {found["near_duplicate"].place, found["near_duplicate"].detail.split(" of ")[1]} == {"line 1", "line 2"}
+    assert found["echo"].place == "line 4"
+    assert "ann.smith" not in json.dumps([one.model_dump() for one in made.found])
 
 
 def test_a_dataset_without_a_usable_row_has_a_report(tmp_path: Path, base: Path) -> None:
