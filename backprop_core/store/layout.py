@@ -5,6 +5,8 @@ The home, BACKPROPAGATE_HOME:
 
 store/                  the store, unless BACKPROPAGATE_STORE names another place
 data/                   what deployed runs may read, unless BACKPROPAGATE_ALLOWED_PATHS names other places
+  <line>.jsonl            where a new line's job looks for its data
+  <name>/                 files that `data put` has put there
 lines/<line>.yaml       the job of a line; line.schema.json describes such a file to editors
 journal/                what MLflow gets
   <run_id>.jsonl          the lines of a run and its child runs
@@ -378,6 +380,10 @@ class HomeLayout:
     def dataset(self, line: str) -> Path:
         """Where a new line's job looks for its data."""
         return self.data / f"{line}.jsonl"
+
+    def received(self, name: str) -> Path:
+        """Where `data put` puts files of rows."""
+        return self.data / name
 
     @property
     def jobs(self) -> Path:

@@ -216,6 +216,13 @@ def add_file(draft: Draft, file: Path) -> None:
     draft.lay(document.value or {}, origins, str(file))
 
 
+def names_datasets(file: Path) -> bool:
+    """Whether a YAML file of fields has datasets. Raises what `run_spec` raises for it."""
+    draft = Draft()
+    add_file(draft, file)
+    return bool(draft.tree.get("datasets"))
+
+
 def add_setting(draft: Draft, setting: str) -> None:
     """A setting of --set: `training.lora.rank=8`."""
     path, equals, value = setting.partition("=")

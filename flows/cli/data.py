@@ -1,15 +1,17 @@
-"""Verbs for datasets: `data report`, `preview`."""
+"""Verbs for datasets: `data report`, `preview`, `put`, `split`, `trace`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
+from backprop_core.errors import ConfigInvalid
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.specs import RunSpec
 from flows.cli import data_text, lines_file
-from flows.cli.config import run_spec
+from flows.cli.config import names_datasets, run_spec
 from flows.cli.console import configure_logging
 from flows.cli.flags import PLAIN, SETTINGS, OutputFlags
 from flows.cli.main import Answer, described
@@ -36,25 +38,32 @@ LineOption = Annotated[
 
 
 def asked(
-    data: list[str] | None,
+    file: str | None,
     model: str | None,
     max_length: str | None,
     config: Path | None,
     line: str | None,
     set: list[str] | None,
 ) -> RunSpec:
-    """The spec that these flags give, over the job file of a line. Raises ConfigInvalid."""
-    return run_spec(
+    """The spec that these flags give, over the job file of a line; FILE replaces the path of its first dataset.
+
+    Raises ConfigInvalid.
+    """
+    job = lines_file.find(line, settings()) if line else None
+    has_datasets = job is not None or (config is not None and names_datasets(config))
+    given = "datasets.0.path" if has_datasets else "datasets"
+    spec = run_spec(
         flags={
-            "datasets": [{"path": path} for path in data] if data else None,
+            given: [{"path": file}] if file and not has_datasets else file,
             "model.name": model,
             "training.max_length": max_length,
         },
-        names={"datasets": "FILE", "model.name": "--model", "training.max_length": "--max-length"},
+        names={given: "FILE", "model.name": "--model", "training.max_length": "--max-length"},
         settings=set or (),
         file=config,
-        job=lines_file.find(line, settings()) if line else None,
+        job=job,
     )
+    return spec.model_copy(update={"datasets": spec.datasets[:1]}) if file else spec
 
 
 def report(
@@ -83,7 +92,8 @@ def report(
 
     configure_logging(settings(), verbose=output.verbose)
     limits = limits_of(fail_on or ())
-    found = Reports(asked(list(files), model, max_length, config, line, set))
+    specs = [asked(file, model, max_length, config, line, set) for file in files or (None,)]
+    found = Reports(specs)
     if output_file:
         found.write(output_file)
     error = found.check(limits)
@@ -111,5 +121,65 @@ def preview(
     from tasks.runs.data_preview import data_preview
 
     configure_logging(settings(), verbose=output.verbose)
-    found = data_preview(asked([file], model, max_length, config, line, set), rows=rows, number=row)
+    found = data_preview(asked(file, model, max_length, config, line, set), rows=rows, number=row)
     return Answer(found.model_dump(mode="json"), data_text.preview(found))
+
+
+def put(
+    file: Annotated[str, Parameter(help="A file of rows, or - for standard input.", allow_leading_hyphen=True)],
+    /,
+    *,
+    to: Annotated[
+        str | None,
+        Parameter(help="Directory in the home's data/; default: the name of the line, or default.", show_default=False),
+    ] = None,
+    config: Config = None,
+    line: LineOption = None,
+    set: Annotated[list[str] | None, SETTINGS] = None,
+    output: OutputFlags = PLAIN,
+) -> Answer:
+    from tasks.runs.data_put import data_put
+
+    configure_logging(settings(), verbose=output.verbose)
+    dataset = asked(file, None, None, config, line, set).datasets[0]
+    done = data_put(dataset, sys.stdin.buffer, to or line or "default", settings())
+    return Answer(done.model_dump(mode="json"), data_text.put(done))
+
+
+def split(
+    file: DataFile,
+    /,
+    *,
+    heldout: Annotated[Path, Parameter(help="Write the held-out rows here, as JSON lines.")],
+    train: Annotated[
+        Path | None, Parameter(help="Write the other rows here, as JSON lines.", show_default=False)
+    ] = None,
+    share: Annotated[float, Parameter(help="Share of the rows to hold out, by their hash.")] = 0.1,
+    force: Annotated[bool, Parameter(help="Overwrite these files.", negative="", show_default=False)] = False,
+    config: Config = None,
+    line: LineOption = None,
+    set: Annotated[list[str] | None, SETTINGS] = None,
+    output: OutputFlags = PLAIN,
+) -> Answer:
+    from tasks.runs.data_put import data_split
+
+    if not 0 < share < 1:
+        raise ConfigInvalid(f"--share {share:g} is not a share of the rows", hint="write a number between 0 and 1")
+    configure_logging(settings(), verbose=output.verbose)
+    dataset = asked(file, None, None, config, line, set).datasets[0]
+    made = data_split(dataset, share, heldout, train, force=force)
+    return Answer(made.model_dump(mode="json"), data_text.split(made))
+
+
+def trace(
+    row: Annotated[str, Parameter(help="The start of a row's id (at least 6 hex digits), or text in it.")],
+    /,
+    *,
+    limit: Annotated[PositiveInt, Parameter(help="Most rows to trace.")] = 10,
+    output: OutputFlags = PLAIN,
+) -> Answer:
+    from tasks.runs.data_trace import data_trace
+
+    configure_logging(settings(), verbose=output.verbose)
+    found = data_trace(row, settings(), most=limit)
+    return Answer(found.model_dump(mode="json"), data_text.trace(found))

@@ -12,11 +12,14 @@ from rich.text import Text
 
 from backprop_core.runtime.printable_text import printable
 from flows.cli.console import one_line
-from flows.cli.tables import table
+from flows.cli.tables import table, whole_line
 
 if TYPE_CHECKING:
     from backprop_core.data.preview import Preview, ShownExample, ShownRow
+    from backprop_core.data.put_rows import Put
     from backprop_core.data.report import DatasetReport, Dropped, Lengths
+    from backprop_core.data.split_files import SplitFiles
+    from backprop_core.lines.row_trace import Trace, TracedRow
 
 LABEL, CUT = "green", "strike dim"
 OPEN, CLOSE = "⟦", "⟧"  # around label tokens, where there are no colours
@@ -150,3 +153,62 @@ def in_tokens(found: "DatasetReport") -> str:
         f"{100 * tokens.label_share:.1f} % of the tokens are learned; a maximum length of {tokens.max_length:,} cuts "
         f"{cut}{lost}"
     )
+
+
+# Files of rows
+
+
+def put(done: "Put") -> RenderableType:
+    """How many rows were put where."""
+    rows = f"{done.rows:,} rows" + (f", {done.malformed:,} more are malformed" if done.malformed else "")
+    said = f"{rows}: already in" if done.already_there else f"{rows}: now in"
+    path = one_line(done.path)
+    return Group(
+        whole_line(f"{said} {path}"), whole_line(f"A line reads them with datasets.0.path={Path(path).parent}")
+    )
+
+
+def split(made: "SplitFiles") -> RenderableType:
+    """How many rows are in which file."""
+    parts = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in made.dropped.items()]
+    lines = [f"{made.heldout_rows:,} rows held out: {made.heldout}", f"{made.train_rows:,} rows to train on"]
+    lines[-1] += f": {made.train}" if made.train else " (name a file with --train to write them)"
+    if made.left_out:
+        lines.append(f"{made.left_out:,} rows in neither, too close to a held-out row")
+    if parts:
+        lines.append(f"dropped of {made.read:,}: {', '.join(parts)}")
+    return Group(*(whole_line(one_line(line)) for line in lines))
+
+
+# Traces
+
+
+def trace(found: "Trace") -> RenderableType:
+    """Where rows are."""
+    if not found.rows:
+        return Text(f"No row in this store has {one_line(found.asked)}.")
+    more = f"{found.found:,} rows; the first {len(found.rows)}:" if found.found > len(found.rows) else ""
+    blocks = [block for row in found.rows for block in (*traced(row), Text(""))]
+    return Group(*([Text(more), Text("")] if more else []), *blocks[:-1])
+
+
+def traced(row: "TracedRow") -> Iterator[RenderableType]:
+    """One row."""
+    yield Text.assemble((row.row, "bold"))
+    yield Text(one_line(row.text))
+    made = table("", "")
+    for one in row.files:
+        because = f" ({one.reason.replace('_', ' ')})" if one.reason else ""
+        made.add_row(
+            "file", one_line(f"{one.path or f'source {one.source[:12]}'}, {one.place}: {one.outcome}{because}")
+        )
+    for dataset in row.datasets:
+        made.add_row("dataset", f"{dataset.digest[:12]}, {dataset.rows:,} rows")
+    for run in row.runs:
+        made.add_row("run", one_line(f"{run.run_id[:12]} ({run.flow}, line {run.line}, {run.status}): {run.side}"))
+    for version in row.versions:
+        live = ", live" if version.champion else ""
+        made.add_row("version", f"{version.line}@{version.number}{live}: {version.side}")
+        if version.published:
+            made.add_row("release", one_line(f"{version.line}@{version.number}: {', '.join(version.published)}"))
+    yield made

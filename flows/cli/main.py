@@ -75,6 +75,15 @@ DATA = {  # verbs of `backprop data`: line in --help, example
         "Show rows as training sees them: the chat template applied, the label tokens in colour, what is cut.",
         "backprop data preview support.jsonl --rows 5",
     ),
+    "put": ("Check rows and put them into the home's data directory.", "backprop data put night.jsonl --line support"),
+    "split": (
+        "Write the rows that a run would hold out, and the others, into two files.",
+        "backprop data split support.jsonl --heldout heldout.jsonl --train train.jsonl",
+    ),
+    "trace": (
+        "Find which datasets, files, runs, versions and releases contain a row.",
+        "backprop data trace ann.smith@example.org",
+    ),
 }
 
 

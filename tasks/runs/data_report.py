@@ -17,12 +17,12 @@ from tasks.runs.data_preview import max_length, tokenizer_files, usable
 
 
 class Reports:
-    """The reports of a spec's datasets."""
+    """The reports of the datasets of some specs, which share a base."""
 
-    def __init__(self, spec: RunSpec) -> None:
+    def __init__(self, specs: Sequence[RunSpec]) -> None:
         """Examine every dataset. Raises what reading the data and the base's tokenizer raises."""
-        self._directory = base_directory(spec)
-        self.all = [self._examine(spec, dataset) for dataset in spec.datasets]
+        self._directory = base_directory(specs[0])
+        self.all = [self._examine(spec, dataset) for spec in specs for dataset in spec.datasets]
 
     def _examine(self, spec: RunSpec, dataset: DatasetSpec) -> DatasetReport:
         with TemporaryDirectory() as scratch:
