@@ -69,7 +69,8 @@ def by_text(text: str, store: Store) -> Iterator[Hit]:
             continue
         rows = index(ref, store)
         for identity, line in zip(rows.identities(), rows.lines(), strict=True):
-            if written in line and any(text in part for part in texts(row := json.loads(line))):
+            row = json.loads(line) if written in line else None
+            if any(text in part for part in texts(row)):
                 yield Hit(identity.hex(), ref.digest, excerpt(row, text))
 
 

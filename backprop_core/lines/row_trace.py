@@ -105,18 +105,29 @@ def source_paths(store: Store) -> dict[str, str]:
 
 
 def runs_with(datasets: set[str], store: Store) -> Iterator[TracedRun]:
-    """The runs that name one of these datasets, in the order of their ids."""
+    """The runs that name one of these datasets, or made a version with it, in the order of their ids."""
+    makers = {run_id: side for run_id, side in makers_of(datasets, store) if side != USED}
     for run in sorted(store.layout.begun(), key=lambda run: run.run_id):
-        if datasets & named_by(run):
+        if run.run_id in makers or datasets & named_by(run):
             asked, result = json.loads(run.spec.read_bytes()), result_of(run)
             split = result.get("split") or {}
+            side = side_of(datasets, [DatasetRef.model_validate(one) for one in split.get("datasets", ())])
             yield TracedRun(
                 run_id=run.run_id,
                 flow=asked["flow"],
                 line=asked["spec"]["line"],
                 status=result.get("status", "running"),
-                side=side_of(datasets, [DatasetRef.model_validate(one) for one in split.get("datasets", ())]),
+                side=makers.get(run.run_id, side) if side == USED else side,
             )
+
+
+def makers_of(datasets: set[str], store: Store) -> Iterator[tuple[str, str]]:
+    """The runs that made versions, and on which side of their own rows these datasets are."""
+    lines = Lines(store)
+    for line in lines.names():
+        for number in lines.versions(line):
+            version = lines.version(line, number)
+            yield version.run_id, side_of(datasets, version.datasets)
 
 
 def result_of(run: RunLayout) -> Any:

@@ -197,6 +197,7 @@ def traced(row: "TracedRow") -> Iterator[RenderableType]:
     yield Text.assemble((row.row, "bold"))
     yield Text(one_line(row.text))
     made = table("", "")
+    made.show_header = False
     for one in row.files:
         because = f" ({one.reason.replace('_', ' ')})" if one.reason else ""
         made.add_row(

@@ -1,5 +1,6 @@
 """`backprop data …`: what is printed, where, and with which exit status."""
 
+import io
 import json
 import os
 import subprocess
@@ -9,6 +10,11 @@ from typing import Any
 
 import pytest
 
+from backprop_core.data.curation import curate
+from backprop_core.data.loading import snapshot
+from backprop_core.data.row_identity import identity
+from backprop_core.schema.specs import DatasetSpec
+from backprop_core.store.artifacts import Store
 from flows.cli import main
 
 ROOT = Path(__file__).parents[3]
@@ -152,3 +158,95 @@ def test_report_prints_no_terminal_escapes(place: Path, capsys: Capture) -> None
     data = write(place / "a\x1b[31m.jsonl", rows)
     status, out, err = said(["data", "report", data, "--model", BASE], capsys)
     assert status == 0 and not {"\x1b", "\x07", "\u202e"} & set(out + err)
+
+
+def test_put_places_rows_once(place: Path, home: Path, capsys: Capture) -> None:
+    """A file's bytes are put below data/ of the home under a name of their own, once; a run reads that directory."""
+    rows = [chat(f"q{number}", "a") for number in range(5)]
+    data = write(place / "Night 1.jsonl", rows)
+    first = document(["data", "put", data, "--line", "support"], capsys)
+    again = document(["data", "put", data, "--to", "support"], capsys)
+    path = Path(first["path"])
+    assert path.parent == home / "data" / "support" and path.read_bytes() == Path(data).read_bytes()
+    assert (first["rows"], first["malformed"], first["already_there"]) == (5, 0, False)
+    assert again == {**first, "already_there": True} and os.listdir(path.parent) == [path.name]
+    other = document(["data", "put", write(place / "Night 1.jsonl", rows[:2]), "--to", "support"], capsys)
+    assert other["path"] != first["path"]
+    [made] = document(["data", "report", str(path.parent), "--model", BASE], capsys)["datasets"]
+    assert (made["read"], made["usable"]) == (7, 5)
+
+
+def test_put_reads_standard_input(place: Path, home: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of a pipe are named by what they are; text that could be anything is refused."""
+    for data, suffix in [(b'{"text": "a"}\n', ".jsonl"), (b'[{"text": "b"}]', ".json")]:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+        done = document(["data", "put", "-"], capsys)
+        assert Path(done["path"]).read_bytes() == data and done["path"].endswith(suffix)
+    for data, code in [(b"q,a\n1,2\n", "INPUT_VALIDATION_FAILED"), (b"", "INPUT_NO_ROWS")]:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+        status, out, err = said(["data", "put", "-"], capsys)
+        assert (status, out) == (1, "") and err.startswith(f"[{code}] standard input")
+    assert len(list((home / "data" / "default").iterdir())) == 2
+
+
+def test_put_leaves_nothing_of_bad_rows(place: Path, home: Path, capsys: Capture) -> None:
+    """A file with malformed rows, a directory and a name that leads elsewhere are refused, and nothing is placed."""
+    bad = write(place / "bad.jsonl", [chat("a", "b"), {"prompt": 3, "completion": "b"}])
+    for words in (["bad.jsonl"], ["."], ["bad.jsonl", "--to", "../x"], ["none.jsonl"]):
+        status, out, _ = said(["data", "put", *words], capsys)
+        assert (status, out) == (1, "")
+    assert [path for path in home.rglob("*") if "bad" in path.name] == [] and Path(bad).is_file()
+    assert said(["data", "put", bad, "--set", "datasets.0.max_bad_rows=0.5"], capsys)[0] == 0
+
+
+def test_split_holds_out_what_a_run_would(place: Path, capsys: Capture) -> None:
+    """The held-out file has the rows whose hash is in the lowest tenth, the other file the rest; none is in both."""
+    data = write(place / "a.jsonl", [chat(f"question {number}", f"answer {number}") for number in range(200)])
+    made = document(["data", "split", data, "--heldout", "h.jsonl", "--train", "t.jsonl"], capsys)
+    sides = [list(map(json.loads, Path(name).read_text().splitlines())) for name in ("h.jsonl", "t.jsonl")]
+    heldout, train = ({identity(row) for row in side} for side in sides)
+    assert (made["heldout_rows"], made["train_rows"]) == (len(heldout), len(train)) and len(heldout | train) == 200
+    assert {int.from_bytes(row) * 10 < 1 << 256 for row in heldout} == {True}
+    assert {int.from_bytes(row) * 10 < 1 << 256 for row in train} == {False}
+    status, _, err = said(["data", "split", data, "--heldout", "h.jsonl"], capsys)
+    assert status == 1 and "exists already" in err and "--force" in err
+    more = document(["data", "split", data, "--heldout", "h.jsonl", "--share", "0.4", "--force"], capsys)
+    larger = {identity(json.loads(line)) for line in Path("h.jsonl").read_text().splitlines()}
+    assert heldout < larger and len(larger) == more["heldout_rows"]
+
+
+@pytest.mark.parametrize("words", [["--heldout", "a.jsonl"], ["--heldout", "h", "--train", "./h"], ["--share", "1"]])
+def test_split_refuses(words: list[str], place: Path, capsys: Capture) -> None:
+    """It writes over neither its source nor the other file, even with --force, and takes no share that is none."""
+    data = write(place / "a.jsonl", [chat(f"q{number}", "a") for number in range(9)])
+    before = Path(data).read_bytes()
+    heldout = [] if "--heldout" in words else ["--heldout", "h.jsonl"]
+    status, _, err = said(["data", "split", "a.jsonl", *words, *heldout, "--force"], capsys)
+    assert status == 1 and err.startswith("[CONFIG_INVALID] ") and Path(data).read_bytes() == before
+
+
+def test_trace_finds_rows_by_id_and_by_text(place: Path, home: Path, capsys: Capture) -> None:
+    """A row of a curated dataset is found by its id and by its text, with the file and line, also if it was dropped."""
+    ann, bob = chat("who is Ann?", 'a "quoted" friend'), chat("who is Bob?", HOSTILE)
+    data = write(place / "a.jsonl", [ann, bob, ann])
+    store = Store(home / "store")
+    curate(snapshot(data, scratch=place), DatasetSpec(path=data), store=store)
+    store.close()
+    name = identity({"messages": [turn("user", "who is Ann?"), turn("assistant", 'a "quoted" friend')]}).hex()
+    for asked in (name, name[:8], 'a "quoted" friend'):
+        found = document(["data", "trace", asked], capsys)
+        assert [row["row"] for row in found["rows"]] == [name]
+        assert [(file["place"], file["outcome"]) for file in found["rows"][0]["files"]] == [
+            ("line 1", "kept"),
+            ("line 3", "dropped"),
+        ]
+    assert document(["data", "trace", "who is"], capsys)["found"] == 2
+    assert len(document(["data", "trace", "who is", "--limit", "1"], capsys)["rows"]) == 1
+    status, out, err = said(["data", "trace", "alert(1)"], capsys)
+    assert status == 0 and "who is Bob" not in out and not {"\x1b", "\x07", "\u202e"} & set(out + err)
+    assert document(["data", "trace", "nobody"], capsys) == {"asked": "nobody", "found": 0, "rows": []}
+    assert said(["data", "trace", " "], capsys)[0] == 1
+
+
+def turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
