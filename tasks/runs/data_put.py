@@ -56,9 +56,9 @@ def data_split(dataset: DatasetSpec, share: float, heldout: Path, train: Path | 
     outputs = [heldout, *([train] if train else [])]
     check_outputs(Path(dataset.path).expanduser(), outputs, force=force)
     with TemporaryDirectory() as scratch:
-        store = Store(Path(scratch) / "store")
+        store = Store(Path(scratch))
         try:
-            source = find(dataset, scratch=Path(scratch))
+            source = find(dataset, scratch=store.scratch("source"))
             return split_files(source, dataset, share=share, heldout=heldout, train=train, store=store)
         except OSError as error:
             raise PlaceUnusable(
