@@ -9,7 +9,6 @@ from pydantic import Field
 
 from backprop_core.data.row_files import ROWS, index
 from backprop_core.data.row_lineage import LINEAGE
-from backprop_core.data.steps.row_step import texts
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import LineageRef, RowsRef
 from backprop_core.store.artifacts import Store
@@ -70,13 +69,27 @@ def by_text(text: str, store: Store) -> Iterator[Hit]:
         rows = index(ref, store)
         for identity, line in zip(rows.identities(), rows.lines(), strict=True):
             row = json.loads(line) if written in line else None
-            if any(text in part for part in texts(row)):
+            if any(text in part for part in strings(row)):
                 yield Hit(identity.hex(), ref.digest, excerpt(row, text))
+
+
+def strings(value: Any) -> Iterator[str]:
+    """All text in a row, at any depth, without the roles of its turns."""
+    match value:
+        case str():
+            yield value
+        case list():
+            for item in value:
+                yield from strings(item)
+        case dict():
+            for name, item in value.items():
+                if name != "role":
+                    yield from strings(item)
 
 
 def excerpt(row: Any, text: str) -> str:
     """What surrounds a text in a row; without a text, how the row begins."""
-    part = next((part for part in texts(row) if text in part), "")
+    part = next((part for part in strings(row) if text in part), "")
     begin = max(0, part.find(text) - SHOWN // 3)
     return ("…" if begin else "") + part[begin : begin + SHOWN] + ("…" if len(part) > begin + SHOWN else "")
 
