@@ -55,7 +55,7 @@ def json_lines(stream: io.BufferedReader, encoding: str, name: str) -> Iterator[
         return
     for number, line in text_lines(stream, encoding, name, ends="\n"):
         if line.strip():
-            yield at_line(number, json_value(line) if len(line) <= LONGEST else too_long())
+            yield at_line(number, json_value(line.removesuffix("\n")) if len(line) <= LONGEST else too_long())
 
 
 def utf8_lines(stream: io.BufferedReader) -> Iterator[Item]:
@@ -69,7 +69,7 @@ def utf8_lines(stream: io.BufferedReader) -> Iterator[Item]:
             if len(line) > LONGEST:
                 yield at_line(number, too_long())
             elif line.strip():
-                yield at_line(number, utf8_value(line))
+                yield at_line(number, utf8_value(line.removesuffix(b"\n")))
         rest = not line.endswith(b"\n")
 
 

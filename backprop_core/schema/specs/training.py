@@ -29,7 +29,7 @@ class DatasetSpec(Spec):
 
     path: PathOrAddress = Field(
         min_length=1,
-        description="A file, a directory of files, any fsspec URL, or OWNER/NAME of a Hub dataset.",
+        description="A file, a directory of files, an fsspec or SQL URL, or OWNER/NAME of a Hub dataset.",
         json_schema_extra=NO_KEY,
     )
     revision: str | None = Field(

@@ -74,6 +74,13 @@ def test_rows_that_json_does_not_have(tmp_path: Path) -> None:
     assert reasons(array) == [(f"row {number}", kind) for number, kind in enumerate(kinds, 2)]
 
 
+def test_the_column_of_a_syntax_error(tmp_path: Path) -> None:
+    """A row of JSON that goes on in the next line is told by the column at which its own line ends."""
+    for encoding in ("utf-8", "utf-16"):
+        bad = parsed(write(tmp_path, "a.jsonl", '{"text": "good"}\n{\n'.encode(encoding)), max_bad_rows=1).bad
+        assert bad[0].detail.endswith("at column 2")
+
+
 def test_nulls_at_every_depth(tmp_path: Path) -> None:
     """A null in place of a turn, a text, a list or a row drops the row, and no other."""
     rows: list[Any] = [None, {"messages": None}, {"messages": [None]}, {"messages": [{"role": None, "content": "x"}]}]
