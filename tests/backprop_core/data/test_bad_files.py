@@ -199,7 +199,7 @@ def test_a_zip_bomb(nested: bool) -> None:
 
 
 def test_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
-    """Rows of bytes that were not hashed are never the end of it: the change is an error, also where it is no JSON."""
+    """Bytes that were not hashed give no dataset: the change is the error, also where the file is no JSON any more."""
     for name, more in [("a.jsonl", LINES), ("b.jsonl", b"\xff\xfe{"), ("a.csv", b'"')]:
         path = write(tmp_path, name, b"question,answer\n" + b"a,b\n" * 400_000 if name == "a.csv" else LINES * 20)
         items = items_of(snapshot(str(path), scratch=tmp_path), name)
