@@ -17,7 +17,7 @@ from backprop_core.data.converted_rows import Converted
 from backprop_core.data.file_readers import Item, Malformed
 from backprop_core.data.loading import REFUSED, ChatRow
 from backprop_core.data.preview import ShownRow, preview
-from backprop_core.data.report_findings import Found, Usable, findings
+from backprop_core.data.report_findings import Found, Usable, findings, languages_of
 from backprop_core.data.row_identity import identity, teaches
 from backprop_core.data.template_refusals import Refusals
 from backprop_core.data.token_lengths import Counter, sample, texts
@@ -120,6 +120,9 @@ class DatasetReport(Record):
     usable: int = Field(description="Rows left after curation.")
     dropped: list[Dropped] = Field(description="By reason, the most frequent first.")
     found: list[Dropped] = Field([], description="Usable rows that optional curation steps would find, by reason.")
+    languages: dict[str, int] = Field(
+        default_factory=dict, description="Language -> rows of a sample of usable rows; unsure if none is probable."
+    )
     files: list[FileRows] = Field(description="The files of a directory or a Hub dataset.")
     characters: Lengths
     tokens: Tokens | None = Field(description="None without a base model.")
@@ -166,6 +169,7 @@ def report(digest: str, source: Converted, spec: DatasetSpec, base: Base | None,
         usable=len(kept),
         dropped=by_reason,
         found=summed(found, usable),
+        languages=languages_of(sample(kept)[0]),
         files=files_of(source.items, fates),
         characters=lengths([sum(map(len, texts(row))) for row in kept]),
         tokens=tokens,

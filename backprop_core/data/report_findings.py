@@ -1,6 +1,7 @@
 """What the optional curation steps would find in usable rows, whether or not a spec asks for them."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
@@ -11,7 +12,8 @@ from backprop_core.data.file_readers import Place
 from backprop_core.data.row_files import indexed
 from backprop_core.data.row_formats import ChatRow
 from backprop_core.data.row_index import RowIndex, order_of
-from backprop_core.data.steps import contradictions, near_duplicates, personal_data, quality
+from backprop_core.data.steps import contradictions, language, near_duplicates, personal_data, quality
+from backprop_core.data.steps.shingles import spoken
 from backprop_core.schema.specs.curation import CurationSpec, QualityRule
 from backprop_core.store.cache_keys import canonical
 
@@ -45,6 +47,15 @@ def findings(rows: Sequence[Usable], spec: CurationSpec, scratch: Path) -> Itera
     if rows:
         yield from in_rows(rows)
         yield from between_rows(rows, spec, scratch)
+
+
+def languages_of(rows: Sequence[ChatRow]) -> dict[str, int]:
+    """How many rows are in which language, the most frequent first; `unsure` if none is probable enough."""
+    model, counts = language.identifier(), Counter[str]()
+    for row in rows:
+        found, probability = model.classify(spoken(row)[: language.READ])
+        counts[found if probability >= language.SURE else "unsure"] += 1
+    return dict(sorted(counts.items(), key=lambda one: (-one[1], one[0])))
 
 
 def in_rows(rows: Sequence[Usable]) -> Iterator[Found]:

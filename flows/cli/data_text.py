@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 LABEL, CUT = "green", "strike dim"
 OPEN, CLOSE = "⟦", "⟧"  # around label tokens, where there are no colours
 SCISSORS = "✂"  # where the maximum length cuts
+LANGUAGES = 6  # of a report
 LONGEST = 1600  # characters of a span; of a longer one the middle is left out
 
 
@@ -114,6 +116,10 @@ def report(found: "DatasetReport") -> Iterator[RenderableType]:
     yield lengths(found)
     if found.tokens:
         yield Text(in_tokens(found))
+    if found.languages:
+        total = sum(found.languages.values())
+        shares = [f"{name} {100 * rows / total:.2g} %" for name, rows in islice(found.languages.items(), LANGUAGES)]
+        yield Text(f"languages of {total:,} rows: {', '.join(shares)}")
 
 
 def by_reason(title: str, found: Sequence["Dropped"], read: int) -> RenderableType:

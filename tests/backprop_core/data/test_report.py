@@ -95,6 +95,17 @@ def test_what_optional_steps_find(tmp_path: Path) -> None:
     assert "ann.smith" not in json.dumps([one.model_dump() for one in made.found])
 
 
+def test_languages_are_counted(tmp_path: Path) -> None:
+    """Long rows are counted by language, rows that say too little as unsure, together all that were sampled."""
+    german = "Guten Tag, wo finde ich bitte die Rechnung für meine letzte Bestellung? Vielen Dank im Voraus."
+    english = "Good morning, where can I please find the invoice for my last order? Thank you in advance."
+    made = examined(
+        tmp_path, [chat(german, german), chat(english, english), chat(english, "Yes, of course."), chat("1", "2")]
+    )
+    assert made.languages["en"] == 2 and made.languages["de"] == 1 and sum(made.languages.values()) == 4
+    assert "Languages" in page([made])
+
+
 def test_a_dataset_without_a_usable_row_has_a_report(tmp_path: Path, base: Path) -> None:
     """It says why each row is dropped, and its page can be written."""
     made = examined(tmp_path, [chat("a", ""), chat("b", "")], base=base)
