@@ -72,7 +72,7 @@ def share(part: float, whole: float) -> str:
     """`4.2 %`; more exact below one percent."""
     percent = 100 * part / whole if whole else 0.0
     digits = f"{percent:.1f}" if percent >= 1 else f"{percent:.2g}"
-    return f"{digits}\N{NO-BREAK SPACE}%"
+    return f"{digits} %"
 
 
 def words(name: str) -> str:

@@ -118,7 +118,7 @@ def report(found: "DatasetReport") -> Iterator[RenderableType]:
         yield Text(in_tokens(found))
     if found.languages:
         total = sum(found.languages.values())
-        shares = [f"{name} {100 * rows / total:.2g} %" for name, rows in islice(found.languages.items(), LANGUAGES)]
+        shares = [f"{name} {percent(rows, total)}" for name, rows in islice(found.languages.items(), LANGUAGES)]
         yield Text(f"languages of {total:,} rows: {', '.join(shares)}")
 
 
@@ -129,8 +129,14 @@ def by_reason(title: str, found: Sequence["Dropped"], read: int) -> RenderableTy
         first = one.samples[0]
         name = one_line(one.reason.replace("_", " "))
         example = one_line(f"{first.place}: {first.detail}")
-        made.add_row(name, f"{one.rows:,}", f"{100 * one.rows / read:.2g} %", example)
+        made.add_row(name, f"{one.rows:,}", percent(one.rows, read), example)
     return made
+
+
+def percent(part: float, whole: float) -> str:
+    """`4.2 %`; more exact below one percent."""
+    share = 100 * part / whole
+    return f"{share:.1f} %" if share >= 1 else f"{share:.2g} %"
 
 
 def lengths(found: "DatasetReport") -> RenderableType:
