@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from backprop_core.errors import AuthRequired, BackpropError, InputNotFound, InputValidationFailed
 from backprop_core.runtime.optional_packages import require
 from backprop_core.runtime.redaction import blank_address
+from backprop_core.schema.field_types import is_sql
 from backprop_core.store.cache_keys import canonical
 
 QUERY = re.compile(r"[?&]query=", re.IGNORECASE)
@@ -57,6 +58,14 @@ def query_of(url: str) -> Query:
     if not sql or not sql[0].strip():
         raise InputValidationFailed(f"{blank_address(database)} has no query", hint=WRITE)
     return Query(database, sql[0] if " " in sql[0] else unquote(sql[0]))
+
+
+def without_password(url: str) -> str:
+    """The URL of a query as it may be recorded; other URLs and paths are unchanged."""
+    if not is_sql(url):
+        return url
+    database = QUERY.split(url, maxsplit=1)[0]
+    return url.replace(database, re.sub(r"(?<=://)([^/:@]*):[^/]*(?=@)", r"\1", database), 1)
 
 
 def lines(url: str) -> Iterator[bytes]:

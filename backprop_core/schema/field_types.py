@@ -2,6 +2,7 @@
 
 import codecs
 import re
+import warnings
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -66,7 +67,8 @@ Encoding = Annotated[str, AfterValidator(text_encoding)]
 def compiles(pattern: str | None) -> str | None:
     """The pattern. Raises ValueError if it is not a valid regular expression."""
     try:
-        re.compile(pattern or "")
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # a set in a set: still a pattern
+            re.compile(pattern or "")
     except re.error as error:
         raise ValueError(f"not a valid regular expression: {error}") from error
     return pattern

@@ -28,6 +28,7 @@ from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.store.cache_keys import digest_of, part
 from tasks.runs.adapter_directory import adapter_in, holds_adapter, is_path
 from tasks.runs.preflight_checks import check_export, check_metric, check_repo, check_training, harness_tasks
+from tasks.runs.recorded_spec import without_passwords
 from tasks.runs.resolve_defaults import decide
 from tasks.runs.sources import Source, downloads, keep, refuse_collisions, sources
 from tasks.runs.worker_process import interpreter
@@ -383,7 +384,8 @@ def begun(prepared: Prepared, run_id: str, store: Store) -> Prepared:
 
 def save(prepared: Prepared, run_id: str, store: Store) -> None:
     """Commit a run's resolved spec."""
-    write_atomic(store.layout.run(run_id).spec, prepared.model_dump_json())
+    recorded = prepared.model_copy(update={"spec": without_passwords(prepared.spec)})
+    write_atomic(store.layout.run(run_id).spec, recorded.model_dump_json())
 
 
 def load(run_id: str, store: Store) -> Prepared:

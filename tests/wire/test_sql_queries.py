@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from backprop_core.data.loading import read_rows, snapshot
+from backprop_core.data.sql_query import without_password
 from backprop_core.errors import (
     AddressForbidden,
     AuthRequired,
@@ -21,8 +22,9 @@ from backprop_core.errors import (
     InputValidationFailed,
     NoRows,
 )
-from backprop_core.schema.specs import DatasetSpec
+from backprop_core.schema.specs import DatasetSpec, EvaluationSpec, RunSpec
 from tasks.runs import allowed_paths
+from tasks.runs.recorded_spec import without_passwords
 from tasks.runs.source_fingerprint import fingerprint
 from tasks.runs.sources import refuse_collisions, stem
 from tests.wire.prefect_server import free_port
@@ -203,6 +205,19 @@ def test_a_query_on_a_server(server: Server, tmp_path: Path) -> None:
     first = Path(sources[0].path).read_text().splitlines()[0]
     assert '"list":[1,null]' in first and '"price":"1.10"' in first and '"raw":"00ff"' in first
     assert PASSWORD not in sources[0].model_dump_json()
+
+
+def test_a_password_is_not_recorded(server: Server, tmp_path: Path) -> None:
+    """The spec that a run commits has the query and the user, and no password; what it names is found again."""
+    url = f"postgresql://owner:{PASSWORD}@{server.address}?query=SELECT 'a:b@c' AS question"
+    spec = RunSpec(
+        datasets=[DatasetSpec(path=url, heldout=url)], evaluation=EvaluationSpec(watch=[DatasetSpec(path=url)])
+    )
+    recorded = without_passwords(spec)
+    assert PASSWORD not in recorded.model_dump_json()
+    assert recorded.datasets[0].path == recorded.datasets[0].heldout == url.replace(f":{PASSWORD}", "")
+    for other in ("http://u:p@host/a?query=b", "data/a.jsonl", "sqlite:///a:b@c.db?query=SELECT 1", "OWNER/NAME"):
+        assert without_password(other) == other
 
 
 def test_chat_rows_of_a_json_column(server: Server, tmp_path: Path) -> None:
