@@ -6,15 +6,17 @@ from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from backprop_core.data.row_formats import ChatRow
-from backprop_core.data.row_index import Mask, RowIndex
+from backprop_core.data.row_index import Mask, RowIndex, unique
 from backprop_core.data.steps.near_duplicates import BATCH, NearDuplicates
-from backprop_core.data.steps.shingles import conversation, shingles, text_on
+from backprop_core.data.steps.shingles import conversation, runs, shingles, text_on
 from backprop_core.schema.specs.curation import CurationSpec
 from backprop_core.store.artifacts import Store
 
 NEAR = "near_held_out"
+MOST_COMMON = 0.01  # share of the rows that score; words in more of them are a template
 SHARED = "shares_words_with_held_out"
 
 
@@ -50,9 +52,11 @@ def near(rows: RowIndex, scoring: RowIndex, threshold: float, text: Callable[[Ch
 
 
 def sharing(rows: RowIndex, scoring: RowIndex, width: int) -> Mask:
-    """Which rows have `width` words in a row that a row that scores has too; system prompts do not count."""
-    parts = [shingles(some, width).hashes for some in batches(scoring, said)]
-    known = np.unique(np.concatenate([np.empty(0, np.uint64), *parts]))
+    """Which rows have `width` words in a row that a row that scores has too.
+
+    System prompts do not count, nor do words that several rows have that score: those are a template.
+    """
+    known = telling([text for some in batches(unique([scoring]), said) for text in some], width)
     found, start = np.zeros(len(rows), np.bool_), 0
     for some in batches(rows, said):
         hashes, starts = shingles(some, width)
@@ -60,6 +64,17 @@ def sharing(rows: RowIndex, scoring: RowIndex, width: int) -> Mask:
         found[start : start + len(some)] = shared[starts[1:]] > shared[starts[:-1]]
         start += len(some)
     return found
+
+
+def telling(texts: list[str], width: int) -> NDArray[np.uint64]:
+    """The runs of `width` words that tell which text they are from: neither of their ends is part of a template."""
+    half = (width + 1) // 2
+    ends, counts = np.unique(shingles(texts, half).hashes, return_counts=True)
+    template = ends[counts > max(1, MOST_COMMON * len(texts))]
+    _, hashes, left = runs(texts, width)
+    common = np.isin(runs(texts, half).hashes, template)
+    begins = np.flatnonzero(left >= width)
+    return np.unique(hashes[begins[~common[begins] & ~common[begins + width - half]]])
 
 
 def said(row: ChatRow) -> str:

@@ -37,8 +37,16 @@ def words(text: str) -> list[str]:
     return (WORD if text.isascii() else WORD_OR_CHARACTER).findall(text.lower())
 
 
-def shingles(texts: Sequence[str], width: int = WIDTH) -> Shingles:
-    """The shingles of `width` words of each text; a text without words has none."""
+class Runs(NamedTuple):
+    """For each word of several texts: its text, the hash of the words from there on, and how many are left in it."""
+
+    rows: NDArray[np.int64]
+    hashes: NDArray[np.uint64]
+    left: NDArray[np.int64]
+
+
+def runs(texts: Sequence[str], width: int) -> Runs:
+    """The runs of `width` words of each text; at its end they are shorter."""
     from rensa import RMinHash  # type: ignore[import-untyped]
 
     said = list(map(words, texts))
@@ -51,9 +59,14 @@ def shingles(texts: Sequence[str], width: int = WIDTH) -> Shingles:
         here = np.zeros(len(hashes), np.uint64)
         here[: max(len(hashes) - place, 0)] = hashes[place:]
         mixed += np.where(left > place, here * factor, np.uint64(0))
-    mixed = (mixed ^ (mixed >> HALF)) * MIX
+    return Runs(rows, (mixed ^ (mixed >> HALF)) * MIX, left)
+
+
+def shingles(texts: Sequence[str], width: int = WIDTH) -> Shingles:
+    """The shingles of `width` words of each text; a text without words has none."""
+    rows, hashes, left = runs(texts, width)
     whole = (left >= width) | (np.diff(rows, prepend=-1) != 0)
-    return distinct(rows[whole], mixed[whole], len(said))
+    return distinct(rows[whole], hashes[whole], len(texts))
 
 
 def distinct(rows: NDArray[np.int64], hashes: NDArray[np.uint64], count: int) -> Shingles:

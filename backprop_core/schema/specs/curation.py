@@ -60,7 +60,7 @@ class CurationSpec(Spec):
         ge=3,
         le=64,
         description="Do not train on rows that have this many words in a row in common with a row that scores, of any "
-        "task of the run or its line; 13 is usual.",
+        "task of the run or its line; 13 is usual. Words that several rows have which score are a template.",
         json_schema_extra=KEY_IF_SET,
     )
     contradictions: Contradictions = Field(

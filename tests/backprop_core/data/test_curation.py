@@ -648,6 +648,13 @@ def test_a_common_system_prompt_is_no_leak(bench: Bench) -> None:
     assert made.datasets[0].not_trained.keys() == {"held_out"}
 
 
+def test_a_template_is_no_leak(bench: Bench) -> None:
+    """Words that all questions have in common give no held-out row away."""
+    rows = [pair(f"{sentence(1)} {number}") for number in range(60)]
+    made = bench.split(bench.batch(rows, curation=CurationSpec(decontaminate=13)))
+    assert made.datasets[0].not_trained.keys() == {"held_out"}
+
+
 # Groups
 
 
