@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
 
-from benchmarks.measure import Row, contenders, medians, peak_memory, take_turns
+from benchmarks.measure import Contender, Row, contenders, medians, peak_memory, take_turns
 
 NEAR = "near-duplicates, against a datasketch loop"
 SECONDS = "seconds to curate {:,} rows, against pandas"
@@ -22,6 +22,7 @@ MEMORY = "peak memory of curating {:,} rows, against pandas"
 MANY, MORE = 100_000, 1_000_000
 NEAR_ROWS = 20_000
 THRESHOLD = 0.8
+SAME = 1.02  # rows that one contender may leave, by those that another leaves
 WORDS = [f"word{number}" for number in range(40)]
 
 
@@ -45,9 +46,17 @@ def near_duplicates() -> Row:
         file = write(NEAR_ROWS, Path(name, "rows.jsonl"))
         jobs = [("benchmarks.curation", contender, str(file), name) for contender in ("near", "datasketch")]
         with contenders(*jobs) as [ours, other]:
-            turns = {"ours": lambda: ours.turn()["rate"], "other": lambda: other.turn()["rate"]}
-            rates = medians(turns)
+            left: list[float] = []
+            rates = medians({"ours": partial(rate, ours, left), "other": partial(rate, other, left)})
     return Row(NEAR, rates["ours"], rates["other"], "MinHashLSH of datasketch, row by row", "rows/s", "more")
+
+
+def rate(contender: Contender, left: list[float]) -> float:
+    """Rows a second of a turn; raises unless all turns so far left about as many rows."""
+    done = contender.turn()
+    left.append(done["left"])
+    assert max(left) <= SAME * min(left), f"rows left by turn: {left}"
+    return done["rate"]
 
 
 @cache
