@@ -431,7 +431,8 @@ def planned_rows(plan: "Plan") -> RenderableType:
     figures = ("read", "train", "score", "tokens")
     made = table("dataset", "task", *figures, "left out", right=figures)
     for rows in plan.rows:
-        left_out = ", ".join(f"{count} {reason}" for reason, count in {**rows.dropped, **rows.not_trained}.items())
+        counted = {**rows.dropped, **{NOT_TRAINED.get(reason, reason): n for reason, n in rows.not_trained.items()}}
+        left_out = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in counted.items())
         counts = (str(rows.read), str(rows.train), str(rows.heldout), "" if rows.tokens is None else str(rows.tokens))
         made.add_row(one_line(rows.name), rows.task, *counts, left_out)
     return made
