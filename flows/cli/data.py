@@ -92,6 +92,8 @@ def report(
 
     configure_logging(settings(), verbose=output.verbose)
     limits = limits_of(fail_on or ())
+    if not files and config is None and line is None:
+        raise ConfigInvalid("no dataset given", hint="name files, or a job file with --config or --line")
     specs = [asked(file, model, max_length, config, line, set) for file in files or (None,)]
     found = Reports(specs)
     if output_file:

@@ -250,3 +250,22 @@ def test_trace_finds_rows_by_id_and_by_text(place: Path, home: Path, capsys: Cap
 
 def turn(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
+
+
+def test_a_job_file_says_how_to_read(place: Path, capsys: Capture) -> None:
+    """With --line or --config a file is read as the job's dataset is; without a file it is that dataset."""
+    job = "datasets:\n  - path: {}\n    columns: {{prompt: q, completion: a}}\n"
+    for name in ("a.csv", "b.csv"):
+        (place / name).write_text(f"q,a\nwho?,{name}\nwhy?,so\n")
+    (place / "lines").mkdir()
+    for file in ("lines/support.yaml", "job.yaml"):
+        (place / file).write_text(job.format(place / "a.csv"))
+    (place / "without.yaml").write_text("training: {max_length: 64}\n")
+    for flags in (["--line", "support"], ["--config", "job.yaml"]):
+        [made] = document(["data", "report", *flags, "--model", BASE], capsys)["datasets"]
+        assert (Path(made["data"]).name, made["usable"]) == ("a.csv", 2)
+        [made] = document(["data", "report", "b.csv", *flags, "--model", BASE], capsys)["datasets"]
+        assert (made["data"], made["usable"]) == ("b.csv", 2)
+    data = write(place / "c.jsonl", [chat("a", "b")])
+    assert document(["data", "preview", data, "--config", "without.yaml", "--model", BASE], capsys)["max_length"] == 64
+    assert said(["data", "report", "b.csv", "--model", BASE], capsys)[0] == 1
