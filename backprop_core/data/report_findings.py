@@ -91,9 +91,9 @@ def between_rows(rows: Sequence[Usable], spec: CurationSpec, scratch: Path) -> I
 
 
 def with_place(detail: str, names: dict[str, int], rows: Sequence[Usable]) -> str:
-    """A detail that names another row by its place instead of its identity."""
-    before, _, name = detail.rpartition("row ")
-    return f"{before}{rows[names[name]].place}" if name in names else detail
+    """A detail that names another row, with its place instead of its identity."""
+    similarity, _, name = detail.partition(" of row ")
+    return f"similarity {similarity} to {rows[names[name]].place}" if name in names else detail
 
 
 def text_of(rows: RowIndex, row: int) -> str:

@@ -90,7 +90,7 @@ def test_what_optional_steps_find(tmp_path: Path) -> None:
     }
     assert made.figures["personal_data"] == 1
     found = {one.reason: one.samples[0] for one in made.found}
-    assert {found["near_duplicate"].place, found["near_duplicate"].detail.split(" of ")[1]} == {"line 1", "line 2"}
+    assert {found["near_duplicate"].place, found["near_duplicate"].detail.split(" to ")[1]} == {"line 1", "line 2"}
     assert found["echo"].place == "line 4"
     assert "ann.smith" not in json.dumps([one.model_dump() for one in made.found])
 

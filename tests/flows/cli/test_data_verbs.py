@@ -12,6 +12,7 @@ import pytest
 
 from backprop_core.data.curation import curate
 from backprop_core.data.loading import snapshot
+from backprop_core.data.report import FIGURES
 from backprop_core.data.row_identity import identity
 from backprop_core.schema.specs import DatasetSpec
 from backprop_core.store.artifacts import Store
@@ -60,6 +61,12 @@ def test_preview_marks_the_labels_without_colours(place: Path, capsys: Capture) 
     [row] = document(["data", "preview", data, "--model", BASE, "--max-length", "30"], capsys)["rows"]
     [example] = row["examples"]
     assert example["tokens"] - 30 == example["cut_tokens"] and f"{example['cut_tokens']} cut" in out
+
+
+def test_fail_on_names_every_figure(capsys: Capture) -> None:
+    """The help lists the names that --fail-on takes."""
+    _, out, _ = said(["data", "report", "--help"], capsys)
+    assert [name for name in FIGURES if name not in out] == []
 
 
 def test_preview_prints_no_terminal_escapes(place: Path, capsys: Capture) -> None:
