@@ -503,9 +503,13 @@ from backprop_core.data.splits import split
 from backprop_core.schema.specs import DatasetSpec
 from backprop_core.store.artifacts import Store
 path, home = sys.argv[1:]
-curated = curate(snapshot(path, scratch=Path(home)), DatasetSpec(path=path), store=Store(Path(home)))
-batch = Batch(name="n", task="t", source=curated)
-print(batch.model_dump_json(), split([batch], heldout_max=9, store=Store(Path(home))).model_dump_json())
+steps = {"near_duplicates": 0.5, "contradictions": "drop_both", "personal_data": "redact", "languages": ["en"]}
+spec = DatasetSpec.model_validate({"path": path, "curation": steps})
+curated = curate(snapshot(path, scratch=Path(home)), spec, store=Store(Path(home)))
+assert curated.dropped["near_duplicate"] > 5
+batch = Batch(name="n", task="t", source=curated, curation=spec.curation)
+made = split([batch], heldout_max=9, store=Store(Path(home)))
+print(batch.model_dump_json(exclude={"source": {"steps"}}), made.model_dump_json())
 """
 
 
@@ -569,17 +573,24 @@ def test_held_out_rows_are_to_choose_by_or_to_score(bench: Bench) -> None:
 
 @pytest.mark.slow
 def test_the_same_bytes_in_any_process(bench: Bench) -> None:
-    """Two processes with another PYTHONHASHSEED, directory and locale commit the same digests."""
-    path = bench.write([*numbered(100), pair("日本\u2028\x00é")])
+    """Two processes with another PYTHONHASHSEED, directory, locale and number of threads commit the same digests."""
+    twins = [pair(f"Where is my order {number % 50} that I sent {number}?") for number in range(100)]
+    path = bench.write([*numbered(100), *twins, pair("日本\u2028\x00é")])
 
-    def run(seed: str) -> str:
+    def run(seed: str, threads: str) -> str:
         home = bench.directory / seed
         home.mkdir()
-        environment = {**os.environ, "PYTHONHASHSEED": seed, "LC_ALL": "C", "HOME": str(home)}
+        environment = {
+            **os.environ,
+            "PYTHONHASHSEED": seed,
+            "LC_ALL": "C",
+            "HOME": str(home),
+            "RAYON_NUM_THREADS": threads,
+        }
         argv = [sys.executable, "-c", CURATE, str(path), str(home)]
         return subprocess.run(argv, env=environment, check=True, capture_output=True, text=True).stdout
 
-    assert run("1") == run("2")
+    assert run("1", threads="1") == run("2", threads="4")
 
 
 def test_rows_are_canonical_json_lines(bench: Bench) -> None:

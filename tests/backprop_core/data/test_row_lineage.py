@@ -101,7 +101,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux alone")
 def test_long_rows_stay_on_disk(tmp_path: Path) -> None:
-    """Rows ten times as long, but as many, take no more memory than the file itself is larger."""
+    """Rows ten times as long, but as many, take little more memory: 36 MB more in the file are less than 20 MB."""
 
     def peak(length: int) -> int:
         path = tmp_path / f"{length}.jsonl"
@@ -109,4 +109,4 @@ def test_long_rows_stay_on_disk(tmp_path: Path) -> None:
         argv = [sys.executable, "-c", MEASURE, str(path), str(tmp_path / f"store{length}")]
         return 1024 * int(subprocess.run(argv, check=True, capture_output=True, text=True).stdout)
 
-    assert peak(2000) - peak(200) < 1.2 * 20_000 * 1800
+    assert peak(2000) - peak(200) < 20e6
