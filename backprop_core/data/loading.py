@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from backprop_core.data.file_readers import Item, Malformed, Place, rows_of
-from backprop_core.data.format_detection import chat_row, format_of, found_in, mapped, row_of
-from backprop_core.data.row_formats import FORMATS, ChatRow
+from backprop_core.data.format_detection import DETECTED_FROM, Conversion, conversion, found_in, mapped
+from backprop_core.data.row_formats import ChatRow
 from backprop_core.data.sources import ON_HUB, snapshot
 from backprop_core.errors import ConfigInvalid, InputValidationFailed, NoRows
 from backprop_core.schema.refs import SourceFile, SourceRef
@@ -17,7 +17,6 @@ from backprop_core.store.cache_keys import digest_of
 
 __all__ = ["Bad", "ChatRow", "Parsed", "Read", "chat_rows", "find", "good_rows", "read_rows", "snapshot"]
 
-DETECTED_FROM = 100  # rows
 BATCH = 1024  # rows that the chat template is tried on together
 SHOWN = 3  # malformed rows in an error
 REFUSED = "refused_by_template"  # reason of rows that the base's chat template refuses
@@ -93,19 +92,19 @@ def chat_rows(source: SourceRef, spec: DatasetSpec, *, refusals: Refuse | None =
 
     `refusals` returns for each chat row why it cannot be used, or None; refused rows count as malformed.
     Raises InputValidationFailed if the source cannot be parsed or has changed; NoRows if it is empty; FormatUnknown if
-    no row format fits; ConfigInvalid if `spec.columns` names a field that no format has, or a column that the file does
-    not have.
+    no row format fits; FormatsMixed if two do; ConfigInvalid if `spec.columns` names a field that no format has, or a
+    column that the file does not have.
     """
-    name, items = opened(source, spec)
-    while some := [read(item, name, spec) for item in islice(items, BATCH)]:
+    convert, items = opened(source, spec)
+    while some := [read(item, convert, spec) for item in islice(items, BATCH)]:
         yield from accepted(some, refusals) if refusals else some
 
 
-def read(item: Item, format: str, spec: DatasetSpec) -> Read:
+def read(item: Item, convert: Conversion, spec: DatasetSpec) -> Read:
     """An item as a chat row, with its group."""
     value = item.value.get(spec.group_by) if spec.group_by and isinstance(item.value, dict) else None
     group = 0 if value is None else int(digest_of(json_text(value))[:16], 16)
-    return Read(item.place, chat_row_or_malformed(item, format, spec), group)
+    return Read(item.place, chat_row_or_malformed(item, convert), group)
 
 
 def json_text(value: Any) -> str:
@@ -113,8 +112,8 @@ def json_text(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def opened(source: SourceRef, spec: DatasetSpec) -> tuple[str, Iterator[Item]]:
-    """A source's row format and its parsed rows. Raises what `chat_rows` raises."""
+def opened(source: SourceRef, spec: DatasetSpec) -> tuple[Conversion, Iterator[Item]]:
+    """How to convert a source's rows, and its parsed rows. Raises what `chat_rows` raises."""
     items = items_of(source, spec.path)
     head = list(islice(items, DETECTED_FROM))
     if not head:
@@ -122,13 +121,13 @@ def opened(source: SourceRef, spec: DatasetSpec) -> tuple[str, Iterator[Item]]:
     first = [mapped(item.value, spec.columns) for item in head if isinstance(item.value, dict)]
     if spec.group_by and first and not any(spec.group_by in row for row in first):
         raise ConfigInvalid(f"group_by: {spec.path} has no {spec.group_by}", hint=f"it has {found_in(first)}")
-    return format_of(first, spec), chain(head, items)
+    return conversion(head, spec), chain(head, items)
 
 
-def chat_row_or_malformed(item: Item, format: str, spec: DatasetSpec) -> ChatRow | Malformed:
+def chat_row_or_malformed(item: Item, convert: Conversion) -> ChatRow | Malformed:
     """An item's chat row, or why there is none."""
     try:
-        return chat_row(row_of(item.value, spec.columns), FORMATS[format], spec.columns)
+        return convert(item)
     except Malformed as error:
         return error.with_traceback(None)
 

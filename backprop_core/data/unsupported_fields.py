@@ -1,4 +1,4 @@
-"""Rejects rows with fields that training would ignore: weights, preferences, tool calls, reasoning, images, ….
+"""Rejects rows with fields that are not understood and that training would ignore: images, scores, masks, ….
 
 The names come from OpenAI fine-tuning, TRL, Axolotl, LLaMA-Factory and ms-swift. Three rules ("laws") say which values
 of these fields have a meaning; all other fields (id, source, category, …) are metadata and allowed.
@@ -20,7 +20,7 @@ COUNTS = {  # weights and masks: any value but 1 has a meaning
 JUDGES = {  # labels and preferences: any value has a meaning
     *("label", "labels", "kto_tag", "score", "scores", "rating", "ratings", "reward", "rewards", "rank", "margin"),
     *("chosen", "rejected", "rejected_response", "rejected_messages", "preferred_output", "non_preferred_output"),
-    *("preference", "is_preferred", "desirable"),
+    *("preference", "is_preferred", "desirable", "thumbs"),
     *("negative", "negatives", "negative_response", "bad_completion", "bad_response", "worse_response"),
 }
 HOLDS = {  # further input or output of the model: any non-empty value has a meaning

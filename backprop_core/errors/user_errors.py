@@ -23,6 +23,12 @@ class FormatUnknown(BackpropError):
     code = "INPUT_FORMAT_UNKNOWN"
 
 
+class FormatsMixed(BackpropError):
+    """A source has rows of two formats."""
+
+    code = "INPUT_FORMATS_MIXED"
+
+
 class NoRows(BackpropError):
     """A dataset has no usable rows."""
 

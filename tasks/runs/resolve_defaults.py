@@ -9,6 +9,7 @@ from backprop_core.data.token_lengths import Counter
 from backprop_core.errors import (
     ArchitectureUnsupported,
     ConfigInvalid,
+    FormatsMixed,
     FormatUnknown,
     GPUNotAvailable,
     InputNotFound,
@@ -32,7 +33,7 @@ VERSION = 2  # of the cached data measurements
 CPU_SECONDS = 30 * 60  # longer trainings use a CPU only with device=cpu
 SLOW = 1e10  # FLOP/s of a matrix product: what is short at this speed needs no speed measurement
 SOME_CARD = 8 << 30  # bytes
-UNREADABLE = (ConfigInvalid, FormatUnknown, InputNotFound, InputValidationFailed, NoRows)
+UNREADABLE = (ConfigInvalid, FormatsMixed, FormatUnknown, InputNotFound, InputValidationFailed, NoRows)
 
 
 def decide(

