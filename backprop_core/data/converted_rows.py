@@ -18,6 +18,6 @@ class Converted(NamedTuple):
 
 def converted(source: SourceRef, spec: DatasetSpec) -> Converted:
     """Parse a source and convert its rows. Raises what `loading.chat_rows` raises."""
-    name, items = opened(source, spec)
+    convert, items = opened(source, spec)
     every = list(items)
-    return Converted(name, every, [chat_row_or_malformed(item, name, spec) for item in every])
+    return Converted(convert.name, every, [chat_row_or_malformed(item, convert) for item in every])

@@ -58,7 +58,7 @@ def find(dataset: DatasetSpec, *, scratch: Path) -> SourceRef:
     of_hub = [name for name in ("revision", "config", "split") if getattr(dataset, name)]
     if of_hub:
         raise ConfigInvalid(f"{dataset.path} is not a Hub dataset: it has no {of_hub[0]}", hint="remove that field")
-    return snapshot(dataset.path, scratch=scratch)
+    return snapshot(dataset.path, scratch=scratch, encoding=dataset.encoding)
 
 
 def read_rows(source: SourceRef, spec: DatasetSpec, *, refusals: Refuse | None = None) -> Parsed:
