@@ -138,7 +138,8 @@ def test_rows_that_cannot_be_trained_say_why(tmp_path: Path) -> None:
     base = nano.build(tmp_path / "base")
     template = "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
     (base / "chat_template.jinja").write_text(template + nano.CHATML.removeprefix("{% for m in messages %}"))
-    tool = {"messages": [{"role": "tool", "content": "x"}, {"role": "assistant", "content": "y"}]}
+    turns = [{"role": role, "content": "x"} for role in ("user", "assistant", "tool", "assistant")]
+    tool = {"messages": turns}
     source = written([ROWS[0], {"messages": [{"role": "user", "content": "x"}]}, {"messages": 3}, tool], tmp_path)
     reasons = [shown(source, base, number=number).rows[0].refused for number in (1, 2, 3, 4)]
     assert reasons[0] is None and "no answer" in str(reasons[1]) and "messages" in str(reasons[2])
