@@ -1,11 +1,12 @@
 """Tokenizes chat rows with the tokenizer's chat template, and marks the label tokens (loss mask).
 
-Labels are the tokens of assistant turns: after the generation prompt, up to and including the stop token, without the
-newline after it. In raw text every token is a label, including the end-of-sequence token appended to it.
+Labels are the tokens of assistant turns that are learned, text, reasoning and calls: after the generation prompt, up to
+and including the stop token, without the newline after it. What a tool answers is never a label. In raw text every
+token is a label, including the end-of-sequence token appended to it.
 
-Templates are rendered in `templates.sandbox`. A control token (an added token marked special) comes
-from the template alone: where its name stands in a row, it is set between fences before rendering, and what lies
-between fences is tokenized as plain text.
+Templates are rendered in `templates.sandbox`. A control token (an added token marked special) comes from the template
+alone: where its name stands in a row, also in an argument or a tool's description, it is set between fences before
+rendering, and what lies between fences is tokenized as plain text.
 """
 
 from __future__ import annotations  # the tokenizer's type is of transformers, which the parent does not import
@@ -14,24 +15,27 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding
 
-from backprop_core.data.loading import ChatRow
+from backprop_core.data.row_formats import ChatRow
+from backprop_core.data.row_turns import learned
+from backprop_core.data.tool_calls import strings_in
 from backprop_core.errors import ChatTemplateMissing, ChatTemplateUnusable, NoLabelTokens
 from backprop_core.models import chat_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Message: TypeAlias = dict[str, str]
+Message: TypeAlias = dict[str, Any]
 
 BATCH = 1024  # texts tokenized at once
 LIMITED = 64  # rows rendered per time limit
 FENCE = "\ufdd0"  # a Unicode noncharacter, reserved for internal use
+ESCAPED = "\\ufdd0"  # the same in JSON that is limited to ASCII
 
 
 class Example(NamedTuple):
@@ -148,6 +152,25 @@ class Controls:
         """`text` with fences around the names of control tokens."""
         return self._names.sub(lambda name: fence + name[0] + fence, text) if fence else text
 
+    def fenced_in(self, value: Any, fence: str) -> Any:
+        """A JSON value with fences in all of its strings and keys."""
+        match value:
+            case str():
+                return self.fenced(value, fence)
+            case list():
+                return [self.fenced_in(item, fence) for item in value]
+            case dict():
+                return {self.fenced(name, fence): self.fenced_in(item, fence) for name, item in value.items()}
+        return value
+
+    def fence_in(self, messages: list[Message], tools: list[Message]) -> tuple[list[Message], list[Message], str]:
+        """Messages and tools with fences around the names of control tokens, and the fence; empty if there are none."""
+        fence = self.fence_for([text for value in (*messages, *tools) for text in strings_in(value)])
+        if not fence:
+            return messages, tools, fence
+        turns = [{**self.fenced_in(turn, fence), "role": turn["role"]} for turn in messages]
+        return turns, self.fenced_in(tools, fence), fence
+
 
 # Rendering
 
@@ -174,10 +197,10 @@ def render_row(
     """Render a row as one text, or as one text per answer; none if the template refuses it."""
     if "text" in row:
         return [raw(tokenizer, controls, row["text"], index)]
-    fence = controls.fence_for([turn["content"] for turn in row["messages"]])
-    messages = [{**turn, "content": controls.fenced(turn["content"], fence)} for turn in row["messages"]]
+    messages, tools, fence = controls.fence_in(row["messages"], row.get("tools", []))
     try:
-        answers = [answer(tokenizer, controls, messages[: end + 1]) for end in answered(messages)]
+        answers = [answer(tokenizer, controls, messages[: end + 1], tools) for end in answered(messages)]
+        check_fences([part.text for part in answers], fence)
     except ChatTemplateUnusable as error:
         refused.append(ChatTemplateUnusable(f"row {index + 1}: {error.message}", hint=error.hint))
         return []
@@ -214,16 +237,26 @@ def begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     return not tokenizer.chat_template or render_prompt(tokenizer, [chat_template.ASKED]).startswith(bos)
 
 
+def check_fences(texts: list[str], fence: str) -> None:
+    """Raise ChatTemplateUnusable if the template has split or escaped a row's text between fences."""
+    if fence and any(ESCAPED in text or text.count(fence) % 2 for text in texts):
+        raise ChatTemplateUnusable(
+            "the chat template splits or escapes a text that has the name of a control token",
+            hint="remove that name from the row",
+        )
+
+
 def answered(messages: list[Message]) -> list[int]:
-    """Positions of non-empty assistant turns that follow another turn."""
-    turns = enumerate(messages)
-    return [i for i, turn in turns if i and turn["role"] == "assistant" and turn["content"].strip()]
+    """Positions of the learned turns: answers and calls that follow another turn."""
+    return [i for i, turn in enumerate(messages) if i and learned(turn)]
 
 
-def answer(tokenizer: PreTrainedTokenizerBase, controls: Controls, messages: list[Message]) -> Answer:
+def answer(
+    tokenizer: PreTrainedTokenizerBase, controls: Controls, messages: list[Message], tools: list[Message]
+) -> Answer:
     """Render a conversation that ends with an assistant turn, and locate that turn."""
-    prompt = apply(tokenizer, messages[:-1], add_generation_prompt=True)
-    text = apply(tokenizer, messages, add_generation_prompt=False)
+    prompt = apply(tokenizer, messages[:-1], tools, add_generation_prompt=True)
+    text = apply(tokenizer, messages, tools, add_generation_prompt=False)
     if not text.startswith(prompt):
         raise ChatTemplateUnusable(
             "the chat template's assistant turn does not start with its generation prompt", hint=chat_template.HINT
@@ -240,7 +273,7 @@ def stop_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The stop token with which the chat template ends an answer. Raises ChatTemplateMissing, ChatTemplateUnusable."""
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     with chat_template.limit():
-        written = answer(tokenizer, Controls(tokenizer), messages)
+        written = answer(tokenizer, Controls(tokenizer), messages, [])
     [tokens] = encodings(tokenizer, [written.text[: written.end]], plain=False)
     return int(tokens.ids[-1])
 
@@ -251,21 +284,41 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -
         return apply(tokenizer, messages, add_generation_prompt=True)
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[Message]]) -> list[list[int]]:
-    """The token ids of each conversation with its generation prompt.
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[list[Message]],
+    tools: Sequence[list[Message]] | None = None,
+) -> list[list[int]]:
+    """The token ids of each conversation with its tools and its generation prompt.
 
     Raises ChatTemplateMissing, ChatTemplateUnusable.
     """
     controls = Controls(tokenizer)
+    given = tools or [[]] * len(conversations)
     with chat_template.limit():
-        written = [write_prompt(tokenizer, controls, messages) for messages in conversations]
+        written = [write_prompt(tokenizer, controls, *each) for each in zip(conversations, given, strict=True)]
     return [tokens.ids for tokens in tokenize(tokenizer, written)]
 
 
-def write_prompt(tokenizer: PreTrainedTokenizerBase, controls: Controls, messages: list[Message]) -> Written:
-    fence = controls.fence_for([turn["content"] for turn in messages])
-    fenced = [{**turn, "content": controls.fenced(turn["content"], fence)} for turn in messages]
-    return Written(0, apply(tokenizer, fenced, add_generation_prompt=True), [], fence)
+def write_prompt(
+    tokenizer: PreTrainedTokenizerBase, controls: Controls, messages: list[Message], tools: list[Message]
+) -> Written:
+    messages, tools, fence = controls.fence_in(messages, tools)
+    text = apply(tokenizer, messages, tools, add_generation_prompt=True)
+    check_fences([text], fence)
+    return Written(0, text, [], fence)
+
+
+def answer_text(tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: list[Message]) -> str:
+    """The last turn as its template writes it, decoded as a generated answer is: without control and stop tokens."""
+    controls = Controls(tokenizer)
+    messages, tools, fence = controls.fence_in(messages, tools)
+    with chat_template.limit():
+        last = answer(tokenizer, controls, messages, tools)
+    written = Written(0, last.text, [(last.start, last.end)], fence)
+    example = labelled(written, next(iter(tokenize(tokenizer, [written]))))
+    ids = [token for token, label in zip(example.ids, example.labels, strict=True) if label]
+    return str(tokenizer.decode(ids[:-1], skip_special_tokens=True))
 
 
 def render(tokenizer: PreTrainedTokenizerBase, row: ChatRow) -> str:
@@ -273,16 +326,24 @@ def render(tokenizer: PreTrainedTokenizerBase, row: ChatRow) -> str:
     if "text" in row:
         return str(row["text"])
     with chat_template.limit():
-        return apply(tokenizer, row["messages"], add_generation_prompt=False)
+        return apply(tokenizer, row["messages"], row.get("tools", []), add_generation_prompt=False)
 
 
-def apply(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, add_generation_prompt: bool) -> str:
-    """Render messages with the tokenizer's chat template, in the sandbox."""
+def apply(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[Message],
+    tools: Sequence[Message] = (),
+    *,
+    add_generation_prompt: bool,
+) -> str:
+    """Render messages and tools with the tokenizer's chat template, in the sandbox."""
     template = template_of(tokenizer)
     if not template:
         raise ChatTemplateMissing("the tokenizer has no chat template", hint=chat_template.HINT)
     special = tokenizer.special_tokens_map
-    return chat_template.render(template, messages, special=special, add_generation_prompt=add_generation_prompt)
+    return chat_template.render(
+        template, messages, special=special, add_generation_prompt=add_generation_prompt, tools=tools
+    )
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 
 from backprop_core.data.file_readers import Malformed
 from backprop_core.data.loading import BATCH, BadRows, ChatRow, Read, chat_rows
+from backprop_core.data.preference_rows import is_preference
 from backprop_core.data.row_files import commit
 from backprop_core.data.row_identity import identity, teaches
 from backprop_core.data.row_index import Positions, RowIndex, distinct
@@ -36,6 +37,7 @@ from backprop_core.store.cache_keys import canonical
 
 EMPTY = Verdict("dropped", "empty")
 DUPLICATE = Verdict("dropped", "duplicate")
+PREFERENCE = Verdict("kept", "preference")
 
 
 class Numbered(NamedTuple):
@@ -72,20 +74,23 @@ class Curation:
 
     def __init__(self, scratch: Path, files: ExitStack, spec: DatasetSpec, counter: Counter | None) -> None:
         self._spec, self._scratch, self._lineage = spec.curation, scratch, Lineage(scratch, files)
-        self._kept, self._apart = (Spool(scratch / name, files) for name in ("kept", "quarantined"))
+        sides = ("kept", "quarantined", "preferences")
+        self._kept, self._apart, self._judged = (Spool(scratch / name, files) for name in sides)
         self._row_steps, self._reports = row_steps(spec.curation, counter), StepReports()
 
     def read(self, source: SourceRef, spec: DatasetSpec, template: ChatTemplate | None) -> None:
         """Read the rows and spool those that are left. Raises NoRows if none is."""
         tally = BadRows()
-        every = chat_rows(source, spec, refusals=Refusals(template) if template else None)
+        refusals = Refusals(template, tools_as_text=spec.tools == "as_text") if template else None
+        every = chat_rows(source, spec, refusals=refusals)
         while some := list(islice(every, BATCH)):
             for place, row, _ in some:
                 tally.add(place, row)
             self._take(some)
         tally.check(spec)
         if not len(self._kept):
-            why = ", ".join(f"{count} {reason}" for reason, count in self.dropped().items())
+            counts = {**self.dropped(), **({"preference": len(self._judged)} if len(self._judged) else {})}
+            why = ", ".join(f"{count} {reason}" for reason, count in counts.items())
             raise NoRows(f"{spec.path}: no usable rows after filtering ({why})", hint="rows need an assistant's answer")
 
     def _take(self, some: Sequence[Read]) -> None:
@@ -97,7 +102,7 @@ class Curation:
             self._kept.add(number, canonical(row), group)
 
     def _add(self, read: Read) -> Numbered | None:
-        """Number a row, and note why it is dropped if it is malformed or empty."""
+        """Number a row, and note why it is dropped if it is malformed or empty; set a preference apart."""
         number, row = self._lineage.add(read.place), read.row
         if isinstance(row, Malformed):
             self._lineage.note(number, Verdict("dropped", row.reason), str(row))
@@ -105,6 +110,10 @@ class Curation:
         self._lineage.identify(number, identity(row))
         if teaches(row):
             return Numbered(number, row, read.group)
+        if is_preference(row):
+            self._lineage.note(number, PREFERENCE)
+            self._judged.add(number, canonical(row), read.group)
+            return None
         self._lineage.note(number, EMPTY, text=lambda: canonical(row))
         return None
 
@@ -142,7 +151,7 @@ class Curation:
         rows, numbers = self._distinct(self._kept)
         for name, step in set_steps(self._spec).items():
             rows, numbers = self._compare(name, step, rows, numbers)
-        apart, _ = self._distinct(self._apart)
+        (apart, _), (judged, _) = self._distinct(self._apart), self._distinct(self._judged)
         ref = commit(rows, store, record, identified=True)
         quarantined = commit(apart, store, {**record, "side": "quarantined"}) if len(apart) else None
         lineage = self._lineage.commit(store, {**record, "rows": ref.digest})
@@ -151,6 +160,7 @@ class Curation:
             read=len(self._lineage),
             dropped=self.dropped(),
             quarantined=quarantined,
+            preferences=commit(judged, store, {**record, "side": "preferences"}) if len(judged) else None,
             lineage=lineage,
             steps=self._reports.all(),
         )

@@ -20,7 +20,8 @@ __all__ = ["Bad", "ChatRow", "Parsed", "Read", "chat_rows", "find", "good_rows",
 BATCH = 1024  # rows that the chat template is tried on together
 SHOWN = 3  # malformed rows in an error
 REFUSED = "refused_by_template"  # reason of rows that the base's chat template refuses
-Refuse: TypeAlias = Callable[[Sequence[ChatRow]], Iterable[str | None]]
+ABSENT = "_not_in_template"  # end of the reasons of rows that it writes without their tools, calls, reasoning or names
+Refuse: TypeAlias = Callable[[Sequence[ChatRow]], Iterable[ChatRow | Malformed]]
 
 
 class Bad(NamedTuple):
@@ -90,7 +91,7 @@ def good_rows(source: SourceRef, spec: DatasetSpec) -> Iterator[ChatRow]:
 def chat_rows(source: SourceRef, spec: DatasetSpec, *, refusals: Refuse | None = None) -> Iterator[Read]:
     """Read the rows of a source one by one; its bytes must match its digest. `spec.path` is its name in errors.
 
-    `refusals` returns for each chat row why it cannot be used, or None; refused rows count as malformed.
+    `refusals` returns each chat row as it is to be used, or why it cannot be; refused rows count as malformed.
     Raises InputValidationFailed if the source cannot be parsed or has changed; NoRows if it is empty; FormatUnknown if
     no row format fits; FormatsMixed if two do; ConfigInvalid if `spec.columns` names a field that no format has, or a
     column that the file does not have.
@@ -133,11 +134,10 @@ def chat_row_or_malformed(item: Item, convert: Conversion) -> ChatRow | Malforme
 
 
 def accepted(some: Sequence[Read], refusals: Refuse) -> Iterator[Read]:
-    """The same rows, without those that the base's chat template refuses."""
-    why = iter(refusals([read.row for read in some if not isinstance(read.row, Malformed)]))
+    """The same rows as the base's chat template takes them, or why it refuses them."""
+    found = iter(refusals([read.row for read in some if not isinstance(read.row, Malformed)]))
     for read in some:
-        refused = None if isinstance(read.row, Malformed) else next(why)
-        yield read if refused is None else read._replace(row=Malformed(REFUSED, refused))
+        yield read if isinstance(read.row, Malformed) else read._replace(row=next(found))
 
 
 class BadRows:
@@ -152,7 +152,7 @@ class BadRows:
         self.read += 1
         if isinstance(row, Malformed):
             self.bad += 1
-            self.refused += row.reason == REFUSED
+            self.refused += row.reason == REFUSED or row.reason.endswith(ABSENT)
             if self.bad <= SHOWN:
                 self._first.append(f"{place}: {row}")
 
@@ -168,7 +168,8 @@ class BadRows:
         share = "all" if self.refused == self.read else f"{self.refused} of"
         raise InputValidationFailed(
             f"{spec.path}: the base's chat template refuses {share} {self.read} rows: {places}",
-            hint=f"use rows with the roles that it knows, in its order, or a base with another template; {most}",
+            hint="use rows with the roles that it knows, in its order, or a base with another template; the dataset's "
+            f"`tools: as_text` writes tools, calls and reasoning as text; {most}",
         )
 
 

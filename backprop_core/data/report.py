@@ -16,6 +16,7 @@ from pydantic import Field
 from backprop_core.data.converted_rows import Converted
 from backprop_core.data.file_readers import Item, Malformed
 from backprop_core.data.loading import REFUSED, ChatRow
+from backprop_core.data.preference_rows import is_preference
 from backprop_core.data.preview import ShownRow, preview
 from backprop_core.data.report_findings import Found, Usable, findings, languages_of
 from backprop_core.data.row_identity import identity, teaches
@@ -204,11 +205,13 @@ def fates_of(source: Converted, template: ChatTemplate | None) -> list[Fate | No
     ]
     good = [place for place, fate in enumerate(fates) if fate is None]
     rows: list[ChatRow] = [source.rows[place] for place in good]  # type: ignore[misc]  # the others are Malformed
-    refusals = Refusals(template)(rows) if template else iter([None] * len(rows))
+    tried = Refusals(template)(rows) if template else iter(rows)
     first: dict[bytes, int] = {}
-    for place, row, why in zip(good, rows, refusals, strict=True):
-        if why is not None:
-            fates[place] = Fate(REFUSED, why)
+    for place, row in zip(good, tried, strict=True):
+        if isinstance(row, Malformed):
+            fates[place] = Fate(row.reason, str(row))
+        elif is_preference(row):
+            fates[place] = Fate("preference", "judged answers are kept apart, not trained")
         elif not teaches(row):
             fates[place] = Fate(EMPTY, "no answer to learn from")
         elif (before := first.setdefault(identity(row), place)) != place:

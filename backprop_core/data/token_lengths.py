@@ -3,10 +3,14 @@
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from backprop_core.data.loading import ChatRow
+from backprop_core.data.row_formats import ChatRow
+from backprop_core.data.row_turns import learned
+from backprop_core.data.template_places import carries_more
+from backprop_core.data.tool_calls import Turn, strings_in
 from backprop_core.errors import ChatTemplateUnusable, ModelLoadFailed, TokenizerMismatch
 from backprop_core.models import base as bases
 from backprop_core.models import chat_template
@@ -70,6 +74,8 @@ class Counter:
         if "text" in row:
             text = self._plain(row["text"])
             return Text(text, [(0, len(text))])
+        if carries_more(row):
+            return self._rich(self._plain_in(row["messages"]), self._plain_in(row.get("tools", [])))
         turns = [{**turn, "content": self._plain(turn["content"])} for turn in row["messages"]]
         answers = [place for place, turn in enumerate(turns) if place and turn["role"] == "assistant"]
         if not answers:
@@ -82,12 +88,37 @@ class Counter:
             start = sum(len(turn["content"]) for turn in turns[: answers[0]])
         return Text(whole, list(spans(whole, [turns[place]["content"].strip() for place in answers], start)))
 
+    def _rich(self, turns: list[Turn], tools: list[Turn]) -> Text:
+        """A row with tools, calls or reasoning, rendered once for each answer."""
+        answers = [place for place, turn in enumerate(turns) if place and learned(turn)]
+        try:
+            spans = [
+                (len(self._render(turns[:place], tools, begins=True)), len(self._render(turns[: place + 1], tools)))
+                for place in answers
+            ]
+            whole = self._render(turns[: answers[-1] + 1] if answers else turns, tools)
+        except ChatTemplateUnusable:
+            return Text("".join(chain.from_iterable(map(strings_in, [*tools, *turns]))), [])
+        return Text(whole, spans)
+
+    def _plain_in(self, value: Any) -> Any:
+        """A JSON value with the names of control tokens in its texts broken up."""
+        match value:
+            case str():
+                return self._plain(value)
+            case list():
+                return [self._plain_in(item) for item in value]
+            case dict():
+                return {name: self._plain_in(item) for name, item in value.items()}
+        return value
+
     def _plain(self, text: str) -> str:
         """Break up control tokens' names in a text, as in a row they are tokenized as plain text."""
         return self._control.sub(lambda name: f"{name[0][:1]} {name[0][1:]}", text) if self._control else text
 
-    def _render(self, turns: Sequence[dict[str, Any]], *, begins: bool) -> str:
-        return chat_template.render(self._template, turns, special=self._special, add_generation_prompt=begins)
+    def _render(self, turns: Sequence[Turn], tools: Sequence[Turn] = (), *, begins: bool = False) -> str:
+        text, special = self._template, self._special
+        return chat_template.render(text, turns, special=special, add_generation_prompt=begins, tools=tools)
 
     def _check(self, found: Sequence["Encoding"]) -> None:
         """Raise TokenizerMismatch for a token that the model has no embedding for."""

@@ -28,7 +28,7 @@ class Exchange(Record):
     """A held-out row: the conversation up to its last answer, that answer (reference), and the model's answer."""
 
     row: int
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     reference: str
     output: str
     stopped: bool
@@ -50,17 +50,18 @@ def generate(
     if heldout.rows == 0:
         raise NoRows(f"rows artifact {heldout.digest[:12]} is empty", hint="provide more rows")
     asked = [question(row, index) for index, row in enumerate(row_files.load(store.local(heldout)))]
-    conversations = [messages[:-1] for messages in asked]
-    answers = answer(base, adapter, conversations, spec=spec, store=store, on_progress=on_progress)
+    conversations = [messages[:-1] for messages, _ in asked]
+    tools = [tools for _, tools in asked]
+    answers = answer(base, adapter, conversations, tools=tools, spec=spec, store=store, on_progress=on_progress)
     exchanges = [
         Exchange(
             row=row,
             messages=messages[:-1],
-            reference=messages[-1]["content"],
+            reference=reference(base, messages, tools),
             output=made.text,
             stopped=made.stopped,
         )
-        for row, (messages, made) in enumerate(zip(asked, answers, strict=True))
+        for row, ((messages, tools), made) in enumerate(zip(asked, answers, strict=True))
     ]
     record = {"stage": "generate", "adapter": adapter and adapter.digest, "heldout": heldout.digest}
     with store.begin("generations") as directory:
@@ -69,15 +70,23 @@ def generate(
         return store.commit(directory, Generations, record=record, rows=len(exchanges), stopped=stopped)
 
 
-def question(row: ChatRow, index: int) -> list[chat_encoding.Message]:
-    """The turns of a row up to and including its last answer."""
+def reference(base: LoadedBase, messages: list[chat_encoding.Message], tools: list[chat_encoding.Message]) -> str:
+    """The last answer; with calls or reasoning, as the chat template writes it."""
+    last = messages[-1]
+    if "tool_calls" not in last and "reasoning_content" not in last:
+        return str(last["content"])
+    return chat_encoding.answer_text(base.tokenizer, messages, tools)
+
+
+def question(row: ChatRow, index: int) -> tuple[list[chat_encoding.Message], list[chat_encoding.Message]]:
+    """The turns of a row up to and including its last answer, and its tools."""
     if "text" in row:
         raise InputValidationFailed(
             f"held-out row {index + 1} is raw text, which has no question to answer",
             hint="set evaluation.metric to token_accuracy or loss",
         )
     messages: list[chat_encoding.Message] = row["messages"]
-    return messages[: chat_encoding.answered(messages)[-1] + 1]
+    return messages[: chat_encoding.answered(messages)[-1] + 1], row.get("tools", [])
 
 
 def answer(
@@ -87,13 +96,14 @@ def answer(
     *,
     spec: GenerationSpec,
     store: Store,
+    tools: Sequence[list[chat_encoding.Message]] | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[Generated]:
-    """The model's answer in each conversation. Deterministic for the same conversations, spec and machine.
+    """The model's answer in each conversation, given its tools. Deterministic for the same input, spec and machine.
 
     Raises ChatTemplateMissing, ChatTemplateUnusable, TokenizerMismatch, AdapterMismatch.
     """
-    prompts = chat_encoding.encode_prompts(base.tokenizer, conversations)
+    prompts = chat_encoding.encode_prompts(base.tokenizer, conversations, tools)
     for prompt in prompts:
         base.check_ids(torch.tensor(prompt))
     devices = [base.device] if base.device.type == "cuda" else []

@@ -142,10 +142,10 @@ def asked_of(tokenizer: Any, messages: list[Message], answer: Generated) -> Aske
 
 
 def conversations(tokenizer: Any, prompts: Sequence[str], rows: Sequence[ChatRow]) -> list[list[Message]]:
-    """The conversations to answer: the prompts, or else the first short enough rows up to their last answers."""
+    """The conversations to answer: the prompts, or else the first short rows without tools, up to the last answer."""
     if prompts:
         return [[{"role": "user", "content": prompt}] for prompt in prompts]
-    chats: list[list[Message]] = [row["messages"] for row in rows if "messages" in row]
+    chats: list[list[Message]] = [row["messages"] for row in rows if "messages" in row and "tools" not in row]
     begun = (messages[: answered(messages)[-1]] for messages in chats)
     short = (each for each in begun if len(token_ids(tokenizer, render_prompt(tokenizer, each))) + ANSWER <= TOKENS)
     return list(islice(short, ASKED))

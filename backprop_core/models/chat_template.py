@@ -52,13 +52,18 @@ def check(template: str, special: Mapping[str, Any]) -> None:
 
 
 def render(
-    template: str, messages: Sequence[Mapping[str, Any]], *, special: Mapping[str, Any], add_generation_prompt: bool
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    special: Mapping[str, Any],
+    add_generation_prompt: bool,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Render a conversation as transformers would on the date NOW. Raises ChatTemplateUnusable.
 
     `special` maps names of special tokens to their text.
     """
-    given = {"tools": None, "documents": None, **special, "date_string": TODAY}
+    given = {"tools": list(tools) or None, "documents": None, **special, "date_string": TODAY}
     with coded():
         return compiled(template).render(messages=messages, add_generation_prompt=add_generation_prompt, **given)
 

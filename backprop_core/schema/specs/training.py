@@ -54,6 +54,12 @@ class DatasetSpec(Spec):
     split: str | None = Field(None, description="Split of a Hub dataset; default: train.", json_schema_extra=NO_KEY)
     task: str | None = Field(None, pattern=NAME, description="Task that its score belongs to; default: file stem.")
     format: RowFormat = Field("auto", description="Row format; auto: detected; mixed: each row in its own.")
+    tools: Literal["template", "as_text"] = Field(
+        "template",
+        description="Tools, calls and reasoning that the chat template has no place for: the row is dropped, or they "
+        "are written as text.",
+        json_schema_extra=KEY_IF_SET,
+    )
     columns: dict[str, str] = Field(default_factory=dict, description="Field of the format -> column of the file.")
     encoding: Encoding | None = Field(
         None,
