@@ -226,7 +226,7 @@ def merge(
             count=count,
             spec=spec,
             heldout=to_choose_by,
-            max_length=run.spec.training.max_length,
+            max_length=run.spec.training.limit,
         )
         spec = spec.model_copy(update={"weight": found.weight})
     earlier = history if spec.takes_all else []
@@ -334,7 +334,7 @@ def score(run: Run, adapter: AdapterRef | None, rows: RowsRef) -> Cell:
 
 def scores(run: Run, adapter: AdapterRef | None, rows: RowsRef) -> Scores:
     """The teacher-forced scores of an adapter on held-out rows."""
-    length = run.spec.training.max_length
+    length = run.spec.training.limit
     return run.call(evaluation.evaluate, **model(run, adapter), heldout=rows, max_length=length)
 
 
@@ -435,7 +435,7 @@ def quantized(run: Run, merged: AdapterRef | None, quantization: str, heldout: R
     source = converted(run, merged, "f16")
     if not run.spec.export.imatrix:
         return run.call(exporting.quantize, source=source, quantization=quantization)
-    length = run.spec.training.max_length
+    length = run.spec.training.limit
     weights = run.call(
         exporting.importance, **model(run, merged), heldout=heldout, skip=FIDELITY_ROWS, max_length=length
     )

@@ -12,6 +12,7 @@ from backprop_core.data import row_files, token_cache
 from backprop_core.errors import NoRows
 from backprop_core.models.loading import LoadedBase
 from backprop_core.schema.refs import RowsRef
+from backprop_core.schema.specs import Limit
 from backprop_core.store.artifacts import Store
 
 OVERHEAD = 256  # fixed cost of a forward and backward pass, in tokens
@@ -33,7 +34,7 @@ class Item:
 
 
 class Items(list[Item]):
-    """Examples in row order; `cut`: how many were cut to the maximum length; `left_out`: how many had no label left."""
+    """Examples in row order, with the counts of `chat_encoding.Examples`."""
 
     cut = 0
     left_out = 0
@@ -50,7 +51,7 @@ class Batch:
     labels_n: Tensor
 
 
-def load(base: LoadedBase, rows: RowsRef, *, max_length: int, store: Store) -> Items:
+def load(base: LoadedBase, rows: RowsRef, *, max_length: int | Limit, store: Store) -> Items:
     """Tokenize rows with the base's tokenizer and chat template, in row order; cached.
 
     Raises NoRows if there are none, and what `chat_encoding.encode` raises.
@@ -59,9 +60,10 @@ def load(base: LoadedBase, rows: RowsRef, *, max_length: int, store: Store) -> I
         raise NoRows(f"rows artifact {rows.digest[:12]} is empty", hint="provide more rows")
     ref, flat = token_cache.load(base, rows, max_length=max_length, store=store)
     if ref.cut or ref.left_out:
+        tokens = max_length.tokens if isinstance(max_length, Limit) else max_length
         log.warning(
-            "%d of %d examples are longer than %d tokens and were cut; %d have no label token and were left out",
-            *(ref.cut, len(flat["row_e"]) + ref.left_out, max_length, ref.left_out),
+            "%d rows are longer than %d tokens and were shortened; %d rows or answers were left out",
+            *(ref.cut, tokens, ref.left_out),
         )
     made = Items(items(flat))
     made.cut, made.left_out = ref.cut, ref.left_out

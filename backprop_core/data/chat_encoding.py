@@ -13,19 +13,21 @@ from __future__ import annotations  # the tokenizer's type is of transformers, w
 
 import re
 from collections.abc import Iterator, Sequence
-from functools import cached_property
-from itertools import accumulate
+from functools import cached_property, partial
+from itertools import accumulate, groupby
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding
 
+from backprop_core.data.long_rows import Example, first, fits, shorter
 from backprop_core.data.row_formats import ChatRow
 from backprop_core.data.row_turns import learned
 from backprop_core.data.tool_calls import strings_in
 from backprop_core.errors import ChatTemplateMissing, ChatTemplateUnusable, NoLabelTokens
 from backprop_core.models import chat_template
+from backprop_core.schema.specs import Limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,19 +40,21 @@ FENCE = "\ufdd0"  # a Unicode noncharacter, reserved for internal use
 ESCAPED = "\\ufdd0"  # the same in JSON that is limited to ASCII
 
 
-class Example(NamedTuple):
-    """Token ids, a label flag for each (the first is never a label), and the index of the row."""
-
-    ids: list[int]
-    labels: list[bool]
-    row: int
-
-
 class Examples(list[Example]):
-    """Examples in row order; `cut`: how many were cut to the maximum length; `left_out`: how many had no label left."""
+    """Examples in row order; `cut`: how many rows were shortened; `left_out`: how many rows or answers are missing."""
 
     cut = 0
     left_out = 0
+
+    def add(self, made: Sequence[Example], length: int, *, counts: bool) -> None:
+        """Add a row's examples, cut on the right; one without a label is left out. `counts` those that are cut."""
+        for example in made:
+            short = first(example, length)
+            self.cut += counts and len(example.ids) > length
+            if any(short.labels):
+                self.append(short)
+            else:
+                self.left_out += 1
 
 
 class Written(NamedTuple):
@@ -77,12 +81,14 @@ class Answer(NamedTuple):
     end: int
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[ChatRow], *, max_length: int) -> Examples:
-    """Encode rows as examples of at most `max_length` tokens, cut on the right.
+def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[ChatRow], *, max_length: int | Limit) -> Examples:
+    """Encode rows as examples of at most `max_length` tokens.
 
     A row is one example, unless the template renders earlier turns differently once later ones follow (Qwen3 drops
-    their thoughts): then each answer is one example. Examples without a label token, also due to cutting, are left out
-    and counted, and so are rows that the template refuses; curation has usually dropped those.
+    their thoughts): then each answer is one example. A row whose labels do not fit is treated as the limit says, see
+    `long_rows`; a limit that is a number cuts it on the right, as runs did before there was a choice. Examples without
+    a label token are left out and counted, and so are rows that the template refuses; curation has usually dropped
+    those.
 
     Raises ChatTemplateMissing; ChatTemplateUnusable if the template renders no row, or loops; NoLabelTokens for a row
     without an answer, or if no example is left.
@@ -91,22 +97,41 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[ChatRow], *, max_l
     written = list(write_all(tokenizer, rows, refused))
     if refused and not written:
         raise refused[0]
+    limit = max_length if isinstance(max_length, Limit) else Limit(tokens=max_length)
     examples = Examples()
     examples.left_out = len(refused)
-    for text, tokens in zip(written, tokenize(tokenizer, written), strict=True):
-        example = labelled(text, tokens)
-        short = Example(example.ids[:max_length], example.labels[:max_length], example.row)
-        examples.cut += len(example.ids) > max_length
-        if any(short.labels):
-            examples.append(short)
+    pairs = zip(written, tokenize(tokenizer, written), strict=True)
+    for index, group in groupby(pairs, key=lambda pair: pair[0].row):
+        made = [labelled(*pair) for pair in group]
+        if limit.too_long is None or all(fits(example, limit.tokens) for example in made):
+            examples.add(made, limit.tokens, counts=limit.too_long is None)
         else:
-            examples.left_out += 1
+            short = shorter(rows[index], made, limit.tokens, limit.too_long, partial(encoded, tokenizer, index))
+            examples.extend(short.examples)
+            examples.cut += bool(short.examples)
+            examples.left_out += short.left_out
     if rows and not examples:
-        raise NoLabelTokens(
-            f"none of {len(rows)} rows has a label token in its first {max_length} tokens",
-            hint="raise training.max_length" if examples.cut else "use rows with non-empty answers",
-        )
+        raise no_labels(len(rows), limit, cut=bool(examples.cut or examples.left_out > len(refused)))
     return examples
+
+
+def encoded(tokenizer: PreTrainedTokenizerBase, index: int, row: ChatRow) -> list[Example]:
+    """The examples of one row at their full length; none if the template refuses it."""
+    written = [text._replace(row=index) for text in write_all(tokenizer, [row], [])]
+    return [labelled(*pair) for pair in zip(written, tokenize(tokenizer, written), strict=True)]
+
+
+def no_labels(rows: int, limit: Limit, *, cut: bool) -> NoLabelTokens:
+    """The error if no example is left."""
+    if limit.too_long is not None and cut:
+        return NoLabelTokens(
+            f"none of {rows} rows has an answer within {limit.tokens} tokens",
+            hint="raise training.max_length, or set training.too_long to cut_left or windows",
+        )
+    return NoLabelTokens(
+        f"none of {rows} rows has a label token in its first {limit.tokens} tokens",
+        hint="raise training.max_length" if cut else "use rows with non-empty answers",
+    )
 
 
 def labelled(written: Written, tokens: Tokens) -> Example:

@@ -22,8 +22,9 @@ from backprop_core.models import base as bases
 from backprop_core.models import chat_template
 from backprop_core.models.loading import LoadedBase
 from backprop_core.schema.refs import RowsRef, TokensRef
+from backprop_core.schema.specs import Limit
 from backprop_core.store.artifacts import Store, write_atomic
-from backprop_core.store.cache_keys import digest_of
+from backprop_core.store.cache_keys import digest_of, part
 
 VERSION = 2
 FILE = "tokens.safetensors"
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 Tensors = dict[str, Tensor]
 
 
-def load(base: LoadedBase, rows: RowsRef, *, max_length: int, store: Store) -> tuple[TokensRef, Tensors]:
+def load(base: LoadedBase, rows: RowsRef, *, max_length: int | Limit, store: Store) -> tuple[TokensRef, Tensors]:
     """The rows' tokens, memory-mapped: from the cache, or tokenized now and cached.
 
     `ids_t`: token ids; `at_n`: positions of label tokens within their example; per example `length_e`, `labels_e`
@@ -45,14 +46,14 @@ def load(base: LoadedBase, rows: RowsRef, *, max_length: int, store: Store) -> t
     if ref is None:
         examples = chat_encoding.encode(base.tokenizer, row_files.load(store.local(rows)), max_length=max_length)
         day = chat_template.clock(chat_encoding.template_of(base.tokenizer))
-        ref = keep(examples, store, record={"rows": rows.digest, "max_length": max_length, "day": day})
+        ref = keep(examples, store, record={"rows": rows.digest, "max_length": part(max_length), "day": day})
         write_atomic(note, ref.model_dump_json())
     flat = load_file(store.local(ref) / FILE)
     base.check_ids(flat["ids_t"])
     return ref, flat
 
 
-def key_of(base: LoadedBase, rows: RowsRef, max_length: int, store: Store) -> str:
+def key_of(base: LoadedBase, rows: RowsRef, max_length: int | Limit, store: Store) -> str:
     """The digest of everything that determines the tokens."""
     day = chat_template.clock(chat_encoding.template_of(base.tokenizer))
     return digest_of(
@@ -62,7 +63,7 @@ def key_of(base: LoadedBase, rows: RowsRef, max_length: int, store: Store) -> st
             "rows": rows.digest,
             "tokenizer": bases.tokenizer_digest(Path(base.tokenizer.name_or_path), store),
             "template": base.tokenizer.chat_template,
-            "max_length": max_length,
+            "max_length": part(max_length),
         }
     )
 

@@ -10,7 +10,7 @@ from backprop_core.models import adapter_tensors
 from backprop_core.models.loading import LoadedBase, injected, put
 from backprop_core.runtime.progress import OnProgress
 from backprop_core.schema.refs import AdapterRef, RowsRef, Searched
-from backprop_core.schema.specs import MergeSpec
+from backprop_core.schema.specs import Limit, MergeSpec
 from backprop_core.store.artifacts import Store
 
 WEIGHTS = [tenth / 10 for tenth in range(1, 11)]
@@ -24,7 +24,7 @@ def search(
     count: int,
     spec: MergeSpec,
     heldout: Sequence[RowsRef],
-    max_length: int,
+    max_length: int | Limit,
     store: Store,
     on_progress: OnProgress | None = None,
 ) -> Searched:

@@ -13,6 +13,7 @@ from backprop_core.models.loading import LoadedBase, adapted
 from backprop_core.runtime.progress import OnProgress
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import AdapterRef, RowsRef, Scores
+from backprop_core.schema.specs import Limit
 from backprop_core.store.artifacts import Store
 from backprop_core.store.cache_keys import canonical
 
@@ -38,7 +39,7 @@ def evaluate(
     adapter: AdapterRef | None,
     heldout: RowsRef,
     *,
-    max_length: int,
+    max_length: int | Limit,
     store: Store,
     on_progress: OnProgress | None = None,
 ) -> Scores:

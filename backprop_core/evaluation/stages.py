@@ -17,7 +17,7 @@ from backprop_core.schema.refs import (
     Scores,
     Searched,
 )
-from backprop_core.schema.specs import GateSpec, GenerationSpec, HarnessSpec, JudgeSpec, MergeSpec
+from backprop_core.schema.specs import GateSpec, GenerationSpec, HarnessSpec, JudgeSpec, Limit, MergeSpec
 from backprop_core.stages import WorkerPlace, Workplace, stage
 
 
@@ -26,7 +26,7 @@ def evaluate(
     base: BaseRef,
     adapter: AdapterRef | None,
     heldout: RowsRef,
-    max_length: int,
+    max_length: int | Limit,
     precision: Precision,
     device: str,
     *,
@@ -47,7 +47,7 @@ def search(
     count: int,
     spec: MergeSpec,
     heldout: list[RowsRef],
-    max_length: int,
+    max_length: int | Limit,
     precision: Precision,
     device: str,
     *,

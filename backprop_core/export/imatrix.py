@@ -18,6 +18,7 @@ from backprop_core.export.gguf.architecture import architecture_of
 from backprop_core.models.loading import LoadedBase, adapted
 from backprop_core.runtime.progress import OnProgress
 from backprop_core.schema.refs import AdapterRef, ImportanceRef, RowsRef
+from backprop_core.schema.specs import Limit
 from backprop_core.store.artifacts import Store
 
 FILE = "importance.safetensors"
@@ -33,7 +34,7 @@ def importance(
     *,
     base_digest: str,
     skip: int,
-    max_length: int,
+    max_length: int | Limit,
     store: Store,
     on_progress: OnProgress | None = None,
 ) -> ImportanceRef:

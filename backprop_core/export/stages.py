@@ -16,7 +16,7 @@ from backprop_core.schema.refs import (
     ReferenceRef,
     RowsRef,
 )
-from backprop_core.schema.specs import CanarySpec, Package
+from backprop_core.schema.specs import CanarySpec, Limit, Package
 from backprop_core.stages import WorkerPlace, Workplace, stage
 from backprop_core.store.artifacts import Store
 
@@ -73,7 +73,7 @@ def importance(
     adapter: AdapterRef | None,
     heldout: RowsRef,
     skip: int,
-    max_length: int,
+    max_length: int | Limit,
     precision: Precision,
     device: str,
     *,

@@ -117,8 +117,8 @@ class TokensRef(ArtifactRef):
     """Tokenized rows in `tokens.safetensors`: flat token ids, label positions, lengths, row numbers."""
 
     artifact: ClassVar[str] = "tokens"
-    cut: int = Field(description="Examples cut to the maximum length.")
-    left_out: int = Field(description="Examples left out because no label token remains, mostly due to cutting.")
+    cut: int = Field(description="Rows shortened to the maximum length.")
+    left_out: int = Field(description="Rows or answers left out, mostly because they are too long.")
 
 
 class DatasetRef(Record):
@@ -267,8 +267,8 @@ class TrainResult(Record):
     tokens: int = Field(description="Tokens seen, without padding.")
     train_loss: float = Field(description="Mean loss per label token over the last tenth of the steps.")
     seconds: float
-    cut: int = Field(0, description="Examples cut to max_length.")
-    left_out: int = Field(0, description="Examples left out because no label token remains, mostly due to cutting.")
+    cut: int = Field(0, description="Rows shortened to max_length.")
+    left_out: int = Field(0, description="Rows or answers left out, mostly because they are too long.")
 
 
 class Scores(ArtifactRef):
@@ -453,8 +453,8 @@ class RunRecord(Record):
     train_loss: float
     cached: bool
     accepted: bool
-    cut: int = Field(0, description="Examples cut to max_length.")
-    left_out: int = Field(0, description="Examples left out because no label token remains, mostly due to cutting.")
+    cut: int = Field(0, description="Rows shortened to max_length.")
+    left_out: int = Field(0, description="Rows or answers left out, mostly because they are too long.")
     drift: Drift | None = Field(None, description="Change made by its merge; null for the first run.")
 
 

@@ -106,7 +106,7 @@ def what_is_cut(data: Data, length: int) -> str:
     if not found.cut:
         return "; none is longer" if not about else f"; none of {counted(data)} that were counted is longer"
     lost = f", {found.lost} of them before the answer begins" if found.lost else ""
-    return f"; {'about ' if about else ''}{found.cut} of {found.rows} are longer and cut{lost}"
+    return f"; {'about ' if about else ''}{found.cut} of {found.rows} are longer{lost}"
 
 
 def counted(data: Data) -> int:

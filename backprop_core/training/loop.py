@@ -117,7 +117,7 @@ def fit(
 
     All training processes call this and compute the same adapter, but only the leader saves anything.
     """
-    items = load(base, rows, max_length=spec.max_length, store=store)
+    items = load(base, rows, max_length=spec.limit, store=store)
     config, tensors = starting_point(base, spec, start, store)
     torch.manual_seed(spec.seed)  # before the adapter is created: its initialization is random
     with injected(base, config, tensors) as model:

@@ -227,12 +227,13 @@ def chosen(choice: Choice) -> str:
 
 
 def cut_rows(result: RunResult) -> Iterator[str]:
-    """How many examples were cut or left out, per dataset that has any."""
+    """How many rows were shortened or left out, per dataset that has any."""
     length = result.spec.get("training", {}).get("max_length")
     for record in result.runs:
         if record.cut or record.left_out:
-            lost = f"; {record.left_out} left out without a token to learn from" if record.left_out else ""
-            yield f"{one_line(record.dataset.name)}: {record.cut} examples longer than {length} tokens and cut{lost}"
+            counts = {"shortened": record.cut, "left out": record.left_out}
+            said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+            yield f"{one_line(record.dataset.name)}: of rows longer than {length} tokens {said}"
 
 
 def lora_runs(result: RunResult) -> Table:

@@ -59,6 +59,8 @@ def decide(
         size = shape.parameters if shape else about_parameters(directory)
         choices = [on_the_cpu(size, training, data, no_gpu), *choices]
     training = training.model_copy(update={"device": device, "precision": precision_of(spec, training, device)})
+    if training.too_long is None:
+        training = training.model_copy(update={"too_long": "drop"})
     model = spec.model.model_copy(update={"name": base.name, "revision": base.revision})
     return spec.model_copy(update={"model": model, "training": training}), choices
 

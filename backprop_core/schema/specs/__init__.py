@@ -27,10 +27,12 @@ from backprop_core.schema.specs.training import (
     STARTS,
     Backend,
     DatasetSpec,
+    Limit,
     LoraSpec,
     MergeSpec,
     ModelSpec,
     Strategy,
+    TooLong,
     TrainSpec,
 )
 
@@ -49,6 +51,7 @@ __all__ = [
     "GenerationSpec",
     "HarnessSpec",
     "JudgeSpec",
+    "Limit",
     "LineSpec",
     "LoraSpec",
     "MergeSpec",
@@ -61,5 +64,6 @@ __all__ = [
     "ScheduleSpec",
     "StalenessSpec",
     "Strategy",
+    "TooLong",
     "TrainSpec",
 ]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from backprop_core.schema.field_types import HUB_ID, NAME, ROWS_FILE, Encoding, PathOrAddress
-from backprop_core.schema.records import KEY_IF_SET, NO_KEY, Spec
+from backprop_core.schema.records import KEY_IF_SET, NO_KEY, Record, Spec
 from backprop_core.schema.specs.curation import CurationSpec
 
 
@@ -121,6 +121,16 @@ class LoraSpec(Spec):
         return self
 
 
+TooLong = Literal["drop", "cut_left", "windows"]
+
+
+class Limit(Record):
+    """The maximum length of an example in tokens, and what happens to a row whose answer does not fit."""
+
+    tokens: int
+    too_long: TooLong | None = None
+
+
 class TrainSpec(Spec):
     """One LoRA training run."""
 
@@ -128,7 +138,13 @@ class TrainSpec(Spec):
     epochs: float = Field(3, gt=0, le=1000, description="Passes over the rows, if steps is not set.")
     learning_rate: float = Field(2e-4, gt=0, lt=1, description="Peak of the cosine schedule.")
     batch_size: int = Field(16, ge=1, le=65536, description="Examples per optimizer step.")
-    max_length: int = Field(2048, ge=16, description="Tokens per example after templating; longer ones are cut.")
+    max_length: int = Field(2048, ge=16, description="Tokens per example after templating.")
+    too_long: TooLong | None = Field(
+        None,
+        description="What happens to a row whose answer does not fit: drop leaves it out; cut_left leaves out the "
+        "earliest turns; windows makes several examples. Default: drop; runs before this field cut on the right.",
+        json_schema_extra=KEY_IF_SET,
+    )
     token_budget: int = Field(4096, ge=16, description="Padded tokens per micro-batch.")
     warmup: float = Field(0.1, ge=0, le=1, description="Share of the steps for warmup, at most 20 steps.")
     weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay of A and B, not of DoRA's magnitudes.")
@@ -184,6 +200,11 @@ class TrainSpec(Spec):
         description="LoRA+: ratio of B's learning rate to A's; default: 1.",
         json_schema_extra=KEY_IF_SET,
     )
+
+    @property
+    def limit(self) -> int | Limit:
+        """The length limit of examples; a number in specs that are older than `too_long`, for their cache keys."""
+        return self.max_length if self.too_long is None else Limit(tokens=self.max_length, too_long=self.too_long)
 
 
 Strategy = Literal["slao", "slao-kept", "slao-plain", "average", "sequential", "delta", "svd", "ties", "dare"]
