@@ -58,7 +58,7 @@ def test_drop_leaves_the_row_out() -> None:
 
 def test_cut_left_leaves_out_the_earliest_turns() -> None:
     """The system prompt and the last exchanges stay, whole, and begin with a user's turn."""
-    found = encoded(row(3, 30, 3, 30, 3, 5, system="s"), row(3, 90), length=75, how="cut_left")
+    found = encoded(row(3, 30, 3, 30, 3, 5, system="s"), row(3, 190), length=110, how="cut_left")
     assert (found.cut, found.left_out, len(found)) == (1, 1, 1)
     text = FAST.decode(found[0].ids)
     assert text.startswith(f"<|im_start|>system\ns{STOP}\n<|im_start|>user\n2:") and "0:" not in text

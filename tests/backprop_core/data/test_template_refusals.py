@@ -135,5 +135,5 @@ def test_a_template_that_cannot_refuse_costs_next_to_nothing() -> None:
     """Rows of roles that were written once are not written again where the template has no words to refuse with."""
     rows, calls = GOOD * 50, Refusals(template(nano.CHATML))
     begun = time.process_time()
-    assert set(calls(rows)) == {None}
+    assert list(calls(rows)) == rows
     assert time.process_time() - begun < 2

@@ -107,7 +107,7 @@ def test_what_is_cut_is_said_where_it_must_be(base: Path) -> None:
     rows = [*nano.chats(97), row("a" * 3000, "no"), row("go", "b" * 3000), row("go", "c" * 3000)]
     choices = choose(short, TrainSpec(), data_of(rows, Counter(base)), None).choices
     [why] = [choice.reason for choice in choices if choice.field == "training.max_length"]
-    assert why.endswith("; 3 of 100 are longer and cut, 1 of them before the answer begins")
+    assert why.endswith("; 3 of 100 are longer, 1 of them before the answer begins")
 
 
 def test_long_rows_that_are_few_do_not_decide(base: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_sample_is_bounded_and_fair(base: Path) -> None:
     assert time.monotonic() - begun < 10
     assert data.length == pytest.approx(10**6, rel=0.01) and data.examples == 500  # from LONGEST characters
     assert LONGEST < 10**6
-    assert "about 500 of 500 are longer and cut" in chosen(base, data)[1]
+    assert "about 500 of 500 are longer" in chosen(base, data)[1]
 
 
 def test_a_sample_holds_few_rows() -> None:

@@ -23,8 +23,6 @@ FAMILIES = {  # trl's file, or one of this project's -> control tokens, the stop
     "qwen2_5": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
     "qwen3": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
     "mistral_v3": ["<s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "</s>"],
-    "gptoss": ["<|start|>", "<|message|>", "<|channel|>", "<|end|>", "<|call|>", "<|return|>"],
-    "glm4moe": ["[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "<|endoftext|>"],
 }
 TOOL = {
     "type": "function",
@@ -123,7 +121,7 @@ def test_calls_and_answers_are_learned_and_results_are_not(
 
 
 def test_labels_are_those_of_a_marked_template() -> None:
-    """On Qwen 2.5's template, labels equal the assistant mask of TRL's copy of it with generation markers."""
+    """On Qwen 2.5's template, labels equal the mask of TRL's marked copy, but for the newlines around a turn."""
     fast, marked = tokenizer_of("qwen2_5"), tokenizer_of("qwen2_5")
     marked.chat_template = template_named("qwen2_5_training")
     for row in ROWS[:5]:
@@ -132,7 +130,11 @@ def test_labels_are_those_of_a_marked_template() -> None:
         )
         [example] = encode(fast, [row], max_length=9999)
         assert example.ids == found["input_ids"]
-        assert example.labels == [bool(label) for label in found["assistant_masks"]]
+        theirs = [place for place, label in enumerate(found["assistant_masks"]) if label]
+        ours = [place for place, label in enumerate(example.labels) if label]
+        more = [place for place in theirs if place not in ours]  # TRL learns the newlines around a turn, too
+        assert set(ours) <= set(theirs)
+        assert {fast.decode(example.ids[place]) for place in more} == {"\n"}
 
 
 def test_reasoning_is_learned_where_it_is_rendered() -> None:
