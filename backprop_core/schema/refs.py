@@ -92,7 +92,7 @@ class OwnTasks(Record):
 
 
 class RowsRef(ArtifactRef):
-    """Rows as `rows.jsonl`: canonical JSON, one `{"messages": [...]}` a line, or `{"text": ...}` for raw text.
+    """Rows as `rows.jsonl`: canonical JSON, one `{"messages": [...], "tools"?: [...]}` a line, or `{"text": ...}`.
 
     `passes.json`, if present, lists for each epoch the indices of rows that only some epochs contain (replay).
     """
