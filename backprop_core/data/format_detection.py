@@ -138,7 +138,7 @@ def with_thumb(made: ChatRow, row: Row) -> tuple[ChatRow, set[str]]:
     good, fields = thumb(row)
     if good is None or "chosen" in made:
         return made, set()
-    if not learned(made["messages"][-1]):
+    if not any(map(learned, made["messages"][-1:])):
         raise Malformed("no_answer", f"{', '.join(sorted(fields))} rates a row that does not end with an answer")
     return {**made, "label": good}, fields
 

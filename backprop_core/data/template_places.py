@@ -92,7 +92,7 @@ def as_text(row: Turn, absent: set[str]) -> Turn:
 def with_tools(turns: list[Turn], tools: Sequence[Turn]) -> list[Turn]:
     """The turns with the tools in the system prompt."""
     listed = "".join(json.dumps(tool, ensure_ascii=False) + "\n" for tool in tools)
-    begin, rest = (turns[:1], turns[1:]) if turns[0]["role"] == "system" else ([], turns)
+    begin, rest = (turns[:1], turns[1:]) if turns and turns[0]["role"] == "system" else ([], turns)
     said = begin[0]["content"] + "\n\n" if begin else ""
     return [message("system", f"{said}{CALLS}{listed}</tools>"), *rest]
 
