@@ -15,6 +15,7 @@ from backprop_core.data.loading import ChatRow
 from backprop_core.errors import BackpropError, ChatTemplateUnusable, InputNotFound, NoLabelTokens, NoRows
 from backprop_core.models.file_tokenizer import FileTokenizer
 from backprop_core.schema.records import Record
+from backprop_core.schema.specs import TooLong
 
 
 class Span(Record):
@@ -51,6 +52,7 @@ class Preview(Record):
     format: str
     rows_read: int
     max_length: int
+    too_long: TooLong = Field("drop", description="What training does with an example whose labels do not fit.")
     rows: list[ShownRow]
 
 
@@ -61,6 +63,7 @@ def preview(
     *,
     model: str,
     max_length: int,
+    too_long: TooLong = "drop",
     rows: int = 3,
     number: int | None = None,
 ) -> Preview:
@@ -82,6 +85,7 @@ def preview(
         format=source.format,
         rows_read=len(source.items),
         max_length=max_length,
+        too_long=too_long,
         rows=[shown(str(source.items[place].place), source.rows[place], tokenizer, max_length) for place in chosen],
     )
 

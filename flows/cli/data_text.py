@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 LABEL, CUT = "green", "strike dim"
 OPEN, CLOSE = "⟦", "⟧"  # around label tokens, where there are no colours
 SCISSORS = "✂"  # where the maximum length cuts
+TOO_LONG = {  # what training does with an example whose answer does not fit
+    "drop": "Its answer does not fit: it is left out (training.too_long=drop).",
+    "cut_left": "Its answer does not fit: its earliest turns are left out (training.too_long=cut_left).",
+    "windows": "Its answer does not fit: it is made into several examples (training.too_long=windows).",
+}
 LANGUAGES = 6  # of a report
 LONGEST = 1600  # characters of a span; of a longer one the middle is left out
 
@@ -36,7 +41,7 @@ def preview(found: "Preview") -> RenderableType:
         f"{found.data}: {found.rows_read} rows, format {found.format}, rendered with the template of {found.model}, "
         f"at most {found.max_length} tokens"
     )
-    blocks = [block for row in found.rows for block in (Text(""), *row_blocks(row, colored))]
+    blocks = [block for row in found.rows for block in (Text(""), *row_blocks(row, found.too_long, colored))]
     return Group(Text(one_line(head)), legend(colored), *blocks)
 
 
@@ -52,13 +57,15 @@ def legend(colored: bool) -> Text:
     return Text(f"Learned: {OPEN}label tokens{CLOSE}. After {SCISSORS}: beyond the maximum length, cut.")
 
 
-def row_blocks(row: "ShownRow", colored: bool) -> Iterator[RenderableType]:
+def row_blocks(row: "ShownRow", too_long: str, colored: bool) -> Iterator[RenderableType]:
     """A row's place and counts, and its text; for each of its examples."""
     if row.refused is not None:
         yield Text.assemble((row.place, "bold"), (f" · not used: {one_line(row.refused)}", "yellow"))
     for number, example in enumerate(row.examples, 1):
         part = f", answer {number} of {len(row.examples)}" if len(row.examples) > 1 else ""
         yield Text.assemble((one_line(row.place) + part, "bold"), f" · {counts(example)}")
+        if example.cut_label_tokens:
+            yield Text(TOO_LONG[too_long], style="yellow")
         yield marked(example, colored)
 
 

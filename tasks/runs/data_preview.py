@@ -31,6 +31,7 @@ def data_preview(spec: RunSpec, *, rows: int, number: int | None) -> Preview:
         source,
         FileTokenizer(directory),
         model=spec.model.name,
+        too_long=spec.training.too_long or "drop",
         max_length=max_length(spec, usable(source), directory),
         rows=rows,
         number=number,

@@ -69,6 +69,15 @@ def test_fail_on_names_every_figure(capsys: Capture) -> None:
     assert [name for name in FIGURES if name not in out] == []
 
 
+@pytest.mark.parametrize("too_long", ["drop", "cut_left", "windows"])
+def test_preview_says_what_becomes_of_a_long_row(too_long: str, place: Path, capsys: Capture) -> None:
+    """A row whose answer does not fit is said to be left out or cut, as training.too_long says; another is not."""
+    data = write(place / "a.jsonl", [chat("the question", "the answer " * 30), chat("short", "row")])
+    words = ["data", "preview", data, "--model", BASE, "--max-length", "30", "--set", f"training.too_long={too_long}"]
+    _, out, _ = said(words, capsys)
+    assert out.count("does not fit") == 1 and f"training.too_long={too_long}" in out
+
+
 def test_preview_prints_no_terminal_escapes(place: Path, capsys: Capture) -> None:
     """Control characters of a row or of its file's name do not reach the terminal."""
     data = write(place / "a\x1b[31m.jsonl", [chat(HOSTILE, HOSTILE)])
