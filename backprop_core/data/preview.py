@@ -12,6 +12,7 @@ from backprop_core.data import chat_encoding
 from backprop_core.data.converted_rows import Converted
 from backprop_core.data.file_readers import Malformed
 from backprop_core.data.loading import ChatRow
+from backprop_core.data.template_refusals import Refusals
 from backprop_core.errors import BackpropError, ChatTemplateUnusable, InputNotFound, NoLabelTokens, NoRows
 from backprop_core.models.file_tokenizer import FileTokenizer
 from backprop_core.schema.records import Record
@@ -64,6 +65,7 @@ def preview(
     model: str,
     max_length: int,
     too_long: TooLong = "drop",
+    refusals: Refusals | None = None,
     rows: int = 3,
     number: int | None = None,
 ) -> Preview:
@@ -86,7 +88,10 @@ def preview(
         rows_read=len(source.items),
         max_length=max_length,
         too_long=too_long,
-        rows=[shown(str(source.items[place].place), source.rows[place], tokenizer, max_length) for place in chosen],
+        rows=[
+            shown(str(source.items[place].place), tried(source.rows[place], refusals), tokenizer, max_length)
+            for place in chosen
+        ],
     )
 
 
@@ -94,6 +99,11 @@ def missing(name: str, number: int | None, read: int) -> BackpropError:
     if number is None:
         return NoRows(f"{name}: none of {read} rows can be used", hint="`backprop data report` says why")
     return InputNotFound(f"{name} has no row at line or row {number}", hint=f"it has {read} rows; count from 1")
+
+
+def tried(row: ChatRow | Malformed, refusals: Refusals | None) -> ChatRow | Malformed:
+    """A row as training is to see it, or why curation drops it."""
+    return row if refusals is None or isinstance(row, Malformed) else next(refusals([row]))
 
 
 def shown(place: str, row: ChatRow | Malformed, tokenizer: Any, max_length: int) -> ShownRow:

@@ -8,6 +8,7 @@ from backprop_core.data.converted_rows import Converted, converted
 from backprop_core.data.file_readers import Malformed
 from backprop_core.data.loading import ChatRow, find
 from backprop_core.data.preview import Preview, preview
+from backprop_core.data.template_refusals import Refusals
 from backprop_core.data.token_lengths import Counter
 from backprop_core.models import base as bases
 from backprop_core.models import devices
@@ -31,6 +32,7 @@ def data_preview(spec: RunSpec, *, rows: int, number: int | None) -> Preview:
         source,
         FileTokenizer(directory),
         model=spec.model.name,
+        refusals=Refusals(bases.chat_template_in(directory), tools_as_text=dataset.tools == "as_text"),
         too_long=spec.training.too_long or "drop",
         max_length=max_length(spec, usable(source), directory),
         rows=rows,

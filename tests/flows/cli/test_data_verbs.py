@@ -285,3 +285,15 @@ def test_a_job_file_says_how_to_read(place: Path, capsys: Capture) -> None:
     data = write(place / "c.jsonl", [chat("a", "b")])
     assert document(["data", "preview", data, "--config", "without.yaml", "--model", BASE], capsys)["max_length"] == 64
     assert said(["data", "report", "b.csv", "--model", BASE], capsys)[0] == 1
+
+
+def test_preview_says_what_the_template_does_not_write(place: Path, capsys: Capture) -> None:
+    """A row with a call, which the template has no place for, is not used; written as text, it is shown as that."""
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    turns: list[dict[str, Any]] = [turn("user", "rain?"), {"role": "assistant", "content": "", "tool_calls": [call]}]
+    data = write(place / "a.jsonl", [{"messages": [*turns, {"role": "tool", "tool_call_id": "1", "content": "yes"}]}])
+    [row] = document(["data", "preview", data, "--model", BASE], capsys)["rows"]
+    assert "tool_calls" in row["refused"] and row["examples"] == []
+    words = ["data", "preview", data, "--model", BASE, "--set", "datasets.0.tools=as_text"]
+    [row] = document(words, capsys)["rows"]
+    assert row["refused"] is None and "weather" in "".join(span["text"] for span in row["examples"][0]["spans"])
