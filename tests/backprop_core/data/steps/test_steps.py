@@ -291,7 +291,8 @@ def test_rows_read_are_rows_kept_dropped_or_quarantined(bench: Bench, some: list
     except BackpropError:
         return
     apart = made.quarantined.rows if made.quarantined else 0
-    assert made.lineage and made.read == made.rows.rows + apart + sum(made.dropped.values()) == made.lineage.rows
+    kept = made.rows.rows + (made.preferences.rows if made.preferences else 0)
+    assert made.lineage and made.read == kept + apart + sum(made.dropped.values()) == made.lineage.rows
     table = pyarrow.parquet.read_table(bench.store.local(made.lineage) / "lineage.parquet")
     found = Counter(table["outcome"].to_pylist())
-    assert found == Counter(kept=made.rows.rows, quarantined=apart, dropped=sum(made.dropped.values()))
+    assert found == Counter(kept=kept, quarantined=apart, dropped=sum(made.dropped.values()))
