@@ -152,7 +152,7 @@ def report(digest: str, source: Converted, spec: DatasetSpec, base: Base | None,
 
     `scratch` is an empty directory for temporary files. Raises ChatTemplateMissing, ChatTemplateUnusable.
     """
-    fates = fates_of(source, base.template if base else None)
+    fates = fates_of(source, refusals_of(spec, base))
     usable = [
         Usable(item.place, row)
         for item, row, fate in zip(source.items, source.rows, fates, strict=True)
@@ -174,7 +174,7 @@ def report(digest: str, source: Converted, spec: DatasetSpec, base: Base | None,
         files=files_of(source.items, fates),
         characters=lengths([sum(map(len, texts(row))) for row in kept]),
         tokens=tokens,
-        rows=shown_rows(spec.path, source, fates, base) if base else [],
+        rows=shown_rows(spec, source, fates, base) if base else [],
         figures=figures(by_reason, found, source, tokens),
     )
 
@@ -198,14 +198,18 @@ def summed(found: Sequence[Found], rows: Sequence[Usable]) -> list[Dropped]:
     return sorted(made, key=lambda one: (-one.rows, one.reason))
 
 
-def fates_of(source: Converted, template: ChatTemplate | None) -> list[Fate | None]:
+def refusals_of(spec: DatasetSpec, base: Base | None) -> Refusals | None:
+    return Refusals(base.template, tools_as_text=spec.tools == "as_text") if base else None
+
+
+def fates_of(source: Converted, refusals: Refusals | None) -> list[Fate | None]:
     """For each row why curation drops it, or None. Of several equal rows the first is kept."""
     fates: list[Fate | None] = [
         Fate(row.reason, str(row)) if isinstance(row, Malformed) else None for row in source.rows
     ]
     good = [place for place, fate in enumerate(fates) if fate is None]
     rows: list[ChatRow] = [source.rows[place] for place in good]  # type: ignore[misc]  # the others are Malformed
-    tried = Refusals(template)(rows) if template else iter(rows)
+    tried = refusals(rows) if refusals else iter(rows)
     first: dict[bytes, int] = {}
     for place, row in zip(good, tried, strict=True):
         if isinstance(row, Malformed):
@@ -300,14 +304,21 @@ def tokens_of(rows: Sequence[ChatRow], base: Base) -> Tokens:
     )
 
 
-def shown_rows(name: str, source: Converted, fates: Sequence[Fate | None], base: Base) -> list[ShownRow]:
+def shown_rows(spec: DatasetSpec, source: Converted, fates: Sequence[Fate | None], base: Base) -> list[ShownRow]:
     """A few usable rows, rendered; none without a tokenizer.json, or if no row is usable."""
     if not (base.directory / "tokenizer.json").is_file():
         return []
     kept = [place for place, fate in enumerate(fates) if fate is None]
     left = Converted(source.format, [source.items[place] for place in kept], [source.rows[place] for place in kept])
     try:
-        return preview(name, left, FileTokenizer(base.directory), model=base.name, max_length=base.max_length).rows
+        return preview(
+            spec.path,
+            left,
+            FileTokenizer(base.directory),
+            model=base.name,
+            max_length=base.max_length,
+            refusals=refusals_of(spec, base),
+        ).rows
     except NoRows:
         return []
 
