@@ -20,7 +20,7 @@ from backprop_core.data.loading import BATCH, BadRows, ChatRow, Read, chat_rows
 from backprop_core.data.preference_rows import is_preference
 from backprop_core.data.row_files import commit
 from backprop_core.data.row_identity import identity, teaches
-from backprop_core.data.row_index import Positions, RowIndex, distinct
+from backprop_core.data.row_index import Mask, Positions, RowIndex, distinct
 from backprop_core.data.row_lineage import Lineage, Verdict
 from backprop_core.data.row_spool import Spool
 from backprop_core.data.step_reports import StepReports
@@ -29,7 +29,9 @@ from backprop_core.data.steps.row_step import Finding, RowStep
 from backprop_core.data.steps.set_step import SetStep
 from backprop_core.data.template_refusals import Refusals
 from backprop_core.data.token_lengths import Counter
-from backprop_core.errors import NoRows
+from backprop_core.errors import ConfigInvalid, NoRows
+from backprop_core.runtime.redaction import blank_address
+from backprop_core.schema.field_types import is_sql
 from backprop_core.schema.refs import ChatTemplate, Curated, SourceRef
 from backprop_core.schema.specs import DatasetSpec
 from backprop_core.store.artifacts import Store
@@ -60,13 +62,35 @@ def curate(
 
     Drops and counts by reason: malformed rows, rows that the base's chat `template` refuses, `empty` rows (without an
     assistant's answer), `duplicate` rows, and what the steps of `spec.curation` drop; `counter` counts tokens for them.
-    Raises NoRows if none is left, InputValidationFailed for too many
-    malformed rows, and what `loading.chat_rows` raises.
+    Raises NoRows if none is left, InputValidationFailed for too many malformed rows, ConfigInvalid for the newest rows
+    of a query, and what `loading.chat_rows` raises.
     """
+    refuse_unordered(spec)
     with store.begin("curation") as scratch, ExitStack() as files:
         rows = Curation(scratch, files, spec, counter)
         rows.read(source, spec, template)
         return rows.commit(store, {"stage": "curate", "source": source.digest})
+
+
+def refuse_unordered(spec: DatasetSpec) -> None:
+    """Raise ConfigInvalid for the newest rows of a query: its rows are sorted by their text."""
+    if spec.curation.contradictions == "keep_newest" and is_sql(spec.path):
+        raise ConfigInvalid(
+            f"{blank_address(spec.path)}: contradictions=keep_newest, but the rows of a query have no order",
+            hint="let the query choose the newest rows, or use drop_both",
+        )
+
+
+class Distinct(NamedTuple):
+    """Distinct rows in order of identity: of each its number in the source, and that of its last duplicate there."""
+
+    rows: RowIndex
+    numbers: Positions
+    latest: Positions
+
+    def take(self, which: Mask) -> "Distinct":
+        """Some of the rows."""
+        return Distinct(self.rows.take(which), self.numbers[which], self.latest[which])
 
 
 class Curation:
@@ -148,11 +172,11 @@ class Curation:
 
     def commit(self, store: Store, record: dict[str, Any]) -> Curated:
         """Commit the rows that are left, the quarantined ones and the lineage."""
-        rows, numbers = self._distinct(self._kept)
+        kept = self._distinct(self._kept)
         for name, step in set_steps(self._spec).items():
-            rows, numbers = self._compare(name, step, rows, numbers)
-        (apart, _), (judged, _) = self._distinct(self._apart), self._distinct(self._judged)
-        ref = commit(rows, store, record, identified=True)
+            kept = self._compare(name, step, kept)
+        apart, judged = self._distinct(self._apart).rows, self._distinct(self._judged).rows
+        ref = commit(kept.rows, store, record, identified=True)
         quarantined = commit(apart, store, {**record, "side": "quarantined"}) if len(apart) else None
         lineage = self._lineage.commit(store, {**record, "rows": ref.digest})
         return Curated(
@@ -165,29 +189,31 @@ class Curation:
             steps=self._reports.all(),
         )
 
-    def _distinct(self, spool: Spool) -> tuple[RowIndex, Positions]:
-        """The distinct rows in order of identity, and their numbers in the source; notes the duplicates."""
+    def _distinct(self, spool: Spool) -> Distinct:
+        """The distinct rows; notes the duplicates."""
         every, numbers = spool.index(self._lineage.identities), spool.numbers()
         chosen = distinct(every)
         repeated = np.ones(len(every), np.bool_)
         repeated[chosen] = False
         for row in np.flatnonzero(repeated).tolist():
             self._lineage.note(int(numbers[row]), DUPLICATE, text=partial(text_of, every, row))
-        return every.take(chosen), numbers[chosen]
+        kept, latest = every.take(chosen), numbers[chosen]
+        np.maximum.at(latest, np.searchsorted(kept.keys, every.take(repeated).keys), numbers[repeated])
+        return Distinct(kept, numbers[chosen], latest)
 
-    def _compare(self, name: str, step: SetStep, rows: RowIndex, numbers: Positions) -> tuple[RowIndex, Positions]:
-        """The rows that a step leaves, and their numbers in the source."""
-        left = np.ones(len(rows), np.bool_)
+    def _compare(self, name: str, step: SetStep, every: Distinct) -> Distinct:
+        """The rows that a step leaves."""
+        rows, left = every.rows, np.ones(len(every.rows), np.bool_)
         scratch = self._scratch / name
         scratch.mkdir()
         with self._reports.timed(name, len(rows)) as report:
-            for row, outcome, reason, detail in step(rows, numbers, scratch):
+            for row, outcome, reason, detail in step(rows, every.latest, scratch):
                 report[outcome] += 1
                 left[row] = outcome == "kept"
                 text = partial(text_of, rows, row)
-                self._lineage.note(int(numbers[row]), Verdict(outcome, reason), detail, text=text)
+                self._lineage.note(int(every.numbers[row]), Verdict(outcome, reason), detail, text=text)
         shutil.rmtree(scratch)
-        return rows.take(left), numbers[left]
+        return every.take(left)
 
 
 def text_of(rows: RowIndex, row: int) -> str:

@@ -104,13 +104,16 @@ def chat_rows(source: SourceRef, spec: DatasetSpec, *, refusals: Refuse | None =
 def read(item: Item, convert: Conversion, spec: DatasetSpec) -> Read:
     """An item as a chat row, with its group."""
     value = item.value.get(spec.group_by) if spec.group_by and isinstance(item.value, dict) else None
-    group = 0 if value is None else int(digest_of(json_text(value))[:16], 16)
+    group = 0 if value is None else int(digest_of(group_text(value))[:16], 16)
     return Read(item.place, chat_row_or_malformed(item, convert), group)
 
 
-def json_text(value: Any) -> str:
-    """A value as text that tells it from others."""
-    return json.dumps(value, sort_keys=True, default=str)
+def group_text(value: Any) -> str:
+    """A group's value as text, the same whether its container has numbers (17), only text ("17"), or floats (17.0)."""
+    if isinstance(value, str):
+        return value
+    whole = int(value) if isinstance(value, float) and value.is_integer() else value
+    return json.dumps(whole, sort_keys=True, default=str)
 
 
 def opened(source: SourceRef, spec: DatasetSpec) -> tuple[Conversion, Iterator[Item]]:

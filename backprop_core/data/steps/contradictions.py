@@ -29,12 +29,12 @@ def asked(row: ChatRow) -> bytes:
 def step(mode: Contradictions) -> SetStep:
     """What `mode` says of rows with the same question and another answer."""
 
-    def compare(rows: RowIndex, numbers: Positions, scratch: Path) -> Iterator[Comparison]:
+    def compare(rows: RowIndex, latest: Positions, scratch: Path) -> Iterator[Comparison]:
         made = bytearray()
         for line in rows.lines():
             made += asked(json.loads(line))
         for group in alike(np.frombuffer(made, np.uint8).reshape(-1, SIZE)):
-            newest = int(group[np.argmax(numbers[group])])
+            newest = int(group[np.argmax(latest[group])])
             for row in group.tolist():
                 drops = mode == "drop_both" or (mode == "keep_newest" and row != newest)
                 detail = f"{len(group)} answers to its question"

@@ -134,7 +134,7 @@ def step(threshold: float, on: ComparedPart) -> SetStep:
     """Drops near duplicates, by whole rows or by their questions."""
     text = text_on(on)
 
-    def compare(rows: RowIndex, numbers: Positions, scratch: Path) -> Iterator[Comparison]:
+    def compare(rows: RowIndex, latest: Positions, scratch: Path) -> Iterator[Comparison]:
         near, lines = NearDuplicates(scratch, threshold), rows.lines()
         while some := list(islice(lines, BATCH)):
             near.add([text(json.loads(line)) for line in some])

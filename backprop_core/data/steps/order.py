@@ -1,7 +1,8 @@
 """The curation steps that a spec asks for, by name, in the order in which they run.
 
 Steps that look at one row come first, so that rows which redaction makes equal are duplicates, and so that the row that
-is kept of several is one that passes. Exact duplicates are dropped in between.
+is kept of several is one that passes. Exact duplicates are dropped in between. Contradictions come before near
+duplicates, which would leave either answer to a question, not the newest.
 """
 
 from collections.abc import Mapping
@@ -31,8 +32,8 @@ def row_steps(spec: CurationSpec, counter: Counter | None) -> Mapping[str, RowSt
 def set_steps(spec: CurationSpec) -> Mapping[str, SetStep]:
     """The steps that compare the distinct rows."""
     steps: dict[str, SetStep] = {}
-    if spec.near_duplicates is not None:
-        steps["near_duplicates"] = near_duplicates.step(spec.near_duplicates, spec.near_duplicates_on)
     if spec.contradictions != "off":
         steps["contradictions"] = contradictions.step(spec.contradictions)
+    if spec.near_duplicates is not None:
+        steps["near_duplicates"] = near_duplicates.step(spec.near_duplicates, spec.near_duplicates_on)
     return steps

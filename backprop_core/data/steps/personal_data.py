@@ -17,6 +17,9 @@ from backprop_core.schema.specs.curation import PersonalData
 EMAIL = re.compile(r"(?<![\w.+-])[A-Za-z0-9][\w.+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24}(?![\w-])")
 IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?![A-Za-z0-9])")
 CARD = re.compile(r"(?<![\w.-])\d(?:[ -]?\d){12,18}(?![\w-])")
+# a card begins like those of its network; a time in milliseconds, which begins with 1, does not
+ISSUED = re.compile(r"(?:4|5[1-5]|2(?:2[2-9]|[3-6]|7[01])|6)\d{14,18}$|3\d{13,18}$")
+LEAST_DIGITS = 9  # of a phone number without +
 PHONE = re.compile(
     r"(?<![\w.+/-])(?:(?:\+|00)[1-9]\d{0,2}[ ./-]?(?:\(0?\d{1,4}\)[ ./-]?)?\d(?:[ ./-]?\d){5,12}"
     r"|\(\d{3}\) ?\d{3}-\d{4}|\d{3}[-.]\d{3}[-.]\d{4}|\(?0\d{2,5}\)?[ /-]\d{3,8}(?:[ -]\d{1,6}){0,2})(?![\w-])"
@@ -46,18 +49,30 @@ def is_iban(text: str) -> bool:
     return int("".join(str(int(character, 36)) for character in plain[4:] + plain[:4])) % 97 == 1
 
 
+def is_address(text: str) -> bool:
+    """Whether it is an e-mail address, not the file of a high-resolution picture: `icon@2x.png`."""
+    return re.search(r"@\dx\.", text) is None
+
+
+def is_phone(text: str) -> bool:
+    """Whether it has enough digits: `001/2024` and `0815-4711` are numbers of an invoice and a part."""
+    return text.startswith("+") or sum(map(str.isdigit, text)) >= LEAST_DIGITS
+
+
 def is_card(text: str) -> bool:
-    """Whether the check digit is right: Luhn."""
+    """Whether it begins like the card of a network and the check digit is right (Luhn)."""
     digits = [int(character) for character in text if character.isdigit()]
+    if not ISSUED.match("".join(map(str, digits))):
+        return False
     doubled = [sum(divmod(2 * digit, 10)) for digit in digits[-2::-2]]
     return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0 and len(set(digits)) > 1
 
 
 PATTERNS: Mapping[str, tuple[re.Pattern[str], Callable[[str], bool]]] = {  # in this order: a card is no phone number
-    "email": (EMAIL, lambda _: True),
+    "email": (EMAIL, is_address),
     "iban": (IBAN, is_iban),
     "card": (CARD, is_card),
-    "phone": (PHONE, lambda _: True),
+    "phone": (PHONE, is_phone),
 }
 
 

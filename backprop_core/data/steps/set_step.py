@@ -17,5 +17,5 @@ class Comparison(NamedTuple):
     detail: str
 
 
-# the distinct rows in order of identity, their numbers in the source, and a directory for temporary files
+# the distinct rows in order of identity, where each last occurs in the source, and a directory for temporary files
 SetStep: TypeAlias = Callable[[RowIndex, Positions, Path], Iterator[Comparison]]

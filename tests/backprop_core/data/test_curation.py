@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backprop_core.data.curation import curate
-from backprop_core.data.loading import snapshot
+from backprop_core.data.loading import find, snapshot
 from backprop_core.data.row_files import load
 from backprop_core.data.row_files import passes as passes_of
 from backprop_core.data.row_identity import identity
@@ -94,6 +95,24 @@ def bench(tmp_path: Path) -> Bench:
 
 def questions(rows: Rows) -> list[str]:
     return [row["messages"][0]["content"] for row in rows]
+
+
+@pytest.mark.parametrize("form", [str, float])
+def test_a_group_is_one_whatever_its_type(bench: Bench, form: Callable[[int], Any]) -> None:
+    """Customer 17 is one customer as a number, as a float, as Parquet may have it, and as text, as CSV has it."""
+    rows = [{**row, "customer": number // 5} for number, row in enumerate(numbered(50))]
+    others = [{**row, "customer": form(row["customer"])} for row in rows]
+    made = bench.read(rows, group_by="customer")
+    assert bench.read(others, group_by="customer").rows == made.rows != bench.read(rows).rows
+
+
+def test_the_encoding_of_a_dataset_is_that_of_its_file(bench: Bench) -> None:
+    """`encoding` says how the rows of a dataset are read, as it does for its held-out file."""
+    path = bench.directory / "western.csv"
+    path.write_bytes("question,answer\nWo?,Im Café.\n".encode("cp1252"))
+    spec = DatasetSpec(path=str(path), encoding="cp1252")
+    made = curate(find(spec, scratch=bench.directory), spec, store=bench.store)
+    assert bench.rows(made.rows) == [pair("Wo?", "Im Café.")]
 
 
 # Dropping

@@ -21,7 +21,7 @@ from backprop_core.data.steps.row_step import rewritten
 from backprop_core.data.steps.shingles import conversation
 from backprop_core.data.token_lengths import Counted
 from backprop_core.errors import BackpropError, ConfigInvalid
-from backprop_core.schema.refs import Curated
+from backprop_core.schema.refs import Curated, SourceRef
 from backprop_core.schema.specs import DatasetSpec
 from backprop_core.store.artifacts import Store
 from backprop_core.store.cache_keys import canonical, stage_key
@@ -181,6 +181,18 @@ def same(some: Rows, others: Rows) -> bool:
     return sorted(map(canonical, some)) == sorted(map(canonical, others))
 
 
+ORDINARY = [
+    *("invoice 001/2024", "part 0815-4711", "shelf 012 345", "at 1700000000004 ms", "EAN 4006381333931"),
+    *("icon@2x.png", "order 1000000000000008", "9999999999999995"),
+]
+
+
+@pytest.mark.parametrize("text", ORDINARY)
+def test_numbers_of_trade_stay(text: str) -> None:
+    """Numbers of orders, invoices, parts and articles, times, and names of pictures are no personal data."""
+    assert redacted(text, Counter()) == text
+
+
 @pytest.mark.parametrize("mode", ["flag", "redact", "drop", "quarantine"])
 def test_personal_data_by_mode(bench: Bench, mode: str) -> None:
     """Flagged rows stay as they were, redacted ones change, dropped ones are counted, others are set apart."""
@@ -215,6 +227,31 @@ def test_contradictions_by_mode(bench: Bench) -> None:
     assert newest.dropped == {"contradiction": 2}
     assert {row["messages"][1]["content"] for row in bench.rows(newest)} == {"Yes.", "Perhaps."}
     assert bench.rows(bench.curate(rows, contradictions="drop_both")) == rows[1:2]
+
+
+@pytest.mark.parametrize("answers", ["ABA", "AABA", "BA", "ABBA", "BABA"])
+def test_the_newest_answer_is_the_last_in_the_source(bench: Bench, answers: str) -> None:
+    """An answer that is given again later is the newest: what counts is its last duplicate."""
+    made = bench.curate([pair("Open?", answer) for answer in answers], contradictions="keep_newest")
+    assert bench.rows(made) == [pair("Open?", answers[-1])]
+    assert made.read == made.rows.rows + sum(made.dropped.values())
+
+
+def test_a_query_has_no_newest_answer(tmp_path: Path) -> None:
+    """The rows of a query are sorted, so keep_newest is refused there; the password is not in the message."""
+    path = "postgresql://me:hunter2@127.0.0.1/shop?query=SELECT question, answer FROM t ORDER BY time"
+    spec = DatasetSpec.model_validate({"path": path, "curation": {"contradictions": "keep_newest"}})
+    with pytest.raises(ConfigInvalid, match="keep_newest") as refused:
+        curate(SourceRef(digest="0" * 64, path="unread"), spec, store=Store(tmp_path / "store"))
+    assert "hunter2" not in str(refused.value)
+
+
+def test_the_newest_answer_stays_though_the_rows_are_nearly_alike(bench: Bench) -> None:
+    """Near duplicates are compared after contradictions, so an old answer never outlives the newest one."""
+    for number in range(8):
+        rows = [pair(f"{LONG} {number}?", f"It is {euro} euro.") for euro in (10, 12)]
+        made = bench.curate(rows, contradictions="keep_newest", near_duplicates=0.8)
+        assert bench.rows(made) == rows[1:]
 
 
 def test_a_longer_conversation_is_another_question(bench: Bench) -> None:
