@@ -1,4 +1,7 @@
-"""Keeps rows out of training that give away rows which score: near duplicates, and rows that share a run of words."""
+"""Keeps rows out of training that give away rows which score.
+
+These are the same rows with or without redaction, near duplicates, and rows that share a run of words.
+"""
 
 import json
 from collections.abc import Callable, Iterator
@@ -9,12 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backprop_core.data.row_formats import ChatRow
-from backprop_core.data.row_index import Mask, RowIndex, unique
+from backprop_core.data.row_identity import identity
+from backprop_core.data.row_index import SIZE, Keys, Mask, RowIndex, among, keys_of, unique
 from backprop_core.data.steps.near_duplicates import BATCH, NearDuplicates
+from backprop_core.data.steps.personal_data import MARK, clean
 from backprop_core.data.steps.shingles import conversation, runs, shingles, text_on
 from backprop_core.schema.specs.curation import CurationSpec
 from backprop_core.store.artifacts import Store
 
+REDACTED = "held_out_redacted"
 NEAR = "near_held_out"
 MOST_COMMON = 0.01  # share of the rows that score; words in more of them are a template
 SHARED = "shares_words_with_held_out"
@@ -29,7 +35,8 @@ class Safe(NamedTuple):
 
 def safe(rows: RowIndex, scoring: RowIndex, spec: CurationSpec, store: Store) -> Safe:
     """The rows without those that `spec` calls too close to the rows of `scoring`."""
-    leaks: dict[str, int] = {}
+    found = redacted_twins(rows, scoring, redacts=spec.personal_data == "redact")
+    rows, leaks = rows.take(~found), {REDACTED: int(found.sum())}
     if spec.near_duplicates is not None:
         found = near(rows, scoring, spec.near_duplicates, text_on(spec.near_duplicates_on), store)
         rows, leaks[NEAR] = rows.take(~found), int(found.sum())
@@ -37,6 +44,24 @@ def safe(rows: RowIndex, scoring: RowIndex, spec: CurationSpec, store: Store) ->
         found = sharing(rows, scoring, spec.decontaminate)
         rows, leaks[SHARED] = rows.take(~found), int(found.sum())
     return Safe(rows, leaks)
+
+
+def redacted_twins(rows: RowIndex, scoring: RowIndex, *, redacts: bool) -> Mask:
+    """Which rows are a row that scores once both are redacted: a night may redact what another one did not.
+
+    `redacts`: the rows are redacted already.
+    """
+    if not redacts and not any(map(MARK.search, scoring.lines())):
+        return np.zeros(len(rows), np.bool_)
+    return among(rows.keys if redacts else redacted_keys(rows), redacted_keys(scoring))
+
+
+def redacted_keys(rows: RowIndex) -> Keys:
+    """The identities of the rows after redaction."""
+    made = bytearray()
+    for line in rows.lines():
+        made += identity(clean(json.loads(line)))
+    return keys_of(np.frombuffer(made, np.uint8).reshape(-1, SIZE))
 
 
 def near(rows: RowIndex, scoring: RowIndex, threshold: float, text: Callable[[ChatRow], str], store: Store) -> Mask:

@@ -435,8 +435,9 @@ class DatasetSummary(Record):
         default_factory=dict,
         description="Usable rows not trained on, by reason: held_out, watched, held_out_elsewhere (they score another "
         "dataset), set_aside (held out, beyond the cap), group_held_out (another row of its group "
-        "is held out), near_held_out and shares_words_with_held_out (too close to a "
-        "row that scores), learned (by the line), outside_window (skip and rows).",
+        "is held out), held_out_redacted (scores with or without redaction), near_held_out and "
+        "shares_words_with_held_out (too close to a row that scores), learned (by the line), "
+        "outside_window (skip and rows).",
     )
 
 

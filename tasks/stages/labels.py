@@ -32,6 +32,7 @@ NOT_TRAINED = {  # why good rows are not trained, in words
     "held_out_elsewhere": "held out for another task",
     "set_aside": "held out, over the cap",
     "group_held_out": "of a group with held-out rows",
+    "held_out_redacted": "held out, with or without redaction",
     "near_held_out": "close to held-out rows",
     "shares_words_with_held_out": "with words of held-out rows",
     "learned": "learned before",

@@ -659,6 +659,32 @@ def test_near_duplicates_of_what_scores_are_not_trained(bench: Bench) -> None:
     assert plain.datasets[0].train.rows == 120
 
 
+@pytest.mark.parametrize("nights", [("off", "redact"), ("redact", "off"), ("redact", "redact")])
+def test_a_row_that_scored_is_not_trained_in_its_other_form(bench: Bench, nights: tuple[str, str]) -> None:
+    """A row held out with an address is not trained without it, nor the other way round."""
+    rows = [pair(f"I am user{number}@example.com", f"Hello {number}.") for number in range(200)]
+    path = bench.write(rows)
+    first, second = (
+        Batch(
+            name="data",
+            task="task",
+            source=bench.read(path.read_text(), curation={"personal_data": mode}),
+            curation=CurationSpec.model_validate({"personal_data": mode}),
+        )
+        for mode in nights
+    )
+    before = bench.split(first)
+    after = bench.split(second, held={"task": [before.heldout["task"]]}, learned=[before.datasets[0].train])
+    [dataset] = after.datasets
+    assert not said(bench, before.heldout["task"]) & said(bench, dataset.train)
+    assert dataset.train.rows + sum(dataset.not_trained.values()) == second.source.rows.rows
+
+
+def said(bench: Bench, ref: RowsRef) -> set[str]:
+    """The answers of some rows, which redaction leaves alone."""
+    return {row["messages"][1]["content"] for row in bench.rows(ref)}
+
+
 def test_shared_words_with_what_scores_are_not_trained(bench: Bench) -> None:
     """With decontamination on, a row with 13 words in a row of a held-out row is not trained; with 12 it is."""
     heldout = [pair(sentence(number)) for number in range(5)]
