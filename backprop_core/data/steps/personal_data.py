@@ -4,10 +4,12 @@ Found are e-mail addresses, phone numbers, IBANs and card numbers, and the secre
 Names and addresses of people have no pattern: they are not found.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cache
+from typing import Any
 
 from backprop_core.data.row_formats import ChatRow
 from backprop_core.data.steps.row_step import Finding, RowStep, rewritten
@@ -19,10 +21,11 @@ IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z
 CARD = re.compile(r"(?<![\w.-])\d(?:[ -]?\d){12,18}(?![\w-])")
 # a card begins like those of its network; a time in milliseconds, which begins with 1, does not
 ISSUED = re.compile(r"(?:4|5[1-5]|2(?:2[2-9]|[3-6]|7[01])|6)\d{14,18}$|3\d{13,18}$")
+HALF_PAIR = re.compile("[\ud800-\udfff]")  # JSON may hold it, as an escape; UTF-8 may not
 LEAST_DIGITS = 9  # of a phone number without +
 PHONE = re.compile(
     r"(?<![\w.+/-])(?:(?:\+|00)[1-9]\d{0,2}[ ./-]?(?:\(0?\d{1,4}\)[ ./-]?)?\d(?:[ ./-]?\d){5,12}"
-    r"|\(\d{3}\) ?\d{3}-\d{4}|\d{3}[-.]\d{3}[-.]\d{4}|\(?0\d{2,5}\)?[ /-]\d{3,8}(?:[ -]\d{1,6}){0,2})(?![\w-])"
+    r"|\(\d{3}\) ?\d{3}-\d{4}|\d{3}[-.]\d{3}[-.]\d{4}|\(?0[1-9]\d{1,4}\)?[ /-]\d{3,8}(?:[ -]\d{1,6}){0,2})(?![\w-])"
 )
 # a text without any of these marks matches none of the patterns
 HINTS = re.compile(r"[\d@:=]|-----|--|\b[a-z]{2,4}[_-]\w{8}|earer |asic |uthorization|ookie")
@@ -78,7 +81,46 @@ PATTERNS: Mapping[str, tuple[re.Pattern[str], Callable[[str], bool]]] = {  # in 
 
 
 def redacted(text: str, found: Counter[str]) -> str:
-    """The text with `[e-mail]`, `[phone]`, … for personal data and secrets; counts them by kind."""
+    """The text with `[e-mail]`, `[phone]`, … for personal data and secrets; counts them by kind. JSON stays JSON."""
+    if not HINTS.search(text):
+        return text
+    made = replaced(text, found)
+    if made == text or not is_json(text) or is_json(made):
+        return made
+    try:
+        whole = json.dumps(member("", json.loads(text)), ensure_ascii=False)
+    except RecursionError:
+        return made
+    return HALF_PAIR.sub(lambda half: f"\\u{ord(half[0]):04x}", whole)
+
+
+def is_json(text: str) -> bool:
+    """Whether it is a JSON object or array."""
+    try:
+        return isinstance(json.loads(text), dict | list)
+    except (ValueError, RecursionError):
+        return False
+
+
+def member(name: str, value: Any) -> Any:
+    """The value of a field in JSON, redacted; a number becomes text if it is personal data or a secret."""
+    match value:
+        case dict():
+            return {replaced(key, Counter()): member(key, item) for key, item in value.items()}
+        case list():
+            return [member(name, item) for item in value]
+        case bool() | None:
+            return value
+    beside, alone = (
+        replaced(json.dumps({name: str(value)}, ensure_ascii=False), Counter()),
+        replaced(str(value), Counter()),
+    )
+    made = json.loads(beside).get(name, alone) if is_json(beside) else alone
+    return value if made == str(value) else made
+
+
+def replaced(text: str, found: Counter[str]) -> str:
+    """The text, redacted by patterns alone."""
 
     def replace(kind: str, known: Callable[[str], bool], keep: bool = False) -> Callable[[re.Match[str]], str]:
         def of(match: re.Match[str]) -> str:
@@ -89,8 +131,6 @@ def redacted(text: str, found: Counter[str]) -> str:
 
         return of
 
-    if not HINTS.search(text):
-        return text
     text = secrets().sub(replace("secret", lambda _: True), text)
     for pattern in in_text():
         text = pattern.sub(replace("secret", lambda shown: not shown.endswith("[secret]"), keep=True), text)
