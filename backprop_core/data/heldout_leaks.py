@@ -51,9 +51,14 @@ def redacted_twins(rows: RowIndex, scoring: RowIndex, *, redacts: bool) -> Mask:
 
     `redacts`: the rows are redacted already.
     """
-    if not redacts and not any(map(MARK.search, scoring.lines())):
+    if not redacts and not is_redacted(scoring):
         return np.zeros(len(rows), np.bool_)
     return among(rows.keys if redacts else redacted_keys(rows), redacted_keys(scoring))
+
+
+def is_redacted(rows: RowIndex) -> bool:
+    """Whether any of the rows has the mark of a redaction."""
+    return any(map(MARK.search, rows.lines()))
 
 
 def redacted_keys(rows: RowIndex) -> Keys:

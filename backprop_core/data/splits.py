@@ -9,15 +9,15 @@ its curation calls too close to them.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backprop_core.data.heldout_leaks import safe
+from backprop_core.data.heldout_leaks import is_redacted, redacted_keys, safe
 from backprop_core.data.row_files import commit, index, index_all
-from backprop_core.data.row_index import SIZE, Mask, RowIndex, joined, unique
+from backprop_core.data.row_index import SIZE, Keys, Mask, RowIndex, among, joined, unique
 from backprop_core.data.row_sets import HINT, ORDER
 from backprop_core.errors import NoRows
 from backprop_core.schema.refs import Batch, DatasetRef, RowsRef, Split
@@ -38,6 +38,13 @@ class Side(NamedTuple):
     learned: int  # rows not held out because the line has learned them
 
 
+class Learned(NamedTuple):
+    """The rows that the line was trained on, and their identities after redaction if any night redacts."""
+
+    rows: RowIndex
+    redacted: Keys | None
+
+
 def split(
     batches: Sequence[Batch],
     *,
@@ -56,20 +63,22 @@ def split(
     `Split.heldout` omits tasks without rows to score. Raises NoRows if a batch has no rows to train on, unless it
     continues a line.
     """
-    held, known = held or {}, index_all(learned, store)
+    held, redacts = held or {}, any(map(redacted, batches))
+    rows = index_all(learned, store)
+    before = Learned(rows, redacted_keys(rows) if redacts or is_redacted(rows) else None)
     tasks = dict.fromkeys([*held, *(batch.task for batch in [*batches, *watched])])
     sides = {
         task: side(
             unique([index(ref, store) for ref in bound(task, batches, watched, held)]),
-            {batch.source.rows for batch in batches if batch.task == task and batch.heldout is None},
-            known,
+            {batch.source.rows: redacted(batch) for batch in batches if batch.task == task and batch.heldout is None},
+            before,
             heldout_max=heldout_max,
             store=store,
         )
         for task in tasks
     }
     seen_by = {"watched": [batch.task for batch in watched]}
-    datasets = [dataset(batch, sides, known, store, **seen_by) for batch in batches]
+    datasets = [dataset(batch, sides, rows, store, **seen_by) for batch in batches]
     record = {"stage": "split", "side": "heldout"}
     return Split(
         datasets=datasets,
@@ -88,17 +97,33 @@ def bound(
     yield from (batch.source.rows for batch in watched if batch.task == task)
 
 
-def side(every: RowIndex, sources: Collection[RowsRef], learned: RowIndex, *, heldout_max: int, store: Store) -> Side:
-    """One task's sides: holds out all of `every`, and some of `sources` by hash."""
-    kept = every.take(~every.among(learned.keys))
-    new = [rows.take(~rows.among(kept.keys) & ~known(rows, learned)) for rows in (index(one, store) for one in sources)]
+def redacted(batch: Batch) -> bool:
+    """Whether the batch's rows are redacted."""
+    return batch.curation.personal_data == "redact"
+
+
+def side(every: RowIndex, sources: Mapping[RowsRef, bool], learned: Learned, *, heldout_max: int, store: Store) -> Side:
+    """One task's sides: holds out all of `every`, and some of `sources` by hash; those may be redacted."""
+    kept = every.take(~was_learned(every, learned))
+    new = [
+        rows.take(~rows.among(kept.keys) & ~known(rows, learned, redacts=redacts))
+        for rows, redacts in ((index(one, store), redacts) for one, redacts in sources.items())
+    ]
     scored = unique([kept, by_hash(new, len(kept))]).take(slice(heldout_max))
     return Side(scored, kept.take(~kept.among(scored.keys)), len(every) - len(kept))
 
 
-def known(rows: RowIndex, learned: RowIndex) -> Mask:
+def known(rows: RowIndex, learned: Learned, *, redacts: bool) -> Mask:
     """Which rows the line has learned, or others of their group."""
-    return rows.among(learned.keys) | rows.grouped(learned.entries["group"])
+    return was_learned(rows, learned, redacts=redacts) | rows.grouped(learned.rows.entries["group"])
+
+
+def was_learned(rows: RowIndex, learned: Learned, *, redacts: bool = False) -> Mask:
+    """Which rows the line has learned, with or without redaction. `redacts`: the rows are redacted already."""
+    same = rows.among(learned.rows.keys)
+    if learned.redacted is None:
+        return same
+    return same | among(rows.keys if redacts else redacted_keys(rows), learned.redacted)
 
 
 def by_hash(new: Sequence[RowIndex], kept: int) -> RowIndex:

@@ -677,6 +677,7 @@ def test_a_row_that_scored_is_not_trained_in_its_other_form(bench: Bench, nights
     after = bench.split(second, held={"task": [before.heldout["task"]]}, learned=[before.datasets[0].train])
     [dataset] = after.datasets
     assert not said(bench, before.heldout["task"]) & said(bench, dataset.train)
+    assert not said(bench, before.datasets[0].train) & said(bench, after.heldout["task"])
     assert dataset.train.rows + sum(dataset.not_trained.values()) == second.source.rows.rows
 
 
