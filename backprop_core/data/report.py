@@ -14,16 +14,17 @@ from typing import Literal, NamedTuple
 from pydantic import Field
 
 from backprop_core.data.converted_rows import Converted
-from backprop_core.data.file_readers import Item, Malformed
+from backprop_core.data.file_readers import Item, Malformed, Place
 from backprop_core.data.loading import REFUSED, ChatRow
 from backprop_core.data.preference_rows import is_preference
-from backprop_core.data.preview import ShownRow, preview
+from backprop_core.data.preview import ShownExample, ShownRow, preview
 from backprop_core.data.report_findings import Found, Usable, findings, languages_of
 from backprop_core.data.row_identity import identity, teaches
 from backprop_core.data.template_refusals import Refusals
 from backprop_core.data.token_lengths import Counter, sample, texts
 from backprop_core.errors import NoRows
 from backprop_core.models.file_tokenizer import FileTokenizer
+from backprop_core.runtime.redaction import blank_secrets
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import ChatTemplate
 from backprop_core.schema.specs import DatasetSpec
@@ -188,10 +189,7 @@ def summed(found: Sequence[Found], rows: Sequence[Usable]) -> list[Dropped]:
         Dropped(
             reason=reason,
             rows=len({one.row for one in some}),
-            samples=[
-                DroppedSample(place=str(rows[one.row].place), detail=one.detail, text=shortened(one.text))
-                for one in some[:SAMPLES]
-            ],
+            samples=[sample_of(rows[one.row].place, one.detail, one.text) for one in some[:SAMPLES]],
         )
         for reason, some in by_reason.items()
     ]
@@ -237,8 +235,13 @@ def dropped(items: Sequence[Item], fates: Sequence[Fate | None]) -> list[Dropped
 
 
 def dropped_sample(item: Item, fate: Fate) -> DroppedSample:
-    text = "" if isinstance(item.value, Malformed) else shortened(canonical(item.value))
-    return DroppedSample(place=str(item.place), detail=fate.detail, text=text)
+    text = "" if isinstance(item.value, Malformed) else canonical(item.value)
+    return sample_of(item.place, fate.detail, text)
+
+
+def sample_of(place: Place, detail: str, text: str) -> DroppedSample:
+    """A sample with secrets blanked: reports are passed on."""
+    return DroppedSample(place=str(place), detail=blank_secrets(detail), text=shortened(blank_secrets(text)))
 
 
 def shortened(text: str) -> str:
@@ -311,16 +314,23 @@ def shown_rows(spec: DatasetSpec, source: Converted, fates: Sequence[Fate | None
     kept = [place for place, fate in enumerate(fates) if fate is None]
     left = Converted(source.format, [source.items[place] for place in kept], [source.rows[place] for place in kept])
     try:
-        return preview(
+        shown = preview(
             spec.path,
             left,
             FileTokenizer(base.directory),
             model=base.name,
             max_length=base.max_length,
             refusals=refusals_of(spec, base),
-        ).rows
+        )
     except NoRows:
         return []
+    return [row.model_copy(update={"examples": [blanked(one) for one in row.examples]}) for row in shown.rows]
+
+
+def blanked(example: ShownExample) -> ShownExample:
+    """The example with secrets blanked."""
+    spans = [span.model_copy(update={"text": blank_secrets(span.text)}) for span in example.spans]
+    return example.model_copy(update={"spans": spans})
 
 
 def figures(

@@ -193,6 +193,15 @@ def test_hostile_rows_are_text(tmp_path: Path, base: Path) -> None:
     assert [character for character in text if not character.isprintable() and character != "\n"] == []
 
 
+def test_a_report_holds_no_secret(tmp_path: Path, base: Path) -> None:
+    """Secrets of rows are blanked in the record and on the page, whether the row is kept, dropped or shown."""
+    secret = "hf_" + "a1B2c3D4" * 4
+    rows = [chat(f"use {secret}", f"I use {secret}"), chat(f"keep {secret}", ""), {"odd": secret}, chat("a", "b")]
+    made = examined(tmp_path, rows, base=base)
+    assert "***" in made.model_dump_json() and secret not in made.model_dump_json()
+    assert secret not in page([made])
+
+
 def test_the_page_is_alone(tmp_path: Path, base: Path) -> None:
     """It has no script, loads nothing, links only into itself, and is the same each time."""
     made = examined(tmp_path, [chat("a", "b"), chat("c", "d" * 99)], base=base)
