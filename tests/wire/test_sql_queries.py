@@ -4,6 +4,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -153,19 +154,21 @@ class Server(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server() -> Iterator[Server]:
     """A real server with one table. PostgreSQL does not run as root: as root it runs as Debian's user postgres."""
     if not all(map(shutil.which, ("initdb", "postgres", "psql"))):
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
     pytest.importorskip("adbc_driver_postgresql")
-    place, port = Path(tmp_path_factory.mktemp("postgres")), free_port()
+    place, port = (
+        Path(tempfile.mkdtemp(prefix="postgres-")),
+        free_port(),
+    )  # pytest's directories are for their owner alone
     as_user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
     secret = place / "secret"
     secret.write_text(PASSWORD)
     if as_user:
-        for path in (place.parent, place, secret):
+        for path in (place, secret):
             shutil.chown(path, "postgres")
-        place.parent.parent.chmod(0o755)
     data = ["-D", str(place / "db")]
     setup = ["initdb", "--username=owner", f"--pwfile={secret}", "--auth=scram-sha-256", "--no-sync", *data]
     subprocess.run([*as_user, *setup], check=True, capture_output=True, cwd=place)
@@ -190,6 +193,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     finally:
         process.terminate()
         process.wait()
+        shutil.rmtree(place)
 
 
 def test_a_query_on_a_server(server: Server, tmp_path: Path) -> None:
