@@ -89,6 +89,23 @@ def page() -> Iterator[list[str]]:
 
 
 @pytest.fixture
+def task_names() -> Iterator[set[str]]:
+    """The names of the task runs that Prefect logs. Its server hears of task runs by events, minutes later if busy."""
+    logger, found = logging.getLogger("prefect.task_runs"), set[str]()
+
+    def note(record: logging.LogRecord) -> bool:
+        found.add(record.__dict__["task_run_name"])
+        return True
+
+    level = logger.level
+    logger.addFilter(note)
+    logger.setLevel("INFO")
+    yield found
+    logger.removeFilter(note)
+    logger.setLevel(level)
+
+
+@pytest.fixture
 def same_logging() -> Iterator[None]:
     """The loggers are afterwards what they were."""
     root = logging.getLogger()

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.events.schemas.automations import EventTrigger
 from prefect.flow_engine import run_flow
@@ -17,7 +16,6 @@ from flows.retrain import retrain
 from flows.run_states import STATES
 from flows.server.automations import NO_MORE, dead_runs
 from tests.flows.test_retrain import batch
-from tests.wire.prefect_server import wait_until
 
 pytestmark = pytest.mark.usefixtures("prefect", "home")
 JOB = {
@@ -48,7 +46,7 @@ def ended(client: SyncPrefectClient, state: State[RunResult]) -> tuple[FlowRun, 
 
 
 def test_a_state_says_how_a_run_ended(
-    client: SyncPrefectClient, base: Path, home: Path, page: list[str], tmp_path: Path
+    client: SyncPrefectClient, base: Path, home: Path, page: list[str], task_names: set[str], tmp_path: Path
 ) -> None:
     """Accepted, unchanged and rejected are three states in every list, and the caller gets each result as before.
 
@@ -66,7 +64,7 @@ def test_a_state_says_how_a_run_ended(
         "evaluate seen",
         "evaluate seen, base",
     }
-    wait_until(lambda: names <= names_of_tasks(client, first), 180, "task run of each stage")
+    assert names <= task_names
     lines_of_the_log(page)
     same, result = ended(client, retrain("seen", batch(tmp_path, 1), **JOB, return_state=True))
     assert (same.name, same.state_name, result.status) == ("seen", "Unchanged", "unchanged")
@@ -74,12 +72,6 @@ def test_a_state_says_how_a_run_ended(
     worse, result = ended(client, retrain("seen", batch(tmp_path, 2, poisoned=True), **idle, return_state=True))
     assert (worse.name, worse.state_name, result.status) == ("seen v2", "Rejected", "rejected")
     assert {run.state_type.value for run in (first, same, worse) if run.state_type} == {"COMPLETED"}
-
-
-def names_of_tasks(client: SyncPrefectClient, run: FlowRun) -> set[str]:
-    """Prefect's server hears of task runs by events, so they come a while after the flow run has ended."""
-    only = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
-    return {task.name for task in client.read_task_runs(flow_run_filter=only)}
 
 
 def lines_of_the_log(said: list[str]) -> None:
