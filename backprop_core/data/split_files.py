@@ -11,6 +11,7 @@ from backprop_core.data.row_files import index
 from backprop_core.data.row_index import RowIndex
 from backprop_core.data.row_sets import ORDER
 from backprop_core.data.splits import HELDOUT_SHARE, by_hash, lead
+from backprop_core.data.token_lengths import Counter
 from backprop_core.errors import NoRows
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import SourceRef
@@ -33,14 +34,22 @@ class SplitFiles(Record):
 
 
 def split_files(
-    source: SourceRef, spec: DatasetSpec, *, share: float, heldout: Path, train: Path | None, store: Store
+    source: SourceRef,
+    spec: DatasetSpec,
+    *,
+    share: float,
+    heldout: Path,
+    train: Path | None,
+    counter: Counter | None,
+    store: Store,
 ) -> SplitFiles:
     """Write the held-out rows of a source, and its other rows, as JSON lines of chat rows.
 
     The default share holds out what a first run of a line would. A row's hash decides, so that a larger share holds out
-    the same rows and more. Raises what curation raises, NoRows if a side is empty, and OSError.
+    the same rows and more. `counter` counts tokens for curation. Raises what curation raises, NoRows if a side is
+    empty, and OSError.
     """
-    made = curate(source, spec, store=store)
+    made = curate(source, spec, counter=counter, store=store)
     rows = index(made.rows, store)
     out = held_out(rows, share)
     rest = rows.take(~rows.among(out.keys))

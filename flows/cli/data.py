@@ -168,8 +168,7 @@ def split(
     if not 0 < share < 1:
         raise ConfigInvalid(f"--share {share:g} is not a share of the rows", hint="write a number between 0 and 1")
     configure_logging(settings(), verbose=output.verbose)
-    dataset = asked(file, None, None, config, line, set).datasets[0]
-    made = data_split(dataset, share, heldout, train, force=force)
+    made = data_split(asked(file, None, None, config, line, set), share, heldout, train, force=force)
     return Answer(made.model_dump(mode="json"), data_text.split(made))
 
 

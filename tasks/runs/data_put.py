@@ -8,11 +8,13 @@ from typing import BinaryIO
 from backprop_core.data.loading import find
 from backprop_core.data.put_rows import Put, put
 from backprop_core.data.split_files import SplitFiles, split_files
+from backprop_core.data.token_lengths import Counter
 from backprop_core.errors import ConfigInvalid, InputNotFound, InputValidationFailed, PlaceUnusable
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.field_types import NAME
-from backprop_core.schema.specs import DatasetSpec
+from backprop_core.schema.specs import DatasetSpec, RunSpec
 from backprop_core.store.artifacts import Store
+from tasks.runs.data_preview import tokenizer_files
 
 STDIN = "-"
 
@@ -51,15 +53,20 @@ def opened(path: str) -> BinaryIO:
         ) from error
 
 
-def data_split(dataset: DatasetSpec, share: float, heldout: Path, train: Path | None, *, force: bool) -> SplitFiles:
-    """Split a dataset into two files. Raises ConfigInvalid, PlaceUnusable, and what reading and curation raise."""
+def data_split(spec: RunSpec, share: float, heldout: Path, train: Path | None, *, force: bool) -> SplitFiles:
+    """Split the spec's one dataset into two files. Its base is needed only where curation counts tokens.
+
+    Raises ConfigInvalid, PlaceUnusable, ModelLoadFailed, and what reading and curation raise.
+    """
+    dataset = spec.datasets[0]
+    counter = Counter(tokenizer_files(spec.model)) if dataset.curation.counts_tokens else None
     outputs = [heldout, *([train] if train else [])]
     check_outputs(Path(dataset.path).expanduser(), outputs, force=force)
     with TemporaryDirectory() as scratch:
         store = Store(Path(scratch))
         try:
             source = find(dataset, scratch=store.scratch("source"))
-            return split_files(source, dataset, share=share, heldout=heldout, train=train, store=store)
+            return split_files(source, dataset, share=share, heldout=heldout, train=train, counter=counter, store=store)
         except OSError as error:
             raise PlaceUnusable(
                 f"{error.filename or heldout} cannot be written: {error.strerror}", hint="name another file"

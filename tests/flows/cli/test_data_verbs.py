@@ -14,7 +14,7 @@ from backprop_core.data.curation import curate
 from backprop_core.data.loading import snapshot
 from backprop_core.data.report import FIGURES
 from backprop_core.data.row_identity import identity
-from backprop_core.schema.specs import DatasetSpec
+from backprop_core.schema.specs import CurationSpec, DatasetSpec
 from backprop_core.store.artifacts import Store
 from flows.cli import main
 
@@ -239,6 +239,38 @@ def test_split_refuses(words: list[str], place: Path, capsys: Capture) -> None:
     heldout = [] if "--heldout" in words else ["--heldout", "h.jsonl"]
     status, _, err = said(["data", "split", "a.jsonl", *words, *heldout, "--force"], capsys)
     assert status == 1 and err.startswith("[CONFIG_INVALID] ") and Path(data).read_bytes() == before
+
+
+STEPS = {
+    "personal_data": "redact",
+    "min_tokens": "8",
+    "max_tokens": "99",
+    "languages": '["en"]',
+    "quality": '["echo"]',
+    "near_duplicates": "0.9",
+    "near_duplicates_on": "question",
+    "decontaminate": "13",
+    "contradictions": "drop_both",
+}
+
+
+@pytest.mark.parametrize("step", CurationSpec.model_fields)
+def test_every_step_works_in_every_verb(step: str, place: Path, capsys: Capture) -> None:
+    """What a job file says of curation stops none of the verbs that read rows."""
+    data = write(place / "a.jsonl", [chat(f"what is {number}", f"a number called {number}") for number in range(40)])
+    asked = ["--set", f"datasets.0.curation.{step}={STEPS[step]}", "--set", f"model.name={BASE}"]
+    for words in (["split", data, "--heldout", "h.jsonl"], ["report", data], ["preview", data], ["put", data]):
+        status, _, err = said(["data", *words, *asked], capsys)
+        assert (status, err) == (0, ""), words
+
+
+def test_split_counts_tokens_by_the_base(place: Path, capsys: Capture) -> None:
+    """Rows that curation drops as too short are in neither file."""
+    data = write(place / "a.jsonl", [chat("what is it", "word " * (number + 1)) for number in range(40)])
+    words = ["data", "split", data, "--heldout", "h.jsonl", "--set", f"model.name={BASE}"]
+    made = document([*words, "--set", "datasets.0.curation.min_tokens=30"], capsys)
+    assert 0 < made["dropped"]["too_short"] < 40
+    assert made["heldout_rows"] + made["train_rows"] + made["dropped"]["too_short"] == 40
 
 
 def test_trace_finds_rows_by_id_and_by_text(place: Path, home: Path, capsys: Capture) -> None:
