@@ -1,6 +1,7 @@
 """Verbs for datasets: `data report`, `preview`, `put`, `split`, `trace`."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from flows.cli.flags import PLAIN, SETTINGS, OutputFlags
 from flows.cli.main import Answer, described
 
 DataFile = Annotated[
-    str, Parameter(help="A file, a directory of files, any fsspec URL, or OWNER/NAME of a Hub dataset.")
+    str, Parameter(help="A file, a directory of files, an fsspec or SQL URL, or OWNER/NAME of a Hub dataset.")
 ]
 Model = Annotated[
     str | None,
@@ -31,43 +32,47 @@ MaxLength = Annotated[
         metavar="INT",
     ),
 ]
-Config = Annotated[Path | None, Parameter(help="YAML file with any fields of the spec.", show_default=False)]
-LineOption = Annotated[
-    str | None, Parameter(help="Use the job file of this line for everything that no flag sets.", show_default=False)
-]
 
 
-def asked(
-    file: str | None,
-    model: str | None,
-    max_length: str | None,
-    config: Path | None,
-    line: str | None,
-    set: list[str] | None,
-) -> RunSpec:
-    """The spec that these flags give, over the job file of a line; FILE replaces the path of its first dataset.
+@dataclass(frozen=True)
+class Job:
+    """Where fields of the spec are set beside the flags of a verb."""
 
-    Raises ConfigInvalid.
-    """
-    job = lines_file.find(line, settings()) if line else None
-    has_datasets = job is not None or (config is not None and names_datasets(config))
-    given = "datasets.0.path" if has_datasets else "datasets"
-    spec = run_spec(
-        flags={
-            given: [{"path": file}] if file and not has_datasets else file,
-            "model.name": model,
-            "training.max_length": max_length,
-        },
-        names={given: "FILE", "model.name": "--model", "training.max_length": "--max-length"},
-        settings=set or (),
-        file=config,
-        job=job,
-    )
-    return spec.model_copy(update={"datasets": spec.datasets[:1]}) if file else spec
+    config: Annotated[Path | None, Parameter(help="YAML file with any fields of the spec.", show_default=False)] = None
+    line: Annotated[
+        str | None,
+        Parameter(help="Use the job file of this line for everything that no flag sets.", show_default=False),
+    ] = None
+    set: Annotated[list[str] | None, SETTINGS] = None
+
+    def spec(self, file: str | None, model: str | None = None, max_length: str | None = None) -> RunSpec:
+        """The spec with these flags, over the job file of a line; FILE replaces the path of its first dataset.
+
+        Raises ConfigInvalid.
+        """
+        job = lines_file.find(self.line, settings()) if self.line else None
+        has_datasets = job is not None or (self.config is not None and names_datasets(self.config))
+        given = "datasets.0.path" if has_datasets else "datasets"
+        spec = run_spec(
+            flags={
+                given: [{"path": file}] if file and not has_datasets else file,
+                "model.name": model,
+                "training.max_length": max_length,
+            },
+            names={given: "FILE", "model.name": "--model", "training.max_length": "--max-length"},
+            settings=self.set or (),
+            file=self.config,
+            job=job,
+        )
+        return spec.model_copy(update={"datasets": spec.datasets[:1]}) if file else spec
+
+
+JobFlags = Annotated[Job, Parameter(name="*")]
+NO_JOB = Job()
 
 
 def report(
-    *files: Annotated[str, Parameter(help="Files, directories, fsspec URLs or Hub datasets (OWNER/NAME).")],
+    *files: Annotated[str, Parameter(help="Files, directories, fsspec or SQL URLs, or Hub datasets (OWNER/NAME).")],
     output_file: Annotated[
         Path | None, Parameter(name="--output", help="Also write the report as one HTML page here.", show_default=False)
     ] = None,
@@ -83,18 +88,16 @@ def report(
     ] = None,
     model: Model = None,
     max_length: MaxLength = None,
-    config: Config = None,
-    line: LineOption = None,
-    set: Annotated[list[str] | None, SETTINGS] = None,
+    job: JobFlags = NO_JOB,
     output: OutputFlags = PLAIN,
 ) -> Answer:
     from tasks.runs.data_report import Reports, limits_of
 
     configure_logging(settings(), verbose=output.verbose)
     limits = limits_of(fail_on or ())
-    if not files and config is None and line is None:
+    if not files and job.config is None and job.line is None:
         raise ConfigInvalid("no dataset given", hint="name files, or a job file with --config or --line")
-    specs = [asked(file, model, max_length, config, line, set) for file in files or (None,)]
+    specs = [job.spec(file, model, max_length) for file in files or (None,)]
     found = Reports(specs)
     if output_file:
         found.write(output_file)
@@ -115,15 +118,13 @@ def preview(
         PositiveInt | None, Parameter(help="Show the row at this line or row of the file instead.", show_default=False)
     ] = None,
     max_length: MaxLength = None,
-    config: Config = None,
-    line: LineOption = None,
-    set: Annotated[list[str] | None, SETTINGS] = None,
+    job: JobFlags = NO_JOB,
     output: OutputFlags = PLAIN,
 ) -> Answer:
     from tasks.runs.data_preview import data_preview
 
     configure_logging(settings(), verbose=output.verbose)
-    found = data_preview(asked(file, model, max_length, config, line, set), rows=rows, number=row)
+    found = data_preview(job.spec(file, model, max_length), rows=rows, number=row)
     return Answer(found.model_dump(mode="json"), data_text.preview(found))
 
 
@@ -135,16 +136,14 @@ def put(
         str | None,
         Parameter(help="Directory in the home's data/; default: the name of the line, or default.", show_default=False),
     ] = None,
-    config: Config = None,
-    line: LineOption = None,
-    set: Annotated[list[str] | None, SETTINGS] = None,
+    job: JobFlags = NO_JOB,
     output: OutputFlags = PLAIN,
 ) -> Answer:
     from tasks.runs.data_put import data_put
 
     configure_logging(settings(), verbose=output.verbose)
-    dataset = asked(file, None, None, config, line, set).datasets[0]
-    done = data_put(dataset, sys.stdin.buffer, to or line or "default", settings())
+    dataset = job.spec(file).datasets[0]
+    done = data_put(dataset, sys.stdin.buffer, to or job.line or "default", settings())
     return Answer(done.model_dump(mode="json"), data_text.put(done))
 
 
@@ -158,9 +157,7 @@ def split(
     ] = None,
     share: Annotated[float, Parameter(help="Share of the rows to hold out, by their hash.")] = 0.1,
     force: Annotated[bool, Parameter(help="Overwrite these files.", negative="", show_default=False)] = False,
-    config: Config = None,
-    line: LineOption = None,
-    set: Annotated[list[str] | None, SETTINGS] = None,
+    job: JobFlags = NO_JOB,
     output: OutputFlags = PLAIN,
 ) -> Answer:
     from tasks.runs.data_put import data_split
@@ -168,7 +165,7 @@ def split(
     if not 0 < share < 1:
         raise ConfigInvalid(f"--share {share:g} is not a share of the rows", hint="write a number between 0 and 1")
     configure_logging(settings(), verbose=output.verbose)
-    made = data_split(asked(file, None, None, config, line, set), share, heldout, train, force=force)
+    made = data_split(job.spec(file), share, heldout, train, force=force)
     return Answer(made.model_dump(mode="json"), data_text.split(made))
 
 
