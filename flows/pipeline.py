@@ -302,6 +302,7 @@ def batch(run: Run, spec: DatasetSpec, source: Source) -> Batch:
         heldout=rows(source.heldout, spec.heldout or source.heldout.path).rows if source.heldout else None,
         skip=spec.skip,
         rows=spec.rows,
+        last=spec.time_split and spec.time_split.last,
         curation=spec.curation,
     )
 

@@ -6,6 +6,7 @@ of the source its identity, place and outcome, and where it is in that file. Row
 """
 
 import shutil
+from array import array
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -82,15 +83,20 @@ def refuse_unordered(spec: DatasetSpec) -> None:
 
 
 class Distinct(NamedTuple):
-    """Distinct rows in order of identity: of each its number in the source, and that of its last duplicate there."""
+    """Distinct rows in order of identity: of each its number in the source, and that of its last duplicate there.
+
+    `times` are those of their earliest duplicates, if the dataset is split by time.
+    """
 
     rows: RowIndex
     numbers: Positions
     latest: Positions
+    times: Positions | None = None
 
     def take(self, which: Mask) -> "Distinct":
         """Some of the rows."""
-        return Distinct(self.rows.take(which), self.numbers[which], self.latest[which])
+        times = None if self.times is None else self.times[which]
+        return Distinct(self.rows.take(which), self.numbers[which], self.latest[which], times)
 
 
 class Curation:
@@ -101,6 +107,7 @@ class Curation:
         sides = ("kept", "quarantined", "preferences")
         self._kept, self._apart, self._judged = (Spool(scratch / name, files) for name in sides)
         self._row_steps, self._reports = row_steps(spec.curation, counter), StepReports()
+        self._times = array("q") if spec.time_split else None  # of all rows of the source
 
     def read(self, source: SourceRef, spec: DatasetSpec, template: ChatTemplate | None) -> None:
         """Read the rows and spool those that are left. Raises NoRows if none is."""
@@ -108,8 +115,8 @@ class Curation:
         refusals = Refusals(template, tools_as_text=spec.tools == "as_text") if template else None
         every = chat_rows(source, spec, refusals=refusals)
         while some := list(islice(every, BATCH)):
-            for place, row, _ in some:
-                tally.add(place, row)
+            for one in some:
+                tally.add(one.place, one.row)
             self._take(some)
         tally.check(spec)
         if not len(self._kept):
@@ -128,6 +135,8 @@ class Curation:
     def _add(self, read: Read) -> Numbered | None:
         """Number a row, and note why it is dropped if it is malformed or empty; set a preference apart."""
         number, row = self._lineage.add(read.place), read.row
+        if self._times is not None:
+            self._times.append(read.time)
         if isinstance(row, Malformed):
             self._lineage.note(number, Verdict("dropped", row.reason), str(row))
             return None
@@ -176,7 +185,7 @@ class Curation:
         for name, step in set_steps(self._spec).items():
             kept = self._compare(name, step, kept)
         apart, judged = self._distinct(self._apart).rows, self._distinct(self._judged).rows
-        ref = commit(kept.rows, store, record, identified=True)
+        ref = commit(kept.rows, store, record, identified=True, times=kept.times)
         quarantined = commit(apart, store, {**record, "side": "quarantined"}) if len(apart) else None
         lineage = self._lineage.commit(store, {**record, "rows": ref.digest})
         return Curated(
@@ -198,8 +207,14 @@ class Curation:
         for row in np.flatnonzero(repeated).tolist():
             self._lineage.note(int(numbers[row]), DUPLICATE, text=partial(text_of, every, row))
         kept, latest = every.take(chosen), numbers[chosen]
-        np.maximum.at(latest, np.searchsorted(kept.keys, every.take(repeated).keys), numbers[repeated])
-        return Distinct(kept, numbers[chosen], latest)
+        twins = np.searchsorted(kept.keys, every.take(repeated).keys)
+        np.maximum.at(latest, twins, numbers[repeated])
+        if self._times is None:
+            return Distinct(kept, numbers[chosen], latest)
+        times = np.array(self._times, np.int64)
+        earliest = times[numbers[chosen]]
+        np.minimum.at(earliest, twins, times[numbers[repeated]])
+        return Distinct(kept, numbers[chosen], latest, earliest)
 
     def _compare(self, name: str, step: SetStep, every: Distinct) -> Distinct:
         """The rows that a step leaves."""

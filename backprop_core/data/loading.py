@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 from backprop_core.data.file_readers import Item, Malformed, Place, rows_of
 from backprop_core.data.format_detection import DETECTED_FROM, Conversion, conversion, found_in, mapped
 from backprop_core.data.row_formats import ChatRow
+from backprop_core.data.row_time import time_of
 from backprop_core.data.sources import ON_HUB, snapshot
 from backprop_core.errors import ConfigInvalid, InputValidationFailed, NoRows
 from backprop_core.schema.refs import SourceFile, SourceRef
@@ -33,11 +34,15 @@ class Bad(NamedTuple):
 
 
 class Read(NamedTuple):
-    """One row of a source: its place, the chat row or why there is none, and the hash of its group; 0 for none."""
+    """One row of a source: its place, and the chat row or why there is none.
+
+    `group` is the hash of its group; 0 for none. `time` is in microseconds since 1970, if the dataset is split by time.
+    """
 
     place: Place
     row: ChatRow | Malformed
     group: int = 0
+    time: int = 0
 
 
 class Parsed(NamedTuple):
@@ -68,7 +73,7 @@ def read_rows(source: SourceRef, spec: DatasetSpec, *, refusals: Refuse | None =
     Raises what `chat_rows` raises, and InputValidationFailed for more than `spec.max_bad_rows` malformed rows.
     """
     good, bad, tally = list[ChatRow](), list[Bad](), BadRows()
-    for place, row, _ in chat_rows(source, spec, refusals=refusals):
+    for place, row, *_ in chat_rows(source, spec, refusals=refusals):
         if isinstance(row, Malformed):
             bad.append(Bad(place, row.reason, str(row)))
         else:
@@ -81,7 +86,7 @@ def read_rows(source: SourceRef, spec: DatasetSpec, *, refusals: Refuse | None =
 def good_rows(source: SourceRef, spec: DatasetSpec) -> Iterator[ChatRow]:
     """Read the chat rows of a source one by one, and raise at the end what `read_rows` raises."""
     tally = BadRows()
-    for place, row, _ in chat_rows(source, spec):
+    for place, row, *_ in chat_rows(source, spec):
         tally.add(place, row)
         if not isinstance(row, Malformed):
             yield row
@@ -94,7 +99,7 @@ def chat_rows(source: SourceRef, spec: DatasetSpec, *, refusals: Refuse | None =
     `refusals` returns each chat row as it is to be used, or why it cannot be; refused rows count as malformed.
     Raises InputValidationFailed if the source cannot be parsed or has changed; NoRows if it is empty; FormatUnknown if
     no row format fits; FormatsMixed if two do; ConfigInvalid if `spec.columns` names a field that no format has, or a
-    column that the file does not have.
+    column that the file does not have. With `spec.time_split`, InputValidationFailed for a usable row without a time.
     """
     convert, items = opened(source, spec)
     while some := [read(item, convert, spec) for item in islice(items, BATCH)]:
@@ -102,10 +107,14 @@ def chat_rows(source: SourceRef, spec: DatasetSpec, *, refusals: Refuse | None =
 
 
 def read(item: Item, convert: Conversion, spec: DatasetSpec) -> Read:
-    """An item as a chat row, with its group."""
-    value = item.value.get(spec.group_by) if spec.group_by and isinstance(item.value, dict) else None
+    """An item as a chat row, with its group and its time."""
+    row, fields = chat_row_or_malformed(item, convert), item.value
+    if isinstance(fields, Malformed) or isinstance(row, Malformed):
+        return Read(item.place, row)
+    value = fields.get(spec.group_by) if spec.group_by else None
     group = 0 if value is None else int(digest_of(group_text(value))[:16], 16)
-    return Read(item.place, chat_row_or_malformed(item, convert), group)
+    asked = spec.time_split
+    return Read(item.place, row, group, time_of(fields, asked.field, item.place, spec.path) if asked else 0)
 
 
 def group_text(value: Any) -> str:
@@ -123,8 +132,10 @@ def opened(source: SourceRef, spec: DatasetSpec) -> tuple[Conversion, Iterator[I
     if not head:
         raise NoRows(f"{spec.path} is empty", hint="use a file with rows")
     first = [mapped(item.value, spec.columns) for item in head if isinstance(item.value, dict)]
-    if spec.group_by and first and not any(spec.group_by in row for row in first):
-        raise ConfigInvalid(f"group_by: {spec.path} has no {spec.group_by}", hint=f"it has {found_in(first)}")
+    asked = {"group_by": spec.group_by, "time_split.field": spec.time_split and spec.time_split.field}
+    for name, field in asked.items():
+        if field and first and not any(field in row for row in first):
+            raise ConfigInvalid(f"{name}: {spec.path} has no {field}", hint=f"it has {found_in(first)}")
     return conversion(head, spec), chain(head, items)
 
 

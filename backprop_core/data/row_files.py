@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 
 from backprop_core.data.row_formats import ChatRow
 from backprop_core.data.row_identity import identity
-from backprop_core.data.row_index import ENTRY, SIZE, RowIndex, joined
+from backprop_core.data.row_index import ENTRY, SIZE, Positions, RowIndex, joined
 from backprop_core.schema.refs import RowsRef
 from backprop_core.store.artifacts import Store
 from backprop_core.store.cache_keys import canonical
 
 ROWS = "rows.jsonl"
 PASSES = "passes.json"
+TIMES = "times"  # file of the rows' times, 8 bytes each, in row order, if the dataset is split by time
 GROUPS = "groups"  # file of the rows' groups, 8 bytes each, in row order, if any row has one
 IDENTITIES = "identities"  # file of the rows' identities, 32 bytes each, in row order
 CHUNK = 2**20  # bytes
@@ -24,11 +25,17 @@ Passes = Sequence[Sequence[int]]
 
 
 def commit(
-    rows: RowIndex, store: Store, record: dict[str, Any], *, passes: Passes = (), identified: bool = False
+    rows: RowIndex,
+    store: Store,
+    record: dict[str, Any],
+    *,
+    passes: Passes = (),
+    identified: bool = False,
+    times: Positions | None = None,
 ) -> RowsRef:
     """Commit rows as an artifact; with several `passes`, also the positions of rows that only some of them have.
 
-    With `identified`, also stores the identities for later readers.
+    With `identified`, also stores the identities for later readers; with `times`, the rows' times.
     """
     with store.begin("rows") as directory:
         with (directory / ROWS).open("wb", buffering=CHUNK) as file:
@@ -38,6 +45,8 @@ def commit(
             rows.entries["identity"].tofile(directory / IDENTITIES)
         if rows.entries["group"].any():
             rows.entries["group"].tofile(directory / GROUPS)
+        if times is not None:
+            times.astype("<i8").tofile(directory / TIMES)
         if len(passes) > 1:
             (directory / PASSES).write_text(canonical([*map(list, passes)]), encoding="utf-8")
         return store.commit(directory, RowsRef, record=record, rows=len(rows))
@@ -61,6 +70,11 @@ def indexed(path: Path) -> RowIndex:
     if groups.is_file():
         entries["group"] = np.fromfile(groups, "<u8")
     return RowIndex((path,), entries)
+
+
+def times(ref: RowsRef, store: Store) -> Positions:
+    """(rows,): the times of a curated dataset that is split by time, in row order."""
+    return np.fromfile(store.local(ref) / TIMES, "<i8").astype(np.int64)
 
 
 def index_all(refs: Iterable[RowsRef], store: Store) -> RowIndex:

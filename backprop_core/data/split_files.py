@@ -7,14 +7,14 @@ from pydantic import Field
 
 from backprop_core.data.curation import curate
 from backprop_core.data.heldout_leaks import safe
-from backprop_core.data.row_files import index
+from backprop_core.data.row_files import index, times
 from backprop_core.data.row_index import RowIndex
 from backprop_core.data.row_sets import ORDER
-from backprop_core.data.splits import HELDOUT_SHARE, by_hash, lead
+from backprop_core.data.splits import HELDOUT_SHARE, by_hash, latest, lead
 from backprop_core.data.token_lengths import Counter
 from backprop_core.errors import NoRows
 from backprop_core.schema.records import Record
-from backprop_core.schema.refs import SourceRef
+from backprop_core.schema.refs import RowsRef, SourceRef
 from backprop_core.schema.specs import DatasetSpec
 from backprop_core.store.artifacts import Store, write_atomic
 
@@ -37,7 +37,7 @@ def split_files(
     source: SourceRef,
     spec: DatasetSpec,
     *,
-    share: float,
+    share: float | None,
     heldout: Path,
     train: Path | None,
     counter: Counter | None,
@@ -45,13 +45,13 @@ def split_files(
 ) -> SplitFiles:
     """Write the held-out rows of a source, and its other rows, as JSON lines of chat rows.
 
-    The default share holds out what a first run of a line would. A row's hash decides, so that a larger share holds out
-    the same rows and more. `counter` counts tokens for curation. Raises what curation raises, NoRows if a side is
-    empty, and OSError.
+    Without a share it holds out what a first run of a line would. A row's hash decides, or its time if the dataset is
+    split by time, so that a larger share holds out the same rows and more. `counter` counts tokens for curation. Raises
+    what curation raises, NoRows if a side is empty, and OSError.
     """
     made = curate(source, spec, counter=counter, store=store)
     rows = index(made.rows, store)
-    out = held_out(rows, share)
+    out = held_out(rows, made.rows, spec, share, store)
     rest = rows.take(~rows.among(out.keys))
     beside = rest.grouped(out.entries["group"])
     kept, _ = safe(rest.take(~beside), out, spec.curation, store)
@@ -72,10 +72,13 @@ def split_files(
     )
 
 
-def held_out(rows: RowIndex, share: float) -> RowIndex:
-    """The held-out rows: those that a run would choose, or with another share the lowest by hash."""
-    if share == SHARE:
+def held_out(rows: RowIndex, ref: RowsRef, spec: DatasetSpec, share: float | None, store: Store) -> RowIndex:
+    """The held-out rows: those that a run would choose, or with another share the latest, or the lowest by hash."""
+    if spec.time_split:
+        return latest(rows, times(ref, store), share or spec.time_split.last, 0, spec.path)
+    if share in (None, SHARE):
         return by_hash([rows], 0)
+    assert share is not None
     return rows.take(lead(rows) < np.uint64(min(share * 2**64, 2**64 - 1)))
 
 

@@ -1,11 +1,11 @@
 """Splits rows into training, held-out (scored) and set-aside rows. A row keeps its side throughout a run and line.
 
 Candidates for scoring, over all inputs of a run: rows that the line holds out, rows of held-out files and watched sets,
-and the lowest tenth by hash of every other dataset. A task with fewer than FEWEST takes more by hash, as long as two
-thirds of the new rows remain. The first `heldout_max` of a task are scored. Of the rest, rows held out by the line, a
-file or a watched set are set aside, and rows held out only by hash are trained. Rows that the line has learned are
-never held out. Every dataset is trained without the scored and set-aside rows of all tasks, and without the rows that
-its curation calls too close to them.
+the latest rows of datasets that are split by time, and the lowest tenth by hash of every other dataset. A task with
+fewer than FEWEST takes more by time or hash, as long as two thirds of the new rows remain. The first `heldout_max` of a
+task are scored. Of the rest, rows held out only by hash are trained, and all others are set aside. Rows that the line
+has learned are never held out. Every dataset is trained without the scored and set-aside rows of all tasks, and without
+the rows that its curation calls too close to them.
 """
 
 from collections import Counter
@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backprop_core.data.heldout_leaks import is_redacted, redacted_keys, safe
-from backprop_core.data.row_files import commit, index, index_all
-from backprop_core.data.row_index import SIZE, Keys, Mask, RowIndex, among, joined, unique
+from backprop_core.data.row_files import commit, index, index_all, times
+from backprop_core.data.row_index import SIZE, Keys, Mask, Positions, RowIndex, among, joined, unique
 from backprop_core.data.row_sets import HINT, ORDER
 from backprop_core.errors import NoRows
 from backprop_core.schema.refs import Batch, DatasetRef, RowsRef, Split
@@ -70,7 +70,7 @@ def split(
     sides = {
         task: side(
             unique([index(ref, store) for ref in bound(task, batches, watched, held)]),
-            {batch.source.rows: redacted(batch) for batch in batches if batch.task == task and batch.heldout is None},
+            {batch.source.rows: batch for batch in batches if batch.task == task and batch.heldout is None},
             before,
             heldout_max=heldout_max,
             store=store,
@@ -102,15 +102,40 @@ def redacted(batch: Batch) -> bool:
     return batch.curation.personal_data == "redact"
 
 
-def side(every: RowIndex, sources: Mapping[RowsRef, bool], learned: Learned, *, heldout_max: int, store: Store) -> Side:
-    """One task's sides: holds out all of `every`, and some of `sources` by hash; those may be redacted."""
-    kept = every.take(~was_learned(every, learned))
-    new = [
-        rows.take(~rows.among(kept.keys) & ~known(rows, learned, redacts=redacts))
-        for rows, redacts in ((index(one, store), redacts) for one, redacts in sources.items())
-    ]
-    scored = unique([kept, by_hash(new, len(kept))]).take(slice(heldout_max))
-    return Side(scored, kept.take(~kept.among(scored.keys)), len(every) - len(kept))
+def side(
+    every: RowIndex, sources: Mapping[RowsRef, Batch], learned: Learned, *, heldout_max: int, store: Store
+) -> Side:
+    """One task's sides: holds out all of `every`, and some of the rows of `sources`, by time or by hash."""
+    bound = kept = every.take(~was_learned(every, learned))
+    new: list[RowIndex] = []
+    for ref, batch in sources.items():
+        rows = index(ref, store)
+        is_new = ~rows.among(bound.keys) & ~known(rows, learned, redacts=redacted(batch))
+        if batch.last is None:
+            new.append(rows.take(is_new))
+        else:
+            late = latest(rows.take(is_new), times(ref, store)[is_new], batch.last, len(bound), batch.name)
+            kept = unique([kept, late])
+    scored = unique([kept, by_hash([rows.take(~rows.among(kept.keys)) for rows in new], len(kept))])
+    scored = scored.take(slice(heldout_max))
+    return Side(scored, kept.take(~kept.among(scored.keys)), len(every) - len(bound))
+
+
+def latest(rows: RowIndex, times: Positions, share: float, kept: int, name: str) -> RowIndex:
+    """The last share of some rows, and all others of the time at which it begins; more if there are fewer than FEWEST.
+
+    Raises NoRows if those are all of the rows.
+    """
+    count = max(round(share * len(rows)), min(FEWEST - kept, fewest_of(len(rows))))
+    if not count:
+        return rows.take(slice(0))
+    begin = np.sort(times)[-count]
+    if begin == times.min():
+        raise NoRows(
+            f"{name}: {int((times == begin).sum())} of {len(rows)} rows have the same time, and would all be held out",
+            hint="use a field with a finer time, a smaller time_split.last, or no time_split",
+        )
+    return rows.take(times >= begin)
 
 
 def known(rows: RowIndex, learned: Learned, *, redacts: bool) -> Mask:
@@ -132,9 +157,13 @@ def by_hash(new: Sequence[RowIndex], kept: int) -> RowIndex:
     if kept + len(tenth) >= FEWEST:
         return tenth
     rows = unique(new)
-    most = max(len(rows) // MOST, min(1, len(rows) - 1), 0)
-    few = min(FEWEST - kept, most)
+    few = min(FEWEST - kept, fewest_of(len(rows)))
     return rows.take(np.argsort(lead(rows), kind="stable")[: max(len(tenth), few) if kept else few])
+
+
+def fewest_of(rows: int) -> int:
+    """How many of some rows to hold out at most, to reach FEWEST."""
+    return max(rows // MOST, min(1, rows - 1), 0)
 
 
 def lead(rows: RowIndex) -> NDArray[np.uint64]:

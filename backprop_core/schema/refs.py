@@ -184,6 +184,9 @@ class Batch(Record):
     heldout: RowsRef | None = Field(None, description="Rows of its held-out file; None: held out from its own rows.")
     skip: int = 0
     rows: int | None = None
+    last: float | None = Field(
+        None, description="Share of its rows to hold out by time; None: by hash.", json_schema_extra=KEY_IF_SET
+    )
     curation: CurationSpec = Field(
         CurationSpec(), description="How close a training row may be to one that scores.", json_schema_extra=KEY_IF_SET
     )

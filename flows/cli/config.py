@@ -262,10 +262,11 @@ def refusal(faults: Sequence[ErrorDetails], draft: Draft, part: Place) -> Backpr
     path, named = ".".join(place), spec_fields()[pattern_of(place)]
     if fault["type"] == "missing" or (fault["type"] == "too_short" and path == "datasets"):
         return missing(path)
+    reason = fault.get("ctx", {}).get("error")  # of a validator of ours
     kind = QuantizationUnknown if path == "export.quantizations" else ConfigInvalid
     return kind(
         f"invalid value {path}={shown(fault['input'])} ({draft.origin(place)})",
-        hint=f"{path} takes {named.allowed}: {named.help}",
+        hint=str(reason) if reason else f"{path} takes {named.allowed}: {named.help}",
     )
 
 

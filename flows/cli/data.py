@@ -155,14 +155,21 @@ def split(
     train: Annotated[
         Path | None, Parameter(help="Write the other rows here, as JSON lines.", show_default=False)
     ] = None,
-    share: Annotated[float, Parameter(help="Share of the rows to hold out, by their hash.")] = 0.1,
+    share: Annotated[
+        float | None,
+        Parameter(
+            help="Share of the rows to hold out, by their hash, or the latest if the dataset has a time_split; "
+            "default: what a run would hold out, a tenth.",
+            show_default=False,
+        ),
+    ] = None,
     force: Annotated[bool, Parameter(help="Overwrite these files.", negative="", show_default=False)] = False,
     job: JobFlags = NO_JOB,
     output: OutputFlags = PLAIN,
 ) -> Answer:
     from tasks.runs.data_put import data_split
 
-    if not 0 < share < 1:
+    if share is not None and not 0 < share < 1:
         raise ConfigInvalid(f"--share {share:g} is not a share of the rows", hint="write a number between 0 and 1")
     configure_logging(settings(), verbose=output.verbose)
     made = data_split(job.spec(file), share, heldout, train, force=force)

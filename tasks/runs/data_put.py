@@ -53,7 +53,7 @@ def opened(path: str) -> BinaryIO:
         ) from error
 
 
-def data_split(spec: RunSpec, share: float, heldout: Path, train: Path | None, *, force: bool) -> SplitFiles:
+def data_split(spec: RunSpec, share: float | None, heldout: Path, train: Path | None, *, force: bool) -> SplitFiles:
     """Split the spec's one dataset into two files. Its base is needed only where curation counts tokens.
 
     Raises ConfigInvalid, PlaceUnusable, ModelLoadFailed, and what reading and curation raise.

@@ -32,6 +32,7 @@ from backprop_core.schema.specs.training import (
     MergeSpec,
     ModelSpec,
     Strategy,
+    TimeSplit,
     TooLong,
     TrainSpec,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "ScheduleSpec",
     "StalenessSpec",
     "Strategy",
+    "TimeSplit",
     "TooLong",
     "TrainSpec",
 ]

@@ -4,7 +4,7 @@ import os.path
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from backprop_core.schema.field_types import HUB_ID, NAME, ROWS_FILE, Encoding, PathOrAddress
 from backprop_core.schema.records import KEY_IF_SET, NO_KEY, Record, Spec
@@ -33,6 +33,19 @@ RowFormat = Literal[
     "question-answer",
     "text",
 ]
+
+
+class TimeSplit(Spec):
+    """Which rows are held out by time."""
+
+    field: str = Field(min_length=1, description="Field of the file with the row's time: ISO 8601, or Unix time.")
+    last: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="Share of the new rows, the latest ones, that is held out; rows of the same time stay together.",
+        json_schema_extra=NO_KEY,
+    )
 
 
 class DatasetSpec(Spec):
@@ -78,7 +91,19 @@ class DatasetSpec(Spec):
         description="Field of the file: rows with the same value stay on one side, trained or held out.",
         json_schema_extra=KEY_IF_SET,
     )
+    time_split: TimeSplit | None = Field(
+        None,
+        description="Hold out the latest rows, for data that drifts; default: a tenth by hash.",
+        json_schema_extra=KEY_IF_SET,
+    )
     curation: CurationSpec = Field(CurationSpec(), json_schema_extra=KEY_IF_SET)
+
+    @field_validator("time_split")
+    @classmethod
+    def _held_out_in_one_way(cls, value: TimeSplit | None, known: ValidationInfo) -> TimeSplit | None:
+        if value and known.data.get("heldout"):
+            raise ValueError("time_split holds out rows of the dataset, and heldout names a file: set one of them")
+        return value
 
     def on_hub(self, below: Path = Path()) -> bool:
         """Whether the path is a Hub dataset: OWNER/NAME, without a row file's suffix, and no local path."""
