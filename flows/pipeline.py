@@ -293,7 +293,8 @@ def batch(run: Run, spec: DatasetSpec, source: Source) -> Batch:
 
     def rows(file: SourceRef, path: str) -> Curated:
         own, tokenizer = alone.model_copy(update={"path": path}), run.base if spec.curation.counts_tokens else None
-        return run.call(data.curate, source=file, spec=own, template=run.template, tokenizer=tokenizer)
+        known = run.without_forgotten(file, own)
+        return run.call(data.curate, source=known, spec=own, template=run.template, tokenizer=tokenizer)
 
     return Batch(
         name=source.name,

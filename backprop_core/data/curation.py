@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from backprop_core.data.file_readers import Malformed
+from backprop_core.data.forgotten_rows import names
 from backprop_core.data.loading import BATCH, BadRows, ChatRow, Read, chat_rows
 from backprop_core.data.preference_rows import is_preference
 from backprop_core.data.row_files import commit
@@ -40,6 +41,7 @@ from backprop_core.store.cache_keys import canonical
 
 EMPTY = Verdict("dropped", "empty")
 DUPLICATE = Verdict("dropped", "duplicate")
+FORGOTTEN = Verdict("dropped", "forgotten")
 PREFERENCE = Verdict("kept", "preference")
 
 
@@ -62,7 +64,8 @@ def curate(
     """Commit the source's distinct usable rows, in order of identity, as an artifact, and beside it their lineage.
 
     Drops and counts by reason: malformed rows, rows that the base's chat `template` refuses, `empty` rows (without an
-    assistant's answer), `duplicate` rows, and what the steps of `spec.curation` drop; `counter` counts tokens for them.
+    assistant's answer), `forgotten` rows, `duplicate` rows, and what the steps of `spec.curation` drop; `counter`
+    counts tokens for them.
     Raises NoRows if none is left, InputValidationFailed for too many malformed rows, ConfigInvalid for the newest rows
     of a query, and what `loading.chat_rows` raises.
     """
@@ -108,10 +111,11 @@ class Curation:
         self._kept, self._apart, self._judged = (Spool(scratch / name, files) for name in sides)
         self._row_steps, self._reports = row_steps(spec.curation, counter), StepReports()
         self._times = array("q") if spec.time_split else None  # of all rows of the source
+        self._forgotten = frozenset[str]()
 
     def read(self, source: SourceRef, spec: DatasetSpec, template: ChatTemplate | None) -> None:
         """Read the rows and spool those that are left. Raises NoRows if none is."""
-        tally = BadRows()
+        tally, self._forgotten = BadRows(), frozenset(source.forgotten)
         refusals = Refusals(template, tools_as_text=spec.tools == "as_text") if template else None
         every = chat_rows(source, spec, refusals=refusals)
         while some := list(islice(every, BATCH)):
@@ -141,6 +145,9 @@ class Curation:
             self._lineage.note(number, Verdict("dropped", row.reason), str(row))
             return None
         self._lineage.identify(number, identity(row))
+        if self._forgotten and names(row) & self._forgotten:
+            self._lineage.note(number, FORGOTTEN)
+            return None
         if teaches(row):
             return Numbered(number, row, read.group)
         if is_preference(row):

@@ -53,6 +53,12 @@ class RunUnknown(BackpropError):
     code = "INPUT_REF_UNKNOWN"
 
 
+class RowUnknown(BackpropError):
+    """No row has this id or text."""
+
+    code = "INPUT_ROW_UNKNOWN"
+
+
 class PathForbidden(BackpropError):
     """A deployed run names a file outside the allowed directories."""
 
@@ -72,7 +78,7 @@ class OutputForbidden(BackpropError):
 
 
 class RefAmbiguous(BackpropError):
-    """A name or prefix matches more than one run, version or artifact."""
+    """A name or prefix matches more than one run, version, artifact or row."""
 
     code = "INPUT_REF_AMBIGUOUS"
 

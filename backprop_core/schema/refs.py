@@ -68,6 +68,7 @@ class SourceRef(Record):
     path: str
     files: list[SourceFile] = Field(default_factory=list)
     reading: Reading | None = Field(None, description="For a single file; None in records older than this field.")
+    forgotten: list[Digest] = Field([], description="Identities of rows in it that are not read: they were forgotten.")
 
     @property
     def readings(self) -> list[Reading]:

@@ -39,8 +39,8 @@ def part(value: Any) -> Any:
         case BaseRef():
             marks = [*filter(None, [value.day]), *(["no bos"] if value.bare else [])]
             return [value.digest, *marks] if marks else value.digest
-        case SourceRef(readings=readings) if readings:
-            return [value.digest, part(readings)]
+        case SourceRef(readings=readings, forgotten=forgotten) if readings or forgotten:
+            return [value.digest, part(readings), *([forgotten] if forgotten else [])]
         case ArtifactRef() | ConverterRef() | OwnTasks() | SourceRef():
             return value.digest
         case Spec():

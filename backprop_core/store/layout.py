@@ -41,6 +41,7 @@ runs/<run_id>/          of one run
   decision.json           what the gate decided
   fresh.txt               what a run with `fresh` has done: `begun KEY` or `done KEY` a line
   sources/<sha256>        what it has downloaded, from its begin to its end
+forgotten.jsonl         identities of rows that are not read any more
 finished/<digest>       of runs whose stages are all in the cache
 hashes/<digest>.json    sha256 of large files outside, with their state
 rejected/<key>.json     when a retrain was rejected, by which run, and why
@@ -253,6 +254,11 @@ class StoreLayout:
         """The runs that hold what they have downloaded, in no order."""
         return (RunLayout(sources.parent) for sources in self.runs.glob("*/sources"))
 
+    @property
+    def forgotten(self) -> Path:
+        """Identities of rows that are not read any more."""
+        return self.root / "forgotten.jsonl"
+
     def finished(self, digest: str) -> Path:
         """There, if the stages of what has this digest are all in the cache."""
         return self.root / "finished" / digest
@@ -296,6 +302,10 @@ class StoreLayout:
     def leases(self) -> Path:
         """The folder of all leases and their locks."""
         return self.root / "leases"
+
+    def damaged_copies(self, digest: str) -> Iterator[Path]:
+        """What verification has set aside of an artifact."""
+        return self.damaged.glob(f"{digest}-*")
 
     def lease(self, run_id: str) -> Path:
         """What a run uses."""

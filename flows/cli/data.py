@@ -1,4 +1,4 @@
-"""Verbs for datasets: `data report`, `preview`, `put`, `split`, `trace`."""
+"""Verbs for datasets: `data report`, `preview`, `put`, `split`, `trace`, `forget`."""
 
 import sys
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from cyclopts.types import PositiveInt
 
 from backprop_core.errors import ConfigInvalid
 from backprop_core.runtime.settings import settings
+from backprop_core.schema.field_types import ROWS_FILE, is_address, is_sql
 from backprop_core.schema.specs import RunSpec
 from flows.cli import data_text, lines_file
 from flows.cli.config import names_datasets, run_spec
@@ -188,3 +189,39 @@ def trace(
     configure_logging(settings(), verbose=output.verbose)
     found = data_trace(row, settings(), most=limit)
     return Answer(found.model_dump(mode="json"), data_text.trace(found))
+
+
+def forget(
+    *rows: Annotated[
+        str,
+        Parameter(
+            help="The start of a row's id (at least 6 hex digits), text that only one row has, or a file of rows."
+        ),
+    ],
+    plan: Annotated[
+        bool, Parameter(help="List what would be removed, and change nothing.", negative="", show_default=False)
+    ] = False,
+    job: JobFlags = NO_JOB,
+    output: OutputFlags = PLAIN,
+) -> Answer:
+    from flows.cli.prefect_environment import quiet_prefect
+
+    quiet_prefect()
+    from tasks.runs.data_forget import data_forget
+
+    configure_logging(settings(), verbose=output.verbose)
+    if not rows:
+        raise ConfigInvalid("no row given", hint="name a row's id, text in it, or a file of rows")
+    asked = [job.spec(row).datasets[0] if names_file(row) else row for row in rows]
+    done = data_forget(asked, settings(), plan=plan)
+    return Answer(done.model_dump(mode="json"), data_text.forgotten(done), 3 if done.left and not plan else 0)
+
+
+def names_file(row: str) -> bool:
+    """Whether it is a file of rows rather than an id or text: it is there, or is the address of one."""
+    try:
+        if Path(row).expanduser().exists():
+            return True
+    except OSError:  # too long for a name
+        return False
+    return is_address(row) and (is_sql(row) or bool(ROWS_FILE.search(row)))

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from backprop_core.data.preview import Preview, ShownExample, ShownRow
     from backprop_core.data.put_rows import Put
     from backprop_core.data.report import DatasetReport, Dropped, Lengths
+    from backprop_core.data.row_search import TracedFile
     from backprop_core.data.split_files import SplitFiles
     from backprop_core.lines.row_trace import Trace, TracedRow
+    from tasks.runs.data_forget import Forgotten
 
 LABEL, CUT = "green", "strike dim"
 OPEN, CLOSE = "⟦", "⟧"  # around label tokens, where there are no colours
@@ -31,6 +34,9 @@ TOO_LONG = {  # what training does with an example whose answer does not fit
     "windows": "Its answer does not fit: it is made into several examples (training.too_long=windows).",
 }
 LANGUAGES = 6  # of a report
+SHOWN_ROWS = 10  # forgotten rows
+KINDS = {"rows": "sets of rows", "tokens": "token caches", "generations": "sets of answers"}
+LEARNED = {"trained": "has learned it", "held out": "was scored on it", "used": "has used it"}
 LONGEST = 1600  # characters of a span; of a longer one the middle is left out
 
 
@@ -211,6 +217,12 @@ def trace(found: "Trace") -> RenderableType:
     return Group(*([Text(more), Text("")] if more else []), *blocks[:-1])
 
 
+def in_file(one: "TracedFile") -> str:
+    """Where a row stands, and what became of it there."""
+    because = f" ({one.reason.replace('_', ' ')})" if one.reason else ""
+    return one_line(f"{one.path or f'source {one.source[:12]}'}, {one.place}: {one.outcome}{because}")
+
+
 def traced(row: "TracedRow") -> Iterator[RenderableType]:
     """One row."""
     yield Text.assemble((row.row, "bold"))
@@ -218,10 +230,7 @@ def traced(row: "TracedRow") -> Iterator[RenderableType]:
     made = table("", "")
     made.show_header = False
     for one in row.files:
-        because = f" ({one.reason.replace('_', ' ')})" if one.reason else ""
-        made.add_row(
-            "file", one_line(f"{one.path or f'source {one.source[:12]}'}, {one.place}: {one.outcome}{because}")
-        )
+        made.add_row("file", in_file(one))
     for dataset in row.datasets:
         made.add_row("dataset", f"{dataset.digest[:12]}, {dataset.rows:,} rows")
     for run in row.runs:
@@ -232,3 +241,42 @@ def traced(row: "TracedRow") -> Iterator[RenderableType]:
         if version.published:
             made.add_row("release", one_line(f"{version.line}@{version.number}: {', '.join(version.published)}"))
     yield made
+
+
+# Forgotten rows
+
+
+def forgotten(done: "Forgotten") -> RenderableType:
+    """What was removed, or would be, and what has learned the rows."""
+    kinds = Counter(one.kind for one in done.artifacts)
+    counts = [f"{KINDS.get(kind, kind)}: {count}" for kind, count in sorted(kinds.items())]
+    counts += [f"cached results: {done.cached}", f"checkpoints: {done.checkpoints}"]
+    head = f"Rows {'that would be forgotten' if done.planned else 'forgotten'}: {len(done.rows):,}"
+    if not done.rows:
+        return Text("These rows were forgotten before; nothing of them is left.")
+    made = table("", "")
+    made.show_header = False
+    for row in done.rows[:SHOWN_ROWS]:
+        made.add_row("row", one_line(f"{row.row[:12]} {row.text}"))
+    made.add_row("would remove" if done.planned else "removed", ", ".join(counts))
+    for file in done.files:
+        made.add_row("from file", one_line(f"{file.path} (rows: {file.rows:,})"))
+    for path in done.quoted:
+        made.add_row("text blanked in", one_line(path))
+    for learner in done.learned:
+        live = ", live" if learner.champion else ""
+        places = f": {', '.join(learner.places)}" if learner.places else ""
+        made.add_row(LEARNED.get(learner.side, learner.side), one_line(f"{learner.name}{live}{places}"))
+    for one in done.outside:
+        made.add_row("not changed", in_file(one))
+    for words in done.left:
+        made.add_row("still there", one_line(words))
+    return Group(Text(head, style="bold"), made, *stays(done))
+
+
+def stays(done: "Forgotten") -> Iterator[RenderableType]:
+    """What a user has to know of adapters that were trained on the rows."""
+    if any(learner.side == "trained" for learner in done.learned):
+        yield Text(
+            "The versions and runs above have learned from these rows. They are not changed: an adapter cannot unlearn."
+        )

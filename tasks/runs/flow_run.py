@@ -12,14 +12,15 @@ from typing import Any, TypeVar
 from prefect.logging import get_run_logger
 from pydantic import BaseModel
 
+from backprop_core.data.forgotten_rows import marked
 from backprop_core.errors import RunUnknown
 from backprop_core.lines.versions import Live
 from backprop_core.models import base as bases
 from backprop_core.runtime.redaction import blank_logs
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.flows import flow_info
-from backprop_core.schema.refs import BaseRef, ChatTemplate, RowsRef, Split
-from backprop_core.schema.specs import RunSpec
+from backprop_core.schema.refs import BaseRef, ChatTemplate, RowsRef, SourceRef, Split
+from backprop_core.schema.specs import DatasetSpec, RunSpec
 from backprop_core.stages import Stage
 from backprop_core.store.artifacts import Store
 from backprop_core.store.leases import Lease
@@ -65,6 +66,10 @@ class Run:
     def template(self) -> ChatTemplate:
         """What the base writes conversations by."""
         return bases.chat_template(self.base)
+
+    def without_forgotten(self, source: SourceRef, spec: DatasetSpec) -> SourceRef:
+        """A source, with the rows in it that are not read because they were forgotten."""
+        return marked(source, spec, self.store, self.template)
 
     @property
     def line(self) -> Live | None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from backprop_core.data.forgotten_rows import marked, remembered
 from backprop_core.data.loading import good_rows
 from backprop_core.data.token_lengths import Counter
 from backprop_core.errors import (
@@ -97,11 +98,15 @@ def data_in(source: SourceRef, dataset: DatasetSpec, base: Path, store: Store) -
     directory `base`. Raises TokenizerMismatch, ModelLoadFailed.
     """
     tokenizer = bases.tokenizer_digest(base, store)
+    try:
+        source = marked(source, dataset, store)
+    except UNREADABLE:
+        return None
     key = digest_of([VERSION, part(source), dataset.format, dataset.columns, dataset.max_bad_rows, tokenizer])
     note = store.layout.note("data", key)
     if not note.is_file():
         try:
-            found = data_of(good_rows(source, dataset), Counter(base))
+            found = data_of(remembered(good_rows(source, dataset), source), Counter(base))
         except UNREADABLE:
             return None
         write_atomic(note, found.model_dump_json())

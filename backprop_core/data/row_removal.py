@@ -1,0 +1,137 @@
+"""Removes rows from a file of rows, in its own format and compression; all other rows keep their bytes or values."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import os
+import uuid
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from backprop_core.data.decompression import packing_of
+from backprop_core.data.file_format import reading_of
+from backprop_core.data.forgotten_rows import names
+from backprop_core.data.loading import chat_rows
+from backprop_core.data.parsed_items import Malformed
+from backprop_core.errors import InputValidationFailed
+from backprop_core.schema.refs import Reading, SourceRef
+from backprop_core.schema.specs import DatasetSpec
+from backprop_core.store.artifacts import file_digest, fsync
+
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": lambda data: gzip.compress(data, mtime=0),
+    "zstd": lambda data: zstd(data),
+    "bzip2": bz2.compress,
+    "xz": lzma.compress,
+}
+
+
+def rows_in(path: Path, spec: DatasetSpec, rows: Collection[str]) -> tuple[SourceRef, list[int], list[int]]:
+    """A file as a source, the numbers of its lines or rows that are `rows`, and those of all its rows.
+
+    Raises what reading it raises.
+    """
+    source = SourceRef(
+        digest=file_digest(path), path=str(path), reading=reading_of(path, path.name, said=spec.encoding)
+    )
+    found, every = list[int](), list[int]()
+    for place, row, *_ in chat_rows(source, spec):
+        if place.file is None:  # of an archive, nothing can be removed
+            every.append(place.number)
+        if not isinstance(row, Malformed) and names(row) & set(rows):
+            found.append(place.number)
+    return source, found, every
+
+
+def remove_rows(path: Path, spec: DatasetSpec, rows: Collection[str]) -> int:
+    """Remove rows by identity, and the file if none is left; returns how many there were.
+
+    Raises what reading it raises, and InputValidationFailed for a format that cannot be written.
+    """
+    source, found, every = rows_in(path, spec, rows)
+    if not found:
+        return 0
+    if len(found) == len(every):
+        path.unlink()
+        return len(found)
+    assert source.reading
+    data = path.read_bytes()
+    packing = packing_of(data)
+    with packing.open(io.BytesIO(data)) if packing else io.BytesIO(data) as stream:
+        left = without(stream.read(), source.reading, found, every, path.name)
+    replace(path, PACK[packing.name](left) if packing else left)
+    return len(found)
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Write beside, fsync, rename; hidden, so that no run reads half of it."""
+    beside = path.with_name(f".{uuid.uuid4().hex}")
+    try:
+        with beside.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+        fsync(path.parent)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def without(data: bytes, reading: Reading, gone: Sequence[int], every: Sequence[int], name: str) -> bytes:
+    """The unpacked bytes of a file without some of its lines or rows, which are numbered from 1."""
+    match reading.shape:
+        case "json-lines" | "text":
+            lines: dict[int, int | None] = {number: number for number in gone}
+            return without_lines(data, reading.encoding, lines, ends="\n" if b"\n" in data else "\r")
+        case "csv":  # a record may have several lines
+            last = dict(zip(every, [number - 1 for number in every[1:]], strict=False))
+            return without_lines(data, reading.encoding, {number: last.get(number) for number in gone}, ends="")
+        case "json-array":
+            values = json.loads(data.decode(reading.encoding))
+            left = [value for number, value in enumerate(values, 1) if number not in set(gone)]
+            return json.dumps(left, ensure_ascii=False, indent=1).encode(reading.encoding)
+        case "parquet" | "arrow" | "arrow-stream":
+            return without_table_rows(data, reading.shape, set(gone))
+    raise InputValidationFailed(f"{name}: no row can be removed from a {reading.shape} file", hint="remove it yourself")
+
+
+def without_lines(data: bytes, encoding: str, gone: dict[int, int | None], *, ends: str) -> bytes:
+    """A text without some ranges of lines, each from a number to one; None: to the end. `ends` is as in `open`."""
+    parts = io.StringIO(data.decode(encoding), newline=ends).readlines()
+    numbers = set[int]()
+    for first, last in gone.items():
+        numbers |= set(range(first, (last or len(parts)) + 1))
+    return "".join(part for number, part in enumerate(parts, 1) if number not in numbers).encode(encoding)
+
+
+def without_table_rows(data: bytes, shape: str, gone: set[int]) -> bytes:
+    """A Parquet or Arrow file without some of its rows."""
+    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow.ipc  # type: ignore[import-untyped]
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    made = io.BytesIO()
+    if shape == "parquet":
+        table = kept(pyarrow.parquet.read_table(io.BytesIO(data)), gone)
+        pyarrow.parquet.write_table(table, made, compression="zstd")
+        return made.getvalue()
+    opened = (pyarrow.ipc.open_file if shape == "arrow" else pyarrow.ipc.open_stream)(io.BytesIO(data))
+    table = kept(opened.read_all(), gone)
+    writer = pyarrow.ipc.new_file if shape == "arrow" else pyarrow.ipc.new_stream
+    with writer(made, table.schema) as file:
+        file.write_table(table)
+    return made.getvalue()
+
+
+def kept(table: Any, gone: set[int]) -> Any:
+    """A table without some of its rows, numbered from 1. Their bytes are copied: a slice would hold the others too."""
+    return table.take([number for number in range(table.num_rows) if number + 1 not in gone]).combine_chunks()
+
+
+def zstd(data: bytes) -> bytes:
+    import pyarrow
+
+    return bytes(pyarrow.compress(data, codec="zstd", asbytes=True))

@@ -1,0 +1,103 @@
+"""Rows are removed from files of every format, and all other rows are read as before."""
+
+import bz2
+import csv
+import gzip
+import json
+import lzma
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow
+import pyarrow.feather
+import pyarrow.parquet
+import pytest
+
+from backprop_core.data.forgotten_rows import names
+from backprop_core.data.loading import good_rows, snapshot
+from backprop_core.data.row_identity import identity
+from backprop_core.data.row_removal import remove_rows
+from backprop_core.errors import InputValidationFailed
+from backprop_core.schema.specs import DatasetSpec
+
+ROWS = [{"question": f'what is {number}?\nand why, "really"?', "answer": f"it is {number}é."} for number in range(9)]
+GONE = (0, 4, 8)
+
+
+def as_lines() -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+
+
+def write_csv(path: Path, encoding: str = "utf-8") -> None:
+    with path.open("w", encoding=encoding, newline="") as file:
+        writer = csv.DictWriter(file, ["question", "answer"], delimiter=";")
+        writer.writeheader()
+        writer.writerows(ROWS)
+
+
+def write_stream(path: Path) -> None:
+    table = pyarrow.Table.from_pylist(ROWS)
+    with pyarrow.ipc.new_stream(path, table.schema) as file:
+        file.write_table(table, max_chunksize=4)
+
+
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "a.jsonl": lambda path: path.write_bytes(as_lines()),
+    "last-without-line-feed.jsonl": lambda path: path.write_bytes(b"\n" + as_lines().rstrip()),
+    "a.jsonl.gz": lambda path: path.write_bytes(gzip.compress(as_lines())),
+    "a.jsonl.bz2": lambda path: path.write_bytes(bz2.compress(as_lines())),
+    "a.jsonl.xz": lambda path: path.write_bytes(lzma.compress(as_lines())),
+    "a.jsonl.zst": lambda path: path.write_bytes(pyarrow.compress(as_lines(), "zstd", asbytes=True)),
+    "a.json": lambda path: path.write_text(json.dumps(ROWS)),
+    "a.csv": write_csv,
+    "wide.csv": lambda path: write_csv(path, "utf-16"),
+    "a.parquet": lambda path: pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path),
+    "a.feather": lambda path: pyarrow.feather.write_feather(pyarrow.Table.from_pylist(ROWS), path),
+    "a.arrows": write_stream,
+}
+
+
+def read(path: Path) -> list[bytes]:
+    return [identity(row) for row in good_rows(snapshot(str(path), scratch=path.parent), DatasetSpec(path=str(path)))]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_the_rows_are_gone_and_the_others_are_there(name: str, tmp_path: Path) -> None:
+    """By identity, in the order that they had; the second time there is nothing to do, and with the last row the file
+    goes."""
+    path = tmp_path / name
+    WRITERS[name](path)
+    before, spec = read(path), DatasetSpec(path=str(path))
+    assert len(before) == len(ROWS)
+    gone = [before[number].hex() for number in GONE]
+    assert remove_rows(path, spec, gone) == len(GONE)
+    assert read(path) == [one for number, one in enumerate(before) if number not in GONE]
+    assert remove_rows(path, spec, gone) == 0
+    assert remove_rows(path, spec, [one.hex() for one in before]) == len(ROWS) - len(GONE)
+    assert not path.exists()
+
+
+def test_lines_that_stay_keep_their_bytes(tmp_path: Path) -> None:
+    """Odd spacing, escapes and malformed lines are not touched."""
+    path = tmp_path / "a.jsonl"
+    odd = b'{"answer" :  "\\u00e9",\t"question":"odd?"}\r\n\nnot json\n'
+    path.write_bytes(odd + as_lines())
+    spec = DatasetSpec(path=str(path), max_bad_rows=1)
+    every = [names(row) for row in good_rows(snapshot(str(path), scratch=tmp_path), spec)]
+    assert remove_rows(path, spec, every[1]) == 1
+    assert path.read_bytes() == odd + as_lines().partition(b"\n")[2]
+
+
+def test_an_archive_is_left_alone(tmp_path: Path) -> None:
+    """Nothing is removed from a ZIP archive: it is an error, not a loss."""
+    import zipfile
+
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.jsonl", as_lines())
+    before = path.read_bytes()
+    spec = DatasetSpec(path=str(path))
+    [first, *_] = good_rows(snapshot(str(path), scratch=tmp_path), spec)
+    with pytest.raises(InputValidationFailed, match="no row can be removed from a zip file"):
+        remove_rows(path, spec, names(first))
+    assert path.read_bytes() == before
