@@ -29,7 +29,7 @@ from backprop_core.schema.refs import (
     Start,
     TrainResult,
 )
-from backprop_core.schema.specs import TEACHER_FORCED, DatasetSpec, TrainSpec
+from backprop_core.schema.specs import TEACHER_FORCED, CurationSpec, DatasetSpec, TrainSpec
 from backprop_core.training import stages as training
 from tasks.runs.flow_run import Run
 from tasks.runs.line_splits import held_by
@@ -291,16 +291,18 @@ def batch(run: Run, spec: DatasetSpec, source: Source) -> Batch:
     """The rows of a dataset and of its held-out file."""
     alone = spec.model_copy(update={"task": None, "heldout": None, "skip": 0, "rows": None})
 
-    def rows(file: SourceRef, path: str) -> Curated:
-        own, tokenizer = alone.model_copy(update={"path": path}), run.base if spec.curation.counts_tokens else None
+    def rows(file: SourceRef, path: str, curation: CurationSpec) -> Curated:
+        own = alone.model_copy(update={"path": path, "curation": curation})
+        tokenizer = run.base if curation.counts_tokens else None
         known = run.without_forgotten(file, own)
         return run.call(data.curate, source=known, spec=own, template=run.template, tokenizer=tokenizer)
 
+    file = source.heldout
     return Batch(
         name=source.name,
         task=source.task,
-        source=rows(source.data, spec.path),
-        heldout=rows(source.heldout, spec.heldout or source.heldout.path).rows if source.heldout else None,
+        source=rows(source.data, spec.path, spec.curation),
+        heldout=rows(file, spec.heldout or file.path, spec.curation.of_heldout).rows if file else None,
         skip=spec.skip,
         rows=spec.rows,
         last=spec.time_split and spec.time_split.last,

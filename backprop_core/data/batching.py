@@ -4,7 +4,9 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -71,12 +73,24 @@ def load(base: LoadedBase, rows: RowsRef, *, max_length: int | Limit, store: Sto
 
 
 def by_pass(items: Sequence[Item], rows: RowsRef, store: Store) -> list[list[int]]:
-    """Indices of the examples in each epoch; one list with all examples unless the rows have replay passes."""
-    named = [set(numbers) for numbers in row_files.passes(store.local(rows))]
+    """Indices of the examples in each epoch; one list with all examples unless the rows have replay passes.
+
+    The examples of a row that is trained several times an epoch are there as often.
+    """
+    directory = store.local(rows)
+    named = [set(numbers) for numbers in row_files.passes(directory)]
     some = set().union(*named)
+    every = repeated(items, row_files.repeats(directory))
     return [
-        [index for index, item in enumerate(items) if item.row in chosen or item.row not in some] for chosen in named
+        [index for index in every if items[index].row in chosen or items[index].row not in some] for chosen in named
     ]
+
+
+def repeated(items: Sequence[Item], again: NDArray[np.uint8] | None) -> list[int]:
+    """The indices of the examples, each as often as an epoch trains its row."""
+    if again is None:
+        return list(range(len(items)))
+    return [index for index, item in enumerate(items) for _ in range(1 + int(again[item.row]))]
 
 
 def items(flat: token_cache.Tensors) -> list[Item]:

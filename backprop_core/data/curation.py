@@ -7,7 +7,7 @@ of the source its identity, place and outcome, and where it is in that file. Row
 
 import shutil
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import islice
@@ -29,6 +29,7 @@ from backprop_core.data.step_reports import StepReports
 from backprop_core.data.steps.order import row_steps, set_steps
 from backprop_core.data.steps.row_step import Finding, RowStep
 from backprop_core.data.steps.set_step import SetStep
+from backprop_core.data.steps.source_shares import NOT_SAMPLED, OVER, shared, source_of
 from backprop_core.data.template_refusals import Refusals
 from backprop_core.data.token_lengths import Counter
 from backprop_core.errors import ConfigInvalid, NoRows
@@ -88,18 +89,18 @@ def refuse_unordered(spec: DatasetSpec) -> None:
 class Distinct(NamedTuple):
     """Distinct rows in order of identity: of each its number in the source, and that of its last duplicate there.
 
-    `times` are those of their earliest duplicates, if the dataset is split by time.
+    `least` has the least value among the duplicates of each, by name, of what the spec needs: `time` and `source`.
     """
 
     rows: RowIndex
     numbers: Positions
     latest: Positions
-    times: Positions | None = None
+    least: Mapping[str, Positions]
 
     def take(self, which: Mask) -> "Distinct":
         """Some of the rows."""
-        times = None if self.times is None else self.times[which]
-        return Distinct(self.rows.take(which), self.numbers[which], self.latest[which], times)
+        least = {name: values[which] for name, values in self.least.items()}
+        return Distinct(self.rows.take(which), self.numbers[which], self.latest[which], least)
 
 
 class Curation:
@@ -110,7 +111,8 @@ class Curation:
         sides = ("kept", "quarantined", "preferences")
         self._kept, self._apart, self._judged = (Spool(scratch / name, files) for name in sides)
         self._row_steps, self._reports = row_steps(spec.curation, counter), StepReports()
-        self._times = array("q") if spec.time_split else None  # of all rows of the source
+        needed = {"time": spec.time_split, "source": spec.curation.sources}
+        self._values = {name: array("q") for name, asked in needed.items() if asked}  # of all rows of the source
         self._forgotten = frozenset[str]()
 
     def read(self, source: SourceRef, spec: DatasetSpec, template: ChatTemplate | None) -> None:
@@ -139,8 +141,10 @@ class Curation:
     def _add(self, read: Read) -> Numbered | None:
         """Number a row, and note why it is dropped if it is malformed or empty; set a preference apart."""
         number, row = self._lineage.add(read.place), read.row
-        if self._times is not None:
-            self._times.append(read.time)
+        if "time" in self._values:
+            self._values["time"].append(read.time)
+        if "source" in self._values:
+            self._values["source"].append(source_of(read.place.file, self._spec.sources))
         if isinstance(row, Malformed):
             self._lineage.note(number, Verdict("dropped", row.reason), str(row))
             return None
@@ -191,8 +195,9 @@ class Curation:
         kept = self._distinct(self._kept)
         for name, step in set_steps(self._spec).items():
             kept = self._compare(name, step, kept)
+        kept = self._shared(kept)
         apart, judged = self._distinct(self._apart).rows, self._distinct(self._judged).rows
-        ref = commit(kept.rows, store, record, identified=True, times=kept.times)
+        ref = commit(kept.rows, store, record, identified=True, times=kept.least.get("time"))
         quarantined = commit(apart, store, {**record, "side": "quarantined"}) if len(apart) else None
         lineage = self._lineage.commit(store, {**record, "rows": ref.digest})
         return Curated(
@@ -216,12 +221,27 @@ class Curation:
         kept, latest = every.take(chosen), numbers[chosen]
         twins = np.searchsorted(kept.keys, every.take(repeated).keys)
         np.maximum.at(latest, twins, numbers[repeated])
-        if self._times is None:
-            return Distinct(kept, numbers[chosen], latest)
-        times = np.array(self._times, np.int64)
-        earliest = times[numbers[chosen]]
-        np.minimum.at(earliest, twins, times[numbers[repeated]])
-        return Distinct(kept, numbers[chosen], latest, earliest)
+        least: dict[str, Positions] = {}
+        for name, values in self._values.items():
+            every_value = np.array(values, np.int64)
+            least[name] = every_value[numbers[chosen]]
+            np.minimum.at(least[name], twins, every_value[numbers[repeated]])
+        return Distinct(kept, numbers[chosen], latest, least)
+
+    def _shared(self, every: Distinct) -> Distinct:
+        """The rows that the shares of their sources leave, each with its repeats."""
+        if not self._spec.sources:
+            return every
+        with self._reports.timed("sources", len(every.rows)) as report:
+            over, times = shared(every.rows, every.least["source"], self._spec.sources)
+            out = over | (times == 0)
+            for row in np.flatnonzero(out).tolist():
+                verdict = Verdict("dropped", OVER if over[row] else NOT_SAMPLED)
+                self._lineage.note(int(every.numbers[row]), verdict, text=partial(text_of, every.rows, row))
+            report["dropped"], report["kept"] = int(out.sum()), int((~out & (times > 1)).sum())
+            left = every.take(~out)
+            left.rows.entries["repeats"] = times[~out] - 1
+        return left
 
     def _compare(self, name: str, step: SetStep, every: Distinct) -> Distinct:
         """The rows that a step leaves."""

@@ -17,6 +17,7 @@ from backprop_core.store.cache_keys import canonical
 
 ROWS = "rows.jsonl"
 PASSES = "passes.json"
+REPEATS = "repeats"  # file of how often an epoch trains each row again, 1 byte each, if any row is trained again
 TIMES = "times"  # file of the rows' times, 8 bytes each, in row order, if the dataset is split by time
 GROUPS = "groups"  # file of the rows' groups, 8 bytes each, in row order, if any row has one
 IDENTITIES = "identities"  # file of the rows' identities, 32 bytes each, in row order
@@ -45,6 +46,8 @@ def commit(
             rows.entries["identity"].tofile(directory / IDENTITIES)
         if rows.entries["group"].any():
             rows.entries["group"].tofile(directory / GROUPS)
+        if rows.entries["repeats"].any():
+            rows.entries["repeats"].tofile(directory / REPEATS)
         if times is not None:
             times.astype("<i8").tofile(directory / TIMES)
         if len(passes) > 1:
@@ -69,6 +72,9 @@ def indexed(path: Path) -> RowIndex:
     groups = path.with_name(GROUPS)
     if groups.is_file():
         entries["group"] = np.fromfile(groups, "<u8")
+    again = path.with_name(REPEATS)
+    if again.is_file():
+        entries["repeats"] = np.fromfile(again, np.uint8)
     return RowIndex((path,), entries)
 
 
@@ -109,6 +115,12 @@ def passes(directory: Path) -> list[list[int]]:
     file = directory / PASSES
     numbers: list[list[int]] = json.loads(file.read_bytes()) if file.is_file() else [[]]
     return numbers
+
+
+def repeats(directory: Path) -> NDArray[np.uint8] | None:
+    """(rows,): how often an epoch trains each row again; None for never."""
+    file = directory / REPEATS
+    return np.fromfile(file, np.uint8) if file.is_file() else None
 
 
 def lines(path: Path) -> Iterator[ChatRow]:

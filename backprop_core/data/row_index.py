@@ -1,4 +1,4 @@
-"""Indexes rows that stay in their files: per row its identity, file, offset, size and group, 54 bytes in memory."""
+"""Indexes rows that stay in their files: per row its identity, file, offset, size, group and repeats, 55 bytes."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 SIZE = 32  # bytes of an identity
-ENTRY = np.dtype([("identity", "u1", SIZE), ("path", "<u2"), ("offset", "<u8"), ("size", "<u4"), ("group", "<u8")])
+FIELDS = [("identity", "u1", SIZE), ("path", "<u2"), ("offset", "<u8"), ("size", "<u4"), ("group", "<u8")]
+ENTRY = np.dtype([*FIELDS, ("repeats", "u1")])
 PLACE = ["path", "offset", "size"]
 WORDS = SIZE // 8
 GROUP = 2**12  # rows turned into Python objects together
@@ -25,7 +26,8 @@ Keys = NDArray[np.bytes_]  # (rows,), S32: identities that sort and compare as b
 class RowIndex:
     """Rows in some order. `entries` are (rows,) records of type ENTRY; `path` is an index into `paths`.
 
-    `group` is the hash of what rows have in common that stay on one side (`group_by`); 0 for none.
+    `group` is the hash of what rows have in common that stay on one side (`group_by`); 0 for none. `repeats` is how
+    often an epoch trains the row again.
     """
 
     paths: tuple[Path, ...]
@@ -37,6 +39,12 @@ class RowIndex:
     def take(self, which: Positions | Mask | slice) -> "RowIndex":
         """Some of the rows, by position or by mask."""
         return RowIndex(self.paths, self.entries[which])
+
+    def once(self) -> "RowIndex":
+        """The rows without their repeats."""
+        entries = self.entries.copy()
+        entries["repeats"] = 0
+        return RowIndex(self.paths, entries)
 
     @property
     def keys(self) -> Keys:

@@ -118,7 +118,7 @@ def side(
             kept = unique([kept, late])
     scored = unique([kept, by_hash([rows.take(~rows.among(kept.keys)) for rows in new], len(kept))])
     scored = scored.take(slice(heldout_max))
-    return Side(scored, kept.take(~kept.among(scored.keys)), len(every) - len(bound))
+    return Side(scored.once(), kept.take(~kept.among(scored.keys)).once(), len(every) - len(bound))
 
 
 def latest(rows: RowIndex, times: Positions, share: float, kept: int, name: str) -> RowIndex:

@@ -13,6 +13,24 @@ ComparedPart = Literal["conversation", "question"]
 Contradictions = Literal["off", "report", "keep_newest", "drop_both"]
 
 
+class SourceShare(Spec):
+    """How much of some files of a dataset is used."""
+
+    files: str = Field(
+        "*",
+        min_length=1,
+        description="Pattern of the names of files in a directory, an archive or a Hub dataset, such as faq-*; a file "
+        "belongs to the first pattern that matches it.",
+    )
+    max_rows: int | None = Field(None, ge=1, description="Use at most this many of their rows, chosen by hash.")
+    weight: float = Field(
+        1,
+        gt=0,
+        le=100,
+        description="How often an epoch trains each of their rows; of a fraction, that share of the rows, by hash.",
+    )
+
+
 class CurationSpec(Spec):
     """Curation of a dataset; exact duplicates are always dropped."""
 
@@ -69,6 +87,18 @@ class CurationSpec(Spec):
         "last in the source), or drop them all.",
         json_schema_extra=KEY_IF_SET,
     )
+
+    sources: list[SourceShare] = Field(
+        [],
+        max_length=200,
+        description="Caps and weights of the dataset's files, by patterns of their names.",
+        json_schema_extra=KEY_IF_SET,
+    )
+
+    @property
+    def of_heldout(self) -> "CurationSpec":
+        """The curation of a held-out file: all of its rows score, each once."""
+        return self.model_copy(update={"sources": []})
 
     @property
     def counts_tokens(self) -> bool:

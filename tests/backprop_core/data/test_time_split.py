@@ -150,7 +150,7 @@ def test_a_row_of_a_line_stays_on_its_side(bench: Bench, grows: bool, cap: int) 
 def test_a_line_that_turns_to_time_keeps_its_sides(bench: Bench) -> None:
     """Rows that were held out by hash stay held out, and learned ones learned, once the line is split by time."""
     before = bench.split(bench.batch(days(100)))
-    line = {"held": {"task": [before.heldout["task"]]}, "learned": [before.datasets[0].train]}
+    line: dict[str, Any] = {"held": {"task": [before.heldout["task"]]}, "learned": [before.datasets[0].train]}
     made = bench.split(batch(bench, days(200)), **line)
     assert held(bench, made) == held(bench, before) | set(questions(days(10, 190)))
     assert not held(bench, made) & trained(bench, before)
