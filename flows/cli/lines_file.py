@@ -83,8 +83,12 @@ def place(name: str, config: Settings) -> Path:
 
 def every(config: Settings) -> dict[str, LineFile]:
     """All job files, by name of the line. Raises what `read` raises."""
-    names = sorted({path.stem for folder in folders(config) for path in folder.glob("*.yaml")})
-    return {name: job for name in names if (job := find(name, config))}
+    return {name: job for name in names(config) if (job := find(name, config))}
+
+
+def names(config: Settings) -> list[str]:
+    """The lines that have a job file."""
+    return sorted({path.stem for folder in folders(config) for path in folder.glob("*.yaml")})
 
 
 def read(path: Path) -> LineFile:

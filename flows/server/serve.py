@@ -24,7 +24,6 @@ from backprop_core.runtime.redaction import is_weak, keep_secret
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.records import Record
 from flows.server.server_process import Child
-from flows.server.start_page import Page
 
 log = logging.getLogger(__name__)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -215,8 +214,24 @@ class Service:
         for child, _ in list(self._children.values()):
             child.wait()
         self._start(*worker).wait()
-        page = Page(self._page, hosts=self._hosts, addresses=self.addresses.model_dump(), is_alive=self.is_alive)
-        self._cleanup.callback(page.close)
+        self._serve_pages()
+
+    def _serve_pages(self) -> None:
+        from flows.server.web.app import application
+        from flows.server.web.page_server import PageServer
+        from flows.server.web.prefect_api import PrefectApi
+        from flows.server.web.state import Sources
+
+        prefect = PrefectApi(self._api, self._auth if self._owns("prefect") else None)
+        known = self.addresses
+        sources = Sources(self._config, prefect, {"prefect": known.prefect, "mlflow": known.mlflow}, self.is_alive)
+        app = application(sources, hosts=self._hosts, password=self._auth)
+        self._cleanup.callback(prefect.close)
+        self._cleanup.callback(PageServer(self._page, app).close)
+
+    def _owns(self, server: str) -> bool:
+        """Whether it runs this server itself."""
+        return any(name == server for name, *_ in self._wanted)
 
     def _start(
         self, name: str, arguments: list[str], listening: socket.socket | None, again: float = -math.inf
@@ -240,10 +255,9 @@ class Service:
             told["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] = ",".join(origins)
             return told | ({"BACKPROPAGATE_AUTH_STRING": self._auth} if self._auth else {})
         told |= {"PREFECT_API_URL": self._api, "MLFLOW_TRACKING_URI": self._tracking}
-        own = [server for server, *_ in self._wanted]
-        if self._auth and "prefect" in own:
+        if self._auth and self._owns("prefect"):
             told["PREFECT_API_AUTH_STRING"] = self._auth
-        if self._auth and "mlflow" in own:
+        if self._auth and self._owns("mlflow"):
             told["MLFLOW_TRACKING_USERNAME"], _, told["MLFLOW_TRACKING_PASSWORD"] = self._auth.partition(":")
         if name == "prefect":
             told |= self._prefect_server()

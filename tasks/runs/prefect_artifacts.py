@@ -31,8 +31,12 @@ def publish(result: RunResult, *, namespace: str, mlflow_link: str | None) -> No
     if mlflow_link:
         words = f"Curves, figures, files and where they come from: [the run in MLflow]({mlflow_link})"
         create_link_artifact(mlflow_link, link_text="The run in MLflow", key=f"{prefix}-mlflow", description=words)
-    data = json.dumps(result.model_dump(mode="json"), indent=1)
-    create_markdown_artifact(f"```json\n{data}\n```", key=f"{prefix}-result", description=said)
+    create_markdown_artifact(as_json(result), key=f"{prefix}-result", description=said)
+
+
+def as_json(result: RunResult) -> str:
+    """A result as a block of JSON, in Markdown."""
+    return f"```json\n{json.dumps(result.model_dump(mode='json'), indent=1)}\n```"
 
 
 def sentence(result: RunResult) -> str:
@@ -64,19 +68,21 @@ def picture(evaluation: Evaluation) -> str:
 
 
 def ask(result: RunResult, *, namespace: str, flow_run: UUID) -> str:
-    """Publish the report for an approval on a Prefect flow run; returns it without the picture, for the form.
+    """Publish what an approval is about on a Prefect flow run: as a report, and as JSON for the page of the line.
 
-    In Markdown.
+    Returns the report in Markdown, without the picture, for the form.
     """
     assert result.evaluation and result.gate
     title = f"# May this go live in line {result.line}?\n"
     words = [title, verdict(result.gate), matrix_table(result.evaluation), merges(result.runs), files(result.gguf)]
     text = "\n".join(filter(None, words))
     shown = f"{text}\n{picture(result.evaluation)}"
-    name = f"{key(namespace)}-approval"
-    shown_there = MarkdownArtifact(key=name, markdown=shown, description=sentence(result), flow_run_id=flow_run)
-    create: Any = shown_there.create  # its type includes a coroutine
-    create()
+    for name, markdown in (("approval", shown), ("candidate", as_json(result))):
+        artifact = MarkdownArtifact(
+            key=f"{key(namespace)}-{name}", markdown=markdown, description=sentence(result), flow_run_id=flow_run
+        )
+        create: Any = artifact.create  # its type includes a coroutine
+        create()
     return text
 
 

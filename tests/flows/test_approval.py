@@ -118,8 +118,10 @@ def test_a_rejected_version_does_not_go_live(client, base, data, home):
     """The form takes nothing but an answer; meanwhile the device is free and another line goes on; a no is recorded."""
     asked = Retrain("support", data[0], base, approval=ASKED)
     one = question(client, "support")
-    [report] = client.read_artifacts(artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[one.id])))
-    assert report.key == "backprop-approval"
+    found = client.read_artifacts(artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[one.id])))
+    report, candidate = sorted(found, key=lambda artifact: str(artifact.key))
+    assert [report.key, candidate.key] == ["backprop-approval", "backprop-candidate"]
+    assert '"status": "running"' in candidate.data
     assert all(part in report.data for part in ("**accepted**", "| token accuracy, % |", "| f16 |", "data:image/png"))
     with FileLock(settings().store_path / "locks" / "cpu.lock", timeout=1):
         pass

@@ -244,7 +244,7 @@ def test_other_names_and_sites_are_refused(service: Served) -> None:
         assert answer(f"{place}/", Origin=place, **own) == 200
     assert answer(f"{service.addresses['prefect']}/api/flows/filter", "POST", **own) == 403  # no CSRF token
     assert service.prefect.call("POST", "/deployments/filter", {})[0] == 200
-    assert answer(f"{service.addresses['page']}/", Host="evil.example") == 403
+    assert answer(f"{service.addresses['page']}/", Host="evil.example", **own) == 403
 
 
 def test_pages_talk_to_nobody_else(service: Served) -> None:
@@ -269,13 +269,22 @@ def test_a_proxys_name_is_known(service: Served) -> None:
 
 
 def test_the_start_page(service: Served, home: Path) -> None:
-    """It links both interfaces; `/health` says that all lives; the addresses are kept in the home."""
-    with urllib.request.urlopen(service.addresses["page"], timeout=30) as page:
-        text = page.read().decode()
-    assert service.addresses["prefect"] in text and service.addresses["mlflow"] in text
+    """It lists the lines, links both interfaces, and asks for the password; `/health` says that all lives."""
+    own = {"Authorization": service.prefect.headers["Authorization"]}
+    start, line = service.addresses["page"], f"{service.addresses['page']}/lines/support"
+    assert answer(start) == answer(line) == 401
+    text = text_of(start, own)
+    assert service.addresses["prefect"] in text and service.addresses["mlflow"] in text and "/lines/support" in text
+    assert "Not known now" not in text_of(line, own)  # Prefect asks the page for password and token, too
     with urllib.request.urlopen(f"{service.addresses['page']}/health", timeout=30) as health:
         assert json.load(health) == {"status": "ok", "prefect": True, "mlflow": True, "worker": True}
     assert json.loads((home / "serve.json").read_text()) == service.addresses
+
+
+def text_of(url: str, headers: dict[str, str]) -> str:
+    """A page."""
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as page:
+        return str(page.read().decode())
 
 
 def test_a_second_one_says_where_the_first_is(service: Served) -> None:

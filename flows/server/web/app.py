@@ -1,0 +1,88 @@
+"""The web application of `serve`: pages, static files, API, and how errors are shown."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from backprop_core.errors import BackpropError, DeploymentRefused, PrefectUnreachable, RunUnknown
+from flows.server.access_control import AccessControl
+from flows.server.web import api, pages
+from flows.server.web.state import Sources
+
+STATIC = Path(__file__).parent / "static"
+POLICY = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+STATUS = {RunUnknown: 404, PrefectUnreachable: 503, DeploymentRefused: 502}  # of coded errors; others are 400
+
+
+def application(sources: Sources, *, hosts: Sequence[str], password: str | None) -> ASGIApp:
+    """The pages of a home, behind access control."""
+    app = Starlette(
+        routes=[
+            *pages.ROUTES,
+            *api.ROUTES,
+            Mount("/static", StaticFiles(directory=STATIC)),
+        ],
+        exception_handlers={HTTPException: refused, BackpropError: failed},
+    )
+    app.router.redirect_slashes = False
+    app.state.sources = sources
+    return AccessControl(Confined(app), hosts=hosts, password=password)
+
+
+class Confined:
+    """Adds the headers that keep a page from running, framing or contacting anything else."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in POLICY.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self._app(scope, receive, sending)
+
+
+def refused(request: Request, error: Exception) -> Response:
+    """An unknown page, or a method that it does not have. OPTIONS says which ones it has."""
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    if "Allow" in headers:
+        headers["Allow"] = ", ".join(sorted({*headers["Allow"].split(", "), "OPTIONS"}))
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers=headers)
+    return problem(request, error.status_code, "", error.detail, "", headers)
+
+
+def failed(request: Request, error: Exception) -> Response:
+    """A coded error."""
+    assert isinstance(error, BackpropError)
+    return problem(request, STATUS.get(type(error), 400), error.code, error.message, error.hint, {})
+
+
+def problem(request: Request, status: int, code: str, message: str, hint: str, headers: dict[str, str]) -> Response:
+    """An error as a page; below /api as application/problem+json (RFC 9457)."""
+    if not request.url.path.startswith("/api/"):
+        return pages.error_page(request, status, code, message, hint, headers)
+    document: dict[str, Any] = {"type": "about:blank", "title": code or message, "status": status, "detail": message}
+    if code:
+        document |= {"code": code, "hint": hint}
+    return JSONResponse(document, status, headers, media_type="application/problem+json")

@@ -1,0 +1,170 @@
+"""What Prefect knows of lines: what runs, what waits for a person, what comes next, what failed."""
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from backprop_core.schema.flows import FLOWS
+from backprop_core.schema.records import Record
+from backprop_core.schema.refs import RunResult
+from flows.server.web.prefect_api import PrefectApi
+from tasks.runs.run_progress import RunProgress
+
+APPROVAL = "approval"
+OF_LINES = [name for name, flow in FLOWS.items() if flow.of_line]
+CHANGING = [name for name in OF_LINES if name != "drift"]  # flows that can change what is live
+GENERAL = [flow.deployment for flow in FLOWS.values() if flow.of_line]  # deployments that take any line
+ACTIVE, BROKEN = ["RUNNING", "PENDING", "CANCELLING"], ["FAILED", "CRASHED"]
+ENDED = ["COMPLETED", "CANCELLED", *BROKEN]
+MOST = 200  # flow runs of a query: Prefect's own limit
+MOST_FAILURES = 5
+FENCE = ("```json\n", "\n```")  # around JSON in a Markdown artifact
+
+
+class Schedule(Record):
+    """A schedule of the line."""
+
+    id: str
+    when: str
+    active: bool
+
+
+class FlowRun(Record):
+    """A flow run of Prefect's."""
+
+    id: str
+    name: str
+    line: str
+    state: str = Field(description="Its name in Prefect: Running, Late, Unchanged, Failed, …")
+    failed: bool
+    at: datetime | None = Field(description="When it began, ended, or is to begin.")
+    message: str
+    progress: RunProgress | None = None
+
+
+class Question(Record):
+    """A version that waits for a person."""
+
+    id: str = Field(description="The flow run that asks.")
+    line: str
+    run_id: str
+    asked: datetime
+    until: datetime = Field(description="Then it is rejected.")
+    candidate: RunResult | None = Field(description="What waits; null if an older version has asked.")
+
+
+class LineRuns(Record):
+    """What Prefect knows of a line."""
+
+    deployed: bool = Field(description="Whether there is a deployment of the line.")
+    min_new_rows: int | None = Field(description="New rows that a run needs.")
+    schedules: list[Schedule]
+    waiting: list[Question]
+    running: list[FlowRun]
+    queued: list[FlowRun] = Field(description="Runs that are due and have not begun.")
+    next: FlowRun | None
+    last: FlowRun | None = Field(description="The run that ended last.")
+    failures: list[FlowRun] = Field(description="Newest first.")
+
+
+def line_runs(line: str, api: PrefectApi, namespace: str) -> LineRuns:
+    """What Prefect knows of a line. Raises PrefectUnreachable."""
+    deployment = api.get(f"/deployments/name/retrain/{line}")
+    planned = scheduled(api, line)
+    now = datetime.now(UTC)
+    ended = flow_runs(api, ENDED, line, flows=CHANGING, sort="END_TIME_DESC")
+    return LineRuns(
+        deployed=deployment is not None,
+        min_new_rows=deployment["parameters"].get("min_new_rows") if deployment else None,
+        schedules=[schedule(each) for each in deployment["schedules"]] if deployment else [],
+        waiting=[question for question in waiting(api, namespace) if question.line == line],
+        running=flow_runs(api, ACTIVE, line),
+        queued=[run for run in planned if run.at and run.at <= now],
+        next=next((run for run in planned if run.at and run.at > now), None),
+        last=ended[0] if ended else None,
+        failures=flow_runs(api, BROKEN, line, sort="END_TIME_DESC")[:MOST_FAILURES],
+    )
+
+
+def flow_runs(
+    api: PrefectApi, states: list[str], line: str | None, *, flows: list[str] = OF_LINES, sort: str = "START_TIME_DESC"
+) -> list[FlowRun]:
+    """The flow runs of a line, or of all lines, in these types of states."""
+    wanted = {
+        "flows": {"name": {"any_": flows}},
+        "flow_runs": {"state": {"type": {"any_": states}}},
+        "sort": sort,
+        "limit": MOST,
+    }
+    return [run for run in map(flow_run, api.send("POST", "/flow_runs/filter", wanted)) if line in (None, run.line)]
+
+
+def scheduled(api: PrefectApi, line: str) -> list[FlowRun]:
+    """The runs of a line that are to begin, the first ones first."""
+    wanted = {
+        "deployments": {"name": {"any_": [line, *GENERAL]}},
+        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+        "sort": "EXPECTED_START_TIME_ASC",
+        "limit": MOST,
+    }
+    return [run for run in map(flow_run, api.send("POST", "/flow_runs/filter", wanted)) if run.line == line]
+
+
+def flow_run(known: Mapping[str, Any]) -> FlowRun:
+    """A flow run as Prefect gives it."""
+    state = known.get("state") or {}
+    kind = known["state_type"]
+    begins = known.get("start_time") or known.get("next_scheduled_start_time") or known.get("expected_start_time")
+    return FlowRun(
+        id=known["id"],
+        name=known["name"],
+        line=str(known["parameters"].get("line", "")),
+        state=known["state_name"],
+        failed=kind in BROKEN,
+        at=(known.get("end_time") if kind in ENDED else None) or begins,
+        message=state.get("message") or "",
+    )
+
+
+def waiting(api: PrefectApi, namespace: str) -> list[Question]:
+    """The questions that wait for a person, of all lines, the oldest first."""
+    wanted = {
+        "flows": {"name": {"any_": [APPROVAL]}},
+        "flow_runs": {"state": {"type": {"any_": ["PAUSED"]}}, "tags": {"all_": [namespace]}},
+        "sort": "START_TIME_ASC",
+        "limit": MOST,
+    }
+    return [question(api, known, namespace) for known in api.send("POST", "/flow_runs/filter", wanted)]
+
+
+def question(api: PrefectApi, known: Mapping[str, Any], namespace: str) -> Question:
+    """A question as Prefect gives it, with what it is about."""
+    given = known["parameters"]
+    asked = datetime.fromisoformat(known["state"]["timestamp"])
+    return Question(
+        id=known["id"],
+        line=given["line"],
+        run_id=given["run_id"],
+        asked=asked,
+        until=asked + timedelta(hours=given["hours"]),
+        candidate=next(candidates(api, known["id"], namespace), None),
+    )
+
+
+def candidates(api: PrefectApi, flow_run: str, namespace: str) -> Iterator[RunResult]:
+    """What a question is about, from the artifact that it has written."""
+    wanted = {"artifacts": {"flow_run_id": {"any_": [flow_run]}, "key": {"like_": "%-candidate"}}}
+    for artifact in api.send("POST", "/artifacts/filter", wanted):
+        try:
+            yield RunResult.model_validate_json(artifact["data"].removeprefix(FENCE[0]).removesuffix(FENCE[1]))
+        except ValidationError:  # of another version
+            continue
+
+
+def schedule(known: Mapping[str, Any]) -> Schedule:
+    """A schedule as Prefect gives it."""
+    kind = known["schedule"]
+    when = f"{kind['cron']} ({kind.get('timezone') or 'UTC'})" if "cron" in kind else "a schedule made in Prefect"
+    return Schedule(id=known["id"], when=when, active=known["active"])

@@ -1,0 +1,96 @@
+"""Prefect's REST API for the pages. Prefect's own client would cost a second and a hundred megabytes."""
+
+import os
+import threading
+import uuid
+from typing import Any
+
+import httpx
+
+from backprop_core.errors import DeploymentRefused, PrefectUnreachable
+from backprop_core.runtime.redaction import blank_address
+
+PATIENCE = httpx.Timeout(5.0)  # seconds: a page says that Prefect is away rather than wait for it
+
+
+class PrefectApi:
+    """A Prefect server, by the address of its API. Safe for any number of threads."""
+
+    def __init__(self, api: str, auth: str | None) -> None:
+        self._api, self._guard = api, threading.Lock()
+        self._headers = credentials(auth)
+        self._csrf: dict[str, str] | None = None  # what a write needs; empty if the server asks for nothing
+        self._client: httpx.Client | None = None
+
+    def get(self, path: str) -> Any:
+        """The answer; None for 404. Raises PrefectUnreachable, DeploymentRefused."""
+        return self._answer(self._send("GET", path, None, {}))
+
+    def send(self, method: str, path: str, body: Any) -> Any:
+        """The answer to a query or a write; None for 404. Raises PrefectUnreachable, DeploymentRefused."""
+        answer = self._send(method, path, body, self._token())
+        if answer.status_code == httpx.codes.FORBIDDEN:  # the token has expired
+            answer = self._send(method, path, body, self._token(renew=True))
+        return self._answer(answer)
+
+    def close(self) -> None:
+        with self._guard:
+            if self._client:
+                self._client.close()
+
+    def _token(self, *, renew: bool = False) -> dict[str, str]:
+        """The headers of the server's protection against forged requests."""
+        with self._guard:
+            known = self._csrf
+        if known is None or renew:
+            name = f"backprop-page-{uuid.uuid4().hex}"
+            answer = self._send("GET", f"/csrf-token?client={name}", None, {})
+            token = answer.json()["token"] if answer.status_code == httpx.codes.OK else None
+            known = {"Prefect-Csrf-Client": name, "Prefect-Csrf-Token": token} if token else {}
+            with self._guard:
+                self._csrf = known
+        return known
+
+    def _send(self, method: str, path: str, body: Any, headers: dict[str, str]) -> httpx.Response:
+        with self._guard:
+            if self._client is None:
+                self._client = httpx.Client(base_url=self._api, headers=self._headers, timeout=PATIENCE)
+        try:
+            return self._client.request(method, path, json=body, headers=headers)
+        except httpx.HTTPError as error:
+            raise self._away(type(error).__name__) from error
+
+    def _answer(self, answer: httpx.Response) -> Any:
+        status = answer.status_code
+        if status == httpx.codes.NOT_FOUND:
+            return None
+        if status >= httpx.codes.INTERNAL_SERVER_ERROR or status == httpx.codes.UNAUTHORIZED:
+            raise self._away(f"HTTP {status}")
+        if status >= httpx.codes.BAD_REQUEST:
+            raise DeploymentRefused(
+                f"Prefect refuses it: {said_by(answer)}", hint="update its deployments: backprop deploy"
+            )
+        return answer.json() if answer.content else None
+
+    def _away(self, why: str) -> PrefectUnreachable:
+        return PrefectUnreachable(
+            f"Prefect does not answer at {blank_address(self._api)}: {why}",
+            hint="wait for it to restart, or look at `backprop doctor`",
+        )
+
+
+def credentials(auth: str | None) -> dict[str, str]:
+    """The header for `user:password`, or for what Prefect's own environment names."""
+    basic, key = auth or os.environ.get("PREFECT_API_AUTH_STRING"), os.environ.get("PREFECT_API_KEY")
+    if basic:
+        name, _, password = basic.partition(":")
+        return {"Authorization": httpx.BasicAuth(name, password)._auth_header}
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def said_by(answer: httpx.Response) -> str:
+    """What a refusal says, cut."""
+    try:
+        return str(answer.json()["detail"])[:500]
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP {answer.status_code}"

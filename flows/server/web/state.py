@@ -1,0 +1,144 @@
+"""What the pages show, block by block. Each block has one source: the store or Prefect."""
+
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from pydantic import Field
+
+from backprop_core.errors import DeploymentRefused, PrefectUnreachable, RunUnknown
+from backprop_core.runtime.settings import Settings
+from backprop_core.schema.field_types import NAME
+from backprop_core.schema.records import Record
+from flows.cli import lines_file
+from flows.server.web.line_runs import ACTIVE, FlowRun, LineRuns, Question, flow_runs, line_runs, waiting
+from flows.server.web.prefect_api import PrefectApi
+from tasks.runs import line_report
+from tasks.runs.line_report import LineReport, LineRow, RejectedReport
+from tasks.runs.run_progress import run_progress
+
+
+class Sources(NamedTuple):
+    """Where the blocks come from."""
+
+    config: Settings
+    prefect: PrefectApi
+    addresses: Mapping[str, str]  # of Prefect's and MLflow's pages
+    is_alive: Callable[[], dict[str, bool]]  # the processes of `serve`
+
+
+class ChangedAnswer(Record):
+    """The answers of the live version and of a candidate to one prompt."""
+
+    prompt: str
+    live: str | None = Field(description="Null if the live version was never asked.")
+    candidate: str
+
+    @property
+    def same(self) -> bool:
+        return self.live == self.candidate
+
+
+class LineState(Record):
+    """Everything on the page of a line."""
+
+    line: str
+    store: LineReport | None = Field(description="Null before its first version.")
+    rejected: list[RejectedReport] = Field(description="Candidates that did not go live, the newest first.")
+    prefect: LineRuns | None = Field(description="Null while Prefect does not answer.")
+    missing: str | None = Field(description="Why there is nothing from Prefect.")
+    answers: dict[str, list[ChangedAnswer]] = Field(description="By question: those that changed come first.")
+
+
+class Work(Record):
+    """What runs and what waits, of all lines."""
+
+    running: list[FlowRun]
+    waiting: list[Question]
+
+
+class Overview(Record):
+    """Everything on the start page."""
+
+    lines: list[LineRow]
+    prefect: Work | None = Field(description="Null while Prefect does not answer.")
+    missing: str | None = Field(description="Why there is nothing from Prefect.")
+
+
+class Health(Record):
+    """The processes of `serve`, and the disk of the store."""
+
+    running: dict[str, bool]
+    free_bytes: int
+
+
+def names(sources: Sources) -> list[str]:
+    """The lines of the store, and those that have a job file."""
+    known = {*line_report.names(sources.config), *lines_file.names(sources.config)}
+    return sorted(name for name in known if re.fullmatch(NAME, name))
+
+
+def overview(sources: Sources) -> Overview:
+    """All lines: those of the store, and those that have only a job file."""
+    lines = [line_report.line_row(name, sources.config) for name in names(sources)]
+    try:
+        return Overview(lines=lines, prefect=work(sources), missing=None)
+    except (PrefectUnreachable, DeploymentRefused) as error:
+        return Overview(lines=lines, prefect=None, missing=error.message)
+
+
+def work(sources: Sources) -> Work:
+    """What runs and what waits for a person."""
+    return Work(
+        running=flow_runs(sources.prefect, ACTIVE, None),
+        waiting=waiting(sources.prefect, sources.config.namespace),
+    )
+
+
+def line(name: str, sources: Sources) -> LineState:
+    """One line. Raises RunUnknown if there is none of this name."""
+    if name not in names(sources):
+        raise RunUnknown(f"there is no line {name[:100]}", hint=f"create it: backprop init {name[:100]}")
+    config = sources.config
+    store = line_report.line_report(name, config) if name in line_report.names(config) else None
+    known, missing = None, None
+    try:
+        known = runs(name, sources)
+    except (PrefectUnreachable, DeploymentRefused) as error:
+        missing = error.message
+    return LineState(
+        line=name,
+        store=store,
+        rejected=line_report.rejected(name, config),
+        prefect=known,
+        missing=missing,
+        answers={each.id: changed_answers(each, sources) for each in known.waiting} if known else {},
+    )
+
+
+def changed_answers(question: Question, sources: Sources) -> list[ChangedAnswer]:
+    """The answers of a candidate's first GGUF file beside those of the live version; those that changed come first."""
+    if question.candidate is None or not question.candidate.gguf:
+        return []
+    live = line_report.live_answers(question.line, sources.config)
+    both = [
+        ChangedAnswer(prompt=each.prompt, live=live.get(each.prompt), candidate=each.answer)
+        for each in question.candidate.gguf[0].answers
+    ]
+    return sorted(both, key=lambda each: each.same)
+
+
+def runs(name: str, sources: Sources) -> LineRuns:
+    """What Prefect knows of a line, with how far each run is."""
+    known = line_runs(name, sources.prefect, sources.config.namespace)
+    running = [run.model_copy(update={"progress": run_progress(run.id, sources.config)}) for run in known.running]
+    return known.model_copy(update={"running": running})
+
+
+def health(sources: Sources) -> Health:
+    """Whether everything of `serve` lives, and how much space is left."""
+    place = sources.config.store_path
+    while not place.exists():
+        place = place.parent
+    return Health(running=sources.is_alive(), free_bytes=shutil.disk_usage(place).free)

@@ -1,0 +1,53 @@
+"""How the pages write numbers and times."""
+
+from datetime import datetime, timedelta
+
+
+def score(value: float | None, metric: str) -> str:
+    """A score: a loss as it is, everything else in percent."""
+    if value is None:
+        return "–"
+    return f"{-value:.3f}" if metric == "loss" else f"{100 * value:.1f} %"
+
+
+def points(value: float | None, metric: str) -> str:
+    """A difference of two scores."""
+    if value is None:
+        return "–"
+    return f"{value:+.3f}" if metric == "loss" else f"{100 * value:+.1f} points"
+
+
+def size(count: int) -> str:
+    """Bytes for people."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def when(time: datetime, now: datetime | None = None) -> str:
+    """A time as a person says it, in this machine's time zone."""
+    local = time.astimezone()
+    today = (now or datetime.now().astimezone()).date()
+    day = local.date()
+    clock = f"{local:%H:%M}"
+    names = {today: "today", today - timedelta(days=1): "yesterday", today + timedelta(days=1): "tomorrow"}
+    if day in names:
+        return f"{names[day]} {clock}"
+    near = abs((day - today).days) < 7
+    return f"{local:%A} {clock}" if near else f"{local.day} {local:%b} {local.year} {clock}"
+
+
+def exact(time: datetime) -> str:
+    """A time to the second, in UTC."""
+    return f"{time:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def left(until: datetime, now: datetime | None = None) -> str:
+    """How long there is until a time."""
+    minutes = ((now or datetime.now(until.tzinfo)) - until).total_seconds() / -60
+    if minutes < 1:
+        return "less than a minute left"
+    return f"{minutes / 60:.0f} h left" if minutes >= 90 else f"{minutes:.0f} min left"
