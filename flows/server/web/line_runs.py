@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 from backprop_core.schema.flows import FLOWS
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import RunResult
+from flows.run_states import WAITING
 from flows.server.web.prefect_api import PrefectApi
 from tasks.runs.run_progress import RunProgress
 
@@ -67,6 +68,11 @@ class LineRuns(Record):
     next: FlowRun | None
     last: FlowRun | None = Field(description="The run that ended last.")
     failures: list[FlowRun] = Field(description="Newest first.")
+
+    @property
+    def asking(self) -> set[str]:
+        """The flow runs that wait for an answer."""
+        return {run.id for run in self.running if run.state == WAITING}
 
 
 def line_runs(line: str, api: PrefectApi, namespace: str) -> LineRuns:
