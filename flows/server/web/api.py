@@ -1,5 +1,92 @@
-"""The JSON API under /api/v1: the blocks of the pages."""
+"""The JSON API under /api/v1: the blocks of the pages, each with its type. `/api/v1/openapi.json` describes it."""
 
-from starlette.routing import BaseRoute
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
-ROUTES: list[BaseRoute] = []
+from backprop_core.errors import BackpropError, DeploymentRefused, PrefectUnreachable, RunUnknown
+from backprop_core.schema.records import Record
+from flows.server.web import state
+from flows.server.web.line_runs import LineRuns
+from flows.server.web.state import Health, LineState, Overview, Sources
+from tasks.runs.line_report import VersionReport
+
+PREFIX = "/api/v1"
+PROBLEM = "application/problem+json"
+STATUS = {RunUnknown: 404, PrefectUnreachable: 503, DeploymentRefused: 502}  # of coded errors; others are 400
+
+
+class Problem(Record):
+    """An error (RFC 9457)."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    code: str | None = None
+    hint: str | None = None
+
+
+def problem(status: int, error: BackpropError | HTTPException) -> Response:
+    """An error as JSON."""
+    if isinstance(error, BackpropError):
+        known = Problem(title=error.code, status=status, detail=error.message, code=error.code, hint=error.hint)
+    else:
+        known = Problem(title=error.detail, status=status, detail=error.detail)
+    return JSONResponse(known.model_dump(exclude_none=True), status, media_type=PROBLEM)
+
+
+async def failed(_: Request, error: Exception) -> Response:
+    """A coded error as JSON."""
+    assert isinstance(error, BackpropError)
+    return problem(STATUS.get(type(error), 400), error)
+
+
+async def refused(_: Request, error: Exception) -> Response:
+    """An unknown path, or a method that it does not have."""
+    assert isinstance(error, HTTPException)
+    answer = problem(error.status_code, error)
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+def application(sources: Sources) -> FastAPI:
+    """The API of a home."""
+    api = FastAPI(
+        title="backprop",
+        version="1",
+        description="The lines of a home, as its pages show them. What Prefect knows is null while it is away.",
+        docs_url=None,  # its page would load scripts of another origin
+        redoc_url=None,
+        responses={404: {"model": Problem, "content": {PROBLEM: {}}}},
+        exception_handlers={BackpropError: failed, HTTPException: refused},
+        redirect_slashes=False,
+    )
+
+    @api.get("/lines")
+    def lines() -> Overview:
+        """All lines, what runs, and what waits for a person."""
+        return state.overview(sources)
+
+    @api.get("/lines/{name}")
+    def line(name: str) -> LineState:
+        """Everything on the page of a line."""
+        return state.line(name, sources)
+
+    @api.get("/lines/{name}/versions")
+    def versions(name: str) -> list[VersionReport]:
+        """The versions of a line, the newest first: scores, verdicts, files."""
+        return state.versions(name, sources)
+
+    @api.get("/lines/{name}/runs")
+    def runs(name: str) -> LineRuns:
+        """What runs, waits, comes next and has failed. 503 while Prefect is away."""
+        return state.runs(state.checked(name, sources), sources)
+
+    @api.get("/health")
+    def health() -> Health:
+        """Which processes of `serve` are running, and the free space of the store's disk."""
+        return state.health(sources)
+
+    return api

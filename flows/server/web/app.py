@@ -2,18 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from backprop_core.errors import BackpropError, DeploymentRefused, PrefectUnreachable, RunUnknown
+from backprop_core.errors import BackpropError
 from flows.server.access_control import AccessControl
 from flows.server.web import api, pages
 from flows.server.web.state import Sources
@@ -26,7 +25,6 @@ POLICY = {
     "Referrer-Policy": "same-origin",
     "Cache-Control": "no-cache",
 }
-STATUS = {RunUnknown: 404, PrefectUnreachable: 503, DeploymentRefused: 502}  # of coded errors; others are 400
 
 
 def application(sources: Sources, *, hosts: Sequence[str], password: str | None) -> ASGIApp:
@@ -34,7 +32,7 @@ def application(sources: Sources, *, hosts: Sequence[str], password: str | None)
     app = Starlette(
         routes=[
             *pages.ROUTES,
-            *api.ROUTES,
+            Mount(api.PREFIX, api.application(sources)),
             Mount("/static", StaticFiles(directory=STATIC)),
         ],
         exception_handlers={HTTPException: refused, BackpropError: failed},
@@ -69,20 +67,10 @@ def refused(request: Request, error: Exception) -> Response:
         headers["Allow"] = ", ".join(sorted({*headers["Allow"].split(", "), "OPTIONS"}))
         if request.method == "OPTIONS":
             return Response(status_code=204, headers=headers)
-    return problem(request, error.status_code, "", error.detail, "", headers)
+    return pages.error_page(request, error.status_code, "", error.detail, "", headers)
 
 
 def failed(request: Request, error: Exception) -> Response:
-    """A coded error."""
+    """A coded error, as a page."""
     assert isinstance(error, BackpropError)
-    return problem(request, STATUS.get(type(error), 400), error.code, error.message, error.hint, {})
-
-
-def problem(request: Request, status: int, code: str, message: str, hint: str, headers: dict[str, str]) -> Response:
-    """An error as a page; below /api as application/problem+json (RFC 9457)."""
-    if not request.url.path.startswith("/api/"):
-        return pages.error_page(request, status, code, message, hint, headers)
-    document: dict[str, Any] = {"type": "about:blank", "title": code or message, "status": status, "detail": message}
-    if code:
-        document |= {"code": code, "hint": hint}
-    return JSONResponse(document, status, headers, media_type="application/problem+json")
+    return pages.error_page(request, api.STATUS.get(type(error), 400), error.code, error.message, error.hint, {})

@@ -15,7 +15,7 @@ from flows.cli import lines_file
 from flows.server.web.line_runs import ACTIVE, FlowRun, LineRuns, Question, flow_runs, line_runs, waiting
 from flows.server.web.prefect_api import PrefectApi
 from tasks.runs import line_report
-from tasks.runs.line_report import LineReport, LineRow, RejectedReport
+from tasks.runs.line_report import LineReport, LineRow, RejectedReport, VersionReport
 from tasks.runs.run_progress import run_progress
 
 
@@ -96,10 +96,22 @@ def work(sources: Sources) -> Work:
     )
 
 
-def line(name: str, sources: Sources) -> LineState:
-    """One line. Raises RunUnknown if there is none of this name."""
+def checked(name: str, sources: Sources) -> str:
+    """The name of a line. Raises RunUnknown if there is none of this name."""
     if name not in names(sources):
         raise RunUnknown(f"there is no line {name[:100]}", hint=f"create it: backprop init {name[:100]}")
+    return name
+
+
+def versions(name: str, sources: Sources) -> list[VersionReport]:
+    """The versions of a line, the newest first. Raises RunUnknown."""
+    known = checked(name, sources) in line_report.names(sources.config)
+    return line_report.line_report(name, sources.config).versions if known else []
+
+
+def line(name: str, sources: Sources) -> LineState:
+    """One line. Raises RunUnknown."""
+    checked(name, sources)
     config = sources.config
     store = line_report.line_report(name, config) if name in line_report.names(config) else None
     known, missing = None, None

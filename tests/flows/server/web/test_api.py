@@ -1,0 +1,49 @@
+"""The JSON API says what the pages say, as its description promises."""
+
+from pydantic import TypeAdapter
+
+from flows.server.web.state import Health, LineState, Overview
+from tasks.runs.line_report import VersionReport
+from tests.flows.server.web.conftest import EVIL, LineMaker, Pages
+
+
+def test_every_answer_has_its_type(support: LineMaker, pages: Pages) -> None:
+    """Each answer is read back by the record that describes it."""
+    client = pages()
+    line = LineState.model_validate(client.get("/api/v1/lines/support").json())
+    assert line.store and line.store.live and line.store.live.number == 2
+    assert [version.average for version in line.store.versions] == [0.675, 0.6000000000000001]
+    assert line.prefect is None and "Prefect does not answer" in (line.missing or "")
+    assert [one.reason for one in line.rejected] == [f"routing fell {EVIL}"]
+    overview = Overview.model_validate(client.get("/api/v1/lines").json())
+    assert [row.line for row in overview.lines] == ["support"]
+    versions = TypeAdapter(list[VersionReport]).validate_python(client.get("/api/v1/lines/support/versions").json())
+    assert versions == line.store.versions
+    assert Health.model_validate(client.get("/api/v1/health").json()).running["worker"]
+
+
+def test_errors_are_problems(support: LineMaker, pages: Pages) -> None:
+    """An error is application/problem+json with code and hint (RFC 9457)."""
+    client = pages()
+    for path, status in (("lines/none", 404), ("lines/none/runs", 404), ("lines/support/runs", 503), ("nothing", 404)):
+        answer = client.get(f"/api/v1/{path}")
+        assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+        assert answer.json()["status"] == status and answer.json()["detail"]
+    assert client.get("/api/v1/lines/none").json()["code"] == "INPUT_REF_UNKNOWN"
+    assert client.post("/api/v1/lines").status_code == 405
+
+
+def test_the_description_names_every_path(pages: Pages) -> None:
+    """OpenAPI lists the paths, each with the type of its answer; no page of it loads anything from elsewhere."""
+    document = pages().get("/api/v1/openapi.json").json()
+    assert set(document["paths"]) == {
+        "/lines",
+        "/lines/{name}",
+        "/lines/{name}/versions",
+        "/lines/{name}/runs",
+        "/health",
+    }
+    for path in document["paths"].values():
+        assert path["get"]["description"] and path["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+    assert pages().get("/api/v1/docs").status_code == 404
+    assert pages(password="team:horse staple").get("/api/v1/lines").status_code == 401
