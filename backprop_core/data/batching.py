@@ -42,6 +42,12 @@ class Items(list[Item]):
     left_out = 0
 
 
+class Passes(list[list[int]]):
+    """Indices of the examples of each epoch; `ordered`: in the order in which they are trained, not shuffled."""
+
+    ordered = False
+
+
 @dataclass(frozen=True)
 class Batch:
     """A batch: inputs without the last column, and for each label token its flat position and its example."""
@@ -72,18 +78,23 @@ def load(base: LoadedBase, rows: RowsRef, *, max_length: int | Limit, store: Sto
     return made
 
 
-def by_pass(items: Sequence[Item], rows: RowsRef, store: Store) -> list[list[int]]:
+def by_pass(items: Sequence[Item], rows: RowsRef, store: Store) -> Passes:
     """Indices of the examples in each epoch; one list with all examples unless the rows have replay passes.
 
-    The examples of a row that is trained several times an epoch are there as often.
+    The examples of a row that is trained several times an epoch are there as often. With a curriculum they are in its
+    order.
     """
     directory = store.local(rows)
     named = [set(numbers) for numbers in row_files.passes(directory)]
     some = set().union(*named)
-    every = repeated(items, row_files.repeats(directory))
-    return [
+    every, order = repeated(items, row_files.repeats(directory)), row_files.curriculum(directory)
+    if order == "length":
+        every.sort(key=lambda index: len(items[index]))
+    made = Passes(
         [index for index in every if items[index].row in chosen or items[index].row not in some] for chosen in named
-    ]
+    )
+    made.ordered = order is not None
+    return made
 
 
 def repeated(items: Sequence[Item], again: NDArray[np.uint8] | None) -> list[int]:

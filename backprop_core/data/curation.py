@@ -67,8 +67,8 @@ def curate(
     Drops and counts by reason: malformed rows, rows that the base's chat `template` refuses, `empty` rows (without an
     assistant's answer), `forgotten` rows, `duplicate` rows, and what the steps of `spec.curation` drop; `counter`
     counts tokens for them.
-    Raises NoRows if none is left, InputValidationFailed for too many malformed rows, ConfigInvalid for the newest rows
-    of a query, and what `loading.chat_rows` raises.
+    Raises NoRows if none is left, InputValidationFailed for too many malformed rows, ConfigInvalid for the order of the
+    rows of a query, and what `loading.chat_rows` raises.
     """
     refuse_unordered(spec)
     with store.begin("curation") as scratch, ExitStack() as files:
@@ -78,18 +78,24 @@ def curate(
 
 
 def refuse_unordered(spec: DatasetSpec) -> None:
-    """Raise ConfigInvalid for the newest rows of a query: its rows are sorted by their text."""
-    if spec.curation.contradictions == "keep_newest" and is_sql(spec.path):
-        raise ConfigInvalid(
-            f"{blank_address(spec.path)}: contradictions=keep_newest, but the rows of a query have no order",
-            hint="let the query choose the newest rows, or use drop_both",
-        )
+    """Raise ConfigInvalid for the newest rows of a query, or those in its order: its rows are sorted by their text."""
+    hints = {
+        "contradictions=keep_newest": "let the query choose the newest rows, or use drop_both",
+        "curriculum=file": "use curriculum=length, or a file",
+    }
+    curation = spec.curation
+    asked = {f"contradictions={curation.contradictions}", f"curriculum={curation.curriculum}"}
+    for setting, hint in hints.items() if is_sql(spec.path) else ():
+        if setting in asked:
+            raise ConfigInvalid(
+                f"{blank_address(spec.path)}: {setting}, but the rows of a query have no order", hint=hint
+            )
 
 
 class Distinct(NamedTuple):
     """Distinct rows in order of identity: of each its number in the source, and that of its last duplicate there.
 
-    `least` has the least value among the duplicates of each, by name, of what the spec needs: `time` and `source`.
+    `least` has the least value among the duplicates of each of what the spec needs, by name: `time`, `source`, `place`.
     """
 
     rows: RowIndex
@@ -111,7 +117,8 @@ class Curation:
         sides = ("kept", "quarantined", "preferences")
         self._kept, self._apart, self._judged = (Spool(scratch / name, files) for name in sides)
         self._row_steps, self._reports = row_steps(spec.curation, counter), StepReports()
-        needed = {"time": spec.time_split, "source": spec.curation.sources}
+        in_order = spec.curation.curriculum == "file"
+        needed = {"time": spec.time_split, "source": spec.curation.sources, "place": in_order}
         self._values = {name: array("q") for name, asked in needed.items() if asked}  # of all rows of the source
         self._forgotten = frozenset[str]()
 
@@ -145,6 +152,8 @@ class Curation:
             self._values["time"].append(read.time)
         if "source" in self._values:
             self._values["source"].append(source_of(read.place.file, self._spec.sources))
+        if "place" in self._values:
+            self._values["place"].append(number)
         if isinstance(row, Malformed):
             self._lineage.note(number, Verdict("dropped", row.reason), str(row))
             return None
@@ -197,7 +206,8 @@ class Curation:
             kept = self._compare(name, step, kept)
         kept = self._shared(kept)
         apart, judged = self._distinct(self._apart).rows, self._distinct(self._judged).rows
-        ref = commit(kept.rows, store, record, identified=True, times=kept.least.get("time"))
+        times, ranks = kept.least.get("time"), kept.least.get("place")
+        ref = commit(kept.rows, store, record, identified=True, times=times, ranks=ranks)
         quarantined = commit(apart, store, {**record, "side": "quarantined"}) if len(apart) else None
         lineage = self._lineage.commit(store, {**record, "rows": ref.digest})
         return Curated(

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,14 @@ from backprop_core.store.cache_keys import canonical
 ROWS = "rows.jsonl"
 PASSES = "passes.json"
 REPEATS = "repeats"  # file of how often an epoch trains each row again, 1 byte each, if any row is trained again
+CURRICULUM = "curriculum"  # file that says in which order an epoch trains the rows, if not shuffled
+RANKS = "ranks"  # file of where each row comes in the curriculum, 8 bytes each, in row order, if the dataset has one
 TIMES = "times"  # file of the rows' times, 8 bytes each, in row order, if the dataset is split by time
 GROUPS = "groups"  # file of the rows' groups, 8 bytes each, in row order, if any row has one
 IDENTITIES = "identities"  # file of the rows' identities, 32 bytes each, in row order
 CHUNK = 2**20  # bytes
 Passes = Sequence[Sequence[int]]
+Order = Literal["length", "rows"]
 
 
 def commit(
@@ -33,10 +36,13 @@ def commit(
     passes: Passes = (),
     identified: bool = False,
     times: Positions | None = None,
+    ranks: Positions | None = None,
+    curriculum: Order | None = None,
 ) -> RowsRef:
     """Commit rows as an artifact; with several `passes`, also the positions of rows that only some of them have.
 
-    With `identified`, also stores the identities for later readers; with `times`, the rows' times.
+    With `identified`, also stores the identities for later readers; with `times` and `ranks`, those of the rows; with
+    `curriculum`, in which order to train them.
     """
     with store.begin("rows") as directory:
         with (directory / ROWS).open("wb", buffering=CHUNK) as file:
@@ -48,8 +54,11 @@ def commit(
             rows.entries["group"].tofile(directory / GROUPS)
         if rows.entries["repeats"].any():
             rows.entries["repeats"].tofile(directory / REPEATS)
-        if times is not None:
-            times.astype("<i8").tofile(directory / TIMES)
+        for name, values in ((TIMES, times), (RANKS, ranks)):
+            if values is not None:
+                values.astype("<i8").tofile(directory / name)
+        if curriculum:
+            (directory / CURRICULUM).write_text(curriculum, encoding="utf-8")
         if len(passes) > 1:
             (directory / PASSES).write_text(canonical([*map(list, passes)]), encoding="utf-8")
         return store.commit(directory, RowsRef, record=record, rows=len(rows))
@@ -81,6 +90,18 @@ def indexed(path: Path) -> RowIndex:
 def times(ref: RowsRef, store: Store) -> Positions:
     """(rows,): the times of a curated dataset that is split by time, in row order."""
     return np.fromfile(store.local(ref) / TIMES, "<i8").astype(np.int64)
+
+
+def ranks(ref: RowsRef, store: Store) -> Positions:
+    """(rows,): where the rows of a curated dataset come in its curriculum, in row order."""
+    return np.fromfile(store.local(ref) / RANKS, "<i8").astype(np.int64)
+
+
+def curriculum(directory: Path) -> Order | None:
+    """In which order an epoch trains the rows: by length in tokens, or as they stand; None: shuffled."""
+    file = directory / CURRICULUM
+    order: Order | None = file.read_text(encoding="utf-8") if file.is_file() else None  # type: ignore[assignment]
+    return order
 
 
 def index_all(refs: Iterable[RowsRef], store: Store) -> RowIndex:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from backprop_core.data.row_files import commit, index, index_all
-from backprop_core.data.row_index import SIZE, Keys, Mask, RowIndex, joined, salted, unique
+from backprop_core.data.row_files import curriculum as order_in
+from backprop_core.data.row_index import SIZE, Keys, Mask, Positions, RowIndex, joined, salted, unique
 from backprop_core.errors import NoRows
 from backprop_core.schema.refs import RowsRef
 from backprop_core.store.artifacts import Store
@@ -73,7 +74,8 @@ def replay(
     """Mix new rows with replayed ones: each epoch adds `share` of each earlier dataset's rows, at least one.
 
     Successive epochs and runs step through an earlier dataset in an order drawn by `seed`, so no row repeats before all
-    others were used. `earlier` is sorted from oldest to newest. Rows in `heldout` are never replayed.
+    others were used. `earlier` is sorted from oldest to newest. Rows in `heldout` are never replayed. If the new rows
+    have a curriculum, the replayed ones are spread evenly between them.
     """
     new, out = index(rows, store), index_all(heldout, store).keys
     draws: list[list[RowIndex]] = [[] for _ in range(passes)]
@@ -84,8 +86,22 @@ def replay(
         for number, draw in enumerate(draws, runs_since * passes):
             draw.append(order.take(np.arange(number * count, (number + 1) * count) % max(len(order), 1)))
     mixed = unique([new, *(part for draw in draws for part in draw)]).by_hash(ORDER)
+    curriculum = order_in(store.local(rows))
+    if curriculum == "rows":
+        mixed = mixed.take(spread(mixed, new))
     record = {"stage": "replay", "rows": rows.digest, "earlier": [ref.digest for ref in earlier]}
-    return commit(mixed, store, record, passes=[only_in(mixed, joined(draw).keys, new.keys) for draw in draws])
+    by_pass = [only_in(mixed, joined(draw).keys, new.keys) for draw in draws]
+    return commit(mixed, store, record, passes=by_pass, curriculum=curriculum)
+
+
+def spread(mixed: RowIndex, new: RowIndex) -> Positions:
+    """Positions that put the new rows in their order, and the others evenly between them."""
+    place, by_key = np.empty(len(mixed)), np.argsort(new.keys)
+    is_new = mixed.among(new.keys)
+    place[is_new] = (by_key[np.searchsorted(new.keys[by_key], mixed.keys[is_new])] + 0.5) / max(len(new), 1)
+    others = len(mixed) - int(is_new.sum())
+    place[~is_new] = (np.arange(others) + 0.5) / max(others, 1)
+    return np.argsort(place, kind="stable")
 
 
 def only_in(mixed: RowIndex, draw: Keys, new: Keys) -> list[int]:

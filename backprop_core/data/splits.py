@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backprop_core.data.heldout_leaks import is_redacted, redacted_keys, safe
-from backprop_core.data.row_files import commit, index, index_all, times
+from backprop_core.data.row_files import commit, index, index_all, ranks, times
 from backprop_core.data.row_index import SIZE, Keys, Mask, Positions, RowIndex, among, joined, unique
 from backprop_core.data.row_sets import HINT, ORDER
 from backprop_core.errors import NoRows
@@ -202,13 +202,22 @@ def dataset(
     return DatasetRef(
         name=batch.name,
         task=batch.task,
-        train=commit(new, store, {"stage": "split", "side": "train"}),
+        train=taught(new, every, batch, store),
         heldout=commit(scored.take(scored.among(own)), store, {"stage": "split", "side": "heldout"}),
         read=batch.source.read,
         dropped=batch.source.left_out,
         not_trained={reason: count for reason, count in sorted(counts.items()) if count},
         lineage=batch.source.lineage,
     )
+
+
+def taught(rows: RowIndex, every: RowIndex, batch: Batch, store: Store) -> RowsRef:
+    """Commit the training rows of a batch, in the order of its curriculum if it has one; `every` are all its rows."""
+    record, curriculum = {"stage": "split", "side": "train"}, batch.curation.curriculum
+    if curriculum in (None, "length"):
+        return commit(rows, store, record, curriculum=curriculum)
+    place = ranks(batch.source.rows, store)[np.searchsorted(every.keys, rows.keys)]
+    return commit(rows.take(np.argsort(place, kind="stable")), store, record, curriculum="rows")
 
 
 def not_trained(task: str, sides: Mapping[str, Side], watched: Sequence[str]) -> Iterator[tuple[str, RowIndex]]:

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from backprop_core.data.forgotten_rows import names
-from backprop_core.data.row_files import IDENTITIES, PASSES, ROWS, commit, index, line_ends
+from backprop_core.data.row_files import IDENTITIES, PASSES, ROWS, commit, curriculum, index, line_ends
 from backprop_core.data.row_formats import ChatRow
 from backprop_core.data.row_identity import identity
 from backprop_core.data.row_index import Keys, Mask, RowIndex
@@ -200,7 +200,8 @@ class Forgetting:
             return None
         record = self._store.record(one.ref.digest)
         identified = (directory / IDENTITIES).is_file()
-        return commit(one.rows.take(~one.gone), self._store, record, identified=identified)
+        left, order = one.rows.take(~one.gone), curriculum(directory)
+        return commit(left, self._store, record, identified=identified, curriculum=order)
 
 
 def places(result: RunResult) -> list[str]:

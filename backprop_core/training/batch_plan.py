@@ -21,13 +21,20 @@ def total_steps(count: int, spec: TrainSpec) -> int:
     return spec.steps or max(1, round(spec.epochs * batches_per_epoch(count, spec.batch_size)))
 
 
-def epoch_batches(lengths: Sequence[int], *, seed: int, epoch: int, batch_size: int) -> list[list[int]]:
-    """The batches of one epoch: examples shuffled, sorted by length within windows, then batches shuffled."""
+def epoch_batches(
+    lengths: Sequence[int], *, seed: int, epoch: int, batch_size: int, ordered: bool = False
+) -> list[list[int]]:
+    """The batches of one epoch: examples shuffled, sorted by length within windows, then batches shuffled.
+
+    `ordered`: the examples are in the order in which they are trained.
+    """
     rng = random.Random(f"{seed}:{epoch}")
     order = list(range(len(lengths)))
-    rng.shuffle(order)
     count = batches_per_epoch(len(order), batch_size)
     edges = [len(order) * batch // count for batch in range(count + 1)]
+    if ordered:
+        return [order[start:end] for start, end in itertools.pairwise(edges)]
+    rng.shuffle(order)
     for first in range(0, count, WINDOW):
         window = slice(edges[first], edges[min(first + WINDOW, count)])
         order[window] = sorted(order[window], key=lambda index: (lengths[index], index))
@@ -37,11 +44,11 @@ def epoch_batches(lengths: Sequence[int], *, seed: int, epoch: int, batch_size: 
 
 
 def batches_from(
-    step: int, lengths: Sequence[int], spec: TrainSpec, passes: Sequence[Sequence[int]]
+    step: int, lengths: Sequence[int], spec: TrainSpec, passes: Sequence[Sequence[int]], *, ordered: bool = False
 ) -> Iterator[list[int]]:
     """The batches of steps `step`, `step + 1`, … (counted from 0) up to the last one.
 
-    `passes` are the examples of each epoch, repeated cyclically.
+    `passes` are the examples of each epoch, repeated cyclically; `ordered`: in the order in which they are trained.
     """
     left = total_steps(len(passes[0]), spec) - step
     for epoch, examples in enumerate(itertools.cycle(passes)):
@@ -51,7 +58,8 @@ def batches_from(
             step -= count
             continue
         own = [lengths[index] for index in examples]
-        batches = epoch_batches(own, seed=spec.seed, epoch=epoch, batch_size=spec.batch_size)[step:][:left]
+        batches = epoch_batches(own, seed=spec.seed, epoch=epoch, batch_size=spec.batch_size, ordered=ordered)
+        batches = batches[step:][:left]
         yield from ([examples[index] for index in batch] for batch in batches)
         left -= len(batches)
         step = 0

@@ -6,7 +6,7 @@ import math
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from backprop_core.data.batching import Items, by_budget, by_pass, collate, load
+from backprop_core.data.batching import Items, Passes, by_budget, by_pass, collate, load
 from backprop_core.errors import BackpropError, GPUOutOfMemory, GPUTooHot, Interrupted, LossNotFinite
 from backprop_core.merging import slao
 from backprop_core.merging.strategies import check_same_shape
@@ -177,7 +177,7 @@ class Run:
         model: Any,
         first: Tensors,
         items: Items,
-        passes: Sequence[Sequence[int]],
+        passes: Passes,
         spec: TrainSpec,
         fingerprint: dict[str, Any],
         folder: Path,
@@ -202,7 +202,8 @@ class Run:
         self.model.train()
         began = saved_at = time.monotonic()
         before = self.seconds
-        for batch in batch_plan.batches_from(self.step, self.lengths, self.spec, self.passes):
+        ordered = self.passes.ordered
+        for batch in batch_plan.batches_from(self.step, self.lengths, self.spec, self.passes, ordered=ordered):
             metrics = self.do_step(batch)
             self.step += 1
             self.seconds = before + time.monotonic() - began

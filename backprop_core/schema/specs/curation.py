@@ -13,6 +13,9 @@ ComparedPart = Literal["conversation", "question"]
 Contradictions = Literal["off", "report", "keep_newest", "drop_both"]
 
 
+Curriculum = Literal["length", "file"]
+
+
 class SourceShare(Spec):
     """How much of some files of a dataset is used."""
 
@@ -95,10 +98,17 @@ class CurationSpec(Spec):
         json_schema_extra=KEY_IF_SET,
     )
 
+    curriculum: Curriculum | None = Field(
+        None,
+        description="Order in which each epoch trains the rows: length, the shortest in tokens first; file, as they "
+        "stand in the source. Default: shuffled.",
+        json_schema_extra=KEY_IF_SET,
+    )
+
     @property
     def of_heldout(self) -> "CurationSpec":
-        """The curation of a held-out file: all of its rows score, each once."""
-        return self.model_copy(update={"sources": []})
+        """The curation of a held-out file: all of its rows score, each once, in no order."""
+        return self.model_copy(update={"sources": [], "curriculum": None})
 
     @property
     def counts_tokens(self) -> bool:

@@ -30,10 +30,20 @@ def test_a_later_start_sees_the_same_steps(lengths: list[int], first: int, steps
     """Going on at any step gives the rest of the whole plan: there is no other state."""
     spec = TrainSpec(steps=steps, batch_size=batch_size)
     halves = [range(0, len(lengths), 2), range(len(lengths) // 2, len(lengths))]
-    for passes in ([range(len(lengths))], halves):
-        whole = list(batch_plan.batches_from(0, lengths, spec, passes))
+    for passes, ordered in itertools.product(([range(len(lengths))], halves), (False, True)):
+        whole = list(batch_plan.batches_from(0, lengths, spec, passes, ordered=ordered))
         assert len(whole) == steps
-        assert list(batch_plan.batches_from(min(first, steps), lengths, spec, passes)) == whole[min(first, steps) :]
+        later = batch_plan.batches_from(min(first, steps), lengths, spec, passes, ordered=ordered)
+        assert list(later) == whole[min(first, steps) :]
+
+
+@given(lengths=LENGTHS, batch_size=st.integers(1, 40))
+def test_a_curriculum_is_trained_in_its_order(lengths: list[int], batch_size: int) -> None:
+    """Each epoch of a curriculum has its examples in the order given, whatever their lengths and the seed."""
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    spec = TrainSpec(epochs=2, batch_size=batch_size, seed=3)
+    batches = batch_plan.batches_from(0, lengths, spec, [order], ordered=True)
+    assert list(itertools.chain(*batches)) == 2 * order
 
 
 def test_passes_are_taken_in_turn() -> None:
