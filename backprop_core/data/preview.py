@@ -1,22 +1,24 @@
 """Shows a few rows as training sees them: rendered with the chat template, with the label tokens and what is cut."""
 
-import random
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
 from backprop_core.data import chat_encoding
-from backprop_core.data.converted_rows import Converted
-from backprop_core.data.file_readers import Malformed
+from backprop_core.data.converted_rows import converted
+from backprop_core.data.file_readers import Malformed, Place
 from backprop_core.data.loading import ChatRow
 from backprop_core.data.template_refusals import Refusals
+from backprop_core.data.token_lengths import MOST_ROWS, Reservoir
 from backprop_core.errors import BackpropError, ChatTemplateUnusable, InputNotFound, NoLabelTokens, NoRows
 from backprop_core.models.file_tokenizer import FileTokenizer
 from backprop_core.schema.records import Record
-from backprop_core.schema.specs import TooLong
+from backprop_core.schema.refs import SourceRef
+from backprop_core.schema.specs import DatasetSpec, TooLong
 
 
 class Span(Record):
@@ -57,41 +59,58 @@ class Preview(Record):
     rows: list[ShownRow]
 
 
+class Chosen(NamedTuple):
+    """Some rows of a source with their places, how many rows it has, and a sample of all its chat rows."""
+
+    format: str
+    read: int
+    rows: list[tuple[Place, ChatRow | Malformed]]
+    sample: Reservoir[ChatRow]
+
+
+def chosen(source: SourceRef, spec: DatasetSpec, *, rows: int = 3, number: int | None = None) -> Chosen:
+    """Choose `rows` rows of a source, a deterministic random sample, or those at line or row `number`.
+
+    Raises NoRows if no row can be used, InputNotFound if there is none at `number`, and what `converted` raises.
+    """
+    form, every = converted(source, spec)
+    read, drawn, sample = 0, Reservoir[tuple[int, Place, ChatRow]](rows), Reservoir[ChatRow](MOST_ROWS)
+    there: list[tuple[Place, ChatRow | Malformed]] = []
+    for read, (item, row) in enumerate(every, 1):
+        if item.place.number == number:
+            there.append((item.place, row))
+        if not isinstance(row, Malformed):
+            drawn.add((read, item.place, row))
+            sample.add(row)
+    if number is None:
+        there = [(place, row) for _, place, row in sorted(drawn.held, key=itemgetter(0))]
+    if not there:
+        raise missing(spec.path, number, read)
+    return Chosen(form, read, there, sample)
+
+
 def preview(
     name: str,
-    source: Converted,
+    found: Chosen,
     tokenizer: FileTokenizer,
     *,
     model: str,
     max_length: int,
     too_long: TooLong = "drop",
     refusals: Refusals | None = None,
-    rows: int = 3,
-    number: int | None = None,
 ) -> Preview:
-    """Render `rows` rows of a source, a deterministic random sample, or those at line or row `number`.
+    """Render rows. `name` and `model` are those of the source and the base.
 
-    `name` and `model` are those of the source and the base. Raises NoRows if no row can be used, InputNotFound if there
-    is none at `number`, ChatTemplateMissing, ChatTemplateUnusable.
+    Raises ChatTemplateMissing, ChatTemplateUnusable.
     """
-    if number is None:
-        usable = [place for place, row in enumerate(source.rows) if not isinstance(row, Malformed)]
-        chosen = sorted(random.Random(0).sample(usable, min(rows, len(usable))))
-    else:
-        chosen = [place for place, item in enumerate(source.items) if item.place.number == number]
-    if not chosen:
-        raise missing(name, number, len(source.items))
     return Preview(
         data=name,
         model=model,
-        format=source.format,
-        rows_read=len(source.items),
+        format=found.format,
+        rows_read=found.read,
         max_length=max_length,
         too_long=too_long,
-        rows=[
-            shown(str(source.items[place].place), tried(source.rows[place], refusals), tokenizer, max_length)
-            for place in chosen
-        ],
+        rows=[shown(str(place), tried(row, refusals), tokenizer, max_length) for place, row in found.rows],
     )
 
 

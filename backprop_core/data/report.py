@@ -5,36 +5,32 @@ steps themselves. Characters are counted in all usable rows, tokens in a sample 
 """
 
 import math
+import random
 from collections import Counter as Counts
-from collections.abc import Iterable, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
-from backprop_core.data.converted_rows import Converted
-from backprop_core.data.file_readers import Item, Malformed, Place
 from backprop_core.data.loading import REFUSED, ChatRow
-from backprop_core.data.preference_rows import is_preference
-from backprop_core.data.preview import ShownExample, ShownRow, preview
-from backprop_core.data.report_findings import Found, Usable, findings, languages_of
-from backprop_core.data.row_identity import identity, teaches
+from backprop_core.data.preview import ShownExample, ShownRow, shown
+from backprop_core.data.report_findings import findings, languages_of
+from backprop_core.data.report_rows import DUPLICATE, EMPTY, ReadRows, Usable
+from backprop_core.data.report_samples import Dropped, Reasons
 from backprop_core.data.template_refusals import Refusals
-from backprop_core.data.token_lengths import Counter, sample, texts
-from backprop_core.errors import NoRows
+from backprop_core.data.token_lengths import MOST_ROWS, Counter, Reservoir, fewer_if_long
 from backprop_core.models.file_tokenizer import FileTokenizer
 from backprop_core.runtime.redaction import blank_secrets
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import ChatTemplate
 from backprop_core.schema.specs import DatasetSpec
-from backprop_core.store.cache_keys import canonical
 
 BINS = 24  # of a histogram
-SAMPLES = 3  # rows shown of each reason
-LONGEST = 600  # characters shown of a dropped row
+SHOWN = 3  # rows shown as training sees them
 QUANTILES = {"p25": 0.25, "median": 0.5, "p75": 0.75, "p90": 0.9, "p99": 0.99}
-EMPTY, DUPLICATE = "empty", "duplicate"
 STEPS = ("near_duplicates", "contradictions", "personal_data", "quality")
 FIGURES = {  # what --fail-on can compare: counts of rows
     "dropped": "dropped by curation, for any reason",
@@ -73,22 +69,6 @@ class Lengths(Record):
     p99: int
     longest: int
     histogram: list[Bin] = Field(description="Equal bins up to p99; the last one has everything above.")
-
-
-class DroppedSample(Record):
-    """A row that curation drops."""
-
-    place: str = Field(description="Its file, and its line or row from 1.")
-    detail: str = Field(description="Why, for people.")
-    text: str = Field(description="The row as JSON, shortened; empty if it could not be parsed.")
-
-
-class Dropped(Record):
-    """The rows that curation drops, or could drop, for one reason."""
-
-    reason: str
-    rows: int
-    samples: list[DroppedSample] = Field(description="The first few of them.")
 
 
 class FileRows(Record):
@@ -137,169 +117,100 @@ class Base(NamedTuple):
 
     name: str
     directory: Path
-    template: ChatTemplate
     max_length: int
 
 
-class Fate(NamedTuple):
-    """Why a row is dropped: the reason to count by, and a detail for people."""
+def report(digest: str, rows: ReadRows, spec: DatasetSpec, base: Base | None, scratch: Path) -> DatasetReport:
+    """Report on the rows of a source, with a base's chat template and tokenizer if there is one.
 
-    reason: str
-    detail: str
-
-
-def report(digest: str, source: Converted, spec: DatasetSpec, base: Base | None, scratch: Path) -> DatasetReport:
-    """Examine a dataset's rows, with the base's chat template and tokenizer if there is one.
-
-    `scratch` is an empty directory for temporary files. Raises ChatTemplateMissing, ChatTemplateUnusable.
+    `scratch` is a directory for temporary files. Raises ChatTemplateMissing, ChatTemplateUnusable, TokenizerMismatch.
     """
-    fates = fates_of(source, refusals_of(spec, base))
-    usable = [
-        Usable(item.place, row)
-        for item, row, fate in zip(source.items, source.rows, fates, strict=True)
-        if fate is None and not isinstance(row, Malformed)
-    ]
-    kept = [one.row for one in usable]
-    by_reason = dropped(source.items, fates)
-    found = list(findings(usable, spec.curation, scratch))
-    tokens = tokens_of(kept, base) if base and kept else None
+    usable = rows.usable()
+    drawn = sample_of(usable)
+    found, by_step = Reasons(), Counts[str]()
+    for one in findings(usable, spec.curation, scratch):
+        by_step[one.step] += 1
+        found.add(one.reason, usable.place(one.row), one.detail, one.text)
+    tokens = tokens_of(drawn, len(usable.index), base) if base and drawn else None
     return DatasetReport(
         data=spec.path,
         digest=digest,
-        row_formats={source.format: sum(not isinstance(row, Malformed) for row in source.rows)},
-        read=len(source.items),
-        usable=len(kept),
-        dropped=by_reason,
-        found=summed(found, usable),
-        languages=languages_of(sample(kept)[0]),
-        files=files_of(source.items, fates),
-        characters=lengths([sum(map(len, texts(row))) for row in kept]),
+        row_formats={rows.format: rows.read - rows.malformed},
+        read=rows.read,
+        usable=len(usable.index),
+        dropped=rows.dropped.all(),
+        found=found.all(),
+        languages=languages_of(drawn),
+        files=files_of(rows),
+        characters=lengths(usable.characters),
         tokens=tokens,
-        rows=shown_rows(spec, source, fates, base) if base else [],
-        figures=figures(by_reason, found, source, tokens),
+        rows=shown_rows(rows.format, usable, spec, base) if base else [],
+        figures=figures(rows, by_step, tokens),
     )
 
 
-def summed(found: Sequence[Found], rows: Sequence[Usable]) -> list[Dropped]:
-    """Findings by reason, the most frequent first."""
-    by_reason: dict[str, list[Found]] = {}
-    for one in found:
-        by_reason.setdefault(one.reason, []).append(one)
-    made = [
-        Dropped(
-            reason=reason,
-            rows=len({one.row for one in some}),
-            samples=[sample_of(rows[one.row].place, one.detail, one.text) for one in some[:SAMPLES]],
-        )
-        for reason, some in by_reason.items()
-    ]
-    return sorted(made, key=lambda one: (-one.rows, one.reason))
+def sample_of(usable: Usable) -> list[ChatRow]:
+    """The rows that `token_lengths.sample` draws of these."""
+    drawn = Reservoir[int](MOST_ROWS)
+    for position in range(len(usable.index)):
+        drawn.add(position)
+    return fewer_if_long(usable.at(drawn.held))
 
 
-def refusals_of(spec: DatasetSpec, base: Base | None) -> Refusals | None:
-    return Refusals(base.template, tools_as_text=spec.tools == "as_text") if base else None
+def refusals_of(spec: DatasetSpec, template: ChatTemplate | None) -> Refusals | None:
+    """What finds rows that the base's template refuses; None without one."""
+    return Refusals(template, tools_as_text=spec.tools == "as_text") if template else None
 
 
-def fates_of(source: Converted, refusals: Refusals | None) -> list[Fate | None]:
-    """For each row why curation drops it, or None. Of several equal rows the first is kept."""
-    fates: list[Fate | None] = [
-        Fate(row.reason, str(row)) if isinstance(row, Malformed) else None for row in source.rows
-    ]
-    good = [place for place, fate in enumerate(fates) if fate is None]
-    rows: list[ChatRow] = [source.rows[place] for place in good]  # type: ignore[misc]  # the others are Malformed
-    tried = refusals(rows) if refusals else iter(rows)
-    first: dict[bytes, int] = {}
-    for place, row in zip(good, tried, strict=True):
-        if isinstance(row, Malformed):
-            fates[place] = Fate(row.reason, str(row))
-        elif is_preference(row):
-            fates[place] = Fate("preference", "judged answers are kept apart, not trained")
-        elif not teaches(row):
-            fates[place] = Fate(EMPTY, "no answer to learn from")
-        elif (before := first.setdefault(identity(row), place)) != place:
-            fates[place] = Fate(DUPLICATE, f"the same as {source.items[before].place}")
-    return fates
-
-
-def dropped(items: Sequence[Item], fates: Sequence[Fate | None]) -> list[Dropped]:
-    """The dropped rows by reason, the most frequent first."""
-    by_reason: dict[str, list[tuple[Item, Fate]]] = {}
-    for item, fate in zip(items, fates, strict=True):
-        if fate:
-            by_reason.setdefault(fate.reason, []).append((item, fate))
-    found = [
-        Dropped(reason=reason, rows=len(rows), samples=[dropped_sample(*row) for row in islice(rows, SAMPLES)])
-        for reason, rows in by_reason.items()
-    ]
-    return sorted(found, key=lambda one: (-one.rows, one.reason))
-
-
-def dropped_sample(item: Item, fate: Fate) -> DroppedSample:
-    text = "" if isinstance(item.value, Malformed) else canonical(item.value)
-    return sample_of(item.place, fate.detail, text)
-
-
-def sample_of(place: Place, detail: str, text: str) -> DroppedSample:
-    """A sample with secrets blanked: reports are passed on."""
-    return DroppedSample(place=str(place), detail=blank_secrets(detail), text=shortened(blank_secrets(text)))
-
-
-def shortened(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
-
-
-def files_of(items: Sequence[Item], fates: Sequence[Fate | None]) -> list[FileRows]:
+def files_of(rows: ReadRows) -> list[FileRows]:
     """The files of a source, in its order; none if it is a single file."""
-    read, usable = Counts[str](), Counts[str]()
-    for item, fate in zip(items, fates, strict=True):
-        if item.place.file is not None:
-            read[item.place.file] += 1
-            usable[item.place.file] += fate is None
-    return [FileRows(file=file, read=count, usable=usable[file]) for file, count in read.items()]
+    return [
+        FileRows(file=file, read=count, usable=rows.usable_in[file])
+        for file, count in rows.read_in.items()
+        if file is not None
+    ]
 
 
-def lengths(values: Iterable[int]) -> Lengths:
+def lengths(values: Sequence[int] | NDArray[Any]) -> Lengths:
     """Quantiles and histogram of lengths; all zero for none."""
-    ordered = sorted(values)
-    known = ordered or [0]
-    total = sum(ordered)
-    quantiles = {name: known[math.ceil(share * len(known)) - 1] for name, share in QUANTILES.items()}
+    ordered = np.sort(np.asarray(values, np.int64))
+    known = ordered if len(ordered) else np.zeros(1, np.int64)
+    total = int(ordered.sum())
+    quantiles = {name: int(known[math.ceil(share * len(known)) - 1]) for name, share in QUANTILES.items()}
     return Lengths(
         rows=len(ordered),
         total=total,
         mean=round(total / len(known), 1),
-        shortest=known[0],
-        longest=known[-1],
+        shortest=int(known[0]),
+        longest=int(known[-1]),
         histogram=histogram(ordered, quantiles["p99"]),
         **quantiles,
     )
 
 
-def histogram(ordered: Sequence[int], p99: int) -> list[Bin]:
+def histogram(ordered: NDArray[np.int64], p99: int) -> list[Bin]:
     """Equal bins from the shortest to p99, and one for everything above."""
-    if not ordered:
+    if not len(ordered):
         return []
-    start = ordered[0]
+    start, longest = int(ordered[0]), int(ordered[-1])
     width = max(1, math.ceil((p99 + 1 - start) / BINS))
-    counts = Counts(min((value - start) // width, BINS) for value in ordered)
-    last = max(counts)
-    ends = [start + width * (number + 1) for number in range(last + 1)]
-    if last == BINS:
-        ends[-1] = ordered[-1] + 1
+    counts = np.bincount(np.minimum((ordered - start) // width, BINS)).tolist()
+    ends = [start + width * (number + 1) for number in range(len(counts))]
+    if len(counts) > BINS:
+        ends[-1] = longest + 1
     return [Bin(start=start + width * number, end=end, rows=counts[number]) for number, end in enumerate(ends)]
 
 
-def tokens_of(rows: Sequence[ChatRow], base: Base) -> Tokens:
-    """The rows in tokens, counted in a sample. Raises TokenizerMismatch."""
+def tokens_of(drawn: Sequence[ChatRow], usable: int, base: Base) -> Tokens:
+    """The tokens of `usable` rows, counted in a sample of them. Raises TokenizerMismatch."""
     counter = Counter(base.directory)
-    drawn, count = sample(rows)
     counted = counter.count(drawn)
     total = sum(row.tokens for row in counted)
-    share = count / len(counted)
+    share = usable / len(counted)
     return Tokens(
         model=base.name,
         exact=counter.exact,
-        lengths=lengths(row.tokens for row in counted),
+        lengths=lengths([row.tokens for row in counted]),
         label_share=min(1.0, sum(row.labels for row in counted) / max(1, total)),
         max_length=base.max_length,
         cut=round(share * sum(row.tokens > base.max_length for row in counted)),
@@ -307,24 +218,18 @@ def tokens_of(rows: Sequence[ChatRow], base: Base) -> Tokens:
     )
 
 
-def shown_rows(spec: DatasetSpec, source: Converted, fates: Sequence[Fate | None], base: Base) -> list[ShownRow]:
+def shown_rows(format: str, usable: Usable, spec: DatasetSpec, base: Base) -> list[ShownRow]:
     """A few usable rows, rendered; none without a tokenizer.json, or if no row is usable."""
     if not (base.directory / "tokenizer.json").is_file():
         return []
-    kept = [place for place, fate in enumerate(fates) if fate is None]
-    left = Converted(source.format, [source.items[place] for place in kept], [source.rows[place] for place in kept])
-    try:
-        shown = preview(
-            spec.path,
-            left,
-            FileTokenizer(base.directory),
-            model=base.name,
-            max_length=base.max_length,
-            refusals=refusals_of(spec, base),
-        )
-    except NoRows:
-        return []
-    return [row.model_copy(update={"examples": [blanked(one) for one in row.examples]}) for row in shown.rows]
+    count = len(usable.index)
+    chosen = sorted(random.Random(0).sample(range(count), min(SHOWN, count)))
+    tokenizer = FileTokenizer(base.directory)
+    rows = [
+        shown(str(usable.place(number)), row, tokenizer, base.max_length)
+        for number, row in zip(chosen, usable.at(chosen), strict=True)
+    ]
+    return [row.model_copy(update={"examples": [blanked(one) for one in row.examples]}) for row in rows]
 
 
 def blanked(example: ShownExample) -> ShownExample:
@@ -333,19 +238,16 @@ def blanked(example: ShownExample) -> ShownExample:
     return example.model_copy(update={"spans": spans})
 
 
-def figures(
-    by_reason: Sequence[Dropped], found: Sequence[Found], source: Converted, tokens: Tokens | None
-) -> dict[str, int]:
+def figures(rows: ReadRows, by_step: Counts[str], tokens: Tokens | None) -> dict[str, int]:
     """The counts of FIGURES that are known."""
-    counts = {one.reason: one.rows for one in by_reason}
-    of_steps = {step: len({one.row for one in found if one.step == step}) for step in STEPS}
+    counts = rows.dropped.counts
     of_tokens = {"cut": tokens.cut, "without_answer": tokens.without_answer} if tokens else {}
     return {
-        "dropped": sum(counts.values()),
-        "malformed": sum(isinstance(row, Malformed) for row in source.rows),
-        "refused_by_template": counts.get(REFUSED, 0),
-        "empty": counts.get(EMPTY, 0),
-        "duplicates": counts.get(DUPLICATE, 0),
-        **of_steps,
+        "dropped": counts.total(),
+        "malformed": rows.malformed,
+        "refused_by_template": counts[REFUSED],
+        "empty": counts[EMPTY],
+        "duplicates": counts[DUPLICATE],
+        **{step: by_step[step] for step in STEPS},
         **of_tokens,
     }

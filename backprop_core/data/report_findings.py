@@ -1,32 +1,23 @@
 """What the optional curation steps would find in usable rows, whether or not a spec asks for them."""
 
-import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, get_args
 
 import numpy as np
 
-from backprop_core.data.file_readers import Place
-from backprop_core.data.row_files import indexed
+from backprop_core.data.report_rows import Usable, text_at
 from backprop_core.data.row_formats import ChatRow
-from backprop_core.data.row_index import RowIndex, order_of
+from backprop_core.data.row_index import Positions, RowIndex, order_of
 from backprop_core.data.steps import contradictions, language, near_duplicates, personal_data, quality
 from backprop_core.data.steps.shingles import spoken
 from backprop_core.schema.specs.curation import CurationSpec, QualityRule
-from backprop_core.store.cache_keys import canonical
 
 SIMILAR = 0.85  # Jaccard similarity of near duplicates, unless the spec sets another
-ROWS = "rows.jsonl"
 BATCH = 1024  # rows that a step looks at together
-
-
-class Usable(NamedTuple):
-    """A row that curation keeps, and where it stands in the source."""
-
-    place: Place
-    row: ChatRow
 
 
 class Found(NamedTuple):
@@ -38,13 +29,13 @@ class Found(NamedTuple):
     step: str
     row: int
     reason: str
-    detail: str
-    text: str
+    detail: Callable[[], str]
+    text: Callable[[], str]
 
 
-def findings(rows: Sequence[Usable], spec: CurationSpec, scratch: Path) -> Iterator[Found]:
+def findings(rows: Usable, spec: CurationSpec, scratch: Path) -> Iterator[Found]:
     """Near duplicates, contradictions, personal data and broken quality rules. `scratch` is for temporary files."""
-    if rows:
+    if len(rows.index):
         yield from in_rows(rows)
         yield from between_rows(rows, spec, scratch)
 
@@ -58,25 +49,26 @@ def languages_of(rows: Sequence[ChatRow]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda one: (-one[1], one[0])))
 
 
-def in_rows(rows: Sequence[Usable]) -> Iterator[Found]:
+def in_rows(rows: Usable) -> Iterator[Found]:
     """What the steps that look at one row at a time find; rows with personal data are not shown."""
     steps = {"personal_data": personal_data.step("flag"), "quality": quality.step(get_args(QualityRule))}
-    for name, step in steps.items():
-        for begin in range(0, len(rows), BATCH):
-            some = rows[begin : begin + BATCH]
-            for row, finding in enumerate(step([one.row for one in some]), begin):
+    shown: dict[str, Callable[[int], str]] = {
+        "personal_data": lambda row: "",
+        "quality": partial(text_at, rows.index),
+    }
+    every, begin = rows.rows(), 0
+    while some := list(islice(every, BATCH)):
+        for name, step in steps.items():
+            for row, finding in enumerate(step(some), begin):
                 if finding is not None:
-                    text = "" if name == "personal_data" else canonical(rows[row].row)
-                    yield Found(name, row, finding.reason, finding.detail, text)
+                    yield Found(name, row, finding.reason, finding.detail.__str__, partial(shown[name], row))
+        begin += len(some)
 
 
-def between_rows(rows: Sequence[Usable], spec: CurationSpec, scratch: Path) -> Iterator[Found]:
+def between_rows(rows: Usable, spec: CurationSpec, scratch: Path) -> Iterator[Found]:
     """What the steps that compare rows find."""
-    (scratch / ROWS).write_text("".join(canonical(one.row) + "\n" for one in rows), encoding="utf-8", newline="\n")
-    every = indexed(scratch / ROWS)
-    numbers = order_of(every.entries["identity"])
-    ordered = every.take(numbers)
-    names = {identity.hex(): int(numbers[place]) for place, identity in enumerate(ordered.identities())}
+    numbers = order_of(rows.index.entries["identity"])
+    ordered = rows.index.take(numbers)
     threshold = spec.near_duplicates or SIMILAR
     steps = {
         "near_duplicates": near_duplicates.step(threshold, spec.near_duplicates_on),
@@ -85,16 +77,15 @@ def between_rows(rows: Sequence[Usable], spec: CurationSpec, scratch: Path) -> I
     for name, step in steps.items():
         place = scratch / name
         place.mkdir()
-        for found in step(ordered, np.asarray(numbers, np.int64), place):
-            detail = with_place(found.detail, names, rows)
-            yield Found(name, int(numbers[found.row]), found.reason, detail, text_of(ordered, found.row))
+        for found in step(ordered, numbers, place):
+            detail = partial(with_place, found.detail, rows, ordered, numbers)
+            yield Found(name, int(numbers[found.row]), found.reason, detail, partial(text_at, ordered, found.row))
 
 
-def with_place(detail: str, names: dict[str, int], rows: Sequence[Usable]) -> str:
+def with_place(detail: str, rows: Usable, ordered: RowIndex, numbers: Positions) -> str:
     """A detail that names another row, with its place instead of its identity."""
     similarity, _, name = detail.partition(" of row ")
-    return f"similarity {similarity} to {rows[names[name]].place}" if name in names else detail
-
-
-def text_of(rows: RowIndex, row: int) -> str:
-    return canonical(json.loads(next(rows.take(slice(row, row + 1)).lines())))
+    if not name:
+        return detail
+    other = int(numbers[np.searchsorted(ordered.keys, np.bytes_(bytes.fromhex(name)))])
+    return f"similarity {similarity} to {rows.place(other)}"

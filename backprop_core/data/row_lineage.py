@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from backprop_core.data.file_readers import Place
 from backprop_core.data.row_index import SIZE
+from backprop_core.data.row_places import Places
 from backprop_core.runtime.redaction import blank_secrets
 from backprop_core.schema.refs import LineageRef
 from backprop_core.store.artifacts import Store
@@ -43,15 +44,14 @@ class Lineage:
     """The outcome of each row read so far. A row is kept unless something else is noted."""
 
     def __init__(self, scratch: Path, files: ExitStack) -> None:
-        self._numbers, self._verdicts, self._details = array("I"), array("I"), array("q")
+        self._places, self._verdicts, self._details = Places(), array("I"), array("q")
         self._identities = bytearray()
-        self._files: list[tuple[int, str | None, str]] = []  # first row, file and unit of each stretch of rows
         self._known: dict[Verdict, int] = {Verdict("kept"): KEPT}
         self._samples: dict[str, list[dict[str, Any]]] = {}
         self._texts = files.enter_context((scratch / "details").open("w+b"))
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self._places)
 
     @property
     def identities(self) -> NDArray[np.uint8]:
@@ -60,13 +60,10 @@ class Lineage:
 
     def add(self, place: Place) -> int:
         """Add the next row of the source, and return its number."""
-        if not self._files or self._files[-1][1:] != (place.file, place.unit):
-            self._files.append((len(self), place.file, place.unit))
-        self._numbers.append(place.number)
         self._verdicts.append(KEPT)
         self._details.append(NO_DETAIL)
         self._identities += UNKNOWN
-        return len(self) - 1
+        return self._places.add(place)
 
     def identify(self, row: int, identity: bytes) -> None:
         """Note a row's identity."""
@@ -80,11 +77,8 @@ class Lineage:
             self._texts.write(json.dumps(detail).encode() + b"\n")
         samples = self._samples.setdefault(verdict.reason or verdict.outcome, [])
         if len(samples) < SAMPLED:
-            samples.append({**self._place(row), "detail": detail, "text": text and blank_secrets(text())[:SHOWN]})
-
-    def _place(self, row: int) -> dict[str, Any]:
-        _, file, unit = next(start for start in reversed(self._files) if start[0] <= row)
-        return {"file": file, "unit": unit, "number": self._numbers[row]}
+            place, shown = self._places[row]._asdict(), text and blank_secrets(text())[:SHOWN]
+            samples.append({**place, "detail": detail, "text": shown})
 
     def counts(self) -> dict[Verdict, int]:
         """How many rows have each outcome."""
@@ -114,16 +108,11 @@ class Lineage:
     def _rows(self, start: int, end: int) -> Iterator[tuple[Any, ...]]:
         """Rows of the table, some of them."""
         verdicts = list(self._known)
-        starts = [first for first, *_ in self._files]
-        stretch = int(np.searchsorted(starts, start, "right")) - 1
         for row in range(start, end):
-            if stretch + 1 < len(starts) and row >= starts[stretch + 1]:
-                stretch += 1
-            _, file, unit = self._files[stretch]
             identity = bytes(self._identities[row * SIZE : (row + 1) * SIZE])
             outcome, reason = verdicts[self._verdicts[row]]
             name = None if identity == UNKNOWN else identity.hex()
-            yield name, file, unit, self._numbers[row], outcome, reason, self._detail(row)
+            yield name, *self._places[row], outcome, reason, self._detail(row)
 
     def _detail(self, row: int) -> str | None:
         at = self._details[row]

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from backprop_core.data.row_formats import ChatRow
 from backprop_core.data.row_turns import learned
@@ -18,6 +18,7 @@ from backprop_core.models import chat_template
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
+T = TypeVar("T")
 MOST_ROWS, LEAST_ROWS = 1000, 64  # size of a sample
 CHARACTERS = 2**20  # of a sample, once it has LEAST_ROWS
 LONGEST = 2**14  # characters of a row to tokenize; the rest is extrapolated
@@ -138,7 +139,14 @@ def sample(rows: Iterable[ChatRow]) -> tuple[list[ChatRow], int]:
 
     It has all rows if they are few, fewer if they are long.
     """
-    drawn, count = reservoir(rows)
+    drawn = Reservoir[ChatRow](MOST_ROWS)
+    for row in rows:
+        drawn.add(row)
+    return fewer_if_long(drawn.held), drawn.count
+
+
+def fewer_if_long(drawn: Sequence[ChatRow]) -> list[ChatRow]:
+    """Drawn rows in random order: all, or LEAST_ROWS and more until they have CHARACTERS."""
     taken: list[ChatRow] = []
     characters = 0
     for row in random.Random(0).sample(drawn, len(drawn)):
@@ -146,19 +154,24 @@ def sample(rows: Iterable[ChatRow]) -> tuple[list[ChatRow], int]:
             break
         taken.append(row)
         characters += min(LONGEST, sum(map(len, texts(row))))
-    return taken, count
+    return taken
 
 
-def reservoir(rows: Iterable[ChatRow]) -> tuple[list[ChatRow], int]:
-    """At most MOST_ROWS of the rows, each with the same chance, and the number of all. [Vitter 1985, algorithm R]"""
-    chance, count = random.Random(0), 0
-    held: list[ChatRow] = []
-    for count, row in enumerate(rows, 1):
-        if count <= MOST_ROWS:
-            held.append(row)
-        elif (place := chance.randrange(count)) < MOST_ROWS:
-            held[place] = row
-    return held, count
+class Reservoir(Generic[T]):
+    """At most `most` of the things that are added, each with the same chance. [Vitter 1985, algorithm R]"""
+
+    def __init__(self, most: int) -> None:
+        self.held: list[T] = []
+        self.count = 0
+        self._most, self._chance = most, random.Random(0)
+
+    def add(self, one: T) -> None:
+        """Add the next one."""
+        self.count += 1
+        if self.count <= self._most:
+            self.held.append(one)
+        elif (place := self._chance.randrange(self.count)) < self._most:
+            self.held[place] = one
 
 
 def texts(row: ChatRow) -> Iterator[str]:

@@ -72,7 +72,11 @@ class Fit(NamedTuple):
 
 def data_of(rows: Iterable[ChatRow], counter: Counter) -> Data:
     """Measure rows, which are read one by one, by a sample. Raises NoRows, TokenizerMismatch."""
-    drawn, count = sample(rows)
+    return data_by(*sample(rows), counter)
+
+
+def data_by(drawn: Sequence[ChatRow], count: int, counter: Counter) -> Data:
+    """Measure `count` rows by a sample of them. Raises NoRows, TokenizerMismatch."""
     if not drawn:
         raise NoRows("the dataset has no rows", hint="use a file with rows")
     counted = counter.count(drawn)

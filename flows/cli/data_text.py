@@ -19,7 +19,8 @@ from flows.cli.tables import table, whole_line
 if TYPE_CHECKING:
     from backprop_core.data.preview import Preview, ShownExample, ShownRow
     from backprop_core.data.put_rows import Put
-    from backprop_core.data.report import DatasetReport, Dropped, Lengths
+    from backprop_core.data.report import DatasetReport, Lengths
+    from backprop_core.data.report_samples import Dropped
     from backprop_core.data.row_search import TracedFile
     from backprop_core.data.split_files import SplitFiles
     from backprop_core.lines.row_trace import Trace, TracedRow

@@ -1,19 +1,20 @@
 """`backprop data report`: what is in datasets, as records and as one HTML page. No Prefect."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from backprop_core.data.converted_rows import Converted, converted
 from backprop_core.data.loading import find
-from backprop_core.data.report import Base, DatasetReport, report
+from backprop_core.data.report import Base, DatasetReport, refusals_of, report
 from backprop_core.data.report_limits import Limit, exceeded, limit
 from backprop_core.data.report_page import page
+from backprop_core.data.report_rows import read
 from backprop_core.errors import DataLimitExceeded, PlaceUnusable
 from backprop_core.models import base as bases
 from backprop_core.schema.specs import DatasetSpec, RunSpec
 from backprop_core.store.artifacts import write_atomic
-from tasks.runs.data_preview import max_length, tokenizer_files, usable
+from tasks.runs.data_preview import max_length, tokenizer_files
 
 
 class Reports:
@@ -25,17 +26,14 @@ class Reports:
         self.all = [self._examine(spec, dataset) for spec in specs for dataset in spec.datasets]
 
     def _examine(self, spec: RunSpec, dataset: DatasetSpec) -> DatasetReport:
-        with TemporaryDirectory() as scratch:
-            source = find(dataset, scratch=Path(scratch))
-            rows = converted(source, dataset)
-        with TemporaryDirectory() as scratch:
-            return report(source.digest, rows, dataset, self._base(spec, rows), Path(scratch))
-
-    def _base(self, spec: RunSpec, rows: Converted) -> Base | None:
-        if self._directory is None:
-            return None
-        template = bases.chat_template_in(self._directory)
-        return Base(spec.model.name, self._directory, template, max_length(spec, usable(rows), self._directory))
+        directory = self._directory
+        template = bases.chat_template_in(directory) if directory else None
+        with TemporaryDirectory() as scratch, ExitStack() as files:
+            place = Path(scratch)
+            source = find(dataset, scratch=place)
+            rows = read(source, dataset, refusals_of(dataset, template), place, files)
+            base = Base(spec.model.name, directory, max_length(spec, rows.sample, directory)) if directory else None
+            return report(source.digest, rows, dataset, base, place)
 
     def write(self, path: Path) -> None:
         """Write the page. Raises PlaceUnusable."""

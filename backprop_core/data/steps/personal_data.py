@@ -7,7 +7,7 @@ Names and addresses of people have no pattern: they are not found.
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -29,6 +29,12 @@ PHONE = re.compile(
 )
 # a text without any of these marks matches none of the patterns
 HINTS = re.compile(r"[\d@:=]|-----|--|\b[a-z]{2,4}[_-]\w{8}|earer |asic |uthorization|ookie")
+FIELDS = ("passw", "secret", "key", "auth", "token")
+# of the patterns of IN_TEXT in their order: what a match contains one of, once its case is folded
+NEEDED: Sequence[Sequence[str]] = (
+    *(("/",), ("/bot",), ("://",), ("://",), ("=",), ("author",), ("key", "token"), ("cook",), ("bearer",)),
+    *(("basic",), FIELDS, ("--",), FIELDS),
+)
 SHOWN = {"email": "e-mail", "phone": "phone", "iban": "IBAN", "card": "card", "secret": "secret"}
 MARK = re.compile(rb"\[(?:" + b"|".join(shown.encode() for shown in SHOWN.values()) + rb")\]")  # in a redacted row
 
@@ -132,10 +138,14 @@ def replaced(text: str, found: Counter[str]) -> str:
         return of
 
     text = secrets().sub(replace("secret", lambda _: True), text)
-    for pattern in in_text():
-        text = pattern.sub(replace("secret", lambda shown: not shown.endswith("[secret]"), keep=True), text)
+    folded = text.casefold()
+    for pattern, needed in zip(in_text(), NEEDED, strict=True):
+        if any(map(folded.__contains__, needed)):
+            text = pattern.sub(replace("secret", lambda shown: not shown.endswith("[secret]"), keep=True), text)
+            folded = text.casefold()
     for kind, (pattern, known) in PATTERNS.items():
-        text = pattern.sub(replace(kind, known), text)
+        if kind != "email" or "@" in text:
+            text = pattern.sub(replace(kind, known), text)
     return text
 
 

@@ -17,6 +17,7 @@ REFUSAL = re.compile(
     r"(?:sorry,? )?(?:but )?i (?:can['\u2019]?t|cannot|am unable to|['\u2019]?m unable to|won['\u2019]?t) "
     r"(?:help|assist|answer|provide|fulfill|comply|do that)|i['\u2019]?m unable to (?:help|assist))"
 )
+NO_SYMBOL = re.compile(r"[\w\s]+")  # and underscores
 BROKEN_OFF = re.compile(r"[\w,;(\[{\u2013-]$")
 FENCE = "```"
 
@@ -33,7 +34,7 @@ def repeats(answer: str) -> str | None:
 
 def is_symbols(answer: str) -> str | None:
     """Why a text is mostly symbols, if it is."""
-    marks = sum(not (character.isalnum() or character.isspace()) for character in answer)
+    marks = len(NO_SYMBOL.sub("", answer)) + answer.count("_")
     share = marks / max(len(answer), 1)
     return f"{100 * share:.0f} % symbols" if len(answer) >= LEAST_CHARACTERS and share > MOST_SYMBOLS else None
 

@@ -9,9 +9,8 @@ from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
 from backprop_core.data import chat_encoding
-from backprop_core.data.converted_rows import Converted, converted
-from backprop_core.data.loading import snapshot
-from backprop_core.data.preview import Preview, preview
+from backprop_core.data.loading import good_rows, snapshot
+from backprop_core.data.preview import Preview, chosen, preview
 from backprop_core.errors import InputNotFound, ModelLoadFailed, NoRows
 from backprop_core.models.file_tokenizer import FileTokenizer
 from backprop_core.schema.specs import DatasetSpec
@@ -66,14 +65,15 @@ def base(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return directory
 
 
-def written(rows: list[dict[str, Any]], tmp_path: Path) -> Converted:
+def written(rows: list[dict[str, Any]], tmp_path: Path) -> Path:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return converted(snapshot(str(path), scratch=tmp_path), DatasetSpec(path=str(path)))
+    return path
 
 
-def shown(source: Converted, base: Path, **wanted: Any) -> Preview:
-    return preview("rows", source, FileTokenizer(base), **{"model": "base", "max_length": 4096, **wanted})
+def shown(path: Path, base: Path, max_length: int = 4096, **wanted: int) -> Preview:
+    found = chosen(snapshot(str(path), scratch=path.parent), DatasetSpec(path=str(path)), **wanted)
+    return preview("rows", found, FileTokenizer(base), model="base", max_length=max_length)
 
 
 def test_tokens_and_labels_are_those_of_training(base: Path) -> None:
@@ -162,7 +162,8 @@ def test_the_demo_base(tmp_path: Path) -> None:
     """The base that ships with the project is encoded alike."""
     base = ROOT / "examples" / "base"
     rows = [json.loads(line) for line in (ROOT / "examples" / "data" / "orders.jsonl").read_text().splitlines()[:50]]
-    chats = [row for row in written(rows, tmp_path).rows if isinstance(row, dict)]
+    path = written(rows, tmp_path)
+    chats = list(good_rows(snapshot(str(path), scratch=tmp_path), DatasetSpec(path=str(path))))
     ours = chat_encoding.encode(FileTokenizer(base), chats, max_length=64)  # type: ignore[arg-type]
     theirs = chat_encoding.encode(AutoTokenizer.from_pretrained(base), chats, max_length=64)
     assert ours == theirs and len(ours) == 50

@@ -1,22 +1,24 @@
 """What a report says of a dataset is so; its page shows hostile rows as text and needs nothing else."""
 
 import json
-import shutil
+import tracemalloc
 from collections.abc import Sequence
+from contextlib import ExitStack
 from html.parser import HTMLParser
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from backprop_core.data import chat_encoding
-from backprop_core.data.converted_rows import converted
+from backprop_core.data import chat_encoding, loading
 from backprop_core.data.loading import snapshot
-from backprop_core.data.report import FIGURES, Base, DatasetReport, lengths, report
+from backprop_core.data.report import FIGURES, Base, DatasetReport, lengths, refusals_of, report
 from backprop_core.data.report_limits import exceeded, limit
 from backprop_core.data.report_page import page
+from backprop_core.data.report_rows import read
 from backprop_core.errors import ConfigInvalid
 from backprop_core.models import base as bases
 from backprop_core.schema.specs import DatasetSpec
@@ -34,12 +36,12 @@ def examined(tmp_path: Path, lines: Sequence[Any], *, base: Path | None = None, 
     texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
     path.write_text("".join(text + "\n" for text in texts), encoding="utf-8")
     source = snapshot(str(path), scratch=tmp_path)
-    known = base and Base("base", base, bases.chat_template_in(base), max_length)
-    spec = DatasetSpec(path=str(path))
-    scratch = tmp_path / "scratch"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    return report(source.digest, converted(source, spec), spec, known, scratch)
+    spec, refusals = DatasetSpec(path=str(path)), None
+    if base:
+        refusals = refusals_of(spec, bases.chat_template_in(base))
+    with TemporaryDirectory() as scratch, ExitStack() as files:
+        rows = read(source, spec, refusals, Path(scratch), files)
+        return report(source.digest, rows, spec, base and Base("base", base, max_length), Path(scratch))
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +95,26 @@ def test_what_optional_steps_find(tmp_path: Path) -> None:
     assert {found["near_duplicate"].place, found["near_duplicate"].detail.split(" to ")[1]} == {"line 1", "line 2"}
     assert found["echo"].place == "line 4"
     assert "ann.smith" not in json.dumps([one.model_dump() for one in made.found])
+
+
+def test_memory_grows_by_the_index_of_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After reading, a row takes less than 200 bytes, however long it is."""
+    monkeypatch.setattr(loading, "DETECTED_FROM", 100)
+
+    def held(count: int) -> int:
+        path, long = tmp_path / f"{count}.jsonl", "long question " * 40
+        path.write_text("".join(json.dumps(chat(f"{number} {long}", "yes")) + "\n" for number in range(count)))
+        source, spec = snapshot(str(path), scratch=tmp_path), DatasetSpec(path=str(path))
+        tracemalloc.start()
+        with ExitStack() as files:
+            rows = read(source, spec, None, tmp_path, files)
+            usable = rows.usable()
+            found = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        assert len(usable.index) == rows.read == count
+        return found
+
+    assert (held(3000) - held(1500)) / 1500 < 200
 
 
 def test_languages_are_counted(tmp_path: Path) -> None:

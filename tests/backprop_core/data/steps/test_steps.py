@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ from backprop_core.data.curation import curate
 from backprop_core.data.loading import snapshot
 from backprop_core.data.row_files import load
 from backprop_core.data.steps import length
-from backprop_core.data.steps.personal_data import is_card, is_iban, redacted
+from backprop_core.data.steps.personal_data import NEEDED, in_text, is_card, is_iban, redacted
+from backprop_core.data.steps.quality import is_symbols
 from backprop_core.data.steps.row_step import rewritten
 from backprop_core.data.steps.shingles import conversation
 from backprop_core.data.token_lengths import Counted
@@ -150,6 +152,58 @@ def test_redaction_takes_any_text(text: str) -> None:
     """Whatever a text is, redacting it twice is redacting it once."""
     once = redacted(text, Counter())
     assert redacted(once, Counter()) == once
+
+
+SECRETS = [  # for each pattern of IN_TEXT, in its order
+    *(
+        "https://hooks.slack.com/services/T0/B0",
+        "api.telegram.org/bot12:ab",
+        "ftp://me:pass1@host",
+        f"x://{'k' * 16}@h",
+    ),
+    *(
+        "?sig=abc",
+        "Authorization: Basic abc",
+        "Api-Key: abcdefgh",
+        "Set-Cookie: a=b",
+        "Bearer abc.def1",
+        "basic abcdeFG1",
+    ),
+    *("Password: a1b2c3d4e5", "--hub --to\u212aen a1b2c3d4e5", "acce\u017f\u017f_\u212aey=abc"),
+]
+PARTS = [
+    *SECRETS,
+    *"=:,; \"'\\/?&-_\n",
+    "token",
+    "\u017fecret",
+    "KEY",
+    "x-",
+    "://",
+    "bot",
+    "@",
+    "auth",
+    "a1b2c3d4",
+    "null",
+]
+
+
+@pytest.mark.parametrize(("pattern", "example", "needed"), list(zip(in_text(), SECRETS, NEEDED, strict=True)))
+def test_no_pattern_is_skipped_where_it_matches(pattern: re.Pattern[str], example: str, needed: Sequence[str]) -> None:
+    """Each pattern of secrets is found by one of the parts that a text is searched for first, in any case."""
+
+    @given(st.lists(st.sampled_from(PARTS), max_size=12).map("".join))
+    def anywhere(text: str) -> None:
+        assert not pattern.search(text) or any(part in text.casefold() for part in needed)
+
+    assert pattern.search(example)
+    anywhere()
+
+
+@given(st.text())
+def test_symbols_are_what_is_no_letter_digit_or_space(answer: str) -> None:
+    """The share of symbols is that of the characters that are neither alphanumeric nor space."""
+    marks = sum(not (character.isalnum() or character.isspace()) for character in answer)
+    assert bool(is_symbols(answer)) == (len(answer) >= 20 and 2 * marks > len(answer))
 
 
 def test_arguments_of_a_call_are_redacted() -> None:
