@@ -5,7 +5,6 @@ A run that waits for approval is retried instead, and takes the answer from its 
 
 import logging
 import uuid
-from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -22,6 +21,7 @@ from tasks.runs.retried_runs import has_died
 
 log = logging.getLogger(__name__)
 YOUNG = 30.0  # seconds that a run may be pending before a worker has claimed it
+PAGE = 200  # flow runs a request, the most that Prefect gives
 MOST = 100  # retries of a run that waits for approval
 LABEL = "prefect.worker.name"
 GOING_ON = ["PENDING", "RUNNING", "CANCELLING"]
@@ -54,11 +54,14 @@ def give_up(config: Settings, worker: str, *, young: float = YOUNG) -> None:
                 try_again(client, UUID(flow_run), UUID(question))
 
 
-def going_on(client: SyncPrefectClient, config: Settings) -> Iterator[FlowRun]:
+def going_on(client: SyncPrefectClient, config: Settings) -> list[FlowRun]:
     """Our runs that hold a slot of their deployment."""
     wanted = {"state": {"type": {"any_": GOING_ON}}, "tags": {"all_": [config.namespace]}}
-    runs = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(wanted))
-    return (run for run in runs if run.deployment_id)
+    condition = FlowRunFilter.model_validate(wanted)
+    runs: list[FlowRun] = []
+    while page := client.read_flow_runs(flow_run_filter=condition, limit=PAGE, offset=len(runs)):
+        runs += page
+    return [run for run in runs if run.deployment_id]
 
 
 def is_dead(run: FlowRun, config: Settings, worker: str, young: float) -> bool:

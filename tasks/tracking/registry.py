@@ -7,7 +7,7 @@ was moved in MLflow is set back at the end of the next run or by `sync`, with a 
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from backprop_core.errors import NameTaken
@@ -22,11 +22,13 @@ from tasks.tracking.record import RUN_ID
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.entities.model_registry import RegisteredModel
 
 CHAMPION = "champion"
 NUMBER = "backprop.version"  # tag of a model version: its number in the line
 GATE, ACT = "backprop.gate", "backprop.act"  # tags of a model version: what the gate said, who made it live by hand
 LONGEST = 5000  # characters of a tag in MLflow
+PAGE = 100  # registered models a request
 log = logging.getLogger(__name__)
 
 
@@ -69,9 +71,17 @@ def mirror(client: "MlflowClient", settings: Settings) -> None:
 
 def aliases(client: "MlflowClient", settings: Settings) -> dict[str, str]:
     """MLflow's champion version of each of our registered models, by name."""
-    found = client.search_registered_models(f"name LIKE '{settings.namespace}.%'")
-    ours = [one for one in found if one.tags.get(NAMESPACE) == settings.namespace]
+    ours = [one for one in models(client, settings) if one.tags.get(NAMESPACE) == settings.namespace]
     return {one.name: str(one.aliases[CHAMPION]) for one in ours if CHAMPION in one.aliases}
+
+
+def models(client: "MlflowClient", settings: Settings) -> "Iterator[RegisteredModel]":
+    """All registered models with a name like ours; MLflow answers with a page at a time."""
+    condition, token = f"name LIKE '{settings.namespace}.%'", None
+    while token != "":
+        page = client.search_registered_models(condition, max_results=PAGE, page_token=token)
+        yield from page
+        token = page.token or ""
 
 
 def moved(client: "MlflowClient", settings: Settings) -> list[str]:

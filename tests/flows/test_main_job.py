@@ -16,6 +16,7 @@ import pytest
 import torch
 from peft import PeftModel
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.sorting import ArtifactSort
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from backprop_core.errors import ArtifactMissing, ConfigInvalid, InputNotFound, TimeLimit
@@ -91,7 +92,7 @@ def test_everything_is_made_and_recorded(first):
 def check_prefect(result: RunResult) -> None:
     """Another service reads the result back from the Prefect artifact."""
     with get_client(sync_client=True) as client:
-        artifacts = client.read_artifacts()
+        artifacts = client.read_artifacts(sort=ArtifactSort.CREATED_DESC)  # the newest 200 of the whole session
     [artifact] = [a for a in artifacts if a.key == "backprop-result" and result.run_id in str(a.data)]
     document = json.loads(str(artifact.data).removeprefix("```json\n").removesuffix("\n```"))
     assert document == result.model_dump(mode="json")

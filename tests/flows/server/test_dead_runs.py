@@ -15,6 +15,7 @@ from backprop_core.runtime.settings import settings
 from backprop_core.schema.refs import BaseRef
 from backprop_core.schema.specs import DatasetSpec, RunSpec
 from backprop_core.store.artifacts import Store, write_atomic
+from flows.server import dead_runs
 from flows.server.dead_runs import LABEL, give_up, prefix, worker_name
 from tasks.runs import approval_questions
 from tasks.runs.resolve import Prepared, save
@@ -83,6 +84,14 @@ def test_a_run_of_a_dead_worker_is_marked(client, begin, home, before, after):
     deployment = client.read_flow_run(run).deployment_id
     other = client.create_flow_run_from_deployment(deployment)
     assert client.set_flow_run_state(other.id, Pending()).state.is_pending()
+
+
+def test_every_run_of_a_dead_worker_is_marked(client, begin, home, monkeypatch):
+    """Prefect answers with a page of runs at a time; those after it are marked in the same round."""
+    monkeypatch.setattr(dead_runs, "PAGE", 1)
+    runs = [begin(Running(), worker_name(settings())) for _ in range(2)]
+    give_up(settings(), worker_name(settings()), young=0)
+    assert {state(client, run) for run in runs} == {"CRASHED"}
 
 
 def test_what_lives_is_left_alone(client, begin, home):

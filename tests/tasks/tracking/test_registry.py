@@ -104,6 +104,20 @@ def test_an_alias_that_was_moved_is_said_and_set_back(
     assert seen(config) == (["1", "2"], '{"run": 1}')
 
 
+def test_a_move_is_seen_among_many_lines(config: Settings, lines: Lines) -> None:  # noqa: F811
+    """MLflow answers with a hundred registered models at a time; the line after them is looked at, too."""
+    client = connect(config)
+    for number in range(100):
+        client.create_registered_model(f"backprop.a-{number:03d}", {"backprop.namespace": "backprop"})
+    journaled(config, 1)
+    lines.append("support", version(1), after=0)
+    lines.set_champion("support", 1)
+    assert sync(config).error is None and list(champions(config)) == []
+    client.delete_registered_model_alias(NAME, "champion")
+    [part] = champions(config)
+    assert NAME in part.found
+
+
 def test_a_move_before_a_release_is_said_too(config: Settings, lines: Lines, caplog: pytest.LogCaptureFixture) -> None:  # noqa: F811
     """When the line goes on after somebody moved the alias, the warning comes before it points to the new champion."""
     journaled(config, 1)
