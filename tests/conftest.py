@@ -3,7 +3,15 @@
 import atexit
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import warm_worker as warm
 
 for name in [name for name in os.environ if name.startswith(("BACKPROPAGATE_", "PREFECT_", "MLFLOW_"))]:
     del os.environ[name]
@@ -18,3 +26,28 @@ os.environ |= {
     "HF_HUB_DISABLE_XET": "1",
 }
 atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def warm_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An interpreter that starts a worker in a tenth of a second: see `tests/warm_worker.py`."""
+    folder = tmp_path_factory.mktemp("warm")
+    python, address = folder / "python", folder / "socket"
+    python.write_text(f"#!{sys.executable} -IS\n{Path(warm.__file__).read_text('utf-8')}", encoding="utf-8")
+    python.chmod(0o755)
+    os.environ[warm.SOCKET] = str(address)
+    from backprop_core.worker.client import child_environment
+
+    command = [sys.executable, "-m", "tests.warm_worker", str(address)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, env=child_environment()) as process:
+        yield python
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def warm_worker(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For flow runs in the test's own process."""
+    with pytest.MonkeyPatch.context() as patch:
+        if hasattr(os, "pidfd_open"):  # Linux
+            patch.setenv("BACKPROPAGATE_WORKER_PYTHON", str(request.getfixturevalue("warm_python")))
+        yield

@@ -39,7 +39,7 @@ from flows.cli import prefect_environment
 from flows.retrain import retrain
 from tasks import tracking
 
-pytestmark = pytest.mark.usefixtures("prefect", "home")
+pytestmark = pytest.mark.usefixtures("warm_worker", "prefect", "home")
 JOB = {
     "training": TrainSpec(steps=2, batch_size=8, learning_rate=1e-2, lora=LoraSpec(rank=4)),
     "gate": GateSpec(max_drop=1),

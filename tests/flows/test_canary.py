@@ -23,7 +23,7 @@ from tests.wire.prefect_server import wait_until
 from tests.wire.stand_in import Request, Service
 
 CANARY = "Zx9/canary+4711&value"
-pytestmark = pytest.mark.usefixtures("prefect", "home")
+pytestmark = pytest.mark.usefixtures("warm_worker", "prefect", "home")
 
 
 class Echo(Service):

@@ -63,7 +63,7 @@ def test_quantization_is_a_precision(prepared: resolve.Prepared, tmp_path: Path)
         assert precision(spec.model_copy(update={"training": training})) == "nf4"
 
 
-@pytest.mark.usefixtures("prefect", "home")
+@pytest.mark.usefixtures("warm_worker", "prefect", "home")
 def test_fresh_removes_the_checkpoints_of_the_key(base: Path, data: list[str]) -> None:
     """A checkpoint of another machine stops a run; --fresh, as the hint says, begins again and leaves none behind."""
     training = TrainSpec(steps=2, batch_size=8, lora=LoraSpec(rank=4))

@@ -33,7 +33,7 @@ from tasks import tracking
 from tasks.runs import prestart, resolve, worker_process
 
 TRAINING = TrainSpec(steps=3, batch_size=8, lora=LoraSpec(rank=4))
-pytestmark = pytest.mark.usefixtures("prefect", "home")
+pytestmark = pytest.mark.usefixtures("warm_worker", "prefect", "home")
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from flows.retrain import retrain
 from tasks.runs.notifications import Audience, presentable
 from tests.wire.stand_in import Request, Service
 
-pytestmark = pytest.mark.usefixtures("prefect", "home")
+pytestmark = pytest.mark.usefixtures("warm_worker", "prefect", "home")
 HOOK, TOKEN = "/hooks/team-secret", "a" * 24
 
 

@@ -38,7 +38,7 @@ SHORT = GOOD.model_copy(update={"steps": 6})
 IDLE = GOOD.model_copy(update={"steps": 2, "learning_rate": 1e-9})
 OPEN = GateSpec(max_drop=1)
 COLOURS = {"sky": "blue", "grass": "green", "snow": "white", "coal": "black"}
-pytestmark = pytest.mark.usefixtures("prefect", "home")
+pytestmark = pytest.mark.usefixtures("warm_worker", "prefect", "home")
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from tasks.runs.line_splits import held_by, of_run
 
 SHORT = TrainSpec(steps=2, batch_size=4, learning_rate=1e-2, lora=LoraSpec(rank=4))
 OPEN = GateSpec(max_drop=1, confidence=0.5)
-pytestmark = pytest.mark.usefixtures("prefect", "home")
+pytestmark = pytest.mark.usefixtures("warm_worker", "prefect", "home")
 
 
 def row(number: int) -> dict[str, list[dict[str, str]]]:

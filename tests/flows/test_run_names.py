@@ -17,7 +17,7 @@ from flows.run_states import STATES
 from flows.server.automations import NO_MORE, dead_runs
 from tests.flows.test_retrain import batch
 
-pytestmark = pytest.mark.usefixtures("prefect", "home")
+pytestmark = pytest.mark.usefixtures("warm_worker", "prefect", "home")
 JOB = {
     "training": TrainSpec(steps=6, batch_size=8, learning_rate=1e-2, lora=LoraSpec(rank=8)),
     "gate": GateSpec(max_drop=1),

@@ -26,7 +26,7 @@ from tests.wire.hub_server import TOKEN, HubServer
 from tests.wire.ollama_server import OllamaServer
 
 TRAINING = TrainSpec(steps=2, batch_size=8, lora=LoraSpec(rank=4))
-pytestmark = pytest.mark.usefixtures("prefect")
+pytestmark = pytest.mark.usefixtures("warm_worker", "prefect")
 
 
 @pytest.fixture(scope="module", autouse=True)

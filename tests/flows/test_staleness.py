@@ -25,7 +25,7 @@ COLOURS = {"sky": "blue", "grass": "green", "snow": "white", "coal": "black"}
 TRAINING = TrainSpec(steps=24, batch_size=8, learning_rate=1e-2, lora=LoraSpec(rank=8))
 FEW = EvaluationSpec(heldout_max=12)  # fewer than drift measures
 TOLD = "backprop.new-data"
-pytestmark = pytest.mark.usefixtures("prefect", "line")
+pytestmark = pytest.mark.usefixtures("warm_worker", "prefect", "line")
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ TEMPLATE = (  # as Qwen's, in short
 )
 TOOL = {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}
 SHORT = TrainSpec(steps=2, batch_size=4, learning_rate=1e-2, lora=LoraSpec(rank=4), max_length=400)
-pytestmark = pytest.mark.usefixtures("prefect", "home")
+pytestmark = pytest.mark.usefixtures("warm_worker", "prefect", "home")
 
 
 def row(number: int) -> dict[str, Any]:
