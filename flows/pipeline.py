@@ -295,7 +295,8 @@ def batch(run: Run, spec: DatasetSpec, source: Source) -> Batch:
         own = alone.model_copy(update={"path": path, "curation": curation})
         tokenizer = run.base if curation.counts_tokens else None
         known = run.without_forgotten(file, own)
-        return run.call(data.curate, source=known, spec=own, template=run.template, tokenizer=tokenizer)
+        made = run.call(data.curate, source=known, spec=own, template=run.template, tokenizer=tokenizer)
+        return sifted(run, made, curation) if curation.needs_perplexity else made
 
     file = source.heldout
     return Batch(
@@ -308,6 +309,13 @@ def batch(run: Run, spec: DatasetSpec, source: Source) -> Batch:
         last=spec.time_split and spec.time_split.last,
         curation=spec.curation,
     )
+
+
+def sifted(run: Run, made: Curated, spec: CurationSpec) -> Curated:
+    """Curated rows without those that their perplexity drops."""
+    length = run.spec.training.limit
+    scores = run.call(evaluation.perplexity, **base_model(run), rows=made.rows, max_length=length)
+    return run.call(data.sift, curated=made, scores=scores, spec=spec)
 
 
 def held_out(run: Run, rows: Split) -> dict[str, RowsRef]:

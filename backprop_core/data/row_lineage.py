@@ -6,7 +6,7 @@ In memory are 48 bytes a row; details are in a file. Rows are numbered from 0 in
 import json
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -38,6 +38,14 @@ class Verdict(NamedTuple):
 
     outcome: Outcome
     reason: str | None = None
+
+
+class Change(NamedTuple):
+    """Another outcome of a row, the detail, and what may be shown of the row."""
+
+    verdict: Verdict
+    detail: str
+    text: Callable[[], str]
 
 
 class Lineage:
@@ -121,3 +129,40 @@ class Lineage:
         self._texts.seek(at)
         text: str = json.loads(self._texts.readline())
         return text
+
+
+def amended(ref: LineageRef, changes: Mapping[str, Change], more: dict[str, Any], store: Store) -> LineageRef:
+    """A lineage in which some of the kept rows, by their identities as hex digits, have another outcome.
+
+    `more` is added to its record.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    old = store.local(ref)
+    samples: dict[str, list[dict[str, Any]]] = {}
+    with store.begin("lineage") as directory:
+        source = pyarrow.parquet.ParquetFile(old / LINEAGE)
+        with pyarrow.parquet.ParquetWriter(directory / LINEAGE, source.schema_arrow, compression="zstd") as writer:
+            for batch in source.iter_batches(GROUP):
+                rows = [changed(row, changes, samples) for row in batch.to_pylist()]
+                writer.write_batch(pyarrow.RecordBatch.from_pylist(rows, schema=source.schema_arrow))
+        lines = [canonical({"reason": reason, **one}) + "\n" for reason, some in samples.items() for one in some]
+        text = (old / SAMPLES).read_text(encoding="utf-8") + "".join(lines)
+        (directory / SAMPLES).write_text(text, encoding="utf-8", newline="\n")
+        return store.commit(directory, LineageRef, record={**store.record(ref.digest), **more}, rows=ref.rows)
+
+
+def changed(
+    row: dict[str, Any], changes: Mapping[str, Change], samples: dict[str, list[dict[str, Any]]]
+) -> dict[str, Any]:
+    """A line of the table, changed if it is that of a kept row in `changes`; the first of each reason are sampled."""
+    change = changes.get(row["row"])
+    if change is None or row["outcome"] != "kept":
+        return row
+    (outcome, reason), detail, text = change
+    some = samples.setdefault(str(reason), [])
+    if len(some) < SAMPLED:
+        place = {name: row[name] for name in ("file", "unit", "number")}
+        some.append({**place, "detail": detail, "text": blank_secrets(text())[:SHOWN]})
+    return {**row, "outcome": outcome, "reason": reason, "detail": detail}

@@ -1,10 +1,10 @@
-"""Data stages: curate, split, pool, apart, unseen, first, replay."""
+"""Data stages: curate, sift, split, pool, apart, unseen, first, replay."""
 
-from backprop_core.data import curation, row_sets, splits
+from backprop_core.data import curation, perplexity_tails, row_sets, splits
 from backprop_core.data.token_lengths import Counter
 from backprop_core.models import base as bases
-from backprop_core.schema.refs import BaseRef, Batch, ChatTemplate, Curated, RowsRef, SourceRef, Split
-from backprop_core.schema.specs import DatasetSpec
+from backprop_core.schema.refs import BaseRef, Batch, ChatTemplate, Curated, Perplexities, RowsRef, SourceRef, Split
+from backprop_core.schema.specs import CurationSpec, DatasetSpec
 from backprop_core.stages import Workplace, stage
 
 
@@ -15,6 +15,12 @@ def curate(
     """A source → its distinct usable rows that the base's chat template accepts; `tokenizer` if tokens are counted."""
     counter = Counter(bases.locate(tokenizer.name, tokenizer.revision)[0]) if tokenizer else None
     return curation.curate(source, spec, template=template, counter=counter, store=at.store)
+
+
+@stage(version=1, runs_in="parent", planned=True)
+def sift(curated: Curated, scores: Perplexities, spec: CurationSpec, *, at: Workplace) -> Curated:
+    """Curated rows and their perplexities → those that are left, in their order."""
+    return perplexity_tails.sift(curated, scores, spec, store=at.store)
 
 
 @stage(version=1, runs_in="parent", planned=True)

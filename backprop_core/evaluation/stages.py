@@ -1,4 +1,4 @@
-"""Evaluation stages: evaluate, search, harness, generate, answer, rate, judge, gate."""
+"""Evaluation stages: evaluate, perplexity, search, harness, generate, answer, rate, judge, gate."""
 
 from backprop_core.evaluation import gate as gating
 from backprop_core.evaluation import judge as judging
@@ -12,6 +12,7 @@ from backprop_core.schema.refs import (
     Generations,
     Harnessed,
     OwnTasks,
+    Perplexities,
     Ratings,
     RowsRef,
     Scores,
@@ -37,6 +38,17 @@ def evaluate(
 
     model = at.model(base, adapter, precision, device)
     return scoring.evaluate(model, adapter, heldout, max_length=max_length, store=at.store, on_progress=at.progress)
+
+
+@stage(version=1, runs_in="worker")
+def perplexity(
+    base: BaseRef, rows: RowsRef, max_length: int | Limit, precision: Precision, device: str, *, at: WorkerPlace
+) -> Perplexities:
+    """The base and rows → the perplexity of each row."""
+    from backprop_core.evaluation import perplexity as scored
+
+    model = at.base(base, precision, device)
+    return scored.perplexities(model, rows, max_length=max_length, store=at.store, on_progress=at.progress)
 
 
 @stage(version=1, runs_in="worker")

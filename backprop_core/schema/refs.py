@@ -289,6 +289,14 @@ class Scores(ArtifactRef):
     exact_match: float = Field(ge=0, le=1)
 
 
+class Perplexities(ArtifactRef):
+    """Perplexities of rows under the base: `perplexity.jsonl`, one line for each row that is short enough."""
+
+    artifact: ClassVar[str] = "perplexity"
+    FILE: ClassVar[str] = "perplexity.jsonl"
+    rows: int = Field(ge=0, description="Rows with a perplexity.")
+
+
 class Generated(Record):
     """A generated answer."""
 

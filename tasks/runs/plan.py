@@ -23,6 +23,7 @@ from backprop_core.schema.refs import (
     Generated,
     GGUFRef,
     Harnessed,
+    Perplexities,
     RowsRef,
     Searched,
     Split,
@@ -137,6 +138,8 @@ def stand_in(kind: type[R], key: str) -> R:
         made = Searched(weight=0, tried={})
     elif issubclass(kind, Harnessed):
         made = Harnessed(scores={})
+    elif issubclass(kind, Perplexities):
+        made = Perplexities(digest=key, rows=0)
     elif issubclass(kind, Answers):
         made = Answers(answers=[Generated(text=key, tokens=0, stopped=True)])
     elif issubclass(kind, GateReport):

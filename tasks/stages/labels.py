@@ -18,6 +18,7 @@ from backprop_core.schema.refs import (
     Generations,
     GGUFRef,
     PackageRef,
+    Perplexities,
     Ratings,
     RowsRef,
     Scores,
@@ -106,7 +107,7 @@ def outcome(result: BaseModel) -> str:
             several = len(result.datasets) > 1
             said = [f"{one.task}: {divided(one)}" if several else divided(one) for one in result.datasets]
             return "; ".join(said) or f"{len(result.heldout)} sets of rows to score"
-        case RowsRef():
+        case RowsRef() | Perplexities():
             return f"{result.rows} rows"
         case TrainResult():
             return f"{result.steps} steps, loss {result.train_loss:.4f}"

@@ -1,8 +1,8 @@
 """CurationSpec: which rows of a dataset are dropped, changed or set apart before training."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from backprop_core.schema.records import KEY_IF_SET, Spec
 
@@ -13,7 +13,7 @@ ComparedPart = Literal["conversation", "question"]
 Contradictions = Literal["off", "report", "keep_newest", "drop_both"]
 
 
-Curriculum = Literal["length", "file"]
+Curriculum = Literal["length", "file", "perplexity"]
 
 
 class SourceShare(Spec):
@@ -32,6 +32,21 @@ class SourceShare(Spec):
         le=100,
         description="How often an epoch trains each of their rows; of a fraction, that share of the rows, by hash.",
     )
+
+
+class PerplexitySpec(Spec):
+    """Which rows to drop by their perplexity under the base."""
+
+    drop_highest: float = Field(0, ge=0, lt=1, description="Drop this share of the rows, the ones it expects least.")
+    drop_lowest: float = Field(0, ge=0, lt=1, description="Drop this share of the rows, the ones it knows best.")
+    max: float | None = Field(None, gt=1, description="Drop rows with a higher perplexity.")
+    min: float | None = Field(None, gt=1, description="Drop rows with a lower perplexity.")
+
+    @model_validator(mode="after")
+    def _something_to_drop(self) -> Self:
+        if not (self.drop_highest or self.drop_lowest or self.max or self.min):
+            raise ValueError("perplexity drops nothing: set drop_highest, drop_lowest, max or min")
+        return self
 
 
 class CurationSpec(Spec):
@@ -98,17 +113,27 @@ class CurationSpec(Spec):
         json_schema_extra=KEY_IF_SET,
     )
 
+    perplexity: PerplexitySpec | None = Field(
+        None,
+        description="Drop rows by the perplexity of their answers under the base, after all other steps.",
+        json_schema_extra=KEY_IF_SET,
+    )
     curriculum: Curriculum | None = Field(
         None,
         description="Order in which each epoch trains the rows: length, the shortest in tokens first; file, as they "
-        "stand in the source. Default: shuffled.",
+        "stand in the source; perplexity, the lowest first. Default: shuffled.",
         json_schema_extra=KEY_IF_SET,
     )
 
     @property
     def of_heldout(self) -> "CurationSpec":
         """The curation of a held-out file: all of its rows score, each once, in no order."""
-        return self.model_copy(update={"sources": [], "curriculum": None})
+        return self.model_copy(update={"sources": [], "perplexity": None, "curriculum": None})
+
+    @property
+    def needs_perplexity(self) -> bool:
+        """Whether the base has to score the rows."""
+        return self.perplexity is not None or self.curriculum == "perplexity"
 
     @property
     def counts_tokens(self) -> bool:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from backprop_core.data import chat_encoding
 from backprop_core.data.batching import collate
 from backprop_core.data.batching import load as load_items
+from backprop_core.data.row_files import commit, index
 from backprop_core.data.row_sets import replay
 from backprop_core.errors import (
     AdapterMismatch,
@@ -186,8 +187,13 @@ def test_named_targets(base: LoadedBase, rows: RowsRef, store: Store) -> None:
         run(base, rows, store, lora=LoraSpec(target_modules=["nonsense"]))
 
 
-def test_stopped_and_run_again_is_the_same(base: LoadedBase, rows: RowsRef, store: Store) -> None:
+@pytest.mark.parametrize("in_order", [False, True])
+def test_stopped_and_run_again_is_the_same(base: LoadedBase, rows: RowsRef, store: Store, in_order: bool) -> None:
     """Asked to stop, a run saves, says how far it got, and run again it ends at the uninterrupted run's adapter."""
+    if in_order:  # a curriculum, in which some rows are trained twice
+        every = index(rows, store)
+        every.entries["repeats"][::5] = 1
+        rows = commit(every, store, {}, curriculum="rows")
     straight, again = [], []  # type: ignore[var-annotated]
     dropout = LoraSpec(rank=4, alpha=8, dropout=0.2)
     whole = run(base, rows, store, metrics=straight, lora=dropout)
