@@ -58,9 +58,10 @@ class Approval(RunInput):
         description="approve: release it now. reject: leave the line as it is."
     )
     reason: str = Field("", max_length=1000, description="Why; kept in the record.")
+    name: str = Field("", max_length=100, description="Your name; kept in the record.")
 
     def decision(self, by: Literal["person", "time"]) -> Decision:
-        return Decision(approved=self.answer == "approve", reason=self.reason, by=by)
+        return Decision(approved=self.answer == "approve", reason=self.reason, by=by, name=self.name)
 
 
 def check(spec: ApprovalSpec) -> None:

@@ -237,3 +237,9 @@ class RunActive(BackpropError):
     """Another process is working on this run."""
 
     code = "STATE_RUN_ACTIVE"
+
+
+class AlreadyAnswered(BackpropError):
+    """The question whether a version goes live no longer takes an answer."""
+
+    code = "STATE_ALREADY_ANSWERED"

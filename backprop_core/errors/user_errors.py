@@ -83,6 +83,12 @@ class RefAmbiguous(BackpropError):
     code = "INPUT_REF_AMBIGUOUS"
 
 
+class FormExpired(BackpropError):
+    """A form came without the token of its page, or from another site."""
+
+    code = "INPUT_FORM_EXPIRED"
+
+
 class AuthRequired(BackpropError):
     """A password or token is missing, or the service rejected it."""
 

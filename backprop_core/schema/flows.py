@@ -6,6 +6,8 @@ its verb's flags in `flows/cli/`. A stored run names its flow by its name, so a 
 
 from typing import Literal, NamedTuple
 
+BY = "by:"  # prefix of a flow run's tag that names the user of the page who started it
+
 
 class Verb(NamedTuple):
     """The command that runs a flow."""

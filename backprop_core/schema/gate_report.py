@@ -75,9 +75,11 @@ class Decision(Record):
     approved: bool
     reason: str = ""
     by: Literal["person", "time"] = "person"
+    name: str = Field("", description="The person's name, if it is known.")
 
     @property
     def sentence(self) -> str:
         """One sentence for people."""
-        said = f"{'approved' if self.approved else 'rejected'}{' by a person' if self.by == 'person' else ''}"
+        by = f" by {self.name or 'a person'}" if self.by == "person" else ""
+        said = f"{'approved' if self.approved else 'rejected'}{by}"
         return f"{said}: {self.reason}" if self.reason else said

@@ -17,17 +17,18 @@ class AccessControl:
     """Refuses a foreign Host (DNS rebinding), a foreign Origin (cross-site requests, websockets), a missing password.
 
     `hosts` are names without port. `password` is `user:password` for HTTP basic authentication; None disables it.
+    `head_as_get`: the application answers GET alone.
     """
 
-    def __init__(self, app: ASGIApp, *, hosts: Sequence[str], password: str | None) -> None:
-        self._app, self._hosts = app, frozenset(hosts)
+    def __init__(self, app: ASGIApp, *, hosts: Sequence[str], password: str | None, head_as_get: bool = True) -> None:
+        self._app, self._hosts, self._head_as_get = app, frozenset(hosts), head_as_get
         encoded = base64.b64encode(password.encode()).decode() if password else ""
         self._expected = f"Basic {encoded}".encode() if password else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = self.refusal(scope) if scope["type"] in ("http", "websocket") else None
         if refusal is None:
-            if scope["type"] == "http" and scope["method"] == "HEAD":
+            if self._head_as_get and scope["type"] == "http" and scope["method"] == "HEAD":
                 scope = {**scope, "method": "GET"}  # uvicorn leaves the body out
             await self._app(scope, receive, confining(send))
         elif scope["type"] == "websocket":

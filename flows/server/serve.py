@@ -224,7 +224,9 @@ class Service:
 
         prefect = PrefectApi(self._api, self._auth if self._owns("prefect") else None)
         known = self.addresses
-        sources = Sources(self._config, prefect, {"prefect": known.prefect, "mlflow": known.mlflow}, self.is_alive)
+        where = {"prefect": known.prefect, "mlflow": known.mlflow}
+        user = self._auth.partition(":")[0] if self._auth else None
+        sources = Sources(self._config, prefect, where, self.is_alive, user)
         app = application(sources, hosts=self._hosts, password=self._auth)
         self._cleanup.callback(prefect.close)
         self._cleanup.callback(PageServer(self._page, app).close)

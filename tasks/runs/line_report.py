@@ -25,7 +25,8 @@ from backprop_core.store.artifacts import Store
 from backprop_core.store.layout import MANIFEST
 from tasks.runs.line_state import places
 
-MODEL, ADAPTER = "model.gguf", ("adapter_model.safetensors", "adapter_config.json")
+MODEL = "model.gguf"
+ADAPTER = {"adapter_model.safetensors": "adapter", "adapter_config.json": "its config"}
 COMPARED = ("model", "training", "merge", "evaluation", "gate", "export", "publish", "min_new_rows")  # of two specs
 MOST_REJECTED, MOST_SAMPLES = 10, 10
 LONGEST = 400  # characters of a turn in a sample
@@ -34,7 +35,7 @@ LONGEST = 400  # characters of a turn in a sample
 class StoredFile(Record):
     """A file of a version that can be downloaded."""
 
-    name: str = Field(description="What it is: a quantization, or `adapter`.")
+    name: str = Field(description="What it is: a quantization, `adapter` or `its config`.")
     filename: str = Field(description="Its name as a download.")
     bytes: int
     sha256: Digest
@@ -53,6 +54,7 @@ class VersionReport(Record):
 
     number: int
     run_id: RunId
+    parent: int | None = Field(description="The version that it continues.")
     made: datetime
     live: bool
     average: float | None = Field(description="Mean score over the trained tasks.")
@@ -142,6 +144,13 @@ class LineReport(Record):
     samples: list[Sample] = Field(description="Rows that the newest version has learned.")
 
     @property
+    def previous(self) -> VersionReport | None:
+        """The version that a rollback makes live if none is named."""
+        numbers = {version.number: version for version in self.versions}
+        live = numbers.get(self.live.number) if self.live else None
+        return numbers.get(live.parent or live.number - 1) if live else None
+
+    @property
     def every_score(self) -> list[float]:
         """All scores of all versions and the base."""
         mine = [one.score for version in self.versions for one in version.scores.values()]
@@ -171,6 +180,11 @@ class Ended(NamedTuple):
 def names(config: Settings) -> list[str]:
     """The lines of the store."""
     return Lines(Store(config.store_path)).names()
+
+
+def version(line: str, number: int, config: Settings) -> LineVersion:
+    """A version of a line. Raises RunUnknown."""
+    return Lines(Store(config.store_path)).version(line, number)
 
 
 def line_report(name: str, config: Settings) -> LineReport:
@@ -235,6 +249,7 @@ def version_report(store: Store, line: str, number: int, version: LineVersion, n
     return VersionReport(
         number=number,
         run_id=version.run_id,
+        parent=version.parent,
         made=time_of(store.layout.line(line).version(number)),
         live=Lines(store).champion(line) == number,
         average=sum(trained) / len(trained) if trained else None,
@@ -287,8 +302,8 @@ def stored_files(store: Store, line: str, number: int, version: LineVersion) -> 
         yield from of_artifact(
             store, ref.digest, {MODEL: f"{line}-v{number}-{ref.quantization}.gguf"}, ref.quantization
         )
-    adapter = {name: f"{line}-v{number}-{name}" for name in ADAPTER}
-    yield from of_artifact(store, version.merged.digest, adapter, "adapter")
+    for inside, name in ADAPTER.items():
+        yield from of_artifact(store, version.merged.digest, {inside: f"{line}-v{number}-{inside}"}, name)
 
 
 def of_artifact(store: Store, digest: str, wanted: dict[str, str], name: str) -> Iterator[tuple[StoredFile, Path]]:

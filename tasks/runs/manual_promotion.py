@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from prefect.context import FlowRunContext
 
 from backprop_core.errors import ConfigInvalid
+from backprop_core.schema.flows import BY
 from backprop_core.schema.gate_report import Act
 
 
@@ -17,10 +18,12 @@ def act(reason: str, *, force: bool) -> Act:
 
 
 def author() -> str:
-    """Who started this: the creator of a deployed flow run in Prefect, else the local user."""
+    """Who started this: the page's user or the creator of a deployed flow run in Prefect, else the local user."""
     context = FlowRunContext.get()
     run = context.flow_run if context else None
     if run and run.deployment_id:
+        if named := [tag.removeprefix(BY) for tag in run.tags if tag.startswith(BY)]:
+            return named[0]
         creator = run.created_by.display_value if run.created_by else None
         return creator or f"Prefect's flow run {run.name}"
     try:

@@ -5,7 +5,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from backprop_core.errors import BackpropError, DeploymentRefused, PrefectUnreachable, RunUnknown
+from backprop_core.errors import (
+    AlreadyAnswered,
+    BackpropError,
+    DeploymentMissing,
+    DeploymentRefused,
+    FormExpired,
+    PrefectUnreachable,
+    RunActive,
+    RunUnknown,
+)
 from backprop_core.schema.records import Record
 from flows.server.web import state
 from flows.server.web.line_runs import LineRuns
@@ -14,7 +23,15 @@ from tasks.runs.line_report import VersionReport
 
 PREFIX = "/api/v1"
 PROBLEM = "application/problem+json"
-STATUS = {RunUnknown: 404, PrefectUnreachable: 503, DeploymentRefused: 502}  # of coded errors; others are 400
+STATUS = {
+    FormExpired: 403,
+    RunUnknown: 404,
+    DeploymentMissing: 404,
+    AlreadyAnswered: 409,
+    RunActive: 409,
+    DeploymentRefused: 502,
+    PrefectUnreachable: 503,
+}  # of coded errors; others are 400
 
 
 class Problem(Record):

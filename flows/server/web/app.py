@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from backprop_core.errors import BackpropError
 from flows.server.access_control import AccessControl
 from flows.server.web import api, pages
+from flows.server.web.forms import Tokens
 from flows.server.web.state import Sources
 
 STATIC = Path(__file__).parent / "static"
@@ -38,8 +39,8 @@ def application(sources: Sources, *, hosts: Sequence[str], password: str | None)
         exception_handlers={HTTPException: refused, BackpropError: failed},
     )
     app.router.redirect_slashes = False
-    app.state.sources = sources
-    return AccessControl(Confined(app), hosts=hosts, password=password)
+    app.state.sources, app.state.tokens = sources, Tokens()
+    return AccessControl(Confined(app), hosts=hosts, password=password, head_as_get=False)
 
 
 class Confined:

@@ -85,7 +85,7 @@ def line_runs(line: str, api: PrefectApi, namespace: str) -> LineRuns:
         deployed=deployment is not None,
         min_new_rows=deployment["parameters"].get("min_new_rows") if deployment else None,
         schedules=[schedule(each) for each in deployment["schedules"]] if deployment else [],
-        waiting=[question for question in waiting(api, namespace) if question.line == line],
+        waiting=waiting(api, namespace, line),
         running=flow_runs(api, ACTIVE, line),
         queued=[run for run in planned if run.at and run.at <= now],
         next=next((run for run in planned if run.at and run.at > now), None),
@@ -105,6 +105,13 @@ def flow_runs(
         "limit": MOST,
     }
     return [run for run in map(flow_run, api.send("POST", "/flow_runs/filter", wanted)) if line in (None, run.line)]
+
+
+def at_work(api: PrefectApi, line: str) -> list[FlowRun]:
+    """The runs that can change the line and have begun, or are due."""
+    now = datetime.now(UTC)
+    due = [run for run in scheduled(api, line) if run.at and run.at <= now]
+    return [*flow_runs(api, ACTIVE, line, flows=CHANGING), *due]
 
 
 def scheduled(api: PrefectApi, line: str) -> list[FlowRun]:
@@ -134,18 +141,19 @@ def flow_run(known: Mapping[str, Any]) -> FlowRun:
     )
 
 
-def waiting(api: PrefectApi, namespace: str) -> list[Question]:
-    """The questions that wait for a person, of all lines, the oldest first."""
+def waiting(api: PrefectApi, namespace: str, line: str | None = None) -> list[Question]:
+    """The questions that wait for a person, of a line or of all lines, the oldest first."""
     wanted = {
         "flows": {"name": {"any_": [APPROVAL]}},
         "flow_runs": {"state": {"type": {"any_": ["PAUSED"]}}, "tags": {"all_": [namespace]}},
         "sort": "START_TIME_ASC",
         "limit": MOST,
     }
-    return [question(api, known, namespace) for known in api.send("POST", "/flow_runs/filter", wanted)]
+    found = api.send("POST", "/flow_runs/filter", wanted)
+    return [question(api, known) for known in found if line in (None, known["parameters"]["line"])]
 
 
-def question(api: PrefectApi, known: Mapping[str, Any], namespace: str) -> Question:
+def question(api: PrefectApi, known: Mapping[str, Any]) -> Question:
     """A question as Prefect gives it, with what it is about."""
     given = known["parameters"]
     asked = datetime.fromisoformat(known["state"]["timestamp"])
@@ -155,11 +163,11 @@ def question(api: PrefectApi, known: Mapping[str, Any], namespace: str) -> Quest
         run_id=given["run_id"],
         asked=asked,
         until=asked + timedelta(hours=given["hours"]),
-        candidate=next(candidates(api, known["id"], namespace), None),
+        candidate=next(candidates(api, known["id"]), None),
     )
 
 
-def candidates(api: PrefectApi, flow_run: str, namespace: str) -> Iterator[RunResult]:
+def candidates(api: PrefectApi, flow_run: str) -> Iterator[RunResult]:
     """What a question is about, from the artifact that it has written."""
     wanted = {"artifacts": {"flow_run_id": {"any_": [flow_run]}, "key": {"like_": "%-candidate"}}}
     for artifact in api.send("POST", "/artifacts/filter", wanted):

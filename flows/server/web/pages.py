@@ -1,17 +1,29 @@
 """The pages: all lines, one line. Each shows the same as a command."""
 
+import base64
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from flows.server.web import charts, state, text
+from flows.server.web import actions, charts, forms, state, text
 from flows.server.web.state import Sources
 
 BUSY, IDLE = 3, 15  # seconds between two refreshes, while something runs and otherwise
+NOTICES = {  # by what was done
+    "retrain": "The retrain begins in a few seconds.",
+    "approve": "Approved: it goes live now.",
+    "reject": "Rejected: the line stays as it is.",
+    "rollback": "The rollback begins in a few seconds.",
+    "pause": "The schedule is paused.",
+    "resume": "The schedule is active again.",
+}
 
 
 def environment() -> Environment:
@@ -35,15 +47,19 @@ def sources_of(request: Request) -> Sources:
 
 def page(request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
     """A page with its frame: the lines, and the health of `serve`."""
-    sources = sources_of(request)
+    sources, cookie = sources_of(request), forms.cookie_of(request)
     frame = {
         "lines": state.names(sources),
         "health": state.health(sources),
         "addresses": sources.addresses,
         "namespace": sources.config.namespace,
         "current": request.path_params.get("name"),
+        "token": request.app.state.tokens.token(cookie),
+        "notice": NOTICES.get(request.query_params.get("done", "")),
     }
-    return HTMLResponse(TEMPLATES.get_template(template).render(**frame, **values), status)
+    answer = HTMLResponse(TEMPLATES.get_template(template).render(**frame, **values), status)
+    forms.keep_cookie(request, answer, cookie)
+    return answer
 
 
 def start(request: Request) -> Response:
@@ -77,8 +93,68 @@ def error_page(
     return answer
 
 
+def download(request: Request) -> Response:
+    """A file of a version; ranges of it, too. Its digest is in the headers."""
+    name, number, filename = (request.path_params[part] for part in ("name", "number", "filename"))
+    link, path = state.download(name, number, filename, sources_of(request))
+    digest = base64.b64encode(bytes.fromhex(link.sha256)).decode()
+    headers = {"ETag": f'"{link.sha256}"', "Repr-Digest": f"sha-256=:{digest}:"}
+    return FileResponse(path, headers=headers, filename=link.filename, media_type="application/octet-stream")
+
+
+def rollback_form(request: Request) -> Response:
+    """Asks before a rollback."""
+    name, sources = request.path_params["name"], sources_of(request)
+    to = actions.target(name, request.query_params.get("to", ""), sources)
+    known = state.line(name, sources)
+    assert known.store
+    version = next(each for each in known.store.versions if each.number == to)
+    return page(request, "rollback.html", state=known, version=version, refresh=0)
+
+
+async def retrain(request: Request) -> Response:
+    """Start a retrain: nothing but the line is said."""
+    forms.checked(request, await forms.body_of(request))
+    return await done(request, "retrain", actions.retrain)
+
+
+async def answer(request: Request) -> Response:
+    """Approve or reject."""
+    given = forms.checked(request, await forms.body_of(request))
+    said = given.get("answer", "")
+    return await done(
+        request, said, actions.answer, str(request.path_params["question"]), said, given.get("reason", "")
+    )
+
+
+async def roll_back(request: Request) -> Response:
+    """Roll back."""
+    given = forms.checked(request, await forms.body_of(request))
+    return await done(request, "rollback", actions.roll_back, given.get("to", ""), given.get("reason", ""))
+
+
+async def pause(request: Request) -> Response:
+    """Pause or resume a schedule."""
+    given = forms.checked(request, await forms.body_of(request))
+    said = "resume" if given.get("active") == "true" else "pause"
+    return await done(request, said, actions.pause, given.get("schedule", ""), said == "resume")
+
+
+async def done(request: Request, said: str, action: Callable[..., None], *given: object) -> Response:
+    """Carry out an action on the line of the path, then show its page."""
+    name = request.path_params["name"]
+    await run_in_threadpool(partial(action, name, *given, sources_of(request)))
+    return RedirectResponse(f"/lines/{name}?done={said}", 303)
+
+
 ROUTES = [
     Route("/", start),
     Route("/lines/{name}", line),
+    Route("/lines/{name}/versions/{number:int}/files/{filename}", download),
+    Route("/lines/{name}/rollback", rollback_form),
+    Route("/lines/{name}/rollback", roll_back, methods=["POST"]),
+    Route("/lines/{name}/retrain", retrain, methods=["POST"]),
+    Route("/lines/{name}/questions/{question:uuid}", answer, methods=["POST"]),
+    Route("/lines/{name}/schedule", pause, methods=["POST"]),
     Route("/health", health),
 ]

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 import uuid
 from typing import Any
 
@@ -11,6 +12,8 @@ from backprop_core.errors import DeploymentRefused, PrefectUnreachable
 from backprop_core.runtime.redaction import blank_address
 
 PATIENCE = httpx.Timeout(5.0)  # seconds: a page says that Prefect is away rather than wait for it
+
+BUSY = (0.1, 0.3, 0.9, 0)  # seconds until the next try: Prefect says 503 while its database is locked
 
 
 class PrefectApi:
@@ -56,7 +59,12 @@ class PrefectApi:
             if self._client is None:
                 self._client = httpx.Client(base_url=self._api, headers=self._headers, timeout=PATIENCE)
         try:
-            return self._client.request(method, path, json=body, headers=headers)
+            for pause in BUSY:
+                answer = self._client.request(method, path, json=body, headers=headers)
+                if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                    break
+                time.sleep(pause)
+            return answer
         except httpx.HTTPError as error:
             raise self._away(type(error).__name__) from error
 

@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import Field
@@ -15,7 +16,7 @@ from flows.cli import lines_file
 from flows.server.web.line_runs import ACTIVE, FlowRun, LineRuns, Question, flow_runs, line_runs, waiting
 from flows.server.web.prefect_api import PrefectApi
 from tasks.runs import line_report
-from tasks.runs.line_report import LineReport, LineRow, RejectedReport, VersionReport
+from tasks.runs.line_report import LineReport, LineRow, RejectedReport, StoredFile, VersionReport
 from tasks.runs.run_progress import run_progress
 
 
@@ -26,6 +27,7 @@ class Sources(NamedTuple):
     prefect: PrefectApi
     addresses: Mapping[str, str]  # of Prefect's and MLflow's pages
     is_alive: Callable[[], dict[str, bool]]  # the processes of `serve`
+    user: str | None = None  # of `serve --auth`
 
 
 class ChangedAnswer(Record):
@@ -107,6 +109,11 @@ def versions(name: str, sources: Sources) -> list[VersionReport]:
     """The versions of a line, the newest first. Raises RunUnknown."""
     known = checked(name, sources) in line_report.names(sources.config)
     return line_report.line_report(name, sources.config).versions if known else []
+
+
+def download(name: str, number: int, filename: str, sources: Sources) -> tuple[StoredFile, Path]:
+    """A file of a version. Raises RunUnknown."""
+    return line_report.download(checked(name, sources), number, filename, sources.config)
 
 
 def line(name: str, sources: Sources) -> LineState:

@@ -37,7 +37,7 @@ const refresh = async () => {
   let next = seconds;
   try {
     if (!document.hidden) {
-      const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
+      const answer = await fetch(location.pathname, { headers: { Accept: "text/html" } });
       if (answer.ok) {
         const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
         next = Number(fresh.body.dataset.refresh) || seconds;
@@ -51,4 +51,5 @@ const refresh = async () => {
   setTimeout(refresh, next * 1000);
 };
 
+if (location.search.startsWith("?done=")) history.replaceState(null, "", location.pathname); // it is said once
 if (seconds) setTimeout(refresh, seconds * 1000);

@@ -1,0 +1,72 @@
+"""Forms of the pages: a token that only a page of this `serve` has, and what was filled in."""
+
+import hmac
+import secrets
+from urllib.parse import parse_qsl
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from backprop_core.errors import ConfigInvalid, FormExpired
+
+COOKIE = "backprop-page"
+LARGEST = 64 * 1024  # bytes of a form
+
+
+class Tokens:
+    """Signs a random cookie. Another site can neither read the page nor make the browser send the cookie."""
+
+    def __init__(self) -> None:
+        self._key = secrets.token_bytes(32)
+
+    def token(self, cookie: str) -> str:
+        return hmac.new(self._key, cookie.encode(), "sha256").hexdigest()
+
+    def is_valid(self, cookie: str, token: str) -> bool:
+        return bool(cookie) and hmac.compare_digest(self.token(cookie).encode(), token.encode())
+
+
+def cookie_of(request: Request) -> str:
+    """The browser's cookie, or a new one."""
+    return request.cookies.get(COOKIE) or secrets.token_hex(16)
+
+
+def keep_cookie(request: Request, answer: Response, cookie: str) -> None:
+    """Have the browser keep the cookie: for this site alone, and out of reach of scripts."""
+    if request.cookies.get(COOKIE) != cookie:
+        secure = request.url.scheme == "https"
+        answer.set_cookie(COOKIE, cookie, httponly=True, samesite="strict", secure=secure)
+
+
+def checked(request: Request, body: bytes) -> dict[str, str]:
+    """The fields of a form. Raises FormExpired unless it comes from a page of ours; ConfigInvalid for what is no form.
+
+    The Origin header was compared by access control; here it has to be there, as it is from every browser.
+    """
+    fields = fields_of(body)
+    tokens: Tokens = request.app.state.tokens
+    valid = tokens.is_valid(request.cookies.get(COOKIE, ""), fields.pop("token", ""))
+    if not valid or "origin" not in request.headers:
+        raise FormExpired(
+            "this form did not come from a page of this server, or the server was started again since",
+            hint="load the page again, then press the button again",
+        )
+    return fields
+
+
+def fields_of(body: bytes) -> dict[str, str]:
+    """Names and values. Raises ConfigInvalid."""
+    try:
+        return dict(parse_qsl(body.decode("ascii"), keep_blank_values=True, max_num_fields=20, errors="strict"))
+    except ValueError as error:
+        raise ConfigInvalid("this is no form", hint="use the form on the page") from error
+
+
+async def body_of(request: Request) -> bytes:
+    """The body. Raises ConfigInvalid if it is too large."""
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > LARGEST:
+            raise ConfigInvalid(f"a form may have {LARGEST // 1024} KiB", hint="shorten the reason")
+    return bytes(body)
