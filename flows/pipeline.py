@@ -294,8 +294,9 @@ def batch(run: Run, spec: DatasetSpec, source: Source) -> Batch:
     def rows(file: SourceRef, path: str, curation: CurationSpec) -> Curated:
         own = alone.model_copy(update={"path": path, "curation": curation})
         tokenizer = run.base if curation.counts_tokens else None
-        known = run.without_forgotten(file, own)
-        made = run.call(data.curate, source=known, spec=own, template=run.template, tokenizer=tokenizer)
+        made = run.call(
+            data.curate, source=run.decided(file, own), spec=own, template=run.template, tokenizer=tokenizer
+        )
         return sifted(run, made, curation) if curation.needs_perplexity else made
 
     file = source.heldout

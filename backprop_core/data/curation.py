@@ -120,11 +120,11 @@ class Curation:
         in_order = spec.curation.curriculum == "file"
         needed = {"time": spec.time_split, "source": spec.curation.sources, "place": in_order}
         self._values = {name: array("q") for name, asked in needed.items() if asked}  # of all rows of the source
-        self._forgotten = frozenset[str]()
+        self._forgotten, self._restored = frozenset[str](), frozenset[str]()
 
     def read(self, source: SourceRef, spec: DatasetSpec, template: ChatTemplate | None) -> None:
         """Read the rows and spool those that are left. Raises NoRows if none is."""
-        tally, self._forgotten = BadRows(), frozenset(source.forgotten)
+        tally, self._forgotten, self._restored = BadRows(), frozenset(source.forgotten), frozenset(source.restored)
         refusals = Refusals(template, tools_as_text=spec.tools == "as_text") if template else None
         every = chat_rows(source, spec, refusals=refusals)
         while some := list(islice(every, BATCH)):
@@ -173,7 +173,7 @@ class Curation:
     def _apply(self, name: str, step: RowStep, rows: Sequence[Numbered]) -> list[Numbered]:
         """The rows that a step leaves, as it leaves them."""
         with self._reports.timed(name, len(rows)) as report:
-            found = step([one.row for one in rows])
+            found = [self._reviewed(*pair) for pair in zip(rows, step([one.row for one in rows]), strict=True)]
         left = []
         for one, finding in zip(rows, found, strict=True):
             if finding is not None:
@@ -182,6 +182,17 @@ class Curation:
             if finding is None or finding.outcome == "kept":
                 left.append(one._replace(row=finding.row) if finding and finding.row else one)
         return left
+
+    def _reviewed(self, one: Numbered, finding: Finding | None) -> Finding | None:
+        """A finding; of a row that a person took out of quarantine, that it is kept as it is."""
+        if (
+            finding
+            and finding.outcome == "quarantined"
+            and self._restored
+            and identity(one.row).hex() in self._restored
+        ):
+            return Finding("kept", "restored", finding.detail, one.row)
+        return finding
 
     def _note(self, one: Numbered, finding: Finding) -> None:
         """Note what a step found in a row."""

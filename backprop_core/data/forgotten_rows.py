@@ -60,12 +60,25 @@ def marked(source: SourceRef, spec: DatasetSpec, store: Store, template: ChatTem
     known = forgotten(store)
     if not known:
         return source
+    return source.model_copy(update={"forgotten": names_in("forgotten", source, spec, known, store, template)})
+
+
+def names_in(
+    kind: str,
+    source: SourceRef,
+    spec: DatasetSpec,
+    known: Collection[str],
+    store: Store,
+    template: ChatTemplate | None,
+) -> list[str]:
+    """Which of some rows a source has, by identity; noted in the store as `kind`."""
     how: list[Any] = [spec.format, spec.columns, spec.tools, template and template.model_dump()]
-    note = store.layout.note("forgotten", digest_of([VERSION, part(source), how, sorted(known)]))
+    note = store.layout.note(kind, digest_of([VERSION, part(source), how, sorted(known)]))
     if not note.is_file():
-        found = sorted({name for row in readable(source, spec, template) for name in names(row) & known.keys()})
+        found = sorted({name for row in readable(source, spec, template) for name in names(row) & set(known)})
         write_atomic(note, canonical(found))
-    return source.model_copy(update={"forgotten": json.loads(note.read_bytes())})
+    found_before: list[str] = json.loads(note.read_bytes())
+    return found_before
 
 
 def remembered(rows: Iterable[ChatRow], source: SourceRef) -> Iterator[ChatRow]:

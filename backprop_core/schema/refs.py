@@ -69,6 +69,7 @@ class SourceRef(Record):
     files: list[SourceFile] = Field(default_factory=list)
     reading: Reading | None = Field(None, description="For a single file; None in records older than this field.")
     forgotten: list[Digest] = Field([], description="Identities of rows in it that are not read: they were forgotten.")
+    restored: list[Digest] = Field([], description="Identities of rows in it that a person took out of quarantine.")
 
     @property
     def readings(self) -> list[Reading]:

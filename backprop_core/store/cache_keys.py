@@ -39,8 +39,9 @@ def part(value: Any) -> Any:
         case BaseRef():
             marks = [*filter(None, [value.day]), *(["no bos"] if value.bare else [])]
             return [value.digest, *marks] if marks else value.digest
-        case SourceRef(readings=readings, forgotten=forgotten) if readings or forgotten:
-            return [value.digest, part(readings), *([forgotten] if forgotten else [])]
+        case SourceRef(readings=readings, forgotten=forgotten, restored=restored) if readings or forgotten or restored:
+            decided = [*([forgotten] if forgotten else []), *([{"restored": restored}] if restored else [])]
+            return [value.digest, part(readings), *decided]
         case ArtifactRef() | ConverterRef() | OwnTasks() | SourceRef():
             return value.digest
         case Spec():

@@ -42,6 +42,7 @@ runs/<run_id>/          of one run
   fresh.txt               what a run with `fresh` has done: `begun KEY` or `done KEY` a line
   sources/<sha256>        what it has downloaded, from its begin to its end
 forgotten.jsonl         identities of rows that are not read any more
+restored.txt            identities of quarantined rows that a person has put back, one a line
 finished/<digest>       of runs whose stages are all in the cache
 hashes/<digest>.json    sha256 of large files outside, with their state
 rejected/<key>.json     when a retrain was rejected, by which run, and why
@@ -258,6 +259,11 @@ class StoreLayout:
     def forgotten(self) -> Path:
         """Identities of rows that are not read any more."""
         return self.root / "forgotten.jsonl"
+
+    @property
+    def restored(self) -> Path:
+        """Identities of quarantined rows that a person has put back."""
+        return self.root / "restored.txt"
 
     def finished(self, digest: str) -> Path:
         """There, if the stages of what has this digest are all in the cache."""

@@ -1,4 +1,4 @@
-"""Verbs for datasets: `data report`, `preview`, `put`, `split`, `trace`, `forget`."""
+"""Verbs for datasets: `data report`, `preview`, `put`, `split`, `trace`, `restore`, `forget`."""
 
 import sys
 from dataclasses import dataclass
@@ -189,6 +189,17 @@ def trace(
     configure_logging(settings(), verbose=output.verbose)
     found = data_trace(row, settings(), most=limit)
     return Answer(found.model_dump(mode="json"), data_text.trace(found))
+
+
+def restore(
+    *rows: Annotated[str, Parameter(help="The start of the id of a row in quarantine (at least 6 hex digits).")],
+    output: OutputFlags = PLAIN,
+) -> Answer:
+    from tasks.runs.data_restore import data_restore
+
+    configure_logging(settings(), verbose=output.verbose)
+    found = data_restore(rows, settings())
+    return Answer(found.model_dump(mode="json"), data_text.restored(found))
 
 
 def forget(

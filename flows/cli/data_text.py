@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from backprop_core.data.put_rows import Put
     from backprop_core.data.report import DatasetReport, Lengths
     from backprop_core.data.report_samples import Dropped
+    from backprop_core.data.restored_rows import QuarantinedRow
     from backprop_core.data.row_search import TracedFile
     from backprop_core.data.split_files import SplitFiles
     from backprop_core.lines.row_trace import Trace, TracedRow
     from tasks.runs.data_forget import Forgotten
+    from tasks.runs.data_restore import Restored
 
 LABEL, CUT = "green", "strike dim"
 OPEN, CLOSE = "⟦", "⟧"  # around label tokens, where there are no colours
@@ -242,6 +244,29 @@ def traced(row: "TracedRow") -> Iterator[RenderableType]:
         if version.published:
             made.add_row("release", one_line(f"{version.line}@{version.number}: {', '.join(version.published)}"))
     yield made
+
+
+# Rows in quarantine
+
+
+def restored(done: "Restored") -> RenderableType:
+    """Which rows were put back; without any, those in quarantine."""
+    if not done.restored and not done.quarantined:
+        return Text("No row is in quarantine.")
+    shown = done.restored or done.quarantined
+    head = "put back: the next run that reads them keeps them" if done.restored else "in quarantine"
+    left = f"{len(done.quarantined):,} more in quarantine" if done.restored else "Put back: backprop data restore ID …"
+    blocks = [block for row in shown for block in (*set_apart(row), Text(""))]
+    return Group(Text(f"Rows {head}: {len(shown):,}", style="bold"), Text(""), *blocks, Text(left))
+
+
+def set_apart(row: "QuarantinedRow") -> Iterator[RenderableType]:
+    """A row to look at, whole."""
+    yield Text.assemble((row.row, "bold"))
+    for file in row.files:
+        yield Text(in_file(file))
+    for turn in row.content.get("messages", [{"role": "text", "content": row.content.get("text", "")}]):
+        yield Text(f"{turn['role']}: {one_line(turn['content'])}")
 
 
 # Forgotten rows

@@ -84,6 +84,10 @@ DATA = {  # verbs of `backprop data`: line in --help, example
         "Find which datasets, files, runs, versions and releases contain a row.",
         "backprop data trace ann.smith@example.org",
     ),
+    "restore": (
+        "List the rows in quarantine, and put back those that you name.",
+        "backprop data restore 3f9c12ab",
+    ),
     "forget": (
         "Remove rows from everything in the home, block them, and list what has learned them.",
         "backprop data forget 3f9c12ab --plan",
