@@ -275,15 +275,17 @@ def curated(run: Run) -> Split:
         return earlier
     prepared = run.prepared
     datasets = zip(run.spec.datasets, prepared.sources, strict=bool(prepared.sources))  # no sources if other rows score
+    batches = [batch(run, spec, source) for spec, source in datasets]
     found: Split = run.call(
         data.split,
-        batches=[batch(run, spec, source) for spec, source in datasets],
+        batches=batches,
         watched=[batch(run, *each) for each in zip(run.spec.evaluation.watch, prepared.watch, strict=True)],
         held=run.held,
         learned=run.learned,
         heldout_max=run.spec.evaluation.heldout_max,
     )
     run.notes.splits(found)
+    run.notes.curated([each.source for each in batches], found.datasets)
     return found
 
 

@@ -19,11 +19,12 @@ from backprop_core.data.loading import REFUSED, ChatRow
 from backprop_core.data.preview import ShownExample, ShownRow, shown
 from backprop_core.data.report_findings import findings, languages_of
 from backprop_core.data.report_rows import DUPLICATE, EMPTY, ReadRows, Usable
-from backprop_core.data.report_samples import Dropped, Reasons
+from backprop_core.data.report_samples import Reasons
 from backprop_core.data.template_refusals import Refusals
 from backprop_core.data.token_lengths import MOST_ROWS, Counter, Reservoir, fewer_if_long
 from backprop_core.models.file_tokenizer import FileTokenizer
 from backprop_core.runtime.redaction import blank_secrets
+from backprop_core.schema.dataset_reports import Dropped
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import ChatTemplate
 from backprop_core.schema.specs import DatasetSpec

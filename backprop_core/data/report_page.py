@@ -1,19 +1,27 @@
-"""Writes dataset reports as one HTML page that needs no script and loads nothing."""
+"""Writes dataset reports as HTML pages that need no script and load nothing."""
 
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from backprop_core.data.report import DatasetReport, Lengths
 from backprop_core.runtime.printable_text import printable
 from backprop_core.runtime.redaction import blank_secrets
+from backprop_core.schema.dataset_reports import CuratedReport
 
-TEMPLATE = Path(__file__).with_name("report_page.html")
 WIDTH, HEIGHT = 640, 120  # of a histogram, in units of its own
 GAP = 2
+LABELS = {  # of the counts of a run's dataset
+    "read": "rows read",
+    "usable": "usable",
+    "train": "trained",
+    "heldout": "held out",
+    "quarantined": "in quarantine",
+    "preferences": "preferences, kept apart",
+}
 LONGEST = 6000  # characters of a part of a row; of a longer one the middle is left out
 
 
@@ -29,17 +37,27 @@ class Bar(NamedTuple):
 
 def page(reports: Sequence[DatasetReport]) -> str:
     """The page. Whatever rows contain is text in it: escaped, without control characters, secrets blanked."""
-    return template().render(reports=reports) + "\n"
+    return environment().get_template("report_page.html").render(reports=reports) + "\n"
+
+
+def curated_page(reports: Sequence[CuratedReport]) -> str:
+    """The page of a run's datasets, made as safely."""
+    return environment().get_template("curated_page.html").render(reports=reports) + "\n"
 
 
 @cache
-def template() -> Template:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=finalized
+def environment() -> Environment:
+    made = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=finalized,
     )
-    environment.filters |= {"bars": bars, "count": count, "share": share, "words": words, "shortened": shortened}
-    environment.globals |= {"WIDTH": WIDTH, "HEIGHT": HEIGHT}
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    made.filters |= {"bars": bars, "count": count, "share": share, "words": words, "shortened": shortened}
+    made.globals |= {"WIDTH": WIDTH, "HEIGHT": HEIGHT, "LABELS": LABELS}
+    return made
 
 
 def finalized(value: object) -> object:

@@ -3,30 +3,12 @@
 from collections import Counter
 from collections.abc import Callable
 
-from pydantic import Field
-
 from backprop_core.data.file_readers import Place
 from backprop_core.runtime.redaction import blank_secrets
-from backprop_core.schema.records import Record
+from backprop_core.schema.dataset_reports import Dropped, DroppedSample
 
 SAMPLES = 3  # rows shown of each reason
 LONGEST = 600  # characters shown of a row
-
-
-class DroppedSample(Record):
-    """A row that curation drops."""
-
-    place: str = Field(description="Its file, and its line or row from 1.")
-    detail: str = Field(description="Why, for people.")
-    text: str = Field(description="The row as JSON, shortened; empty if it could not be parsed.")
-
-
-class Dropped(Record):
-    """The rows that curation drops, or could drop, for one reason."""
-
-    reason: str
-    rows: int
-    samples: list[DroppedSample] = Field(description="The first few of them.")
 
 
 class Reasons:

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from backprop_core.data.preview import Preview, ShownExample, ShownRow
     from backprop_core.data.put_rows import Put
     from backprop_core.data.report import DatasetReport, Lengths
-    from backprop_core.data.report_samples import Dropped
     from backprop_core.data.restored_rows import QuarantinedRow
     from backprop_core.data.row_search import TracedFile
     from backprop_core.data.split_files import SplitFiles
     from backprop_core.lines.row_trace import Trace, TracedRow
+    from backprop_core.schema.dataset_reports import Dropped
     from tasks.runs.data_forget import Forgotten
     from tasks.runs.data_restore import Restored
 

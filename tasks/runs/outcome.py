@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from prefect.exceptions import TerminationSignal
 
+from backprop_core.data.curated_report import curated_report
 from backprop_core.errors import BackpropError, Interrupted, TimeLimit, Unexpected, system_error
 from backprop_core.evaluation.forgetting_matrix import Row, evaluation
 from backprop_core.lines.versions import Lines, LineVersion
@@ -16,6 +17,7 @@ from backprop_core.schema.flows import flow_info
 from backprop_core.schema.gate_report import Act, Decision, GateReport
 from backprop_core.schema.refs import (
     BaseRecord,
+    Curated,
     DatasetRef,
     ErrorRecord,
     Evaluation,
@@ -46,6 +48,9 @@ class Notes:
 
     def splits(self, rows: Split) -> None:
         """What is trained and what scores: by this run, or by the one that is promoted."""
+
+    def curated(self, sources: Sequence[Curated], datasets: Sequence[DatasetRef]) -> None:
+        """What curation and the split made of each dataset."""
 
     @contextmanager
     def lora_run(self, dataset: DatasetRef) -> Iterator[None]:
@@ -146,6 +151,10 @@ class Outcome(Notes):
             self.add(split=rows)
         for task, count in rows.not_scored.items():
             log.warning("%s: %d held-out rows are not scored, as the line was trained on them", task, count)
+
+    def curated(self, sources: Sequence[Curated], datasets: Sequence[DatasetRef]) -> None:
+        pairs = zip(sources, datasets, strict=True)
+        self.journal.datasets([curated_report(*pair, self._store) for pair in pairs])
 
     @contextmanager
     def lora_run(self, dataset: DatasetRef) -> Iterator[None]:

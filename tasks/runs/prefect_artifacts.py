@@ -1,4 +1,4 @@
-"""Prefect artifacts of a flow run: forgetting matrix, GGUF files, link to MLflow, approval page, result as JSON."""
+"""Prefect artifacts of a flow run: datasets, forgetting matrix, GGUF files, link to MLflow, approval, result."""
 
 import base64
 import json
@@ -10,6 +10,7 @@ from prefect.artifacts import MarkdownArtifact, create_link_artifact, create_mar
 from prefect.context import FlowRunContext
 
 from backprop_core.publishing.model_card import fidelity, table
+from backprop_core.schema.dataset_reports import CuratedReport
 from backprop_core.schema.gate_report import GateReport, TaskVerdict
 from backprop_core.schema.refs import Evaluation, GGUFRecord, RunRecord, RunResult
 from tasks.tracking.plots import forgetting_matrix
@@ -21,9 +22,11 @@ def flow_run_id() -> str | None:
     return str(context.flow_run.id) if context and context.flow_run else None
 
 
-def publish(result: RunResult, *, namespace: str, mlflow_link: str | None) -> None:
+def publish(result: RunResult, reports: Sequence[CuratedReport], *, namespace: str, mlflow_link: str | None) -> None:
     """Create the artifacts of a run's result on its Prefect flow run, with keys prefixed by the namespace."""
     prefix, said = key(namespace), sentence(result)
+    if reports:
+        create_markdown_artifact(datasets(reports, mlflow_link), key=f"{prefix}-data", description=rows_said(reports))
     if result.evaluation:
         create_markdown_artifact(report(result, result.evaluation), key=f"{prefix}-matrix", description=said)
     if result.gguf:
@@ -32,6 +35,45 @@ def publish(result: RunResult, *, namespace: str, mlflow_link: str | None) -> No
         words = f"Curves, figures, files and where they come from: [the run in MLflow]({mlflow_link})"
         create_link_artifact(mlflow_link, link_text="The run in MLflow", key=f"{prefix}-mlflow", description=words)
     create_markdown_artifact(as_json(result), key=f"{prefix}-result", description=said)
+
+
+def rows_said(reports: Sequence[CuratedReport]) -> str:
+    """The rows of a run in one sentence."""
+    read, train, dropped = (sum(counts) for counts in zip(*map(counts_of, reports), strict=True))
+    return f"{read} rows read, {train} trained, {dropped} dropped"
+
+
+def counts_of(report: CuratedReport) -> tuple[int, int, int]:
+    return report.read, report.train, sum(one.rows for one in report.dropped)
+
+
+def datasets(reports: Sequence[CuratedReport], mlflow_link: str | None) -> str:
+    """What was made of a run's datasets, in Markdown: counts, and a link to the page in MLflow."""
+    head = ["dataset", "task", "read", "usable", "trained", "held out", "in quarantine"]
+    counts = [
+        [one.name, one.task, *map(str, (one.read, one.usable, one.train, one.heldout, one.quarantined))]
+        for one in reports
+    ]
+    left = [
+        [one.name, dropped.reason, str(dropped.rows), dropped.first[0] if dropped.first else ""]
+        for one in reports
+        for dropped in one.dropped
+    ]
+    kept = [[one.name, reason, str(rows)] for one in reports for reason, rows in one.not_trained.items()]
+    steps = [
+        [one.name, step.step, *map(str, (step.rows, step.dropped, step.quarantined, step.noted, step.seconds))]
+        for one in reports
+        for step in one.steps
+    ]
+    parts = [
+        (["dataset", "dropped", "rows", "first"], left),
+        (["dataset", "not trained", "rows"], kept),
+        (["dataset", "step", "rows", "dropped", "quarantined", "changed or flagged", "seconds"], steps),
+    ]
+    lines = [*table(head, counts), *(line for names, rows in parts if rows for line in ("", *table(names, rows)))]
+    if mlflow_link:
+        lines += ["", f"[The same as a page in MLflow]({mlflow_link}/artifacts/dataset-report.html)"]
+    return "\n".join(lines)
 
 
 def as_json(result: RunResult) -> str:

@@ -1,11 +1,12 @@
 """Records a run: journal (sent to MLflow), result in the store, and artifacts on the Prefect flow run."""
 
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Literal
 
 from backprop_core.runtime.settings import Settings
+from backprop_core.schema.dataset_reports import CuratedReport
 from backprop_core.schema.refs import DatasetRef, Evaluation, RunRecord, RunResult
 from backprop_core.store.artifacts import Store, write_atomic
 from tasks.runs import prefect_artifacts, worker_process
@@ -25,6 +26,7 @@ class RunJournal:
         self._run_id, self._prepared, self._config, self._store = run_id, prepared, config, store
         self._journal = Journal(config.journal_path, run_id)
         self._child: Journal | None = None
+        self._datasets: Sequence[CuratedReport] = ()
         self._started()
         self._sender = Sender(config, after=HEAD_START if worker_process.is_running() else 0)
         self._sender.start()
@@ -36,6 +38,12 @@ class RunJournal:
         )
         self._journal.document("spec.json", spec.model_dump(mode="json"))
         self._journal.document("inputs.json", self._prepared.model_dump(mode="json"))
+
+    def datasets(self, reports: Sequence[CuratedReport]) -> None:
+        """Record what was made of the run's datasets."""
+        self._datasets = reports
+        if reports:
+            self._journal.datasets(reports)
 
     @contextmanager
     def lora_run(self, run_id: str, index: int, dataset: DatasetRef) -> Iterator[None]:
@@ -87,7 +95,7 @@ class RunJournal:
         write_atomic(self._store.layout.run(self._run_id).result, result.model_dump_json())
         if prefect_artifacts.flow_run_id():
             link = run_link(self._config, self._run_id)
-            prefect_artifacts.publish(result, namespace=self._config.namespace, mlflow_link=link)
+            prefect_artifacts.publish(result, self._datasets, namespace=self._config.namespace, mlflow_link=link)
         return result
 
 

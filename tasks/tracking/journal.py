@@ -18,6 +18,7 @@ from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from backprop_core.errors import RunActive
 from backprop_core.runtime.redaction import blank_item, blank_json, blank_secrets
+from backprop_core.schema.dataset_reports import CuratedReport
 from backprop_core.schema.gate_report import GateReport
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import DatasetSummary, Drift, ErrorRecord, Evaluation, Located, RunId, RunResult, Status
@@ -83,6 +84,13 @@ class Document(Line):
     value: JsonValue
 
 
+class Described(Line):
+    """What was made of the run's datasets."""
+
+    kind: Literal["described"] = "described"
+    datasets: list[CuratedReport]
+
+
 class Directory(Line):
     """An artifact of the store."""
 
@@ -114,7 +122,7 @@ class Ended(Line):
     error: ErrorRecord | None
 
 
-AnyLine = Started | Measured | Tagged | Inputs | Document | Directory | Evaluated | Waited | Ended
+AnyLine = Started | Measured | Tagged | Inputs | Document | Described | Directory | Evaluated | Waited | Ended
 LINE: TypeAdapter[AnyLine] = TypeAdapter(Annotated[AnyLine, Field(discriminator="kind")])
 
 
@@ -343,6 +351,10 @@ class Journal:
     def document(self, name: str, value: JsonValue) -> None:
         """A small JSON artifact, such as `spec.json`; secrets in its text are blanked."""
         self._file.append(Document(**self._head(), name=name, value=blank_json(value)))
+
+    def datasets(self, reports: Sequence[CuratedReport]) -> None:
+        """What was made of the run's datasets, as `dataset-report.json` and `dataset-report.html`."""
+        self._file.append(Described(**self._head(), datasets=list(reports)))
 
     def directory(self, name: str, artifact: Located) -> None:
         """An artifact of the store, such as the merged adapter; its files are read when they are sent."""

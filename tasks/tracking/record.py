@@ -8,9 +8,21 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from backprop_core.schema.dataset_reports import CuratedReport
 from backprop_core.schema.refs import DatasetSummary, Evaluation, Located, Status
 from tasks.tracking.connection import LINE
-from tasks.tracking.journal import AnyLine, Directory, Document, Ended, Evaluated, Inputs, Measured, Started, Tagged
+from tasks.tracking.journal import (
+    AnyLine,
+    Described,
+    Directory,
+    Document,
+    Ended,
+    Evaluated,
+    Inputs,
+    Measured,
+    Started,
+    Tagged,
+)
 from tasks.tracking.plots import forgetting_matrix
 
 if TYPE_CHECKING:
@@ -106,10 +118,21 @@ def log_file(client: "MlflowClient", run: str, line: AnyLine) -> None:
             client.log_inputs(run, [dataset_input(dataset) for dataset in line.datasets])
         case Document():
             client.log_text(run, json.dumps(line.value, ensure_ascii=False, indent=1), line.name)
+        case Described():
+            log_datasets(client, run, line.datasets)
         case Directory():
             log_directory(client, run, line.name, line.artifact)
         case Evaluated():
             log_matrix(client, run, line.evaluation)
+
+
+def log_datasets(client: "MlflowClient", run: str, reports: Sequence[CuratedReport]) -> None:
+    """Log what was made of the run's datasets, as JSON and as a page."""
+    from backprop_core.data.report_page import curated_page
+
+    documents = [report.model_dump(mode="json") for report in reports]
+    client.log_text(run, json.dumps(documents, ensure_ascii=False, indent=1), "dataset-report.json")
+    client.log_text(run, curated_page(reports), "dataset-report.html")
 
 
 def log_directory(client: "MlflowClient", run: str, name: str, artifact: Located) -> None:

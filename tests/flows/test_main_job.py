@@ -98,6 +98,9 @@ def check_prefect(result: RunResult) -> None:
     assert document == result.model_dump(mode="json")
     [files] = [a for a in artifacts if a.key == "backprop-files" and a.flow_run_id == artifact.flow_run_id]
     assert f"| {result.gguf[0].quantization} |" in str(files.data) and "| it answers |" in str(files.data)
+    [rows] = [a for a in artifacts if a.key == "backprop-data" and a.flow_run_id == artifact.flow_run_id]
+    for one in result.runs:
+        assert f"| {one.dataset.name} | {one.dataset.task} |" in str(rows.data)
 
 
 def test_again_is_free(first, base, data, monkeypatch):

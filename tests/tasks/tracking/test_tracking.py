@@ -22,6 +22,7 @@ import pytest
 from backprop_core.errors import HistoryDamaged, MLflowUnreachable, NameTaken, PlaceUnusable, RefAmbiguous, RunUnknown
 from backprop_core.runtime import garbage
 from backprop_core.runtime.settings import Settings
+from backprop_core.schema.dataset_reports import CuratedReport, DroppedRows
 from backprop_core.schema.gate_report import GateReport, TaskVerdict
 from backprop_core.schema.refs import DatasetSummary, Drift, ErrorRecord, Evaluation, Located, RunResult
 from tasks.tracking import Sender, list_runs, mlflow_run_id, run_link, show_run, sync, tracking_uri
@@ -32,6 +33,18 @@ from tasks.tracking.sender import unsent
 ROOT, CHILD, OTHER = "a1" * 16, "b2" * 16, "a3" * 16
 DATASET = DatasetSummary(
     name="news", task="news", digest="1" * 64, train_rows=90, heldout_rows=10, dropped={"duplicate": 2}
+)
+ROWS = CuratedReport(
+    name="news",
+    task="news",
+    digest="1" * 64,
+    read=102,
+    usable=100,
+    train=90,
+    heldout=10,
+    dropped=[DroppedRows(reason="duplicate", rows=2, first=["line 2"])],
+    not_trained={},
+    steps=[],
 )
 GATE = GateReport(
     accepted=False,
@@ -125,6 +138,7 @@ def record(config: Settings, run_id: str = ROOT, *, steps: int = 30, line: str =
             child.metrics(step, {"loss": 1 / (step + 1), "tokens": step * 100.0})
         child.end("finished")
         journal.inputs([DATASET])
+        journal.datasets([ROWS])
         journal.evaluation(MATRIX)
         journal.drift(2, Drift(a=1.2, b=0.04, weight=0.7))
         journal.result(result)
@@ -179,10 +193,13 @@ def test_a_run_is_recorded_whole(config: Settings) -> None:
         "spec.json",
         "result.json",
         "gate.json",
+        "dataset-report.json",
+        "dataset-report.html",
         "matrix.json",
         "forgetting.png",
         "merged/adapter_model.safetensors",
     }
+    assert [CuratedReport(**one) for one in json.loads((artifacts / "dataset-report.json").read_text())] == [ROWS]
     table = json.loads((artifacts / "matrix.json").read_text())
     assert table["data"] == [["base", 0.1, 0.2], ["1", 0.5, None], ["2", 0.4, 0.7]]
 
