@@ -12,9 +12,9 @@ import pytest
 from tests.backprop_core import nano
 from tests.faults.lock_order import LockOrder
 
-ROUNDS = 6
+ROUNDS = 4
 RUN = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.specs import RunSpec
@@ -32,6 +32,12 @@ for number in range(int(rounds)):
     with working_on(spec.line):
         worker_process.worker(settings(), spec.training).wait_for_slot()
         worker_process.stop()
+        (Path(place) / f"{own}-{number}-had").touch()
+        notes = Path(os.environ["LOCK_ORDER"])  # the first one keeps the line until the other is seen to wait for it
+        while not (Path(place) / f"{other}-{number}-had").exists():
+            if notes.is_file() and f"/line-{spec.line}.lock" in notes.read_text():
+                break
+            time.sleep(0.01)
 """
 
 
@@ -56,5 +62,7 @@ def test_two_runs_of_one_line_do_not_wait_for_each_other(tmp_path: Path) -> None
     assert [one.returncode for one in pair] == [0, 0], "".join(said)
     assert sum(text.count("another run is working on line") for text in said) >= ROUNDS - 1
     waits = list(order.waits(tmp_path / "home"))
-    assert any("/line-line" in path for path, _ in waits), "nothing was watched"
+    assert {number for number in range(ROUNDS) for path, _ in waits if path.endswith(f"/line-line{number}.lock")} == {
+        *range(ROUNDS)
+    }
     assert order.wrong(tmp_path / "home") == []
