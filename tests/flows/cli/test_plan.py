@@ -53,7 +53,7 @@ def carried_out(spec: RunSpec) -> RunResult:
     return result
 
 
-@pytest.mark.usefixtures("prefect", "home")
+@pytest.mark.usefixtures("warm_worker", "prefect", "home")
 def test_a_plan_is_what_happens(spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stages in their order; once they are done, the same keys, all of them cached, and only a change is work."""
     monkeypatch.setenv("BACKPROPAGATE_HARNESS_TASKS", str(write_task(tmp_path / "tasks")))

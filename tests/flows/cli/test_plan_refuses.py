@@ -101,7 +101,7 @@ def outcome(do: Callable[[], object]) -> tuple[str, int, str]:
     return "done", 0, ""
 
 
-@pytest.mark.usefixtures("prefect", "home")
+@pytest.mark.usefixtures("warm_worker", "prefect", "home")
 @pytest.mark.timeout(900)  # minutes on a busy machine
 def test_a_plan_reads_the_rows_as_the_run_does(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What the run cannot read, the plan refuses with the same words; what the plan reads, the run trains."""

@@ -588,8 +588,8 @@ BREAK = {"truncated": truncated, "overwritten": overwritten, "torn": torn, "anot
 
 @pytest.mark.parametrize("harm", BREAK.values(), ids=BREAK)
 def test_a_broken_database_costs_no_run(config: Settings, harm: Callable[[Path], None]) -> None:
-    """The error names the file and what to do, the next run is recorded in the journal, and what it says helps."""
-    before = record(config)
+    """The error names the file and what to do, and the next run is recorded in the journal."""
+    record(config)
     assert sync(config).error is None and len(list_runs(config)) == 1
     own = config.home_path / "mlflow.db"
     harm(own)
@@ -600,6 +600,16 @@ def test_a_broken_database_costs_no_run(config: Settings, harm: Callable[[Path],
     record(config, OTHER)
     report = by_another_command(config, "sync", status=3)
     assert str(own) in report["error"] and report["waiting"] == 1
+
+
+def test_a_broken_database_put_aside_is_made_again(config: Settings) -> None:
+    """What the error says to do brings every run back: those that were sent and those that waited."""
+    before = record(config)
+    assert sync(config).error is None
+    own = config.home_path / "mlflow.db"
+    truncated(own)
+    record(config, OTHER)
+    assert by_another_command(config, "sync", status=3)["waiting"] == 1
     own.rename(f"{own}.broken")
     assert {run["run_id"] for run in by_another_command(config, "list-runs")} == {ROOT, OTHER}
     again = by_another_command(config, "show-run", ROOT)
