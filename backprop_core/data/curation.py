@@ -27,6 +27,7 @@ from backprop_core.data.row_lineage import Lineage, Verdict
 from backprop_core.data.row_spool import Spool
 from backprop_core.data.step_reports import StepReports
 from backprop_core.data.steps.order import row_steps, set_steps
+from backprop_core.data.steps.personal_data import clean
 from backprop_core.data.steps.row_step import Finding, RowStep
 from backprop_core.data.steps.set_step import SetStep
 from backprop_core.data.steps.source_shares import NOT_SAMPLED, OVER, shared, source_of
@@ -167,7 +168,8 @@ class Curation:
             self._lineage.note(number, PREFERENCE)
             self._judged.add(number, canonical(row), read.group)
             return None
-        self._lineage.note(number, EMPTY, text=lambda: canonical(row))
+        hides = self._spec.personal_data in ("redact", "drop", "quarantine")
+        self._lineage.note(number, EMPTY, text=lambda: canonical(clean(row) if hides else row))
         return None
 
     def _apply(self, name: str, step: RowStep, rows: Sequence[Numbered]) -> list[Numbered]:

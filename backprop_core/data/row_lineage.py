@@ -55,6 +55,7 @@ class Lineage:
         self._places, self._verdicts, self._details = Places(), array("I"), array("q")
         self._identities = bytearray()
         self._known: dict[Verdict, int] = {Verdict("kept"): KEPT}
+        self._noted = [Verdict("kept")]  # the same by number
         self._samples: dict[str, list[dict[str, Any]]] = {}
         self._texts = files.enter_context((scratch / "details").open("w+b"))
 
@@ -78,15 +79,29 @@ class Lineage:
         self._identities[row * SIZE : (row + 1) * SIZE] = identity
 
     def note(self, row: int, verdict: Verdict, detail: str = "", text: Callable[[], str] | None = None) -> None:
-        """Note a row's outcome; `text` is shown if it is among the first of its reason."""
-        self._verdicts[row] = self._known.setdefault(verdict, len(self._known))
-        self._details[row] = self._texts.seek(0, 2) if detail else NO_DETAIL
-        if detail:
-            self._texts.write(json.dumps(detail).encode() + b"\n")
+        """Note a row's outcome; `text` is shown if it is among the first of its reason.
+
+        A kept row may be noted for several reasons, which are joined.
+        """
+        before = self._noted[self._verdicts[row]]
+        if verdict.outcome == "kept" and before.reason:
+            joined = Verdict("kept", f"{before.reason}, {verdict.reason}")
+            self._set(row, joined, "; ".join(filter(None, [self._detail(row), detail])))
+        else:
+            self._set(row, verdict, detail)
         samples = self._samples.setdefault(verdict.reason or verdict.outcome, [])
         if len(samples) < SAMPLED:
             place, shown = self._places[row]._asdict(), text and blank_secrets(text())[:SHOWN]
             samples.append({**place, "detail": detail, "text": shown})
+
+    def _set(self, row: int, verdict: Verdict, detail: str) -> None:
+        if verdict not in self._known:
+            self._known[verdict] = len(self._known)
+            self._noted.append(verdict)
+        self._verdicts[row] = self._known[verdict]
+        self._details[row] = self._texts.seek(0, 2) if detail else NO_DETAIL
+        if detail:
+            self._texts.write(json.dumps(detail).encode() + b"\n")
 
     def counts(self) -> dict[Verdict, int]:
         """How many rows have each outcome."""
@@ -115,10 +130,9 @@ class Lineage:
 
     def _rows(self, start: int, end: int) -> Iterator[tuple[Any, ...]]:
         """Rows of the table, some of them."""
-        verdicts = list(self._known)
         for row in range(start, end):
             identity = bytes(self._identities[row * SIZE : (row + 1) * SIZE])
-            outcome, reason = verdicts[self._verdicts[row]]
+            outcome, reason = self._noted[self._verdicts[row]]
             name = None if identity == UNKNOWN else identity.hex()
             yield name, *self._places[row], outcome, reason, self._detail(row)
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from backprop_core.schema.records import KEY_IF_SET, Spec
 
@@ -124,6 +124,11 @@ class CurationSpec(Spec):
         "stand in the source; perplexity, the lowest first. Default: shuffled.",
         json_schema_extra=KEY_IF_SET,
     )
+
+    @field_validator("languages", "quality")
+    @classmethod
+    def _in_one_order(cls, names: list[str]) -> list[str]:
+        return sorted({*names})  # the order in which they are written means nothing
 
     @property
     def of_heldout(self) -> "CurationSpec":

@@ -85,6 +85,33 @@ def test_a_reason_has_samples(tmp_path: Path, store: Store) -> None:
     assert all("key" in sample["text"] and secret not in sample["text"] for sample in samples)
 
 
+def test_a_sample_of_an_empty_row_is_redacted(tmp_path: Path, store: Store) -> None:
+    """Where curation redacts, drops or sets apart personal data, no sample shows it, also not of an empty row."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join([pair("a"), pair("I am ann@example.com", " ")]))
+    for mode, shown in (("off", True), ("flag", True), ("redact", False), ("drop", False), ("quarantine", False)):
+        spec = DatasetSpec.model_validate({"path": str(path), "curation": {"personal_data": mode}})
+        made = curate(snapshot(str(path), scratch=tmp_path), spec, store=store)
+        assert made.lineage and made.dropped == {"empty": 1}
+        text = (store.local(made.lineage) / "samples.jsonl").read_text()
+        assert ("ann@example.com" in text) is shown and ("[e-mail]" in text) is not shown
+
+
+def test_a_kept_row_has_all_its_reasons(tmp_path: Path, store: Store) -> None:
+    """A row that is flagged for personal data and then reported as a contradiction has both in the lineage."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join([pair("Who?", "ann@example.com"), pair("Who?", "Ben."), pair("Why?")]))
+    spec = DatasetSpec.model_validate(
+        {"path": str(path), "curation": {"personal_data": "flag", "contradictions": "report"}}
+    )
+    made = curate(snapshot(str(path), scratch=tmp_path), spec, store=store)
+    assert [(row["outcome"], row["reason"], row["detail"]) for row in table(made, store)] == [
+        ("kept", "personal_data, contradiction", "1 e-mail; 2 answers to its question"),
+        ("kept", "contradiction", "2 answers to its question"),
+        ("kept", None, None),
+    ]
+
+
 MEASURE = """
 import resource, sys
 from pathlib import Path

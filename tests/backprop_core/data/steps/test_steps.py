@@ -359,6 +359,19 @@ def test_without_steps_a_key_is_what_it_was(bench: Bench) -> None:
     assert len(keys) == 2
 
 
+def test_the_order_of_a_list_is_no_part_of_a_key() -> None:
+    """Languages and rules mean the same in any order, and those that are sorted have the key that they had."""
+    source = snapshot(__file__, scratch=Path())
+
+    def key(**curation: Any) -> str:
+        spec = DatasetSpec.model_validate({"path": "a", "curation": curation})
+        assert spec.curation.semantic() == {name: sorted(set(names)) for name, names in curation.items()}
+        return stage_key("curate", {"source": source, "spec": spec, "template": None})
+
+    assert key(languages=["en", "de", "en"]) == key(languages=["de", "en"]) != key(languages=["en"])
+    assert key(quality=["repetition", "echo"]) == key(quality=["echo", "repetition"])
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
