@@ -56,7 +56,6 @@ class VersionReport(Record):
     run_id: RunId
     parent: int | None = Field(description="The version that it continues.")
     made: datetime
-    live: bool
     average: float | None = Field(description="Mean score over the trained tasks.")
     scores: dict[str, TaskScore]
     new_rows: int = Field(description="Training rows that its run added.")
@@ -143,6 +142,10 @@ class LineReport(Record):
     changes: list[ChangeReport] = Field(description="Newest version first.")
     samples: list[Sample] = Field(description="Rows that the newest version has learned.")
 
+    def is_live(self, version: VersionReport) -> bool:
+        """Whether a version is the one that is live."""
+        return self.live is not None and self.live.number == version.number
+
     @property
     def previous(self) -> VersionReport | None:
         """The version that a rollback makes live if none is named."""
@@ -191,19 +194,20 @@ def line_report(name: str, config: Settings) -> LineReport:
     """A line. Raises RunUnknown if the store has no version of it."""
     store = Store(config.store_path)
     lines = Lines(store)
-    versions = {number: lines.version(name, number) for number in lines.versions(name)}
+    versions = {number: known_version(store, name, number) for number in lines.versions(name)}
     if not versions:
         raise RunUnknown(f"line {name} has no version", hint="`backprop lines` lists all lines")
     newest = versions[max(versions)]
     made = ended(store, newest.run_id)
-    reports = [version_report(store, name, number, version, newest) for number, version in versions.items()]
+    reports = [version_report(store, name, number, versions[number], newest) for number in versions]
+    champion = lines.champion(name)
     return LineReport(
         line=name,
         base=newest.base.name,
         metric=metric_of(newest),
         tasks=list(newest.scores),
         watch=newest.watch,
-        live=live_report(store, name, reports),
+        live=next((live_report(store, name, each) for each in reports if each.number == champion), None),
         versions=reports[::-1],
         base_scores=made.base if made else {},
         forgotten=made.forgetting if made else {},
@@ -220,7 +224,7 @@ def line_row(name: str, config: Settings) -> LineRow:
     if not numbers:
         return LineRow(line=name, base=None, versions=0, tasks=[], metric="", live=None)
     number = champion or numbers[-1]
-    version = lines.version(name, number)
+    version = known_version(store, name, number)
     report = version_report(store, name, number, version, version)
     return LineRow(
         line=name,
@@ -228,8 +232,19 @@ def line_row(name: str, config: Settings) -> LineRow:
         versions=len(numbers),
         tasks=list(version.scores),
         metric=metric_of(version),
-        live=live_report(store, name, [report]),
+        live=live_report(store, name, report) if champion else None,
     )
+
+
+def known_version(store: Store, line: str, number: int) -> LineVersion:
+    """A version, read once: its file never changes."""
+    path = store.layout.line(line).version(number)
+    return version_at(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def version_at(path: Path, _changed: int) -> LineVersion:
+    return LineVersion.model_validate_json(path.read_bytes())
 
 
 def metric_of(version: LineVersion) -> str:
@@ -251,7 +266,6 @@ def version_report(store: Store, line: str, number: int, version: LineVersion, n
         run_id=version.run_id,
         parent=version.parent,
         made=time_of(store.layout.line(line).version(number)),
-        live=Lines(store).champion(line) == number,
         average=sum(trained) / len(trained) if trained else None,
         scores=scores,
         new_rows=version.datasets[-1].train.rows if version.datasets else 0,
@@ -260,18 +274,15 @@ def version_report(store: Store, line: str, number: int, version: LineVersion, n
     )
 
 
-def live_report(store: Store, line: str, versions: list[VersionReport]) -> LiveReport | None:
-    """The champion, since when and why; None without one."""
-    for version in versions:
-        if version.live:
-            return LiveReport(
-                number=version.number,
-                since=time_of(store.layout.line(line).champion),
-                verdict=version.verdict,
-                places=places(store, line, version.number),
-                average=version.average,
-            )
-    return None
+def live_report(store: Store, line: str, version: VersionReport) -> LiveReport:
+    """The version that is live, since when and why."""
+    return LiveReport(
+        number=version.number,
+        since=time_of(store.layout.line(line).champion),
+        verdict=version.verdict,
+        places=places(store, line, version.number),
+        average=version.average,
+    )
 
 
 def verdict(store: Store, line: str, number: int, version: LineVersion) -> str:
@@ -299,24 +310,35 @@ def stored_files(store: Store, line: str, number: int, version: LineVersion) -> 
     made, known = ended(store, version.run_id), released(line, number, store)
     refs = {ref.digest: ref for ref in [*(made.gguf if made else []), *(known.gguf if known else [])]}
     for ref in refs.values():
-        yield from of_artifact(
-            store, ref.digest, {MODEL: f"{line}-v{number}-{ref.quantization}.gguf"}, ref.quantization
-        )
-    for inside, name in ADAPTER.items():
-        yield from of_artifact(store, version.merged.digest, {inside: f"{line}-v{number}-{inside}"}, name)
+        filename = f"{line}-v{number}-{ref.quantization}.gguf"
+        yield from of_artifact(store, ref.digest, {MODEL: (ref.quantization, filename)})
+    adapter = {inside: (name, f"{line}-v{number}-{inside}") for inside, name in ADAPTER.items()}
+    yield from of_artifact(store, version.merged.digest, adapter)
 
 
-def of_artifact(store: Store, digest: str, wanted: dict[str, str], name: str) -> Iterator[tuple[StoredFile, Path]]:
-    """The wanted files of an artifact, by their names in it. Nothing if it was removed, or its list was changed."""
+def of_artifact(store: Store, digest: str, wanted: dict[str, tuple[str, str]]) -> Iterator[tuple[StoredFile, Path]]:
+    """Files of an artifact by their names in it, each with what it is and its name as a download.
+
+    Nothing if the artifact was removed, or its list of files is not the one that it is named after.
+    """
     directory = store.layout.artifact(digest)
-    manifest = directory / MANIFEST
-    text = manifest.read_bytes() if manifest.is_file() else b""
-    if hashlib.sha256(text).hexdigest() != digest:
+    try:
+        listed = files_at(directory / MANIFEST, (directory / MANIFEST).stat().st_mtime_ns, digest)
+    except FileNotFoundError:
         return
-    for inside, size, sha256 in json.loads(text)["files"]:
-        if inside in wanted:
-            link = StoredFile(name=name, filename=wanted[inside], bytes=size, sha256=sha256)
-            yield link, directory / inside
+    for inside, (name, filename) in wanted.items():
+        if inside in listed:
+            size, sha256 = listed[inside]
+            yield StoredFile(name=name, filename=filename, bytes=size, sha256=sha256), directory / inside
+
+
+@lru_cache(maxsize=4096)
+def files_at(manifest: Path, _changed: int, digest: str) -> dict[str, tuple[int, str]]:
+    """Size and sha256 of an artifact's files, by name; nothing if the list was changed."""
+    text = manifest.read_bytes()
+    if hashlib.sha256(text).hexdigest() != digest:
+        return {}
+    return {name: (size, sha256) for name, size, sha256 in json.loads(text)["files"]}
 
 
 def download(line: str, number: int, filename: str, config: Settings) -> tuple[StoredFile, Path]:
@@ -337,7 +359,10 @@ def download(line: str, number: int, filename: str, config: Settings) -> tuple[S
 def ended(store: Store, run_id: str) -> Ended | None:
     """What is needed of a run's result; None without a result."""
     path = store.layout.run(run_id).result
-    return ended_at(path, path.stat().st_mtime_ns) if path.is_file() else None
+    try:
+        return ended_at(path, path.stat().st_mtime_ns)
+    except FileNotFoundError:
+        return None
 
 
 @lru_cache(maxsize=4096)

@@ -1,6 +1,7 @@
 """What Prefect knows of lines: what runs, what waits for a person, what comes next, what failed."""
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,7 +20,7 @@ CHANGING = [name for name in OF_LINES if name != "drift"]  # flows that can chan
 GENERAL = [flow.deployment for flow in FLOWS.values() if flow.of_line]  # deployments that take any line
 ACTIVE, BROKEN = ["RUNNING", "PENDING", "CANCELLING"], ["FAILED", "CRASHED"]
 ENDED = ["COMPLETED", "CANCELLED", *BROKEN]
-MOST = 200  # flow runs of a query: Prefect's own limit
+MOST, SOME = 200, 50  # flow runs of a query; the first is Prefect's own limit
 MOST_FAILURES = 5
 FENCE = ("```json\n", "\n```")  # around JSON in a Markdown artifact
 
@@ -38,6 +39,7 @@ class FlowRun(Record):
     id: str
     name: str
     line: str
+    deployment: str | None
     state: str = Field(description="Its name in Prefect: Running, Late, Unchanged, Failed, …")
     failed: bool
     at: datetime | None = Field(description="When it began, ended, or is to begin.")
@@ -66,7 +68,7 @@ class LineRuns(Record):
     running: list[FlowRun]
     queued: list[FlowRun] = Field(description="Runs that are due and have not begun.")
     next: FlowRun | None
-    last: FlowRun | None = Field(description="The run that ended last.")
+    last: FlowRun | None = Field(description="The retrain that ended last.")
     failures: list[FlowRun] = Field(description="Newest first.")
 
     @property
@@ -77,52 +79,61 @@ class LineRuns(Record):
 
 def line_runs(line: str, api: PrefectApi, namespace: str) -> LineRuns:
     """What Prefect knows of a line. Raises PrefectUnreachable."""
-    deployment = api.get(f"/deployments/name/retrain/{line}")
-    planned = scheduled(api, line)
-    now = datetime.now(UTC)
-    ended = flow_runs(api, ENDED, line, flows=CHANGING, sort="END_TIME_DESC")
+    with ThreadPoolExecutor(5) as pool:
+        deployment = pool.submit(api.get, f"/deployments/name/retrain/{line}")
+        active, due = pool.submit(flow_runs, api, ACTIVE, line), pool.submit(scheduled, api, line)
+        ended, asked = pool.submit(over, api, line), pool.submit(waiting, api, namespace, line)
+    known, now = deployment.result(), datetime.now(UTC)
     return LineRuns(
-        deployed=deployment is not None,
-        min_new_rows=deployment["parameters"].get("min_new_rows") if deployment else None,
-        schedules=[schedule(each) for each in deployment["schedules"]] if deployment else [],
-        waiting=waiting(api, namespace, line),
-        running=flow_runs(api, ACTIVE, line),
-        queued=[run for run in planned if run.at and run.at <= now],
-        next=next((run for run in planned if run.at and run.at > now), None),
-        last=ended[0] if ended else None,
-        failures=flow_runs(api, BROKEN, line, sort="END_TIME_DESC")[:MOST_FAILURES],
+        deployed=known is not None,
+        min_new_rows=known["parameters"].get("min_new_rows") if known else None,
+        schedules=[schedule(each) for each in known["schedules"]] if known else [],
+        waiting=asked.result(),
+        running=active.result(),
+        queued=[run for run in due.result() if run.at and run.at <= now],
+        next=next((run for run in due.result() if run.at and run.at > now), None),
+        last=next((run for run in ended.result() if known and run.deployment == known["id"]), None),
+        failures=[run for run in ended.result() if run.failed][:MOST_FAILURES],
     )
 
 
-def flow_runs(
-    api: PrefectApi, states: list[str], line: str | None, *, flows: list[str] = OF_LINES, sort: str = "START_TIME_DESC"
-) -> list[FlowRun]:
+def flow_runs(api: PrefectApi, states: list[str], line: str | None, flows: list[str] = OF_LINES) -> list[FlowRun]:
     """The flow runs of a line, or of all lines, in these types of states."""
     wanted = {
         "flows": {"name": {"any_": flows}},
         "flow_runs": {"state": {"type": {"any_": states}}},
-        "sort": sort,
+        "sort": "START_TIME_DESC",
         "limit": MOST,
     }
     return [run for run in map(flow_run, api.send("POST", "/flow_runs/filter", wanted)) if line in (None, run.line)]
+
+
+def scheduled(api: PrefectApi, line: str) -> list[FlowRun]:
+    """The runs of a line that are to begin, the first ones first."""
+    return of_deployments(api, line, ["SCHEDULED"], "EXPECTED_START_TIME_ASC")
+
+
+def over(api: PrefectApi, line: str) -> list[FlowRun]:
+    """The runs of a line that have ended, the last ones first."""
+    return of_deployments(api, line, ENDED, "END_TIME_DESC")
+
+
+def of_deployments(api: PrefectApi, line: str, states: list[str], sort: str) -> list[FlowRun]:
+    """The runs of a line's own deployments, and of those that take any line."""
+    wanted = {
+        "deployments": {"name": {"any_": [line, *GENERAL]}},
+        "flow_runs": {"state": {"type": {"any_": states}}},
+        "sort": sort,
+        "limit": SOME,
+    }
+    return [run for run in map(flow_run, api.send("POST", "/flow_runs/filter", wanted)) if run.line == line]
 
 
 def at_work(api: PrefectApi, line: str) -> list[FlowRun]:
     """The runs that can change the line and have begun, or are due."""
     now = datetime.now(UTC)
     due = [run for run in scheduled(api, line) if run.at and run.at <= now]
-    return [*flow_runs(api, ACTIVE, line, flows=CHANGING), *due]
-
-
-def scheduled(api: PrefectApi, line: str) -> list[FlowRun]:
-    """The runs of a line that are to begin, the first ones first."""
-    wanted = {
-        "deployments": {"name": {"any_": [line, *GENERAL]}},
-        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
-        "sort": "EXPECTED_START_TIME_ASC",
-        "limit": MOST,
-    }
-    return [run for run in map(flow_run, api.send("POST", "/flow_runs/filter", wanted)) if run.line == line]
+    return [*flow_runs(api, ACTIVE, line, CHANGING), *due]
 
 
 def flow_run(known: Mapping[str, Any]) -> FlowRun:
@@ -134,6 +145,7 @@ def flow_run(known: Mapping[str, Any]) -> FlowRun:
         id=known["id"],
         name=known["name"],
         line=str(known["parameters"].get("line", "")),
+        deployment=known.get("deployment_id"),
         state=known["state_name"],
         failed=kind in BROKEN,
         at=(known.get("end_time") if kind in ENDED else None) or begins,

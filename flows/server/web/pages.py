@@ -15,7 +15,7 @@ from starlette.routing import Route
 from flows.server.web import actions, charts, forms, state, text
 from flows.server.web.state import Sources
 
-BUSY, IDLE = 3, 15  # seconds between two refreshes, while something runs and otherwise
+BUSY, IDLE = 3, 20  # seconds between two refreshes, while something runs and otherwise
 NOTICES = {  # by what was done
     "retrain": "The retrain begins in a few seconds.",
     "approve": "Approved: it goes live now.",
