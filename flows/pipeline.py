@@ -310,6 +310,7 @@ def batch(run: Run, spec: DatasetSpec, source: Source) -> Batch:
         skip=spec.skip,
         rows=spec.rows,
         last=spec.time_split and spec.time_split.last,
+        whole_questions=spec.curation.decontaminate is not None,
         curation=spec.curation,
     )
 

@@ -4,6 +4,7 @@ These are the same rows with or without redaction, near duplicates, and rows tha
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from backprop_core.data.row_identity import identity
 from backprop_core.data.row_index import SIZE, Keys, Mask, RowIndex, among, keys_of, unique
 from backprop_core.data.steps.near_duplicates import BATCH, NearDuplicates
 from backprop_core.data.steps.personal_data import MARK, clean
-from backprop_core.data.steps.shingles import conversation, runs, shingles, text_on
+from backprop_core.data.steps.shingles import conversation, question, runs, shingles, text_on, words
 from backprop_core.schema.specs.curation import CurationSpec
 from backprop_core.store.artifacts import Store
 
@@ -33,8 +34,11 @@ class Safe(NamedTuple):
     leaks: dict[str, int]
 
 
-def safe(rows: RowIndex, scoring: RowIndex, spec: CurationSpec, store: Store) -> Safe:
-    """The rows without those that `spec` calls too close to the rows of `scoring`."""
+def safe(rows: RowIndex, scoring: RowIndex, spec: CurationSpec, store: Store, *, whole_questions: bool) -> Safe:
+    """The rows without those that `spec` calls too close to the rows of `scoring`.
+
+    `whole_questions`: decontaminate also finds questions of which each run of words is part of a template.
+    """
     found = redacted_twins(rows, scoring, redacts=spec.personal_data == "redact")
     rows, leaks = rows.take(~found), {REDACTED: int(found.sum())}
     if spec.near_duplicates is not None:
@@ -42,6 +46,8 @@ def safe(rows: RowIndex, scoring: RowIndex, spec: CurationSpec, store: Store) ->
         rows, leaks[NEAR] = rows.take(~found), int(found.sum())
     if spec.decontaminate is not None:
         found = sharing(rows, scoring, spec.decontaminate)
+        if whole_questions:
+            found |= quoting(rows, scoring, spec.decontaminate)
         rows, leaks[SHARED] = rows.take(~found), int(found.sum())
     return Safe(rows, leaks)
 
@@ -107,10 +113,49 @@ def telling(texts: list[str], width: int) -> NDArray[np.uint64]:
     return np.unique(hashes[begins[~common[begins] & ~common[begins + width - half]]])
 
 
+def quoting(rows: RowIndex, scoring: RowIndex, width: int) -> Mask:
+    """Which rows have all words in a row of a question that scores, if those are at least `width`.
+
+    A question that several rows have which score is a template.
+    """
+    known = questions_in([text for some in batches(unique([scoring]), asked) for text in some], width)
+    heads = np.fromiter(known, np.uint64, len(known))
+    found, start = np.zeros(len(rows), np.bool_), 0
+    for some in batches(rows, said) if known else ():
+        texts, hashes, _ = runs(some, width)
+        for place in np.flatnonzero(np.isin(hashes, heads)).tolist():
+            text = int(texts[place])
+            spoken = words(some[text])[place - int(np.searchsorted(texts, text)) :]
+            quotes = known[int(hashes[place])]
+            found[start + text] |= any(tuple(spoken[:length]) in quotes[length] for length in quotes)
+        start += len(some)
+    return found
+
+
+def questions_in(texts: list[str], width: int) -> dict[int, dict[int, set[tuple[str, ...]]]]:
+    """The words of the questions to find, by the hash of the first `width` and by their number."""
+    counts = Counter(tuple(said) for said in map(words, texts) if len(said) >= width)
+    found: dict[int, dict[int, set[tuple[str, ...]]]] = {}
+    for said, count in counts.items():
+        if count <= max(1, MOST_COMMON * len(texts)):
+            head = int(runs([" ".join(said[:width])], width).hashes[0])
+            found.setdefault(head, {}).setdefault(len(said), set()).add(said)
+    return found
+
+
+def asked(row: ChatRow) -> str:
+    """A row's question without its system prompt."""
+    return question(without_system(row))
+
+
+def without_system(row: ChatRow) -> ChatRow:
+    turns = [turn for turn in row.get("messages", ()) if turn["role"] != "system"]
+    return {**row, "messages": turns} if turns else row
+
+
 def said(row: ChatRow) -> str:
     """A row's texts without its system prompt."""
-    turns = [turn for turn in row.get("messages", ()) if turn["role"] != "system"]
-    return conversation({**row, "messages": turns} if turns else row)
+    return conversation(without_system(row))
 
 
 def batches(rows: RowIndex, text: Callable[[ChatRow], str]) -> Iterator[list[str]]:

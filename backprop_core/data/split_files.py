@@ -57,7 +57,7 @@ def split_files(
     out = held_out(rows, made.rows, spec, share, store)
     rest = rows.take(~rows.among(out.keys))
     beside = rest.grouped(out.entries["group"])
-    kept, _ = safe(rest.take(~beside), out, spec.curation, store)
+    kept, _ = safe(rest.take(~beside), out, spec.curation, store, whole_questions=True)
     if not len(out) or not len(kept):
         side = "held out" if not len(out) else "left to train on"
         raise NoRows(f"{spec.path}: no row of {len(rows)} would be {side}", hint="choose another --share, or more rows")

@@ -193,7 +193,8 @@ def dataset(
     rest = every.take(~out)
     beside = rest.grouped(scoring.entries["group"])
     counts["group_held_out"] = int(beside.sum())
-    rest, leaks = safe(rest.take(~beside), scoring, batch.curation, store)
+    whole = batch.whole_questions
+    rest, leaks = safe(rest.take(~beside), scoring, batch.curation, store, whole_questions=whole)
     counts.update(leaks)
     cut = window(rest, batch, continues=bool(len(learned)))
     new = cut.take(~cut.among(learned.keys))

@@ -189,6 +189,11 @@ class Batch(Record):
     last: float | None = Field(
         None, description="Share of its rows to hold out by time; None: by hash.", json_schema_extra=KEY_IF_SET
     )
+    whole_questions: bool = Field(
+        False,
+        description="Whether decontaminate also finds questions that are all template; False in older records.",
+        json_schema_extra=KEY_IF_SET,
+    )
     curation: CurationSpec = Field(
         CurationSpec(), description="How close a training row may be to one that scores.", json_schema_extra=KEY_IF_SET
     )

@@ -712,6 +712,42 @@ def test_a_template_is_no_leak(bench: Bench) -> None:
     assert made.datasets[0].not_trained.keys() == {"held_out"}
 
 
+def test_a_quoted_question_is_a_leak_also_if_it_is_all_template(bench: Bench) -> None:
+    """Each run of words of these questions is in several that score; a row that quotes one whole is not trained."""
+
+    def asking(city: int, product: int) -> str:
+        return (
+            f"A customer in the small town of number {city} by the sea wants to know how much "
+            f"the very large product that is called number {product} costs in our shop today"
+        )
+
+    heldout = [pair(asking(city, product)) for city in range(6) for product in range(6)]
+    quoting = [pair(f"They wrote: {asking(2, 3)}. Why?"), pair(asking(4, 1), "Ten.")]
+    others = [
+        pair(asking(7, 3)),
+        pair(f"They wrote: {asking(2, 8)}"),
+        pair("A customer in the small town of number 2."),
+    ]
+    strict = CurationSpec(decontaminate=13)
+
+    def trained_with(**more: Any) -> set[str]:
+        batch = bench.batch([*numbered(30), *quoting, *others], heldout=heldout, curation=strict, **more)
+        made = bench.split(batch).datasets[0]
+        assert made.train.rows + made.not_trained.get("shares_words_with_held_out", 0) == 35
+        return set(questions(bench.rows(made.train)))
+
+    assert trained_with(whole_questions=True) == set(questions([*numbered(30), *others]))
+    assert trained_with() >= set(questions(quoting))  # as it was, and is in the keys of before
+
+
+def test_a_question_of_many_is_a_template(bench: Bench) -> None:
+    """A question that several rows have which score gives none of them away."""
+    heldout = [pair(sentence(1), f"Answer {number}.") for number in range(9)]
+    rows = [*numbered(30), pair(sentence(1), "Another answer.")]
+    batch = bench.batch(rows, heldout=heldout, curation=CurationSpec(decontaminate=13), whole_questions=True)
+    assert bench.split(batch).datasets[0].train.rows == 31
+
+
 # Groups
 
 
