@@ -431,6 +431,10 @@ class StageRecord(Record):
     cached: bool
     seconds: float
     digest: str | None
+    changed: list[str] = Field(
+        default_factory=list,
+        description="Why it was not in the cache: the parts of its key that differ from the most similar earlier one.",
+    )
 
 
 class Located(Record):

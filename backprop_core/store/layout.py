@@ -33,7 +33,7 @@ damaged/<digest>-<n>/   set aside by verification
 cache/                  Prefect's records of finished stages
   keys/<key>              one record a key
   results/<key>           what the record points to
-notes/<kind>/<key>.json what was found out once and can be found out again
+notes/<kind>/<key>.json what was found out once; key-<stage>/: the parts of its keys, which --explain compares
 checkpoints/<key>/      of interrupted trainings, under their stage's key
 runs/<run_id>/          of one run
   spec.json               the complete resolved spec

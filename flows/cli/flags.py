@@ -53,6 +53,17 @@ Force = Annotated[
 Reason = Annotated[str, Parameter(help="Why; kept in the record with your name.", show_default=False, group=SHIPPING)]
 
 
+Explain = Annotated[
+    bool,
+    Parameter(
+        help="Also show why each stage that was not in the cache ran: which input, field or version changed.",
+        negative="",
+        show_default=False,
+        group=OUTPUT,
+    ),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Output:
     """How to print the result. The outermost frame reads these flags itself, since parsing the others can fail."""
@@ -111,6 +122,7 @@ class Flags(Output):
             group=TASK,
         ),
     ] = False
+    explain: Explain = False
     preset: Annotated[
         str | None,
         Parameter(

@@ -8,7 +8,7 @@ from cyclopts.types import PositiveInt
 from backprop_core.runtime.settings import settings
 from flows.cli import tables
 from flows.cli.console import configure_logging, one_line
-from flows.cli.flags import PLAIN, OutputFlags, RunRef
+from flows.cli.flags import PLAIN, Explain, OutputFlags, RunRef
 from flows.cli.main import Answer
 from tasks import tracking
 
@@ -27,11 +27,13 @@ def list_runs(
     return Answer(summaries, tables.runs(summaries))
 
 
-def show_run(run_id: RunRef, /, *, output: OutputFlags = PLAIN) -> Answer:
+def show_run(run_id: RunRef, /, *, explain: Explain = False, output: OutputFlags = PLAIN) -> Answer:
     config = settings()
     configure_logging(config, verbose=output.verbose)
     result = tracking.show_run(config, run_id)
-    return Answer(result.model_dump(mode="json"), tables.run(result))
+    shown = tables.run(result)
+    text = tables.explained(shown, result.stages) if explain else shown
+    return Answer(result.model_dump(mode="json"), text)
 
 
 def lines(*, output: OutputFlags = PLAIN) -> Answer:

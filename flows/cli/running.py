@@ -216,9 +216,11 @@ def carry_out(flow: str, spec: RunSpec, flags: Flags) -> Answer:
         configure_logging(settings(), verbose=flags.verbose)
         quiet_prefect()
         made = run_here.plan(flow, spec, fresh=flags.fresh)
-        return Answer(made.model_dump(mode="json"), tables.plan(made))
+        shown = tables.plan(made)
+        text = tables.explained(shown, made.stages) if flags.explain else shown
+        return Answer(made.model_dump(mode="json"), text)
     with watched(flags):
-        return answer(run_here.run(flow, spec, fresh=flags.fresh))
+        return answer(run_here.run(flow, spec, fresh=flags.fresh), explain=flags.explain)
 
 
 def handed_over(flow: str, spec: RunSpec, flags: Flags) -> Answer:
@@ -250,6 +252,8 @@ def shown(output: Output) -> Iterator[None]:
         yield
 
 
-def answer(result: RunResult) -> Answer:
+def answer(result: RunResult, *, explain: bool = False) -> Answer:
     """A run's result, with its exit status."""
-    return Answer(result.model_dump(mode="json"), tables.run(result), EXIT[result.status])
+    shown = tables.run(result)
+    text = tables.explained(shown, result.stages) if explain else shown
+    return Answer(result.model_dump(mode="json"), text, EXIT[result.status])

@@ -25,6 +25,7 @@ from backprop_core.schema.refs import (
     HarnessRecord,
     RunRecord,
     RunResult,
+    StageRecord,
 )
 from flows.cli.console import one_line
 from tasks.stages.labels import NOT_TRAINED
@@ -175,6 +176,15 @@ def pruned(done: "Pruned", *, dry_run: bool) -> RenderableType:
     text = f"{'would delete' if dry_run else 'deleted'} {done.artifacts} artifacts, {done.checkpoints} checkpoints: "
     total = Text(f"{text}{size(done.bytes)}, {size(done.left)} left")
     return Group(listed, "", total) if done.items else total
+
+
+def explained(shown: RenderableType, stages: Sequence[StageRecord]) -> RenderableType:
+    """What is shown of a run or plan, and why each stage is not taken from the cache."""
+    made = table("stage", "not cached, because this changed")
+    for stage in stages:
+        for number, line in enumerate(stage.changed):
+            made.add_row(stage.stage if number == 0 else "", one_line(line))
+    return Group(shown, "", made if any(stage.changed for stage in stages) else Text("every stage is cached"))
 
 
 def run(result: RunResult) -> RenderableType:

@@ -34,6 +34,7 @@ from backprop_core.schema.specs import RunSpec, TrainSpec
 from backprop_core.stages import Stage
 from backprop_core.store.artifacts import Store
 from backprop_core.store.cache_keys import stage_key
+from backprop_core.store.key_changes import KeyChanges
 from backprop_core.training import time_estimate
 from backprop_core.training.defaults import Data
 from backprop_core.training.vram_estimate import GIB, Setting, Shape, memory, micro_batch
@@ -95,12 +96,14 @@ class Lookup:
         self.files: list[str] = []  # kinds of GGUF files to be written
         self.rows: Split | None = None
         self._prepared, self._store, self._beside = prepared, store, Beside(store)
+        self._changes = KeyChanges(store)
 
     def call(self, stage: Stage[R], **parameters: Any) -> R:
         key = stage_key(stage.name, parameters)
         found: R | None = None if self._prepared.fresh else recorded(self._store, key)
         cached = found is not None or key in [stage.key for stage in self.stages]
-        self.stages.append(StageRecord(stage=stage.name, key=key, cached=cached, seconds=0, digest=None))
+        why = [] if cached else self._why(stage, key, parameters)
+        self.stages.append(StageRecord(stage=stage.name, key=key, cached=cached, seconds=0, digest=None, changed=why))
         if not cached:
             written = disk_space.kind_of(stage.name, parameters)
             disk_space.check(self._prepared.spec, self._store.root, stage=stage.name, kind=written)
@@ -109,7 +112,11 @@ class Lookup:
             found = stage.carry_out(parameters, ParentPlace(self._beside, key, stage.name))
         if isinstance(found, Split):
             self.rows = found
+        self._changes.learn(stage.name, key, parameters, found)
         return found or stand_in(stage.result, key)
+
+    def _why(self, stage: Stage[R], key: str, parameters: dict[str, Any]) -> list[str]:
+        return ["--fresh"] if self._prepared.fresh else self._changes.why(stage.name, key, parameters)
 
     def serve(self, file: GGUFRef, heldout: RowsRef) -> dict[str, str]:
         return {}

@@ -17,6 +17,7 @@ from backprop_core.schema.refs import GGUFRef, RowsRef, StageRecord
 from backprop_core.stages import Stage
 from backprop_core.store.artifacts import Store
 from backprop_core.store.cache_keys import digests_in, stage_key
+from backprop_core.store.key_changes import KeyChanges
 from backprop_core.store.leases import Lease
 from backprop_core.store.locks import held
 from backprop_core.worker.client import Worker
@@ -55,6 +56,7 @@ class StageCalls:
         self._run_id, self._prepared, self._spec = run_id, prepared, prepared.spec
         self._settings, self._store, self._lease, self._noted = config, store, lease, noted
         self._labels = Labels(prepared.live.version.heldout if prepared.live else {})
+        self._changes = KeyChanges(store)
         self._afresh = Afresh(store.layout.run(run_id).fresh, asked=prepared.fresh)
         self._device_said = False
         limit = self._spec.max_seconds if flow_info(prepared.flow).trains else None
@@ -65,6 +67,7 @@ class StageCalls:
         self._lease.add(key)
         self._wait_for_device(stage, key)
         begin, again = time.monotonic(), self._afresh.is_due(key)
+        why = self._why(stage, key, parameters, again=again)
         if again or not is_recorded(self._store, key):
             self._check_limits(stage, parameters)
         if again and stage.name == "train":
@@ -75,13 +78,28 @@ class StageCalls:
         result: R = state.result()
         self._keep(key, result)
         self._labels.learn(parameters, result)
+        self._changes.learn(stage.name, key, parameters, result)
+        self._changes.note(stage.name, key, parameters)
         cached, seconds = state.name == "Cached", round(time.monotonic() - begin, 3)
         self._noted.staged(
-            StageRecord(stage=stage.name, key=key, cached=cached, seconds=seconds, digest=digest_in(result))
+            StageRecord(
+                stage=stage.name,
+                key=key,
+                cached=cached,
+                seconds=seconds,
+                digest=digest_in(result),
+                changed=[] if cached else why,
+            )
         )
         took = "from the cache" if cached else f"{seconds:.1f} s"
         get_run_logger().info("%s (%s)", ": ".join(filter(None, [label, outcome(result)])), took)
         return result
+
+    def _why(self, stage: Stage[R], key: str, parameters: dict[str, Any], *, again: bool) -> list[str]:
+        """Why a stage is not taken from the cache."""
+        if again:
+            return ["--fresh"]
+        return [] if is_recorded(self._store, key) else self._changes.why(stage.name, key, parameters)
 
     def serve(self, file: GGUFRef, heldout: RowsRef) -> dict[str, str]:
         export, prompt = self._spec.export, canary(heldout, self._store)

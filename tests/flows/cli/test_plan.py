@@ -47,6 +47,11 @@ def todo(plan: Plan) -> list[str]:
     return [stage.stage for stage in plan.stages if not stage.cached]
 
 
+def changed(plan: Plan, stage: str) -> list[list[str]]:
+    """What changed in the keys of the stages with this name that would run."""
+    return [one.changed for one in plan.stages if one.stage == stage and not one.cached]
+
+
 def carried_out(spec: RunSpec) -> RunResult:
     given = {name: getattr(spec, name) for name in ("model", "training", "evaluation", "export")}
     result: RunResult = multi_run(spec.datasets, **given)
@@ -77,6 +82,16 @@ def test_a_plan_is_what_happens(spec: RunSpec, tmp_path: Path, monkeypatch: pyte
     sequential = todo(planned(spec, merge=MergeSpec(strategy="sequential")))
     assert (sequential.count("train"), sequential.count("merge"), sequential.count("curate")) == (1, 2, 0)
     assert len(todo(run_here.plan("multi-run", spec, fresh=True))) == len(result.stages)
+    assert result.stages[0].changed == ["no earlier result of this stage"] and not any(s.changed for s in after.stages)
+    assert changed(planned(spec, training=TRAINING.model_copy(update={"seed": 9})), "train")[0] == [
+        "training.seed: 0 → 9"
+    ]
+    other = tmp_path / Path(spec.datasets[0].path).name
+    other.write_text("".join(Path(spec.datasets[0].path).read_text().splitlines(keepends=True)[1:]))
+    newer = planned(spec, datasets=[DatasetSpec(path=str(other)), spec.datasets[1]])
+    [source] = changed(newer, "curate")[0]
+    assert source.startswith(f"source ({other.name}): ") and " → " in source
+    assert any(f"(made by curate of {other.name})" in line for line in changed(newer, "split")[0])
 
 
 @pytest.mark.usefixtures("home")
