@@ -99,6 +99,7 @@ def named_by(number: int, store: Store) -> list[str]:
     return [version.tuned.digest, version.merged.digest, *rows, *(file.digest for file in went_out.gguf)]
 
 
+@pytest.mark.usefixtures("warm_worker")
 @pytest.mark.skipif("BACKPROP_FAULTS" not in os.environ, reason="only in make faults")
 @pytest.mark.timeout(5400)
 def test_thirty_nights_take_the_room_of_three(
