@@ -16,9 +16,11 @@ import socket
 import sys
 import time
 import traceback
+from contextlib import suppress
 
 MAIN = "backprop_core.worker.main"
 SOCKET = "WARM_SOCKET"
+PATIENCE = 240  # seconds for the imports on a busy machine
 
 
 def serve(address: str) -> None:
@@ -55,7 +57,8 @@ def attend(connection: socket.socket) -> None:
     if ended not in select.select([ended, connection], [], [])[0]:
         os.kill(pid, signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    connection.sendall(status.to_bytes(4, signed=True))
+    with suppress(BrokenPipeError):  # its caller was killed
+        connection.sendall(status.to_bytes(4, signed=True))
     os._exit(0)
 
 
@@ -78,8 +81,10 @@ def become(said: dict, files: list[int]) -> None:
 
 def connected(address: str) -> socket.socket:
     """A connection to the process that is forked from, once it is there."""
-    connection = socket.socket(socket.AF_UNIX)
+    connection, deadline = socket.socket(socket.AF_UNIX), time.monotonic() + PATIENCE
     while connection.connect_ex(address):
+        if time.monotonic() > deadline:
+            sys.exit(f"no process answers at {address}")
         time.sleep(0.1)
     return connection
 
