@@ -65,6 +65,13 @@ def filesystem(url: str) -> Iterator[tuple[Any, str]]:
         yield fsspec.url_to_fs(url, skip_instance_cache=True)
 
 
+def members(url: str) -> list[str]:
+    """The names of the files directly below a prefix, sorted. Raises what `filesystem` raises."""
+    with filesystem(url) as (system, path):
+        found = system.ls(path, detail=True)
+        return sorted(one["name"].rpartition("/")[2] for one in found if one["type"] == "file")
+
+
 def chunks(url: str) -> Iterator[bytes]:
     """The bytes at a URL. Raises what `filesystem` raises."""
     with filesystem(url) as (system, path), system.open(path, "rb") as file:

@@ -26,14 +26,14 @@ PATIENCE = 60  # read timeout of web servers in seconds
 def snapshot(path: str, *, scratch: Path, encoding: str | None = None) -> SourceRef:
     """Hash a source; a URL is first downloaded into `scratch`. `encoding` is that of text without a byte order mark.
 
-    A directory means the row files in it, identified by their names and sha256. Raises InputNotFound; NoRows for a
-    directory without row files; InputValidationFailed if it cannot be read; AddressForbidden; ExtraMissing for a
-    protocol whose package is not installed.
+    A directory, or a URL of an object store that ends in a slash, means the row files in it, identified by their names
+    and sha256. Raises InputNotFound; NoRows for a directory without row files; InputValidationFailed if it cannot be
+    read; AddressForbidden; ExtraMissing for a protocol whose package is not installed.
     """
     local = fetch(path, scratch) if is_address(path) else Path(os.path.expanduser(path)).absolute()
     try:
         if local.is_dir():
-            return listed(str(local), {file.name: file for file in members(path)}, path, encoding)
+            return listed(str(local), {file.name: file for file in members(str(local))}, path, encoding)
         if not local.exists():
             raise InputNotFound(f"no such file: {path!r}", hint=did_you_mean(local))
         if not local.is_file():
@@ -81,19 +81,35 @@ def holds_rows(name: str) -> bool:
 
 
 def fetch(url: str, scratch: Path) -> Path:
-    """Download a URL into `scratch` unless it is there already. The local name keeps the suffixes of its format."""
+    """Download a URL into `scratch`, as a file whose name keeps its suffixes or as a directory, unless it is there."""
     if is_chain(url) and not is_sql(url):
         raise InputValidationFailed(f"{url} is a chain of URLs", hint="use a single URL, or copy the file")
     suffix = ROWS_FILE.search(urlsplit(url).path) or ROWS_FILE.search(url)
     ending = ".jsonl" if is_sql(url) else suffix[0] if suffix else ""
     target = scratch / (hashlib.sha256(url.encode()).hexdigest()[:16] + ending)
-    if not target.is_file():
-        part = target.with_name(f"{target.name}.part")
-        with part.open("wb") as file:
-            for chunk in downloaded(url):
-                file.write(chunk)
-        part.replace(target)
+    if not is_prefix(url):
+        download(url, target)
+        return target
+    target.mkdir(exist_ok=True)
+    for name in filter(holds_rows, remote_files.members(url)):
+        download(url + name, target / name)
     return target
+
+
+def download(url: str, target: Path) -> None:
+    """Download a URL into a file unless it is there already."""
+    if target.is_file():
+        return
+    part = target.with_name(f"{target.name}.part")
+    with part.open("wb") as file:
+        for chunk in downloaded(url):
+            file.write(chunk)
+    part.replace(target)
+
+
+def is_prefix(url: str) -> bool:
+    """Whether a URL means the files below it: one that ends in a slash, of an object store or another file system."""
+    return url.endswith("/") and not is_web(url) and not is_sql(url)
 
 
 def downloaded(url: str) -> Iterator[bytes]:

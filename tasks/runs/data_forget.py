@@ -162,7 +162,7 @@ class Work:
         """Files of rows in the home, and what unfinished runs have downloaded."""
         yield from (path for path in sorted(self._config.layout.data.rglob("*")) if path.is_file())
         for run in self._store.layout.holding():
-            yield from sorted(run.sources.iterdir())
+            yield from sorted(path for path in run.sources.rglob("*") if path.is_file())
 
     def _file(self, path: Path, *, change: bool) -> ChangedFile | None:
         """Remove the rows from a file; of a download, remove it all: its name is its digest."""

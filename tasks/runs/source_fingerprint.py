@@ -6,9 +6,9 @@ from pathlib import Path
 
 import httpx
 
-from backprop_core.data import sql_query
+from backprop_core.data import remote_files, sql_query
 from backprop_core.data.remote_files import filesystem
-from backprop_core.data.sources import PATIENCE, is_web, members, unreadable
+from backprop_core.data.sources import PATIENCE, holds_rows, is_prefix, is_web, members, unreadable
 from backprop_core.errors import InputNotFound, InputValidationFailed, NoRows
 from backprop_core.runtime.url_guard import client
 from backprop_core.schema.field_types import is_address, is_sql
@@ -72,6 +72,12 @@ def page(url: str) -> list[object]:
 
 
 def remote(url: str) -> list[object]:
-    """fsspec's current information about a file."""
+    """fsspec's current information about a file, or about each row file below a prefix."""
+    if not is_prefix(url):
+        with filesystem(url) as (system, path):
+            return [system.ukey(path)]
+    names = list(filter(holds_rows, remote_files.members(url)))
+    if not names:
+        raise NoRows(f"{url} has no row files yet", hint="add one")
     with filesystem(url) as (system, path):
-        return [system.ukey(path)]
+        return [[name, system.ukey(f"{path}/{name}")] for name in names]

@@ -109,7 +109,7 @@ def without_query(path: str) -> str:
 
 def stem(path: str) -> str:
     """A file's name without its suffixes, including that of its compression."""
-    place = urlsplit(path).path if is_web(path) or is_sql(path) else path
+    place = urlsplit(path).path if is_web(path) or is_sql(path) else path.rstrip("/")
     name = place.rpartition("/")[2] if is_address(path) else Path(place).name
     return re.sub(r"\.[^.]+$", "", re.sub(PACKED, "", name)) or "data"
 
@@ -143,8 +143,10 @@ def keep(found: Iterable[Source], run_id: str, store: Store) -> list[Source]:
     def move(ref: SourceRef) -> SourceRef:
         if not Path(ref.path).is_relative_to(store.layout.sessions):
             return ref
-        if not (place / ref.digest).is_file():  # the same URL may occur twice
+        if not (place / ref.digest).exists():  # the same URL may occur twice
             place.mkdir(parents=True, exist_ok=True)
+            for file in ref.files:
+                fsync(Path(ref.path, file.name))
             fsync(Path(ref.path))
             Path(ref.path).replace(place / ref.digest)
             fsync(place)

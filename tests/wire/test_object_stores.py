@@ -11,9 +11,19 @@ from moto.server import ThreadedMotoServer
 
 from backprop_core.data.loading import read_rows, snapshot
 from backprop_core.data.remote_files import AZURE, CLOUDS, GCS, unreadable
-from backprop_core.errors import AddressForbidden, AuthRequired, ExtraMissing, InputNotFound, InputValidationFailed
+from backprop_core.errors import (
+    AddressForbidden,
+    AuthRequired,
+    ExtraMissing,
+    InputNotFound,
+    InputValidationFailed,
+    NoRows,
+)
 from backprop_core.schema.specs import DatasetSpec
+from backprop_core.store.artifacts import Store
 from tasks.runs.source_fingerprint import fingerprint
+from tasks.runs.sources import keep as kept_for_a_run
+from tasks.runs.sources import sources
 
 ROWS = [{"text": f"Row {number}."} for number in range(50)]
 PACKED = gzip.compress("".join(json.dumps(row) + "\n" for row in ROWS).encode(), mtime=0)
@@ -30,6 +40,10 @@ def server() -> Iterator[str]:
     client = boto3.client("s3", endpoint_url=address, **keys)
     client.create_bucket(Bucket="drops")
     client.put_object(Bucket="drops", Key="in/rows #1.jsonl.gz", Body=PACKED)
+    for name, text in {"a.jsonl": ROWS[0], "b.jsonl": ROWS[1], "deep/c.jsonl": ROWS[2], ".d.jsonl": ROWS[3]}.items():
+        client.put_object(Bucket="drops", Key=f"batch/{name}", Body=json.dumps(text).encode())
+    client.put_object(Bucket="drops", Key="batch/", Body=b"")
+    client.put_object(Bucket="drops", Key="other/notes.pdf", Body=b"%PDF")
     client.close()
     yield address
     server.stop()
@@ -48,6 +62,13 @@ def alone(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def keep(tmp_path: Path) -> Iterator[Store]:
+    store = Store(tmp_path / "store")
+    yield store
+    store.close()
+
+
+@pytest.fixture
 def account(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "who")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "knows")
@@ -62,6 +83,25 @@ def test_a_file_in_s3(tmp_path: Path) -> None:
     assert source.digest == snapshot(str(tmp_path / "rows.jsonl.gz"), scratch=tmp_path).digest
     assert read_rows(source, DatasetSpec(path=url)).rows == ROWS
     assert fingerprint(DatasetSpec(path=url)) == fingerprint(DatasetSpec(path=url))
+
+
+@pytest.mark.usefixtures("account")
+def test_a_prefix_is_a_directory(tmp_path: Path, server: str, keep: Store) -> None:
+    """The row files below it, and not below it further down, are the same source as a local directory of them."""
+    url, local = "s3://drops/batch/", tmp_path / "batch"
+    local.mkdir()
+    for name, row in zip(("a.jsonl", "b.jsonl"), ROWS, strict=False):
+        (local / name).write_text(json.dumps(row))
+    [found] = sources([DatasetSpec(path=url)], keep.scratch("source"))
+    assert (found.name, found.data.digest) == ("batch", snapshot(str(local), scratch=tmp_path).digest)
+    [kept] = kept_for_a_run([found], "a" * 32, keep)
+    assert read_rows(kept.data, DatasetSpec(path=url)).rows == ROWS[:2] and not Path(found.data.path).exists()
+    before = fingerprint(DatasetSpec(path=url))
+    assert fingerprint(DatasetSpec(path=url)) == before
+    with pytest.raises(NoRows, match="other/"):
+        snapshot("s3://drops/other/", scratch=tmp_path)
+    with pytest.raises(InputNotFound):
+        snapshot("s3://drops/none/", scratch=tmp_path)
 
 
 @pytest.mark.usefixtures("account")
