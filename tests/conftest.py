@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +41,8 @@ def warm_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     command = [sys.executable, "-m", "tests.warm_worker", str(address)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, env=child_environment()) as process:
+        while not address.exists() and process.poll() is None:
+            time.sleep(0.05)
         yield python
         process.communicate()
 

@@ -1,7 +1,6 @@
 """Who waits for a lock says so, holds nothing that comes after it, and can be stopped."""
 
 import logging
-import sys
 import threading
 import time
 from pathlib import Path
@@ -96,7 +95,7 @@ def test_devices_are_taken_in_one_order(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_worker_that_does_not_start_is_stalled(tmp_path):
+def test_a_worker_that_does_not_start_is_stalled(tmp_path, warm_python):
     """The stall limit sees a child that never comes to wait for its device; one that waits for it is not stuck."""
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\nexec sleep 100\n")
@@ -107,8 +106,8 @@ def test_a_worker_that_does_not_start_is_stalled(tmp_path):
         stuck.wait_for_slot()
     stuck.close()
     with FileLock(slot):
-        waits = Worker(store, slots=[slot], python=sys.executable, stall_seconds=30)
-        waits.wait_for_slot(time.monotonic() + 40)
+        waits = Worker(store, slots=[slot], python=str(warm_python), stall_seconds=10)
+        waits.wait_for_slot(time.monotonic() + 12)
         assert waits.alive
     waits.close()
 

@@ -56,17 +56,17 @@ def train(worker: Worker, place, rows: int, key: str, begin: Start | None = None
     return worker.call(train_stage, key=key * 64, on_event=on_event, base=base, rows=sets[rows], spec=SPEC, start=begin)
 
 
-def test_a_training_stops_at_its_deadline(start, place):
+def test_a_training_stops_at_its_deadline(start, place, warm_python):
     """What takes too long stops at a step with a checkpoint, and goes on from there to the bits of one that did not."""
     store, base, sets = place
     job = {"key": "5" * 64, "on_event": lambda event: None, "base": base, "rows": sets[0], "spec": SPEC, "start": None}
-    worker = start()
+    worker = start(python=str(warm_python))
     whole = train(worker, place, 0, "6")
     with pytest.raises(Interrupted, match=r"step [1-3] of 4"):
         worker.call(train_stage, deadline=time.monotonic(), **job)
     worker.close()
     assert list(store.layout.checkpoints("5" * 64).iterdir())
-    assert start().call(train_stage, **job).adapter == whole.adapter
+    assert start(python=str(warm_python)).call(train_stage, **job).adapter == whole.adapter
 
 
 def test_a_used_worker_gives_the_bits_of_a_fresh_one(start, place):
@@ -84,10 +84,10 @@ def test_a_used_worker_gives_the_bits_of_a_fresh_one(start, place):
     assert {event["total"] for event in events} == {4}
 
 
-def test_an_error_keeps_its_code(start, place, caplog):
+def test_an_error_keeps_its_code(start, place, caplog, warm_python):
     """What a stage raises in the child is raised in the parent, what it warns of is said there; the worker goes on."""
     store, base, _ = place
-    worker = start()
+    worker = start(python=str(warm_python))
     rows = nano.commit_rows(store, [{"messages": [{"role": "user", "content": "only a question"}]}])
     score = {"adapter": None, "max_length": 512, "precision": "fp32", "device": "cpu", "base": base}
     with pytest.raises(NoLabelTokens):
