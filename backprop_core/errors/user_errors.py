@@ -83,6 +83,12 @@ class RefAmbiguous(BackpropError):
     code = "INPUT_REF_AMBIGUOUS"
 
 
+class InputTooLarge(BackpropError):
+    """A file is larger than a page takes."""
+
+    code = "INPUT_TOO_LARGE"
+
+
 class FormExpired(BackpropError):
     """A form came without the token of its page, or from another site."""
 

@@ -89,10 +89,10 @@ def refusal(line: str, done: dict[str, dict[str, str]] | None) -> BackpropError:
 
 def pause(line: str, schedule: str, active: bool, sources: Sources) -> None:
     """Pause or resume a schedule of the line; nothing else of it changes. Raises RunUnknown, PrefectUnreachable."""
-    deployment = sources.prefect.get(f"/deployments/name/retrain/{checked(line, sources)}")
-    if deployment is None or schedule not in [each["id"] for each in deployment["schedules"]]:
+    known = line_runs.deployment_of(checked(line, sources), sources.prefect)
+    if known is None or schedule not in [each.id for each in known.schedules]:
         raise RunUnknown(f"line {line} has no such schedule", hint="load the page again")
-    sources.prefect.send("PATCH", f"/deployments/{deployment['id']}/schedules/{schedule}", {"active": active})
+    sources.prefect.send("PATCH", f"/deployments/{known.id}/schedules/{schedule}", {"active": active})
 
 
 def short(reason: str) -> str:

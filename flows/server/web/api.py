@@ -11,13 +11,15 @@ from backprop_core.errors import (
     DeploymentMissing,
     DeploymentRefused,
     FormExpired,
+    InputTooLarge,
     PrefectUnreachable,
     RunActive,
     RunUnknown,
 )
 from backprop_core.schema.records import Record
-from flows.server.web import state
+from flows.server.web import forms, rows, state
 from flows.server.web.line_runs import LineRuns
+from flows.server.web.rows import Added
 from flows.server.web.state import Health, LineState, Overview, Sources
 from tasks.runs.line_report import VersionReport
 
@@ -29,6 +31,7 @@ STATUS = {
     DeploymentMissing: 404,
     AlreadyAnswered: 409,
     RunActive: 409,
+    InputTooLarge: 413,
     DeploymentRefused: 502,
     PrefectUnreachable: 503,
 }  # of coded errors; others are 400
@@ -68,7 +71,7 @@ async def refused(_: Request, error: Exception) -> Response:
     return answer
 
 
-def application(sources: Sources) -> FastAPI:
+def application(sources: Sources, tokens: forms.Tokens) -> FastAPI:
     """The API of a home."""
     api = FastAPI(
         title="backprop",
@@ -100,6 +103,12 @@ def application(sources: Sources) -> FastAPI:
     def runs(name: str) -> LineRuns:
         """What runs, waits, comes next and has failed. 503 while Prefect is away."""
         return state.runs(state.checked(name, sources), sources)
+
+    @api.post("/lines/{name}/rows")
+    async def add_rows(name: str, filename: str, request: Request) -> Added:
+        """Check a file of rows, the body, and add it to the data of a line. Needs the token of a page."""
+        forms.check(request, tokens, request.headers.get("x-backprop-token", ""))
+        return await rows.add(name, filename, request.stream(), sources)
 
     @api.get("/health")
     def health() -> Health:

@@ -30,16 +30,17 @@ POLICY = {
 
 def application(sources: Sources, *, hosts: Sequence[str], password: str | None) -> ASGIApp:
     """The pages of a home, behind access control."""
+    tokens = Tokens()
     app = Starlette(
         routes=[
             *pages.ROUTES,
-            Mount(api.PREFIX, api.application(sources)),
+            Mount(api.PREFIX, api.application(sources, tokens)),
             Mount("/static", StaticFiles(directory=STATIC)),
         ],
         exception_handlers={HTTPException: refused, BackpropError: failed},
     )
     app.router.redirect_slashes = False
-    app.state.sources, app.state.tokens = sources, Tokens()
+    app.state.sources, app.state.tokens = sources, tokens
     return AccessControl(Confined(app), hosts=hosts, password=password, head_as_get=False)
 
 

@@ -44,14 +44,17 @@ def checked(request: Request, body: bytes) -> dict[str, str]:
     The Origin header was compared by access control; here it has to be there, as it is from every browser.
     """
     fields = fields_of(body)
-    tokens: Tokens = request.app.state.tokens
-    valid = tokens.is_valid(request.cookies.get(COOKIE, ""), fields.pop("token", ""))
-    if not valid or "origin" not in request.headers:
+    check(request, request.app.state.tokens, fields.pop("token", ""))
+    return fields
+
+
+def check(request: Request, tokens: Tokens, token: str) -> None:
+    """Raise FormExpired unless this is the token of the browser's page."""
+    if not tokens.is_valid(request.cookies.get(COOKIE, ""), token) or "origin" not in request.headers:
         raise FormExpired(
             "this form did not come from a page of this server, or the server was started again since",
             hint="load the page again, then press the button again",
         )
-    return fields
 
 
 def fields_of(body: bytes) -> dict[str, str]:

@@ -47,6 +47,15 @@ class FlowRun(Record):
     progress: RunProgress | None = None
 
 
+class Deployment(Record):
+    """The deployment of a line."""
+
+    id: str
+    data: str | None = Field(description="Where its job reads rows.")
+    min_new_rows: int | None = Field(description="New rows that a run needs.")
+    schedules: list[Schedule]
+
+
 class Question(Record):
     """A version that waits for a person."""
 
@@ -61,9 +70,7 @@ class Question(Record):
 class LineRuns(Record):
     """What Prefect knows of a line."""
 
-    deployed: bool = Field(description="Whether there is a deployment of the line.")
-    min_new_rows: int | None = Field(description="New rows that a run needs.")
-    schedules: list[Schedule]
+    deployment: Deployment | None = Field(description="Null for a line without a job file.")
     waiting: list[Question]
     running: list[FlowRun]
     queued: list[FlowRun] = Field(description="Runs that are due and have not begun.")
@@ -80,21 +87,30 @@ class LineRuns(Record):
 def line_runs(line: str, api: PrefectApi, namespace: str) -> LineRuns:
     """What Prefect knows of a line. Raises PrefectUnreachable."""
     with ThreadPoolExecutor(5) as pool:
-        deployment = pool.submit(api.get, f"/deployments/name/retrain/{line}")
+        deployment = pool.submit(deployment_of, line, api)
         active, due = pool.submit(flow_runs, api, ACTIVE, line), pool.submit(scheduled, api, line)
         ended, asked = pool.submit(over, api, line), pool.submit(waiting, api, namespace, line)
     known, now = deployment.result(), datetime.now(UTC)
     return LineRuns(
-        deployed=known is not None,
-        min_new_rows=known["parameters"].get("min_new_rows") if known else None,
-        schedules=[schedule(each) for each in known["schedules"]] if known else [],
+        deployment=known,
         waiting=asked.result(),
         running=active.result(),
         queued=[run for run in due.result() if run.at and run.at <= now],
         next=next((run for run in due.result() if run.at and run.at > now), None),
-        last=next((run for run in ended.result() if known and run.deployment == known["id"]), None),
+        last=next((run for run in ended.result() if known and run.deployment == known.id), None),
         failures=[run for run in ended.result() if run.failed][:MOST_FAILURES],
     )
+
+
+def deployment_of(line: str, api: PrefectApi) -> Deployment | None:
+    """The deployment of a line; None for a line without a job file. Raises PrefectUnreachable."""
+    known = api.get(f"/deployments/name/retrain/{line}")
+    if known is None:
+        return None
+    given, schedules = known["parameters"], [schedule(each) for each in known["schedules"]]
+    data = given.get("data")
+    path = data.get("path") if isinstance(data, dict) else data
+    return Deployment(id=known["id"], data=path, min_new_rows=given.get("min_new_rows"), schedules=schedules)
 
 
 def flow_runs(api: PrefectApi, states: list[str], line: str | None, flows: list[str] = OF_LINES) -> list[FlowRun]:

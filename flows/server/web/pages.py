@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from flows.server.web import actions, charts, forms, state, text
+from flows.server.web import actions, charts, forms, rows, state, text
 from flows.server.web.state import Sources
 
 BUSY, IDLE = 3, 20  # seconds between two refreshes, while something runs and otherwise
@@ -74,7 +74,10 @@ def line(request: Request) -> Response:
     known = state.line(request.path_params["name"], sources_of(request))
     busy = bool(known.prefect and (known.prefect.running or known.prefect.queued))
     chart = charts.score_chart(known.store) if known.store else None
-    return page(request, "line.html", state=known, chart=chart, refresh=BUSY if busy else IDLE)
+    data = known.prefect.deployment.data if known.prefect and known.prefect.deployment else None
+    place = rows.directory(known.line, data, sources_of(request))
+    values: dict[str, Any] = {"state": known, "chart": chart, "place": place, "largest": rows.LARGEST}
+    return page(request, "line.html", **values, refresh=BUSY if busy else IDLE)
 
 
 def health(request: Request) -> Response:

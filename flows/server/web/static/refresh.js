@@ -6,7 +6,8 @@ const seconds = Number(document.body.dataset.refresh);
 
 const isInUse = (block) =>
   block.contains(document.activeElement) ||
-  [...block.querySelectorAll("input:not([type=hidden]), textarea")].some((field) => field.value !== field.defaultValue);
+  [...block.querySelectorAll("input:not([type=hidden]), textarea")].some((field) => field.value !== field.defaultValue) ||
+  [...block.querySelectorAll("form [role=status]")].some((said) => said.textContent);
 
 const keepOpen = (old, fresh) => {
   for (const details of fresh.querySelectorAll("details[id]")) {

@@ -68,11 +68,11 @@ def test_the_start_page_lists_lines_with_and_without_a_version(support: LineMake
 
 @pytest.mark.parametrize("path", ["/", "/lines/support", "/lines/%3Cscript%3Ealert(1)%3C/script%3E", "/lines/none"])
 def test_nothing_of_rows_names_or_reasons_is_markup(support: LineMaker, pages: Pages, path: str) -> None:
-    """A page has the one script of ours, no inline style and no handler; a script in a row, name or reason is text."""
+    """A page has our scripts alone, no inline style and no handler; a script in a row, name or reason is text."""
     answer = pages().get(path)
     outline = Outline(answer.text)
     scripts = [attributes for tag, attributes in outline.tags if tag == "script"]
-    assert scripts == [{"src": "/static/refresh.js", "defer": None}]
+    assert scripts == [{"src": f"/static/{name}.js", "defer": None} for name in ("refresh", "upload")]
     assert not [tag for tag, attributes in outline.tags if tag == "style" or any(n == "style" for n in attributes)]
     assert not [tag for tag, attributes in outline.tags for name in attributes if name.startswith("on")]
     assert "<script>alert" not in answer.text

@@ -1,0 +1,87 @@
+"""Adds rows from a browser to the data of a line: `backprop data put`, in a process of its own."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pydantic import Field
+from starlette.concurrency import run_in_threadpool
+
+from backprop_core.errors import ConfigInvalid, InputTooLarge, Unexpected
+from backprop_core.errors.root import rebuild
+from backprop_core.schema.records import Record
+from flows.server.web.line_runs import deployment_of
+from flows.server.web.state import Sources, checked
+
+LARGEST = 512 * 2**20  # bytes of a file
+LONGEST_NAME = 120  # characters
+
+
+class Added(Record):
+    """Rows that were added."""
+
+    file: str = Field(description="Its name in the line's directory of data.")
+    rows: int = Field(description="Rows that can be read.")
+    malformed: int = Field(description="Rows that cannot, at most the allowed share.")
+    already_there: bool = Field(description="Whether the same file was there before.")
+
+
+def directory(line: str, data: str | None, sources: Sources) -> Path | None:
+    """Where `data put` puts rows of a line, if its job reads them from there."""
+    wanted = sources.config.layout.received(line)
+    return wanted if data and Path(data).expanduser().resolve() == wanted.resolve() else None
+
+
+async def add(line: str, filename: str, body: AsyncIterator[bytes], sources: Sources) -> Added:
+    """Check a file of rows and put it beside the others of a line, whole or not at all.
+
+    Raises RunUnknown, InputTooLarge, ConfigInvalid if the job reads from elsewhere, and what `data put` raises.
+    """
+    known = await run_in_threadpool(deployment_of, checked(line, sources), sources.prefect)
+    place = sources.config.layout.received(line)
+    if known is None or directory(line, known.data, sources) is None:
+        raise ConfigInvalid(
+            f"the job of line {line} does not read {place}", hint=f"set datasets: [{{path: {place}}}] in its job file"
+        )
+    with TemporaryDirectory(prefix="backprop-rows-") as scratch:
+        path = Path(scratch) / cleaned(filename)
+        await write(path, body)
+        return await run_in_threadpool(put, line, path)
+
+
+async def write(path: Path, body: AsyncIterator[bytes]) -> None:
+    """Write what comes to a file. Raises InputTooLarge as soon as it is too much."""
+    size = 0
+    with path.open("xb") as file:
+        async for part in body:
+            size += len(part)
+            if size > LARGEST:
+                raise InputTooLarge(
+                    f"a file of rows may have {LARGEST // 2**20} MiB here", hint="use `backprop data put FILE`"
+                )
+            file.write(part)
+
+
+def cleaned(filename: str) -> str:
+    """A file's name without directories and special characters."""
+    name = filename.replace("\\", "/").rpartition("/")[2]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[-LONGEST_NAME:] or "rows"
+
+
+def put(line: str, path: Path) -> Added:
+    """Run the verb. Raises its error."""
+    command = [sys.executable, "-m", "flows", "data", "put", str(path), "--line", line, "--to", line, "--json"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    try:
+        said = json.loads(done.stdout)
+    except ValueError as error:
+        last = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
+        raise Unexpected(f"`data put` failed: {last[0][:300]}", hint="try it in a terminal") from error
+    if "error" in said:
+        text = {part: said["error"][part].replace(f"{path.parent}/", "") for part in ("message", "hint")}
+        raise rebuild(said["error"]["code"], text["message"], hint=text["hint"])
+    return Added(file=Path(said["path"]).name, **{name: said[name] for name in ("rows", "malformed", "already_there")})
