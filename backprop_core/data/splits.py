@@ -124,12 +124,15 @@ def side(
 def latest(rows: RowIndex, times: Positions, share: float, kept: int, name: str) -> RowIndex:
     """The last share of some rows, and all others of the time at which it begins; more if there are fewer than FEWEST.
 
-    Raises NoRows if those are all of the rows.
+    `kept`: how many rows of the task are held out already. If all rows have one time, none of them is held out; raises
+    NoRows if the task then has fewer than FEWEST.
     """
     count = max(round(share * len(rows)), min(FEWEST - kept, fewest_of(len(rows))))
     if not count:
         return rows.take(slice(0))
     begin = np.sort(times)[-count]
+    if begin == times.min() and kept >= FEWEST:
+        return rows.take(slice(0))
     if begin == times.min():
         raise NoRows(
             f"{name}: {int((times == begin).sum())} of {len(rows)} rows have the same time, and would all be held out",

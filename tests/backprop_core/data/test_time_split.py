@@ -98,6 +98,15 @@ def test_rows_of_one_time_are_an_error(bench: Bench) -> None:
         bench.split(batch(bench, [at(1, number) for number in range(30)]))
 
 
+def test_a_night_of_one_time_is_trained(bench: Bench) -> None:
+    """In a line that has held-out rows, new rows that all have one time are trained, and the others stay held out."""
+    before = bench.split(batch(bench, days(100)))
+    line: dict[str, Any] = {"held": {"task": [before.heldout["task"]]}, "learned": [before.datasets[0].train]}
+    night = [at(200, number) for number in range(1000, 1030)]
+    made = bench.split(batch(bench, night), **line)
+    assert held(bench, made) == held(bench, before) and trained(bench, made) == set(questions(night))
+
+
 def test_a_row_of_two_times_is_of_the_earlier(bench: Bench) -> None:
     """A duplicate that comes again later is no new row."""
     rows = days(100)

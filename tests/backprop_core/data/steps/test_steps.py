@@ -395,6 +395,8 @@ EVERYTHING = {
     "languages": ["en"],
     "near_duplicates": 0.6,
     "contradictions": "keep_newest",
+    "sources": [{"max_rows": 3, "weight": 1.5}],
+    "curriculum": "file",
 }
 
 
