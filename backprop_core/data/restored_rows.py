@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import Field
 
+from backprop_core.data import forgotten_rows
 from backprop_core.data.forgotten_rows import forgotten, names_in
 from backprop_core.data.row_files import index
 from backprop_core.data.row_search import TracedFile, datasets, files_of
@@ -45,6 +46,11 @@ def marked(source: SourceRef, spec: DatasetSpec, store: Store, template: ChatTem
     if not known or spec.curation.personal_data != "quarantine":
         return source
     return source.model_copy(update={"restored": names_in("restored", source, spec, known, store, template)})
+
+
+def decided(source: SourceRef, spec: DatasetSpec, store: Store, template: ChatTemplate | None = None) -> SourceRef:
+    """The source with all that a person has decided of rows in it: which are forgotten, and which are restored."""
+    return marked(forgotten_rows.marked(source, spec, store, template), spec, store, template)
 
 
 def quarantined(store: Store) -> dict[str, dict[str, Any]]:

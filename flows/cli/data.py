@@ -173,7 +173,7 @@ def split(
     if share is not None and not 0 < share < 1:
         raise ConfigInvalid(f"--share {share:g} is not a share of the rows", hint="write a number between 0 and 1")
     configure_logging(settings(), verbose=output.verbose)
-    made = data_split(job.spec(file), share, heldout, train, force=force)
+    made = data_split(job.spec(file), share, heldout, train, settings(), force=force)
     return Answer(made.model_dump(mode="json"), data_text.split(made))
 
 

@@ -7,6 +7,7 @@ from typing import BinaryIO
 
 from backprop_core.data.loading import find
 from backprop_core.data.put_rows import Put, put
+from backprop_core.data.restored_rows import decided
 from backprop_core.data.split_files import SplitFiles, split_files
 from backprop_core.data.token_lengths import Counter
 from backprop_core.errors import ConfigInvalid, InputNotFound, InputValidationFailed, PlaceUnusable
@@ -53,8 +54,12 @@ def opened(path: str) -> BinaryIO:
         ) from error
 
 
-def data_split(spec: RunSpec, share: float | None, heldout: Path, train: Path | None, *, force: bool) -> SplitFiles:
+def data_split(
+    spec: RunSpec, share: float | None, heldout: Path, train: Path | None, config: Settings, *, force: bool
+) -> SplitFiles:
     """Split the spec's one dataset into two files. Its base is needed only where curation counts tokens.
+
+    Rows that the home has forgotten are in neither.
 
     Raises ConfigInvalid, PlaceUnusable, ModelLoadFailed, and what reading and curation raise.
     """
@@ -63,9 +68,9 @@ def data_split(spec: RunSpec, share: float | None, heldout: Path, train: Path | 
     outputs = [heldout, *([train] if train else [])]
     check_outputs(Path(dataset.path).expanduser(), outputs, force=force)
     with TemporaryDirectory() as scratch:
-        store = Store(Path(scratch))
+        store, home = Store(Path(scratch)), Store(config.store_path)
         try:
-            source = find(dataset, scratch=store.scratch("source"))
+            source = decided(find(dataset, scratch=store.scratch("source")), dataset, home)
             return split_files(source, dataset, share=share, heldout=heldout, train=train, counter=counter, store=store)
         except OSError as error:
             raise PlaceUnusable(
@@ -73,6 +78,7 @@ def data_split(spec: RunSpec, share: float | None, heldout: Path, train: Path | 
             ) from error
         finally:
             store.close()
+            home.close()
 
 
 def check_outputs(source: Path, outputs: list[Path], *, force: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from prefect.logging import get_run_logger
 from pydantic import BaseModel
 
-from backprop_core.data import forgotten_rows, restored_rows
+from backprop_core.data.restored_rows import decided
 from backprop_core.errors import RunUnknown
 from backprop_core.lines.versions import Live
 from backprop_core.models import base as bases
@@ -69,8 +69,7 @@ class Run:
 
     def decided(self, source: SourceRef, spec: DatasetSpec) -> SourceRef:
         """A source, with the rows in it that a person has forgotten, or taken out of quarantine."""
-        known = forgotten_rows.marked(source, spec, self.store, self.template)
-        return restored_rows.marked(known, spec, self.store, self.template)
+        return decided(source, spec, self.store, self.template)
 
     @property
     def line(self) -> Live | None:

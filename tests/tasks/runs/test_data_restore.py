@@ -17,9 +17,10 @@ from backprop_core.data.row_files import index, load
 from backprop_core.errors import RefAmbiguous, RowUnknown
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.refs import Curated, SourceRef
-from backprop_core.schema.specs import DatasetSpec
+from backprop_core.schema.specs import DatasetSpec, RunSpec
 from backprop_core.store.artifacts import Store
 from backprop_core.store.cache_keys import stage_key
+from tasks.runs.data_put import data_split
 from tasks.runs.data_restore import Restored, data_restore, named
 
 MAILS = [f"Write to user{number}@example.com" for number in range(4)]
@@ -117,6 +118,21 @@ def test_a_forgotten_row_is_not_in_quarantine(tmp_path: Path, store: Store) -> N
     assert len(listed().quarantined) == 3
     with pytest.raises(RowUnknown):
         listed(row)
+
+
+def test_split_files_are_as_decided(tmp_path: Path, store: Store) -> None:
+    """`data split` writes a row that was put back, and none that was forgotten, as a run trains it."""
+    data = Data(tmp_path / "rows.jsonl", store)
+    data.curate()
+    back, gone = (one.row for one in listed().quarantined[:2])
+    listed(back)
+    forget([gone], [], store)
+    out, rest = tmp_path / "heldout.jsonl", tmp_path / "train.jsonl"
+    spec = RunSpec(datasets=[data.spec])
+    made = data_split(spec, None, out, rest, settings(), force=False)
+    text = out.read_text() + rest.read_text()
+    assert MAILS[0] in text and not any(mail in text for mail in MAILS[1:])
+    assert made.dropped == {"forgotten": 1, "quarantined": 2}
 
 
 @pytest.mark.parametrize("asked", ["0000000", "abc", "", "Write to", "../etc"])
