@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from backprop_core.errors import AuthRequired, ConfigInvalid, InputNotFound, ServerActive, ServerFailed
-from backprop_core.runtime.redaction import is_weak, keep_secret
+from backprop_core.runtime.redaction import blank_address, is_weak, keep_secret
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.records import Record
 from flows.server.server_process import Child
@@ -224,7 +224,7 @@ class Service:
 
         prefect = PrefectApi(self._api, self._auth if self._owns("prefect") else None)
         known = self.addresses
-        where = {"prefect": known.prefect, "mlflow": known.mlflow}
+        where = {"prefect": blank_address(known.prefect), "mlflow": blank_address(known.mlflow)}
         user = self._auth.partition(":")[0] if self._auth else None
         sources = Sources(self._config, prefect, where, self.is_alive, user)
         app = application(sources, hosts=self._hosts, password=self._auth)

@@ -125,6 +125,14 @@ def test_without_a_deployment_it_says_what_to_do(browser: TestClient) -> None:
     assert answer.status_code == 404 and "DEP_DEPLOYMENT_MISSING" in answer.text and "backprop init" in answer.text
 
 
+def test_while_prefect_is_away_nothing_is_done(support: LineMaker, pages: Pages) -> None:
+    """A click says that Prefect does not answer, with what to do, and can be repeated."""
+    browser = pages()
+    for path, fields in (("retrain", {}), ("rollback", {"to": "1"}), (f"questions/{uuid4()}", {"answer": "approve"})):
+        answer = press(browser, path, **fields)
+        assert answer.status_code == 503 and "DEP_PREFECT_UNREACHABLE" in answer.text
+
+
 def test_what_waits_is_shown_and_answered(browser: TestClient, client: SyncPrefectClient, question: str) -> None:
     """The scores of the candidate are on the page; the answer and the reason reach the question; it is asked once."""
     text = browser.get("/lines/support").text
