@@ -209,6 +209,12 @@ class LineConflict(BackpropError):
     code = "STATE_LINE_CONFLICT"
 
 
+class RebuildImpossible(BackpropError):
+    """A version of a line cannot be trained again without forgotten rows."""
+
+    code = "STATE_REBUILD_IMPOSSIBLE"
+
+
 class NotGated(BackpropError):
     """The gate rejected this version of a line, or never checked it."""
 

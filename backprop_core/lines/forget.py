@@ -87,14 +87,14 @@ class Forgetting:
         return Affected(ref, rows, gone) if gone.any() else None
 
     def _shared(self, quotes: Quotes) -> Iterator[str]:
-        """Lines of text that other rows of the store have too: they are not the forgotten rows' own."""
+        """Pieces of text that other rows of the store have too: they are not the forgotten rows' own."""
         for ref in datasets(self._store):
             path = self._store.layout.artifact(ref.digest) / ROWS
             if hits := quotes.in_file(path):
                 ends = np.fromiter(line_ends(path), "<u8")
                 others = ~index(ref, self._store).among(self._keys)
                 at = np.searchsorted(ends, [hit.start for hit in hits])
-                yield from (hit.line for hit, row in zip(hits, at.tolist(), strict=True) if others[row])
+                yield from (hit.piece for hit, row in zip(hits, at.tolist(), strict=True) if others[row])
 
     @cached_property
     def removed(self) -> list[Removed]:

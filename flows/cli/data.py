@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
@@ -15,8 +15,12 @@ from backprop_core.schema.specs import RunSpec
 from flows.cli import data_text, lines_file
 from flows.cli.config import names_datasets, run_spec
 from flows.cli.console import configure_logging
-from flows.cli.flags import PLAIN, SETTINGS, OutputFlags
+from flows.cli.flags import PLAIN, SETTINGS, Output, OutputFlags
 from flows.cli.main import Answer, described
+
+if TYPE_CHECKING:
+    from flows.rebuild import Rebuilt
+    from tasks.runs.data_forget import Forgotten
 
 DataFile = Annotated[
     str, Parameter(help="A file, a directory of files, an fsspec or SQL URL, or OWNER/NAME of a Hub dataset.")
@@ -212,6 +216,15 @@ def forget(
     plan: Annotated[
         bool, Parameter(help="List what would be removed, and change nothing.", negative="", show_default=False)
     ] = False,
+    rebuild: Annotated[
+        bool,
+        Parameter(
+            help="Then train every version of a line that has seen the rows again without them, and withdraw the old "
+            "ones once the last one is live.",
+            negative="",
+            show_default=False,
+        ),
+    ] = False,
     job: JobFlags = NO_JOB,
     output: OutputFlags = PLAIN,
 ) -> Answer:
@@ -225,7 +238,26 @@ def forget(
         raise ConfigInvalid("no row given", hint="name a row's id, text in it, or a file of rows")
     asked = [job.spec(row).datasets[0] if names_file(row) else row for row in rows]
     done = data_forget(asked, settings(), plan=plan)
-    return Answer(done.model_dump(mode="json"), data_text.forgotten(done), 3 if done.left and not plan else 0)
+    document, shown = done.model_dump(mode="json"), data_text.forgotten(done)
+    if not rebuild:
+        return Answer(document, shown, 3 if done.left and not plan else 0)
+    lines = rebuilt(done, plan=plan, output=output)
+    complete = plan or not (done.left or any(one.left or one.error for one in lines))
+    document |= {"rebuilt": [one.model_dump(mode="json") for one in lines]}
+    return Answer(document, data_text.rebuilt(shown, lines, planned=plan), 0 if complete else 3)
+
+
+def rebuilt(done: "Forgotten", *, plan: bool, output: Output) -> "list[Rebuilt]":
+    """Rebuild every line that has seen the rows, or say what that would be."""
+    from flows.cli.prefect_environment import connected
+    from flows.cli.running import watched
+    from flows.rebuild import planned, rebuild
+
+    lines = sorted({name.partition("@")[0] for name in done.seen})
+    if plan:
+        return [planned(line, done.seen, settings()) for line in lines]
+    with watched(output), connected():
+        return [rebuild(line, done.identities, done.seen, settings()) for line in lines]
 
 
 def names_file(row: str) -> bool:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from backprop_core.data.split_files import SplitFiles
     from backprop_core.lines.row_trace import Trace, TracedRow
     from backprop_core.schema.dataset_reports import Dropped
+    from flows.rebuild import Rebuilt
     from tasks.runs.data_forget import Forgotten
     from tasks.runs.data_restore import Restored
 
@@ -306,3 +307,30 @@ def stays(done: "Forgotten") -> Iterator[RenderableType]:
         yield Text(
             "The versions and runs above have learned from these rows. They are not changed: an adapter cannot unlearn."
         )
+
+
+def rebuilt(shown: RenderableType, lines: Sequence["Rebuilt"], *, planned: bool) -> RenderableType:
+    """What became of the lines that had learned the rows."""
+    return Group(shown, Text(""), *(whole_line(one_line(text)) for one in lines for text in of_line(one, planned)))
+
+
+def of_line(one: "Rebuilt", planned: bool) -> Iterator[str]:
+    """A line, in sentences."""
+    old, new = (", ".join(map(str, numbers)) for numbers in (one.versions, one.rebuilt))
+    if one.error:
+        yield f"Line {one.line} cannot be rebuilt: [{one.error.code}] {one.error.message}; {one.error.hint}"
+    elif planned:
+        yield (
+            f"Line {one.line}: versions {old} would be trained again without them."
+            if old
+            else (f"Line {one.line}: no version behind its champion has seen them.")
+        )
+    elif one.reason:
+        yield f"Line {one.line}: the champion stays, because {one.reason}. Versions without the rows: {new or 'none'}."
+        if one.rebuilt:
+            yield f"To make the last one live anyway: backprop rollback {one.line} --to {one.rebuilt[-1]}"
+    elif one.rebuilt:
+        yield f"Line {one.line}: version {one.rebuilt[-1]} is live, without the rows. Withdrawn: {old}."
+    else:
+        yield f"Line {one.line}: no version behind its champion has seen them. Withdrawn: {old or 'none'}."
+    yield from (f"Line {one.line}: still there: {words}" for words in one.left)

@@ -27,11 +27,12 @@ from backprop_core.schema.field_types import ROWS_FILE
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import RunResult
 from backprop_core.schema.specs import DatasetSpec
-from backprop_core.store.artifacts import Store, write_atomic
+from backprop_core.store.artifacts import Store, file_digest, write_atomic
 from backprop_core.store.leases import living
 from backprop_core.store.locks import held
 from tasks.runs import prefect_quotes
 from tasks.runs.line_splits import of_run
+from tasks.runs.rebuild import note_rewritten
 from tasks.tracking import quotes as mlflow_quotes
 
 NAMED = 10  # rows that an error lists
@@ -57,6 +58,8 @@ class Forgotten(Record):
     quoted: list[str] = Field(description="Records, reports, logs and databases in which their text was blanked.")
     outside: list[TracedFile] = Field(description="Files elsewhere that have the rows: they are not changed.")
     learned: list[Learner] = Field(description="What has been trained on the rows or scored on them, and stays.")
+    identities: list[str] = Field(description="The rows, with those that were forgotten before.")
+    seen: list[str] = Field(description="LINE@NUMBER of all versions that were ever known to have seen the rows.")
     left: list[str] = Field(description="What has their text still, and what to do about it.")
 
 
@@ -72,9 +75,24 @@ def data_forget(asked: Sequence[str | DatasetSpec], config: Settings, *, plan: b
                 raise RunActive(f"run {run} is active", hint="forget rows after it has ended")
             store.sweep()
             work = Work(list(rows_meant(asked, store)), config, store)
-            return work.planned() if plan else work.done()
+            done = work.planned() if plan else work.done()
+            return with_versions(asked, done, store)
     finally:
         store.close()
+
+
+def with_versions(asked: Sequence[str | DatasetSpec], done: Forgotten, store: Store) -> Forgotten:
+    """The result, with the versions that have seen the rows, now or when they were forgotten."""
+    known = forgotten(store)
+    rows = {one.row for one in done.rows}.union(*(before(one, store) for one in asked if isinstance(one, str)))
+    versions = {version for row in rows & known.keys() for version in known[row].versions}
+    versions |= {one.name for one in done.learned if "@" in one.name}
+    return done.model_copy(update={"identities": sorted(rows), "seen": sorted(versions)})
+
+
+def before(asked: str, store: Store) -> set[str]:
+    """Forgotten rows with this id, or start of one."""
+    return {row for row in forgotten(store) if re.fullmatch("[0-9a-f]{6,64}", asked) and row.startswith(asked)}
 
 
 def rows_meant(asked: Sequence[str | DatasetSpec], store: Store) -> Iterator[ChatRow]:
@@ -98,8 +116,7 @@ def named(asked: str, store: Store) -> set[str]:
             f"{len(hits)} rows have {asked[:60]!r}: {shown}",
             hint="name each row by its id (backprop data trace lists them), or write them into a file and name that",
         )
-    gone = [row for row in forgotten(store) if re.fullmatch("[0-9a-f]{6,64}", asked) and row.startswith(asked)]
-    if not hits and not gone:
+    if not hits and not before(asked, store):
         raise RowUnknown(
             f"no row in this store has {asked[:60]!r}, and no file has this name",
             hint="look with `backprop data trace TEXT`; to block rows that are in no dataset, name a file of them",
@@ -115,7 +132,7 @@ class Work:
         self._forgetting = Forgetting(rows, store)
         self._names, self._quotes = self._forgetting.names, self._forgetting.quotes
         self._left: list[str] = []
-        traced = files_of(set(self._names), source_paths(store), store)
+        traced = files_of(set(self._names), source_paths(store), store) if self._names else {}
         home = str(config.home_path)
         self._outside = [one for some in traced.values() for one in some if not (one.path or "").startswith(f"{home}/")]
 
@@ -155,6 +172,8 @@ class Work:
             quoted=quoted,
             outside=self._outside,
             learned=forgetting.learners,
+            identities=[],
+            seen=[],
             left=self._left,
         )
 
@@ -162,7 +181,7 @@ class Work:
         """Files of rows in the home, and what unfinished runs have downloaded."""
         yield from (path for path in sorted(self._config.layout.data.rglob("*")) if path.is_file())
         for run in self._store.layout.holding():
-            yield from sorted(path for path in run.sources.rglob("*") if path.is_file())
+            yield from sorted(path for path in run.sources.rglob("*") if path.is_file() and not path.is_symlink())
 
     def _file(self, path: Path, *, change: bool) -> ChangedFile | None:
         """Remove the rows from a file; of a download, remove it all: its name is its digest."""
@@ -175,7 +194,9 @@ class Work:
             try:
                 count = len(rows_in(path, spec, self._names)[1])
                 if count and change and not download:
+                    digest = file_digest(path)
                     remove_rows(path, spec, self._names)
+                    note_rewritten(digest, path, self._store)
                 elif count and change:
                     path.unlink()
                 if path.is_file() and (change or not count):

@@ -113,6 +113,8 @@ def test_no_byte_of_a_row_is_left(home: Path, store: Store) -> None:
     kept = {name for name in other if not re.match("store/(artifacts|cache)/", name)}
     assert kept <= places(home, OTHER)
     assert {one.kind for one in done.artifacts} >= {"rows", "tokens", "generations", "lineage"}
+    night = snapshot(str(home / "data" / "night-2.jsonl"), scratch=home)
+    curate(night, DatasetSpec(path=night.path), store=store)
     assert forget(done.rows[0].row).rows == [], "a second time, nothing is left to do"
 
 
