@@ -62,10 +62,10 @@ def score_chart(report: LineReport) -> Chart | None:
 
 
 def bounds(scores: Sequence[float]) -> tuple[float, float]:
-    """The axis: the scores with a little room."""
+    """The axis: the scores with a little room, but not beyond 0 and 100 %. Negative scores are losses."""
     low, high = min(scores), max(scores)
     room = max((high - low) * 0.08, 0.005)
-    return low - room, high + room
+    return (max(0.0, low - room) if low >= 0 else low - room), (min(1.0, high + room) if high > 0 else high + room)
 
 
 def spread(count: int) -> list[float]:

@@ -42,6 +42,7 @@ const refresh = async () => {
       if (answer.ok) {
         const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
         next = Number(fresh.body.dataset.refresh) || seconds;
+        document.getElementById("notice")?.remove();
         replace(fresh);
       }
     }

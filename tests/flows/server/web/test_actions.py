@@ -96,6 +96,7 @@ def test_one_click_retrains(
     browser: TestClient, client: SyncPrefectClient, deployments: dict[str, UUID], support: LineMaker
 ) -> None:
     """The line's deployment runs with its own parameters; a second click says that a run is due."""
+    assert 'action="/lines/support/retrain"' in browser.get("/").text  # one click from the start page
     assert press(browser, "retrain").headers["location"] == "/lines/support?done=retrain"
     [run] = runs(client, deployments["retrain"])
     assert run.parameters == {"line": "support", "min_new_rows": 7}

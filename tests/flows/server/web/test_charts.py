@@ -1,0 +1,59 @@
+"""Curves and shades say what the scores are: nothing is drawn outside, upside down, or on top of another label."""
+
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+
+import pytest
+
+from backprop_core.runtime.settings import settings
+from flows.server.web import text
+from flows.server.web.charts import APART, HEIGHT, SHADES, apart, bounds, score_chart, shade
+from tasks.runs.line_report import line_report
+from tests.flows.server.web.conftest import LineMaker
+
+
+def test_higher_scores_are_higher(support: LineMaker) -> None:
+    """Base, then each version from left to right; a better score is further up; all of it is inside."""
+    chart = score_chart(line_report("support", settings()))
+    assert chart and [name for _, name in chart.columns] == ["base", "v1", "v2"]
+    routing = next(curve for curve in chart.curves if curve.task == "routing")
+    (x0, y0), (x1, y1), (x2, y2) = routing.points
+    assert x0 < x1 < x2 and HEIGHT > y0 > y1 > y2 > 0
+
+
+@pytest.mark.parametrize("scores", [[0.5], [0.0, 1.0], [1.0, 1.0], [-3.2, -0.1], [0.98, 0.99]])
+def test_the_axis_holds_all_scores(scores: list[float]) -> None:
+    """Every score is on the axis, which has a length, and a share is never below 0 or above 100 %."""
+    low, high = bounds(scores)
+    assert low <= min(scores) <= max(scores) <= high and low < high
+    assert min(scores) < 0 or (low >= 0 and high <= 1)
+
+
+def test_labels_do_not_overlap() -> None:
+    """Names of curves that end at one place are beside each other, in the order of the curves."""
+    placed = apart([50.0, 50.0, 20.0, 51.0])
+    assert placed[2] == 20.0 and sorted(placed) == sorted({*placed})
+    ordered = sorted(placed)
+    assert all(b - a >= APART for a, b in pairwise(ordered))
+
+
+def test_shades() -> None:
+    """The best score is darkest, the worst lightest; equal ones are alike."""
+    assert [shade(score, [0.2, 0.6, 1.0]) for score in (0.2, 0.6, 1.0)] == [0, SHADES // 2, SHADES]
+    assert shade(0.5, [0.5, 0.5]) == SHADES
+
+
+def test_numbers_and_times_as_people_write_them() -> None:
+    """Percent with one digit, a loss as it is; a near day by its name."""
+    now = datetime(2026, 11, 30, 12, tzinfo=UTC).astimezone()
+    assert (text.score(0.9792, "token_accuracy"), text.score(-0.5, "loss"), text.score(None, "f1")) == (
+        "97.9 %",
+        "0.500",
+        "–",
+    )
+    assert text.points(0.0186, "exact_match") == "+1.9 points" and text.size(4_400_000_000) == "4.4 GB"
+    said = [text.when(now - timedelta(days=days), now).rpartition(" ")[0] for days in (0, 1, 3, 40)]
+    assert (
+        said == ["today", "yesterday", "Friday", "21 Oct 2026"] and text.when(now + timedelta(1), now)[:8] == "tomorrow"
+    )
+    assert text.left(now + timedelta(hours=23), now) == "23 h left" and text.left(now, now) == "less than a minute left"
