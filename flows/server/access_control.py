@@ -9,6 +9,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from backprop_core.errors import AddressForbidden, AuthRequired, BackpropError, FormExpired
+
 ONLY_HERE = "connect-src 'self'"  # pages connect to this server only; Prefect's would send analytics
 HEALTH = {"/health", "/api/health", "/api/ready"}  # say only that the server is up
 
@@ -41,13 +43,15 @@ class AccessControl:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if name_of(host) not in self._hosts:
-            return PlainTextResponse("Host header not allowed; see BACKPROPAGATE_ALLOWED_HOSTS", 403)
-        if "origin" in headers and urlsplit(headers["origin"]).netloc != host:
-            return PlainTextResponse("Origin header not allowed", 403)
+            return refused(403, AddressForbidden("Host header not allowed", hint="see BACKPROPAGATE_ALLOWED_HOSTS"))
+        if "origin" in headers and place_of(headers["origin"]) != host:
+            return refused(403, FormExpired("Origin header not allowed", hint=f"open http://{host} itself"))
         given = headers.get("authorization", "").encode()
         if self._expected is None or scope["path"] in HEALTH or hmac.compare_digest(given, self._expected):
             return None
-        return PlainTextResponse("password required", 401, {"WWW-Authenticate": 'Basic realm="backprop"'})
+        answer = refused(401, AuthRequired("password required", hint="use the name and password of `serve --auth`"))
+        answer.headers["WWW-Authenticate"] = 'Basic realm="backprop"'
+        return answer
 
 
 def confining(send: Send) -> Send:
@@ -61,9 +65,24 @@ def confining(send: Send) -> Send:
     return sending
 
 
+def refused(status: int, error: BackpropError) -> Response:
+    """A refusal as text: code, what and what to do."""
+    return PlainTextResponse(str(error), status)
+
+
 def name_of(host: str) -> str:
-    """The name in a Host header without its port; empty if there is none."""
+    """The name in a Host header without its port; empty if the header is anything else."""
     try:
-        return urlsplit(f"//{host}").hostname or ""
+        parts = urlsplit(f"//{host}")
+        whole = parts.netloc == host and parts.username is None and parts.port != 0  # `port` raises if it is no number
+    except ValueError:
+        return ""
+    return (parts.hostname or "") if whole else ""
+
+
+def place_of(origin: str) -> str:
+    """Name and port in an Origin header; empty if there are none."""
+    try:
+        return urlsplit(origin).netloc
     except ValueError:
         return ""

@@ -36,11 +36,16 @@ def roll_back(line: str, to: str, reason: str, sources: Sources) -> None:
 def target(line: str, to: str, sources: Sources) -> int:
     """The number of a version that a rollback can make live. Raises RunUnknown, ConfigInvalid."""
     row = line_report.line_row(checked(line, sources), sources.config)
-    number = int(to) if to.isascii() and to.isdigit() and len(to) < 7 else 0
+    number = number_of(to)
     line_report.version(line, number, sources.config)
     if row.live and row.live.number == number:
         raise ConfigInvalid(f"version {number} of line {line} is live already", hint="choose another version")
     return number
+
+
+def number_of(text: str) -> int:
+    """The number of a version; 0, which no version has, for anything else."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 7 else 0
 
 
 def start(path: str, parameters: dict[str, object], key: str, sources: Sources) -> None:

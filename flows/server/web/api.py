@@ -1,6 +1,9 @@
 """The JSON API under /api/v1: the blocks of the pages, each with its type. `/api/v1/openapi.json` describes it."""
 
+from http import HTTPStatus
+
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -8,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from backprop_core.errors import (
     AlreadyAnswered,
     BackpropError,
+    ConfigInvalid,
     DeploymentMissing,
     DeploymentRefused,
     FormExpired,
@@ -15,6 +19,7 @@ from backprop_core.errors import (
     PrefectUnreachable,
     RunActive,
     RunUnknown,
+    Unexpected,
 )
 from backprop_core.schema.records import Record
 from flows.server.web import forms, rows, state
@@ -35,6 +40,7 @@ STATUS = {
     DeploymentRefused: 502,
     PrefectUnreachable: 503,
 }  # of coded errors; others are 400
+UNEXPECTED = Unexpected("this page failed: an error in this project", hint="report it with the output of `serve`")
 
 
 class Problem(Record):
@@ -44,17 +50,24 @@ class Problem(Record):
     title: str
     status: int
     detail: str
-    code: str | None = None
-    hint: str | None = None
+    code: str
+    hint: str
 
 
-def problem(status: int, error: BackpropError | HTTPException) -> Response:
+def problem(status: int, error: BackpropError) -> Response:
     """An error as JSON."""
-    if isinstance(error, BackpropError):
-        known = Problem(title=error.code, status=status, detail=error.message, code=error.code, hint=error.hint)
-    else:
-        known = Problem(title=error.detail, status=status, detail=error.detail)
-    return JSONResponse(known.model_dump(exclude_none=True), status, media_type=PROBLEM)
+    known = Problem(title=error.code, status=status, detail=error.message, code=error.code, hint=error.hint)
+    return JSONResponse(known.model_dump(), status, media_type=PROBLEM)
+
+
+def coded(error: HTTPException) -> BackpropError:
+    """An unknown path, or a method that it does not have, as an error with a code."""
+    headers = error.headers or {}
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        return RunUnknown("there is no such page", hint=f"begin at / , or at {PREFIX}/openapi.json for the API")
+    if "Allow" in headers:
+        return ConfigInvalid(error.detail, hint=f"this address takes {headers['Allow']}")
+    return ConfigInvalid(error.detail, hint="load the page again")
 
 
 async def failed(_: Request, error: Exception) -> Response:
@@ -66,9 +79,21 @@ async def failed(_: Request, error: Exception) -> Response:
 async def refused(_: Request, error: Exception) -> Response:
     """An unknown path, or a method that it does not have."""
     assert isinstance(error, HTTPException)
-    answer = problem(error.status_code, error)
+    answer = problem(error.status_code, coded(error))
     answer.headers.update(error.headers or {})
     return answer
+
+
+async def invalid(_: Request, error: Exception) -> Response:
+    """A parameter that is missing or of another type."""
+    assert isinstance(error, RequestValidationError)
+    said = "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
+    return problem(422, ConfigInvalid(said, hint=f"{PREFIX}/openapi.json describes every parameter"))
+
+
+async def unexpected(_: Request, __: Exception) -> Response:
+    """An error without a code. The output of `serve` has its traceback."""
+    return problem(500, UNEXPECTED)
 
 
 def application(sources: Sources, tokens: forms.Tokens) -> FastAPI:
@@ -80,7 +105,12 @@ def application(sources: Sources, tokens: forms.Tokens) -> FastAPI:
         docs_url=None,  # its page would load scripts of another origin
         redoc_url=None,
         responses={404: {"model": Problem, "content": {PROBLEM: {}}}},
-        exception_handlers={BackpropError: failed, HTTPException: refused},
+        exception_handlers={
+            BackpropError: failed,
+            HTTPException: refused,
+            RequestValidationError: invalid,
+            Exception: unexpected,
+        },
         redirect_slashes=False,
     )
 

@@ -37,7 +37,7 @@ def application(sources: Sources, *, hosts: Sequence[str], password: str | None)
             Mount(api.PREFIX, api.application(sources, tokens)),
             Mount("/static", StaticFiles(directory=STATIC)),
         ],
-        exception_handlers={HTTPException: refused, BackpropError: failed},
+        exception_handlers={HTTPException: refused, BackpropError: failed, Exception: unexpected},
     )
     app.router.redirect_slashes = False
     app.state.sources, app.state.tokens = sources, tokens
@@ -69,10 +69,15 @@ def refused(request: Request, error: Exception) -> Response:
         headers["Allow"] = ", ".join(sorted({*headers["Allow"].split(", "), "OPTIONS"}))
         if request.method == "OPTIONS":
             return Response(status_code=204, headers=headers)
-    return pages.error_page(request, error.status_code, "", error.detail, "", headers)
+    return pages.error_page(request, error.status_code, api.coded(error), headers)
 
 
 def failed(request: Request, error: Exception) -> Response:
     """A coded error, as a page."""
     assert isinstance(error, BackpropError)
-    return pages.error_page(request, api.STATUS.get(type(error), 400), error.code, error.message, error.hint, {})
+    return pages.error_page(request, api.STATUS.get(type(error), 400), error, {})
+
+
+def unexpected(request: Request, _: Exception) -> Response:
+    """An error without a code, as a page. The output of `serve` has its traceback."""
+    return pages.error_page(request, 500, api.UNEXPECTED, {})

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from backprop_core.errors import BackpropError
 from flows.server.web import actions, charts, forms, rows, state, text
 from flows.server.web.state import Sources
 
@@ -87,11 +88,9 @@ def health(request: Request) -> Response:
     return JSONResponse({"status": "ok" if ok else "failing", **alive}, 200 if ok else 503)
 
 
-def error_page(
-    request: Request, status: int, code: str, message: str, hint: str, headers: dict[str, str]
-) -> HTMLResponse:
-    """An error, with what to do."""
-    answer = page(request, "error.html", status, code=code, message=message, hint=hint, refresh=0)
+def error_page(request: Request, status: int, error: BackpropError, headers: dict[str, str]) -> HTMLResponse:
+    """An error, with its code and what to do."""
+    answer = page(request, "error.html", status, error=error, refresh=0)
     answer.headers.update(headers)
     return answer
 
@@ -99,7 +98,7 @@ def error_page(
 def download(request: Request) -> Response:
     """A file of a version; ranges of it, too. Its digest is in the headers."""
     name, number, filename = (request.path_params[part] for part in ("name", "number", "filename"))
-    link, path = state.download(name, number, filename, sources_of(request))
+    link, path = state.download(name, actions.number_of(number), filename, sources_of(request))
     digest = base64.b64encode(bytes.fromhex(link.sha256)).decode()
     headers = {"ETag": f'"{link.sha256}"', "Repr-Digest": f"sha-256=:{digest}:"}
     return FileResponse(path, headers=headers, filename=link.filename, media_type="application/octet-stream")
@@ -153,7 +152,7 @@ async def done(request: Request, said: str, action: Callable[..., None], *given:
 ROUTES = [
     Route("/", start),
     Route("/lines/{name}", line),
-    Route("/lines/{name}/versions/{number:int}/files/{filename}", download),
+    Route("/lines/{name}/versions/{number}/files/{filename}", download),
     Route("/lines/{name}/rollback", rollback_form),
     Route("/lines/{name}/rollback", roll_back, methods=["POST"]),
     Route("/lines/{name}/retrain", retrain, methods=["POST"]),
