@@ -8,10 +8,11 @@ from pathlib import Path
 
 from tests.wire.prefect_server import ROOT
 
-# A lock is polled; the second attempt that fails is a wait. The run is the process with its worker, above or below it.
+# A FileLock polls; its second attempt that fails is a wait. Two looks at a lock, by two FileLocks, are none. The run is
+# the process with its worker, above or below it.
 SITE = """
 import fcntl, json, os, sys
-original, failed = fcntl.flock, {}
+original, failed, seen = fcntl.flock, {}, []
 def run():
     import psutil
     own = psutil.Process()
@@ -27,15 +28,20 @@ def held():
                 yield int(words[5].split(":")[2])
 def flock(file, operation):
     path = os.readlink(f"/proc/self/fd/{file if isinstance(file, int) else file.fileno()}")
+    frame = sys._getframe(1)
+    while frame and not hasattr(frame.f_locals.get("self"), "lock_file"):
+        frame = frame.f_back
+    seen.append(frame and frame.f_locals["self"])  # so that no other FileLock has its id
+    waiter = path, id(seen[-1])
     try:
         result = original(file, operation)
     except OSError:
-        failed[path] = failed.get(path, 0) + 1
-        if failed[path] == 2:
+        failed[waiter] = failed.get(waiter, 0) + 1
+        if failed[waiter] == 2:
             with open(os.environ["LOCK_ORDER"], "a") as notes:
                 notes.write(json.dumps({"waits_for": path, "holds": sorted(held())}) + "\\n")
         raise
-    failed.pop(path, None)
+    failed.pop(waiter, None)
     return result
 fcntl.flock = flock
 """
