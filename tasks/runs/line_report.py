@@ -6,6 +6,7 @@ Reads the store alone: neither Prefect nor MLflow has to answer.
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import islice
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from backprop_core.errors import RunUnknown
+from backprop_core.errors import ArtifactDamaged, RunUnknown
 from backprop_core.lines.versions import Lines, LineVersion
 from backprop_core.publishing.release import released
 from backprop_core.runtime.settings import Settings
@@ -29,6 +30,7 @@ MODEL = "model.gguf"
 ADAPTER = {"adapter_model.safetensors": "adapter", "adapter_config.json": "its config"}
 COMPARED = ("model", "training", "merge", "evaluation", "gate", "export", "publish", "min_new_rows")  # of two specs
 MOST_REJECTED, MOST_SAMPLES = 10, 10
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError)  # what a damaged record raises
 LONGEST = 400  # characters of a turn in a sample
 
 
@@ -82,6 +84,7 @@ class LineRow(Record):
     tasks: list[str]
     metric: str
     live: LiveReport | None
+    damaged: str | None = Field(None, description="Why its records cannot be read.")
 
 
 class RejectedReport(Record):
@@ -186,54 +189,74 @@ def names(config: Settings) -> list[str]:
 
 
 def version(line: str, number: int, config: Settings) -> LineVersion:
-    """A version of a line. Raises RunUnknown."""
-    return Lines(Store(config.store_path)).version(line, number)
+    """A version of a line. Raises RunUnknown, ArtifactDamaged."""
+    with readable(line):
+        return Lines(Store(config.store_path)).version(line, number)
+
+
+@contextmanager
+def readable(line: str) -> Iterator[None]:
+    """Raise ArtifactDamaged if a record of a line is missing or cannot be read."""
+    try:
+        yield
+    except UNREADABLE as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, OSError):
+            said = f"{Path(error.filename or '').name}: {error.strerror}"
+        raise ArtifactDamaged(
+            f"a record of line {line} cannot be read: {said}",
+            hint=f"put lines/{line} and runs of the store back from a backup",
+        ) from error
 
 
 def line_report(name: str, config: Settings) -> LineReport:
-    """A line. Raises RunUnknown if the store has no version of it."""
-    store = Store(config.store_path)
-    lines = Lines(store)
-    versions = {number: known_version(store, name, number) for number in lines.versions(name)}
-    if not versions:
-        raise RunUnknown(f"line {name} has no version", hint="`backprop lines` lists all lines")
-    newest = versions[max(versions)]
-    made = ended(store, newest.run_id)
-    reports = [version_report(store, name, number, versions[number], newest) for number in versions]
-    champion = lines.champion(name)
-    return LineReport(
-        line=name,
-        base=newest.base.name,
-        metric=metric_of(newest),
-        tasks=list(newest.scores),
-        watch=newest.watch,
-        live=next((live_report(store, name, each) for each in reports if each.number == champion), None),
-        versions=reports[::-1],
-        base_scores=made.base if made else {},
-        forgotten=made.forgetting if made else {},
-        changes=[change(store, number, versions) for number in reversed(versions)],
-        samples=list(samples(store, new_datasets(max(versions), versions))),
-    )
+    """A line. Raises RunUnknown if the store has no version of it, ArtifactDamaged."""
+    with readable(name):
+        store = Store(config.store_path)
+        lines = Lines(store)
+        versions = {number: known_version(store, name, number) for number in lines.versions(name)}
+        if not versions:
+            raise RunUnknown(f"line {name} has no version", hint="`backprop lines` lists all lines")
+        newest = versions[max(versions)]
+        made = ended(store, newest.run_id)
+        reports = [version_report(store, name, number, versions[number], newest) for number in versions]
+        champion = lines.champion(name)
+        if champion:
+            known_version(store, name, champion)
+        return LineReport(
+            line=name,
+            base=newest.base.name,
+            metric=metric_of(newest),
+            tasks=list(newest.scores),
+            watch=newest.watch,
+            live=next((live_report(store, name, each) for each in reports if each.number == champion), None),
+            versions=reports[::-1],
+            base_scores=made.base if made else {},
+            forgotten=made.forgetting if made else {},
+            changes=[change(store, number, versions) for number in reversed(versions)],
+            samples=list(samples(store, new_datasets(max(versions), versions))),
+        )
 
 
 def line_row(name: str, config: Settings) -> LineRow:
-    """A line in the list of lines; one without a version has only its name."""
-    store = Store(config.store_path)
-    lines = Lines(store)
-    numbers, champion = lines.versions(name), lines.champion(name)
-    if not numbers:
-        return LineRow(line=name, base=None, versions=0, tasks=[], metric="", live=None)
-    number = champion or numbers[-1]
-    version = known_version(store, name, number)
-    report = version_report(store, name, number, version, version)
-    return LineRow(
-        line=name,
-        base=version.base.name,
-        versions=len(numbers),
-        tasks=list(version.scores),
-        metric=metric_of(version),
-        live=live_report(store, name, report) if champion else None,
-    )
+    """A line in the list of lines; one without a version has only its name. Raises ArtifactDamaged."""
+    with readable(name):
+        store = Store(config.store_path)
+        lines = Lines(store)
+        numbers, champion = lines.versions(name), lines.champion(name)
+        if not numbers:
+            return LineRow(line=name, base=None, versions=0, tasks=[], metric="", live=None)
+        number = champion or numbers[-1]
+        version = known_version(store, name, number)
+        report = version_report(store, name, number, version, version)
+        return LineRow(
+            line=name,
+            base=version.base.name,
+            versions=len(numbers),
+            tasks=list(version.scores),
+            metric=metric_of(version),
+            live=live_report(store, name, report) if champion else None,
+        )
 
 
 def known_version(store: Store, line: str, number: int) -> LineVersion:
@@ -344,9 +367,10 @@ def files_at(manifest: Path, _changed: int, digest: str) -> dict[str, tuple[int,
 def download(line: str, number: int, filename: str, config: Settings) -> tuple[StoredFile, Path]:
     """A file of a version, by its name as a download. Raises RunUnknown."""
     store = Store(config.store_path)
-    for link, path in stored_files(store, line, number, Lines(store).version(line, number)):
-        if link.filename == filename and path.is_file() and not path.is_symlink():
-            return link, path
+    with readable(line):
+        for link, path in stored_files(store, line, number, Lines(store).version(line, number)):
+            if link.filename == filename and path.is_file() and not path.is_symlink():
+                return link, path
     raise RunUnknown(
         f"version {number} of line {line} has no file {filename[:100]}",
         hint="it may have been pruned: `backprop export` writes it again",
@@ -362,6 +386,14 @@ def ended(store: Store, run_id: str) -> Ended | None:
     try:
         return ended_at(path, path.stat().st_mtime_ns)
     except FileNotFoundError:
+        return None
+
+
+def readably_ended(store: Store, run_id: str) -> Ended | None:
+    """The same; None also for a result that cannot be read: nothing says whose it is."""
+    try:
+        return ended(store, run_id)
+    except UNREADABLE:
         return None
 
 
@@ -390,7 +422,7 @@ def ended_at(path: Path, _changed: int) -> Ended:
 def rejected(line: str, config: Settings) -> list[RejectedReport]:
     """The line's newest rejected candidates, the newest first."""
     store = Store(config.store_path)
-    runs = {run: result for run in store.layout.ended() if (result := ended(store, run.run_id))}
+    runs = {run: result for run in store.layout.ended() if (result := readably_ended(store, run.run_id))}
     mine = [
         RejectedReport(run_id=run.run_id, at=time_of(run.result), average=result.average, reason=result.reason)
         for run, result in runs.items()

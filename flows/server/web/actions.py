@@ -49,7 +49,10 @@ def number_of(text: str) -> int:
 
 
 def start(path: str, parameters: dict[str, object], key: str, sources: Sources) -> None:
-    """Create a flow run of a deployment, once for clicks in quick succession."""
+    """Create a flow run of a deployment, once for clicks in quick succession.
+
+    Raises DeploymentMissing, PrefectUnreachable; RunActive if the run of the same click has ended already.
+    """
     deployment = sources.prefect.get(f"/deployments/name/{path}")
     if deployment is None:
         raise DeploymentMissing(
@@ -61,7 +64,11 @@ def start(path: str, parameters: dict[str, object], key: str, sources: Sources) 
         "idempotency_key": f"page-{path}-{key}-{int(time.time()) // AT_ONCE}",
         **({"parameters": parameters} if parameters else {}),
     }
-    sources.prefect.send("POST", f"/deployments/{deployment['id']}/create_flow_run", body)
+    made = sources.prefect.send("POST", f"/deployments/{deployment['id']}/create_flow_run", body)
+    if made and made["state_type"] in line_runs.ENDED:
+        raise RunActive(
+            f"{made['name']} has ended just now: nothing more was started", hint=f"press again in {AT_ONCE} seconds"
+        )
 
 
 def answer(line: str, question: str, said: str, reason: str, sources: Sources) -> None:
@@ -87,7 +94,7 @@ def answered(line: str) -> BackpropError:
 def refusal(line: str, done: dict[str, dict[str, str]] | None) -> BackpropError:
     """Why Prefect did not take an answer."""
     reason = done["details"].get("reason") or "" if done else ""
-    if done is None or "not paused" in reason:
+    if done is None or "not paused" in reason or "timed out" in reason:
         return answered(line)
     return ConfigInvalid(f"Prefect did not take the answer: {reason[:300]}", hint="answer in Prefect")
 

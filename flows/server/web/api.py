@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from backprop_core.errors import (
     AlreadyAnswered,
+    ArtifactDamaged,
     BackpropError,
     ConfigInvalid,
     DeploymentMissing,
@@ -35,6 +36,7 @@ STATUS = {
     RunUnknown: 404,
     DeploymentMissing: 404,
     AlreadyAnswered: 409,
+    ArtifactDamaged: 500,
     RunActive: 409,
     InputTooLarge: 413,
     DeploymentRefused: 502,
@@ -138,6 +140,7 @@ def application(sources: Sources, tokens: forms.Tokens) -> FastAPI:
     async def add_rows(name: str, filename: str, request: Request) -> Added:
         """Check a file of rows, the body, and add it to the data of a line. Needs the token of a page."""
         forms.check(request, tokens, request.headers.get("x-backprop-token", ""))
+        rows.check_size(int(request.headers.get("content-length", 0)))
         return await rows.add(name, filename, request.stream(), sources)
 
     @api.get("/health")

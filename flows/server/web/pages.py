@@ -52,6 +52,7 @@ def page(request: Request, template: str, status: int = 200, **values: Any) -> H
     frame = {
         "lines": state.names(sources),
         "health": state.health(sources),
+        "zone": text.zone(),
         "addresses": sources.addresses,
         "namespace": sources.config.namespace,
         "current": request.path_params.get("name"),

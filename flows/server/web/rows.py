@@ -59,17 +59,20 @@ async def write(path: Path, body: AsyncIterator[bytes]) -> None:
     with path.open("xb") as file:
         async for part in body:
             size += len(part)
-            if size > LARGEST:
-                raise InputTooLarge(
-                    f"a file of rows may have {LARGEST // 2**20} MiB here", hint="use `backprop data put FILE`"
-                )
+            check_size(size)
             file.write(part)
+
+
+def check_size(size: int) -> None:
+    """Raise InputTooLarge for more bytes than a page takes."""
+    if size > LARGEST:
+        raise InputTooLarge(f"a file of rows may have {LARGEST // 2**20} MiB here", hint="use `backprop data put FILE`")
 
 
 def cleaned(filename: str) -> str:
     """A file's name without directories and special characters."""
     name = filename.replace("\\", "/").rpartition("/")[2]
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[-LONGEST_NAME:] or "rows"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)[-LONGEST_NAME:].strip("-.") or "rows"
 
 
 def put(line: str, path: Path) -> Added:

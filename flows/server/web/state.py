@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from backprop_core.errors import DeploymentRefused, PrefectUnreachable, RunUnknown
+from backprop_core.errors import ArtifactDamaged, DeploymentRefused, PrefectUnreachable, RunUnknown
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.field_types import NAME
 from backprop_core.schema.records import Record
@@ -83,11 +83,19 @@ def names(sources: Sources) -> list[str]:
 
 def overview(sources: Sources) -> Overview:
     """All lines: those of the store, and those that have only a job file."""
-    lines = [line_report.line_row(name, sources.config) for name in names(sources)]
+    lines = [row(name, sources) for name in names(sources)]
     try:
         return Overview(lines=lines, prefect=work(sources), missing=None)
     except (PrefectUnreachable, DeploymentRefused) as error:
         return Overview(lines=lines, prefect=None, missing=error.message)
+
+
+def row(name: str, sources: Sources) -> LineRow:
+    """A line in the list; one whose records are damaged says so, and hides no other."""
+    try:
+        return line_report.line_row(name, sources.config)
+    except ArtifactDamaged as error:
+        return LineRow(line=name, base=None, versions=0, tasks=[], metric="", live=None, damaged=error.message)
 
 
 def work(sources: Sources) -> Work:

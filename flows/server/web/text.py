@@ -40,6 +40,13 @@ def when(time: datetime, now: datetime | None = None) -> str:
     return f"{local:%A} {clock}" if near else f"{local.day} {local:%b} {local.year} {clock}"
 
 
+def zone() -> str:
+    """The time zone of `when`, like `UTC` or `CET (UTC+01:00)`."""
+    here = datetime.now().astimezone()
+    name, offset = here.tzname() or "", f"{here:%z}"
+    return name if name == "UTC" else f"{name} (UTC{offset[:3]}:{offset[3:]})"
+
+
 def exact(time: datetime) -> str:
     """A time to the second, in UTC."""
     return f"{time:%Y-%m-%d %H:%M:%S} UTC"

@@ -31,7 +31,7 @@ document.addEventListener("submit", async (event) => {
     status.textContent = answer.ok ? text(said) : `${said.detail}. ${said.hint ?? ""}`;
     if (answer.ok) form.reset();
   } catch {
-    status.textContent = "The server does not answer. Nothing was added.";
+    status.textContent = "No answer came. Send the file again: the same file is added once.";
   }
   button.disabled = false;
 });

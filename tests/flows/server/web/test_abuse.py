@@ -1,9 +1,14 @@
 """What a page or a header makes of hostile input is a refusal with a code, never a traceback."""
 
+import time
+from collections.abc import Callable
+
 import pytest
 from starlette.testclient import TestClient
 
-from tests.flows.server.web.conftest import LineMaker, Pages
+from backprop_core.store.artifacts import Store
+from tests.flows.server.web.conftest import LineMaker, Pages, run_id
+from tests.flows.server.web.test_actions import HERE, token
 
 PASSWORD = "team:horse staple"
 
@@ -88,3 +93,57 @@ def test_a_malformed_range_is_refused(support: LineMaker, pages: Pages, given: s
     answer = unguarded(pages()).get(link, headers={"Range": given})
     assert answer.status_code in (400, 416)
     assert answer.status_code == 400 or answer.headers["content-range"] == "bytes */1004"
+
+
+DAMAGE: dict[str, Callable[[Store], object]] = {
+    "a version that is cut": lambda store: store.layout.line("support").version(2).write_text('{"format": 1,'),
+    "a champion that is no number": lambda store: store.layout.line("support").champion.write_text("\0"),
+    "a champion that is gone": lambda store: store.layout.line("support").version(2).unlink(),
+    "a result that is empty": lambda store: store.layout.run(run_id(2)).result.write_text(""),
+    "a result of another shape": lambda store: store.layout.run(run_id(2)).result.write_text("[1]"),
+    "a decision that is cut": lambda store: store.layout.run(run_id(2)).decision.write_text("{"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_line_says_so_and_hides_no_other(support: LineMaker, pages: Pages, damage: str) -> None:
+    """The start page lists the line as damaged beside the others; its own page has the code and what to do."""
+    folder = support.store.root.parent / "lines"
+    folder.mkdir()
+    (folder / "billing.yaml").write_text("")
+    DAMAGE[damage](support.store)
+    client = unguarded(pages())
+    start = client.get("/")
+    assert start.status_code == 200 and "/lines/billing" in start.text and ">damaged</span>" in start.text
+    for path in ("/lines/support", "/lines/support/rollback?to=1"):
+        answer = client.get(path)
+        assert answer.status_code == 500 and "STATE_ARTIFACT_DAMAGED" in answer.text and "backup" in answer.text
+    assert client.get("/api/v1/lines/support").json()["code"] == "STATE_ARTIFACT_DAMAGED"
+    assert client.get("/lines/billing").status_code == 200
+
+
+def test_a_result_of_another_run_that_is_damaged_hides_no_line(support: LineMaker, pages: Pages) -> None:
+    """Only its own row among the rejected ones is missing."""
+    support.store.layout.run(run_id(3)).result.write_text("{")
+    answer = unguarded(pages()).get("/lines/support")
+    assert answer.status_code == 200 and "Version 2 is live" in answer.text
+
+
+@pytest.mark.parametrize(("zone", "shown"), [("UTC0", "times in UTC ·"), ("CET-1", "times in CET (UTC+01:00) ·")])
+def test_the_time_zone_is_shown(pages: Pages, monkeypatch: pytest.MonkeyPatch, zone: str, shown: str) -> None:
+    """Every page says in which zone its times are: the machine's, which need not be the reader's."""
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        assert shown in pages().get("/").text
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_what_is_too_large_is_refused_before_it_comes(support: LineMaker, pages: Pages) -> None:
+    """3 GB are refused by their announced length, not after 512 MiB were written."""
+    browser = pages()
+    headers = {**HERE, "X-Backprop-Token": token(browser), "Content-Length": str(3 * 10**9)}
+    answer = browser.post("/api/v1/lines/support/rows?filename=a.jsonl", content=b"{}", headers=headers)
+    assert answer.status_code == 413 and answer.json()["code"] == "INPUT_TOO_LARGE"

@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.input.run_input import keyset_from_base_key
 from prefect.settings import get_current_settings
-from prefect.states import Paused, Running
+from prefect.states import Cancelled, Paused, Running
 from starlette.testclient import TestClient
 
 from flows import approval
@@ -118,6 +118,27 @@ def test_clicks_at_once_are_one_run(
     with ThreadPoolExecutor(4) as pool:
         assert set(pool.map(click, range(4))) <= {303, 409}
     assert len(runs(client, deployments["retrain"])) == 1
+
+
+def test_a_click_is_never_lost(browser: TestClient, client: SyncPrefectClient, deployments: dict[str, UUID]) -> None:
+    """A click just after the run of the last one has ended starts nothing, and says so."""
+    assert press(browser, "rollback", to="1").status_code == 303
+    [run] = runs(client, deployments["rollback"])
+    client.set_flow_run_state(run.id, Cancelled(), force=True)
+    again = press(browser, "rollback", to="1")
+    if again.status_code == 303:  # the clock has passed to the next ten seconds
+        assert len(runs(client, deployments["rollback"])) == 2
+    else:
+        assert again.status_code == 409 and "STATE_RUN_ACTIVE" in again.text
+
+
+def test_a_question_whose_time_is_over(browser: TestClient, client: SyncPrefectClient, question: str) -> None:
+    """An answer that comes too late is refused as such."""
+    paused: State[None] = Paused(timeout_seconds=-5, pause_key=run_id(9))
+    paused.state_details.run_input_keyset = keyset_from_base_key(f"paused-{run_id(9)}")  # type: ignore[assignment]
+    client.set_flow_run_state(UUID(question), paused, force=True)
+    late = press(browser, f"questions/{question}", answer="approve")
+    assert late.status_code == 409 and "STATE_ALREADY_ANSWERED" in late.text
 
 
 def test_without_a_deployment_it_says_what_to_do(browser: TestClient) -> None:

@@ -91,6 +91,7 @@ def test_a_line_that_reads_elsewhere_gets_none(prefect: None, support: LineMaker
         ("--to.jsonl", "to.jsonl"),
         ("a\0b\n.jsonl", "a-b-.jsonl"),
         ("ü.jsonl.gz", "jsonl.gz"),
+        (f"a.{'b' * 113}.jsonl", f"{'b' * 113}.jsonl"),  # cut, and not a hidden file
     ],
 )
 def test_names_are_cleaned(name: str, clean: str) -> None:
