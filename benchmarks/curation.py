@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks.measure import Contender, Row, contenders, medians, peak_memory, take_turns
 
@@ -20,7 +21,10 @@ NEAR = "near-duplicates, against a datasketch loop"
 SECONDS = "seconds to curate {:,} rows, against pandas"
 MEMORY = "peak memory of curating {:,} rows, against pandas"
 MANY, MORE = 100_000, 1_000_000
+NEAR_MANY = "near-duplicates of {:,} rows, against a datasketch loop on {:,}"
 NEAR_ROWS = 20_000
+CHECKED = 3_000  # rows of which every pair is compared
+RECALL, NEARLY = 0.95, 0.1  # least share of close pairs that lose a row; how far below the threshold none is dropped
 THRESHOLD = 0.8
 SAME = 1.02  # rows that one contender may leave, by those that another leaves
 WORDS = [f"word{number}" for number in range(40)]
@@ -49,6 +53,51 @@ def near_duplicates() -> Row:
             left: list[float] = []
             rates = medians({"ours": partial(rate, ours, left), "other": partial(rate, other, left)})
     return Row(NEAR, rates["ours"], rates["other"], "MinHashLSH of datasketch, row by row", "rows/s", "more")
+
+
+def many_near_duplicates(count: int = MORE) -> Row:
+    """Rows a second of one pass over many rows; the loop's on the first of them, as it slows down with their number."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        file = write(count, Path(name, "rows.jsonl"))
+        part = write(min(count, NEAR_ROWS), Path(name, "part.jsonl"))
+        check(write(CHECKED, Path(name, "checked.jsonl")), Path(name))
+        rates = []
+        for contender, rows in (("near", file), ("datasketch", part)):
+            with contenders(("benchmarks.curation", contender, str(rows), name)) as [one]:
+                rates.append(one.turn()["rate"])
+    title = NEAR_MANY.format(count, NEAR_ROWS)
+    return Row(title, *rates, "MinHashLSH of datasketch, row by row", "rows/s", "more", 1)
+
+
+def check(file: Path, place: Path) -> None:
+    """Raise unless close pairs, found by comparing every pair, lose a row, and no other row is dropped."""
+    texts = list(dict.fromkeys("\n".join(turn["content"] for turn in row["messages"]) for row in lines(file)))
+    sets = [{*zip(said, said[1:], said[2:], strict=False)} for said in (text.split() for text in texts)]
+    pairs = [(a, b) for a in range(len(sets)) for b in range(a) if similarity(sets[a], sets[b]) >= THRESHOLD]
+    dropped = near_of(texts, place)
+    found = sum(a in dropped or b in dropped for a, b in pairs) / len(pairs)
+    least = min(similarity(sets[row], sets[kept]) for row, kept in dropped.items())
+    assert found >= RECALL and least >= THRESHOLD - NEARLY, f"recall {found:.3f}, least similarity {least:.3f}"
+    print(f"recall {found:.4f} of {len(pairs)} pairs, least similarity of a dropped row {least:.3f}", file=sys.stderr)
+
+
+def similarity(one: set[tuple[str, ...]], other: set[tuple[str, ...]]) -> float:
+    """The Jaccard similarity of two sets of words in a row."""
+    return len(one & other) / max(1, len(one | other))
+
+
+def near_of(texts: list[str], place: Path) -> dict[int, int]:
+    """The rows that ours drops, each with the one that is kept for it."""
+    from backprop_core.data.steps.near_duplicates import NearDuplicates
+
+    with tempfile.TemporaryDirectory(dir=place) as scratch:
+        near = NearDuplicates(Path(scratch), THRESHOLD)
+        near.add(texts)
+        return {row: kept for row, kept, _ in near.found()}
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def rate(contender: Contender, left: list[float]) -> float:
@@ -82,6 +131,7 @@ def curate(count: int, figure: str, repeats: int) -> Row:
 
 ROWS: dict[str, Callable[[], Row]] = {
     NEAR: near_duplicates,
+    NEAR_MANY.format(MORE, NEAR_ROWS): many_near_duplicates,
     **{SECONDS.format(count): partial(curate, count, "seconds", n) for count, n in ((MANY, 3), (MORE, 1))},
     **{MEMORY.format(count): partial(curate, count, "peak", n) for count, n in ((MANY, 3), (MORE, 1))},
 }

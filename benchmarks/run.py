@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks import checkpoints, convert, curation, flow, history, processes, quantize, serving, training
+from benchmarks import checkpoints, convert, curation, flow, history, processes, quantize, serving, tokenizing, training
 from benchmarks.measure import Row
 
 RESULTS = Path(__file__).parent / "results.json"
@@ -27,6 +27,8 @@ ROWS: dict[str, Callable[[], Row]] = {
     convert.MEMORY: convert.memory,
     quantize.NAME: quantize.against_llama_cpp,
     **curation.ROWS,
+    tokenizing.NAME: tokenizing.against_map,
+    tokenizing.NAME + tokenizing.TWO_THREADS: partial(tokenizing.against_map, 2),
     history.NAME: history.against_query,
     serving.UP: serving.until_up,
     serving.IDLE: serving.memory,
