@@ -12,9 +12,9 @@ rendering, and what lies between fences is tokenized as plain text.
 from __future__ import annotations  # the tokenizer's type is of transformers, which the parent does not import
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from itertools import accumulate, groupby
+from itertools import accumulate, chain, groupby
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Message: TypeAlias = dict[str, Any]
 
 BATCH = 1024  # texts tokenized at once
-LIMITED = 64  # rows rendered per time limit
+LIMITED = 512  # rows rendered per time limit
 FENCE = "\ufdd0"  # a Unicode noncharacter, reserved for internal use
 ESCAPED = "\\ufdd0"  # the same in JSON that is limited to ASCII
 
@@ -156,6 +156,7 @@ class Controls:
         self._names = re.compile(names or r"(?!)")
         self._stop = re.compile(rf"({names or '(?!)'})(?:\s|{names or '(?!)'})*\Z")
         self._tokenizer = tokenizer
+        self.special = tokenizer.special_tokens_map  # made anew each time that it is asked for
 
     @cached_property
     def begin(self) -> str:
@@ -280,8 +281,9 @@ def answer(
     tokenizer: PreTrainedTokenizerBase, controls: Controls, messages: list[Message], tools: list[Message]
 ) -> Answer:
     """Render a conversation that ends with an assistant turn, and locate that turn."""
-    prompt = apply(tokenizer, messages[:-1], tools, add_generation_prompt=True)
-    text = apply(tokenizer, messages, tools, add_generation_prompt=False)
+    special = controls.special
+    prompt = apply(tokenizer, messages[:-1], tools, special=special, add_generation_prompt=True)
+    text = apply(tokenizer, messages, tools, special=special, add_generation_prompt=False)
     if not text.startswith(prompt):
         raise ChatTemplateUnusable(
             "the chat template's assistant turn does not start with its generation prompt", hint=chat_template.HINT
@@ -359,15 +361,19 @@ def apply(
     messages: list[Message],
     tools: Sequence[Message] = (),
     *,
+    special: Mapping[str, Any] | None = None,
     add_generation_prompt: bool,
 ) -> str:
-    """Render messages and tools with the tokenizer's chat template, in the sandbox."""
+    """Render messages and tools with the tokenizer's chat template, in the sandbox; `special`: its special tokens."""
     template = template_of(tokenizer)
     if not template:
         raise ChatTemplateMissing("the tokenizer has no chat template", hint=chat_template.HINT)
-    special = tokenizer.special_tokens_map
     return chat_template.render(
-        template, messages, special=special, add_generation_prompt=add_generation_prompt, tools=tools
+        template,
+        messages,
+        special=tokenizer.special_tokens_map if special is None else special,
+        add_generation_prompt=add_generation_prompt,
+        tools=tools,
     )
 
 
@@ -401,9 +407,13 @@ def encodings(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, plain: bo
 
 def joined(encodings: list[Encoding], pieces: list[str], fence: str) -> Tokens:
     """Join the tokens of a text's pieces; character positions count from the start of the text."""
+    if len(encodings) == 1:
+        return Tokens(encodings[0].ids, characters_of(encodings[0]))
     starts = accumulate((len(piece) + len(fence) for piece in pieces[:-1]), initial=0)
-    characters = [
-        np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2) + start
-        for encoding, start in zip(encodings, starts, strict=True)
-    ]
+    characters = [characters_of(encoding) + start for encoding, start in zip(encodings, starts, strict=True)]
     return Tokens([token for encoding in encodings for token in encoding.ids], np.concatenate(characters))
+
+
+def characters_of(encoding: Encoding) -> NDArray[np.int64]:
+    """(tokens, 2): each token's character range. Three times as fast as an array of tuples."""
+    return np.fromiter(chain.from_iterable(encoding.offsets), np.int64, 2 * len(encoding)).reshape(-1, 2)
