@@ -130,6 +130,15 @@ class CurationSpec(Spec):
     def _in_one_order(cls, names: list[str]) -> list[str]:
         return sorted({*names})  # the order in which they are written means nothing
 
+    @field_validator("sources")
+    @classmethod
+    def _each_can_match(cls, sources: list[SourceShare]) -> list[SourceShare]:
+        """Refuse a pattern whose files all belong to an earlier one: its cap and weight would have no effect."""
+        for number, source in enumerate(sources):
+            if {source.files, "*"} & {earlier.files for earlier in sources[:number]}:
+                raise ValueError(f"{source.files} can match no file: an earlier pattern matches the same files")
+        return sources
+
     @property
     def of_heldout(self) -> "CurationSpec":
         """The curation of a held-out file: all of its rows score, each once, in no order."""

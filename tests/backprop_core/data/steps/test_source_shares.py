@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +150,11 @@ def test_without_it_a_key_is_what_it_was() -> None:
     assert CurationSpec().semantic() == {}
     with pytest.raises(ValidationError):
         CurationSpec.model_validate({"sources": [{"weight": 0}]})
+
+
+@pytest.mark.parametrize("patterns", [("faq-*", "faq-*"), ("*", "faq-*"), ("faq-*", "*", "logs-*")])
+def test_a_pattern_that_can_match_no_file_is_refused(patterns: tuple[str, ...]) -> None:
+    """A cap or weight without effect is an error that names its pattern; a last pattern for all other files is not."""
+    CurationSpec.model_validate({"sources": [{"files": "faq-*"}, {"files": "*"}]})
+    with pytest.raises(ValidationError, match=re.escape(f"{patterns[-1]} can match no file")):
+        CurationSpec.model_validate({"sources": [{"files": pattern} for pattern in patterns]})
