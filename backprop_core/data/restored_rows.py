@@ -54,8 +54,8 @@ def decided(source: SourceRef, spec: DatasetSpec, store: Store, template: ChatTe
 
 
 def quarantined(store: Store) -> dict[str, dict[str, Any]]:
-    """Identity -> row, of all rows in quarantine: set apart by curation, and neither restored nor forgotten."""
-    gone = {*restored(store), *forgotten(store)}
+    """Identity -> row, of all rows that were set apart by curation and not forgotten, also of restored ones."""
+    gone = forgotten(store)
     return {row: content for row, content in set_apart(store) if row not in gone}
 
 

@@ -1,12 +1,13 @@
 """Results of the `data` verbs as text for stdout."""
 
+import json
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -255,10 +256,11 @@ def restored(done: "Restored") -> RenderableType:
     if not done.restored and not done.quarantined:
         return Text("No row is in quarantine.")
     shown = done.restored or done.quarantined
-    head = "put back: the next run that reads them keeps them" if done.restored else "in quarantine"
+    head = "put back" if done.restored else "in quarantine"
     left = f"{len(done.quarantined):,} more in quarantine" if done.restored else "Put back: backprop data restore ID …"
     blocks = [block for row in shown for block in (*set_apart(row), Text(""))]
-    return Group(Text(f"Rows {head}: {len(shown):,}", style="bold"), Text(""), *blocks, Text(left))
+    kept = [Text("The next run that reads them keeps them.")] if done.restored else []
+    return Group(Text(f"Rows {head}: {len(shown):,}", style="bold"), *kept, Text(""), *blocks, Text(left))
 
 
 def set_apart(row: "QuarantinedRow") -> Iterator[RenderableType]:
@@ -268,6 +270,14 @@ def set_apart(row: "QuarantinedRow") -> Iterator[RenderableType]:
         yield Text(in_file(file))
     for turn in row.content.get("messages", [{"role": "text", "content": row.content.get("text", "")}]):
         yield Text(f"{turn['role']}: {one_line(turn['content'])}")
+        yield from beside(turn, {"role", "content"})
+    yield from beside(row.content, {"messages", "text"})
+
+
+def beside(shown: dict[str, Any], known: set[str]) -> Iterator[RenderableType]:
+    """What else a turn or a row carries: calls, reasoning, tools, chosen and rejected answers."""
+    for name in sorted(shown.keys() - known):
+        yield Text(f"  {name}: {one_line(json.dumps(shown[name], ensure_ascii=False))}")
 
 
 # Forgotten rows

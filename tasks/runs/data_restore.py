@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 
 from pydantic import Field
 
-from backprop_core.data.restored_rows import QuarantinedRow, listed, quarantined, restore
+from backprop_core.data.restored_rows import QuarantinedRow, listed, quarantined, restore, restored
 from backprop_core.data.row_search import PREFIX
 from backprop_core.errors import RefAmbiguous, RowUnknown
 from backprop_core.lines.row_trace import source_paths
@@ -36,7 +36,7 @@ def data_restore(asked: Sequence[str], config: Settings) -> Restored:
             chosen = {row: every[row] for row in (named(one, every) for one in asked)}
             if chosen:
                 restore(chosen, store)
-            left = {row: content for row, content in every.items() if row not in chosen}
+            left = {row: every[row] for row in every.keys() - restored(store)}
             return Restored(restored=listed(chosen, paths, store), quarantined=listed(left, paths, store))
     finally:
         store.close()

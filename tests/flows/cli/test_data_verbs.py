@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from backprop_core.data.curation import curate
 from backprop_core.data.loading import snapshot
 from backprop_core.data.report import FIGURES
+from backprop_core.data.restored_rows import QuarantinedRow
 from backprop_core.data.row_identity import identity
 from backprop_core.schema.specs import CurationSpec, DatasetSpec
 from backprop_core.store.artifacts import Store
-from flows.cli import main
+from flows.cli import data_text, main
+from tasks.runs.data_restore import Restored
 
 ROOT = Path(__file__).parents[3]
 BASE = str(ROOT / "examples" / "base")
@@ -329,3 +332,22 @@ def test_preview_says_what_the_template_does_not_write(place: Path, capsys: Capt
     words = ["data", "preview", data, "--model", BASE, "--set", "datasets.0.tools=as_text"]
     [row] = document(words, capsys)["rows"]
     assert row["refused"] is None and "weather" in "".join(span["text"] for span in row["examples"][0]["spans"])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {
+            "messages": [{"role": "assistant", "content": "", "tool_calls": [{"arguments": {"mail": "WORD"}}]}],
+            "tools": [],
+        },
+        {"messages": [{"role": "user", "content": "Hi"}], "chosen": [{"role": "assistant", "content": "WORD"}]},
+        {"text": "WORD"},
+    ],
+)
+def test_a_row_in_quarantine_is_shown_whole(content: dict[str, Any]) -> None:
+    """All that a row carries can be read before it is put back, wherever the personal data is."""
+    row = QuarantinedRow(row="ab" * 32, content=content, files=[])
+    console = Console(file=io.StringIO(), width=80)
+    console.print(data_text.restored(Restored(restored=[], quarantined=[row])))
+    assert "WORD" in console.file.getvalue()  # type: ignore[attr-defined]

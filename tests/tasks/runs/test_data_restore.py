@@ -87,6 +87,14 @@ def test_a_row_that_is_put_back_is_kept(tmp_path: Path, store: Store) -> None:
     assert next(one["detail"] for one in table if one["reason"] == "restored") == "1 e-mail"
 
 
+def test_a_row_can_be_put_back_again(tmp_path: Path, store: Store) -> None:
+    """The same command, again, has the same answer."""
+    Data(tmp_path / "rows.jsonl", store).curate()
+    row = listed().quarantined[0].row
+    assert listed(row[:8]) == listed(row[:8]) and [one.row for one in listed(row).restored] == [row]
+    assert len(listed().quarantined) == 3
+
+
 def test_its_group_stays(tmp_path: Path, store: Store) -> None:
     """A row that is put back is of the group that it always was."""
     data = Data(tmp_path / "rows.jsonl", store, group_by="customer")
