@@ -64,7 +64,7 @@ All locks, in the one order in which they are taken. A process that waits for on
 1. a slot of the deployment     Prefect's, before the run has a process
 2. locks/line-<name>            of a run that continues the line, and of its release
 3. the journal of the run       in the home; not waited for: RunActive
-4. locks/prune                  of a prune to its end; of a run for the moment in which it takes its lease
+4. locks/prune                  of a prune and of `data forget` to its end; of a run while it takes its lease
 5. leases/<run_id>              not waited for: RunActive
 6. the device                   locks/cpu, or of the machine for each GPU, by name; the worker's, to its end
 7. locks/<key>                  of a training and its checkpoints

@@ -29,6 +29,7 @@ from backprop_core.schema.refs import DatasetRef, RowsRef, SourceRef
 from backprop_core.schema.specs import ApprovalSpec, DatasetSpec, ExportSpec, PublishSpec, RunSpec
 from backprop_core.store.artifacts import Store, file_digest, write_atomic
 from backprop_core.store.cache_keys import digests_in
+from backprop_core.store.layout import MANIFEST
 from backprop_core.store.pins import pinned
 from tasks.runs.line_splits import of_run
 from tasks.runs.line_state import working_on
@@ -293,7 +294,7 @@ def made_by(line: str, numbers: Sequence[int], store: Store) -> set[str]:
 
 def kind_of(digest: str, store: Store) -> str | None:
     """The kind of an artifact; None if there is none."""
-    manifest = store.layout.artifact(digest) / "artifact.json"
+    manifest = store.layout.artifact(digest) / MANIFEST
     kind: str | None = json.loads(manifest.read_bytes())["kind"] if manifest.is_file() else None
     return kind
 
