@@ -12,13 +12,12 @@ from backprop_core.data.row_index import RowIndex
 from backprop_core.data.row_sets import ORDER
 from backprop_core.data.splits import HELDOUT_SHARE, by_hash, latest, lead
 from backprop_core.data.token_lengths import Counter
-from backprop_core.errors import ConfigInvalid, NoRows
+from backprop_core.errors import NoRows
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import RowsRef, SourceRef
 from backprop_core.schema.specs import DatasetSpec
 from backprop_core.store.artifacts import Store, write_atomic
 
-UNSCORED = "leave out curation.perplexity and curriculum=perplexity"
 SHARE = 1 / HELDOUT_SHARE  # of the rows that a run holds out
 
 
@@ -48,10 +47,8 @@ def split_files(
 
     Without a share it holds out what a first run of a line would. A row's hash decides, or its time if the dataset is
     split by time, so that a larger share holds out the same rows and more. `counter` counts tokens for curation. Raises
-    what curation raises, NoRows if a side is empty, ConfigInvalid if curation needs a model, and OSError.
+    what curation raises, NoRows if a side is empty, and OSError.
     """
-    if spec.curation.needs_perplexity:
-        raise ConfigInvalid(f"{spec.path}: no model scores rows here, and its curation needs perplexity", hint=UNSCORED)
     made = curate(source, spec, counter=counter, store=store)
     rows = index(made.rows, store)
     out = held_out(rows, made.rows, spec, share, store)

@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet  # type: ignore[import-untyped]
 import pytest
@@ -11,10 +10,9 @@ from pydantic import ValidationError
 
 from backprop_core.data.perplexity_tails import sift
 from backprop_core.data.row_files import load, ranks, times
-from backprop_core.data.split_files import split_files
-from backprop_core.errors import ConfigInvalid, NoRows
-from backprop_core.schema.refs import Batch, Curated, Perplexities, SourceRef
-from backprop_core.schema.specs import CurationSpec, DatasetSpec
+from backprop_core.errors import NoRows
+from backprop_core.schema.refs import Batch, Curated, Perplexities
+from backprop_core.schema.specs import CurationSpec
 from backprop_core.store.cache_keys import canonical
 from tests.backprop_core.data.test_curation import Bench, numbered, questions
 
@@ -115,11 +113,3 @@ def test_nothing_left_is_an_error(bench: Bench) -> None:
         sift(plain, scored(bench, plain), CurationSpec.model_validate({"perplexity": {"max": 2}}), store=bench.store)
     with pytest.raises(ValidationError, match="drops nothing"):
         CurationSpec.model_validate({"perplexity": {}})
-
-
-def test_no_model_no_split(bench: Bench) -> None:
-    """`data split` has no model: it refuses curation that needs one."""
-    spec = DatasetSpec.model_validate({"path": "a.jsonl", "curation": {"curriculum": "perplexity"}})
-    nothing: dict[str, Any] = {"share": None, "train": None, "counter": None, "store": bench.store}
-    with pytest.raises(ConfigInvalid, match="needs perplexity"):
-        split_files(SourceRef(digest="0" * 64, path="a"), spec, heldout=Path("b"), **nothing)

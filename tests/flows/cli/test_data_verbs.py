@@ -254,6 +254,9 @@ STEPS = {
     "near_duplicates_on": "question",
     "decontaminate": "13",
     "contradictions": "drop_both",
+    "sources": '[{"max_rows": 30}]',
+    "perplexity": '{"drop_highest": 0.1}',
+    "curriculum": "file",
 }
 
 
