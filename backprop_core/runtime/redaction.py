@@ -61,7 +61,7 @@ IN_TEXT = (  # keep the group, redact the rest of the match
     r"(?i)(\bbearer\s+)(?=[\w.~+/-]*[\d=._~+/]|[\w.~+/-]{20})[\w.~+/=-]{6,}",
     r"(\b[Bb]asic\s+)(?=[A-Za-z0-9+/]*(?:[0-9+/=]|[a-z][A-Z]))[A-Za-z0-9+/]{8,}={0,2}",
     rf"(?i)((?:{FIELD}):[ \t]+[\"']?){MIXED}[^\s\"',;]{{8,}}",
-    rf"(?i)(--(?:[\w-]{1, 40}-)?(?:password|secret|token|key)(?:=|\s+)[\"']?){MIXED}[^\s\"',;]{{8,}}",
+    rf"(?i)(--(?:[\w-]{{1,40}}-)?(?:password|secret|token|key)(?:=|\s+)[\"']?){MIXED}[^\s\"',;]{{8,}}",
     rf"(?i)((?:{FIELD})(?:\\?[\"']?=|\\?[\"']:\s*)\\?[\"']?)(?!null\b|none\b|true\b|false\b)[^\s\"',;&)}}\]]+",
 )
 AWS_SECRET = r"(?<![A-Za-z0-9/+=_-])[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=_-])"
