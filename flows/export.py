@@ -7,8 +7,9 @@ from backprop_core.schema.field_types import LineName
 from backprop_core.schema.refs import RunResult
 from backprop_core.schema.specs import ExportSpec, Package, Quantization
 from flows.declared import declared
-from flows.pipeline import curated, exports, held_out
 from flows.run_names import short
+from flows.steps.files import exports
+from flows.steps.rows import curated, held_out
 from tasks.runs.allowed_paths import admitted_output
 from tasks.runs.copy_exports import Output, hand_out, owner_of
 from tasks.runs.flow_run import recorded

@@ -3,8 +3,9 @@
 from backprop_core.schema.refs import RunResult
 from backprop_core.schema.specs import ExportSpec, PublishSpec, Quantization
 from flows.declared import declared
-from flows.pipeline import curated, exports, held_out
 from flows.run_names import short
+from flows.steps.files import exports
+from flows.steps.rows import curated, held_out
 from tasks.runs.flow_run import recorded
 from tasks.runs.resolve import published
 from tasks.stages.publishing import publish as push

@@ -4,7 +4,7 @@ from backprop_core.schema.field_types import LineName
 from backprop_core.schema.refs import RunResult
 from backprop_core.schema.specs import ExportSpec, PublishSpec
 from flows.declared import declared
-from flows.pipeline import exports
+from flows.steps.files import exports
 from tasks.runs.flow_run import Start, recorded
 from tasks.runs.line_state import working_on
 from tasks.runs.manual_promotion import act

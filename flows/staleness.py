@@ -12,8 +12,9 @@ from backprop_core.schema.records import Record
 from backprop_core.schema.refs import RunResult
 from backprop_core.schema.specs import DatasetSpec
 from flows.declared import declared
-from flows.pipeline import curated, scores
 from flows.server.automations import announce
+from flows.steps.rows import curated
+from flows.steps.scores import scores
 from tasks.runs.allowed_paths import admit
 from tasks.runs.flow_run import Run, new_run_id, recorded
 from tasks.runs.line_state import has_champion

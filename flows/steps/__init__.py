@@ -1,0 +1,1 @@
+"""What the flows do with a run, step by step; each step calls stages."""

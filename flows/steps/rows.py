@@ -1,0 +1,103 @@
+"""The rows to train and the rows that score."""
+
+from backprop_core.data import stages as data
+from backprop_core.errors import NoRows
+from backprop_core.evaluation import stages as evaluation
+from backprop_core.schema.refs import Batch, Curated, RowsRef, SourceRef, Split
+from backprop_core.schema.specs import CurationSpec, DatasetSpec
+from flows.steps.models import base_model
+from tasks.runs.flow_run import Run
+from tasks.runs.sources import Source
+
+NO_HELDOUT = "give more rows, or held-out rows that it has not learned (--heldout FILE)"
+
+
+def without(run: Run, sets: list[RowsRef], others: list[RowsRef]) -> RowsRef:
+    """The rows of `sets` that are in none of `others`."""
+    pooled = run.call(data.pool, heldouts=sets, heldout_max=sum(rows.rows for rows in sets))
+    return run.call(data.unseen, rows=pooled, learned=others)
+
+
+def part(run: Run, heldout: dict[str, RowsRef], *, to_choose_by: bool) -> dict[str, RowsRef]:
+    """The held-out rows that choose λ, or those that score, by task. Without a search, all score."""
+    if not run.spec.merge.searches:
+        return {} if to_choose_by else heldout
+    return {task: run.call(data.apart, heldout=rows, to_choose_by=to_choose_by) for task, rows in heldout.items()}
+
+
+def curated(run: Run) -> Split:
+    """The rows to train and the rows that score, read before any GPU work; those of an earlier run, if it is about one.
+
+    The rows that score are found first, over all inputs and the line; no dataset trains on them.
+    """
+    if earlier := run.earlier:
+        run.notes.splits(earlier)
+        return earlier
+    prepared = run.prepared
+    datasets = zip(run.spec.datasets, prepared.sources, strict=bool(prepared.sources))  # no sources if other rows score
+    batches = [batch(run, spec, source) for spec, source in datasets]
+    found: Split = run.call(
+        data.split,
+        batches=batches,
+        watched=[batch(run, *each) for each in zip(run.spec.evaluation.watch, prepared.watch, strict=True)],
+        held=run.held,
+        learned=run.learned,
+        heldout_max=run.spec.evaluation.heldout_max,
+    )
+    run.notes.splits(found)
+    run.notes.curated([each.source for each in batches], found.datasets)
+    return found
+
+
+def batch(run: Run, spec: DatasetSpec, source: Source) -> Batch:
+    """The rows of a dataset and of its held-out file."""
+    alone = spec.model_copy(update={"task": None, "heldout": None, "skip": 0, "rows": None})
+
+    def rows(file: SourceRef, path: str, curation: CurationSpec) -> Curated:
+        own = alone.model_copy(update={"path": path, "curation": curation})
+        tokenizer = run.base if curation.counts_tokens else None
+        made = run.call(
+            data.curate, source=run.decided(file, own), spec=own, template=run.template, tokenizer=tokenizer
+        )
+        return sifted(run, made, curation) if curation.needs_perplexity else made
+
+    file = source.heldout
+    return Batch(
+        name=source.name,
+        task=source.task,
+        source=rows(source.data, spec.path, spec.curation),
+        heldout=rows(file, spec.heldout or file.path, spec.curation.of_heldout).rows if file else None,
+        skip=spec.skip,
+        rows=spec.rows,
+        last=spec.time_split and spec.time_split.last,
+        whole_questions=spec.curation.decontaminate is not None,
+        curation=spec.curation,
+    )
+
+
+def sifted(run: Run, made: Curated, spec: CurationSpec) -> Curated:
+    """Curated rows without those that their perplexity drops."""
+    length = run.spec.training.limit
+    scores = run.call(evaluation.perplexity, **base_model(run), rows=made.rows, max_length=length)
+    return run.call(data.sift, curated=made, scores=scores, spec=spec)
+
+
+def held_out(run: Run, rows: Split) -> dict[str, RowsRef]:
+    """One held-out set per task, in order of first appearance, those of the line first.
+
+    Raises NoRows if the run brings a task of which no row scores.
+    """
+    for task in (*(dataset.task for dataset in rows.datasets), *tasks_of(run.prepared.watch)):
+        if task not in rows.heldout:
+            learned = f": {rows.not_scored[task]} were learned" if task in rows.not_scored else ""
+            raise NoRows(f"no row of task {task} is held out{learned}, so nothing can be scored", hint=NO_HELDOUT)
+    most = run.spec.evaluation.heldout_max
+    return {
+        task: run.call(data.first, rows=one, most=most) if one.rows > most else one
+        for task, one in rows.heldout.items()
+    }
+
+
+def tasks_of(sources: list[Source]) -> list[str]:
+    """The tasks of datasets."""
+    return [source.task for source in sources]

@@ -1,0 +1,69 @@
+"""One LoRA run, and its merge into the runs before it."""
+
+import math
+
+from backprop_core.data import stages as data
+from backprop_core.evaluation import stages as evaluation
+from backprop_core.merging import stages as merging
+from backprop_core.schema.refs import AdapterRef, DatasetRef, Drift, RowsRef, Start, TrainResult
+from backprop_core.schema.specs import TrainSpec
+from backprop_core.training import stages as training
+from flows.steps.models import base_model
+from tasks.runs.flow_run import Run
+
+
+def trained(
+    run: Run, dataset: DatasetRef, before: list[RowsRef], tuned: AdapterRef | None, heldout: dict[str, RowsRef]
+) -> TrainResult:
+    """One LoRA run on a dataset and a share of earlier rows, starting from the last tuned adapter."""
+    spec, rows = run.spec.training, dataset.train
+    if spec.replay and before:
+        rows = run.call(
+            data.replay,
+            rows=rows,
+            earlier=before,
+            heldout=list(heldout.values()),
+            share=spec.replay,
+            passes=passes(spec, rows),
+            seed=spec.seed,
+        )
+    merge = run.spec.merge
+    start = Start(tuned=tuned, orthonormal=merge.orthonormal_start, keep=merge.keeps_function) if tuned else None
+    alone = spec.model_copy(update={"replay": 0})  # `rows` contain the replay
+    return run.call(training.train, base=run.base, rows=rows, spec=alone, start=start)
+
+
+def passes(spec: TrainSpec, rows: RowsRef) -> int:
+    """The number of passes over new rows, rounded up."""
+    return math.ceil(spec.epochs if spec.steps is None else spec.steps * spec.batch_size / rows.rows)
+
+
+def merge(
+    run: Run,
+    merged: AdapterRef | None,
+    tuned: TrainResult,
+    history: list[AdapterRef],
+    count: int,
+    to_choose_by: list[RowsRef],
+) -> AdapterRef:
+    """Merge a tuned adapter into the merged one; `history` has the earlier tuned ones."""
+    spec = run.spec.merge
+    if merged and spec.searches:
+        found = run.call(
+            evaluation.search,
+            **base_model(run),
+            merged=merged,
+            tuned=tuned.adapter,
+            count=count,
+            spec=spec,
+            heldout=to_choose_by,
+            max_length=run.spec.training.limit,
+        )
+        spec = spec.model_copy(update={"weight": found.weight})
+    earlier = history if spec.takes_all else []
+    return run.call(merging.merge, merged=merged, tuned=tuned.adapter, earlier=earlier, count=count, spec=spec)
+
+
+def drift(run: Run, before: AdapterRef | None, tuned: TrainResult, merged: AdapterRef) -> Drift | None:
+    """How far a merge moved the merged adapter; None for the first."""
+    return run.call(merging.drift, before=before, tuned=tuned.adapter, after=merged) if before else None
