@@ -180,3 +180,30 @@ def changed(
         place = {name: row[name] for name in ("file", "unit", "number")}
         some.append({**place, "detail": detail, "text": blank_secrets(text())[:SHOWN]})
     return {**row, "outcome": outcome, "reason": reason, "detail": detail}
+
+
+def remaining(digest: str, is_gone: Callable[[dict[str, Any]], bool], store: Store) -> LineageRef:
+    """A lineage without some lines of its table, and without the samples of these lines and those that `is_gone`."""
+    import pyarrow
+    import pyarrow.parquet
+
+    old, count, places = store.layout.artifact(digest), 0, set[tuple[Any, ...]]()
+    with store.begin("lineage") as directory:
+        source = pyarrow.parquet.ParquetFile(old / LINEAGE)
+        with pyarrow.parquet.ParquetWriter(directory / LINEAGE, source.schema_arrow, compression="zstd") as writer:
+            for batch in source.iter_batches(GROUP):
+                rows = batch.to_pylist()
+                gone = [is_gone(row) for row in rows]
+                places |= {place_of(row) for row, it_is in zip(rows, gone, strict=True) if it_is}
+                left = [row for row, it_is in zip(rows, gone, strict=True) if not it_is]
+                writer.write_batch(pyarrow.RecordBatch.from_pylist(left, schema=source.schema_arrow))
+                count += len(left)
+        lines = (old / SAMPLES).read_text(encoding="utf-8").splitlines(keepends=True)
+        shown = [line for line in lines if place_of(one := json.loads(line)) not in places and not is_gone(one)]
+        (directory / SAMPLES).write_text("".join(shown), encoding="utf-8", newline="\n")
+        return store.commit(directory, LineageRef, record=store.record(digest), rows=count)
+
+
+def place_of(line: dict[str, Any]) -> tuple[Any, ...]:
+    """Where a row of the table, or a sample, is from."""
+    return line["file"], line["unit"], line["number"]

@@ -7,7 +7,7 @@ they have the text that everything else is searched for, so a forgetting that wa
 
 import json
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,13 +20,13 @@ from backprop_core.data.row_files import IDENTITIES, PASSES, ROWS, commit, curri
 from backprop_core.data.row_formats import ChatRow
 from backprop_core.data.row_identity import identity
 from backprop_core.data.row_index import Keys, Mask, RowIndex
-from backprop_core.data.row_lineage import LINEAGE
+from backprop_core.data.row_lineage import LINEAGE, remaining
 from backprop_core.data.row_quotes import Quotes, lines_of
 from backprop_core.data.row_search import datasets, excerpt
 from backprop_core.lines.prune import digests_of
 from backprop_core.lines.row_trace import TRAINED, runs_with, versions_with
 from backprop_core.schema.records import Record
-from backprop_core.schema.refs import RowsRef, RunResult
+from backprop_core.schema.refs import LineageRef, RowsRef, RunResult
 from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.store.cache_keys import canonical, digests_in
 from backprop_core.store.layout import MANIFEST
@@ -76,6 +76,7 @@ class Forgetting:
         self._store, every = store, list(rows)
         self.asked = [Asked(row=identity(row).hex(), text=excerpt(row, "")) for row in every]
         self.names = sorted(set[str]().union(*map(names, every)))
+        self._forgotten = frozenset(self.names)
         self._keys: Keys = np.array([bytes.fromhex(name) for name in self.names], "S32")
         self._sets = [found for ref in datasets(store) if (found := self._affected(ref))]
         lines = {line for row in every for line in lines_of(row)}
@@ -113,9 +114,9 @@ class Forgetting:
         """Whether an artifact was made of the rows, or quotes them."""
         if kind == RowsRef.artifact:
             return False
-        if kind in DERIVED and self._came_from(artifact.name, gone):
+        if kind == LineageRef.artifact and self._in_lineage(artifact / LINEAGE):
             return True
-        if kind == "lineage" and self._in_lineage(artifact / LINEAGE):
+        if kind in DERIVED and kind != LineageRef.artifact and self._came_from(artifact.name, gone):
             return True
         files = (path for path in artifact.rglob("*") if path.suffix in TEXTS and path.name != MANIFEST)
         return any(self.quotes.in_file(path) for path in files if path.is_file())
@@ -133,6 +134,11 @@ class Forgetting:
         if set(table["row"].to_pylist()) & set(self.names):
             return True
         return bool(self.quotes.hits("\n".join(filter(None, table["detail"].to_pylist())).encode(errors="replace")))
+
+    def _is_forgotten(self, line: dict[str, Any]) -> bool:
+        """Whether a line of a lineage, or a sample in it, is about the rows or quotes them."""
+        quoted = "\n".join(text for name in ("detail", "text") if (text := line.get(name)))
+        return line.get("row") in self._forgotten or bool(self.quotes.hits(quoted.encode(errors="replace")))
 
     @cached_property
     def learners(self) -> list[Learner]:
@@ -174,7 +180,11 @@ class Forgetting:
     def carry_out(self) -> list[Removed]:
         """Remove everything; returns the removed artifacts. Call it when all that is outside the store is done."""
         self.removed, self.cached, self.checkpoints  # noqa: B018  # found before anything changes
-        left = {one.ref.digest: ref for one in self._sets if (ref := self._successor(one))}
+        left: dict[str, RowsRef | LineageRef] = {
+            one.ref.digest: ref for one in self._sets if (ref := self._successor(one))
+        }
+        lineages = [one.digest for one in self.removed if one.kind == LineageRef.artifact]
+        left |= {digest: remaining(digest, self._is_forgotten, self._store) for digest in lineages}
         swap(left, self._store)
         for result in self.cached:
             self._store.layout.cache_key(result.name).unlink(missing_ok=True)
@@ -221,8 +231,8 @@ def records(store: Store) -> Iterator[Path]:
         yield from (path for path in sorted(folder.rglob("*")) if path.suffix in (".json", ".txt"))
 
 
-def swap(successors: dict[str, RowsRef], store: Store) -> None:
-    """Name the successors of sets of rows in the records of lines and runs."""
+def swap(successors: Mapping[str, RowsRef | LineageRef], store: Store) -> None:
+    """Name the successors of artifacts in the records of lines and runs."""
     for path in records(store):
         text = path.read_text(encoding="utf-8")
         if not digests_in(text) & successors.keys():
@@ -234,8 +244,8 @@ def swap(successors: dict[str, RowsRef], store: Store) -> None:
         write_atomic(path, text)
 
 
-def swapped(value: Any, successors: dict[str, RowsRef]) -> Any:
-    """A JSON value with successors in place of sets of rows."""
+def swapped(value: Any, successors: Mapping[str, RowsRef | LineageRef]) -> Any:
+    """A JSON value with successors in place of what was removed."""
     match value:
         case {"digest": str(digest), "rows": _} if digest in successors:
             return successors[digest].model_dump()

@@ -18,6 +18,7 @@ import pytest
 from backprop_core.data.curation import curate
 from backprop_core.data.forgotten_rows import forgotten, marked
 from backprop_core.data.loading import snapshot
+from backprop_core.data.row_search import files_of
 from backprop_core.errors import RefAmbiguous, RowUnknown
 from backprop_core.lines.row_trace import trace
 from backprop_core.lines.versions import Lines, LineVersion
@@ -98,6 +99,26 @@ KINDS = {
     *("mlruns/*/fidelity.json", "mlruns/*/result.json", "report.html", "store/cache/results/*"),
     *("store/artifacts/*/generations.jsonl", "store/artifacts/*/rows.jsonl", "store/runs/*/result.json"),
 }
+
+
+def test_other_rows_of_a_file_are_still_found_in_it(home: Path, store: Store, tmp_path: Path) -> None:
+    """A lineage keeps the lines of the rows that are left, with their samples, so that they can be forgotten too."""
+    path = tmp_path / "outside.jsonl"
+    rows = [{"prompt": f"What is question {one} about?", "completion": f"the answer to it {one}"} for one in range(6)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0], rows[1], rows[2]]))
+    source = snapshot(str(path), scratch=home)
+    curate(source, DatasetSpec(path=str(path)), store=store)
+    done = forget("the answer to it 1")
+    [successor] = [one.successor for one in done.artifacts if one.kind == "lineage"]
+    assert successor
+    artifact = store.layout.artifact(successor)
+    table = pyarrow.parquet.read_table(artifact / "lineage.parquet").to_pylist()
+    assert [line["number"] for line in table] == [1, 3, 4, 5, 6, 7, 9]
+    samples = (artifact / "samples.jsonl").read_text().splitlines()
+    assert [json.loads(line)["number"] for line in samples] == [7, 9]
+    [found] = files_of({table[1]["row"]}, {}, store).values()
+    assert {one.place for one in found} == {"line 3", "line 9"}
+    assert forget(done.rows[0].row, plan=True).artifacts == []
 
 
 def test_no_byte_of_a_row_is_left(home: Path, store: Store) -> None:
