@@ -23,7 +23,7 @@ from backprop_core.data.preference_rows import is_preference
 from backprop_core.data.row_files import commit
 from backprop_core.data.row_identity import identity, teaches
 from backprop_core.data.row_index import Mask, Positions, RowIndex, distinct
-from backprop_core.data.row_lineage import Lineage, Verdict
+from backprop_core.data.row_lineage import Lineage, Verdict, sampled_places
 from backprop_core.data.row_spool import Spool
 from backprop_core.data.step_reports import StepReports
 from backprop_core.data.steps.order import row_steps, set_steps
@@ -231,6 +231,7 @@ class Curation:
             preferences=commit(judged, store, {**record, "side": "preferences"}) if len(judged) else None,
             lineage=lineage,
             steps=self._reports.all(),
+            first=sampled_places(lineage, store),
         )
 
     def _distinct(self, spool: Spool) -> Distinct:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from backprop_core.data.row_files import TIMES, commit, index, times
 from backprop_core.data.row_index import Positions, RowIndex
-from backprop_core.data.row_lineage import Change, Verdict, amended
+from backprop_core.data.row_lineage import Change, Verdict, amended, sampled_places
 from backprop_core.errors import NoRows
 from backprop_core.schema.refs import Curated, Perplexities, StepReport
 from backprop_core.schema.specs.curation import CurationSpec, PerplexitySpec
@@ -51,7 +51,8 @@ def sift(curated: Curated, scores: Perplexities, spec: CurationSpec, *, store: S
         step="perplexity", rows=len(rows), dropped=len(reasons), quarantined=0, noted=0, seconds=seconds
     )
     update = {"rows": made, "lineage": lineage, "dropped": {**curated.dropped, **counts}}
-    return curated.model_copy(update={**update, "steps": [*curated.steps, report]})
+    first = sampled_places(lineage, store) if lineage else {}
+    return curated.model_copy(update={**update, "steps": [*curated.steps, report], "first": first})
 
 
 def values_in(directory: Path, rows: int) -> Values:

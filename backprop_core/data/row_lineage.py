@@ -145,6 +145,15 @@ class Lineage:
         return text
 
 
+def sampled_places(ref: LineageRef, store: Store) -> dict[str, list[str]]:
+    """Where the first rows of each reason stand."""
+    found: dict[str, list[str]] = {}
+    for line in (store.local(ref) / SAMPLES).read_bytes().splitlines():
+        one = json.loads(line)
+        found.setdefault(one["reason"], []).append(str(Place(*place_of(one))))
+    return found
+
+
 def amended(ref: LineageRef, changes: Mapping[str, Change], more: dict[str, Any], store: Store) -> LineageRef:
     """A lineage in which some of the kept rows, by their identities as hex digits, have another outcome.
 

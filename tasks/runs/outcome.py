@@ -154,7 +154,7 @@ class Outcome(Notes):
 
     def curated(self, sources: Sequence[Curated], datasets: Sequence[DatasetRef]) -> None:
         pairs = zip(sources, datasets, strict=True)
-        self.journal.datasets([curated_report(*pair, self._store) for pair in pairs])
+        self.journal.datasets([curated_report(*pair) for pair in pairs])
 
     @contextmanager
     def lora_run(self, dataset: DatasetRef) -> Iterator[None]:

@@ -123,6 +123,9 @@ class Curated(Record):
     steps: list[StepReport] = Field(
         [], description="What each optional step found, in their order.", json_schema_extra=NO_KEY
     )
+    first: dict[str, list[str]] = Field(
+        {}, description="Places of the first rows of each reason in `dropped`, and of others.", json_schema_extra=NO_KEY
+    )
 
     @property
     def left_out(self) -> dict[str, int]:

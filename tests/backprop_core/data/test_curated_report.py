@@ -33,7 +33,7 @@ def made(tmp_path: Path) -> tuple[Curated, CuratedReport]:
     curated = curate(snapshot(str(path), scratch=tmp_path), spec, store=store)
     sides = {"train": curated.rows, "heldout": curated.rows.model_copy(update={"rows": 0})}
     dataset = DatasetRef(name="a", task="t", read=curated.read, not_trained={"watched": 1}, **sides)
-    report = curated_report(curated, dataset, store)
+    report = curated_report(curated, dataset)
     store.close()
     return curated, report
 
