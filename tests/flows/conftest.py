@@ -2,12 +2,15 @@
 
 import json
 import logging
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
 from prefect.settings import get_current_settings
 from prefect.testing.utilities import prefect_test_harness
 
@@ -16,9 +19,15 @@ from tests.backprop_core import nano
 
 
 @pytest.fixture(autouse=True)
-def no_address_of_an_earlier_test(monkeypatch) -> None:
-    """A command that was called in this process has named its temporary server, for itself alone."""
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+def no_address_of_an_earlier_test() -> None:
+    """A command that was called in this process has named its temporary server, for itself alone.
+
+    Prefect sends a process's events and logs, which tell of task runs, to the server that was there first.
+    """
+    if os.environ.pop("PREFECT_API_URL", None):
+        os.environ.pop("PREFECT_API_AUTH_STRING", None)
+        for worker in (EventsWorker, APILogWorker):
+            worker.drain_all(at_exit=False)
 
 
 @pytest.fixture(scope="session")
