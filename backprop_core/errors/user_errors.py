@@ -95,6 +95,12 @@ class FormExpired(BackpropError):
     code = "INPUT_FORM_EXPIRED"
 
 
+class ActionForbidden(BackpropError):
+    """A user whose role is to look tried to act."""
+
+    code = "INPUT_ACTION_FORBIDDEN"
+
+
 class AuthRequired(BackpropError):
     """A password or token is missing, or the service rejected it."""
 

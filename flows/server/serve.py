@@ -225,8 +225,7 @@ class Service:
         prefect = PrefectApi(self._api, self._auth if self._owns("prefect") else None)
         known = self.addresses
         where = {"prefect": blank_address(known.prefect), "mlflow": blank_address(known.mlflow)}
-        user = self._auth.partition(":")[0] if self._auth else None
-        sources = Sources(self._config, prefect, where, self.is_alive, user)
+        sources = Sources(self._config, prefect, where, self.is_alive)
         app = application(sources, hosts=self._hosts, password=self._auth)
         self._cleanup.callback(prefect.close)
         self._cleanup.callback(PageServer(self._page, app).close)

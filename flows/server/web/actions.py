@@ -8,6 +8,7 @@ import time
 from backprop_core.errors import AlreadyAnswered, BackpropError, ConfigInvalid, DeploymentMissing, RunActive, RunUnknown
 from backprop_core.schema.flows import BY, FLOWS
 from flows.server.web import line_runs
+from flows.server.web.people import Person
 from flows.server.web.state import Sources, checked
 from tasks.runs import line_report
 
@@ -16,7 +17,7 @@ LONGEST_REASON = 1000  # characters
 ANSWERS = ("approve", "reject")
 
 
-def retrain(line: str, sources: Sources) -> None:
+def retrain(line: str, by: Person, sources: Sources) -> None:
     """Start the line's deployment with its own parameters.
 
     Raises RunUnknown, DeploymentMissing, PrefectUnreachable; RunActive if a run of the line has begun or is due.
@@ -24,13 +25,13 @@ def retrain(line: str, sources: Sources) -> None:
     checked(line, sources)
     if busy := line_runs.at_work(sources.prefect, line):
         raise RunActive(f"{busy[0].name} of line {line} has not ended", hint="wait for it, or cancel it in Prefect")
-    start(f"retrain/{line}", {}, line, sources)
+    start(f"retrain/{line}", {}, line, by, sources)
 
 
-def roll_back(line: str, to: str, reason: str, sources: Sources) -> None:
+def roll_back(line: str, to: str, reason: str, by: Person, sources: Sources) -> None:
     """Start a rollback to a version. Raises RunUnknown, ConfigInvalid, DeploymentMissing, PrefectUnreachable."""
     parameters = {"line": line, "to": target(line, to, sources), "reason": short(reason)}
-    start(f"rollback/{FLOWS['rollback'].deployment}", parameters, f"{line}-v{to}", sources)
+    start(f"rollback/{FLOWS['rollback'].deployment}", parameters, f"{line}-v{to}", by, sources)
 
 
 def target(line: str, to: str, sources: Sources) -> int:
@@ -48,7 +49,7 @@ def number_of(text: str) -> int:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 7 else 0
 
 
-def start(path: str, parameters: dict[str, object], key: str, sources: Sources) -> None:
+def start(path: str, parameters: dict[str, object], key: str, by: Person, sources: Sources) -> None:
     """Create a flow run of a deployment, once for clicks in quick succession.
 
     Raises DeploymentMissing, PrefectUnreachable; RunActive if the run of the same click has ended already.
@@ -60,7 +61,7 @@ def start(path: str, parameters: dict[str, object], key: str, sources: Sources) 
         )
     body = {
         "state": {"type": "SCHEDULED"},
-        "tags": [f"{BY}{sources.user}"] if sources.user else [],
+        "tags": [f"{BY}{by.name}"] if by.name else [],
         "idempotency_key": f"page-{path}-{key}-{int(time.time()) // AT_ONCE}",
         **({"parameters": parameters} if parameters else {}),
     }
@@ -71,14 +72,14 @@ def start(path: str, parameters: dict[str, object], key: str, sources: Sources) 
         )
 
 
-def answer(line: str, question: str, said: str, reason: str, sources: Sources) -> None:
+def answer(line: str, question: str, said: str, reason: str, by: Person, sources: Sources) -> None:
     """Approve or reject what waits. Raises AlreadyAnswered if it no longer waits, ConfigInvalid, PrefectUnreachable."""
     if said not in ANSWERS:
         raise ConfigInvalid("the answer is neither approve nor reject", hint="use the buttons on the page")
     waiting = line_runs.waiting(sources.prefect, sources.config.namespace, line)
     if question not in [each.id for each in waiting]:
         raise answered(line)
-    given = {"answer": said, "reason": short(reason), **({"name": sources.user} if sources.user else {})}
+    given = {"answer": said, "reason": short(reason), **({"name": by.name} if by.name else {})}
     done = sources.prefect.send("POST", f"/flow_runs/{question}/resume", {"run_input": given})
     if done is None or done["status"] != "ACCEPT":
         raise refusal(line, done)

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from backprop_core.errors import (
+    ActionForbidden,
     AlreadyAnswered,
     ArtifactDamaged,
     BackpropError,
@@ -32,6 +33,7 @@ from tasks.runs.line_report import VersionReport
 PREFIX = "/api/v1"
 PROBLEM = "application/problem+json"
 STATUS = {
+    ActionForbidden: 403,
     FormExpired: 403,
     RunUnknown: 404,
     DeploymentMissing: 404,

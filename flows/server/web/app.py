@@ -16,6 +16,7 @@ from backprop_core.errors import BackpropError
 from flows.server.access_control import AccessControl
 from flows.server.web import api, pages
 from flows.server.web.forms import Tokens
+from flows.server.web.people import OnePerson
 from flows.server.web.state import Sources
 
 STATIC = Path(__file__).parent / "static"
@@ -41,7 +42,8 @@ def application(sources: Sources, *, hosts: Sequence[str], password: str | None)
     )
     app.router.redirect_slashes = False
     app.state.sources, app.state.tokens = sources, tokens
-    return AccessControl(Confined(app), hosts=hosts, password=password, head_as_get=False)
+    user = password.partition(":")[0] if password else None
+    return AccessControl(OnePerson(Confined(app), user), hosts=hosts, password=password, head_as_get=False)
 
 
 class Confined:

@@ -7,7 +7,8 @@ from urllib.parse import parse_qsl
 from starlette.requests import Request
 from starlette.responses import Response
 
-from backprop_core.errors import ConfigInvalid, FormExpired
+from backprop_core.errors import ActionForbidden, ConfigInvalid, FormExpired
+from flows.server.web.people import person_of
 
 COOKIE = "backprop-page"
 LARGEST = 64 * 1024  # bytes of a form
@@ -39,7 +40,9 @@ def keep_cookie(request: Request, answer: Response, cookie: str) -> None:
 
 
 def checked(request: Request, body: bytes) -> dict[str, str]:
-    """The fields of a form. Raises FormExpired unless it comes from a page of ours; ConfigInvalid for what is no form.
+    """The fields of a form, from a person who may act.
+
+    Raises FormExpired unless it comes from a page of ours, ActionForbidden, and ConfigInvalid for what is no form.
 
     The Origin header was compared by access control; here it has to be there, as it is from every browser.
     """
@@ -49,11 +52,16 @@ def checked(request: Request, body: bytes) -> dict[str, str]:
 
 
 def check(request: Request, tokens: Tokens, token: str) -> None:
-    """Raise FormExpired unless this is the token of the browser's page."""
+    """Raise FormExpired unless this is the token of the browser's page, ActionForbidden unless its person may act."""
     if not tokens.is_valid(request.cookies.get(COOKIE, ""), token) or "origin" not in request.headers:
         raise FormExpired(
             "this form did not come from a page of this server, or the server was started again since",
             hint="load the page again, then press the button again",
+        )
+    if not person_of(request).may_act:
+        raise ActionForbidden(
+            f"{person_of(request).name} may look here, not act",
+            hint="ask for the role act: backprop users role NAME act",
         )
 
 

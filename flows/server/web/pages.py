@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from backprop_core.errors import BackpropError
 from flows.server.web import actions, charts, forms, rows, state, text
+from flows.server.web.people import person_of
 from flows.server.web.state import Sources
 
 BUSY, IDLE = 3, 20  # seconds between two refreshes, while something runs and otherwise
@@ -56,6 +57,7 @@ def page(request: Request, template: str, status: int = 200, **values: Any) -> H
         "addresses": sources.addresses,
         "namespace": sources.config.namespace,
         "current": request.path_params.get("name"),
+        "person": person_of(request),
         "token": request.app.state.tokens.token(cookie),
         "notice": NOTICES.get(request.query_params.get("done", "")),
     }
@@ -118,22 +120,22 @@ def rollback_form(request: Request) -> Response:
 async def retrain(request: Request) -> Response:
     """Start a retrain: nothing but the line is said."""
     forms.checked(request, await forms.body_of(request))
-    return await done(request, "retrain", actions.retrain)
+    return await done(request, "retrain", actions.retrain, person_of(request))
 
 
 async def answer(request: Request) -> Response:
     """Approve or reject."""
     given = forms.checked(request, await forms.body_of(request))
     said = given.get("answer", "")
-    return await done(
-        request, said, actions.answer, str(request.path_params["question"]), said, given.get("reason", "")
-    )
+    question, reason = str(request.path_params["question"]), given.get("reason", "")
+    return await done(request, said, actions.answer, question, said, reason, person_of(request))
 
 
 async def roll_back(request: Request) -> Response:
     """Roll back."""
     given = forms.checked(request, await forms.body_of(request))
-    return await done(request, "rollback", actions.roll_back, given.get("to", ""), given.get("reason", ""))
+    to, reason = given.get("to", ""), given.get("reason", "")
+    return await done(request, "rollback", actions.roll_back, to, reason, person_of(request))
 
 
 async def pause(request: Request) -> Response:

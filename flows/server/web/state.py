@@ -27,7 +27,6 @@ class Sources(NamedTuple):
     prefect: PrefectApi
     addresses: Mapping[str, str]  # of Prefect's and MLflow's pages
     is_alive: Callable[[], dict[str, bool]]  # the processes of `serve`
-    user: str | None = None  # of `serve --auth`
 
 
 class ChangedAnswer(Record):

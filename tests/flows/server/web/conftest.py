@@ -182,8 +182,7 @@ def pages(home: Path) -> Pages:
     def make(api: str = NOWHERE, password: str | None = None) -> TestClient:
         addresses = {"prefect": "http://127.0.0.1:4301", "mlflow": "http://127.0.0.1:4302"}
         alive = {"prefect": True, "mlflow": True, "worker": True}
-        user = password.partition(":")[0] if password else None
-        sources = Sources(settings(), PrefectApi(api, None), addresses, lambda: alive, user)
+        sources = Sources(settings(), PrefectApi(api, None), addresses, lambda: alive)
         app = application(sources, hosts=["testserver"], password=password)
         return TestClient(app, follow_redirects=False)
 
