@@ -218,16 +218,19 @@ class Service:
 
     def _serve_pages(self) -> None:
         from flows.server.web.app import application
+        from flows.server.web.mlflow_api import MlflowApi
         from flows.server.web.page_server import PageServer
         from flows.server.web.prefect_api import PrefectApi
         from flows.server.web.state import Sources
 
         prefect = PrefectApi(self._api, self._auth if self._owns("prefect") else None)
+        mlflow = MlflowApi(self._tracking, self._auth if self._owns("mlflow") else None, self._config.namespace)
         known = self.addresses
         where = {"prefect": blank_address(known.prefect), "mlflow": blank_address(known.mlflow)}
-        sources = Sources(self._config, prefect, where, self.is_alive)
+        sources = Sources(self._config, prefect, mlflow, where, self.is_alive)
         app = application(sources, hosts=self._hosts, password=self._auth)
         self._cleanup.callback(prefect.close)
+        self._cleanup.callback(mlflow.close)
         self._cleanup.callback(PageServer(self._page, app).close)
 
     def _owns(self, server: str) -> bool:

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backprop_core.errors import BackpropError
 from flows.server.access_control import AccessControl
-from flows.server.web import api, pages
+from flows.server.web import api, frame, pages
 from flows.server.web.forms import Tokens
 from flows.server.web.people import OnePerson
 from flows.server.web.state import Sources
@@ -71,15 +71,15 @@ def refused(request: Request, error: Exception) -> Response:
         headers["Allow"] = ", ".join(sorted({*headers["Allow"].split(", "), "OPTIONS"}))
         if request.method == "OPTIONS":
             return Response(status_code=204, headers=headers)
-    return pages.error_page(request, error.status_code, api.coded(error), headers)
+    return frame.error_page(request, error.status_code, api.coded(error), headers)
 
 
 def failed(request: Request, error: Exception) -> Response:
     """A coded error, as a page."""
     assert isinstance(error, BackpropError)
-    return pages.error_page(request, api.STATUS.get(type(error), 400), error, {})
+    return frame.error_page(request, api.STATUS.get(type(error), 400), error, {})
 
 
 def unexpected(request: Request, _: Exception) -> Response:
     """An error without a code, as a page. The output of `serve` has its traceback."""
-    return pages.error_page(request, 500, api.UNEXPECTED, {})
+    return frame.error_page(request, 500, api.UNEXPECTED, {})

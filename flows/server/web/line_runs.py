@@ -40,6 +40,7 @@ class FlowRun(Record):
     name: str
     line: str
     deployment: str | None
+    type: str = Field(description="Of its state in Prefect: RUNNING, SCHEDULED, FAILED, …")
     state: str = Field(description="Its name in Prefect: Running, Late, Unchanged, Failed, …")
     failed: bool
     at: datetime | None = Field(description="When it began, ended, or is to begin.")
@@ -162,6 +163,7 @@ def flow_run(known: Mapping[str, Any]) -> FlowRun:
         name=known["name"],
         line=str(known["parameters"].get("line", "")),
         deployment=known.get("deployment_id"),
+        type=kind,
         state=known["state_name"],
         failed=kind in BROKEN,
         at=(known.get("end_time") if kind in ENDED else None) or begins,

@@ -1,69 +1,15 @@
 """The pages: all lines, one line. Each shows the same as a command."""
 
 import base64
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from backprop_core.errors import BackpropError
-from flows.server.web import actions, charts, forms, rows, state, text
+from flows.server.web import actions, charts, forms, rows, state
+from flows.server.web.frame import BUSY, IDLE, done, page, sources_of
 from flows.server.web.people import person_of
-from flows.server.web.state import Sources
-
-BUSY, IDLE = 3, 20  # seconds between two refreshes, while something runs and otherwise
-NOTICES = {  # by what was done
-    "retrain": "The retrain begins in a few seconds.",
-    "approve": "Approved: it goes live now.",
-    "reject": "Rejected: the line stays as it is.",
-    "rollback": "The rollback begins in a few seconds.",
-    "pause": "The schedule is paused.",
-    "resume": "The schedule is active again.",
-}
-
-
-def environment() -> Environment:
-    """The templates; everything in them is escaped."""
-    loader = FileSystemLoader(Path(__file__).parent / "templates")
-    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    for filter in (text.score, text.points, text.size, text.when, text.exact, text.left):
-        made.filters[filter.__name__] = filter
-    made.globals["shade"] = charts.shade
-    return made
-
-
-TEMPLATES = environment()
-
-
-def sources_of(request: Request) -> Sources:
-    """Where this application's blocks come from."""
-    sources: Sources = request.app.state.sources
-    return sources
-
-
-def page(request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
-    """A page with its frame: the lines, and the health of `serve`."""
-    sources, cookie = sources_of(request), forms.cookie_of(request)
-    frame = {
-        "lines": state.names(sources),
-        "health": state.health(sources),
-        "zone": text.zone(),
-        "addresses": sources.addresses,
-        "namespace": sources.config.namespace,
-        "current": request.path_params.get("name"),
-        "person": person_of(request),
-        "token": request.app.state.tokens.token(cookie),
-        "notice": NOTICES.get(request.query_params.get("done", "")),
-    }
-    answer = HTMLResponse(TEMPLATES.get_template(template).render(**frame, **values), status)
-    forms.keep_cookie(request, answer, cookie)
-    return answer
 
 
 def start(request: Request) -> Response:
@@ -89,13 +35,6 @@ def health(request: Request) -> Response:
     alive = state.health(sources_of(request)).running
     ok = all(alive.values())
     return JSONResponse({"status": "ok" if ok else "failing", **alive}, 200 if ok else 503)
-
-
-def error_page(request: Request, status: int, error: BackpropError, headers: dict[str, str]) -> HTMLResponse:
-    """An error, with its code and what to do."""
-    answer = page(request, "error.html", status, error=error, refresh=0)
-    answer.headers.update(headers)
-    return answer
 
 
 def download(request: Request) -> Response:
@@ -143,13 +82,6 @@ async def pause(request: Request) -> Response:
     given = forms.checked(request, await forms.body_of(request))
     said = "resume" if given.get("active") == "true" else "pause"
     return await done(request, said, actions.pause, given.get("schedule", ""), said == "resume")
-
-
-async def done(request: Request, said: str, action: Callable[..., None], *given: object) -> Response:
-    """Carry out an action on the line of the path, then show its page."""
-    name = request.path_params["name"]
-    await run_in_threadpool(partial(action, name, *given, sources_of(request)))
-    return RedirectResponse(f"/lines/{name}?done={said}", 303)
 
 
 ROUTES = [

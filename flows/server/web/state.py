@@ -14,6 +14,7 @@ from backprop_core.schema.field_types import NAME
 from backprop_core.schema.records import Record
 from flows.cli import lines_file
 from flows.server.web.line_runs import ACTIVE, FlowRun, LineRuns, Question, flow_runs, line_runs, waiting
+from flows.server.web.mlflow_api import MlflowApi
 from flows.server.web.prefect_api import PrefectApi
 from tasks.runs import line_report
 from tasks.runs.line_report import LineReport, LineRow, RejectedReport, StoredFile, VersionReport
@@ -25,6 +26,7 @@ class Sources(NamedTuple):
 
     config: Settings
     prefect: PrefectApi
+    mlflow: MlflowApi
     addresses: Mapping[str, str]  # of Prefect's and MLflow's pages
     is_alive: Callable[[], dict[str, bool]]  # the processes of `serve`
 

@@ -26,6 +26,7 @@ from backprop_core.schema.refs import (
 from backprop_core.schema.specs import LoraSpec, MergeSpec
 from backprop_core.store.artifacts import Store, write_atomic
 from flows.server.web.app import application
+from flows.server.web.mlflow_api import MlflowApi
 from flows.server.web.prefect_api import PrefectApi
 from flows.server.web.state import Sources
 
@@ -179,10 +180,12 @@ def support(made: LineMaker) -> LineMaker:
 def pages(home: Path) -> Pages:
     """The pages as a browser gets them; without Prefect, unless its address is given."""
 
-    def make(api: str = NOWHERE, password: str | None = None) -> TestClient:
+    def make(api: str = NOWHERE, password: str | None = None, mlflow: str = NOWHERE) -> TestClient:
         addresses = {"prefect": "http://127.0.0.1:4301", "mlflow": "http://127.0.0.1:4302"}
         alive = {"prefect": True, "mlflow": True, "worker": True}
-        sources = Sources(settings(), PrefectApi(api, None), addresses, lambda: alive)
+        sources = Sources(
+            settings(), PrefectApi(api, None), MlflowApi(mlflow, None, "backprop"), addresses, lambda: alive
+        )
         app = application(sources, hosts=["testserver"], password=password)
         return TestClient(app, follow_redirects=False)
 
