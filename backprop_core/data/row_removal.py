@@ -5,8 +5,6 @@ import gzip
 import io
 import json
 import lzma
-import os
-import uuid
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from backprop_core.data.parsed_items import Malformed
 from backprop_core.errors import InputValidationFailed
 from backprop_core.schema.refs import Reading, SourceRef
 from backprop_core.schema.specs import DatasetSpec
-from backprop_core.store.artifacts import file_digest, fsync
+from backprop_core.store.artifacts import file_digest, write_atomic
 
 PACK: dict[str, Callable[[bytes], bytes]] = {
     "gzip": lambda data: gzip.compress(data, mtime=0),
@@ -62,22 +60,8 @@ def remove_rows(path: Path, spec: DatasetSpec, rows: Collection[str]) -> int:
     packing = packing_of(data)
     with packing.open(io.BytesIO(data)) if packing else io.BytesIO(data) as stream:
         left = without(stream.read(), source.reading, found, every, path.name)
-    replace(path, PACK[packing.name](left) if packing else left)
+    write_atomic(path, PACK[packing.name](left) if packing else left)
     return len(found)
-
-
-def replace(path: Path, data: bytes) -> None:
-    """Write beside, fsync, rename; hidden, so that no run reads half of it."""
-    beside = path.with_name(f".{uuid.uuid4().hex}")
-    try:
-        with beside.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-        fsync(path.parent)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def without(data: bytes, reading: Reading, gone: Sequence[int], every: Sequence[int], name: str) -> bytes:
