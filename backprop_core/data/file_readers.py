@@ -92,7 +92,7 @@ def member_rows(archive: ZipFile, member: ZipInfo, encoding: str, name: str, bud
     plain = unpacked(stream, budget)
     how = reading(head(plain), member.filename, said=encoding)
     for item in parse(plain, how, name, budget):
-        yield Item(item.place.inside(member.filename), item.value)
+        yield item.inside(member.filename)
 
 
 def comma_separated(stream: io.BufferedReader, reading: Reading, name: str) -> Iterator[Item]:

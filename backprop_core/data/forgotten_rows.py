@@ -5,7 +5,7 @@ keys: a source without any has the keys that it had before. A row counts with an
 """
 
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from pydantic import Field
@@ -79,12 +79,6 @@ def names_in(
         write_atomic(note, canonical(found))
     found_before: list[str] = json.loads(note.read_bytes())
     return found_before
-
-
-def remembered(rows: Iterable[ChatRow], source: SourceRef) -> Iterator[ChatRow]:
-    """The rows of a source without the forgotten ones."""
-    gone = frozenset(source.forgotten)
-    return (row for row in rows if not (gone and names(row) & gone))
 
 
 def readable(source: SourceRef, spec: DatasetSpec, template: ChatTemplate | None) -> Iterator[ChatRow]:

@@ -9,6 +9,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NoReturn
 
 from backprop_core.data.parsed_items import Item, Malformed, Value, at_line, at_row, object_or_malformed
@@ -48,14 +49,17 @@ LOOSE = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)  # 
 
 
 def json_lines(stream: io.BufferedReader, encoding: str, name: str) -> Iterator[Item]:
-    """One object per line; empty lines are skipped. Raises InputValidationFailed for another marked encoding."""
+    """One object per line, parsed when it is needed; empty lines are skipped.
+
+    Raises InputValidationFailed for another marked encoding.
+    """
     refuse_unmarked(stream, encoding, name)
     if encoding.startswith("utf-8"):
         yield from utf8_lines(stream)
         return
     for number, line in text_lines(stream, encoding, name, ends="\n"):
         if line.strip():
-            yield at_line(number, json_value(line.removesuffix("\n")) if len(line) <= LONGEST else too_long())
+            yield at_line(number, partial(json_value, line.removesuffix("\n")) if len(line) <= LONGEST else too_long())
 
 
 def utf8_lines(stream: io.BufferedReader) -> Iterator[Item]:
@@ -69,7 +73,7 @@ def utf8_lines(stream: io.BufferedReader) -> Iterator[Item]:
             if len(line) > LONGEST:
                 yield at_line(number, too_long())
             elif line.strip():
-                yield at_line(number, utf8_value(line.removesuffix(b"\n")))
+                yield at_line(number, partial(utf8_value, line.removesuffix(b"\n")))
         rest = not line.endswith(b"\n")
 
 

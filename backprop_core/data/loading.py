@@ -194,7 +194,7 @@ def items_of(source: SourceRef, name: str) -> Iterator[Item]:
     for file in source.files:
         whole = f"{name.rstrip('/')}/{file.name}"
         for item in rows_of(place(source, file), file.digest, file.reading, whole):
-            yield Item(item.place.inside(file.name), item.value)
+            yield item.inside(file.name)
 
 
 def place(source: SourceRef, file: SourceFile) -> Path:

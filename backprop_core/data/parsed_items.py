@@ -1,5 +1,7 @@
 """What readers of files yield: rows or the reason why one cannot be used, each with its place."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 
@@ -31,14 +33,25 @@ class Place(NamedTuple):
         return Place(f"{file}/{self.file}" if self.file else file, self.unit, self.number)
 
 
-class Item(NamedTuple):
-    """One row as parsed, and its place."""
+@dataclass(slots=True)
+class Item:
+    """One row and its place. The row may be parsed only when its value is first needed."""
 
     place: Place
-    value: Value
+    _value: Value | Callable[[], Value]
+
+    @property
+    def value(self) -> Value:
+        if callable(self._value):
+            self._value = self._value()
+        return self._value
+
+    def inside(self, file: str) -> "Item":
+        """The row as seen from outside `file`."""
+        return Item(self.place.inside(file), self._value)
 
 
-def at_line(number: int, value: Value) -> Item:
+def at_line(number: int, value: Value | Callable[[], Value]) -> Item:
     return Item(Place(None, "line", number), value)
 
 

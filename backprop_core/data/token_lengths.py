@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
@@ -134,15 +134,16 @@ class Counter:
             )
 
 
-def sample(rows: Iterable[ChatRow]) -> tuple[list[ChatRow], int]:
-    """A deterministic random sample, and the number of all rows, which are read one by one.
+def sample(items: Iterable[T], usable: Callable[[T], ChatRow | None]) -> tuple[list[ChatRow], int]:
+    """A deterministic random sample of usable rows, and about how many there are; `usable` sees only what is drawn.
 
-    It has all rows if they are few, fewer if they are long.
+    The sample has all rows if they are few, fewer if they are long.
     """
-    drawn = Reservoir[ChatRow](MOST_ROWS)
-    for row in rows:
-        drawn.add(row)
-    return fewer_if_long(drawn.held), drawn.count
+    drawn = Reservoir[T](MOST_ROWS)
+    for item in items:
+        drawn.add(item)
+    rows = [row for item in drawn.held if (row := usable(item))]
+    return fewer_if_long(rows), round(drawn.count * len(rows) / max(1, len(drawn.held)))
 
 
 def fewer_if_long(drawn: Sequence[ChatRow]) -> list[ChatRow]:

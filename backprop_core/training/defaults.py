@@ -5,14 +5,14 @@ rule with our own bounds; learning rates are conservative compared to published 
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import Field
 
 from backprop_core.data.loading import ChatRow
 from backprop_core.data.splits import HELDOUT_SHARE
-from backprop_core.data.token_lengths import Counter, sample
+from backprop_core.data.token_lengths import Counter
 from backprop_core.errors import NoRows
 from backprop_core.schema.field_types import Precision
 from backprop_core.schema.records import Record
@@ -68,11 +68,6 @@ class Fit(NamedTuple):
     setting: Setting
     length: int
     fits: bool
-
-
-def data_of(rows: Iterable[ChatRow], counter: Counter) -> Data:
-    """Measure rows, which are read one by one, by a sample. Raises NoRows, TokenizerMismatch."""
-    return data_by(*sample(rows), counter)
 
 
 def data_by(drawn: Sequence[ChatRow], count: int, counter: Counter) -> Data:

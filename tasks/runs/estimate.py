@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from backprop_core.data.loading import find, good_rows
+from backprop_core.data.loading import find
+from backprop_core.data.row_sample import sampled
 from backprop_core.data.token_lengths import Counter
 from backprop_core.models import base as bases
 from backprop_core.models import devices
@@ -17,7 +18,7 @@ from backprop_core.schema.refs import Choice
 from backprop_core.schema.specs import DatasetSpec, RunSpec, TrainSpec
 from backprop_core.store.artifacts import Store
 from backprop_core.training import presets, time_estimate
-from backprop_core.training.defaults import SAFE, Data, choose, data_of, trained_on
+from backprop_core.training.defaults import SAFE, Data, choose, data_by, trained_on
 from backprop_core.training.vram_estimate import GIB, Setting, Shape, longest, memory, micro_batch
 from tasks.runs.machine_speed import speed_of
 from tasks.runs.resolve_defaults import asked
@@ -112,5 +113,5 @@ def preset_fields(name: str) -> dict[str, Any]:
 def data_in(dataset: DatasetSpec, base: Path | None) -> Data:
     """Measure the training data of a dataset, with the base's tokenizer if it is on this machine."""
     with TemporaryDirectory() as scratch:
-        rows = good_rows(find(dataset, scratch=Path(scratch)), dataset)
-        return trained_on(data_of(rows, Counter(base)), dataset)
+        rows = sampled(find(dataset, scratch=Path(scratch)), dataset)
+        return trained_on(data_by(*rows, Counter(base)), dataset)

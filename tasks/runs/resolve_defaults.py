@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from backprop_core.data.forgotten_rows import marked, remembered
-from backprop_core.data.loading import good_rows
+from backprop_core.data.forgotten_rows import marked
+from backprop_core.data.row_sample import sampled
 from backprop_core.data.token_lengths import Counter
 from backprop_core.errors import (
     ArchitectureUnsupported,
@@ -26,7 +26,7 @@ from backprop_core.schema.specs import DatasetSpec, RunSpec, TrainSpec
 from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.store.cache_keys import digest_of, part
 from backprop_core.training import time_estimate
-from backprop_core.training.defaults import GIVEN, Chosen, Data, choose, data_of, together, trained_on
+from backprop_core.training.defaults import GIVEN, Chosen, Data, choose, data_by, together, trained_on
 from backprop_core.training.presets import PRESETS
 from backprop_core.training.vram_estimate import Shape, shape_of
 
@@ -106,7 +106,7 @@ def data_in(source: SourceRef, dataset: DatasetSpec, base: Path, store: Store) -
     note = store.layout.note("data", key)
     if not note.is_file():
         try:
-            found = data_of(remembered(good_rows(source, dataset), source), Counter(base))
+            found = data_by(*sampled(source, dataset), Counter(base))
         except UNREADABLE:
             return None
         write_atomic(note, found.model_dump_json())

@@ -5,21 +5,32 @@ import json
 import random
 import time
 import tracemalloc
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
-from backprop_core.data import chat_encoding
-from backprop_core.data.token_lengths import CHARACTERS, LEAST_ROWS, LONGEST, MOST_ROWS, Counter, sample
+from backprop_core.data import chat_encoding, token_lengths
+from backprop_core.data.token_lengths import CHARACTERS, LEAST_ROWS, LONGEST, MOST_ROWS, Counter
 from backprop_core.errors import ModelLoadFailed, NoLabelTokens, NoRows, TokenizerMismatch
 from backprop_core.schema.specs import TrainSpec
-from backprop_core.training.defaults import Data, choose, cut_at, data_of
+from backprop_core.training.defaults import Data, choose, cut_at, data_by
 from backprop_core.training.vram_estimate import shape_of
 from tests.backprop_core import nano
 
 Row = dict[str, Any]
+
+
+def sample(rows: Iterable[Row]) -> tuple[list[Row], int]:
+    """A sample of rows that are all usable."""
+    return token_lengths.sample(rows, lambda row: row)
+
+
+def data_of(rows: Iterable[Row], counter: Counter) -> Data:
+    """The measure of rows that are all usable."""
+    return data_by(*sample(rows), counter)
 
 
 @pytest.fixture(scope="module")
