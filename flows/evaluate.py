@@ -9,7 +9,7 @@ from flows.pipeline import score_again
 from flows.run_names import short
 from tasks.runs.allowed_paths import admit
 from tasks.runs.flow_run import recorded
-from tasks.runs.resolve import evaluated
+from tasks.runs.resolve_earlier import evaluated
 
 
 @declared("evaluate", title=lambda given: f"evaluate {short(given['ref'])}")

@@ -13,7 +13,7 @@ from flows.steps.rows import curated, held_out
 from tasks.runs.allowed_paths import admitted_output
 from tasks.runs.copy_exports import Output, hand_out, owner_of
 from tasks.runs.flow_run import recorded
-from tasks.runs.resolve import again
+from tasks.runs.resolve_earlier import again
 
 
 @declared("export", title=lambda given: f"export {short(given['ref'])}")

@@ -10,7 +10,7 @@ from backprop_core.schema.specs import RunSpec
 from flows.registry import load
 
 if TYPE_CHECKING:
-    from tasks.runs.resolve import Prepared
+    from tasks.runs.prepared_run import Prepared
 
 
 def parameters(flow: str, spec: RunSpec, *, fresh: bool) -> dict[str, Any]:

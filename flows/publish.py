@@ -7,7 +7,7 @@ from flows.run_names import short
 from flows.steps.files import exports
 from flows.steps.rows import curated, held_out
 from tasks.runs.flow_run import recorded
-from tasks.runs.resolve import published
+from tasks.runs.resolve_earlier import published
 from tasks.stages.publishing import publish as push
 
 

@@ -9,7 +9,7 @@ from tasks.runs.flow_run import Start, recorded
 from tasks.runs.line_state import working_on
 from tasks.runs.manual_promotion import act
 from tasks.runs.prune import retain
-from tasks.runs.resolve import to_release
+from tasks.runs.resolve_earlier import to_release
 from tasks.stages.publishing import make_live, result_of
 
 

@@ -5,7 +5,7 @@ from backprop_core.schema.refs import RunResult
 from flows.declared import declared
 from flows.release import go_live
 from tasks.runs.manual_promotion import act
-from tasks.runs.resolve import to_rollback
+from tasks.runs.resolve_earlier import to_rollback
 
 
 @declared("rollback", title=lambda given: f"roll back {given['line']}")

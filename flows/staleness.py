@@ -18,7 +18,7 @@ from flows.steps.scores import scores
 from tasks.runs.allowed_paths import admit
 from tasks.runs.flow_run import Run, new_run_id, recorded
 from tasks.runs.line_state import has_champion
-from tasks.runs.resolve import to_compare
+from tasks.runs.resolve_earlier import to_compare
 
 log = logging.getLogger(__name__)
 FEWEST = 50  # fresh rows: the mean loss of fewer says too little

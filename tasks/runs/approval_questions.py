@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from backprop_core.runtime.settings import Settings
 from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.store.leases import living
-from tasks.runs import resolve
+from tasks.runs import prepared_run
 from tasks.runs.retried_runs import can_go_on, flow_runs
 
 
@@ -48,7 +48,7 @@ def every(store: Store) -> list[tuple[str, str]]:
 
 
 def of_line(run_id: str, line: str, store: Store) -> bool:
-    return resolve.load(run_id, store).spec.line == line
+    return prepared_run.load(run_id, store).spec.line == line
 
 
 def is_run(name: str, store: Store) -> bool:

@@ -16,7 +16,7 @@ from backprop_core.schema.specs import ExportSpec
 from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.store.cache_keys import canonical
 from backprop_core.store.layout import MANIFEST
-from tasks.runs.resolve import Prepared
+from tasks.runs.prepared_run import Prepared
 from tasks.stages.ollama import served_as
 
 NOTE = ".backprop-exports.json"  # in the directory: exported files by name, with their model and state

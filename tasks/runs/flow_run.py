@@ -24,7 +24,7 @@ from backprop_core.schema.specs import DatasetSpec, RunSpec
 from backprop_core.stages import Stage
 from backprop_core.store.artifacts import Store
 from backprop_core.store.leases import Lease
-from tasks.runs import resolve, retried_runs, sources, worker_process
+from tasks.runs import prepared_run, retried_runs, sources, worker_process
 from tasks.runs.line_splits import held_by, learned_by, of_run
 from tasks.runs.outcome import Notes, Outcome
 from tasks.runs.record import RunJournal
@@ -32,7 +32,7 @@ from tasks.runs.stage_calls import Executor, StageCalls
 
 R = TypeVar("R", bound=BaseModel)
 log = logging.getLogger(__name__)
-Start = Callable[[Store], resolve.Prepared]
+Start = Callable[[Store], prepared_run.Prepared]
 
 
 def new_run_id() -> str:
@@ -45,7 +45,7 @@ class Run:
     """What the body of a flow sees: the inputs of a run, the stages that it can call, and where it notes results."""
 
     run_id: str
-    prepared: resolve.Prepared
+    prepared: prepared_run.Prepared
     store: Store
     executor: Executor
     notes: Notes
@@ -127,19 +127,19 @@ def recorded(start: Start, *, run_id: str | None, fresh: bool) -> Iterator[tuple
         cleanup.callback(store.close)
         cleanup.callback(worker_process.stop)
         cleanup.callback(sources.let_go)
-        earlier = resolve.full_run_id(run_id, store) if run_id else retried_runs.left_over(store)
+        earlier = prepared_run.full_run_id(run_id, store) if run_id else retried_runs.left_over(store)
         full_id = earlier or new_run_id()
-        prepared = resolve.load(full_id, store) if earlier else start(store).model_copy(update={"fresh": fresh})
+        prepared = prepared_run.load(full_id, store) if earlier else start(store).model_copy(update={"fresh": fresh})
         outcome = Outcome(full_id, prepared, store, RunJournal(full_id, prepared, config, store))
         lease = Lease(full_id, store, before_wait=worker_process.give_up)
-        prepared = resolve.begun(prepared, full_id, store)
+        prepared = prepared_run.begun(prepared, full_id, store)
         calls = StageCalls(full_id, prepared, config, store, lease, outcome)
         log.info("run_started run_id=%s", full_id)
         get_run_logger().info("run_started run_id=%s", full_id)  # on the page of the flow run
         with ending(lease, full_id, store), outcome:
             retried_runs.note(full_id, store)
             yield Run(full_id, prepared, store, calls, outcome), outcome
-            resolve.mark_finished(prepared, store)
+            prepared_run.mark_finished(prepared, store)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from pydantic import BaseModel
 from backprop_core.lines.versions import Lines, Live
 from backprop_core.schema.refs import DatasetRef, RowsRef, RunResult, Split
 from backprop_core.store.artifacts import Store
-from tasks.runs.resolve import Prepared, load
+from tasks.runs.prepared_run import Prepared, load
 from tasks.stages.cache_policy import UnfitRecord, read_result, result_types
 
 OLDER = {"DatasetRef": DatasetRef}  # result of `curate` up to version 1

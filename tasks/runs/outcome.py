@@ -31,9 +31,9 @@ from backprop_core.schema.refs import (
     Status,
 )
 from backprop_core.store.artifacts import Store, write_atomic
+from tasks.runs.prepared_run import Prepared
 from tasks.runs.record import RunJournal
 from tasks.runs.rejections import Attempt
-from tasks.runs.resolve import Prepared
 from tasks.runs.results import LoraRun, gguf_record, harness_records, located, package_record, run_record, was_cached
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@ from backprop_core.store.key_changes import KeyChanges
 from backprop_core.training import time_estimate
 from backprop_core.training.defaults import Data
 from backprop_core.training.vram_estimate import GIB, Setting, Shape, memory, micro_batch
-from tasks.runs import disk_space, resolve
+from tasks.runs import disk_space, prepared_run, resolve
 from tasks.runs.flow_run import Run, new_run_id
 from tasks.runs.machine_speed import speed_of
 from tasks.runs.outcome import Notes
@@ -91,7 +91,7 @@ class Beside(Store):
 class Lookup:
     """Calls no model: rows are read and split, every other stage that is not in the cache gets a stand-in."""
 
-    def __init__(self, prepared: resolve.Prepared, store: Store) -> None:
+    def __init__(self, prepared: prepared_run.Prepared, store: Store) -> None:
         self.stages: list[StageRecord] = []
         self.files: list[str] = []  # kinds of GGUF files to be written
         self.rows: Split | None = None

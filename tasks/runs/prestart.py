@@ -7,7 +7,7 @@ from backprop_core.runtime.settings import settings
 from backprop_core.schema.flows import FLOWS, flow_info
 from backprop_core.schema.specs import RunSpec
 from backprop_core.store.artifacts import Store
-from tasks.runs import resolve, sources, worker_process
+from tasks.runs import prepared_run, resolve, sources, worker_process
 from tasks.tracking.connection import prepare as import_mlflow
 
 
@@ -21,34 +21,34 @@ def start(flow: str, spec: RunSpec, *, fresh: bool) -> None:
     except BaseException:
         sources.let_go()
         raise
-    if fresh or not resolve.is_warm(prepared, store):
+    if fresh or not prepared_run.is_warm(prepared, store):
         worker_process.start_early(config, prepared.spec.training)
     else:
         threading.Thread(target=import_mlflow, daemon=True).start()  # while Prefect's server starts
 
 
-def asked(prefix: str) -> resolve.Prepared:
+def asked(prefix: str) -> prepared_run.Prepared:
     """The resolved spec of the run that starts with `prefix`. Raises RunUnknown or RefAmbiguous."""
     store = Store(settings().store_path)
-    run_id = resolve.full_run_id(prefix, store)
-    prepared = resolve.load(run_id, store)
+    run_id = prepared_run.full_run_id(prefix, store)
+    prepared = prepared_run.load(run_id, store)
     if not flow_info(prepared.flow).trains:
         training = ", ".join(flow.name for flow in FLOWS.values() if flow.trains)
         raise RunUnknown(f"run {run_id} is a {prepared.flow} run", hint=f"choose a run of {training}")
     return prepared
 
 
-def restart(prefix: str, *, inexact: bool) -> tuple[str, resolve.Prepared]:
+def restart(prefix: str, *, inexact: bool) -> tuple[str, prepared_run.Prepared]:
     """Prepare to resume the run that starts with `prefix`, and start its worker; its spec records `inexact`."""
     config = settings()
     store = Store(config.store_path)
-    run_id = resolve.full_run_id(prefix, store)
-    prepared = resolve.load(run_id, store)
+    run_id = prepared_run.full_run_id(prefix, store)
+    prepared = prepared_run.load(run_id, store)
     if not flow_info(prepared.flow).resumable:
         raise RunUnknown(f"run {run_id} was a {prepared.flow} check, which cannot be resumed", hint="start a new one")
     if inexact:
-        prepared = resolve.allow_inexact(prepared)
-        resolve.save(prepared, run_id, store)
-    if not resolve.is_warm(prepared, store):
+        prepared = prepared_run.allow_inexact(prepared)
+        prepared_run.save(prepared, run_id, store)
+    if not prepared_run.is_warm(prepared, store):
         worker_process.start_early(config, prepared.spec.training)
     return run_id, prepared

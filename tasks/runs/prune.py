@@ -12,7 +12,7 @@ from backprop_core.schema.specs import RunSpec
 from backprop_core.store import pins
 from backprop_core.store.artifacts import Store
 from backprop_core.store.cache_keys import digests_in
-from tasks.runs.resolve import full_run_id
+from tasks.runs.prepared_run import full_run_id
 
 log = logging.getLogger(__name__)
 

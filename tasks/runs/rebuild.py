@@ -33,8 +33,8 @@ from backprop_core.store.layout import MANIFEST
 from backprop_core.store.pins import pinned
 from tasks.runs.line_splits import of_run
 from tasks.runs.line_state import working_on
+from tasks.runs.prepared_run import Prepared, load
 from tasks.runs.prune import remove_tag
-from tasks.runs.resolve import Prepared, load
 from tasks.runs.sources import Source
 from tasks.tracking.withdrawal import remove_model, remove_versions
 

@@ -10,7 +10,7 @@ from backprop_core.schema.dataset_reports import CuratedReport
 from backprop_core.schema.refs import DatasetRef, Evaluation, RunRecord, RunResult
 from backprop_core.store.artifacts import Store, write_atomic
 from tasks.runs import prefect_artifacts, worker_process
-from tasks.runs.resolve import Prepared
+from tasks.runs.prepared_run import Prepared
 from tasks.runs.results import dataset_summary
 from tasks.tracking import Sender, mlflow_run_id, run_link
 from tasks.tracking.journal import Journal, parameters

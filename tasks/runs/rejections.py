@@ -9,7 +9,7 @@ from backprop_core.schema.refs import Digest, RowsRef, RunId
 from backprop_core.stages import versions
 from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.store.cache_keys import digest_of, part
-from tasks.runs.resolve import Prepared
+from tasks.runs.prepared_run import Prepared
 
 
 class Rejection(Record):

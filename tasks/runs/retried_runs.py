@@ -10,7 +10,7 @@ from backprop_core.schema.flows import flow_info
 from backprop_core.schema.refs import RunResult
 from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.store.leases import killed
-from tasks.runs import resolve
+from tasks.runs import prepared_run
 from tasks.runs.allowed_paths import is_deployed
 from tasks.runs.prefect_artifacts import flow_run_id
 
@@ -33,7 +33,7 @@ def can_go_on(run_id: str, store: Store) -> bool:
     False for a finished run, for a failure that needs other parameters or files, and for `drift`, because prune keeps
     nothing of its runs.
     """
-    if not flow_info(resolve.load(run_id, store).flow).resumable:
+    if not flow_info(prepared_run.load(run_id, store).flow).resumable:
         return False
     path = store.layout.run(run_id).result
     result = RunResult.model_validate_json(path.read_bytes()) if path.is_file() else None

@@ -8,18 +8,18 @@ from backprop_core.runtime.settings import settings
 from backprop_core.schema.refs import Answers
 from backprop_core.schema.specs import GenerationSpec, TrainSpec
 from backprop_core.store.artifacts import Store
-from tasks.runs import resolve, worker_process
+from tasks.runs import resolve_earlier, worker_process
 from tasks.runs.progress import Progress, report
 
 
 def answers(
     ref: str, prompts: Sequence[str], *, system: str | None, spec: GenerationSpec, model: str | None = None
 ) -> Answers:
-    """The answer to each prompt, each in a conversation of its own. Raises what `resolve.made` raises."""
+    """The answer to each prompt, each in a conversation of its own. Raises what `resolve_earlier.made` raises."""
     config = settings()
     store = Store(config.store_path)
     try:
-        made = resolve.made(ref, store, model=model)
+        made = resolve_earlier.made(ref, store, model=model)
         device = devices.resolve("auto")
         first = [{"role": "system", "content": system}] if system else []
         report(Progress(stage="generate", done=0, total=0))

@@ -23,9 +23,9 @@ from backprop_core.store.locks import held
 from backprop_core.worker.client import Worker
 from tasks.runs import disk_space, worker_process
 from tasks.runs.outcome import Outcome
+from tasks.runs.prepared_run import Prepared
 from tasks.runs.progress import Progress, report
 from tasks.runs.recomputed import Afresh
-from tasks.runs.resolve import Prepared
 from tasks.runs.results import digest_in
 from tasks.stages.cache_policy import is_recorded
 from tasks.stages.labels import Labels, outcome

@@ -4,8 +4,8 @@ from backprop_core.evaluation.gate import too_little
 from backprop_core.schema.refs import RowsRef
 from backprop_core.schema.specs import RunSpec
 from backprop_core.store.artifacts import Store
+from tasks.runs.prepared_run import Prepared
 from tasks.runs.rejections import Attempt
-from tasks.runs.resolve import Prepared
 
 
 def too_few_new(rows: RowsRef, spec: RunSpec) -> str | None:

@@ -14,13 +14,13 @@ from backprop_core.training.checkpoint import Checkpoint
 from flows.cli import run_here
 from flows.cli.flags import Flags
 from flows.train import train
-from tasks.runs import resolve
+from tasks.runs import prepared_run, resolve
 from tasks.runs.resolve_defaults import decide
 from tests.backprop_core import nano
 
 
 @pytest.fixture
-def prepared(tmp_path: Path) -> resolve.Prepared:
+def prepared(tmp_path: Path) -> prepared_run.Prepared:
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n')
     spec = RunSpec.model_validate(
         {
@@ -38,16 +38,16 @@ def test_the_flag_sets_the_field() -> None:
     assert not Flags(data=["a.jsonl"]).spec().training.inexact_resume
 
 
-def test_a_resumed_run_that_may_is_the_same_run(prepared: resolve.Prepared) -> None:
+def test_a_resumed_run_that_may_is_the_same_run(prepared: prepared_run.Prepared) -> None:
     """Only the permission changes: the run's digest and the key of its training stay, so its checkpoint is found."""
-    allowed = resolve.allow_inexact(prepared)
+    allowed = prepared_run.allow_inexact(prepared)
     assert allowed.spec.training.inexact_resume
     assert allowed.digest() == prepared.digest()
     one, other = (stage_parts("train", {"spec": run.spec.training}) for run in (prepared, allowed))
     assert one == other
 
 
-def test_quantization_is_a_precision(prepared: resolve.Prepared, tmp_path: Path) -> None:
+def test_quantization_is_a_precision(prepared: prepared_run.Prepared, tmp_path: Path) -> None:
     """model.quantization=nf4 trains in nf4, and contradicts another precision."""
 
     def precision(spec: RunSpec) -> str:

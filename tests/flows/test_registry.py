@@ -23,7 +23,7 @@ from flows.pipeline import pipeline
 from flows.registry import entrypoint, load, planned_body
 from flows.server.deploy import deployments
 from flows.server.deployment_names import moved, path_of
-from tasks.runs.resolve import Prepared
+from tasks.runs.prepared_run import Prepared
 
 ROOT = Path(__file__).parents[2]
 VERB = Verb("count", "running", "Count rows.", "backprop count --data a.jsonl", after="train")

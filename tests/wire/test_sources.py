@@ -14,7 +14,7 @@ from backprop_core.errors import InputNotFound
 from backprop_core.lines.prune import prune
 from backprop_core.schema.specs import RunSpec
 from backprop_core.store.artifacts import Store
-from tasks.runs import resolve, sources
+from tasks.runs import prepared_run, resolve, sources
 from tests.backprop_core import nano
 from tests.wire.rows_server import Rows
 
@@ -39,7 +39,7 @@ def nothing_handed_on() -> Iterator[None]:
     sources.let_go()
 
 
-def prepared(base: Path, store: Store, *datasets: dict[str, Any], watch: tuple[str, ...] = ()) -> resolve.Prepared:
+def prepared(base: Path, store: Store, *datasets: dict[str, Any], watch: tuple[str, ...] = ()) -> prepared_run.Prepared:
     spec = {
         "model": {"name": str(base)},
         "datasets": datasets,
@@ -61,7 +61,7 @@ def test_an_address_is_fetched_once_a_command(base: Path, tmp_path: Path, server
     again = prepared(base, store, *datasets, watch=(url,))
     assert server.count("GET /a.jsonl") == 1
     assert checked.digest() == again.digest()
-    begun = resolve.begun(again, RUN, store)
+    begun = prepared_run.begun(again, RUN, store)
     sources.let_go()
     assert read_rows(begun.sources[1].data, begun.spec.datasets[1]).rows
     prepared(base, store, *datasets)
@@ -101,10 +101,10 @@ def test_a_run_holds_what_it_has_downloaded(base: Path, tmp_path: Path, server: 
     """
     store = Store(tmp_path / "store")
     url = f"{server.url}/b.csv"
-    resolve.begun(prepared(base, store, {"path": url}, watch=(f"{server.url}/a.jsonl",)), RUN, store)
+    prepared_run.begun(prepared(base, store, {"path": url}, watch=(f"{server.url}/a.jsonl",)), RUN, store)
     store.close()
     server.files.clear()
-    loaded = resolve.load(RUN, Store(tmp_path / "store"))
+    loaded = prepared_run.load(RUN, Store(tmp_path / "store"))
     rows = read_rows(loaded.sources[0].data, loaded.spec.datasets[0]).rows
     assert rows == [{"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]}]
     assert len(read_rows(loaded.watch[0].data, loaded.spec.evaluation.watch[0]).rows) == 40
@@ -119,7 +119,7 @@ def test_files_that_are_here_are_left_where_they_are(base: Path, tmp_path: Path)
     """A run reads a local file from its place; it holds no copy."""
     store, path = Store(tmp_path / "store"), tmp_path / "a.jsonl"
     path.write_bytes(ROWS)
-    begun = resolve.begun(prepared(base, store, {"path": str(path)}), RUN, store)
+    begun = prepared_run.begun(prepared(base, store, {"path": str(path)}), RUN, store)
     assert begun.sources[0].data.path == str(path) and path.is_file()
     assert not store.layout.run(RUN).sources.exists()
 
@@ -133,7 +133,7 @@ def test_prune_leaves_what_an_unfinished_run_holds(base: Path, tmp_path: Path, s
         source = tmp_path / "store" / "tmp" / "copy"
         shutil.copy(found.sources[0].data.path, source)
         moved = found.sources[0].moved(lambda ref, source=source: ref.model_copy(update={"path": str(source)}))
-        resolve.begun(found.model_copy(update={"sources": [moved]}), run, store)
+        prepared_run.begun(found.model_copy(update={"sources": [moved]}), run, store)
     store.layout.run(finished).result.write_text('{"status": "finished"}')
     store.layout.run(never_began).spec.unlink()
     prune(store, remove_tag=lambda line, number: True)

@@ -23,7 +23,7 @@ from flows.cli import lines_file, main
 from flows.cli.config import evaluation_spec, export_spec, generation_spec, publish_spec, replayed, run_spec
 from flows.cli.console import configure_logging, error_text
 from flows.cli.spec_fields import ENTRY, spec_fields
-from tasks.runs import resolve, sources
+from tasks.runs import prepared_run, resolve, resolve_earlier, sources
 from tasks.tracking import list_runs, sync
 from tests.tasks.runs.test_manual_promotion import ANN
 
@@ -371,11 +371,13 @@ def test_names(place: Path) -> None:
     store.layout.run(run).root.mkdir(parents=True)
     store.layout.run(run).spec.write_text("{}")
     doors: list[Callable[[str], object]] = [
-        lambda name: resolve.made(name, store),
-        lambda name: resolve.full_run_id(name, store),
-        lambda name: resolve.to_release("release", name, None, PublishSpec(ollama="x"), ExportSpec(), ANN, store),
-        lambda name: resolve.to_rollback(name, None, ANN, store),
-        lambda name: resolve.promoted("feed", name, ANN, store),
+        lambda name: resolve_earlier.made(name, store),
+        lambda name: prepared_run.full_run_id(name, store),
+        lambda name: resolve_earlier.to_release(
+            "release", name, None, PublishSpec(ollama="x"), ExportSpec(), ANN, store
+        ),
+        lambda name: resolve_earlier.to_rollback(name, None, ANN, store),
+        lambda name: resolve_earlier.promoted("feed", name, ANN, store),
         lambda name: resolve.prepare("train", asked(path="x", model=name), store),
         lambda name: sources.sources(asked(path=name).datasets, place),
         lambda name: sources.sources(asked(path="readable.jsonl", heldout=name).datasets, place),

@@ -18,7 +18,7 @@ from backprop_core.store.artifacts import Store, write_atomic
 from flows.server import dead_runs
 from flows.server.dead_runs import LABEL, give_up, prefix, worker_name
 from tasks.runs import approval_questions
-from tasks.runs.resolve import Prepared, save
+from tasks.runs.prepared_run import Prepared, save
 
 pytestmark = pytest.mark.usefixtures("prefect", "home")
 RUN = "c" * 32

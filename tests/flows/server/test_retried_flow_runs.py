@@ -23,7 +23,7 @@ from backprop_core.stages import Stage, Workplace
 from flows.server.dead_runs import give_up, worker_name
 from flows.train import train
 from tasks.runs.flow_run import recorded
-from tasks.runs.resolve import Prepared
+from tasks.runs.prepared_run import Prepared
 from tests.faults.hold import Hold
 from tests.faults.test_outage import steps_by_run
 

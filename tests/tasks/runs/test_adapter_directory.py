@@ -33,7 +33,8 @@ from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.store.cache_keys import stage_key
 from backprop_core.worker.runner import Runner
 from tasks.runs.copy_exports import Output, hand_out
-from tasks.runs.resolve import again, evaluated, made, published, save
+from tasks.runs.prepared_run import save
+from tasks.runs.resolve_earlier import again, evaluated, made, published
 from tests.backprop_core import tiny_models as tiny
 from tests.tasks.runs.test_references import add_version
 

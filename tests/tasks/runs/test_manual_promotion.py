@@ -12,7 +12,8 @@ from backprop_core.schema.refs import AdapterRef, BaseRef, RunResult
 from backprop_core.schema.specs import DatasetSpec, ExportSpec, LoraSpec, MergeSpec, PublishSpec, RunSpec
 from backprop_core.store.artifacts import Store, write_atomic
 from tasks.runs.manual_promotion import act
-from tasks.runs.resolve import Prepared, save, to_release, to_rollback
+from tasks.runs.prepared_run import Prepared, save
+from tasks.runs.resolve_earlier import to_release, to_rollback
 from tests.tasks.runs.test_references import add_version
 
 BASE = BaseRef(name="base", digest="b" * 64)

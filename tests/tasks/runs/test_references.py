@@ -9,7 +9,8 @@ from backprop_core.lines.versions import Lines, LineVersion
 from backprop_core.schema.refs import AdapterRef, BaseRef, Located, RunResult
 from backprop_core.schema.specs import DatasetSpec, LoraSpec, MergeSpec, RunSpec
 from backprop_core.store.artifacts import Store, write_atomic
-from tasks.runs.resolve import Prepared, made, save
+from tasks.runs.prepared_run import Prepared, save
+from tasks.runs.resolve_earlier import made
 
 BASE = BaseRef(name="base", digest="b" * 64)
 

@@ -18,7 +18,7 @@ from backprop_core.errors import (
 )
 from backprop_core.schema.specs import LoraSpec, RunSpec
 from backprop_core.store.artifacts import Store
-from tasks.runs import resolve
+from tasks.runs import prepared_run, resolve
 from tests.backprop_core import nano, stand_in_converter
 
 
@@ -29,7 +29,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def prepared(
     base: Path, place: Path, *, datasets: int = 1, export: dict[str, Any] | None = None, **training: Any
-) -> resolve.Prepared:
+) -> prepared_run.Prepared:
     (place / "a.jsonl").write_text('{"text": "one"}\n')
     spec = {
         "model": {"name": str(base)},

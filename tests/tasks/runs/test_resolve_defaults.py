@@ -14,7 +14,7 @@ from backprop_core.schema.refs import BaseRef, Choice, SourceRef
 from backprop_core.schema.specs import DatasetSpec, ModelSpec, RunSpec, TrainSpec
 from backprop_core.store.artifacts import Store, file_digest
 from backprop_core.training.presets import PRESETS
-from tasks.runs import resolve
+from tasks.runs import prepared_run, resolve
 from tasks.runs.resolve_defaults import decide
 from tests.backprop_core import nano
 
@@ -98,8 +98,8 @@ def test_the_same_command_has_the_same_spec_and_reads_the_data_once(base: Path, 
     assert json.loads(note.read_text())["examples"] == 400
     seen = note.stat().st_mtime_ns
     assert resolve.prepare("train", spec, store) == first and note.stat().st_mtime_ns == seen
-    resolve.save(first, "a" * 32, store)
-    assert resolve.load("a" * 32, store) == first and first.defaults  # what resume reads
+    prepared_run.save(first, "a" * 32, store)
+    assert prepared_run.load("a" * 32, store) == first and first.defaults  # what resume reads
 
 
 def test_data_that_cannot_be_read_is_left_to_the_run_to_report(base: Path, tmp_path: Path, store: Store) -> None:

@@ -7,8 +7,8 @@ import pytest
 from backprop_core.schema.refs import BaseRef, ErrorRecord, RunResult, Status
 from backprop_core.schema.specs import DatasetSpec, RunSpec
 from backprop_core.store.artifacts import Store, write_atomic
+from tasks.runs.prepared_run import Prepared, save
 from tasks.runs.recomputed import Afresh
-from tasks.runs.resolve import Prepared, save
 from tasks.runs.retried_runs import can_go_on
 
 RUN, KEY, OTHER = "a" * 32, "1" * 64, "2" * 64
