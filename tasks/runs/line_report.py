@@ -6,7 +6,7 @@ Reads the store alone: neither Prefect nor MLflow has to answer.
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import islice
@@ -190,13 +190,13 @@ def names(config: Settings) -> list[str]:
 
 def version(line: str, number: int, config: Settings) -> LineVersion:
     """A version of a line. Raises RunUnknown, ArtifactDamaged."""
-    with readable(line):
+    with of_line(line):
         return Lines(Store(config.store_path)).version(line, number)
 
 
 @contextmanager
-def readable(line: str) -> Iterator[None]:
-    """Raise ArtifactDamaged if a record of a line is missing or cannot be read."""
+def readable(of: str, folders: str) -> Iterator[None]:
+    """Raise ArtifactDamaged if a record of a line or a run, in these folders, is missing or cannot be read."""
     try:
         yield
     except UNREADABLE as error:
@@ -204,14 +204,18 @@ def readable(line: str) -> Iterator[None]:
         if isinstance(error, OSError):
             said = f"{Path(error.filename or '').name}: {error.strerror}"
         raise ArtifactDamaged(
-            f"a record of line {line} cannot be read: {said}",
-            hint=f"put lines/{line} and runs of the store back from a backup",
+            f"a record of {of} cannot be read: {said}", hint=f"put {folders} of the store back from a backup"
         ) from error
+
+
+def of_line(name: str) -> AbstractContextManager[None]:
+    """Raise ArtifactDamaged if a record of a line is missing or cannot be read."""
+    return readable(f"line {name}", f"lines/{name} and runs")
 
 
 def line_report(name: str, config: Settings) -> LineReport:
     """A line. Raises RunUnknown if the store has no version of it, ArtifactDamaged."""
-    with readable(name):
+    with of_line(name):
         store = Store(config.store_path)
         lines = Lines(store)
         versions = {number: known_version(store, name, number) for number in lines.versions(name)}
@@ -240,7 +244,7 @@ def line_report(name: str, config: Settings) -> LineReport:
 
 def line_row(name: str, config: Settings) -> LineRow:
     """A line in the list of lines; one without a version has only its name. Raises ArtifactDamaged."""
-    with readable(name):
+    with of_line(name):
         store = Store(config.store_path)
         lines = Lines(store)
         numbers, champion = lines.versions(name), lines.champion(name)
@@ -367,7 +371,7 @@ def files_at(manifest: Path, _changed: int, digest: str) -> dict[str, tuple[int,
 def download(line: str, number: int, filename: str, config: Settings) -> tuple[StoredFile, Path]:
     """A file of a version, by its name as a download. Raises RunUnknown."""
     store = Store(config.store_path)
-    with readable(line):
+    with of_line(line):
         for link, path in stored_files(store, line, number, Lines(store).version(line, number)):
             if link.filename == filename and path.is_file() and not path.is_symlink():
                 return link, path

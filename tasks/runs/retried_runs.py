@@ -6,13 +6,13 @@ It is kept in the store, so that another machine can retry, and is pruned once t
 from collections.abc import Iterator
 
 from backprop_core.runtime.settings import Settings
-from backprop_core.schema.flows import flow_info
 from backprop_core.schema.refs import RunResult
 from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.store.leases import killed
 from tasks.runs import prepared_run
 from tasks.runs.allowed_paths import is_deployed
 from tasks.runs.prefect_artifacts import flow_run_id
+from tasks.runs.run_report import can_continue
 
 
 def note(run_id: str, store: Store) -> None:
@@ -28,16 +28,10 @@ def left_over(store: Store) -> str | None:
 
 
 def can_go_on(run_id: str, store: Store) -> bool:
-    """Whether a run was killed, stopped, or failed with a retryable error.
-
-    False for a finished run, for a failure that needs other parameters or files, and for `drift`, because prune keeps
-    nothing of its runs.
-    """
-    if not flow_info(prepared_run.load(run_id, store).flow).resumable:
-        return False
+    """Whether a run was killed, stopped, or failed with a retryable error."""
     path = store.layout.run(run_id).result
-    result = RunResult.model_validate_json(path.read_bytes()) if path.is_file() else None
-    return result is None or result.status == "interrupted" or bool(result.error and result.error.retryable)
+    made = RunResult.model_validate_json(path.read_bytes()) if path.is_file() else None
+    return can_continue(prepared_run.load(run_id, store).flow, made)
 
 
 def has_died(flow_run: str, config: Settings) -> bool:

@@ -1,7 +1,10 @@
-"""How far the run of a flow run is, from its journal: the last step and its loss."""
+"""How far the run of a flow run is, from its journal: the last step, the losses before it, the time left."""
 
 import json
 from pathlib import Path
+from typing import Any
+
+from pydantic import Field
 
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.records import Record
@@ -16,6 +19,8 @@ class RunProgress(Record):
     step: int
     total: int | None
     loss: float | None
+    losses: list[float] = Field(default_factory=list, description="Of the last steps, the oldest first.")
+    seconds_left: float | None = Field(None, description="Until the last step, at the speed of these steps.")
 
 
 def run_progress(flow_run: str, config: Settings) -> RunProgress | None:
@@ -31,15 +36,37 @@ def run_progress(flow_run: str, config: Settings) -> RunProgress | None:
 
 
 def last_step(journal: Path, total: int | None) -> RunProgress | None:
-    """The last step in a journal."""
-    for line in reversed(tail(journal)):
-        try:
-            event = json.loads(line)
-        except ValueError:  # the first line of the tail is cut, the last may be written now
-            continue
-        if event.get("kind") == "metrics" and "loss" in event.get("values", {}):
-            return RunProgress(step=event["step"], total=total, loss=event["values"]["loss"])
-    return None
+    """The last step in a journal, with the steps of the same LoRA run before it."""
+    events = [event for line in tail(journal) if (event := step_in(line))]
+    if not events:
+        return None
+    last = events[-1]
+    same = [event for event in events if event["run"] == last["run"]]
+    return RunProgress(
+        step=last["step"],
+        total=total,
+        loss=last["values"]["loss"],
+        losses=[event["values"]["loss"] for event in same],
+        seconds_left=seconds_left(same, total),
+    )
+
+
+def step_in(line: bytes) -> dict[str, Any] | None:
+    """The step in a line; None for other lines, the first one of the tail, and one that is being written."""
+    try:
+        event: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return None
+    return event if event.get("kind") == "metrics" and "loss" in event.get("values", {}) else None
+
+
+def seconds_left(steps: list[dict[str, Any]], total: int | None) -> float | None:
+    """The time of the steps that are left, at the speed of these; None for less than two."""
+    first, last = steps[0], steps[-1]
+    if not total or first["step"] == last["step"]:
+        return None
+    a_step: float = (last["time"] - first["time"]) / (last["step"] - first["step"])
+    return a_step * max(0, total - int(last["step"])) / 1000
 
 
 def tail(journal: Path) -> list[bytes]:

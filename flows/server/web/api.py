@@ -24,7 +24,7 @@ from backprop_core.errors import (
     Unexpected,
 )
 from backprop_core.schema.records import Record
-from flows.server.web import forms, rows, state
+from flows.server.web import forms, rows, run_api, state
 from flows.server.web.line_runs import LineRuns
 from flows.server.web.rows import Added
 from flows.server.web.state import Health, LineState, Overview, Sources
@@ -150,4 +150,5 @@ def application(sources: Sources, tokens: forms.Tokens) -> FastAPI:
         """Which processes of `serve` are running, and the free space of the store's disk."""
         return state.health(sources)
 
+    run_api.add_routes(api, sources, tokens)
     return api

@@ -1,5 +1,6 @@
-"""Geometry of the score curves, and the shades of the heat map. Nothing of it needs inline styles."""
+"""Geometry of curves, and the shades of the heat map. Nothing of it needs inline styles."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,6 +12,8 @@ COLORS, SHADES = 6, 10  # classes c0 to c5 and h0 to h10 of the style sheet
 MOST = 30  # versions of a chart
 APART = 13  # pixels between two labels
 TICKS = 4
+MOST_POINTS = 200  # of a curve
+SPARK = 120, 22
 
 
 class Curve(NamedTuple):
@@ -59,6 +62,50 @@ def score_chart(report: LineReport) -> Chart | None:
     step = 1 + len(names) // 10
     columns = [(x, name) for index, (x, name) in enumerate(zip(xs, names, strict=True)) if index % step == 0]
     return Chart(curves, columns, [(y_of(value, low, high), value) for value in values])
+
+
+def loss_chart(curves: Sequence[tuple[str, Sequence[tuple[int, float]]]]) -> Chart | None:
+    """The training loss of LoRA runs, by name, one after the other; None without a number."""
+    numbers = [(name, [point for point in points if math.isfinite(point[1])]) for name, points in curves]
+    finite = [(name, thinned(points)) for name, points in numbers if points]
+    if not finite:
+        return None
+    losses = [loss for _, points in finite for _, loss in points]
+    low, high = bounds([-loss for loss in losses])
+    last = [points[-1][0] for _, points in finite]
+    begins = [sum(last[:index]) for index in range(len(last))]
+    steps = max(1, sum(last))
+    drawn = [
+        [(x_of(begin + step, steps), y_of(loss, -high, -low)) for step, loss in points]
+        for begin, (_, points) in zip(begins, finite, strict=True)
+    ]
+    labels = apart([points[-1][1] for points in drawn])
+    named = zip(finite, drawn, labels, strict=True)
+    shown = [Curve(name, index % COLORS, points, label) for index, ((name, _), points, label) in enumerate(named)]
+    values = [-high + (high - low) * step / TICKS for step in range(TICKS + 1)]
+    columns = [(x_of(step, steps), str(step)) for step in sorted({round(steps * part / 5) for part in range(6)})]
+    return Chart(shown, columns, [(y_of(value, -high, -low), value) for value in values])
+
+
+def thinned(points: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
+    """At most MOST_POINTS of them, the last one among them."""
+    every = -(-len(points) // MOST_POINTS)
+    return points[(len(points) - 1) % every :: every]
+
+
+def x_of(step: int, steps: int) -> float:
+    return LEFT + (WIDTH - LEFT - RIGHT) * step / steps
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """The points of a small curve, SPARK wide and high; empty for less than two numbers."""
+    finite = [value for value in values if math.isfinite(value)]
+    if len(finite) < 2:
+        return ""
+    low, high = min(finite), max(finite)
+    (width, height), room = SPARK, (high - low) or 1.0
+    xs = [width * index / (len(finite) - 1) for index in range(len(finite))]
+    return " ".join(f"{x:.1f},{1 + (height - 2) * (high - y) / room:.1f}" for x, y in zip(xs, finite, strict=True))
 
 
 def bounds(scores: Sequence[float]) -> tuple[float, float]:

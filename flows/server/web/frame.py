@@ -1,5 +1,6 @@
 """What every page has: its frame, the templates, how an error and the end of an action are shown."""
 
+import base64
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -8,12 +9,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 
 from backprop_core.errors import BackpropError
 from flows.server.web import charts, forms, state, text
 from flows.server.web.people import person_of
 from flows.server.web.state import Sources
+from tasks.runs.line_report import StoredFile
 
 BUSY, IDLE = 3, 20  # seconds between two refreshes, while something runs and otherwise
 NOTICES = {  # by what was done
@@ -23,6 +25,8 @@ NOTICES = {  # by what was done
     "rollback": "The rollback begins in a few seconds.",
     "pause": "The schedule is paused.",
     "resume": "The schedule is active again.",
+    "stop": "The run saves a checkpoint and stops. Retry continues it.",
+    "retry": "The run begins again in a few seconds.",
 }
 
 
@@ -30,9 +34,9 @@ def environment() -> Environment:
     """The templates; everything in them is escaped."""
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    for filter in (text.score, text.points, text.size, text.when, text.exact, text.left):
+    for filter in (text.score, text.points, text.size, text.when, text.exact, text.left, text.duration):
         made.filters[filter.__name__] = filter
-    made.globals["shade"] = charts.shade
+    made.globals["shade"], made.globals["sparkline"] = charts.shade, charts.sparkline
     return made
 
 
@@ -59,7 +63,7 @@ def page(request: Request, template: str, status: int = 200, **values: Any) -> H
         "token": request.app.state.tokens.token(cookie),
         "notice": NOTICES.get(request.query_params.get("done", "")),
     }
-    answer = HTMLResponse(TEMPLATES.get_template(template).render(**frame, **values), status)
+    answer = HTMLResponse(TEMPLATES.get_template(template).render(frame | values), status)
     forms.keep_cookie(request, answer, cookie)
     return answer
 
@@ -69,6 +73,13 @@ def error_page(request: Request, status: int, error: BackpropError, headers: dic
     answer = page(request, "error.html", status, error=error, refresh=0)
     answer.headers.update(headers)
     return answer
+
+
+def file_of(link: StoredFile, path: Path) -> Response:
+    """A download; ranges of it, too. Its digest is in the headers."""
+    digest = base64.b64encode(bytes.fromhex(link.sha256)).decode()
+    headers = {"ETag": f'"{link.sha256}"', "Repr-Digest": f"sha-256=:{digest}:"}
+    return FileResponse(path, headers=headers, filename=link.filename, media_type="application/octet-stream")
 
 
 async def done(request: Request, said: str, action: Callable[..., None], *given: object) -> Response:

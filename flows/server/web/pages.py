@@ -1,14 +1,13 @@
 """The pages: all lines, one line. Each shows the same as a command."""
 
-import base64
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from flows.server.web import actions, charts, forms, rows, state
-from flows.server.web.frame import BUSY, IDLE, done, page, sources_of
+from flows.server.web import actions, charts, forms, rows, run_page, state
+from flows.server.web.frame import BUSY, IDLE, done, file_of, page, sources_of
 from flows.server.web.people import person_of
 
 
@@ -40,10 +39,7 @@ def health(request: Request) -> Response:
 def download(request: Request) -> Response:
     """A file of a version; ranges of it, too. Its digest is in the headers."""
     name, number, filename = (request.path_params[part] for part in ("name", "number", "filename"))
-    link, path = state.download(name, actions.number_of(number), filename, sources_of(request))
-    digest = base64.b64encode(bytes.fromhex(link.sha256)).decode()
-    headers = {"ETag": f'"{link.sha256}"', "Repr-Digest": f"sha-256=:{digest}:"}
-    return FileResponse(path, headers=headers, filename=link.filename, media_type="application/octet-stream")
+    return file_of(*state.download(name, actions.number_of(number), filename, sources_of(request)))
 
 
 def rollback_form(request: Request) -> Response:
@@ -94,4 +90,5 @@ ROUTES = [
     Route("/lines/{name}/questions/{question:uuid}", answer, methods=["POST"]),
     Route("/lines/{name}/schedule", pause, methods=["POST"]),
     Route("/health", health),
+    *run_page.ROUTES,
 ]

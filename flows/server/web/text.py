@@ -58,3 +58,10 @@ def left(until: datetime, now: datetime | None = None) -> str:
     if minutes < 1:
         return "less than a minute left"
     return f"{minutes / 60:.0f} h left" if minutes >= 90 else f"{minutes:.0f} min left"
+
+
+def duration(seconds: float) -> str:
+    """How long something takes."""
+    if seconds < 90:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

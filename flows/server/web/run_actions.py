@@ -1,0 +1,71 @@
+"""What a person does with a run: stop it, or run it again. Each is one write to Prefect."""
+
+import threading
+from datetime import UTC, datetime
+from typing import Any
+
+from backprop_core.errors import BackpropError, DeploymentMissing, RunActive, RunUnknown
+from flows.server.web.people import Person
+from flows.server.web.run_state import FLOW_RUN, RETRIABLE, STOPPABLE, unknown
+from flows.server.web.state import Sources
+from tasks.runs import run_report
+
+_one_at_a_time = threading.Lock()  # a second click sees what the first one has done
+
+
+def stop(id: str, by: Person, sources: Sources) -> None:
+    """Have a run stop. It saves a checkpoint, and can be continued.
+
+    Raises RunUnknown, RunActive if it has ended, PrefectUnreachable.
+    """
+    with _one_at_a_time:
+        known = flow_run(id, sources)
+        if known["state_type"] == "CANCELLING":
+            return
+        if known["state_type"] not in STOPPABLE:
+            raise ended(known)
+        set_state(known["id"], {"type": "CANCELLING", "message": f"stopped by {by.name or 'a person'}"}, sources)
+
+
+def retry(id: str, by: Person, sources: Sources) -> None:
+    """Have a run begin again: it continues where it can, else it starts anew with the same parameters.
+
+    Raises RunUnknown, DeploymentMissing, RunActive unless it has failed or was stopped, PrefectUnreachable.
+    """
+    with _one_at_a_time:
+        known = flow_run(id, sources)
+        if known["state_type"] not in RETRIABLE:
+            raise RunActive(f"{known['name']} is {known['state_name'].lower()}", hint="its page says how far it is")
+        if not known.get("deployment_id"):
+            raise DeploymentMissing(f"{known['name']} was not started by a deployment", hint=f"backprop resume {id}")
+        due, message = datetime.now(UTC).isoformat(), f"retried by {by.name or 'a person'}"
+        again = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": message}
+        set_state(known["id"], {**again, "state_details": {"scheduled_time": due}}, sources, force=True)
+
+
+def flow_run(id: str, sources: Sources) -> dict[str, Any]:
+    """The flow run of a run. Raises RunUnknown if Prefect has none, PrefectUnreachable."""
+    flow_run_id: str | None = id
+    if not FLOW_RUN.fullmatch(id):
+        flow_run_id = run_report.run_report(id, sources.config).flow_run
+    known = sources.prefect.get(f"/flow_runs/{flow_run_id}") if flow_run_id else None
+    if known is None:
+        if FLOW_RUN.fullmatch(id):
+            raise unknown(id)
+        raise RunUnknown(f"run {id} was started in a terminal", hint=f"stop it there, or: backprop resume {id}")
+    return dict(known)
+
+
+def set_state(id: str, state: dict[str, Any], sources: Sources, *, force: bool = False) -> None:
+    """Change the state of a flow run. Raises RunActive if Prefect does not take it, PrefectUnreachable."""
+    done = sources.prefect.send("POST", f"/flow_runs/{id}/set_state", {"state": state, "force": force})
+    if done is None:
+        raise unknown(id)
+    if done["status"] != "ACCEPT":
+        raise RunActive(
+            f"Prefect did not take it: {done['details'].get('reason') or ''}"[:300], hint="load the page again"
+        )
+
+
+def ended(known: dict[str, Any]) -> BackpropError:
+    return RunActive(f"{known['name']} has ended: {known['state_name'].lower()}", hint="load the page again")
