@@ -1,11 +1,13 @@
 """Verbs that show runs and lines."""
 
+from datetime import datetime
 from typing import Annotated
 
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
 from backprop_core.runtime.settings import settings
+from backprop_core.schema.refs import Status
 from flows.cli import tables
 from flows.cli.console import configure_logging, one_line
 from flows.cli.flags import PLAIN, Explain, OutputFlags, RunRef
@@ -18,12 +20,18 @@ def list_runs(
     children: Annotated[
         bool, Parameter(help="Also list the LoRA runs of each run.", negative="", show_default=False)
     ] = False,
+    line: Annotated[str | None, Parameter(help="Only runs of this line.", show_default=False)] = None,
+    status: Annotated[Status | None, Parameter(help="Only runs with this status.", show_default=False)] = None,
+    since: Annotated[
+        datetime | None, Parameter(help="Only runs that began on this day or later.", show_default=False)
+    ] = None,
     limit: Annotated[PositiveInt, Parameter(help="Number of runs to list.")] = 50,
     output: OutputFlags = PLAIN,
 ) -> Answer:
     config = settings()
     configure_logging(config, verbose=output.verbose)
-    summaries = tracking.list_runs(config, children=children, limit=limit)
+    condition = tracking.matching(children=children, line=line, status=status, since=since)
+    summaries = tracking.list_runs(config, condition, limit)
     return Answer(summaries, tables.runs(summaries))
 
 

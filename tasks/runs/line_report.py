@@ -19,7 +19,7 @@ from backprop_core.errors import ArtifactDamaged, RunUnknown
 from backprop_core.lines.versions import Lines, LineVersion
 from backprop_core.publishing.release import released
 from backprop_core.runtime.settings import Settings
-from backprop_core.schema.gate_report import Decision, TaskVerdict
+from backprop_core.schema.gate_report import Decision, GateReport, TaskVerdict
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import DatasetRef, Digest, GGUFRef, RunId
 from backprop_core.store.artifacts import Store
@@ -168,6 +168,19 @@ class LineReport(Record):
         return not all(one.comparable for version in self.versions for one in version.scores.values())
 
 
+class VersionPage(Record):
+    """Everything on the page of a version."""
+
+    version: VersionReport
+    is_live: bool
+    base: str
+    metric: str
+    gate: GateReport | None = Field(description="Null in versions older than this record.")
+    places: list[str] = Field(description="Where it was published.")
+    change: ChangeReport
+    datasets: list[DatasetRef] = Field(description="Everything that it has learned, the oldest first.")
+
+
 class Ended(NamedTuple):
     """What is needed of a run's result."""
 
@@ -239,6 +252,28 @@ def line_report(name: str, config: Settings) -> LineReport:
             forgotten=made.forgetting if made else {},
             changes=[change(store, number, versions) for number in reversed(versions)],
             samples=list(samples(store, new_datasets(max(versions), versions))),
+        )
+
+
+def version_page(line: str, number: int, config: Settings) -> VersionPage:
+    """A version. Raises RunUnknown, ArtifactDamaged."""
+    store = Store(config.store_path)
+    lines = Lines(store)
+    if number not in lines.versions(line):
+        raise RunUnknown(f"line {line} has no version {number}", hint="`backprop lines` lists all versions")
+    with of_line(line):
+        version = known_version(store, line, number)
+        wanted = {number, version.parent} - {None}
+        versions = {each: known_version(store, line, each) for each in lines.versions(line) if each in wanted}
+        return VersionPage(
+            version=version_report(store, line, number, version, version),
+            is_live=lines.champion(line) == number,
+            base=version.base.name,
+            metric=metric_of(version),
+            gate=version.gate,
+            places=places(store, line, number),
+            change=change(store, number, versions),
+            datasets=version.datasets,
         )
 
 

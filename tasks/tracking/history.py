@@ -1,15 +1,18 @@
 """Reads the run history from MLflow, for `list-runs` and `show-run`."""
 
 import json
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from backprop_core.errors import RefAmbiguous, RunUnknown
+from backprop_core.errors import ConfigInvalid, RefAmbiguous, RunUnknown
 from backprop_core.runtime.settings import Settings
+from backprop_core.schema.field_types import NAME
 from backprop_core.schema.refs import RunResult, Status
+from backprop_core.store.layout import JournalLayout
 from tasks.tracking.connection import LINE, NAMESPACE, answering, connect, is_own
 from tasks.tracking.journal import SECONDS, ending
 from tasks.tracking.record import DATASETS, ERROR, ROLE, ROOT, RUN_ID, STATUS
@@ -34,10 +37,26 @@ class RunSummary(TypedDict):
     error: str | None  # code
 
 
-def list_runs(settings: Settings, *, children: bool = False, limit: int = 50) -> list[RunSummary]:
-    """The latest runs, newest first, without their child runs unless asked. Raises MLflowUnreachable."""
+def list_runs(settings: Settings, condition: str, limit: int = 50) -> list[RunSummary]:
+    """The latest runs that match a condition, newest first. Raises MLflowUnreachable."""
     history = History(settings)
-    return [history.summary(run) for run in history.runs("" if children else f"tags.`{ROLE}` = 'parent'", limit)]
+    return [history.summary(run) for run in history.runs(condition, limit)]
+
+
+def matching(
+    *, children: bool = False, line: str | None = None, status: Status | None = None, since: datetime | None = None
+) -> str:
+    """The condition, in MLflow's words, for runs of a line, with a status, that began at a time or later.
+
+    Raises ConfigInvalid for what is no name of a line.
+    """
+    if line and not re.fullmatch(NAME, line):
+        raise ConfigInvalid(f"{line[:100]} is no name of a line", hint="`backprop lines` lists all lines")
+    parts = [] if children else [f"tags.`{ROLE}` = 'parent'"]
+    parts += [f"tags.`{LINE}` = '{line}'"] if line else []
+    parts += [f"tags.`{STATUS}` = '{status}'"] if status else []
+    parts += [f"attributes.start_time >= {int(since.timestamp() * 1000)}"] if since else []
+    return " and ".join(parts)
 
 
 def show_run(settings: Settings, prefix: str) -> RunResult:
@@ -104,37 +123,48 @@ class History:
         )
 
     def state(self, run: "Run") -> tuple[Status, float | None]:
-        """A run's status, and the seconds that it worked, without waits; None while it runs.
-
-        If MLflow does not have the run's end, this machine's journal is read.
-        """
-        tags, start, end = run.data.tags, run.info.start_time, run.info.end_time
-        status = tags.get(STATUS, "running")
-        if status != "running":
-            return status, float(tags[SECONDS]) if SECONDS in tags else (end - start) / 1000
-        known = ending(self.settings.layout.journal, tags[ROOT], tags[RUN_ID])
-        return (known.status, known.seconds) if known else (status, None)
+        """A run's status, and the seconds that it worked, without waits; None while it runs."""
+        return state(run.data.tags, run.info.start_time, run.info.end_time, self.settings.layout.journal)
 
     def summary(self, run: "Run") -> RunSummary:
         """A run in the list."""
-        tags = run.data.tags
-        status, seconds = self.state(run)
-        return RunSummary(
-            run_id=tags[RUN_ID],
-            line=tags[LINE],
-            status=status,
-            started=datetime.fromtimestamp(run.info.start_time / 1000, UTC).isoformat(timespec="seconds"),
-            seconds=seconds,
-            datasets=json.loads(tags.get(DATASETS, "[]")),
-            average=run.data.metrics.get("average"),
-            error=tags.get(ERROR) or None,
-        )
+        times = run.info.start_time, run.info.end_time
+        return summary(run.data.tags, run.data.metrics, *times, self.settings.layout.journal)
 
     def _document(self, run: "Run", name: str) -> Any:
         with tempfile.TemporaryDirectory() as directory, answering(self.settings):
             return json.loads(
                 Path(self._client.download_artifacts(run.info.run_id, name, directory)).read_text("utf-8")
             )
+
+
+def state(tags: Mapping[str, str], start: int, end: int | None, journals: JournalLayout) -> tuple[Status, float | None]:
+    """A run's status, and the seconds that it worked, without waits; None while it runs. Times are in ms.
+
+    If MLflow does not have the run's end, this machine's journal is read.
+    """
+    status: Any = tags.get(STATUS, "running")
+    if status != "running":
+        return status, float(tags[SECONDS]) if SECONDS in tags else ((end or start) - start) / 1000
+    known = ending(journals, tags[ROOT], tags[RUN_ID])
+    return (known.status, known.seconds) if known else (status, None)
+
+
+def summary(
+    tags: Mapping[str, str], metrics: Mapping[str, float], start: int, end: int | None, journals: JournalLayout
+) -> RunSummary:
+    """A run in the list, by what MLflow has of it."""
+    status, seconds = state(tags, start, end, journals)
+    return RunSummary(
+        run_id=tags[RUN_ID],
+        line=tags[LINE],
+        status=status,
+        started=datetime.fromtimestamp(start / 1000, UTC).isoformat(timespec="seconds"),
+        seconds=seconds,
+        datasets=json.loads(tags.get(DATASETS, "[]")),
+        average=metrics.get("average"),
+        error=tags.get(ERROR) or None,
+    )
 
 
 def is_empty(settings: Settings) -> bool:

@@ -18,13 +18,14 @@ from backprop_core.errors import (
     DeploymentRefused,
     FormExpired,
     InputTooLarge,
+    MLflowUnreachable,
     PrefectUnreachable,
     RunActive,
     RunUnknown,
     Unexpected,
 )
 from backprop_core.schema.records import Record
-from flows.server.web import forms, rows, run_api, state
+from flows.server.web import forms, history_page, rows, run_api, state, version_page
 from flows.server.web.line_runs import LineRuns
 from flows.server.web.rows import Added
 from flows.server.web.state import Health, LineState, Overview, Sources
@@ -43,6 +44,7 @@ STATUS = {
     InputTooLarge: 413,
     DeploymentRefused: 502,
     PrefectUnreachable: 503,
+    MLflowUnreachable: 503,
 }  # of coded errors; others are 400
 UNEXPECTED = Unexpected("this page failed: an error in this project", hint="report it with the output of `serve`")
 
@@ -150,5 +152,7 @@ def application(sources: Sources, tokens: forms.Tokens) -> FastAPI:
         """Which processes of `serve` are running, and the free space of the store's disk."""
         return state.health(sources)
 
+    history_page.add_routes(api, sources)
+    version_page.add_routes(api, sources)
     run_api.add_routes(api, sources, tokens)
     return api

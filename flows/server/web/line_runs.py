@@ -22,6 +22,7 @@ ACTIVE, BROKEN = ["RUNNING", "PENDING", "CANCELLING"], ["FAILED", "CRASHED"]
 ENDED = ["COMPLETED", "CANCELLED", *BROKEN]
 MOST, SOME = 200, 50  # flow runs of a query; the first is Prefect's own limit
 MOST_FAILURES = 5
+MOST_BROKEN = 10
 FENCE = ("```json\n", "\n```")  # around JSON in a Markdown artifact
 
 
@@ -144,6 +145,17 @@ def of_deployments(api: PrefectApi, line: str, states: list[str], sort: str) -> 
         "limit": SOME,
     }
     return [run for run in map(flow_run, api.send("POST", "/flow_runs/filter", wanted)) if run.line == line]
+
+
+def broken(api: PrefectApi) -> list[FlowRun]:
+    """The last runs that failed or crashed, of all lines, the last ones first."""
+    wanted = {
+        "flows": {"name": {"any_": list(FLOWS)}},
+        "flow_runs": {"state": {"type": {"any_": BROKEN}}},
+        "sort": "END_TIME_DESC",
+        "limit": MOST_BROKEN,
+    }
+    return [flow_run(known) for known in api.send("POST", "/flow_runs/filter", wanted)]
 
 
 def at_work(api: PrefectApi, line: str) -> list[FlowRun]:

@@ -3,10 +3,10 @@
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
-from flows.server.web import actions, charts, forms, rows, run_page, state
+from flows.server.web import actions, charts, forms, health_page, history_page, rows, run_page, state, version_page
 from flows.server.web.frame import BUSY, IDLE, done, file_of, page, sources_of
 from flows.server.web.people import person_of
 
@@ -27,13 +27,6 @@ def line(request: Request) -> Response:
     place = rows.directory(known.line, data, sources_of(request))
     values: dict[str, Any] = {"state": known, "chart": chart, "place": place, "largest": rows.LARGEST}
     return page(request, "line.html", **values, refresh=BUSY if busy else IDLE)
-
-
-def health(request: Request) -> Response:
-    """For monitoring: which processes are running; 503 unless all are."""
-    alive = state.health(sources_of(request)).running
-    ok = all(alive.values())
-    return JSONResponse({"status": "ok" if ok else "failing", **alive}, 200 if ok else 503)
 
 
 def download(request: Request) -> Response:
@@ -89,6 +82,8 @@ ROUTES = [
     Route("/lines/{name}/retrain", retrain, methods=["POST"]),
     Route("/lines/{name}/questions/{question:uuid}", answer, methods=["POST"]),
     Route("/lines/{name}/schedule", pause, methods=["POST"]),
-    Route("/health", health),
     *run_page.ROUTES,
+    *version_page.ROUTES,
+    *history_page.ROUTES,
+    *health_page.ROUTES,
 ]

@@ -24,7 +24,7 @@ from flows.cli.config import evaluation_spec, export_spec, generation_spec, publ
 from flows.cli.console import configure_logging, error_text
 from flows.cli.spec_fields import ENTRY, spec_fields
 from tasks.runs import prepared_run, resolve, resolve_earlier, sources
-from tasks.tracking import list_runs, sync
+from tasks.tracking import list_runs, matching, sync
 from tests.tasks.runs.test_manual_promotion import ANN
 
 TIMES = int(os.environ.get("BACKPROP_FUZZ", "1"))
@@ -305,7 +305,7 @@ def test_settings(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
             lines_file.every(config)
             if fuzz.randrange(4) == 0:
                 Lines(Store(config.store_path)).names()
-                list_runs(config)
+                list_runs(config, matching())
 
         return work
 

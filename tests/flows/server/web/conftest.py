@@ -1,12 +1,16 @@
 """A home with a line of two versions, and its pages without a network."""
 
 import json
-from collections.abc import Callable
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from werkzeug.serving import make_server
 
 from backprop_core.lines.versions import Lines, LineVersion
 from backprop_core.runtime.settings import Settings, settings
@@ -184,9 +188,27 @@ def pages(home: Path) -> Pages:
         addresses = {"prefect": "http://127.0.0.1:4301", "mlflow": "http://127.0.0.1:4302"}
         alive = {"prefect": True, "mlflow": True, "worker": True}
         sources = Sources(
-            settings(), PrefectApi(api, None), MlflowApi(mlflow, None, "backprop"), addresses, lambda: alive
+            settings(), PrefectApi(api, None), MlflowApi(mlflow, None, settings().namespace), addresses, lambda: alive
         )
         app = application(sources, hosts=["testserver"], password=password)
         return TestClient(app, follow_redirects=False)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """MLflow's own server, in this process."""
+    place = tmp_path_factory.mktemp("mlflow")
+    os.environ["_MLFLOW_SERVER_FILE_STORE"] = f"sqlite:///{place / 'mlflow.db'}"
+    os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = str(place / "artifacts")
+    with warnings.catch_warnings(action="ignore"):  # a part of Starlette that MLflow uses is deprecated
+        import starlette.middleware.wsgi  # noqa: F401
+    from mlflow.server import app
+
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()

@@ -1,9 +1,6 @@
 """The page of a run: what the store, Prefect and MLflow know of it, stop, and retry once."""
 
-import os
 import re
-import threading
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -19,7 +16,6 @@ from prefect.client.schemas.actions import LogCreate
 from prefect.settings import get_current_settings
 from prefect.states import Cancelled, Completed, Crashed, Failed, Running
 from starlette.testclient import TestClient
-from werkzeug.serving import make_server
 
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.refs import ErrorRecord, RunResult
@@ -50,24 +46,6 @@ def flow_run(client: SyncPrefectClient) -> Iterator[str]:
     yield str(run.id)
     client.delete_flow_run(run.id)
     client.delete_deployment(deployment)
-
-
-@pytest.fixture(scope="session")
-def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """MLflow's own server, in this process."""
-    place = tmp_path_factory.mktemp("mlflow")
-    os.environ["_MLFLOW_SERVER_FILE_STORE"] = f"sqlite:///{place / 'mlflow.db'}"
-    os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = str(place / "artifacts")
-    with warnings.catch_warnings(action="ignore"):  # a part of Starlette that MLflow uses is deprecated
-        import starlette.middleware.wsgi  # noqa: F401
-    from mlflow.server import app
-
-    server = make_server("127.0.0.1", 0, app, threaded=True)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
 
 
 def press(browser: TestClient, path: str) -> Any:
