@@ -245,6 +245,12 @@ class RunActive(BackpropError):
     code = "STATE_RUN_ACTIVE"
 
 
+class FileChanged(BackpropError):
+    """The job file has changed since the form that was sent was made from it."""
+
+    code = "STATE_FILE_CHANGED"
+
+
 class AlreadyAnswered(BackpropError):
     """The question whether a version goes live no longer takes an answer."""
 

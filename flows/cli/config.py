@@ -209,6 +209,11 @@ def add_file(draft: Draft, file: Path) -> None:
         raise InputNotFound(f"cannot read {file}: {error.strerror}", hint="pass a YAML file to --config") from error
     except UnicodeDecodeError as error:
         raise InputValidationFailed(f"{file} is not UTF-8", hint="pass a YAML file to --config") from error
+    add_text(draft, text, file)
+
+
+def add_text(draft: Draft, text: str, file: Path) -> None:
+    """The text of such a file. Raises ConfigInvalid."""
     document = parse(text, str(file))
     if not isinstance(document.value, dict | None):
         raise ConfigInvalid(f"{file} is not a mapping of fields", hint="write one FIELD: VALUE per line")
@@ -250,6 +255,19 @@ def validated(model: type[S], draft: Draft, part: Place = ()) -> S:
         return model.model_validate(value)
     except ValidationError as error:
         raise refusal(error.errors(include_url=False), draft, part) from error
+
+
+def faults_of(model: type[Spec], draft: Draft) -> dict[str, BackpropError]:
+    """Every fault of a draft, by the path of its field."""
+    try:
+        model.model_validate(draft.tree)
+    except ValidationError as error:
+        places = [(fault, tuple(map(str, fault["loc"]))) for fault in error.errors(include_url=False)]
+        return {
+            ".".join(place if fault["type"] == "extra_forbidden" else known_part(place)): refusal([fault], draft, ())
+            for fault, place in places
+        }
+    return {}
 
 
 def refusal(faults: Sequence[ErrorDetails], draft: Draft, part: Place) -> BackpropError:

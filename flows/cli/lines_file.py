@@ -2,6 +2,7 @@
 
 import json
 import os.path
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -91,6 +92,16 @@ def names(config: Settings) -> list[str]:
     return sorted({path.stem for folder in folders(config) for path in folder.glob("*.yaml")})
 
 
+def states(config: Settings) -> dict[str, tuple[int, int]]:
+    """The time and size of every job file, which differ when one has changed."""
+    known = {}
+    for path in (path for folder in folders(config) for path in folder.glob("*.yaml")):
+        with suppress(OSError):  # removed just now
+            found = path.stat()
+            known[str(path)] = found.st_mtime_ns, found.st_size
+    return known
+
+
 def read(path: Path) -> LineFile:
     """Read a job file.
 
@@ -98,6 +109,11 @@ def read(path: Path) -> LineFile:
     """
     draft = Draft()
     add_file(draft, path)
+    return of_draft(draft, path)
+
+
+def of_draft(draft: Draft, path: Path) -> LineFile:
+    """The values of a job file. Raises ConfigInvalid, QuantizationUnknown."""
     name = draft.tree.get("line", path.stem)
     if name != path.stem:
         raise ConfigInvalid(
@@ -109,18 +125,23 @@ def read(path: Path) -> LineFile:
 
 
 def write(name: str, config: Settings) -> Path:
-    """Write a new job file with comments, and the schema for editors beside it. Raises ConfigInvalid."""
+    """Write a new job file with comments. Raises ConfigInvalid."""
     data = config.layout.dataset(name)
     draft = Draft({"line": name, "datasets": [{"path": str(data)}]}, {("line",): "LINE"})
     path = folders(config)[0] / f"{validated(LineSpec, draft).line}.yaml"
+    create(path, template(name, data))
+    return path
+
+
+def create(path: Path, text: str) -> None:
+    """Write a new file, and the schema for editors beside it. Raises ConfigInvalid if it exists."""
     path.parent.mkdir(parents=True, exist_ok=True)
     (path.parent / SCHEMA).write_text(json.dumps(schema(), indent=1) + "\n", encoding="utf-8")
     try:
         with path.open("x", encoding="utf-8") as file:
-            file.write(template(name, data))
+            file.write(text)
     except FileExistsError as error:
         raise ConfigInvalid(f"{path} exists already", hint="edit it, or choose another name") from error
-    return path
 
 
 def template(name: str, data: Path) -> str:

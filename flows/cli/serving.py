@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
-from backprop_core.errors import ConfigInvalid, PrefectUnreachable
+from backprop_core.errors import ConfigInvalid, InputNotFound, PrefectUnreachable
 from backprop_core.runtime.redaction import blank_secrets
-from backprop_core.runtime.settings import settings
+from backprop_core.runtime.settings import Settings, settings
 from flows.cli import lines_file, tables
+from flows.cli.config import LineFile
 from flows.cli.console import configure_logging, one_line
 from flows.cli.flags import PLAIN, OutputFlags
 from flows.cli.main import Answer, printed
@@ -34,6 +35,7 @@ def deploy(
     pool: Annotated[
         str | None, Parameter(help="Work pool of the deployments; created as a process pool if it does not exist.")
     ] = None,
+    line: Annotated[str | None, Parameter(help="Deploy the job file of this line alone.", show_default=False)] = None,
     dry_run: Annotated[
         bool, Parameter(help="Show what would change, and change nothing.", negative="", show_default=False)
     ] = False,
@@ -41,14 +43,27 @@ def deploy(
 ) -> Answer:
     config = settings()
     configure_logging(config, verbose=output.verbose)
-    jobs = {name: file.job for name, file in lines_file.every(config).items()}
+    jobs = {name: file.job for name, file in read(line, config).items()}
     quiet_prefect()
     check_named("backprop serve, which deploys by itself")
     with connected():
-        from flows.server.deploy import deploy
+        from flows.server.deploy import deploy, deploy_line
 
-        changes = deploy(config, jobs, pool=pool or config.pool, dry_run=dry_run)
+        if line:
+            changes = deploy_line(config, jobs[line], pool=pool or config.pool, dry_run=dry_run)
+        else:
+            changes = deploy(config, jobs, pool=pool or config.pool, dry_run=dry_run)
     return Answer([change.model_dump() for change in changes], table(changes, dry_run=dry_run))
+
+
+def read(line: str | None, config: Settings) -> dict[str, LineFile]:
+    """The job file of a line, or all. Raises InputNotFound and what reading them raises."""
+    if line is None:
+        return lines_file.every(config)
+    known = lines_file.find(line, config)
+    if known is None:
+        raise InputNotFound(f"line {line} has no job file", hint=f"write one: backprop init {line}")
+    return {line: known}
 
 
 def check_named(otherwise: str) -> None:

@@ -13,7 +13,7 @@ MAPPING = "tag:yaml.org,2002:map"
 
 def with_value(text: str, place: Path, value: Any) -> str:
     """The text with a value set at a place; parts that contain it are created. Raises ConfigInvalid."""
-    root = composed(text)
+    root, value = composed(text), as_text(value)
     node, rest = nearest(root, place)
     if rest:
         return verified(text, added(text, node, rest, value), place, value)
@@ -37,8 +37,8 @@ def composed(text: str) -> yaml.MappingNode:
     parse(text, "the job file")
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     if root is None:
-        end = yaml.Mark("", len(text), 0, 0, None, None)
-        return yaml.MappingNode(MAPPING, [], end, end, flow_style=False)
+        start = yaml.Mark("", 0, 0, 0, text, 0)
+        return yaml.MappingNode(MAPPING, [], start, start, flow_style=False)
     if not isinstance(root, yaml.MappingNode):
         raise ConfigInvalid("the job file is not a mapping of fields", hint="write one FIELD: VALUE per line")
     return root
@@ -81,6 +81,7 @@ def added(text: str, node: yaml.Node, rest: Path, value: Any) -> str:
     indent = " " * node.start_mark.column
     lines = "".join(f"{indent}{line}\n" for line in block({name: below}))
     at = place_of_new(text, node, name)
+    lines += "\n" if text.startswith(f"# {name}:", at) else ""
     missing = "" if at == 0 or text[at - 1] == "\n" else "\n"
     return f"{text[:at]}{missing}{lines}{text[at:]}"
 
@@ -176,7 +177,7 @@ def is_plain(text: str) -> bool:
 def verified(before: str, after: str, place: Path, value: Any) -> str:
     """`after`, if only the value at the place differs. Raises ConfigInvalid."""
     old, new = parse(before, "the job file").value or {}, parse(after, "the job file").value or {}
-    if rest_of(old, place) != rest_of(new, place) or value_at(new, place) != as_text(value):
+    if rest_of(old, place) != rest_of(new, place) or value_at(new, place) != value:
         raise ConfigInvalid(
             f"{'.'.join(place)} cannot be changed here: the job file is written in an unusual way",
             hint="change it in an editor",

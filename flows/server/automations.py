@@ -46,16 +46,20 @@ def automations(
     """
     yield put(client, dead_runs(config.namespace, silence), dry_run=dry_run)
     for line in lines:
-        name, deployment = title(config.namespace, line), deployment_of(client, line)
-        if deployment is None:  # in a dry run
-            yield f"automation {name}", True, []
-        else:
-            wanted = new_data(config.namespace, line, deployment, mark(lines_file.place(line, config)))
-            yield put(client, wanted, dry_run=dry_run)
+        yield automation(client, config, line, dry_run=dry_run)
     for _, known in left_over(client, config, lines):
         if not dry_run:
             client.delete_automation(known.id)
         yield f"automation {known.name}", False, ["removed: the job file is gone"]
+
+
+def automation(client: SyncPrefectClient, config: Settings, line: str, *, dry_run: bool) -> Changed:
+    """Create or update the automation of one line."""
+    name, deployment = title(config.namespace, line), deployment_of(client, line)
+    if deployment is None:  # in a dry run
+        return f"automation {name}", True, []
+    wanted = new_data(config.namespace, line, deployment, mark(lines_file.place(line, config)))
+    return put(client, wanted, dry_run=dry_run)
 
 
 def announce(namespace: str, line: str, payload: dict[str, Any]) -> None:

@@ -6,8 +6,6 @@ so does every schedule without such a slug. Parameters of a schedule are removed
 when.
 """
 
-import hashlib
-import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -28,15 +26,13 @@ from backprop_core.schema.specs import LineSpec, ScheduleSpec, StalenessSpec
 from flows.cli.prefect_environment import refusals
 from flows.parameters import differing, parameters
 from flows.registry import entrypoint, load
-from flows.server.automations import automations, left_over
+from flows.server.automations import automation, automations, left_over
 from flows.server.deployment_forms import form_of
-from flows.server.deployment_names import OLD, path_of
+from flows.server.deployment_names import OF_FILE, OLD, path_of, slug_of
 
 if TYPE_CHECKING:
     from prefect.client.schemas.responses import DeploymentResponse
 
-FROM_FILE = "file-"  # prefix of the slug of a schedule from a job file
-OF_FILE = re.compile(FROM_FILE + "[0-9a-f]{12}")  # the whole slug, since a person may call a schedule file-import
 HEARTBEAT = 30  # seconds between heartbeats of a flow run, Prefect's minimum
 
 
@@ -82,14 +78,31 @@ def deploy(config: Settings, jobs: Mapping[str, LineSpec], *, pool: str, dry_run
     return [Change(what=what, new=new, details=details) for what, new, details in changes]
 
 
+def deploy_line(config: Settings, job: LineSpec, *, pool: str, dry_run: bool) -> list[Change]:
+    """Update the deployments, schedules and automation of one line. Raises what `deploy` raises."""
+    with get_client(sync_client=True) as client, refusals("check the work pool's variables"):
+        changes = [
+            work_pool(client, pool, dry_run=dry_run),
+            *(reconcile(client, wanted, dry_run=dry_run) for wanted in of_job(job, config, pool)),
+            *(() if job.drift else remove(client, f"drift/{job.line}", dry_run)),
+            automation(client, config, job.line, dry_run=dry_run),
+        ]
+    return [Change(what=what, new=new, details=details) for what, new, details in changes]
+
+
 def deployments(config: Settings, jobs: Mapping[str, LineSpec], pool: str) -> Iterator[Deployment]:
-    """One for every flow, and for every job file `retrain/NAME` and, if it sets drift, `drift/NAME`."""
+    """One for every flow, and those of every job file."""
     for name in FLOWS:
         yield of_flow(name, FLOWS[name].deployment, config, pool)
     for job in jobs.values():
-        yield of_line("retrain", job, parameters_of(job), job.schedule, config, pool)
-        if job.drift:
-            yield of_line("drift", job, fresh_rows(job, job.drift), job.drift, config, pool)
+        yield from of_job(job, config, pool)
+
+
+def of_job(job: LineSpec, config: Settings, pool: str) -> Iterator[Deployment]:
+    """`retrain/NAME` of a job file and, if it sets drift, `drift/NAME`."""
+    yield of_line("retrain", job, parameters_of(job), job.schedule, config, pool)
+    if job.drift:
+        yield of_line("drift", job, fresh_rows(job, job.drift), job.drift, config, pool)
 
 
 def of_flow(flow: str, name: str, config: Settings, pool: str) -> Deployment:
@@ -149,7 +162,6 @@ def fresh_rows(job: LineSpec, spec: StalenessSpec) -> dict[str, Any]:
 
 def scheduled(schedule: ScheduleSpec, line: str) -> DeploymentScheduleCreate:
     """The schedule of a job file, with a slug that holds its digest. Raises ConfigInvalid."""
-    digest = hashlib.sha256(f"{schedule.cron} {schedule.timezone}".encode()).hexdigest()
     try:
         cron = CronSchedule(cron=schedule.cron, timezone=schedule.timezone)
     except ValidationError as error:
@@ -157,7 +169,7 @@ def scheduled(schedule: ScheduleSpec, line: str) -> DeploymentScheduleCreate:
             f"invalid schedule of line {line}: {error.errors()[0]['msg']}",
             hint='write cron: "0 3 * * *" and a time zone like Europe/Berlin',
         ) from error
-    return DeploymentScheduleCreate(schedule=cron, slug=FROM_FILE + digest[:12])
+    return DeploymentScheduleCreate(schedule=cron, slug=slug_of(schedule))
 
 
 def work_pool(client: SyncPrefectClient, name: str, *, dry_run: bool) -> tuple[str, bool, list[str]]:
@@ -236,6 +248,11 @@ def reconcile_schedule(
     """Write the schedule of the job file if it has changed; a paused one stays paused."""
     ours = [schedule for schedule in known.schedules if OF_FILE.fullmatch(schedule.slug or "")]
     if [schedule.slug for schedule in ours] == ([wanted.slug] if wanted else []):
+        return
+    if wanted and len(ours) == 1:
+        yield f"schedule: {said(ours[0])} → {said(wanted)}"
+        if not dry_run:
+            client.update_deployment_schedule(known.id, ours[0].id, schedule=wanted.schedule, slug=wanted.slug)
         return
     for schedule in ours:
         yield f"schedule: {said(schedule)} removed"

@@ -1,20 +1,31 @@
-"""Names of deployments, and the old name `default` that all of them had.
+"""Names of deployments and of their schedules, and the old name `default` that all deployments had.
 
 Prefect's UI lists deployments by name, so the name says what a run does. On the server of `serve`, `FLOW/default` still
 finds the deployment; a server that already has a deployment `default` keeps it.
 """
 
+import hashlib
+import re
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backprop_core.schema.flows import FLOWS
+from backprop_core.schema.specs import ScheduleSpec
 
 OLD = "default"
 BY_NAME = "/api/deployments/name/"
+FROM_FILE = "file-"  # prefix of the slug of a schedule from a job file
+OF_FILE = re.compile(FROM_FILE + "[0-9a-f]{12}")  # the whole slug, since a person may call a schedule file-import
 
 
 def path_of(flow: str) -> str:
     """FLOW/DEPLOYMENT of a flow, as in Prefect's API."""
     return f"{flow}/{FLOWS[flow].deployment}"
+
+
+def slug_of(schedule: ScheduleSpec) -> str:
+    """The slug of a schedule from a job file: a digest of what the file says."""
+    return FROM_FILE + hashlib.sha256(f"{schedule.cron} {schedule.timezone}".encode()).hexdigest()[:12]
 
 
 def moved(path: str) -> str | None:

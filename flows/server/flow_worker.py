@@ -24,11 +24,12 @@ from flows.cli import lines_file
 from flows.cli.console import configure_logging
 from flows.server.dead_runs import give_up, worker_name
 from flows.server.deploy import deploy
-from flows.server.watch import watching
+from flows.server.watch import Watches, watching
 
 log = logging.getLogger("flows.server.flow_worker")
 PATIENCE = 75.0  # seconds for a run to finish its step, save it, and record the interruption
 LOOK = 15.0  # seconds between two checks for runs whose process is gone
+READ = 2.0  # seconds between two looks at the job files
 ending = threading.Event()  # set when `serve` ends, and read by a class that Prefect makes
 
 
@@ -60,6 +61,20 @@ def look(config: Settings, name: str) -> None:
             log.warning("cannot check for dead runs: %s", error)
 
 
+def follow(config: Settings, watches: Watches) -> None:
+    """Watch what the job files say now, whenever one is added, changed or removed."""
+    known = lines_file.states(config)
+    while not ending.wait(READ):
+        now = lines_file.states(config)
+        if now == known:
+            continue
+        known = now
+        try:
+            watches.update(file.job for file in lines_file.every(config).values())
+        except BackpropError as error:
+            log.warning("the watches stay as they are: %s", error)
+
+
 def main() -> None:
     """Deploy, then work until the parent stops it."""
     parent_watch.hold(stop=end)
@@ -75,7 +90,8 @@ def main() -> None:
     print("up", flush=True)
     threading.Thread(target=look, args=[config, name], daemon=True).start()
     worker = Worker(work_pool_name=config.pool, create_pool_if_not_found=False, name=name)
-    with watching(jobs.values()):
+    with watching(jobs.values()) as watches:
+        threading.Thread(target=follow, args=[config, watches], daemon=True).start()
         asyncio.run(worker.start(printer=lambda _: None))
 
 

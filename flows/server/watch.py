@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
@@ -99,22 +100,52 @@ def saying(before: Hook) -> Hook:
     return say
 
 
+class Watches:
+    """The watches of lines that set poll_seconds, each in a thread."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, Running] = {}
+
+    def update(self, jobs: Iterable[LineSpec]) -> None:
+        """Watch the sources of these jobs. A watch whose job is as before goes on; others end or begin."""
+        wanted = {job.line: job for job in jobs if job.poll_seconds}
+        changed = [line for line, running in self._running.items() if wanted.get(line) != running.job]
+        ended = [self._running.pop(line) for line in changed]
+        for running in ended:
+            running.stop.set()
+        for running in ended:
+            running.thread.join(PATIENCE)
+        for line in wanted.keys() - self._running.keys():
+            self._running[line] = begun(wanted[line])
+
+
+class Running(NamedTuple):
+    """A watch at work."""
+
+    job: LineSpec
+    stop: threading.Event
+    thread: threading.Thread
+
+
+def begun(job: LineSpec) -> Running:
+    """Start the watch of a line."""
+    stop = threading.Event()
+    thread = threading.Thread(target=Watch(job).keep_on, args=[stop], daemon=True)
+    thread.start()
+    return Running(job, stop, thread)
+
+
 @contextmanager
-def watching(jobs: Iterable[LineSpec]) -> Iterator[None]:
-    """Watch the sources of all lines that set poll_seconds, each in a thread, while the block runs.
+def watching(jobs: Iterable[LineSpec]) -> Iterator[Watches]:
+    """Watch the sources of all lines that set poll_seconds while the block runs.
 
     Exceptions in these threads are logged.
     """
-    stop, before = threading.Event(), threading.excepthook
+    before, watches = threading.excepthook, Watches()
     threading.excepthook = saying(before)
-    watches = [Watch(job) for job in jobs if job.poll_seconds]
-    threads = [threading.Thread(target=watch.keep_on, args=[stop], daemon=True) for watch in watches]
-    for thread in threads:
-        thread.start()
+    watches.update(jobs)
     try:
-        yield
+        yield watches
     finally:
-        stop.set()
-        for thread in threads:
-            thread.join(PATIENCE)
+        watches.update([])
         threading.excepthook = before

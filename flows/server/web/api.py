@@ -16,6 +16,7 @@ from backprop_core.errors import (
     ConfigInvalid,
     DeploymentMissing,
     DeploymentRefused,
+    FileChanged,
     FormExpired,
     InputTooLarge,
     MLflowUnreachable,
@@ -25,7 +26,7 @@ from backprop_core.errors import (
     Unexpected,
 )
 from backprop_core.schema.records import Record
-from flows.server.web import forms, history_page, rows, run_api, state, version_page
+from flows.server.web import forms, history_page, new_page, rows, run_api, state, version_page
 from flows.server.web.line_runs import LineRuns
 from flows.server.web.rows import Added
 from flows.server.web.state import Health, LineState, Overview, Sources
@@ -39,6 +40,7 @@ STATUS = {
     RunUnknown: 404,
     DeploymentMissing: 404,
     AlreadyAnswered: 409,
+    FileChanged: 409,
     ArtifactDamaged: 500,
     RunActive: 409,
     InputTooLarge: 413,
@@ -155,4 +157,5 @@ def application(sources: Sources, tokens: forms.Tokens) -> FastAPI:
     history_page.add_routes(api, sources)
     version_page.add_routes(api, sources)
     run_api.add_routes(api, sources, tokens)
+    new_page.add_routes(api, sources, tokens)
     return api

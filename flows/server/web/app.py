@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backprop_core.errors import BackpropError
 from flows.server.access_control import AccessControl
-from flows.server.web import api, frame, pages
+from flows.server.web import api, frame, new_page, pages
 from flows.server.web.forms import Tokens
 from flows.server.web.people import OnePerson
 from flows.server.web.state import Sources
@@ -35,6 +35,7 @@ def application(sources: Sources, *, hosts: Sequence[str], password: str | None)
     app = Starlette(
         routes=[
             *pages.ROUTES,
+            *new_page.ROUTES,
             Mount(api.PREFIX, api.application(sources, tokens)),
             Mount("/static", StaticFiles(directory=STATIC)),
         ],

@@ -12,6 +12,7 @@ from flows.server.web.people import person_of
 
 COOKIE = "backprop-page"
 LARGEST = 64 * 1024  # bytes of a form
+MOST_FIELDS = 500  # the settings of a line have 200
 
 
 class Tokens:
@@ -68,7 +69,9 @@ def check(request: Request, tokens: Tokens, token: str) -> None:
 def fields_of(body: bytes) -> dict[str, str]:
     """Names and values. Raises ConfigInvalid."""
     try:
-        return dict(parse_qsl(body.decode("ascii"), keep_blank_values=True, max_num_fields=20, errors="strict"))
+        return dict(
+            parse_qsl(body.decode("ascii"), keep_blank_values=True, max_num_fields=MOST_FIELDS, errors="strict")
+        )
     except ValueError as error:
         raise ConfigInvalid("this is no form", hint="use the form on the page") from error
 

@@ -25,6 +25,9 @@ NOTICES = {  # by what was done
     "rollback": "The rollback begins in a few seconds.",
     "pause": "The schedule is paused.",
     "resume": "The schedule is active again.",
+    "new": "The line is deployed. Retrain now makes its first version.",
+    "settings": "Saved and deployed: the next run uses it.",
+    "time": "The schedule has another time.",
     "stop": "The run saves a checkpoint and stops. Retry continues it.",
     "retry": "The run begins again in a few seconds.",
 }

@@ -21,9 +21,14 @@ class PrefectApi:
 
     def __init__(self, api: str, auth: str | None) -> None:
         self._api, self._guard = api, threading.Lock()
-        self._headers = credentials(auth)
+        self._headers, self._auth = credentials(auth), auth
         self._csrf: dict[str, str] | None = None  # what a write needs; empty if the server asks for nothing
         self._client: httpx.Client | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a command needs in its environment to use the same server."""
+        return {"PREFECT_API_URL": self._api, **({"PREFECT_API_AUTH_STRING": self._auth} if self._auth else {})}
 
     def get(self, path: str) -> Any:
         """The answer; None for 404. Raises PrefectUnreachable, DeploymentRefused."""

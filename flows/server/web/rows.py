@@ -1,9 +1,6 @@
 """Adds rows from a browser to the data of a line: `backprop data put`, in a process of its own."""
 
-import json
 import re
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,9 +8,12 @@ from tempfile import TemporaryDirectory
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
-from backprop_core.errors import ConfigInvalid, InputTooLarge, Unexpected
+from backprop_core.errors import BackpropError, ConfigInvalid, InputTooLarge
 from backprop_core.errors.root import rebuild
+from backprop_core.schema.field_types import line_name
 from backprop_core.schema.records import Record
+from flows.cli import lines_file
+from flows.server.web import verbs
 from flows.server.web.line_runs import deployment_of
 from flows.server.web.state import Sources, checked
 
@@ -47,10 +47,22 @@ async def add(line: str, filename: str, body: AsyncIterator[bytes], sources: Sou
         raise ConfigInvalid(
             f"the job of line {line} does not read {place}", hint=f"set datasets: [{{path: {place}}}] in its job file"
         )
+    return await receive(line, filename, body, sources)
+
+
+async def begin(line: str, filename: str, body: AsyncIterator[bytes], sources: Sources) -> Added:
+    """The same for a line that is to be made. Raises ConfigInvalid if it has a job file already."""
+    if lines_file.place(line_name(line), sources.config).is_file():
+        raise ConfigInvalid(f"there is a line {line} already", hint="add the rows on its page, or use another name")
+    return await receive(line, filename, body, sources)
+
+
+async def receive(line: str, filename: str, body: AsyncIterator[bytes], sources: Sources) -> Added:
+    """Write what comes to a file, and put that. Raises InputTooLarge and what `data put` raises."""
     with TemporaryDirectory(prefix="backprop-rows-") as scratch:
         path = Path(scratch) / cleaned(filename)
         await write(path, body)
-        return await run_in_threadpool(put, line, path)
+        return await run_in_threadpool(put, line, path, sources)
 
 
 async def write(path: Path, body: AsyncIterator[bytes]) -> None:
@@ -75,16 +87,12 @@ def cleaned(filename: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name)[-LONGEST_NAME:].strip("-.") or "rows"
 
 
-def put(line: str, path: Path) -> Added:
+def put(line: str, path: Path, sources: Sources) -> Added:
     """Run the verb. Raises its error."""
-    command = [sys.executable, "-m", "flows", "data", "put", str(path), "--line", line, "--to", line, "--json"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    of_line = ("--line", line) if lines_file.place(line, sources.config).is_file() else ()
     try:
-        said = json.loads(done.stdout)
-    except ValueError as error:
-        last = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
-        raise Unexpected(f"`data put` failed: {last[0][:300]}", hint="try it in a terminal") from error
-    if "error" in said:
-        text = {part: said["error"][part].replace(f"{path.parent}/", "") for part in ("message", "hint")}
-        raise rebuild(said["error"]["code"], text["message"], hint=text["hint"])
+        said = verbs.run("data", "put", str(path), *of_line, "--to", line)
+    except BackpropError as error:
+        text = {part: getattr(error, part).replace(f"{path.parent}/", "") for part in ("message", "hint")}
+        raise rebuild(error.code, text["message"], hint=text["hint"]) from error
     return Added(file=Path(said["path"]).name, **{name: said[name] for name in ("rows", "malformed", "already_there")})

@@ -48,14 +48,18 @@ def lines(before: str, after: str) -> list[str]:
 @pytest.mark.parametrize(
     ("place", "value", "differing"),
     [
-        ("model.name", "acme/other", ["-   name: acme/base  # the team's base", "+   name: acme/other  # the team's base"]),
+        (
+            "model.name",
+            "acme/other",
+            ["-   name: acme/base  # the team's base", "+   name: acme/other  # the team's base"],
+        ),
         ("min_new_rows", "50", ["- min_new_rows:   200  # waits for more", "+ min_new_rows:   50  # waits for more"]),
         ("datasets.0.heldout", "a.jsonl", ["+     heldout: a.jsonl"]),
         ("training.lora.alpha", "8", None),
         ("schedule.cron", "0 3 * * *", ["+ schedule:", "+   cron: 0 3 * * *"]),
-        ("approval.ask", "true", ["+ approval:", "+   ask: true"]),
+        ("approval.ask", "true", ["+ approval:", "+   ask: true", "+ "]),
         ("export.quantizations", ["q4_k_m", "f16"], None),
-        ("export.system", "say: # 'yes'", ['+   system: "say: # \'yes\'"']),
+        ("export.system", "say: # 'yes'", ["+   system: \"say: # 'yes'\""]),
         ("gate.canaries", [{"prompt": "a: b", "expect": "c"}], None),
         ("gate.system", "one", None),
         ("gate.canaries", [], None),

@@ -23,7 +23,7 @@ from backprop_core.runtime.settings import Settings
 from backprop_core.schema.flows import FLOWS
 from backprop_core.schema.specs import LineSpec, ScheduleSpec, StalenessSpec
 from flows.registry import load
-from flows.server.deploy import Change, deploy
+from flows.server.deploy import Change, deploy, deploy_line
 from flows.server.deployment_names import path_of
 from tests.wire.prefect_server import PrefectServer, wait_until
 
@@ -105,9 +105,9 @@ def test_a_dry_run_only_says(client: SyncPrefectClient, line: DeploymentResponse
         ("deployment retrain/other", True, []),
         ("automation deploytest: new data of line other", True, []),
     ]
-    [(what, new, [first, *schedule]), *made] = changed(half, other, dry_run=True)
+    [(what, new, [first, schedule]), *made] = changed(half, other, dry_run=True)
     assert [(what, new, [first]), *made] == expected
-    assert "0 3" in schedule[0] and schedule[0].endswith("removed") and "0 12" in schedule[1]
+    assert "0 3" in schedule.partition("→")[0] and "0 12" in schedule.partition("→")[2]
     assert read(client) == line
 
 
@@ -115,10 +115,20 @@ def test_the_file_decides_the_schedule(client: SyncPrefectClient, line: Deployme
     """Written when new, replaced when changed, removed when gone; one without a file's slug is nobody's business."""
     client.create_deployment_schedules(line.id, [(CronSchedule(cron="5 5 * * *"), True)])
     assert crons(client) == [("0 3 * * *", True), ("5 5 * * *", True)]
+    [before] = [each.id for each in line.schedules]
     put(job(schedule=NOON))
     assert crons(client) == [("0 12 * * *", True), ("5 5 * * *", True)]
+    assert before in [each.id for each in read(client).schedules]  # the same one, at another time
     put(job(schedule=None))
     assert crons(client) == [("5 5 * * *", True)]
+
+
+def test_one_line_is_deployed_alone(client: SyncPrefectClient, line: DeploymentResponse) -> None:
+    """Deploying one line updates its deployment and automation; no other line and no flow is looked at."""
+    changes = deploy_line(CONFIG, job(min_new_rows=7), pool=POOL, dry_run=False)
+    assert [change.what for change in changes if change.details] == ["deployment retrain/support"]
+    assert not [change.what for change in changes if "support" not in change.what and "pool" not in change.what]
+    assert read(client).parameters["min_new_rows"] == 7 and crons(client) == [("0 3 * * *", True)]
 
 
 def test_a_persons_slug_may_look_like_ours(client: SyncPrefectClient, line: DeploymentResponse) -> None:

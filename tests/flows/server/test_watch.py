@@ -180,6 +180,20 @@ def test_what_nobody_knows_ends_no_watch(
     assert first.exc_info[0] is Foreign
 
 
+def test_only_changed_watches_begin_again(job: LineSpec) -> None:
+    """When a job file changes, its watch begins again with the new job; the others go on, and a removed one ends."""
+    slow = job.model_copy(update={"poll_seconds": 1000.0})
+    lines = {name: slow.model_copy(update={"line": name}) for name in ("same", "changed", "removed")}
+    with watch.watching(lines.values()) as watches:
+        before = dict(watches._running)
+        lines["changed"] = lines["changed"].model_copy(update={"poll_seconds": 2000.0})
+        watches.update([lines["same"], lines["changed"], slow])
+        after = dict(watches._running)
+        assert after.keys() == {"same", "changed", LINE} and after["same"] is before["same"]
+        assert after["changed"].job.poll_seconds == 2000 and not before["removed"].thread.is_alive()
+    assert not any(running.thread.is_alive() for running in after.values())
+
+
 def test_a_server_that_does_not_answer_has_a_code() -> None:
     """Whoever talks to Prefect's server hears of one that is away by our code, not by its client's errors."""
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}), pytest.raises(PrefectUnreachable):

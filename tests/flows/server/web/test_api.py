@@ -42,6 +42,7 @@ def test_the_description_names_every_path(pages: Pages) -> None:
         "/lines/{name}/versions",
         "/lines/{name}/runs",
         "/lines/{name}/rows",
+        "/new/{name}/rows",
         "/runs/{run}",
         "/runs/{run}/stop",
         "/runs/{run}/retry",

@@ -1,0 +1,148 @@
+"""A new line from a form: what was filled in, the job file that it becomes, and what is wrong with it."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from backprop_core.errors import BackpropError, ConfigInvalid
+from backprop_core.schema.field_types import line_name
+from backprop_core.training.presets import PRESETS
+from flows.cli import lines_file
+from flows.cli.yaml_edits import with_value
+from flows.server.web import job_file, verbs
+from flows.server.web.job_file import JobFile
+from flows.server.web.state import Sources
+
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+TIME = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])")
+EMPTY = {
+    "name": "",
+    "base": "",
+    "source": "file",
+    "path": "",
+    "rows": "50",
+    "when": "daily",
+    "time": "03:00",
+    "day": "Monday",
+    "zone": "UTC",
+    "goes": "nowhere",
+    "ollama": "",
+    "repo": "",
+    "ask": "true",
+}
+FIELDS = {  # the field of the form for a field of the job file
+    "line": "name",
+    "model.name": "base",
+    "datasets.0.path": "path",
+    "min_new_rows": "rows",
+    "schedule.cron": "time",
+    "schedule.timezone": "zone",
+    "publish.ollama": "ollama",
+    "publish.repo": "repo",
+}
+FORMAT = "q8_0"  # of the file for Ollama: half of f16, and it can be written without llama.cpp
+
+
+class Refused(NamedTuple):
+    """What is wrong, by the field of the form."""
+
+    faults: Mapping[str, BackpropError]
+
+
+def filled(given: Mapping[str, str]) -> dict[str, str]:
+    """The fields of the form, with what is not given."""
+    return {**EMPTY, "zone": machine_zone(), **{name: value.strip() for name, value in given.items() if name in EMPTY}}
+
+
+def machine_zone() -> str:
+    """The name of this machine's time zone; UTC if it has none."""
+    place = os.path.realpath("/etc/localtime")
+    return (os.environ.get("TZ") or place.partition("/zoneinfo/")[2] or "UTC").removeprefix("Etc/")
+
+
+def create(form: Mapping[str, str], sources: Sources) -> Refused | None:
+    """Write the job file of a new line and deploy it; what is wrong if it is refused. Raises PrefectUnreachable."""
+    try:
+        file = JobFile(job_file.place_of_new(line_name(form["name"]), sources), "")
+    except ConfigInvalid as error:
+        return Refused({"name": error})
+    try:
+        file = file._replace(text=text_of(form, sources))
+        if faults := job_file.check(file).faults:
+            return Refused({FIELDS.get(field, "name"): error for field, error in faults.items()})
+        job_file.create(file, form["name"], sources)
+    except Unclear as error:
+        return Refused({error.field: error.fault})
+    except ConfigInvalid as error:  # Prefect knows no such schedule
+        return Refused({"time": error})
+    return None
+
+
+class Unclear(Exception):
+    """A field of the form that is no field of the job file."""
+
+    def __init__(self, field: str, message: str, hint: str) -> None:
+        self.field, self.fault = field, ConfigInvalid(message, hint=hint)
+
+
+def text_of(form: Mapping[str, str], sources: Sources) -> str:
+    """The job file: the template of `backprop init` with the values of the form. Raises Unclear."""
+    text = lines_file.template(form["name"], data_of(form, sources))
+    for field, value in values_of(form).items():
+        text = with_value(text, tuple(field.split(".")), value)
+    return text
+
+
+def data_of(form: Mapping[str, str], sources: Sources) -> Path:
+    """Where the line reads rows. Raises Unclear."""
+    received = sources.config.layout.received(form["name"])
+    if form["source"] == "file":
+        if not any(received.glob("*")):
+            raise Unclear("path", "no file of rows was added", "choose a file, or name a path")
+        return received
+    if not form["path"]:
+        raise Unclear("path", "the path of the rows is missing", "name a file, a directory or a Hub dataset")
+    return Path(form["path"])
+
+
+def values_of(form: Mapping[str, str]) -> dict[str, Any]:
+    """The values that the template does not have, by field. Raises Unclear."""
+    if not form["base"]:
+        raise Unclear("base", "the base model is missing", "choose one, or name a hub id or a directory")
+    preset = PRESETS.get(form["base"].lower())
+    base = preset.models[0] if preset else form["base"]
+    values: dict[str, Any] = {"model.name": base, "min_new_rows": form["rows"] or "1"}
+    if form["when"] != "never":
+        values |= {"schedule.cron": cron_of(form), "schedule.timezone": form["zone"] or "UTC"}
+    if form["goes"] in ("ollama", "repo"):
+        if not form[form["goes"]]:
+            raise Unclear(form["goes"], "the name is missing", "name it, or choose: nowhere yet")
+        values[f"publish.{form['goes']}"] = form[form["goes"]]
+    if form["goes"] == "ollama":
+        values["export.quantizations"] = [FORMAT]
+    if form["ask"] == "true":
+        values["approval.ask"] = True
+    return values
+
+
+def cron_of(form: Mapping[str, str]) -> str:
+    """The schedule as cron. Raises Unclear."""
+    clock = TIME.fullmatch(form["time"])
+    if clock is None:
+        raise Unclear("time", f"{form['time'][:40] or 'nothing'} is not a time", "write hours and minutes, like 03:00")
+    if form["when"] == "weekly" and form["day"] not in DAYS:
+        raise Unclear("time", f"{form['day'][:40]} is not a weekday", f"choose one of {', '.join(DAYS)}")
+    day = str((DAYS.index(form["day"]) + 1) % 7) if form["when"] == "weekly" else "*"
+    return f"{int(clock[2])} {int(clock[1])} * * {day}"
+
+
+def chosen(base: str, data: str | None) -> list[dict[str, Any]]:
+    """What a run would choose for this base and these rows, each with its reason: `backprop estimate-vram`.
+
+    Raises what that raises, ModelLoadFailed for a base that is not on this machine.
+    """
+    said = verbs.run("estimate-vram", "--model", base, *(["--data", data] if data else []))
+    choices: list[dict[str, Any]] = said["choices"]
+    return choices

@@ -1,0 +1,70 @@
+"""The page of a new line: a form of one screen. What it does not ask is chosen, and listed with its reasons."""
+
+from functools import partial
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from backprop_core.errors import BackpropError
+from backprop_core.training.presets import PRESETS
+from flows.server.web import forms, new_line, rows, state
+from flows.server.web.frame import page, sources_of
+from flows.server.web.rows import Added
+from flows.server.web.state import Sources
+
+
+def new(request: Request) -> Response:
+    """The empty form, or one with the name of a line that has no job file."""
+    return form_page(request, new_line.filled(dict(request.query_params)), {})
+
+
+async def create(request: Request) -> Response:
+    """Make the line; or the form again, with what is wrong or what would be chosen."""
+    given = forms.checked(request, await forms.body_of(request))
+    filled, sources = new_line.filled(given), sources_of(request)
+    if given.get("show"):
+        return await run_in_threadpool(show_chosen, request, filled)
+    refused = await run_in_threadpool(partial(new_line.create, filled, sources))
+    if refused:
+        return await run_in_threadpool(form_page, request, filled, refused.faults, 400)
+    return RedirectResponse(f"/lines/{filled['name']}?done=new", 303)
+
+
+def show_chosen(request: Request, filled: dict[str, str]) -> Response:
+    """The form with what a run would choose."""
+    received = sources_of(request).config.layout.received(filled["name"] or "none")
+    own = str(received) if any(received.glob("*")) else None
+    try:
+        choices = new_line.chosen(filled["base"], filled["path"] if filled["source"] == "path" else own)
+    except BackpropError as error:
+        return form_page(request, filled, {"base": error}, 400)
+    return form_page(request, filled, {}, choices=choices)
+
+
+def form_page(request: Request, filled: dict[str, str], faults: Any, status: int = 200, **more: Any) -> Response:
+    values = {"choices": None, **more, "form": filled, "faults": faults, "bases": bases(sources_of(request))}
+    return page(request, "new.html", status, **values, days=new_line.DAYS, largest=rows.LARGEST, refresh=0)
+
+
+def bases(sources: Sources) -> list[str]:
+    """Bases to propose: those of other lines, then the chat versions of the presets."""
+    used = [row.base for row in map(partial(state.row, sources=sources), state.names(sources)) if row.base]
+    return list(dict.fromkeys([*used, *(preset.models[0] for preset in PRESETS.values())]))
+
+
+def add_routes(api: FastAPI, sources: Sources, tokens: forms.Tokens) -> None:
+    """What the page needs of the API."""
+
+    @api.post("/new/{name}/rows")
+    async def first_rows(name: str, filename: str, request: Request) -> Added:
+        """Check a file of rows, the body, and keep it for a line that is to be made. Needs the token of a page."""
+        forms.check(request, tokens, request.headers.get("x-backprop-token", ""))
+        rows.check_size(int(request.headers.get("content-length", 0)))
+        return await rows.begin(name, filename, request.stream(), sources)
+
+
+ROUTES = [Route("/new", new), Route("/new", create, methods=["POST"])]
