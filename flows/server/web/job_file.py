@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from backprop_core.errors import BackpropError, ConfigInvalid, FileChanged, InputNotFound, PathForbidden, PlaceUnusable
+from backprop_core.runtime.settings import Settings
 from backprop_core.schema.specs import LineSpec
 from backprop_core.store.artifacts import write_atomic
 from flows.cli import lines_file
@@ -126,12 +127,12 @@ def deploy(line: str, sources: Sources) -> None:
     verbs.run("deploy", "--line", line, environment=sources.prefect.environment)
 
 
-def place_of_new(line: str, sources: Sources) -> Path:
+def place_of_new(line: str, config: Settings) -> Path:
     """Where a new job file goes: beside others in the working directory, or else into the home.
 
     Raises ConfigInvalid if there is one.
     """
-    here, home = lines_file.places(line, sources.config)
+    here, home = lines_file.places(line, config)
     if here.is_file() or home.is_file():
         raise ConfigInvalid(f"there is a line {line} already", hint="choose another name")
     return here if here.parent.is_dir() else home

@@ -65,7 +65,7 @@ def machine_zone() -> str:
 def create(form: Mapping[str, str], sources: Sources) -> Refused | None:
     """Write the job file of a new line and deploy it; what is wrong if it is refused. Raises PrefectUnreachable."""
     try:
-        file = JobFile(job_file.place_of_new(line_name(form["name"]), sources), "")
+        file = JobFile(job_file.place_of_new(line_name(form["name"]), sources.config), "")
     except ConfigInvalid as error:
         return Refused({"name": error})
     try:

@@ -14,8 +14,6 @@ from starlette.testclient import TestClient
 from backprop_core.runtime.settings import settings
 from flows.cli import lines_file
 from flows.server.web import job_file, new_line
-from flows.server.web.prefect_api import PrefectApi
-from flows.server.web.state import Sources
 from tests.flows.server.web.conftest import EVIL, Pages
 from tests.flows.server.web.test_actions import HERE
 from tests.flows.server.web.test_rows import GOOD
@@ -122,10 +120,9 @@ def test_only_a_page_can_make_a_line(home: Path, pages: Pages) -> None:
 def test_a_file_goes_beside_the_others(home: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """Into lines/ of the working directory if there is one, else into the home."""
     monkeypatch.chdir(tmp_path)
-    at = Sources(settings(), PrefectApi("http://127.0.0.1:9/api", None), {}, dict)
-    assert job_file.place_of_new("a", at) == home / "lines" / "a.yaml"
+    assert job_file.place_of_new("a", settings()) == home / "lines" / "a.yaml"
     (tmp_path / "lines").mkdir()
-    assert job_file.place_of_new("a", at) == tmp_path / "lines" / "a.yaml"
+    assert job_file.place_of_new("a", settings()) == tmp_path / "lines" / "a.yaml"
 
 
 def test_choices_are_shown_with_their_reasons(home: Path, pages: Pages) -> None:
