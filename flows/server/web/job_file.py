@@ -10,15 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from backprop_core.errors import BackpropError, ConfigInvalid, FileChanged, InputNotFound, PathForbidden, PlaceUnusable
+from backprop_core.errors import BackpropError, ConfigInvalid, FileChanged, InputNotFound, PathForbidden
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.specs import LineSpec
-from backprop_core.store.artifacts import write_atomic
 from flows.cli import lines_file
 from flows.cli.config import Draft, add_text, faults_of
 from flows.server.web import verbs
 from flows.server.web.state import Sources, checked
 from tasks.runs.allowed_paths import HINT, forbidden
+from tasks.runs.job_files import replace, writable
 
 SAVING = threading.Lock()  # one change at a time; there is one `serve` a home
 
@@ -96,30 +96,19 @@ def save(file: JobFile, digest: str, line: str, sources: Sources) -> None:
 @contextmanager
 def replacing(file: JobFile, digest: str, line: str, sources: Sources) -> Iterator[None]:
     """Write a changed job file; if the block fails, it is as it was. Raises FileChanged, PlaceUnusable."""
-    with SAVING, writable(file.path):
+    with SAVING:
         known = read(line, sources)
         if known.digest != digest:
             raise FileChanged(
                 f"the job file of line {line} has changed since this page was loaded",
                 hint="load the page again: it shows the file as it is now",
             )
-        write_atomic(file.path.resolve(), file.text)
+        replace(file.path, file.text)
         try:
             yield
         except BackpropError:
-            write_atomic(file.path.resolve(), known.text)
+            replace(file.path, known.text)
             raise
-
-
-@contextmanager
-def writable(path: Path) -> Iterator[None]:
-    """Raise PlaceUnusable for errors of the file system in the block."""
-    try:
-        yield
-    except OSError as error:
-        raise PlaceUnusable(
-            f"{path} cannot be written: {error.strerror}", hint="check its permissions and the free space"
-        ) from error
 
 
 def deploy(line: str, sources: Sources) -> None:

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 from backprop_core.errors import BackpropError, ConfigInvalid
 from backprop_core.schema.field_types import line_name
-from backprop_core.training.presets import PRESETS
 from flows.cli import lines_file
 from flows.cli.yaml_edits import with_value
 from flows.server.web import job_file, verbs
 from flows.server.web.job_file import JobFile
 from flows.server.web.state import Sources
+from tasks.runs.known_bases import hub_id
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 TIME = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])")
@@ -111,9 +111,7 @@ def values_of(form: Mapping[str, str]) -> dict[str, Any]:
     """The values that the template does not have, by field. Raises Unclear."""
     if not form["base"]:
         raise Unclear("base", "the base model is missing", "choose one, or name a hub id or a directory")
-    preset = PRESETS.get(form["base"].lower())
-    base = preset.models[0] if preset else form["base"]
-    values: dict[str, Any] = {"model.name": base, "min_new_rows": form["rows"] or "1"}
+    values: dict[str, Any] = {"model.name": hub_id(form["base"]), "min_new_rows": form["rows"] or "1"}
     if form["when"] != "never":
         values |= {"schedule.cron": cron_of(form), "schedule.timezone": form["zone"] or "UTC"}
     if form["goes"] in ("ollama", "repo"):

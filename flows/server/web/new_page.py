@@ -10,11 +10,11 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from backprop_core.errors import BackpropError
-from backprop_core.training.presets import PRESETS
 from flows.server.web import forms, new_line, rows, state
 from flows.server.web.frame import page, sources_of
 from flows.server.web.rows import Added
 from flows.server.web.state import Sources
+from tasks.runs import known_bases
 
 
 def new(request: Request) -> Response:
@@ -53,7 +53,7 @@ def form_page(request: Request, filled: dict[str, str], faults: Any, status: int
 def bases(sources: Sources) -> list[str]:
     """Bases to propose: those of other lines, then the chat versions of the presets."""
     used = [row.base for row in map(partial(state.row, sources=sources), state.names(sources)) if row.base]
-    return list(dict.fromkeys([*used, *(preset.models[0] for preset in PRESETS.values())]))
+    return list(dict.fromkeys([*used, *known_bases.hub_ids()]))
 
 
 def add_routes(api: FastAPI, sources: Sources, tokens: forms.Tokens) -> None:
