@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from backprop_core.data import chat_encoding
+from backprop_core.data import chat_answers, chat_encoding
 from backprop_core.data.converted_rows import converted
 from backprop_core.data.file_readers import Malformed, Place
 from backprop_core.data.loading import ChatRow
@@ -131,7 +131,7 @@ def shown(place: str, row: ChatRow | Malformed, tokenizer: Any, max_length: int)
         return ShownRow(place=place, examples=[], refused=str(row))
     refused: list[ChatTemplateUnusable] = []
     try:
-        written = list(chat_encoding.write_all(tokenizer, [row], refused))
+        written = list(chat_answers.write_all(tokenizer, [row], refused))
     except NoLabelTokens:
         return ShownRow(place=place, examples=[], refused="it has no answer to learn from")
     if refused:
@@ -141,7 +141,7 @@ def shown(place: str, row: ChatRow | Malformed, tokenizer: Any, max_length: int)
     return ShownRow(place=place, examples=examples)
 
 
-def example(written: chat_encoding.Written, tokens: chat_encoding.Tokens, max_length: int) -> ShownExample:
+def example(written: chat_answers.Written, tokens: chat_encoding.Tokens, max_length: int) -> ShownExample:
     """One example with its label tokens and what is cut, as `chat_encoding.encode` labels and cuts it."""
     labels = chat_encoding.labelled(written, tokens).labels
     return ShownExample(
@@ -154,7 +154,7 @@ def example(written: chat_encoding.Written, tokens: chat_encoding.Tokens, max_le
 
 
 def spans(
-    written: chat_encoding.Written, tokens: chat_encoding.Tokens, labels: Sequence[bool], max_length: int
+    written: chat_answers.Written, tokens: chat_encoding.Tokens, labels: Sequence[bool], max_length: int
 ) -> Iterator[Span]:
     """The text without fences, in parts that are equally labelled and cut.
 

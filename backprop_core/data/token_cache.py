@@ -99,7 +99,7 @@ def keep(examples: chat_encoding.Examples, store: Store, *, record: dict[str, ob
 
 def flat(examples: chat_encoding.Examples) -> Tensors:
     """The flat tensors described in `load`."""
-    at = [np.flatnonzero(example.labels) for example in examples]
+    at = [np.flatnonzero(np.frombuffer(bytes(example.labels), np.uint8)) for example in examples]
     arrays = {
         "ids_t": np.fromiter(chain.from_iterable(example.ids for example in examples), np.int32),
         "at_n": np.concatenate(at),

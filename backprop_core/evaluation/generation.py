@@ -11,6 +11,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from backprop_core.data import chat_encoding, row_files
 from backprop_core.data.batching import by_budget
+from backprop_core.data.chat_answers import answered
+from backprop_core.data.chat_rendering import Message
 from backprop_core.data.loading import ChatRow
 from backprop_core.errors import InputValidationFailed, NoRows
 from backprop_core.models.loading import LoadedBase, adapted
@@ -70,7 +72,7 @@ def generate(
         return store.commit(directory, Generations, record=record, rows=len(exchanges), stopped=stopped)
 
 
-def reference(base: LoadedBase, messages: list[chat_encoding.Message], tools: list[chat_encoding.Message]) -> str:
+def reference(base: LoadedBase, messages: list[Message], tools: list[Message]) -> str:
     """The last answer; with calls or reasoning, as the chat template writes it."""
     last = messages[-1]
     if "tool_calls" not in last and "reasoning_content" not in last:
@@ -78,25 +80,25 @@ def reference(base: LoadedBase, messages: list[chat_encoding.Message], tools: li
     return chat_encoding.answer_text(base.tokenizer, messages, tools)
 
 
-def question(row: ChatRow, index: int) -> tuple[list[chat_encoding.Message], list[chat_encoding.Message]]:
+def question(row: ChatRow, index: int) -> tuple[list[Message], list[Message]]:
     """The turns of a row up to and including its last answer, and its tools."""
     if "text" in row:
         raise InputValidationFailed(
             f"held-out row {index + 1} is raw text, which has no question to answer",
             hint="set evaluation.metric to token_accuracy or loss",
         )
-    messages: list[chat_encoding.Message] = row["messages"]
-    return messages[: chat_encoding.answered(messages)[-1] + 1], row.get("tools", [])
+    messages: list[Message] = row["messages"]
+    return messages[: answered(messages)[-1] + 1], row.get("tools", [])
 
 
 def answer(
     base: LoadedBase,
     adapter: AdapterRef | None,
-    conversations: Sequence[list[chat_encoding.Message]],
+    conversations: Sequence[list[Message]],
     *,
     spec: GenerationSpec,
     store: Store,
-    tools: Sequence[list[chat_encoding.Message]] | None = None,
+    tools: Sequence[list[Message]] | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[Generated]:
     """The model's answer in each conversation, given its tools. Deterministic for the same input, spec and machine.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from backprop_core.data.chat_encoding import Message
+from backprop_core.data.chat_rendering import Message
 from backprop_core.errors import ExportFidelity, GGUFExportFailed
 from backprop_core.evaluation.metrics import as_expected
 from backprop_core.export.fidelity_reference import ANSWER, TOKENS, Asked, Likely, Notes, Reference, rest

@@ -16,7 +16,10 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from backprop_core.data import row_files
-from backprop_core.data.chat_encoding import Controls, Message, answered, render, render_prompt, stop_id
+from backprop_core.data.chat_answers import answered
+from backprop_core.data.chat_encoding import stop_id
+from backprop_core.data.chat_rendering import Message, render, render_prompt
+from backprop_core.data.control_tokens import Controls
 from backprop_core.data.loading import ChatRow
 from backprop_core.evaluation.generation import answer
 from backprop_core.models.loading import LoadedBase, adapted

@@ -8,7 +8,8 @@ from typing import Any
 import gguf
 from transformers import AutoTokenizer
 
-from backprop_core.data.chat_encoding import begins_with_bos, stop_id
+from backprop_core.data.chat_encoding import stop_id
+from backprop_core.data.chat_rendering import begins_with_bos
 from backprop_core.errors import TokenizerUnsupported
 from backprop_core.export.gguf.tokenizer import kind_of
 from backprop_core.models.base import optional_json

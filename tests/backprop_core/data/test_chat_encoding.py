@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from backprop_core.data.chat_encoding import FENCE, Examples, encode, render, render_prompt
+from backprop_core.data.chat_answers import Written
+from backprop_core.data.chat_encoding import Examples, encode, tokenize
+from backprop_core.data.chat_rendering import render, render_prompt
+from backprop_core.data.control_tokens import FENCE
 from backprop_core.errors import ChatTemplateMissing, ChatTemplateUnusable, NoLabelTokens
 from backprop_core.models import chat_template
 from tests.backprop_core.nano import CHATML, SPECIAL, chats, tokenizer
@@ -60,6 +63,9 @@ def spaces_tokenizer() -> PreTrainedTokenizerFast:
 def learnt(fast: PreTrainedTokenizerFast, examples: Examples) -> list[str]:
     """What the labels of each example say."""
     return [fast.decode([i for i, label in zip(e.ids, e.labels, strict=True) if label]) for e in examples]
+
+
+FAST, SPACES = tokenizer(), spaces_tokenizer()
 
 
 # Ids and labels
@@ -124,6 +130,17 @@ def test_words_that_begin_with_a_space() -> None:
     theirs = fast.apply_chat_template(row("the", "the end", "x", "y")["messages"], return_dict=False)
     assert examples[0].ids == theirs
     assert learnt(fast, examples) == [" the end</s> y</s>"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text("the é日\n<|im_end|>👍", min_size=1), st.booleans(), st.data())
+def test_labels_are_the_tokens_with_a_character_of_the_answer(text: str, spaces: bool, data: st.DataObject) -> None:
+    """The tokens of a character range are those whose own range overlaps it, whatever the tokenizer drops or splits."""
+    end = data.draw(st.integers(1, len(text)))
+    start = data.draw(st.integers(0, end - 1))
+    [tokens] = tokenize(SPACES if spaces else FAST, [Written(0, text, [], "")])
+    overlapping = [i for i, (first, last) in enumerate(tokens.characters_t2.tolist()) if last > start and first < end]
+    assert list(tokens.of(start, end)) == overlapping
 
 
 def test_raw_text_is_learnt_whole() -> None:
@@ -202,9 +219,6 @@ def test_no_text_can_forge_a_control_token(texts: list[str]) -> None:
     plain = render(FAST, row(*texts))
     assert rebuilt.replace(FENCE, "") == plain.replace(FENCE, "")
     assert learnt(FAST, Examples([example]))[0].count("<|im_end|>") >= len(texts) // 2
-
-
-FAST = tokenizer()
 
 
 # Templates

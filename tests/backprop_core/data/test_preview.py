@@ -8,7 +8,7 @@ import pytest
 from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
-from backprop_core.data import chat_encoding
+from backprop_core.data import chat_encoding, chat_rendering, control_tokens
 from backprop_core.data.loading import good_rows, snapshot
 from backprop_core.data.preview import Preview, chosen, preview
 from backprop_core.errors import InputNotFound, ModelLoadFailed, NoRows
@@ -96,7 +96,7 @@ def test_the_preview_counts_as_training_does(base: Path, tmp_path: Path, max_len
             (len(ids), sum(labels), max(0, len(ids) - max_length), sum(labels[:max_length])) for ids, labels, _ in whole
         ]
         for part in one.examples:
-            assert chat_encoding.FENCE not in "".join(span.text for span in part.spans)
+            assert control_tokens.FENCE not in "".join(span.text for span in part.spans)
             assert any(span.cut for span in part.spans) == (part.cut_tokens > 0)
 
 
@@ -108,7 +108,7 @@ def test_label_parts_are_the_answers_with_their_stop_tokens(tmp_path: Path) -> N
         [example] = one.examples
         answers = [turn["content"] + "<|im_end|>" for turn in row["messages"] if turn["role"] == "assistant"]
         assert [span.text for span in example.spans if span.label] == answers
-        rendered = chat_encoding.render(AutoTokenizer.from_pretrained(base), row)
+        rendered = chat_rendering.render(AutoTokenizer.from_pretrained(base), row)
         assert "".join(span.text for span in example.spans) == rendered
 
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from backprop_core.data.chat_encoding import Examples, answer_text, encode, encode_prompts, render
+from backprop_core.data.chat_encoding import Examples, answer_text, encode, encode_prompts
+from backprop_core.data.chat_rendering import render
 from backprop_core.data.file_readers import Malformed
 from backprop_core.data.template_refusals import Refusals
 from backprop_core.models import chat_template

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from backprop_core.data import chat_encoding
+from backprop_core.data import chat_encoding, chat_rendering
 from backprop_core.errors import InputValidationFailed, NoRows
 from backprop_core.evaluation.generation import answer, generate, stop_ids
 from backprop_core.evaluation.scoring import evaluate
@@ -53,7 +53,7 @@ def test_a_batch_writes_what_each_prompt_alone_does(base: LoadedBase, store: Sto
     plain = GenerationConfig(max_new_tokens=24, eos_token_id=stop_ids(base), pad_token_id=0)
     with adapted(base, tuned, store) as model:
         for messages, made in zip(asked, together, strict=True):
-            text = chat_encoding.render_prompt(base.tokenizer, messages)
+            text = chat_rendering.render_prompt(base.tokenizer, messages)
             ids = torch.tensor([base.tokenizer(text, add_special_tokens=False).input_ids])
             out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=plain)[0, ids.shape[1] :]
             assert made.text == base.tokenizer.decode(out, skip_special_tokens=True) and made.tokens == len(out)

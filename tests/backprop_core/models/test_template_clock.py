@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from transformers.utils import chat_template_utils
 
-from backprop_core.data import chat_encoding, token_cache
+from backprop_core.data import chat_encoding, chat_rendering, token_cache
 from backprop_core.errors import ChatTemplateUnusable
 from backprop_core.models import base as bases
 from backprop_core.models import chat_template
@@ -66,7 +66,7 @@ def test_a_template_writes_what_transformers_writes_on_that_day(dated: Any, monk
     on_the_day(chat_template.NOW, monkeypatch)
     monkeypatch.setenv("TZ", "UTC")
     expected = dated.apply_chat_template(MESSAGES, tokenize=False, date_string=chat_template.TODAY)
-    assert chat_encoding.render(dated, {"messages": MESSAGES}) == expected
+    assert chat_rendering.render(dated, {"messages": MESSAGES}) == expected
     [example] = chat_encoding.encode(dated, [{"messages": MESSAGES}], max_length=999)
     assert example.ids == dated(expected, add_special_tokens=False).input_ids
 
@@ -86,8 +86,8 @@ def ways(fast: Any) -> list[Any]:
     row = {"messages": MESSAGES}
     return [
         chat_encoding.encode(fast, [row], max_length=999),
-        chat_encoding.render(fast, row),
-        chat_encoding.render_prompt(fast, MESSAGES[:1]),
+        chat_rendering.render(fast, row),
+        chat_rendering.render_prompt(fast, MESSAGES[:1]),
         chat_encoding.encode_prompts(fast, [MESSAGES[:1]]),
         chat_encoding.stop_id(fast),
     ]
@@ -144,7 +144,7 @@ def test_a_block_of_the_assistant_is_a_scope(monkeypatch: pytest.MonkeyPatch) ->
         "{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}"
         "{% set ns = namespace(self=3) %}{% set ns.b = dict(c=4) %}{{ ns.self ~ ns.b ~ dict.fromkeys('ab', 5) }}"
     )
-    assert chat_encoding.render(fast, {"messages": MESSAGES}) == fast.apply_chat_template(MESSAGES, tokenize=False)
+    assert chat_rendering.render(fast, {"messages": MESSAGES}) == fast.apply_chat_template(MESSAGES, tokenize=False)
 
 
 # Where the day is said, and what it does to keys
