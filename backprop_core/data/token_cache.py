@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from backprop_core.data import chat_encoding, row_files
+from backprop_core.data import chat_encoding, chat_rendering, row_files
 from backprop_core.errors import ArtifactDamaged, ArtifactMissing
 from backprop_core.models import base as bases
 from backprop_core.models import chat_template
@@ -45,7 +45,7 @@ def load(base: LoadedBase, rows: RowsRef, *, max_length: int | Limit, store: Sto
     ref = kept(note, store)
     if ref is None:
         examples = chat_encoding.encode(base.tokenizer, row_files.load(store.local(rows)), max_length=max_length)
-        day = chat_template.clock(chat_encoding.template_of(base.tokenizer))
+        day = chat_template.clock(chat_rendering.template_of(base.tokenizer))
         ref = keep(examples, store, record={"rows": rows.digest, "max_length": part(max_length), "day": day})
         write_atomic(note, ref.model_dump_json())
     flat = load_file(store.local(ref) / FILE)
@@ -55,7 +55,7 @@ def load(base: LoadedBase, rows: RowsRef, *, max_length: int | Limit, store: Sto
 
 def key_of(base: LoadedBase, rows: RowsRef, max_length: int | Limit, store: Store) -> str:
     """The digest of everything that determines the tokens."""
-    day = chat_template.clock(chat_encoding.template_of(base.tokenizer))
+    day = chat_template.clock(chat_rendering.template_of(base.tokenizer))
     return digest_of(
         {
             **({"day": day} if day else {}),
