@@ -26,7 +26,7 @@ from backprop_core.data.row_index import Mask, Positions, RowIndex, distinct
 from backprop_core.data.row_lineage import Lineage, Verdict, sampled_places
 from backprop_core.data.row_spool import Spool
 from backprop_core.data.step_reports import StepReports
-from backprop_core.data.steps.order import row_steps, set_steps
+from backprop_core.data.steps.order import preference_steps, row_steps, set_steps
 from backprop_core.data.steps.personal_data import clean
 from backprop_core.data.steps.row_step import Finding, RowStep
 from backprop_core.data.steps.set_step import SetStep
@@ -144,10 +144,10 @@ class Curation:
         for name, step in self._row_steps.items():
             rows = self._apply(name, step, rows)
         for number, row, group in rows:
-            self._kept.add(number, canonical(row), group)
+            (self._judged if is_preference(row) else self._kept).add(number, canonical(row), group)
 
     def _add(self, read: Read) -> Numbered | None:
-        """Number a row, and note why it is dropped if it is malformed or empty; set a preference apart."""
+        """Number a row, and note why it is dropped if it is malformed, forgotten or empty."""
         number, row = self._lineage.add(read.place), read.row
         if "time" in self._values:
             self._values["time"].append(read.time)
@@ -162,12 +162,10 @@ class Curation:
         if self._forgotten and names(row) & self._forgotten:
             self._lineage.note(number, FORGOTTEN)
             return None
-        if teaches(row):
-            return Numbered(number, row, read.group)
         if is_preference(row):
             self._lineage.note(number, PREFERENCE)
-            self._judged.add(number, canonical(row), read.group)
-            return None
+        if teaches(row) or is_preference(row):
+            return Numbered(number, row, read.group)
         hides = self._spec.personal_data in ("redact", "drop", "quarantine")
         self._lineage.note(number, EMPTY, text=lambda: canonical(clean(row) if hides else row))
         return None
@@ -218,7 +216,7 @@ class Curation:
         for name, step in set_steps(self._spec).items():
             kept = self._compare(name, step, kept)
         kept = self._shared(kept)
-        apart, judged = self._distinct(self._apart).rows, self._distinct(self._judged).rows
+        apart, judged = self._distinct(self._apart).rows, self._preferences()
         times, ranks = kept.least.get("time"), kept.least.get("place")
         ref = commit(kept.rows, store, record, identified=True, times=times, ranks=ranks)
         quarantined = commit(apart, store, {**record, "side": "quarantined"}) if len(apart) else None
@@ -233,6 +231,13 @@ class Curation:
             steps=self._reports.all(),
             first=sampled_places(lineage, store),
         )
+
+    def _preferences(self) -> RowIndex:
+        """The preferences that are left."""
+        every = self._distinct(self._judged)
+        for name, step in preference_steps(self._spec).items():
+            every = self._compare(name, step, every)
+        return every.rows
 
     def _distinct(self, spool: Spool) -> Distinct:
         """The distinct rows; notes the duplicates."""

@@ -25,6 +25,18 @@ def is_preference(row: Turn) -> bool:
     return "chosen" in row or "label" in row
 
 
+def conversations(row: Turn) -> list[Turn]:
+    """What a chat row stands for: the question with the better answer and with the worse one, or the row itself."""
+    rest = {name: value for name, value in row.items() if name not in ("label", "chosen", "rejected")}
+    answers = [row[name] for name in ("chosen", "rejected") if name in row]
+    return [{**rest, "messages": [*row["messages"], *answer]} for answer in answers] or [rest]
+
+
+def wanted(row: Turn) -> Turn | None:
+    """The conversation that a model may learn from a chat row; None for a thumb down."""
+    return None if row.get("label") is False else conversations(row)[0]
+
+
 def preference(row: Turn) -> Turn:
     """A question with a better and a worse answer. Raises Malformed."""
     better, worse = (list(map(turn, side(row, field, "assistant"))) for field in ("chosen", "rejected"))

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backprop_core.data.heldout_leaks import is_redacted, redacted_keys, safe
+from backprop_core.data.preference_leaks import HELD_OUT, safe_preferences
 from backprop_core.data.row_files import commit, index, index_all, ranks, times
 from backprop_core.data.row_index import SIZE, Keys, Mask, Positions, RowIndex, among, joined, unique
 from backprop_core.data.row_sets import HINT, ORDER
@@ -202,6 +203,8 @@ def dataset(
     cut = window(rest, batch, continues=bool(len(learned)))
     new = cut.take(~cut.among(learned.keys))
     counts["outside_window"], counts["learned"] = len(rest) - len(cut), len(cut) - len(new)
+    preferences, leaking = safe_preferences(batch, scoring, store)
+    judged = {"preferences": preferences.rows if preferences else 0, HELD_OUT: leaking} if leaking else {}
     scored = sides[batch.task].scored
     return DatasetRef(
         name=batch.name,
@@ -209,7 +212,8 @@ def dataset(
         train=taught(new, every, batch, store),
         heldout=commit(scored.take(scored.among(own)), store, {"stage": "split", "side": "heldout"}),
         read=batch.source.read,
-        dropped=batch.source.left_out,
+        dropped={**batch.source.left_out, **judged},
+        preferences=preferences,
         not_trained={reason: count for reason, count in sorted(counts.items()) if count},
         lineage=batch.source.lineage,
     )

@@ -8,7 +8,7 @@ from backprop_core.schema.specs import CurationSpec, DatasetSpec
 from backprop_core.stages import Workplace, stage
 
 
-@stage(version=4, runs_in="parent", planned=True)
+@stage(version=5, runs_in="parent", planned=True)
 def curate(
     source: SourceRef, spec: DatasetSpec, template: ChatTemplate, tokenizer: BaseRef | None, *, at: Workplace
 ) -> Curated:
@@ -23,7 +23,7 @@ def sift(curated: Curated, scores: Perplexities, spec: CurationSpec, *, at: Work
     return perplexity_tails.sift(curated, scores, spec, store=at.store)
 
 
-@stage(version=1, runs_in="parent", planned=True)
+@stage(version=2, runs_in="parent", planned=True)
 def split(
     batches: list[Batch],
     watched: list[Batch],

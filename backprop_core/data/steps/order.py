@@ -29,6 +29,11 @@ def row_steps(spec: CurationSpec, counter: Counter | None) -> Mapping[str, RowSt
     return steps
 
 
+def preference_steps(spec: CurationSpec) -> Mapping[str, SetStep]:
+    """The steps that compare the distinct preferences, which may answer one question in several ways."""
+    return {name: step for name, step in set_steps(spec).items() if name != "contradictions"}
+
+
 def set_steps(spec: CurationSpec) -> Mapping[str, SetStep]:
     """The steps that compare the distinct rows."""
     steps: dict[str, SetStep] = {}

@@ -166,6 +166,8 @@ def step(mode: PersonalData) -> RowStep:
             return None
         detail = ", ".join(f"{count} {SHOWN[kind]}" for kind, count in sorted(found.items()))
         match mode:
+            case "redact" if "chosen" in row and clean["chosen"] == clean["rejected"]:
+                return Finding("dropped", "no_preference", detail, clean)
             case "redact":
                 return Finding("kept", "redacted", detail, clean)
             case "drop":

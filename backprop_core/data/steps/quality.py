@@ -1,8 +1,12 @@
-"""Drops rows whose last answer breaks a rule: it repeats itself, is mostly symbols, refuses, breaks off, or echoes."""
+"""Drops rows whose last answer breaks a rule: it repeats itself, is mostly symbols, refuses, breaks off, or echoes.
+
+Of a preference the better answer counts: the worse one may be as bad as it likes.
+"""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+from backprop_core.data.preference_rows import wanted
 from backprop_core.data.row_formats import ChatRow
 from backprop_core.data.steps.row_step import Finding, RowStep, dropped, last_answer, last_question
 from backprop_core.data.steps.shingles import words
@@ -75,7 +79,8 @@ def step(rules: Sequence[QualityRule]) -> RowStep:
     ordered = [rule for rule in RULES if rule in rules]
 
     def judge(row: ChatRow) -> Finding | None:
-        found = ((rule, RULES[rule](row)) for rule in ordered)
+        answered = wanted(row)
+        found = ((rule, RULES[rule](answered)) for rule in ordered if answered)
         return next((dropped(rule, detail) for rule, detail in found if detail), None)
 
     return lambda rows: [judge(row) for row in rows]

@@ -79,14 +79,19 @@ def distinct(rows: NDArray[np.int64], hashes: NDArray[np.uint64], count: int) ->
     return Shingles(hashes[new], starts.astype(np.int64))
 
 
+def turns_of(row: ChatRow) -> list[ChatRow]:
+    """The turns of a conversation, or of a question and both of its answers."""
+    return [*row["messages"], *row.get("chosen", ()), *row.get("rejected", ())]
+
+
 def spoken(row: ChatRow) -> str:
     """What the turns of a row say."""
-    return str(row["text"]) if "text" in row else "\n".join(turn["content"] for turn in row["messages"])
+    return str(row["text"]) if "text" in row else "\n".join(turn["content"] for turn in turns_of(row))
 
 
 def conversation(row: ChatRow) -> str:
     """What the turns of a row say and think, and their calls as JSON."""
-    return str(row["text"]) if "text" in row else "\n".join(map(whole, row["messages"]))
+    return str(row["text"]) if "text" in row else "\n".join(map(whole, turns_of(row)))
 
 
 def whole(turn: ChatRow) -> str:
@@ -103,5 +108,7 @@ def text_on(part: ComparedPart) -> Callable[[ChatRow], str]:
 def question(row: ChatRow) -> str:
     """The texts before a row's last answer; empty for raw text."""
     turns = row.get("messages", [])
+    if "chosen" in row:
+        return "\n".join(map(whole, turns))
     last = max((place for place, turn in enumerate(turns) if turn["role"] == "assistant"), default=0)
     return "\n".join(map(whole, turns[:last]))

@@ -89,6 +89,11 @@ class DatasetRef(Record):
         default_factory=dict, description="Dropped rows by reason: malformed, empty or duplicate."
     )
     not_trained: dict[str, int] = Field(default_factory=dict, description="Usable rows not trained on, by reason.")
+    preferences: RowsRef | None = Field(
+        None,
+        description="Its preference rows that give away no held-out row, if it has any; None in older records.",
+        json_schema_extra=NO_KEY,
+    )
     lineage: LineageRef | None = Field(
         None, description="What happened to each row of its source; None in older records.", json_schema_extra=NO_KEY
     )
