@@ -16,7 +16,7 @@ def parquet(file: BinaryIO, name: str) -> Iterator[Item]:
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     with undamaged("Parquet", name):
-        opened = pyarrow.parquet.ParquetFile(file)
+        opened = pyarrow.parquet.ParquetFile(file, pre_buffer=False)  # which would read the whole file at first
         columns = opened.schema_arrow.names
     yield from rows(opened.iter_batches(BATCH), columns, "Parquet", name)
 

@@ -7,7 +7,7 @@ import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import BinaryIO, cast
 from zipfile import ZipFile, ZipInfo
 
 from backprop_core.data import arrow_reader, csv_reader, zip_archive
@@ -73,15 +73,20 @@ def parse(stream: io.BufferedReader, reading: Reading, name: str, budget: Budget
 def random_access(stream: io.BufferedReader, reading: Reading, name: str, budget: Budget) -> Iterator[Item]:
     """The rows of a file that is not read from its start to its end: of a private copy, as the file may change."""
     with seekable(stream) as file:
-        match reading.shape:
-            case "parquet":
-                yield from arrow_reader.parquet(file, name)
-            case "arrow":
-                yield from arrow_reader.arrow(file, name)
-            case _:
-                with zip_archive.opened(file, name) as archive:
-                    for member in zip_archive.members(archive, name):
-                        yield from member_rows(archive, member, reading.encoding, f"{name}/{member.filename}", budget)
+        yield from inside(file, reading, name, budget)
+
+
+def inside(file: BinaryIO, reading: Reading, name: str, budget: Budget) -> Iterator[Item]:
+    """The rows of such a file, of which only the parts that are needed are read."""
+    match reading.shape:
+        case "parquet":
+            yield from arrow_reader.parquet(file, name)
+        case "arrow":
+            yield from arrow_reader.arrow(file, name)
+        case _:
+            with zip_archive.opened(file, name) as archive:
+                for member in zip_archive.members(archive, name):
+                    yield from member_rows(archive, member, reading.encoding, f"{name}/{member.filename}", budget)
 
 
 def member_rows(archive: ZipFile, member: ZipInfo, encoding: str, name: str, budget: Budget) -> Iterator[Item]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fsspec.utils import glob_translate
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, HfFileSystem
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -34,6 +34,7 @@ from backprop_core.errors import (
 )
 from backprop_core.schema.refs import SourceRef
 from backprop_core.schema.specs import DatasetSpec
+from backprop_core.store.cache_keys import digest_of
 
 PLACE = re.compile(ON_HUB + r"(?P<repo>[^@]+)@(?P<commit>[0-9a-f]{40})")
 TRAIN = "train"
@@ -77,15 +78,34 @@ class State(BaseModel):
     configs: list[Config]
 
 
-def snapshot(dataset: DatasetSpec) -> SourceRef:
+def snapshot(dataset: DatasetSpec, *, scratch: Path) -> SourceRef:
     """Resolve the revision to a commit, and download the dataset's row files that are not cached yet.
+
+    With `dataset.first`, only as many rows are downloaded, into `scratch`.
 
     Raises InputNotFound, AuthRequired, HubUnreachable; ConfigInvalid for an unknown config or split;
     InputValidationFailed if its card cannot be parsed.
     """
     found = state(dataset)
     place = f"{ON_HUB}{dataset.path}@{found.commit}"
+    if dataset.first is not None:
+        return first_rows(dataset, found.commit, files(found, dataset), dataset.first, scratch)
     return listed(place, {name: local(place, name) for name in files(found, dataset)}, dataset.path, dataset.encoding)
+
+
+def first_rows(dataset: DatasetSpec, commit: str, names: Sequence[str], count: int, scratch: Path) -> SourceRef:
+    """The first rows of some files at a commit, as one file, whose name has the commit."""
+    from backprop_core.data.hub_rows import write_first
+
+    asked = digest_of([dataset.path, commit, sorted(names), count, dataset.encoding])
+    file = scratch / asked[:16] / f"{base_name(dataset.path)}@{commit[:12]}.first-{count}.jsonl"
+    if not file.is_file():
+        file.parent.mkdir(exist_ok=True)
+        system = HfFileSystem(endpoint=os.environ.get("HF_ENDPOINT") or None, skip_instance_cache=True)
+        with coded(dataset.path):
+            places = [f"datasets/{dataset.path}@{commit}/{name}" for name in sorted(names)]
+            write_first(count, places, system, file, dataset.encoding)
+    return listed(str(file.parent), {file.name: file}, dataset.path)
 
 
 def local(place: str, name: str) -> Path:

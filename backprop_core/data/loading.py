@@ -60,8 +60,8 @@ def find(dataset: DatasetSpec, *, scratch: Path) -> SourceRef:
     if dataset.on_hub():
         from backprop_core.data import hub_datasets
 
-        return hub_datasets.snapshot(dataset)
-    of_hub = [name for name in ("revision", "config", "split") if getattr(dataset, name)]
+        return hub_datasets.snapshot(dataset, scratch=scratch)
+    of_hub = [name for name in ("revision", "config", "split", "first") if getattr(dataset, name)]
     if of_hub:
         raise ConfigInvalid(f"{dataset.path} is not a Hub dataset: it has no {of_hub[0]}", hint="remove that field")
     return snapshot(dataset.path, scratch=scratch, encoding=dataset.encoding)

@@ -52,6 +52,7 @@ class HubServer(Service):
         self.repos: dict[str, Repo] = {}
         self.large: dict[str, bytes] = {}
         self.datasets: dict[str, Repo] = {}
+        self.served = 0  # bytes of files of datasets
 
     def read(self, repo: str, name: str) -> bytes:
         """A file's content as a reader of main gets it."""
@@ -138,7 +139,10 @@ class HubServer(Service):
             request.reply(404, {"error": "not found"}, X_Error_Code="EntryNotFound", X_Repo_Commit=repo.head)
             return
         headers = {"X_Repo_Commit": revision, "ETag": f'"{oid(data)}"', "Content_Length": str(len(data))}
-        request.reply(200, data, **(headers if request.command == "HEAD" else {}))
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range", ""))
+        part = data[int(asked[1]) : int(asked[2]) + 1] if asked else data
+        self.served += len(part) if request.command == "GET" else 0
+        request.reply(206 if asked else 200, part, **(headers if request.command == "HEAD" else {}))
 
     def paths(self, request: Request) -> list[str]:
         body = request.body().decode()

@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,6 +112,39 @@ def test_the_commit_is_recorded_and_read(server: HubServer, monkeypatch: pytest.
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(Path.cwd() / "cache of another machine"))
     assert rows(source) == ["first"] and rows(found()) == ["second"]
     assert found(revision=first) == source != found(revision=second) == found()
+
+
+def many(name: str, count: int) -> bytes:
+    """Rows of a thousand bytes that do not compress."""
+    rows = [{"text": f"{name} {number} {random.Random(number).randbytes(500).hex()}"} for number in range(count)]
+    if not name.endswith(".parquet"):
+        return "".join(json.dumps(row) + "\n" for row in rows).encode()
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file, row_group_size=250)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_the_first_rows_are_had_without_the_rest(server: HubServer, tmp_path: Path, suffix: str) -> None:
+    """The Hub serves about as many bytes as the rows have, not those of the files; the name says which commit it is."""
+    names = [f"train-{number}{suffix}" for number in range(2)]
+    commit = put(server, {name: many(name, 4000) for name in names})
+    spec = DatasetSpec(path=NAME, first=100)
+    source = find(spec, scratch=tmp_path)
+    every = [row["text"].split()[:2] for row in read_rows(source, spec).rows]
+    assert every == [[names[0], str(number)] for number in range(100)]
+    assert 100_000 < server.served < 2_500_000  # of 8,000,000; Parquet is read by batches of 1,024 rows
+    assert [file.name for file in source.files] == [f"tickets@{commit[:12]}.first-100.jsonl"]
+    served = server.served
+    assert find(spec, scratch=tmp_path) == source and server.served == served
+    assert len(read_rows(find(DatasetSpec(path=NAME, first=4001), scratch=tmp_path), spec).rows) == 4001
+
+
+def test_only_a_dataset_of_the_hub_has_first_rows(tmp_path: Path) -> None:
+    """Of a local file `first` is refused, as it would otherwise have no effect."""
+    (tmp_path / "rows.jsonl").write_bytes(lines("a"))
+    with pytest.raises(ConfigInvalid, match="it has no first"):
+        find(DatasetSpec(path=str(tmp_path / "rows.jsonl"), first=3), scratch=tmp_path)
 
 
 def test_what_is_here_is_not_downloaded_again(server: HubServer) -> None:

@@ -65,6 +65,12 @@ class DatasetSpec(Spec):
         None, description="Config of a Hub dataset; default: its card's default.", json_schema_extra=NO_KEY
     )
     split: str | None = Field(None, description="Split of a Hub dataset; default: train.", json_schema_extra=NO_KEY)
+    first: int | None = Field(
+        None,
+        ge=1,
+        description="Read only the first N rows of a Hub dataset; the rest is not downloaded.",
+        json_schema_extra=NO_KEY,
+    )
     task: str | None = Field(None, pattern=NAME, description="Task that its score belongs to; default: file stem.")
     format: RowFormat = Field("auto", description="Row format; auto: detected; mixed: each row in its own.")
     tools: Literal["template", "as_text"] = Field(
