@@ -30,7 +30,7 @@ from backprop_core.data.steps.order import preference_steps, row_steps, set_step
 from backprop_core.data.steps.personal_data import clean
 from backprop_core.data.steps.row_step import Finding, RowStep
 from backprop_core.data.steps.set_step import SetStep
-from backprop_core.data.steps.source_shares import NOT_SAMPLED, OVER, shared, source_of
+from backprop_core.data.steps.source_shares import NOT_SAMPLED, OVER, refuse_unused, shared, source_of
 from backprop_core.data.template_refusals import Refusals
 from backprop_core.data.token_lengths import Counter
 from backprop_core.errors import ConfigInvalid, NoRows
@@ -69,7 +69,7 @@ def curate(
     assistant's answer), `forgotten` rows, `duplicate` rows, and what the steps of `spec.curation` drop; `counter`
     counts tokens for them.
     Raises NoRows if none is left, InputValidationFailed for too many malformed rows, ConfigInvalid for the order of the
-    rows of a query, and what `loading.chat_rows` raises.
+    rows of a query or a pattern of sources without a file, and what `loading.chat_rows` raises.
     """
     refuse_unordered(spec)
     with store.begin("curation") as scratch, ExitStack() as files:
@@ -121,6 +121,7 @@ class Curation:
         in_order = spec.curation.curriculum == "file"
         needed = {"time": spec.time_split, "source": spec.curation.sources, "place": in_order}
         self._values = {name: array("q") for name, asked in needed.items() if asked}  # of all rows of the source
+        self._files = set[str | None]()  # that rows are from, if their sources have shares
         self._forgotten, self._restored = frozenset[str](), frozenset[str]()
 
     def read(self, source: SourceRef, spec: DatasetSpec, template: ChatTemplate | None) -> None:
@@ -133,6 +134,8 @@ class Curation:
                 tally.add(one.place, one.row)
             self._take(some)
         tally.check(spec)
+        if self._spec.sources:
+            refuse_unused(self._files | {file.name for file in source.files}, self._spec.sources)
         if not len(self._kept):
             counts = {**self.dropped(), **({"preference": len(self._judged)} if len(self._judged) else {})}
             why = ", ".join(f"{count} {reason}" for reason, count in counts.items())
@@ -152,6 +155,7 @@ class Curation:
         if "time" in self._values:
             self._values["time"].append(read.time)
         if "source" in self._values:
+            self._files.add(read.place.file)
             self._values["source"].append(source_of(read.place.file, self._spec.sources))
         if "place" in self._values:
             self._values["place"].append(number)

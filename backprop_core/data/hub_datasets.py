@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
 
-from backprop_core.data.sources import ON_HUB, did_you_mean, holds_rows, listed
+from backprop_core.data.sources import ON_HUB, did_you_mean, holds_rows, in_order, listed
 from backprop_core.errors import (
     AuthRequired,
     BackpropError,
@@ -103,7 +103,7 @@ def first_rows(dataset: DatasetSpec, commit: str, names: Sequence[str], count: i
         file.parent.mkdir(exist_ok=True)
         system = HfFileSystem(endpoint=os.environ.get("HF_ENDPOINT") or None, skip_instance_cache=True)
         with coded(dataset.path):
-            places = [f"datasets/{dataset.path}@{commit}/{name}" for name in sorted(names)]
+            places = [f"datasets/{dataset.path}@{commit}/{name}" for name in sorted(names, key=in_order)]
             write_first(count, places, system, file, dataset.encoding)
     return listed(str(file.parent), {file.name: file}, dataset.path)
 

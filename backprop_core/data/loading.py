@@ -10,7 +10,7 @@ from backprop_core.data.file_readers import Item, Malformed, Place, rows_of
 from backprop_core.data.format_detection import DETECTED_FROM, Conversion, conversion, found_in, mapped
 from backprop_core.data.row_formats import ChatRow
 from backprop_core.data.row_time import time_of
-from backprop_core.data.sources import ON_HUB, snapshot
+from backprop_core.data.sources import ON_HUB, in_order, snapshot
 from backprop_core.errors import ConfigInvalid, InputValidationFailed, NoRows
 from backprop_core.schema.refs import SourceFile, SourceRef
 from backprop_core.schema.specs import DatasetSpec
@@ -188,10 +188,13 @@ class BadRows:
 
 
 def items_of(source: SourceRef, name: str) -> Iterator[Item]:
-    """All parsed rows of a source, file by file; with several files, each place names its file."""
+    """All parsed rows of a source, file by file; with several files, each place names its file.
+
+    Files are in the order of their names, in which part-9 comes before part-10.
+    """
     if not source.files:
         yield from rows_of(Path(source.path), source.digest, source.reading, name)
-    for file in source.files:
+    for file in sorted(source.files, key=lambda file: in_order(file.name)):
         whole = f"{name.rstrip('/')}/{file.name}"
         for item in rows_of(place(source, file), file.digest, file.reading, whole):
             yield item.inside(file.name)

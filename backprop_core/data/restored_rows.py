@@ -5,7 +5,6 @@ its cache keys, as with forgotten rows.
 """
 
 import json
-import re
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -15,6 +14,7 @@ from backprop_core.data import forgotten_rows
 from backprop_core.data.forgotten_rows import forgotten, names_in
 from backprop_core.data.row_files import index
 from backprop_core.data.row_search import TracedFile, datasets, files_of
+from backprop_core.data.sources import in_order
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import ChatTemplate, SourceRef
 from backprop_core.schema.specs import DatasetSpec
@@ -73,8 +73,3 @@ def listed(rows: dict[str, dict[str, Any]], paths: dict[str, str], store: Store)
     files = files_of(set(rows), paths, store) if rows else {}
     made = [QuarantinedRow(row=row, content=content, files=files[row]) for row, content in rows.items()]
     return sorted(made, key=lambda one: ([(file.path or "", in_order(file.place)) for file in one.files], one.row))
-
-
-def in_order(place: str) -> str:
-    """A place whose numbers sort as numbers: line 9 comes before line 10."""
-    return re.sub(r"\d+", lambda number: number[0].zfill(20), place)

@@ -75,6 +75,11 @@ def members(path: str) -> list[Path]:
         raise unreadable(path, error) from error
 
 
+def in_order(name: str) -> str:
+    """A name whose numbers sort as numbers: part-9 comes before part-10."""
+    return re.sub(r"\d+", lambda number: number[0].zfill(20), name)
+
+
 def holds_rows(name: str) -> bool:
     """Whether the name is that of a row file."""
     return not name.startswith(".") and bool(ROWS_FILE.search(name))

@@ -11,6 +11,8 @@ from backprop_core.data.loading import Parsed, read_rows, snapshot
 from backprop_core.errors import InputNotFound, InputValidationFailed, NoRows
 from backprop_core.schema.refs import SourceRef
 from backprop_core.schema.specs import DatasetSpec
+from backprop_core.store.artifacts import file_digest
+from backprop_core.store.cache_keys import digest_of
 
 
 @pytest.fixture
@@ -49,6 +51,16 @@ def parsed(source: SourceRef, **spec: float) -> Parsed:
 def test_a_directory_is_its_files_in_order(drops: Path) -> None:
     """Every file of rows is read, each in its own shape; hidden, unfinished and other files are not."""
     assert [row["text"] for row in parsed(taken(drops)).rows] == ["a.jsonl.gz", "b.jsonl", "c.json", "d.TXT", "e.csv"]
+
+
+def test_numbers_in_names_are_in_order(tmp_path: Path) -> None:
+    """part-9 is read before part-10, which changes no digest."""
+    for number in (10, 9, 100):
+        (tmp_path / f"part-{number}.txt").write_text(f"{number}\n")
+    source = taken(tmp_path)
+    assert [row["text"] for row in parsed(source).rows] == ["9", "10", "100"]
+    names = ["part-10.txt", "part-100.txt", "part-9.txt"]
+    assert source.digest == digest_of([[name, file_digest(tmp_path / name)] for name in names])
 
 
 def test_its_digest_is_that_of_names_and_contents(drops: Path, tmp_path: Path) -> None:

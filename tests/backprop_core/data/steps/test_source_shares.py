@@ -15,8 +15,11 @@ from backprop_core.data.loading import snapshot
 from backprop_core.data.row_files import load, repeats
 from backprop_core.data.row_sets import replay
 from backprop_core.data.splits import split
+from backprop_core.data.steps.source_shares import refuse_unused
+from backprop_core.errors import ConfigInvalid
 from backprop_core.schema.refs import Batch, Curated, RowsRef, Split
 from backprop_core.schema.specs import CurationSpec, DatasetSpec
+from backprop_core.schema.specs.curation import SourceShare
 from backprop_core.store.artifacts import Store
 from tests.backprop_core.data.test_curation import Rows, numbered, questions
 
@@ -55,6 +58,33 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "patterns", "what"),
+    [
+        (["faq-9", "faq-10"], ["fqa-*", "*"], "fqa-* matches no file; the files are faq-9, faq-10"),
+        (
+            ["faq-9", "faq-10"],
+            ["faq-*", "*-10"],
+            "*-10 matches only files that belong to faq-*, which stands before",
+        ),
+        ([f"{number}" for number in range(12)], ["a"], "7, 8, 9 and 2 more"),
+    ],
+)
+def test_a_pattern_without_a_file_is_an_error(names: list[str], patterns: list[str], what: str) -> None:
+    """A misspelt pattern has no effect, so it is refused, with the names that there are in their order."""
+    shares = [SourceShare(files=pattern) for pattern in patterns]
+    with pytest.raises(ConfigInvalid) as caught:
+        refuse_unused(names, shares)
+    assert what in str(caught.value)
+    refuse_unused(["fqa-1", "faq-10", "b-10", "a", ""], shares)
+
+
+def test_curation_refuses_a_pattern_without_a_file(bench: Bench) -> None:
+    """The names are those of the files of a directory."""
+    with pytest.raises(ConfigInvalid, match="the files are faq-1[.]jsonl, faq-2[.]jsonl, tickets"):
+        bench.curate(FILES, {"files": "ticket-*", "max_rows": 3})
 
 
 FILES = {"faq-1.jsonl": numbered(60), "faq-2.jsonl": numbered(60, 60), "tickets.jsonl": numbered(80, 500)}
