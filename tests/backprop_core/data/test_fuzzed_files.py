@@ -6,10 +6,11 @@ import gzip
 import io
 import json
 import lzma
+import sqlite3
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 
 from backprop_core.data.loading import items_of, read_rows, snapshot
 from backprop_core.errors import BackpropError
+from backprop_core.schema.refs import SourceRef
 from backprop_core.schema.specs import DatasetSpec
 
 ROWS, FILES = 400, 25  # 10,000 rows a container
@@ -150,7 +152,25 @@ def zipped(random: Random) -> bytes:
     return file.getvalue()
 
 
-CONTAINERS: dict[str, Callable[[Random], bytes]] = {
+def database(random: Random) -> bytes:
+    """An SQLite database with values of all its types."""
+    with closing(sqlite3.connect(":memory:")) as made:
+        made.execute("CREATE TABLE rows (question, answer, id)")
+        made.execute("INSERT INTO rows VALUES ('Why?', 'So.', 0)")
+        cells: list[Any] = [*TEXTS, None, 0, -1, 1.5, b"\xff"]
+        some = [[random.choice(cells) for _ in range(3)] for _ in range(ROWS - 1)]
+        made.executemany("INSERT INTO rows VALUES (?, ?, ?)", some)
+        made.commit()
+        return made.serialize()
+
+
+def directory(random: Random) -> dict[str, bytes]:
+    """Files of several kinds, with ROWS rows in each."""
+    made = {name: CONTAINERS[name](random) for name in ("rows.jsonl", "rows.csv", "rows.parquet", "rows.jsonl.gz")}
+    return {name: data for name, data in made.items() if isinstance(data, bytes)}
+
+
+CONTAINERS: dict[str, Callable[[Random], bytes | dict[str, bytes]]] = {
     "rows.jsonl": json_lines,
     "rows.json": json_array,
     "rows.csv": table,
@@ -164,18 +184,29 @@ CONTAINERS: dict[str, Callable[[Random], bytes]] = {
     "rows.jsonl.bz2": lambda random: bz2.compress(json_lines(random), 1),
     "rows.jsonl.xz": lambda random: lzma.compress(json_lines(random), preset=0),
     "rows.zip": zipped,
+    "rows.db": database,
+    "directory": directory,
 }
-
-
 FORMATS: dict[str, Any] = {"rows.txt": "text"}
 
 
 @contextmanager
-def written(name: str, data: bytes) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory, name)
-        path.write_bytes(data)
+def written(name: str, data: bytes | dict[str, bytes]) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place, name)
+        if isinstance(data, bytes):
+            path.write_bytes(data)
+        else:
+            path.mkdir()
+            for file, content in data.items():
+                (path / file).write_bytes(content)
         yield path
+
+
+def source_of(path: Path) -> SourceRef:
+    """The rows of a container; those of a database by a query."""
+    address = f"sqlite:///{path}?query=SELECT * FROM rows" if path.suffix == ".db" else str(path)
+    return snapshot(address, scratch=path.parent)
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
@@ -186,14 +217,22 @@ def test_every_row_is_kept_or_dropped(name: str) -> None:
     @given(st.integers(0, 2**32))
     def law(seed: int) -> None:
         with written(name, CONTAINERS[name](Random(seed))) as path:
-            source = snapshot(str(path), scratch=path.parent)
+            source = source_of(path)
             spec = DatasetSpec(path=str(path), format=FORMATS.get(name, "question-answer"), max_bad_rows=1)
             good, bad = read_rows(source, spec)[:2]
             assert good
-            assert len(good) + len(bad) == ROWS
+            assert len(good) + len(bad) == ROWS * max(1, len(source.files))
             assert len({str(one.place) for one in bad}) == len(bad)
 
     law()
+
+
+def fuzzed_in(data: bytes | dict[str, bytes], random: Random) -> bytes | dict[str, bytes]:
+    """A file with some bytes changed; one of a directory."""
+    if isinstance(data, bytes):
+        return fuzzed(data, random)
+    name = random.choice(sorted(data))
+    return {**data, name: fuzzed(data[name], random)}
 
 
 def fuzzed(data: bytes, random: Random) -> bytes:
@@ -224,9 +263,9 @@ def test_fuzzed_bytes_are_rows_or_a_coded_error(name: str) -> None:
     @settings(IN_SECONDS, max_examples=2 * FILES)
     @given(st.integers(0, 2**32))
     def law(seed: int) -> None:
-        with written(name, fuzzed(whole, Random(seed))) as path:
+        with written(name, fuzzed_in(whole, Random(seed))) as path:
             try:
-                places = [item.place for item in items_of(snapshot(str(path), scratch=path.parent), path.name)]
+                places = [item.place for item in items_of(source_of(path), path.name)]
             except BackpropError as error:
                 assert path.name in error.message
             else:

@@ -83,7 +83,7 @@ def test_a_pattern_without_a_file_is_an_error(names: list[str], patterns: list[s
 
 def test_curation_refuses_a_pattern_without_a_file(bench: Bench) -> None:
     """The names are those of the files of a directory."""
-    with pytest.raises(ConfigInvalid, match="the files are faq-1[.]jsonl, faq-2[.]jsonl, tickets"):
+    with pytest.raises(ConfigInvalid, match=r"the files are faq-1[.]jsonl, faq-2[.]jsonl, tickets"):
         bench.curate(FILES, {"files": "ticket-*", "max_rows": 3})
 
 
