@@ -5,12 +5,15 @@ import gzip
 import io
 import json
 import lzma
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from zipfile import ZipFile
 
-from backprop_core.data.decompression import packing_of
-from backprop_core.data.file_format import reading_of
+from backprop_core.data import zip_archive
+from backprop_core.data.decompression import DAMAGED, packing_of
+from backprop_core.data.file_format import HEAD, reading, reading_of
 from backprop_core.data.forgotten_rows import names
 from backprop_core.data.loading import chat_rows
 from backprop_core.data.parsed_items import Malformed
@@ -19,6 +22,7 @@ from backprop_core.schema.refs import Reading, SourceRef
 from backprop_core.schema.specs import DatasetSpec
 from backprop_core.store.artifacts import file_digest, write_atomic
 
+ZIP = b"PK\x03\x04"
 PACK: dict[str, Callable[[bytes], bytes]] = {
     "gzip": lambda data: gzip.compress(data, mtime=0),
     "zstd": lambda data: zstd(data),
@@ -27,21 +31,27 @@ PACK: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-def rows_in(path: Path, spec: DatasetSpec, rows: Collection[str]) -> tuple[SourceRef, list[int], list[int]]:
-    """A file as a source, the numbers of its lines or rows that are `rows`, and those of all its rows.
+class Found(NamedTuple):
+    """How a file is read, and for it or each member of an archive the numbers of the rows asked for, and of all."""
 
-    Raises what reading it raises.
-    """
-    source = SourceRef(
-        digest=file_digest(path), path=str(path), reading=reading_of(path, path.name, said=spec.encoding)
-    )
-    found, every = list[int](), list[int]()
+    reading: Reading
+    asked: dict[str | None, list[int]]
+    every: dict[str | None, list[int]]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.asked.values()))
+
+
+def rows_in(path: Path, spec: DatasetSpec, rows: Collection[str]) -> Found:
+    """Where a file has `rows`. Raises what reading it raises."""
+    how = reading_of(path, path.name, said=spec.encoding)
+    source = SourceRef(digest=file_digest(path), path=str(path), reading=how)
+    found = Found(how, {}, {})
     for place, row, *_ in chat_rows(source, spec):
-        if place.file is None:  # of an archive, nothing can be removed
-            every.append(place.number)
+        found.every.setdefault(place.file, []).append(place.number)
         if not isinstance(row, Malformed) and names(row) & set(rows):
-            found.append(place.number)
-    return source, found, every
+            found.asked.setdefault(place.file, []).append(place.number)
+    return found
 
 
 def remove_rows(path: Path, spec: DatasetSpec, rows: Collection[str]) -> int:
@@ -49,19 +59,59 @@ def remove_rows(path: Path, spec: DatasetSpec, rows: Collection[str]) -> int:
 
     Raises what reading it raises, and InputValidationFailed for a format that cannot be written.
     """
-    source, found, every = rows_in(path, spec, rows)
+    found = rows_in(path, spec, rows)
     if not found:
         return 0
-    if len(found) == len(every):
+    if found.asked == found.every:
         path.unlink()
         return len(found)
-    assert source.reading
-    data = path.read_bytes()
+    write_atomic(path, packed_without(path.read_bytes(), found, path.name))
+    return len(found)
+
+
+def packed_without(data: bytes, found: Found, name: str) -> bytes:
+    """The bytes of a file without the rows asked for, packed as it was."""
+    packing, whole = packing_of(data), unpacked(data)
+    if found.reading.shape == "zip":
+        left = without_in_members(whole, found, name)
+    else:
+        left = without(whole, found.reading, found.asked[None], found.every[None], name)
+    return PACK[packing.name](left) if packing else left
+
+
+def unpacked(data: bytes) -> bytes:
     packing = packing_of(data)
     with packing.open(io.BytesIO(data)) if packing else io.BytesIO(data) as stream:
-        left = without(stream.read(), source.reading, found, every, path.name)
-    write_atomic(path, PACK[packing.name](left) if packing else left)
-    return len(found)
+        return stream.read()
+
+
+def contents(path: Path) -> Iterator[bytes]:
+    """What text may stand in: the bytes of a file and, unpacked, those in it; of an archive, those of each member."""
+    data = path.read_bytes()
+    yield data
+    with suppress(*DAMAGED, *zip_archive.DAMAGED):
+        whole = unpacked(data)
+        if whole.startswith(ZIP):
+            with ZipFile(io.BytesIO(whole)) as archive:
+                yield from (unpacked(archive.read(member)) for member in archive.infolist())
+        elif whole != data:
+            yield whole
+
+
+def without_in_members(data: bytes, found: Found, name: str) -> bytes:
+    """An archive without the rows asked for, and without the members that have no other row."""
+    made = io.BytesIO()
+    with ZipFile(io.BytesIO(data)) as old, ZipFile(made, "w") as new:
+        for member in old.infolist():
+            asked, every = found.asked.get(member.filename), found.every.get(member.filename)
+            content = old.read(member)
+            if asked and asked != every:
+                how = reading(unpacked(content)[:HEAD], member.filename, said=found.reading.encoding)
+                inner = Found(how, {None: asked}, {None: every or []})
+                content = packed_without(content, inner, f"{name}/{member.filename}")
+            if asked is None or asked != every:
+                new.writestr(member, content)
+    return made.getvalue()
 
 
 def without(data: bytes, reading: Reading, gone: Sequence[int], every: Sequence[int], name: str) -> bytes:

@@ -17,7 +17,7 @@ from backprop_core.data.database_quotes import blank, has_quotes
 from backprop_core.data.forgotten_rows import forget, forgotten
 from backprop_core.data.loading import find, good_rows
 from backprop_core.data.row_formats import ChatRow
-from backprop_core.data.row_removal import remove_rows, rows_in
+from backprop_core.data.row_removal import contents, remove_rows, rows_in
 from backprop_core.data.row_search import TracedFile, files_of, search
 from backprop_core.errors import BackpropError, RefAmbiguous, RowUnknown, RunActive
 from backprop_core.lines.forget import Asked, Forgetting, Learner, Removed, rows_named
@@ -192,7 +192,7 @@ class Work:
         reason = "it cannot be read"
         for spec in self._specs(path):
             try:
-                count = len(rows_in(path, spec, self._names)[1])
+                count = len(rows_in(path, spec, self._names))
                 if count and change and not download:
                     digest = file_digest(path)
                     remove_rows(path, spec, self._names)
@@ -209,7 +209,7 @@ class Work:
 
     def _unread(self, path: Path, why: str) -> None:
         """Note a file that nothing can be removed from, if it has the text."""
-        if self._quotes.in_file(path):
+        if any(map(self._quotes.hits, contents(path))):
             self._left.append(f"{path}: {why}; edit it yourself")
 
     def _specs(self, path: Path) -> list[DatasetSpec]:

@@ -5,6 +5,7 @@ import csv
 import gzip
 import json
 import lzma
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +17,7 @@ import pytest
 from backprop_core.data.forgotten_rows import names
 from backprop_core.data.loading import good_rows, snapshot
 from backprop_core.data.row_identity import identity
-from backprop_core.data.row_removal import remove_rows
-from backprop_core.errors import InputValidationFailed
+from backprop_core.data.row_removal import contents, remove_rows
 from backprop_core.schema.specs import DatasetSpec
 
 ROWS = [{"question": f'what is {number}?\nand why, "really"?', "answer": f"it is {number}é."} for number in range(9)]
@@ -54,6 +54,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "a.parquet": lambda path: pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path),
     "a.feather": lambda path: pyarrow.feather.write_feather(pyarrow.Table.from_pylist(ROWS), path),
     "a.arrows": write_stream,
+    "a.zip": lambda path: write_zip(path),
 }
 
 
@@ -88,16 +89,33 @@ def test_lines_that_stay_keep_their_bytes(tmp_path: Path) -> None:
     assert path.read_bytes() == odd + as_lines().partition(b"\n")[2]
 
 
-def test_an_archive_is_left_alone(tmp_path: Path) -> None:
-    """Nothing is removed from a ZIP archive: it is an error, not a loss."""
-    import zipfile
+def write_zip(path: Path) -> None:
+    """An archive with the rows in two members, one of them packed, and a member without rows."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        first, second = as_lines().splitlines(keepends=True)[:5], as_lines().splitlines(keepends=True)[5:]
+        archive.writestr("part-1.jsonl", b"".join(first))
+        archive.writestr("part-2.jsonl.gz", gzip.compress(b"".join(second)), zipfile.ZIP_STORED)
+        archive.writestr("README", "about")
 
+
+def test_a_member_without_rows_goes_and_the_others_keep_their_bytes(tmp_path: Path) -> None:
+    """Of an archive, only the members that had the rows are written again."""
     path = tmp_path / "a.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("a.jsonl", as_lines())
-    before = path.read_bytes()
-    spec = DatasetSpec(path=str(path))
-    [first, *_] = good_rows(snapshot(str(path), scratch=tmp_path), spec)
-    with pytest.raises(InputValidationFailed, match="no row can be removed from a zip file"):
-        remove_rows(path, spec, names(first))
-    assert path.read_bytes() == before
+    write_zip(path)
+    every, spec = read(path), DatasetSpec(path=str(path))
+    assert remove_rows(path, spec, [one.hex() for one in every[:5]]) == 5
+    with zipfile.ZipFile(path) as archive:
+        assert archive.namelist() == ["part-2.jsonl.gz", "README"] and archive.read("README") == b"about"
+        assert archive.getinfo("part-2.jsonl.gz").compress_type == zipfile.ZIP_STORED
+    assert read(path) == every[5:]
+
+
+def test_text_is_looked_for_in_what_is_packed(tmp_path: Path) -> None:
+    """The bytes of packed files and of members of archives are searched unpacked; damaged ones as they are."""
+    path = tmp_path / "a.zip"
+    write_zip(path)
+    assert sum(b"it is" in data for data in contents(path)) == 2 and b"it is" not in path.read_bytes()
+    path.write_bytes(gzip.compress(as_lines()))
+    assert any(b"it is 3" in data for data in contents(path))
+    path.write_bytes(path.read_bytes()[:40])
+    assert list(contents(path)) == [path.read_bytes()]

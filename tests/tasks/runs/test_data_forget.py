@@ -7,6 +7,7 @@ import re
 import shutil
 import sqlite3
 import tarfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import closing
 from fnmatch import fnmatch
@@ -79,6 +80,9 @@ def filled(home: Path, store: Store) -> None:
     data = home / "data"
     lines = (data / "night-1.jsonl").read_text().splitlines()[:40]
     (data / "packed.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    with zipfile.ZipFile(data / "packed.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("night.jsonl", "\n".join(lines))
+        archive.writestr("notes.md", TEXT)
     table = pyarrow.Table.from_pylist([json.loads(line) for line in lines])
     pyarrow.parquet.write_table(table, data / "table.parquet", compression="zstd")
     (home / "report.html").write_text(f"<p>{html.escape(TEXT)}</p>")
@@ -128,7 +132,13 @@ def test_no_byte_of_a_row_is_left(home: Path, store: Store) -> None:
     assert all(any(fnmatch(name, kind) for name in before) for kind in KINDS)
     assert gzip.decompress((home / "data" / "packed.jsonl.gz").read_bytes()).count(TEXT.encode()) == 1
     done = forget(TEXT)
-    assert places(home, TEXT) == set() and done.left == []
+    assert places(home, TEXT) == set()
+    assert [one.partition(": ")[2] for one in done.left] == [
+        "other rows or fields in it have text of the row; edit it yourself"
+    ]
+    with zipfile.ZipFile(home / "data" / "packed.zip") as archive:
+        assert TEXT not in archive.read("night.jsonl").decode() and OTHER in archive.read("night.jsonl").decode()
+    assert done.left[0].startswith(str(home / "data" / "packed.zip"))
     assert TEXT.encode() not in gzip.decompress((home / "data" / "packed.jsonl.gz").read_bytes())
     assert OTHER in gzip.decompress((home / "data" / "packed.jsonl.gz").read_bytes()).decode()
     kept = {name for name in other if not re.match("store/(artifacts|cache)/", name)}
