@@ -101,6 +101,19 @@ class ActionForbidden(BackpropError):
     code = "INPUT_ACTION_FORBIDDEN"
 
 
+class UserUnknown(BackpropError):
+    """No user has this name, or no token this id."""
+
+    code = "INPUT_USER_UNKNOWN"
+
+
+class TooManyAttempts(BackpropError):
+    """Too many attempts to sign in have failed."""
+
+    code = "INPUT_TOO_MANY_ATTEMPTS"
+    seconds = 60  # to wait
+
+
 class AuthRequired(BackpropError):
     """A password or token is missing, or the service rejected it."""
 

@@ -38,7 +38,7 @@ TOKEN = r"""(?x)  # tokens of known services, with unmistakable prefixes
         | xox[a-z]-[A-Za-z0-9-]{10,} | xapp-[A-Za-z0-9-]{10,}
         | gsk_[A-Za-z0-9]{16,} | SG\.[\w-]{16,}\.[\w-]{16,} | do[opr]_v1_[0-9a-f]{32,}
         | AIza[\w-]{30,} | ya29\.[\w.-]{16,} | npm_[A-Za-z0-9]{30,} | pypi-[\w-]{30,} | pnu_[A-Za-z0-9]{16,}
-        | eyJ[\w-]{6,}\.eyJ[\w-]{6,}(?:\.[\w-]*)?
+        | bpt_[\w-]{30,} | eyJ[\w-]{6,}\.eyJ[\w-]{6,}(?:\.[\w-]*)?
     )"""
 PARAMETER = (
     r"sig|signature|token|[\w.-]*[_-]token|api[_-]?key|key|secret|client[_-]?secret|password|passwd|pwd|auth|sas|"

@@ -20,6 +20,9 @@ mlflow.db, mlruns/      MLflow's database and artifacts; mlflow.lock: held while
 serve.json              where a running `serve` is; serve.new: the same, being written; serve-before.json: the last one
 serve.lock              held by `serve`
 serve-id                how the names of this home's workers begin
+users.json              who may sign in at the pages: roles, hashed passwords and tokens; users.lock: being changed
+audit.jsonl             every action at the pages; audit.jsonl.<n>: older ones; audit.lock: one is being written
+refused.jsonl           requests that were refused to strangers, the same way
 prefect-ui/             Prefect's pages
 <server>.log            of a server that was started here
 
@@ -70,8 +73,9 @@ All locks, in the one order in which they are taken. A process that waits for on
 7. locks/<key>                  of a training and its checkpoints
 
 A worker that starts before a stage needs it has the device out of turn, so its run gives it up before it waits for
-anything (`tasks.runs.worker_process.give_up`). While one of the others is held, no lock is waited for: serve.lock of
-the home, sync.lock of the journals, the lock of a session in tmp/, and those beside Prefect's and MLflow's databases.
+anything (`tasks.runs.worker_process.give_up`). While one of the others is held, no lock is waited for: serve.lock,
+users.lock and audit.lock of the home, sync.lock of the journals, the lock of a session in tmp/, and those beside
+Prefect's and MLflow's databases.
 """
 
 from collections.abc import Iterator
@@ -455,6 +459,31 @@ class HomeLayout:
     def serve_id(self) -> Path:
         """How the names of this home's workers begin."""
         return self.root / "serve-id"
+
+    @property
+    def users(self) -> Path:
+        """Who may sign in at the pages."""
+        return self.root / "users.json"
+
+    @property
+    def users_lock(self) -> Path:
+        """Held while that is being changed."""
+        return self.root / "users.lock"
+
+    @property
+    def audit(self) -> Path:
+        """Every action at the pages."""
+        return self.root / "audit.jsonl"
+
+    @property
+    def refused(self) -> Path:
+        """What was refused to strangers there."""
+        return self.root / "refused.jsonl"
+
+    @property
+    def audit_lock(self) -> Path:
+        """Held while one of the two is being written."""
+        return self.root / "audit.lock"
 
     @property
     def prefect_ui(self) -> Path:

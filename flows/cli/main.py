@@ -95,6 +95,21 @@ DATA = {  # verbs of `backprop data`: line in --help, example
 }
 
 
+USERS = {  # verbs of `backprop users`: line in --help, example
+    "add": (
+        "Add a user of the pages; the password comes from a prompt or from stdin.",
+        "backprop users add ann --role act",
+    ),
+    "list": ("List the users of the pages, with their roles and tokens.", "backprop users list"),
+    "remove": ("Remove a user; sessions and tokens end at once.", "backprop users remove ann"),
+    "role": ("Let a user act, or only look.", "backprop users role ann look"),
+    "password": ("Give a user a new password, from a prompt or from stdin.", "backprop users password ann"),
+    "token": ("Make a token for a service; it is shown once.", "backprop users token nightly"),
+    "revoke": ("End a token.", "backprop users revoke nightly 3f9c12ab"),
+    "audit": ("Show who did what at the pages, newest first.", "backprop users audit --limit 20"),
+}
+
+
 def verbs() -> dict[str, tuple[str, str, str]]:
     """Module, help and example of every verb, in the order of --help."""
     names = list(NO_FLOWS)
@@ -126,6 +141,10 @@ def build() -> App:
     for verb, (help_, example) in STORE.items():
         add(store, verb, f"maintenance:store_{verb}", help_, example)
     app.command(store)
+    people = App(name="users", help="Say who may sign in at the pages.", help_epilogue="", help_format="plaintext")
+    for verb, (help_, example) in USERS.items():
+        add(people, verb, f"users:users_{verb}", help_, example)
+    app.command(people)
     return app
 
 

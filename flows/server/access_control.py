@@ -43,13 +43,15 @@ class AccessControl:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if name_of(host) not in self._hosts:
-            return refused(403, AddressForbidden("Host header not allowed", hint="see BACKPROPAGATE_ALLOWED_HOSTS"))
+            known = AddressForbidden("Host header not allowed", hint="see BACKPROPAGATE_ALLOWED_HOSTS")
+            return refused(scope, 403, known)
         if "origin" in headers and place_of(headers["origin"]) != host:
-            return refused(403, FormExpired("Origin header not allowed", hint=f"open http://{host} itself"))
+            return refused(scope, 403, FormExpired("Origin header not allowed", hint=f"open http://{host} itself"))
         given = headers.get("authorization", "").encode()
         if self._expected is None or scope["path"] in HEALTH or hmac.compare_digest(given, self._expected):
             return None
-        answer = refused(401, AuthRequired("password required", hint="use the name and password of `serve --auth`"))
+        error = AuthRequired("password required", hint="use the name and password of `serve --auth`")
+        answer = refused(scope, 401, error)
         answer.headers["WWW-Authenticate"] = 'Basic realm="backprop"'
         return answer
 
@@ -65,8 +67,9 @@ def confining(send: Send) -> Send:
     return sending
 
 
-def refused(status: int, error: BackpropError) -> Response:
+def refused(scope: Scope, status: int, error: BackpropError) -> Response:
     """A refusal as text: code, what and what to do."""
+    scope.setdefault("state", {})["code"] = error.code  # for the audit log
     return PlainTextResponse(str(error), status)
 
 

@@ -20,12 +20,15 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from backprop_core.errors import AuthRequired, ConfigInvalid, InputNotFound, ServerActive, ServerFailed
-from backprop_core.runtime.redaction import blank_address, is_weak, keep_secret
+from backprop_core.runtime.redaction import blank_address, keep_secret
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.records import Record
+from flows.server import users
+from flows.server.passwords import check_strength
 from flows.server.server_process import Child
 
 log = logging.getLogger(__name__)
+ADDRESSES = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")  # of servers that run elsewhere
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 ASKED = 1.0  # seconds: checking whether `serve` runs holds the lock for a moment
 STUCK = 5.0  # seconds for a process that does not come up to end
@@ -47,19 +50,25 @@ class Addresses(Record):
 def password(user: str | None, host: str, config: Settings) -> str | None:
     """`user:password`, from the environment, a file or a prompt; None without a user.
 
-    Raises AuthRequired if other machines can reach `host` and no user is given, or if there is no terminal to ask on,
-    and ConfigInvalid for a password that could not be blanked in logs.
+    Raises AuthRequired if other machines can reach `host` or there are users, and no user is given, or if there is no
+    terminal to ask on, and ConfigInvalid for a password that could not be blanked in logs.
     """
+    known = users.read(config)
     if user is None:
-        if host in LOOPBACK:
+        if known and not all(map(os.environ.get, ADDRESSES)):
+            raise AuthRequired(
+                "people sign in at the pages, but Prefect and MLflow have no password",
+                hint="set the user for both, who may act at the pages too: --auth USER",
+            )
+        if host in LOOPBACK or known:
             return None
         raise AuthRequired(f"other machines can reach {host}", hint="set a user: --auth USER")
-    secret = secret_of(user, config)
-    if is_weak(secret):
+    if user in known:
         raise ConfigInvalid(
-            f"the password for {user} is too short, or a single word or number",
-            hint="use at least 8 characters, not only letters or only digits, so that it can be blanked in logs",
+            f"{user} is a user of the pages already", hint="give --auth another name: its password opens Prefect too"
         )
+    secret = secret_of(user, config)
+    check_strength(user, secret)
     keep_secret(secret)
     return f"{user}:{secret}"
 

@@ -1,11 +1,11 @@
 """Records who promotes a version manually, and why."""
 
-import getpass
 from datetime import UTC, datetime
 
 from prefect.context import FlowRunContext
 
 from backprop_core.errors import ConfigInvalid
+from backprop_core.runtime.local_user import local_user
 from backprop_core.schema.flows import BY
 from backprop_core.schema.gate_report import Act
 
@@ -26,7 +26,4 @@ def author() -> str:
             return named[0]
         creator = run.created_by.display_value if run.created_by else None
         return creator or f"Prefect's flow run {run.name}"
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError, ImportError):  # a container's user may have no name
-        return "a user without a name"
+    return local_user()

@@ -20,6 +20,7 @@ from backprop_core.errors import (
     FormExpired,
     InputTooLarge,
     MLflowUnreachable,
+    PlaceUnusable,
     PrefectUnreachable,
     RunActive,
     RunUnknown,
@@ -44,6 +45,7 @@ STATUS = {
     ArtifactDamaged: 500,
     RunActive: 409,
     InputTooLarge: 413,
+    PlaceUnusable: 500,
     DeploymentRefused: 502,
     PrefectUnreachable: 503,
     MLflowUnreachable: 503,
@@ -78,29 +80,33 @@ def coded(error: HTTPException) -> BackpropError:
     return ConfigInvalid(error.detail, hint="load the page again")
 
 
-async def failed(_: Request, error: Exception) -> Response:
+async def failed(request: Request, error: Exception) -> Response:
     """A coded error as JSON."""
     assert isinstance(error, BackpropError)
+    request.state.code = error.code
     return problem(STATUS.get(type(error), 400), error)
 
 
-async def refused(_: Request, error: Exception) -> Response:
+async def refused(request: Request, error: Exception) -> Response:
     """An unknown path, or a method that it does not have."""
     assert isinstance(error, HTTPException)
+    request.state.code = coded(error).code
     answer = problem(error.status_code, coded(error))
     answer.headers.update(error.headers or {})
     return answer
 
 
-async def invalid(_: Request, error: Exception) -> Response:
+async def invalid(request: Request, error: Exception) -> Response:
     """A parameter that is missing or of another type."""
     assert isinstance(error, RequestValidationError)
+    request.state.code = ConfigInvalid.code
     said = "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
     return problem(422, ConfigInvalid(said, hint=f"{PREFIX}/openapi.json describes every parameter"))
 
 
-async def unexpected(_: Request, __: Exception) -> Response:
+async def unexpected(request: Request, _: Exception) -> Response:
     """An error without a code. The output of `serve` has its traceback."""
+    request.state.code = UNEXPECTED.code
     return problem(500, UNEXPECTED)
 
 
@@ -121,6 +127,8 @@ def application(sources: Sources, tokens: forms.Tokens) -> FastAPI:
         },
         redirect_slashes=False,
     )
+
+    api.state.sources = sources
 
     @api.get("/lines")
     def lines() -> Overview:

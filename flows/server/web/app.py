@@ -14,9 +14,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backprop_core.errors import BackpropError
 from flows.server.access_control import AccessControl
-from flows.server.web import api, frame, new_page, pages
+from flows.server.web import api, frame, login_page, new_page, pages
+from flows.server.web.audited import Audited
+from flows.server.web.door import Door, Guarded
 from flows.server.web.forms import Tokens
-from flows.server.web.people import OnePerson
+from flows.server.web.members import Members
 from flows.server.web.state import Sources
 
 STATIC = Path(__file__).parent / "static"
@@ -30,12 +32,13 @@ POLICY = {
 
 
 def application(sources: Sources, *, hosts: Sequence[str], password: str | None) -> ASGIApp:
-    """The pages of a home, behind access control."""
+    """The pages of a home, behind access control and the door. `password` is that of `serve --auth`."""
     tokens = Tokens()
     app = Starlette(
         routes=[
             *pages.ROUTES,
             *new_page.ROUTES,
+            *login_page.ROUTES,
             Mount(api.PREFIX, api.application(sources, tokens)),
             Mount("/static", StaticFiles(directory=STATIC)),
         ],
@@ -43,8 +46,9 @@ def application(sources: Sources, *, hosts: Sequence[str], password: str | None)
     )
     app.router.redirect_slashes = False
     app.state.sources, app.state.tokens = sources, tokens
-    user = password.partition(":")[0] if password else None
-    return AccessControl(OnePerson(Confined(app), user), hosts=hosts, password=password, head_as_get=False)
+    app.state.door = door = Door(Members(sources.config, password))
+    guarded = AccessControl(Confined(Guarded(app, door)), hosts=hosts, password=None, head_as_get=False)
+    return Audited(guarded, sources.config)
 
 
 class Confined:

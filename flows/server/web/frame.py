@@ -9,11 +9,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, RedirectResponse, Response
 
 from backprop_core.errors import BackpropError
 from flows.server.web import charts, forms, state, text
-from flows.server.web.people import person_of
+from flows.server.web.people import how_of, person_of
 from flows.server.web.state import Sources
 from tasks.runs.line_report import StoredFile
 
@@ -63,16 +63,21 @@ def page(request: Request, template: str, status: int = 200, **values: Any) -> H
         "namespace": sources.config.namespace,
         "current": request.path_params.get("name"),
         "person": person_of(request),
-        "token": request.app.state.tokens.token(cookie),
+        "in_session": how_of(request) == "session",
+        "token": forms.token_of(request, cookie),
         "notice": NOTICES.get(request.query_params.get("done", "")),
     }
-    answer = HTMLResponse(TEMPLATES.get_template(template).render(frame | values), status)
+    html = TEMPLATES.get_template(template).render(frame | values)
+    answer = HTMLResponse(html if person_of(request).may_act else forms.without_actions(html), status)
     forms.keep_cookie(request, answer, cookie)
     return answer
 
 
-def error_page(request: Request, status: int, error: BackpropError, headers: dict[str, str]) -> HTMLResponse:
-    """An error, with its code and what to do."""
+def error_page(request: Request, status: int, error: BackpropError, headers: dict[str, str]) -> Response:
+    """An error, with its code and what to do; for a stranger without the names of the lines."""
+    request.state.code = error.code
+    if how_of(request) is None:
+        return PlainTextResponse(str(error), status, headers)
     answer = page(request, "error.html", status, error=error, refresh=0)
     answer.headers.update(headers)
     return answer

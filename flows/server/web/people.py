@@ -1,9 +1,11 @@
 """Who is at a page: a name, and whether this person may act or only look."""
 
+from typing import Any
+
 from starlette.requests import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from backprop_core.schema.records import Record
+from flows.server.audit import How
 
 
 class Person(Record):
@@ -13,18 +15,21 @@ class Person(Record):
     may_act: bool
 
 
+STRANGER = Person(name=None, may_act=False)
+
+
 def person_of(request: Request) -> Person:
-    """Who sent it, as access control has found."""
+    """Who sent it, as the door has found."""
     person: Person = request.state.person
     return person
 
 
-class OnePerson:
-    """Everyone who passes access control is the user of `serve --auth`, and may act."""
+def how_of(request: Request) -> How | None:
+    """What showed who it was; None for a stranger."""
+    how: How | None = request.state.how
+    return how
 
-    def __init__(self, app: ASGIApp, name: str | None) -> None:
-        self._app, self._person = app, Person(name=name, may_act=True)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope.setdefault("state", {})["person"] = self._person
-        await self._app(scope, receive, send)
+def unknown() -> dict[str, Any]:
+    """What is known of a request before anything is."""
+    return {"person": STRANGER, "how": None, "session": "", "given": {}, "code": None, "failed": False}
