@@ -63,6 +63,11 @@ class Settings(BaseSettings):
     allowed_hosts: str | None = Field(
         None, description="Host names that `serve` accepts besides this machine's own, separated by commas."
     )
+    trusted_proxy: str | None = Field(
+        None,
+        description="Addresses of the proxy in front of `serve`, separated by commas: its X-Forwarded-For and "
+        "X-Forwarded-Proto are believed.",
+    )
     auth_password: SecretStr | None = Field(None, description="Password of `serve --auth USER`.")
     auth_password_file: Place | None = Field(None, description="File with that password.")
     worker_python: str | None = Field(

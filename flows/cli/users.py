@@ -125,14 +125,6 @@ def new_password(name: str) -> str:
 
 def noted(what: str, name: str, config: Settings, **given: str) -> None:
     """Write a change of the users into the audit log."""
-    entry = audit.Entry(
-        at=datetime.now(UTC),
-        who=local_user(),
-        how="terminal",
-        address="",
-        what=what,
-        target=name,
-        given=given,
-        status=200,
-    )
+    now, who = datetime.now(UTC), local_user()
+    entry = audit.Entry(at=now, who=who, how="terminal", address="", what=what, target=name, given=given, status=200)
     audit.append(entry, config)

@@ -13,6 +13,11 @@ COST = (14, 8, 5)  # log2 of N, r, p: 16 MiB and a quarter of a second; OWASP's 
 MEMORY = 64 * 2**20  # bytes that OpenSSL may take
 
 
+def nobodys() -> str:
+    """What no password has as its hash, at the same cost."""
+    return "$".join(["scrypt", *map(str, COST), *(base64.b64encode(bytes(size)).decode() for size in (16, 32))])
+
+
 def hashed(secret: str, cost: tuple[int, int, int] = COST) -> str:
     """The hash of a password with a new salt: `scrypt$14$8$5$SALT$HASH`."""
     salt = os.urandom(16)

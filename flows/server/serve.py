@@ -240,7 +240,7 @@ class Service:
         app = application(sources, hosts=self._hosts, password=self._auth)
         self._cleanup.callback(prefect.close)
         self._cleanup.callback(mlflow.close)
-        self._cleanup.callback(PageServer(self._page, app).close)
+        self._cleanup.callback(PageServer(self._page, app, self._config.trusted_proxy).close)
 
     def _owns(self, server: str) -> bool:
         """Whether it runs this server itself."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount
@@ -33,7 +34,7 @@ POLICY = {
 
 def application(sources: Sources, *, hosts: Sequence[str], password: str | None) -> ASGIApp:
     """The pages of a home, behind access control and the door. `password` is that of `serve --auth`."""
-    tokens = Tokens()
+    tokens, door = Tokens(), Door(Members(sources.config, password))
     app = Starlette(
         routes=[
             *pages.ROUTES,
@@ -42,13 +43,12 @@ def application(sources: Sources, *, hosts: Sequence[str], password: str | None)
             Mount(api.PREFIX, api.application(sources, tokens)),
             Mount("/static", StaticFiles(directory=STATIC)),
         ],
+        middleware=[Middleware(Guarded, door=door)],
         exception_handlers={HTTPException: refused, BackpropError: failed, Exception: unexpected},
     )
     app.router.redirect_slashes = False
-    app.state.sources, app.state.tokens = sources, tokens
-    app.state.door = door = Door(Members(sources.config, password))
-    guarded = AccessControl(Confined(Guarded(app, door)), hosts=hosts, password=None, head_as_get=False)
-    return Audited(guarded, sources.config)
+    app.state.sources, app.state.tokens, app.state.door = sources, tokens, door
+    return Audited(AccessControl(Confined(app), hosts=hosts, password=None, head_as_get=False), sources.config)
 
 
 class Confined:

@@ -19,7 +19,7 @@ class Members:
         self._state: tuple[int, ...] | None = None
         self._read: dict[str, User] = {}
         self._key, self._right = secrets.token_bytes(32), OrderedDict[bytes, str]()
-        self._nobody = passwords.hashed(secrets.token_hex(16))
+        self._nobody = passwords.nobodys()
         self._asks = False
 
     @property

@@ -11,9 +11,9 @@ from backprop_core.errors import ServerFailed
 
 
 class PageServer:
-    """Serves an application on a socket, in a thread, until it is closed."""
+    """Serves an application on a socket, in a thread, until it is closed; `proxy` may say who asks, and how."""
 
-    def __init__(self, listening: socket.socket, app: ASGIApp) -> None:
+    def __init__(self, listening: socket.socket, app: ASGIApp, proxy: str | None = None) -> None:
         config = uvicorn.Config(
             app,
             log_level="error",
@@ -21,6 +21,8 @@ class PageServer:
             lifespan="off",
             ws="none",
             server_header=False,
+            proxy_headers=proxy is not None,
+            forwarded_allow_ips=proxy or "",
             timeout_graceful_shutdown=1,  # a download does not keep `serve` from ending
         )
         self._server = uvicorn.Server(config)

@@ -136,12 +136,12 @@ def test_other_methods_are_named(pages: Pages) -> None:
 
 
 def test_strangers_are_refused(support: LineMaker, pages: Pages) -> None:
-    """With a password every page but /health asks for it; a foreign Host or Origin is refused always."""
+    """With a password every page but /health asks for it, not the style; a foreign Host or Origin is refused always."""
     client = pages(password="team:horse staple")
-    for path in ("/", "/lines/support", "/static/page.css", "/nothing"):
+    for path in ("/", "/lines/support", "/static/none", "/nothing", "/api/v1/nothing"):
         assert client.get(path).status_code == 401
         assert client.get(path, auth=("team", "wrong")).status_code == 401
-    assert client.get("/health").status_code == 200
+    assert client.get("/health").status_code == client.get("/static/page.css").status_code == 200
     assert client.get("/", auth=("team", "horse staple")).status_code == 200
     assert pages().get("/", headers={"Host": "evil.example"}).status_code == 403
     assert pages().get("/", headers={"Origin": "http://evil.example"}).status_code == 403
