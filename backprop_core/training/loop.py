@@ -84,17 +84,7 @@ def train(
             guard=guard,
             ranks=ranks,
         )
-        record = {
-            "stage": "train",
-            "key": key,
-            "rows": rows.digest,
-            "spec": spec.model_dump(mode="json"),
-            "limits": asdict(run.limits),
-            "inexact_resume": run.inexact,
-        }
-        with store.begin("adapter") as directory:
-            adapters.write_adapter(adapter, directory)
-            ref = store.commit(directory, AdapterRef, kind="tuned", record=record)
+        ref = committed(run, adapter, rows, key, store)
         if not keep_checkpoints:
             shutil.rmtree(store.layout.checkpoints(key), ignore_errors=True)
         return run.result(ref)
@@ -137,6 +127,21 @@ def fit(
                 hint="lower training.lora.rank, or use a smaller base or a GPU with more memory",
             ) from error
         return run, lora_init.learned(config, taken(model), run.first)
+
+
+def committed(run: "Run", adapter: Adapter, rows: RowsRef, key: str, store: Store) -> AdapterRef:
+    """Commit the adapter that a run has trained."""
+    record = {
+        "stage": "train",
+        "key": key,
+        "rows": rows.digest,
+        "spec": run.spec.model_dump(mode="json"),
+        "limits": asdict(run.limits),
+        "inexact_resume": run.inexact,
+    }
+    with store.begin("adapter") as directory:
+        adapters.write_adapter(adapter, directory)
+        return store.commit(directory, AdapterRef, kind="tuned", record=record)
 
 
 def starting_point(
