@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
-from prefect.settings import get_current_settings
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, get_current_settings, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.cli.console import OURS
@@ -32,8 +32,9 @@ def no_address_of_an_earlier_test() -> None:
 
 @pytest.fixture(scope="session")
 def prefect():
-    """Prefect's own temporary server and database."""
-    with prefect_test_harness(server_startup_timeout=600):
+    """Prefect's own temporary server and database. No flow run waits a second for the end of its heartbeats."""
+    at_once = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+    with prefect_test_harness(server_startup_timeout=600), temporary_settings(at_once):
         yield
 
 
