@@ -35,6 +35,8 @@ class Field:
     allowed: str
     default: str
     help: str
+    choices: tuple[str, ...] = ()  # the only values, if there are few
+    structured: bool = False  # whether a list or a mapping is among the values
 
 
 @cache
@@ -56,7 +58,14 @@ def walk(schema: Schema, root: Schema, path: tuple[str, ...]) -> Iterator[Field]
         below = (*path, name)
         target = resolve(property_, root)
         help_ = property_.get("description", target.get("description", ""))
-        yield Field(".".join(below), allowed(property_, root), default_of(property_, name in required), help_)
+        yield Field(
+            ".".join(below),
+            allowed(property_, root),
+            default_of(property_, name in required),
+            help_,
+            choices_of(property_, root) or (),
+            is_structured(property_, root),
+        )
         if "items" in target:
             yield from walk(resolve(target["items"], root), root, (*below, ENTRY))
         else:
@@ -112,6 +121,29 @@ def allowed(schema: Schema, root: Schema) -> str:
         return f"{SCALARS[schema['type']]} from {schema['minimum']} to {schema['maximum']}"
     limits = " and ".join(words.format(schema[key]) for key, words in BOUNDS.items() if key in schema)
     return " ".join(filter(None, (SCALARS[schema["type"]], limits)))
+
+
+def choices_of(schema: Schema, root: Schema) -> tuple[str, ...] | None:
+    """The only values besides null; None if there are more than can be listed."""
+    match resolve(schema, root):
+        case {"anyOf": parts}:
+            every = [choices_of(part, root) for part in parts]
+            return None if None in every else tuple(dict.fromkeys(name for part in every for name in part or ()))
+        case {"enum": values}:
+            return tuple(map(str, values))
+        case {"const": value}:
+            return (str(value),)
+        case {"type": "boolean"}:
+            return ("true", "false")
+        case {"type": "null"}:
+            return ()
+    return None
+
+
+def is_structured(schema: Schema, root: Schema) -> bool:
+    """Whether a list or a mapping is among the values."""
+    known = resolve(schema, root)
+    return known.get("type") in ("array", "object") or any(is_structured(part, root) for part in known.get("anyOf", ()))
 
 
 def text_of(schema: Schema) -> str:

@@ -29,6 +29,8 @@ def without_value(text: str, place: Path) -> str:
         return text
     if len(parent.value) == 1 and len(place) > 1 and not place[-2].isdecimal():
         return without_value(text, place[:-1])
+    if len(parent.value) == 1 and (len(place) > 1 or parent.flow_style):
+        return verified(text, replaced(text, parent, {}), place, None)
     return verified(text, removed(text, parent, keys_of(parent).index(key)), place, None)
 
 

@@ -27,7 +27,7 @@ from backprop_core.errors import (
     Unexpected,
 )
 from backprop_core.schema.records import Record
-from flows.server.web import forms, history_page, new_page, rows, run_api, state, version_page
+from flows.server.web import forms, history_page, new_page, rows, run_api, settings_page, state, version_page
 from flows.server.web.line_runs import LineRuns
 from flows.server.web.rows import Added
 from flows.server.web.state import Health, LineState, Overview, Sources
@@ -166,4 +166,5 @@ def application(sources: Sources, tokens: forms.Tokens) -> FastAPI:
     version_page.add_routes(api, sources)
     run_api.add_routes(api, sources, tokens)
     new_page.add_routes(api, sources, tokens)
+    settings_page.add_routes(api, sources, tokens)
     return api

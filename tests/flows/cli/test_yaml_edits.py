@@ -99,6 +99,8 @@ def test_a_text_without_values_gets_some() -> None:
     assert with_value("", ("model", "name"), "a") == "model:\n  name: a\n"
     assert with_value("# nothing yet", ("min_new_rows",), "5") == "# nothing yet\nmin_new_rows: 5\n"
     assert with_value("schedule:\nline: a\n", ("schedule", "cron"), "x") == "schedule: {cron: x}\nline: a\n"
+    assert without_value("{a: 1}", ("a",)) == "{}"
+    assert without_value("datasets:\n- path: b\n", ("datasets", "0", "path")) == "datasets:\n- {}\n"
     assert without_value("datasets:\n- task: a\n  path: b\n", ("datasets", "0", "task")) == "datasets:\n- path: b\n"
 
 
