@@ -6,7 +6,7 @@ In memory are about 110 bytes of each row that is left: its identity, place and 
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from backprop_core.data.converted_rows import ConvertedRow, converted
 from backprop_core.data.file_readers import Item, Malformed, Place
+from backprop_core.data.forgotten_rows import names
 from backprop_core.data.loading import BATCH, ChatRow
 from backprop_core.data.preference_rows import is_preference
 from backprop_core.data.report_samples import Reasons
@@ -31,7 +32,7 @@ from backprop_core.schema.refs import SourceRef
 from backprop_core.schema.specs import DatasetSpec
 from backprop_core.store.cache_keys import canonical
 
-EMPTY, DUPLICATE, JUDGED = "empty", "duplicate", "preference"
+EMPTY, DUPLICATE, JUDGED, FORGOTTEN = "empty", "duplicate", "preference", "forgotten"
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,18 @@ class Usable:
 class ReadRows:
     """The rows of a source: how many, why some are dropped, and a sample of all chat rows."""
 
-    def __init__(self, scratch: Path, files: ExitStack, refusals: Refusals | None = None) -> None:
+    def __init__(
+        self,
+        scratch: Path,
+        files: ExitStack,
+        refusals: Refusals | None = None,
+        forgotten: Collection[str] = (),
+    ) -> None:
         self.format, self.malformed = "", 0
         self.dropped = Reasons()
         self.sample = Reservoir[ChatRow](MOST_ROWS)
         self.read_in, self.usable_in = Counter[str | None](), Counter[str | None]()  # by file
-        self._refusals = refusals
+        self._refusals, self._forgotten = refusals, frozenset(forgotten)
         self._spool, self._places = Spool(scratch / "usable", files), Places()
         self._identities, self._characters = bytearray(), array("Q")
 
@@ -87,6 +94,8 @@ class ReadRows:
     def _add(self, item: Item, row: ChatRow | Malformed) -> None:
         if isinstance(row, Malformed):
             self._drop(item, row.reason, str(row))
+        elif self._forgotten and names(row) & self._forgotten:
+            self.dropped.add(FORGOTTEN, item.place, "it was forgotten".__str__, "".__str__)
         elif is_preference(row):
             self._drop(item, JUDGED, "judged answers are kept apart, not trained")
         elif not teaches(row):
@@ -115,10 +124,17 @@ class ReadRows:
         return Usable(every.take(kept), kept, self._places, np.frombuffer(self._characters, np.uint64)[kept])
 
 
-def read(source: SourceRef, spec: DatasetSpec, refusals: Refusals | None, scratch: Path, files: ExitStack) -> ReadRows:
-    """Read a source. Raises what `loading.chat_rows` raises."""
+def read(
+    source: SourceRef,
+    spec: DatasetSpec,
+    refusals: Refusals | None,
+    scratch: Path,
+    files: ExitStack,
+    forgotten: Collection[str] = (),
+) -> ReadRows:
+    """Read a source; `forgotten` has identities of rows to drop. Raises what `loading.chat_rows` raises."""
     form, rows = converted(source, spec)
-    made = ReadRows(scratch, files, refusals)
+    made = ReadRows(scratch, files, refusals, forgotten)
     made.format = form
     while some := list(islice(rows, BATCH)):
         made.add(some)

@@ -103,7 +103,7 @@ def report(
     if not files and job.config is None and job.line is None:
         raise ConfigInvalid("no dataset given", hint="name files, or a job file with --config or --line")
     specs = [job.spec(file, model, max_length) for file in files or (None,)]
-    found = Reports(specs)
+    found = Reports(specs, settings())
     if output_file:
         found.write(output_file)
     error = found.check(limits)

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from backprop_core.data.forgotten_rows import forgotten
 from backprop_core.data.loading import find
 from backprop_core.data.report import Base, DatasetReport, refusals_of, report
 from backprop_core.data.report_limits import Limit, exceeded, limit
@@ -12,17 +13,18 @@ from backprop_core.data.report_page import page
 from backprop_core.data.report_rows import read
 from backprop_core.errors import DataLimitExceeded, PlaceUnusable
 from backprop_core.models import base as bases
+from backprop_core.runtime.settings import Settings
 from backprop_core.schema.specs import DatasetSpec, RunSpec
-from backprop_core.store.artifacts import write_atomic
+from backprop_core.store.artifacts import Store, write_atomic
 from tasks.runs.data_preview import max_length, tokenizer_files
 
 
 class Reports:
-    """The reports of the datasets of some specs, which share a base."""
+    """The reports of the datasets of some specs, which share a base. Rows that the home has forgotten are not shown."""
 
-    def __init__(self, specs: Sequence[RunSpec]) -> None:
+    def __init__(self, specs: Sequence[RunSpec], config: Settings) -> None:
         """Examine every dataset. Raises what reading the data and the base's tokenizer raises."""
-        self._directory = base_directory(specs[0])
+        self._directory, self._forgotten = base_directory(specs[0]), forgotten_in(config)
         self.all = [self._examine(spec, dataset) for spec in specs for dataset in spec.datasets]
 
     def _examine(self, spec: RunSpec, dataset: DatasetSpec) -> DatasetReport:
@@ -31,7 +33,7 @@ class Reports:
         with TemporaryDirectory() as scratch, ExitStack() as files:
             place = Path(scratch)
             source = find(dataset, scratch=place)
-            rows = read(source, dataset, refusals_of(dataset, template), place, files)
+            rows = read(source, dataset, refusals_of(dataset, template), place, files, self._forgotten)
             base = Base(spec.model.name, directory, max_length(spec, rows.sample, directory)) if directory else None
             return report(source.digest, rows, dataset, base, place)
 
@@ -50,6 +52,11 @@ class Reports:
         if not found:
             return None
         return DataLimitExceeded("; ".join(found), hint="look at the report, correct the data or raise the limit")
+
+
+def forgotten_in(config: Settings) -> set[str]:
+    """The identities of rows that the home has forgotten; a home without a store is left as it is."""
+    return set(forgotten(Store(config.store_path))) if config.store_path.is_dir() else set()
 
 
 def limits_of(texts: Sequence[str]) -> list[Limit]:

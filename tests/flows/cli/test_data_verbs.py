@@ -12,10 +12,12 @@ import pytest
 from rich.console import Console
 
 from backprop_core.data.curation import curate
-from backprop_core.data.loading import snapshot
+from backprop_core.data.forgotten_rows import forget
+from backprop_core.data.loading import good_rows, snapshot
 from backprop_core.data.report import FIGURES
 from backprop_core.data.restored_rows import QuarantinedRow
 from backprop_core.data.row_identity import identity
+from backprop_core.runtime.settings import settings
 from backprop_core.schema.specs import CurationSpec, DatasetSpec
 from backprop_core.store.artifacts import Store
 from flows.cli import data_text, main
@@ -150,6 +152,17 @@ def test_report_writes_a_page_and_a_document(place: Path, capsys: Capture) -> No
     assert [(one["data"], one["usable"], one["figures"]["duplicates"]) for one in reports] == [
         (path, 2, 1) for path in data
     ]
+
+
+def test_report_leaves_out_forgotten_rows(place: Path, home: Path, capsys: Capture) -> None:
+    """A row that the home has forgotten is counted as dropped, and its text is in neither the page nor the document."""
+    path = Path(write(place / "a.jsonl", [chat("What is the code?", "It is 7421."), chat("a", "b")]))
+    [row, _] = good_rows(snapshot(str(path), scratch=place), DatasetSpec(path=str(path)))
+    forget([identity(row).hex()], [], Store(settings().store_path))
+    status, out, _ = said(["data", "report", str(path), "--output", "report.html"], capsys)
+    assert status == 0 and "1 of 2 rows usable" in out and "7421" not in out + Path("report.html").read_text()
+    [made] = document(["data", "report", str(path)], capsys)["datasets"]
+    assert [(one["reason"], one["rows"]) for one in made["dropped"]] == [("forgotten", 1)] and made["usable"] == 1
 
 
 def test_report_fails_on_a_limit(place: Path, capsys: Capture) -> None:
