@@ -21,6 +21,7 @@ from tokenizers import Encoding
 from backprop_core.data.chat_answers import Written, answer, write_all, write_prompt
 from backprop_core.data.chat_rendering import Message
 from backprop_core.data.control_tokens import Controls
+from backprop_core.data.label_marks import LabelMarks
 from backprop_core.data.long_rows import Example, first, fits, shorter
 from backprop_core.data.row_formats import ChatRow
 from backprop_core.errors import ChatTemplateUnusable, NoLabelTokens
@@ -63,12 +64,12 @@ class Tokens:
         pairs = zip(self._pieces, self._starts, strict=True)
         return np.concatenate([characters_of(piece) + start for piece, start in pairs])
 
-    def of(self, start: int, end: int) -> Iterable[int]:
+    def of(self, start: int, end: int) -> Iterable[range]:
         """The positions of the tokens that have a character of this range, which is not empty."""
         if len(self._pieces) == 1 and (some := within(self._pieces[0], start, end)):
-            return some
+            return [some]
         first_t, end_t = self.characters_t2.T
-        return map(int, np.flatnonzero((end_t > start) & (first_t < end)))
+        return (range(at, at + 1) for at in np.flatnonzero((end_t > start) & (first_t < end)).tolist())
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[ChatRow], *, max_length: int | Limit) -> Examples:
@@ -90,9 +91,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[ChatRow], *, max_l
     limit = max_length if isinstance(max_length, Limit) else Limit(tokens=max_length)
     examples = Examples()
     examples.left_out = len(refused)
-    pairs = zip(written, tokenize(tokenizer, written), strict=True)
-    for index, group in groupby(pairs, key=lambda pair: pair[0].row):
-        made = [labelled(*pair) for pair in group]
+    for index, group in groupby(label_all(tokenizer, written), key=lambda example: example.row):
+        made = list(group)
         if limit.too_long is None or all(fits(example, limit.tokens) for example in made):
             examples.add(made, limit.tokens, counts=limit.too_long is None)
         else:
@@ -108,7 +108,18 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[ChatRow], *, max_l
 def encoded(tokenizer: PreTrainedTokenizerBase, index: int, row: ChatRow) -> list[Example]:
     """The examples of one row at their full length; none if the template refuses it."""
     written = [text._replace(row=index) for text in write_all(tokenizer, [row], [])]
-    return [labelled(*pair) for pair in zip(written, tokenize(tokenizer, written), strict=True)]
+    return list(label_all(tokenizer, written))
+
+
+def label_all(tokenizer: PreTrainedTokenizerBase, written: Sequence[Written]) -> Iterator[Example]:
+    """The example of each text at its full length."""
+    marks = LabelMarks(tokenizer)
+    for begin in range(0, len(written), BATCH):
+        batch = written[begin : begin + BATCH]
+        found = marks.examples(batch)
+        rest = [text for text, example in zip(batch, found, strict=True) if example is None]
+        others = map(labelled, rest, tokenize(tokenizer, rest))
+        yield from (next(others) if example is None else example for example in found)
 
 
 def no_labels(rows: int, limit: Limit, *, cut: bool) -> NoLabelTokens:
@@ -128,8 +139,9 @@ def labelled(written: Written, tokens: Tokens) -> Example:
     """The example with its label flags; an answer without tokens has no label."""
     labels = [False] * len(tokens.ids)
     for span in written.spans:
-        for position in tokens.of(*span):
-            labels[position] = position > 0
+        for some in tokens.of(*span):
+            labels[some.start : some.stop] = [True] * len(some)
+    labels[:1] = [False] * len(labels[:1])
     return Example(tokens.ids, labels, written.row)
 
 
@@ -185,8 +197,11 @@ def encodings(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, plain: bo
     """Tokenize texts without adding special tokens; if `plain`, control tokens' names are plain text."""
     if not texts:
         return []
-    batch = tokenizer(texts, add_special_tokens=False, split_special_tokens=plain, verbose=False)
-    return list(batch.encodings)
+    backend = tokenizer.backend_tokenizer  # transformers would make lists of ids and masks of each text first
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = plain
+    return list(backend.encode_batch(texts, add_special_tokens=False))
 
 
 def joined(pieces: list[Encoding], parts: list[str], fence: str) -> Tokens:

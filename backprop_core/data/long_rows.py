@@ -39,7 +39,9 @@ def fits(example: Example, length: int) -> bool:
 
 def first(example: Example, length: int) -> Example:
     """The example cut on the right."""
-    return Example(example.ids[:length], example.labels[:length], example.row)
+    return (
+        example if len(example.ids) <= length else Example(example.ids[:length], example.labels[:length], example.row)
+    )
 
 
 def shorter(row: ChatRow, made: Sequence[Example], length: int, how: TooLong, encoded: Encoded) -> Shortened:

@@ -29,7 +29,7 @@ class FileTokenizer:
                 f"{directory} has no tokenizer.json to show rows with", hint="use a model that has one with --model"
             )
         try:
-            self._tokenizer = bases.open_tokenizer(file)
+            self.backend_tokenizer = bases.open_tokenizer(file)
         except ValueError as error:
             raise ModelLoadFailed(
                 f"{file} is not a valid tokenizer: {error}", hint="download the model's files again"
@@ -45,7 +45,7 @@ class FileTokenizer:
 
     @property
     def bos_token_id(self) -> int | None:
-        return self._tokenizer.token_to_id(self.bos_token) if self.bos_token else None
+        return self.backend_tokenizer.token_to_id(self.bos_token) if self.bos_token else None
 
     @property
     def eos_token(self) -> str | None:
@@ -57,7 +57,7 @@ class FileTokenizer:
 
     @property
     def added_tokens_decoder(self) -> dict[int, AddedToken]:
-        return self._tokenizer.get_added_tokens_decoder()
+        return self.backend_tokenizer.get_added_tokens_decoder()
 
     def __call__(
         self,
@@ -69,6 +69,6 @@ class FileTokenizer:
     ) -> Encoded:
         """Tokenize one text or several; `input_ids` are those of the first."""
         several = [texts] if isinstance(texts, str) else list(texts)
-        self._tokenizer.encode_special_tokens = split_special_tokens
-        found = self._tokenizer.encode_batch(several, add_special_tokens=add_special_tokens)
+        self.backend_tokenizer.encode_special_tokens = split_special_tokens
+        found = self.backend_tokenizer.encode_batch(several, add_special_tokens=add_special_tokens)
         return Encoded(found[0].ids if found else [], found)

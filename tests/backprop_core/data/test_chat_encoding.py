@@ -6,16 +6,17 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from backprop_core.data.chat_answers import Written
-from backprop_core.data.chat_encoding import Examples, encode, tokenize
+from backprop_core.data.chat_answers import Written, write_all
+from backprop_core.data.chat_encoding import Examples, encode, label_all, labelled, tokenize
 from backprop_core.data.chat_rendering import render, render_prompt
 from backprop_core.data.control_tokens import FENCE
+from backprop_core.data.label_marks import LabelMarks
 from backprop_core.errors import ChatTemplateMissing, ChatTemplateUnusable, NoLabelTokens
 from backprop_core.models import chat_template
-from tests.backprop_core.nano import CHATML, SPECIAL, chats, tokenizer
+from tests.backprop_core.nano import CHATML, MERGES, SPECIAL, chats, tokenizer
 
 GENERATION = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
@@ -65,7 +66,24 @@ def learnt(fast: PreTrainedTokenizerFast, examples: Examples) -> list[str]:
     return [fast.decode([i for i, label in zip(e.ids, e.labels, strict=True) if label]) for e in examples]
 
 
+def dropping_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer that writes several line feeds as one, so that an id may stand for more text than it says."""
+    fast = tokenizer()
+    fast.backend_tokenizer.normalizer = normalizers.Replace(Regex("\n+"), "\n")
+    return fast
+
+
+def joining_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer with a token of two line feeds, which may reach into an answer."""
+    fast = tokenizer()
+    vocabulary = {**fast.get_vocab(), "ĊĊ": len(fast)}
+    fast.backend_tokenizer.model = models.BPE(vocab=vocabulary, merges=[*MERGES, ("Ċ", "Ċ")])
+    fast.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return fast
+
+
 FAST, SPACES = tokenizer(), spaces_tokenizer()
+BY_KIND = {"ids": FAST, "spaces": SPACES, "joining": joining_tokenizer(), "dropping": dropping_tokenizer()}
 
 
 # Ids and labels
@@ -140,7 +158,28 @@ def test_labels_are_the_tokens_with_a_character_of_the_answer(text: str, spaces:
     start = data.draw(st.integers(0, end - 1))
     [tokens] = tokenize(SPACES if spaces else FAST, [Written(0, text, [], "")])
     overlapping = [i for i, (first, last) in enumerate(tokens.characters_t2.tolist()) if last > start and first < end]
-    assert list(tokens.of(start, end)) == overlapping
+    assert [position for some in tokens.of(start, end) for position in some] == overlapping
+
+
+answers = st.text("the \n\r\u0301e日👍<|", max_size=12).map(lambda text: text + "a")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(answers, min_size=2, max_size=6), st.sampled_from(["ids", "spaces", "joining", "dropping"]))
+def test_labels_found_by_ids_are_those_found_by_characters(texts: list[str], kind: str) -> None:
+    """Whatever stands around an answer, and whichever tokens reach into it, both ways give the same example."""
+    fast = BY_KIND[kind]
+    written = list(write_all(fast, [row(*texts[: len(texts) // 2 * 2])], []))
+    assert list(label_all(fast, written)) == list(map(labelled, written, tokenize(fast, written)))
+
+
+def test_most_labels_are_found_by_ids() -> None:
+    """The control: only a text of which a token reaches into the answer needs its characters."""
+    joining = BY_KIND["joining"]
+    written = list(write_all(joining, [*chats(5), row("a", "\nb")], []))
+    assert [one is not None for one in LabelMarks(joining).examples(written)] == [True] * 5 + [False]
+    written = list(write_all(BY_KIND["dropping"], chats(5), []))
+    assert LabelMarks(BY_KIND["dropping"]).examples(written) == [None] * 5
 
 
 def test_raw_text_is_learnt_whole() -> None:
