@@ -1,4 +1,7 @@
-"""SIGKILL of the whole process group in the middle of the job, then resume: the same bits, and nothing left over."""
+"""SIGKILL of the whole process group in the middle of the job, then resume: the same bits, and nothing left over.
+
+Workers are warm, but for the one that is interrupted; in `make faults`, `test_kill_anywhere.py` kills cold ones.
+"""
 
 import json
 import os
@@ -14,6 +17,7 @@ from filelock import FileLock
 
 from backprop_core.store.artifacts import Store
 
+pytestmark = pytest.mark.usefixtures("warm_worker")
 BACKPROP = [str(Path(sys.executable).with_name("backprop"))]
 
 
@@ -113,7 +117,7 @@ def assert_nothing_left(store: Path) -> None:
 @pytest.mark.timeout(600)
 def test_the_first_interrupt_saves_and_says_how_to_go_on(world, uninterrupted):
     """Ctrl-C: exit 130, a line with the command to resume, and that command ends with the unbroken run's digests."""
-    env, store = environment(world, "stopped"), world / "stopped" / "store"
+    env, store = environment(world, "stopped") | {"BACKPROPAGATE_WORKER_PYTHON": ""}, world / "stopped" / "store"
     with subprocess.Popen(
         command(world), env=env, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as job:

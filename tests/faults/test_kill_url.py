@@ -11,6 +11,7 @@ from tests.faults.test_kill import BACKPROP, environment, kill
 from tests.wire.rows_server import Rows
 
 
+@pytest.mark.usefixtures("warm_worker")
 @pytest.mark.timeout(600)
 def test_a_run_on_an_address_goes_on_without_the_server(world: Path) -> None:
     """The address is fetched once for the command; killed, and the cache lost, the run is resumed from its own copy."""

@@ -130,10 +130,10 @@ def test_a_training_that_another_run_does_is_waited_for(tmp_path, caplog):
         thread = threading.Thread(target=lambda: results.append(call("b" * 64)))
         thread.start()
         until(lambda: "another run does the same training; waiting" in caplog.text)
-        time.sleep(6)
+        time.sleep(4)
         assert thread.is_alive() and not results
     thread.join(60)
     assert len(results) == 1
     with store.lock("c" * 64), pytest.raises(Interrupted):
-        call("c" * 64, deadline=time.monotonic() + 2)
+        call("c" * 64, deadline=time.monotonic() + 0.5)
     worker.close()
