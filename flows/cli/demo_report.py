@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from backprop_core.schema.refs import RunResult
-from flows.cli import tables
+from flows.cli import run_text, tables
 
 PLOT = """
 A shop's facts change: requests go to other teams, products get other colours, depots move, answers are reworded.
@@ -26,7 +26,7 @@ def story(merged: RunResult, sequential: RunResult) -> RenderableType:
         *matrix("the same runs, merged by SLAO", merged),
         "",
         Text("Files of the merged adapter", style="bold"),
-        *tables.files_of(merged),
+        *run_text.files_of(merged),
         "",
         Text("Next steps", style="bold"),
         *next_steps(merged),

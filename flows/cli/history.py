@@ -8,7 +8,7 @@ from cyclopts.types import PositiveInt
 
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.refs import Status
-from flows.cli import tables
+from flows.cli import run_text, tables
 from flows.cli.console import configure_logging, one_line
 from flows.cli.flags import PLAIN, Explain, OutputFlags, RunRef
 from flows.cli.main import Answer
@@ -39,8 +39,8 @@ def show_run(run_id: RunRef, /, *, explain: Explain = False, output: OutputFlags
     config = settings()
     configure_logging(config, verbose=output.verbose)
     result = tracking.show_run(config, run_id)
-    shown = tables.run(result)
-    text = tables.explained(shown, result.stages) if explain else shown
+    shown = run_text.run(result)
+    text = run_text.explained(shown, result.stages) if explain else shown
     return Answer(result.model_dump(mode="json"), text)
 
 

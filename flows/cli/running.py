@@ -13,7 +13,7 @@ from backprop_core.runtime.settings import settings
 from backprop_core.schema.field_types import line_name
 from backprop_core.schema.refs import RunResult
 from backprop_core.schema.specs import RunSpec
-from flows.cli import lines_file, run_here, tables
+from flows.cli import lines_file, run_here, run_text, tables
 from flows.cli.config import evaluation_spec, export_spec, generation_spec, replayed, windows
 from flows.cli.console import Bar, configure_logging
 from flows.cli.flags import (
@@ -217,7 +217,7 @@ def carry_out(flow: str, spec: RunSpec, flags: Flags) -> Answer:
         quiet_prefect()
         made = run_here.plan(flow, spec, fresh=flags.fresh)
         shown = tables.plan(made)
-        text = tables.explained(shown, made.stages) if flags.explain else shown
+        text = run_text.explained(shown, made.stages) if flags.explain else shown
         return Answer(made.model_dump(mode="json"), text)
     with watched(flags):
         return answer(run_here.run(flow, spec, fresh=flags.fresh), explain=flags.explain)
@@ -254,6 +254,6 @@ def shown(output: Output) -> Iterator[None]:
 
 def answer(result: RunResult, *, explain: bool = False) -> Answer:
     """A run's result, with its exit status."""
-    shown = tables.run(result)
-    text = tables.explained(shown, result.stages) if explain else shown
+    shown = run_text.run(result)
+    text = run_text.explained(shown, result.stages) if explain else shown
     return Answer(result.model_dump(mode="json"), text, EXIT[result.status])

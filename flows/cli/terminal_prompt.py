@@ -5,7 +5,7 @@ import sys
 from backprop_core.errors import Interrupted
 from backprop_core.schema.gate_report import Decision
 from backprop_core.schema.refs import RunResult
-from flows.cli import tables
+from flows.cli import run_text
 from flows.cli.console import say, stderr_console
 from tasks.runs.progress import QUESTION, Progress, report
 
@@ -20,7 +20,7 @@ def is_attended() -> bool:
 def ask(result: RunResult) -> Decision:
     """Show the result of a run and ask whether it may go live. Raises Interrupted at the end of stdin."""
     report(Progress(stage=QUESTION, done=0, total=0))
-    stderr_console().print(tables.run(result))
+    stderr_console().print(run_text.run(result))
     while True:
         say(f"May this go live in line {result.line}? Answer yes or no, and a reason:")
         line = sys.stdin.readline()

@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 from backprop_core.errors import ConfigInvalid
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.refs import DatasetSummary, Drift, Evaluation, GGUFRecord, Located, RunRecord, RunResult
-from flows.cli import tables
+from flows.cli import run_text, tables
 from flows.cli.console import Bar, configure_logging, error_text, trace_text
 from tasks.runs.outcome import as_coded
 from tasks.runs.progress import Progress
@@ -169,7 +169,7 @@ def result(**changes: object) -> RunResult:
 
 def test_matrix_as_a_table() -> None:
     """The base first, a row a run, blanks where a task came later, watched tasks in brackets; no markup is read."""
-    lines = drawn(tables.run(result()))
+    lines = drawn(run_text.run(result()))
     start = next(index for index, line in enumerate(lines) if line.startswith("after"))
     assert [line.split() for line in lines[start : start + 4]] == [
         ["after", "first", "second", "(general)"],
@@ -189,7 +189,7 @@ def test_another_metric_has_a_matrix_of_its_own() -> None:
     made = result()
     assert made.evaluation
     scores = {"scores": [[-1.0, None, -2.0], [-1.5, -3.0, -2.5]], "base_scores": [-2.0, -4.0, -2.0], "metric": "loss"}
-    lines = drawn(tables.run(made.model_copy(update={"evaluation": made.evaluation.model_copy(update=scores)})))
+    lines = drawn(run_text.run(made.model_copy(update={"evaluation": made.evaluation.model_copy(update=scores)})))
     start = lines.index("loss")
     assert [line.split() for line in lines[start + 1 : start + 4]] == [
         ["after", "first", "second", "(general)"],
@@ -200,13 +200,13 @@ def test_another_metric_has_a_matrix_of_its_own() -> None:
 
 def test_the_matrix_is_a_heat_map_on_a_terminal() -> None:
     """Each score stands on its colour, the same for the same score."""
-    assert tables.heat(0.05).style != tables.heat(0.95).style == tables.heat(1.0).style
-    assert (tables.heat(None).plain, tables.heat(None).style) == ("", "")
+    assert run_text.heat(0.05).style != run_text.heat(0.95).style == run_text.heat(1.0).style
+    assert (run_text.heat(None).plain, run_text.heat(None).style) == ("", "")
 
 
 def test_tables_fit_80_columns() -> None:
     """No line is longer, but for a path, which is never broken so that it can be copied."""
-    lines = drawn(tables.run(result()))
+    lines = drawn(run_text.run(result()))
     assert [line for line in lines if len(line) > 80 and "model.gguf" not in line] == []
     [path] = [line for line in lines if "model.gguf" in line]
     assert path.endswith("model.gguf  3.0 MiB  same next token 97.0%, KL 0.012 nats, same answers 1 of 2")
@@ -215,7 +215,7 @@ def test_tables_fit_80_columns() -> None:
 def test_what_to_do_next() -> None:
     """Every end of a run says how to go on."""
     last = {
-        status: drawn(tables.run(result(status=status, gguf=[])))[-1]
+        status: drawn(run_text.run(result(status=status, gguf=[])))[-1]
         for status in ("finished", "failed", "interrupted")
     }
     assert "backprop resume" in last["failed"] and "backprop resume" in last["interrupted"]
@@ -225,7 +225,7 @@ def test_what_to_do_next() -> None:
 def test_a_look_at_fresh_rows_is_not_resumed(flow: str, said: str) -> None:
     """`backprop resume` refuses a run of drift, so nobody is sent there."""
     assert said in as_coded(KeyboardInterrupt(), "abc", flow).hint
-    last = drawn(tables.run(result(status="interrupted", flow=flow, gguf=[])))[-1]
+    last = drawn(run_text.run(result(status="interrupted", flow=flow, gguf=[])))[-1]
     assert ("backprop resume" in last) == (flow == "train")
 
 
@@ -261,11 +261,11 @@ def test_why_rows_were_not_trained_is_said_in_words() -> None:
     shared = {"name": "night", "task": "night", "digest": DIGEST, "train_rows": 90, "heldout_rows": 10}
     kept = {"held_out": 10, "learned": 7, "held_out_elsewhere": 2}
     dataset = DatasetSummary(**shared, dropped={"not_json": 1}, not_trained=kept)
-    assert str(tables.not_trained(dataset)) == (
+    assert str(run_text.not_trained(dataset)) == (
         "night, not trained: 10 held out to score, 7 learned before, 2 held out for another task, "
         "1 dropped (1 not json)"
     )
-    assert tables.not_trained(DatasetSummary(**shared, dropped={}, not_trained={"held_out": 10})) is None
+    assert run_text.not_trained(DatasetSummary(**shared, dropped={}, not_trained={"held_out": 10})) is None
 
 
 @pytest.mark.parametrize("secret", ["info", "event", "timestamp", "tasks.runs.flow_run", 'with "quotes" in it', "true"])
