@@ -151,9 +151,14 @@ class LineLayout:
         """One of them."""
         return self.moves / f"{run_id}.json"
 
+    @property
+    def releases(self) -> Path:
+        """The folder of what went live."""
+        return self.root / "releases"
+
     def release(self, number: int) -> Path:
         """What went live with a version."""
-        return self.root / "releases" / f"{number:06d}.json"
+        return self.releases / f"{number:06d}.json"
 
     @property
     def transaction(self) -> Path:
