@@ -19,6 +19,7 @@ from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.store.layout import StoreLayout
 from tasks.tracking.connection import LINE, NAMESPACE, tracking_uri
 from tasks.tracking.journal import is_written
+from tasks.tracking.loadable_model import make_loadable
 from tasks.tracking.record import RUN_ID
 
 if TYPE_CHECKING:
@@ -130,6 +131,8 @@ def mirror_line(client: "MlflowClient", settings: Settings, line: str, lines: Li
         if number in known and (act := lines.act(line, number)):
             client.set_model_version_tag(name, known[number], ACT, act.sentence[:LONGEST])
     champion = lines.champion(line) or 0
+    if champion in known and (run := run_of(client, settings, lines.version(line, champion).run_id)):
+        make_loadable(client, run, lines.version(line, champion), StoreLayout(settings.store_path))
     if complete or champion in known:  # else the alias stays where it is until the new champion is there
         point(client, name, known.get(champion))
     complete &= not is_being_made(settings, line, lines)

@@ -13,9 +13,8 @@ from backprop_core.schema.refs import Evaluation, RunResult, Scores
 from backprop_core.store.artifacts import Store, write_atomic
 from tasks.tracking import list_runs, show_run, sync
 from tasks.tracking.connection import connect
-from tasks.tracking.journal import Journal
+from tasks.tracking.journal import Journal, bring_back
 from tasks.tracking.registry import is_mirrored
-from tasks.tracking.sender import bring_back
 from tasks.tracking.withdrawal import remove_model
 from tests.backprop_core.lines.test_versions import version
 from tests.tasks.tracking.test_registry import NAME, journaled

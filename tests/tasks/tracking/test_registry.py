@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM, PeftModel
+from transformers import AutoTokenizer
 
 from backprop_core.lines.versions import Lines, Move
 from backprop_core.models import adapter_tensors as adapters
@@ -248,6 +249,17 @@ def test_champion_is_a_model_for_transformers_and_peft(config: Settings, lines: 
             )
         )
     assert torch.equal(found, expected) and not torch.allclose(found, bare, atol=1e-2)
+
+    import mlflow
+
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{config.home_path}/mlflow.db")
+        whole = mlflow.transformers.load_model(f"models:/{NAME}@champion", return_type="components")
+        served = mlflow.pyfunc.load_model(f"models:/{NAME}@champion").predict(["Hello"])
+    assert torch.equal(logits(whole["model"].float(), ids), expected) and len(served) == 1
+    assert whole["tokenizer"]("a b").input_ids == AutoTokenizer.from_pretrained(path)("a b").input_ids
+    alone = AutoPeftModelForCausalLM.from_pretrained(config.home_path / "got")
+    assert torch.equal(logits(alone, ids), expected)
 
 
 def logits(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
