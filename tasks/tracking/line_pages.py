@@ -32,7 +32,7 @@ def describe(client: "MlflowClient", settings: Settings, name: str, line: str) -
             runs={one.tags[RUN_ID]: run_link(client, one) for one in found.values() if one.run_id},
         )
         describe_line(client, report, links, curve)
-        for version in report.versions:
+        for version in reversed(report.versions):  # MLflow lists the last changed first
             text = version_text(report, version, links)
             if version.number in found and found[version.number].description != text:
                 client.update_model_version(name, found[version.number].version, description=text)

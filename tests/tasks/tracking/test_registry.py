@@ -220,6 +220,7 @@ def test_a_model_of_others_is_refused(config: Settings, lines: Lines) -> None:  
     assert "this tool did not create" in str(sync(config).error)
 
 
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred")  # MLflow, of itself
 def test_champion_is_a_model_for_transformers_and_peft(config: Settings, lines: Lines, tmp_path: Path) -> None:  # noqa: F811
     """What its URI gives, PEFT loads onto the base, to the logits of the store's adapter; the tags name the base."""
     store, path = Store(config.store_path), nano.build(tmp_path / "base")

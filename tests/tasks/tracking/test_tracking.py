@@ -209,7 +209,7 @@ def test_sending_again_changes_nothing(config: Settings) -> None:
     record(config, steps=600)
     sync(config)
     before = counts(config)
-    assert before["metrics"] == 1200 + sum(len(row) for row in ([0] * 4, [0] * 4, [0] * 12, [0] * 4))
+    assert before["metrics"] == 1200 + sum(len(row) for row in ([0] * 4, [0] * 4, [0] * 12, [0] * 8))
     sent = config.journal_path / "sent"
     (sent / f"{ROOT}.jsonl").rename(config.journal_path / f"{ROOT}.jsonl")
     config.layout.journal.sent.sent_note(ROOT).unlink()
