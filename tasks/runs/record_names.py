@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import date
 
 from backprop_core.schema.refs import RunResult
-from tasks.runs.resolve import Prepared
+from tasks.runs.prepared_run import Prepared
 
 MAKES_A_VERSION = ("retrain", "promote")
 OF_A_VERSION = {"release": "release {line} v{number}", "rollback": "roll back {line} to v{number}"}

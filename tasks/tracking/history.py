@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 PAGE = 1000  # runs a request
+PARENTS = f"tags.`{ROLE}` = 'parent'"
 
 
 class RunSummary(TypedDict):
@@ -38,7 +39,7 @@ class RunSummary(TypedDict):
     error: str | None  # code
 
 
-def list_runs(settings: Settings, condition: str, limit: int = 50) -> list[RunSummary]:
+def list_runs(settings: Settings, condition: str = PARENTS, limit: int = 50) -> list[RunSummary]:
     """The latest runs that match a condition, newest first. Raises MLflowUnreachable."""
     history = History(settings)
     return [history.summary(run) for run in history.runs(condition, limit)]
@@ -53,7 +54,7 @@ def matching(
     """
     if line and not re.fullmatch(NAME, line):
         raise ConfigInvalid(f"{line[:100]} is no name of a line", hint="`backprop lines` lists all lines")
-    parts = [f"tags.`{ROLE}` != '{OF_LINE}'" if children else f"tags.`{ROLE}` = 'parent'"]
+    parts = [f"tags.`{ROLE}` != '{OF_LINE}'" if children else PARENTS]
     parts += [f"tags.`{LINE}` = '{line}'"] if line else []
     parts += [f"tags.`{STATUS}` = '{status}'"] if status else []
     parts += [f"attributes.start_time >= {int(since.timestamp() * 1000)}"] if since else []

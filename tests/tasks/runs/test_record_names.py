@@ -6,8 +6,8 @@ import pytest
 
 from backprop_core.schema.refs import BaseRef, RunResult, SourceRef
 from backprop_core.schema.specs import DatasetSpec, RunSpec
+from tasks.runs.prepared_run import Prepared
 from tasks.runs.record_names import begun_name, ended_name, listed, lora_run_name
-from tasks.runs.resolve import Prepared
 from tasks.runs.sources import Source
 from tests.backprop_core.lines.test_versions import version
 

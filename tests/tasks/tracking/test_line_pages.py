@@ -11,7 +11,7 @@ from backprop_core.runtime.settings import Settings
 from backprop_core.schema.gate_report import GateReport
 from backprop_core.schema.refs import Evaluation, RunResult, Scores
 from backprop_core.store.artifacts import Store, write_atomic
-from tasks.tracking import list_runs, show_run, sync
+from tasks.tracking import list_runs, matching, show_run, sync
 from tasks.tracking.connection import connect
 from tasks.tracking.journal import Journal, bring_back
 from tasks.tracking.registry import is_mirrored
@@ -134,7 +134,7 @@ def test_a_version_whose_run_goes_on_is_waited_for(config: Settings, grow: Grow)
 def test_a_curve_is_no_run_of_ours(config: Settings, grow: Grow) -> None:  # noqa: F811
     """`list-runs` and `show-run` know the runs alone."""
     grow(1, news=0.5)
-    assert [run["run_id"] for run in list_runs(config, children=True)] == [f"{1:032x}"]
+    assert [run["run_id"] for run in list_runs(config, matching(children=True))] == [f"{1:032x}"]
     client = connect(config)
     [run] = client.search_runs([client.get_experiment_by_name(NAME).experiment_id], CURVE)
     assert run.info.run_name == "support: scores by version" and run.info.status == "FINISHED"
