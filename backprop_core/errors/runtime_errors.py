@@ -255,3 +255,9 @@ class AlreadyAnswered(BackpropError):
     """The question whether a version goes live no longer takes an answer."""
 
     code = "STATE_ALREADY_ANSWERED"
+
+
+class DeviceBusy(BackpropError):
+    """A run uses the GPU or CPU, or needs it now. Runs come before questions to a model."""
+
+    code, exit_status, retryable = "STATE_DEVICE_BUSY", 2, True

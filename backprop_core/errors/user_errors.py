@@ -84,7 +84,7 @@ class RefAmbiguous(BackpropError):
 
 
 class InputTooLarge(BackpropError):
-    """A file is larger than a page takes."""
+    """A file is larger than a page takes, or a text larger than a page or a model takes."""
 
     code = "INPUT_TOO_LARGE"
 

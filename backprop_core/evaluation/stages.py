@@ -1,4 +1,4 @@
-"""Evaluation stages: evaluate, perplexity, search, harness, generate, answer, rate, judge, gate."""
+"""Evaluation stages: evaluate, perplexity, search, harness, generate, answer, reply, rate, judge, gate."""
 
 from backprop_core.evaluation import gate as gating
 from backprop_core.evaluation import judge as judging
@@ -9,6 +9,7 @@ from backprop_core.schema.refs import (
     AdapterRef,
     Answers,
     BaseRef,
+    Generated,
     Generations,
     Harnessed,
     OwnTasks,
@@ -133,6 +134,31 @@ def answer(
     model = at.model(base, adapter, precision, device)
     made = generation.answer(model, adapter, conversations, spec=spec, store=at.store, on_progress=at.progress)
     return Answers(answers=made)
+
+
+@stage(version=1, runs_in="worker")
+def reply(
+    base: BaseRef,
+    adapter: AdapterRef | None,
+    messages: list[dict[str, str]],
+    spec: GenerationSpec,
+    precision: Precision,
+    device: str,
+    *,
+    at: WorkerPlace,
+) -> Generated:
+    """A model and one conversation → its answer, sent as text while it is written."""
+    from backprop_core.evaluation import streaming
+
+    return streaming.reply(
+        at.model(base, adapter, precision, device),
+        adapter,
+        messages,
+        spec=spec,
+        store=at.store,
+        on_text=lambda text: at.emit({"text": text}),
+        should_stop=at.should_stop,
+    )
 
 
 @stage(version=1, runs_in="parent")

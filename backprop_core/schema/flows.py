@@ -132,6 +132,7 @@ FLOWS = {
             only_scores=True,
             rows="earlier",
         ),
+        FlowInfo("generate", "answer-prompts", resumable=False, only_scores=True, rows="earlier if known"),
         FlowInfo(
             "export",
             "export-a-run",

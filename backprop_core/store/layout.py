@@ -55,6 +55,7 @@ lines/<line>/           of one line
   versions/<number>.json  append-only
   champion                the number of the live version
   moves/<run_id>.json     who made a version the champion by hand, and why
+  votes/<run_id>/<id>.json  what a person thinks of an answer of what the run made; append-only
   releases/<number>.json  what went live with a version
   transaction.json        a release that has begun and has not ended
 leases/<run_id>.txt     what a run uses, one digest or key a line, until it is finished; .lock: held by its process
@@ -69,7 +70,8 @@ All locks, in the one order in which they are taken. A process that waits for on
 3. the journal of the run       in the home; not waited for: RunActive
 4. locks/prune                  of a prune and of `data forget` to its end; of a run while it takes its lease
 5. leases/<run_id>              not waited for: RunActive
-6. the device                   locks/cpu, or of the machine for each GPU, by name; the worker's, to its end
+6. the device                   locks/cpu, or of the machine for each GPU, by name; the worker's, to its end; who
+                                waits for it holds the lock beside it whose name ends in `.wanted`
 7. locks/<key>                  of a training and its checkpoints
 
 A worker that starts before a stage needs it has the device out of turn, so its run gives it up before it waits for
@@ -151,14 +153,17 @@ class LineLayout:
         """One of them."""
         return self.moves / f"{run_id}.json"
 
-    @property
-    def releases(self) -> Path:
-        """The folder of what went live."""
-        return self.root / "releases"
+    def votes_on(self, run_id: str) -> Path:
+        """The folder of the votes on what a run made."""
+        return self.root / "votes" / run_id
+
+    def vote(self, run_id: str, id: str) -> Path:
+        """One vote."""
+        return self.votes_on(run_id) / f"{id}.json"
 
     def release(self, number: int) -> Path:
         """What went live with a version."""
-        return self.releases / f"{number:06d}.json"
+        return self.root / "releases" / f"{number:06d}.json"
 
     @property
     def transaction(self) -> Path:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from backprop_core.errors import RunActive
 from backprop_core.store.artifacts import Store
-from backprop_core.store.locks import held, is_acquired, nothing
+from backprop_core.store.locks import held, is_acquired, is_held, nothing
 
 LOOK = 1.0  # seconds: who only looks whether a run lives holds its lock for a moment
 
@@ -72,11 +72,3 @@ def killed(store: Store) -> Iterator[str]:
 
 def locks(store: Store) -> Iterator[Path]:
     return store.layout.leases.glob("*.lock")
-
-
-def is_held(path: Path) -> bool:
-    try:
-        with FileLock(path, timeout=0):
-            return False
-    except Timeout:
-        return True

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 
@@ -57,3 +58,14 @@ def is_acquired(lock: FileLock, *, timeout: float) -> bool:
     except Timeout:
         return False
     return True
+
+
+def is_held(path: Path) -> bool:
+    """Whether another process holds the lock of this file."""
+    if not path.exists():
+        return False
+    lock = FileLock(path)
+    if not is_acquired(lock, timeout=0):
+        return True
+    lock.release()
+    return False

@@ -63,7 +63,7 @@ class Worker:
         backend: Backend = "transformers",
         stall_seconds: float = 0,
     ) -> None:
-        self.backend, self.stall_seconds = backend, stall_seconds
+        self.backend, self.stall_seconds, self.slots = backend, stall_seconds, list(slots)
         self._grace = 10.0 if processes == 1 else 40.0  # seconds to end by itself; torchrun waits 30 for the others
         self._store = store
         self._folder = store.scratch("worker")
@@ -96,6 +96,11 @@ class Worker:
     @property
     def alive(self) -> bool:
         return self._process.returncode is None
+
+    @property
+    def has_device(self) -> bool:
+        """Whether it holds its slots."""
+        return self._ready.is_file()
 
     def call(
         self, stage: Stage[Result], *, key: str, on_event: OnEvent, deadline: float = math.inf, **parameters: Any
@@ -151,7 +156,7 @@ class Worker:
         """
         began = time.monotonic()
         reminder = began + 5
-        while not self._ready.is_file() and self.alive and time.monotonic() < deadline:
+        while not self.has_device and self.alive and time.monotonic() < deadline:
             waited = time.monotonic() - began
             if not self._waits.is_file():
                 if 0 < self.stall_seconds < waited:

@@ -9,6 +9,7 @@ from filelock import FileLock
 
 from backprop_core.models.devices import visible_gpus
 from backprop_core.store.artifacts import Store
+from backprop_core.store.locks import is_acquired, is_held
 
 
 def slots_of(store: Store, device: str, gpus: int) -> list[Path]:
@@ -24,5 +25,29 @@ def taken(slots: Sequence[Path]) -> Iterator[None]:
     with ExitStack() as locks:
         for slot in sorted(slots):
             slot.parent.mkdir(parents=True, exist_ok=True)
-            locks.enter_context(FileLock(slot))
+            locks.enter_context(acquired(slot))
         yield
+
+
+def acquired(slot: Path) -> FileLock:
+    """The lock of a slot, taken. While it is not free, the lock beside it says that it is wanted."""
+    lock = FileLock(slot)
+    if not is_acquired(lock, timeout=0):
+        with FileLock(wanted(slot)):
+            lock.acquire()
+    return lock
+
+
+def wanted(slot: Path) -> Path:
+    """The lock that is held by who waits for a slot."""
+    return slot.with_suffix(".wanted.lock")
+
+
+def is_taken(slots: Sequence[Path]) -> bool:
+    """Whether a worker has one of these slots."""
+    return any(map(is_held, slots))
+
+
+def is_wanted(slots: Sequence[Path]) -> bool:
+    """Whether a worker waits for one of these slots."""
+    return any(is_held(wanted(slot)) for slot in slots)

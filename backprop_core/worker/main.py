@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from backprop_core.worker.runner import Runner
 
 stopping = threading.Event()  # set by a signal handler, which takes no argument of ours
+stopped = threading.Event()  # the parent has said stop, about the job before its next one
 USUAL = (  # what the stages of nearly every run import
     *("training.loop", "merging.strategies", "merging.merge_stats"),
     *("evaluation.scoring", "evaluation.generation", "evaluation.lambda_search"),
@@ -83,7 +84,12 @@ def prepare(orders: Orders) -> "Runner":
 
     preload()
     garbage.begin()
-    return Runner(Store(orders.root), should_stop=stopping.is_set, ranks=join(orders.processes))
+    return Runner(Store(orders.root), should_stop=should_stop, ranks=join(orders.processes))
+
+
+def should_stop() -> bool:
+    """Whether the job is to stop at its next step."""
+    return stopping.is_set() or stopped.is_set()
 
 
 def preload() -> None:
@@ -102,9 +108,10 @@ def listen(jobs: "queue.SimpleQueue[Path]") -> None:
     for line in sys.stdin:
         word, _, folder = line.strip().partition(" ")
         if word == "next":
+            stopped.clear()
             jobs.put(Path(folder))
         else:
-            stopping.set()
+            stopped.set()
     os._exit(0)
 
 

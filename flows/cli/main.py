@@ -29,6 +29,16 @@ NO_FLOWS = {  # the other verbs: module, line in --help, example
         "Generate answers to prompts with the adapter of a run.",
         'backprop generate support --prompt "Where is my order?"',
     ),
+    "chat": (
+        "talking",
+        "Talk to the model of a run or line; its answers appear while they are written.",
+        "backprop chat support",
+    ),
+    "compare": (
+        "talking",
+        "Ask two models the same and show their answers side by side.",
+        'backprop compare support base --prompt "Where is my order?"',
+    ),
     "list-runs": ("history", "List runs, newest first.", "backprop list-runs --limit 10"),
     "show-run": ("history", "Show a run: its outcome, forgetting matrix and files.", "backprop show-run RUN_ID"),
     "lines": ("history", "List lines with their champions, versions and tasks.", "backprop lines"),

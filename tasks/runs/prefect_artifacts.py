@@ -9,10 +9,10 @@ from uuid import UUID
 from prefect.artifacts import MarkdownArtifact, create_link_artifact, create_markdown_artifact
 from prefect.context import FlowRunContext
 
-from backprop_core.publishing.model_card import fidelity, plain, table
+from backprop_core.publishing.model_card import fidelity, table
 from backprop_core.schema.dataset_reports import CuratedReport
 from backprop_core.schema.gate_report import GateReport, TaskVerdict
-from backprop_core.schema.refs import Evaluation, GGUFRecord, RunRecord, RunResult
+from backprop_core.schema.refs import Answers, Evaluation, GGUFRecord, RunRecord, RunResult
 from tasks.tracking.plots import forgetting_matrix
 
 
@@ -76,7 +76,12 @@ def datasets(reports: Sequence[CuratedReport], mlflow_link: str | None) -> str:
     return "\n".join(lines)
 
 
-def as_json(result: RunResult) -> str:
+def answers(said: Answers, *, namespace: str) -> None:
+    """Create the artifact of a model's answers on this flow run."""
+    create_markdown_artifact(as_json(said), key=f"{key(namespace)}-answers", description=f"{len(said.answers)} answers")
+
+
+def as_json(result: RunResult | Answers) -> str:
     """A result as a block of JSON, in Markdown."""
     return f"```json\n{json.dumps(result.model_dump(mode='json'), indent=1)}\n```"
 
@@ -93,19 +98,12 @@ def sentence(result: RunResult) -> str:
 
 
 def report(result: RunResult, evaluation: Evaluation) -> str:
-    """A run's report in Markdown, with a picture of the matrix."""
-    return f"{text(result)}\n{picture(evaluation)}"
-
-
-def text(result: RunResult) -> str:
-    """What came of a run, in Markdown: how it ended, the gate's verdict by task, the matrix, merges and files."""
-    name = f"{result.line} v{result.version}: " if result.flow == "retrain" and result.status == "finished" else ""
+    """A run's report in Markdown: the matrix, what each merge changed, the gate's verdict, and a picture."""
     parts = [
-        f"**{plain(name + sentence(result))}**\n",
-        gate_table(result.gate) if result.gate else "",
-        matrix_table(result.evaluation) if result.evaluation else "",
+        matrix_table(evaluation),
         merges(result.runs),
-        files(result.gguf),
+        verdict(result.gate) if result.gate else "",
+        picture(evaluation),
     ]
     return "\n".join(filter(None, parts))
 
@@ -124,15 +122,15 @@ def ask(result: RunResult, *, namespace: str, flow_run: UUID) -> str:
     assert result.evaluation and result.gate
     title = f"# May this go live in line {result.line}?\n"
     words = [title, verdict(result.gate), matrix_table(result.evaluation), merges(result.runs), files(result.gguf)]
-    asked = "\n".join(filter(None, words))
-    shown = f"{asked}\n{picture(result.evaluation)}"
+    text = "\n".join(filter(None, words))
+    shown = f"{text}\n{picture(result.evaluation)}"
     for name, markdown in (("approval", shown), ("candidate", as_json(result))):
         artifact = MarkdownArtifact(
             key=f"{key(namespace)}-{name}", markdown=markdown, description=sentence(result), flow_run_id=flow_run
         )
         create: Any = artifact.create  # its type includes a coroutine
         create()
-    return asked
+    return text
 
 
 def files(gguf: Sequence[GGUFRecord]) -> str:
@@ -186,19 +184,14 @@ def merges(runs: Sequence[RunRecord]) -> str:
 
 def verdict(report: GateReport) -> str:
     """The gate's decision and reason, with each task's difference and bounds, in Markdown."""
-    decided = f"**{'accepted' if report.accepted else 'rejected'}**: {report.reason}\n"
-    return f"{decided}\n{gate_table(report)}"
-
-
-def gate_table(report: GateReport) -> str:
-    """Each task's difference and bounds, in Markdown."""
     head = f"| task | rows | the {report.against} | candidate | difference | at least | at most | shows from | |"
     rows = [
         f"| {one.task} | {one.rows} | {one.rival:.4f} | {one.candidate:.4f} | {one.difference:+.4f} "
         f"| {signed(one.low)} | {signed(one.high)} | {signed(one.detectable and -one.detectable)} | {remark(one)} |"
         for one in report.tasks
     ]
-    return "\n".join([head, "| --- |" + " ---: |" * 7 + " --- |", *rows, ""])
+    decided = f"**{'accepted' if report.accepted else 'rejected'}**: {report.reason}\n"
+    return "\n".join([decided, head, "| --- |" + " ---: |" * 7 + " --- |", *rows, ""])
 
 
 def signed(value: float | None) -> str:

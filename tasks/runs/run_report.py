@@ -19,9 +19,9 @@ from backprop_core.schema.flows import flow_info
 from backprop_core.schema.gate_report import Decision, GateReport
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import ErrorRecord, Evaluation, RunId, RunResult, StageRecord, Status
-from backprop_core.store import leases
 from backprop_core.store.artifacts import Store
 from backprop_core.store.layout import RunLayout
+from backprop_core.store.locks import is_held
 from tasks.runs.line_report import ADAPTER, MODEL, StoredFile, of_artifact, readable, time_of
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
@@ -110,7 +110,7 @@ def described(made: RunResult | None) -> dict[str, Any]:
 def status_of(run_id: str, made: RunResult | None, store: Store) -> Status:
     """Running while its process lives; interrupted if that died without a result."""
     lock = store.layout.lease_lock(run_id)
-    if lock.exists() and leases.is_held(lock):
+    if is_held(lock):
         return "running"
     return made.status if made else "interrupted"
 

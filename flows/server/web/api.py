@@ -16,6 +16,7 @@ from backprop_core.errors import (
     ConfigInvalid,
     DeploymentMissing,
     DeploymentRefused,
+    DeviceBusy,
     FileChanged,
     FormExpired,
     InputTooLarge,
@@ -27,10 +28,11 @@ from backprop_core.errors import (
     Unexpected,
 )
 from backprop_core.schema.records import Record
-from flows.server.web import forms, history_page, new_page, rows, run_api, settings_page, state, version_page
+from flows.server.web import forms, history_page, new_page, rows, run_api, settings_page, state, try_api, version_page
 from flows.server.web.line_runs import LineRuns
 from flows.server.web.rows import Added
 from flows.server.web.state import Health, LineState, Overview, Sources
+from flows.server.web.try_answers import Trials
 from tasks.runs.line_report import VersionReport
 
 PREFIX = "/api/v1"
@@ -44,6 +46,7 @@ STATUS = {
     FileChanged: 409,
     ArtifactDamaged: 500,
     RunActive: 409,
+    DeviceBusy: 409,
     InputTooLarge: 413,
     PlaceUnusable: 500,
     DeploymentRefused: 502,
@@ -156,6 +159,8 @@ def application(sources: Sources, tokens: forms.Tokens) -> FastAPI:
         forms.check(request, tokens, request.headers.get("x-backprop-token", ""))
         rows.check_size(int(request.headers.get("content-length", 0)))
         return await rows.add(name, filename, request.stream(), sources)
+
+    try_api.add_routes(api, sources, tokens, Trials(sources))
 
     @api.get("/health")
     def health() -> Health:

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backprop_core.errors import BackpropError
 from flows.server.access_control import AccessControl
-from flows.server.web import api, frame, login_page, new_page, pages, schedule_page, settings_page
+from flows.server.web import api, frame, login_page, new_page, pages, schedule_page, settings_page, try_page
 from flows.server.web.audited import Audited
 from flows.server.web.door import Door, Guarded
 from flows.server.web.forms import Tokens
@@ -42,6 +42,7 @@ def application(sources: Sources, *, hosts: Sequence[str], password: str | None)
             *login_page.ROUTES,
             *settings_page.ROUTES,
             *schedule_page.ROUTES,
+            *try_page.ROUTES,
             Mount(api.PREFIX, api.application(sources, tokens)),
             Mount("/static", StaticFiles(directory=STATIC)),
         ],

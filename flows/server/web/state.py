@@ -13,10 +13,11 @@ from backprop_core.runtime.settings import Settings
 from backprop_core.schema.field_types import NAME
 from backprop_core.schema.records import Record
 from flows.cli import lines_file
-from flows.server.web.line_runs import ACTIVE, FlowRun, LineRuns, Question, flow_runs, last_retrains, line_runs, waiting
+from flows.server.web.line_runs import ACTIVE, FlowRun, LineRuns, Question, flow_runs, line_runs, waiting
 from flows.server.web.mlflow_api import MlflowApi
 from flows.server.web.prefect_api import PrefectApi
 from tasks.runs import line_report
+from tasks.runs.answer_votes import Votes, votes_on
 from tasks.runs.line_report import LineReport, LineRow, RejectedReport, StoredFile, VersionReport
 from tasks.runs.run_progress import run_progress
 
@@ -52,6 +53,7 @@ class LineState(Record):
     prefect: LineRuns | None = Field(description="Null while Prefect does not answer.")
     missing: str | None = Field(description="Why there is nothing from Prefect.")
     answers: dict[str, list[ChangedAnswer]] = Field(description="By question: those that changed come first.")
+    votes: dict[str, Votes] = Field(description="By run: the votes on the candidates that wait.")
 
 
 class Work(Record):
@@ -59,7 +61,6 @@ class Work(Record):
 
     running: list[FlowRun]
     waiting: list[Question]
-    ended: list[FlowRun] = Field(description="The retrains that ended last, the last ones first.")
 
 
 class Overview(Record):
@@ -105,7 +106,6 @@ def work(sources: Sources) -> Work:
     return Work(
         running=flow_runs(sources.prefect, ACTIVE, None),
         waiting=waiting(sources.prefect, sources.config.namespace),
-        ended=last_retrains(sources.prefect),
     )
 
 
@@ -144,6 +144,7 @@ def line(name: str, sources: Sources) -> LineState:
         prefect=known,
         missing=missing,
         answers={each.id: changed_answers(each, sources) for each in known.waiting} if known else {},
+        votes={each.run_id: votes_on(name, each.run_id, config) for each in known.waiting} if known else {},
     )
 
 

@@ -1,0 +1,147 @@
+"""Answers people's questions with a worker that stays warm between them. Runs come first: it gives the device up.
+
+The worker is the one of this process. It ends when nobody has asked for a while, and at once, even in the middle of an
+answer, when another worker waits for its device.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+from backprop_core.errors import BackpropError, DeviceBusy, Interrupted
+from backprop_core.evaluation.stages import reply
+from backprop_core.models import devices
+from backprop_core.runtime.settings import Settings
+from backprop_core.schema.refs import AdapterRef, BaseRef, Generated
+from backprop_core.schema.specs import GenerationSpec, TrainSpec
+from backprop_core.store.artifacts import Store
+from backprop_core.worker.client import Worker
+from backprop_core.worker.gpu_slot import is_taken, is_wanted, slots_of
+from tasks.runs import resolve_earlier, worker_process
+from tasks.runs.sample_answers import precision_on
+
+IDLE = 300.0  # seconds after the last answer; then the memory is free again
+LOOK = 0.25  # seconds between two looks whether a run waits for the device
+SOON = 5.0  # seconds to take a device that was free a moment ago
+
+Turn = dict[str, str]
+OnText = Callable[[str], None]
+
+
+class Model(NamedTuple):
+    """What answers: a base, with an adapter or alone."""
+
+    base: BaseRef
+    adapter: AdapterRef | None
+    trained: TrainSpec
+
+    @property
+    def alone(self) -> "Model":
+        """Its base without the adapter."""
+        return self._replace(adapter=None)
+
+
+def model_of(ref: str, store: Store, *, base: str | None = None) -> Model:
+    """The model behind a reference; `base` names that of a directory. Raises what `resolve_earlier.made` raises."""
+    made = resolve_earlier.made(ref, store, model=base)
+    return Model(made.base, made.adapter, made.spec.training)
+
+
+class ModelSession:
+    """Answers one question at a time; others wait for their turn.
+
+    `waits`: whether a question waits for a device that a run uses; else it is refused.
+    """
+
+    def __init__(self, config: Settings, *, waits: bool, idle: float = IDLE) -> None:
+        self._config, self._waits, self._idle = config, waits, idle
+        self._turn = threading.Lock()
+        self._ends: BackpropError | None = None  # why the answer that is being written ends
+        self._used = 0.0
+        self._watched: Worker | None = None
+
+    @cached_property
+    def _device(self) -> Literal["cpu", "cuda"]:
+        return devices.resolve("auto")
+
+    def model(self, ref: str, base: str | None = None) -> Model:
+        """The model behind a reference; `base` names that of a directory. Raises what `resolve_earlier.made` raises."""
+        store = Store(self._config.store_path)
+        try:
+            return model_of(ref, store, base=base)
+        finally:
+            store.close()
+
+    def answer(self, model: Model, messages: list[Turn], spec: GenerationSpec, on_text: OnText) -> Generated:
+        """The answer in a conversation; `on_text` gets its pieces.
+
+        Raises DeviceBusy, Interrupted if it was stopped, and what the worker raises.
+        """
+        with self._turn:
+            self._ends = None
+            try:
+                return self._worker().call(
+                    reply,
+                    key="",
+                    on_event=lambda event: self._heard(event["text"], on_text),
+                    base=model.base,
+                    adapter=model.adapter,
+                    messages=messages,
+                    spec=spec,
+                    precision=precision_on(self._device, model.trained),
+                    device=self._device,
+                )
+            finally:
+                self._used = time.monotonic()
+
+    def stop(self) -> None:
+        """End the answer that is being written."""
+        self._ends = Interrupted("the answer was stopped", hint="ask again")
+
+    def close(self) -> None:
+        """End the answer that is being written, and the worker."""
+        self.stop()
+        with self._turn:
+            worker_process.stop()
+
+    def _heard(self, text: str, on_text: OnText) -> None:
+        if self._ends:
+            raise self._ends
+        on_text(text)
+
+    def _worker(self) -> Worker:
+        """The worker, with its device. Raises DeviceBusy."""
+        if not self._waits and not worker_process.is_running():
+            self._check_free()
+        worker = worker_process.worker(self._config, TrainSpec(device=self._device))
+        if worker is not self._watched:
+            self._watched = worker
+            threading.Thread(target=self._look, args=(worker,), name="model session", daemon=True).start()
+        worker.wait_for_slot(math.inf if self._waits else time.monotonic() + SOON)
+        if worker.alive and not worker.has_device:
+            worker_process.stop()
+            raise busy()
+        return worker
+
+    def _check_free(self) -> None:
+        store = Store(self._config.store_path)
+        if is_taken(slots_of(store, self._device, 1)):
+            raise busy()
+
+    def _look(self, worker: Worker) -> None:
+        """End the worker when it is idle, or when another waits for its device."""
+        while worker.alive:
+            time.sleep(LOOK)
+            needed = worker.has_device and is_wanted(worker.slots)
+            if needed:
+                self._ends = busy()
+            if (needed or time.monotonic() - self._used > self._idle) and self._turn.acquire(blocking=False):
+                worker_process.stop()
+                self._turn.release()
+
+
+def busy() -> DeviceBusy:
+    return DeviceBusy("a run uses the device now, and runs come before questions", hint="ask again when it has ended")

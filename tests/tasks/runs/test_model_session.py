@@ -1,0 +1,148 @@
+"""A session answers from one warm worker, gives the device to runs, and leaves nothing behind."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from filelock import FileLock
+
+from backprop_core.errors import DeviceBusy, Interrupted, WorkerDied
+from backprop_core.runtime.settings import settings
+from backprop_core.schema.refs import Generated
+from backprop_core.schema.specs import GenerationSpec
+from backprop_core.store.artifacts import Store
+from backprop_core.worker import gpu_slot
+from tasks.runs import worker_process
+from tasks.runs.model_session import ModelSession
+from tests import tiny_line
+
+ASKED = [{"role": "user", "content": "Which team takes this request?\nI got the wrong radio. Thanks!"}]
+SPEC = GenerationSpec(max_new_tokens=40)
+pytestmark = pytest.mark.usefixtures("warm_worker")
+
+
+@pytest.fixture
+def slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The lock of the device of a home with a line."""
+    monkeypatch.setenv("BACKPROPAGATE_HOME", str(tmp_path / "home"))
+    tiny_line.write(settings())
+    return Store(settings().store_path).layout.lock("cpu")
+
+
+@pytest.fixture
+def begin(slot: Path) -> Iterator[Callable[..., ModelSession]]:
+    """Begins sessions and closes them after the test."""
+    made: list[ModelSession] = []
+
+    def begin(**options: object) -> ModelSession:
+        made.append(ModelSession(settings(), **{"waits": False} | options))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield begin
+    for session in made:
+        session.close()
+
+
+def ask(session: ModelSession, ref: str = "support", on_text: Callable[[str], None] = lambda _: None) -> Generated:
+    return session.answer(session.model(ref), ASKED, SPEC, on_text)
+
+
+def eventually(true: Callable[[], bool], within: float = 60.0) -> bool:
+    deadline = time.monotonic() + within
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return true()
+
+
+def test_an_answer_comes_piece_by_piece_from_one_worker(begin: Callable[..., ModelSession]) -> None:
+    """The pieces come before the answer is complete; the next model answers from the same process."""
+    session, pieces = begin(), list[str]()
+    made = ask(session, on_text=pieces.append)
+    assert len(pieces) > 3 and made.text == "".join(pieces)
+    worker = worker_process.worker(settings(), session.model("support").trained)
+    alone = session.answer(session.model("support").alone, ASKED, SPEC, lambda _: None)
+    assert alone.text != made.text and worker is worker_process.worker(settings(), session.model("support").trained)
+    assert ask(session, "support@1") == made
+
+
+def test_a_device_in_use_is_said_at_once(begin: Callable[..., ModelSession], slot: Path) -> None:
+    """While a run has the device a question is refused with a code, and no worker waits; then it is answered."""
+    slot.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(slot):
+        began = time.monotonic()
+        with pytest.raises(DeviceBusy, match="runs come before"):
+            ask(begin())
+        assert time.monotonic() - began < 5 and not worker_process.is_running()
+    assert ask(begin()).tokens
+
+
+def test_a_run_gets_the_device_from_an_idle_session(begin: Callable[..., ModelSession], slot: Path) -> None:
+    """A worker that waits for the device has it within a second or two; the session answers again after it."""
+    session = begin()
+    ask(session)
+    with gpu_slot.taken([slot]):
+        assert eventually(lambda: not worker_process.is_running())
+    assert ask(session).tokens
+
+
+def test_a_run_gets_the_device_in_the_middle_of_an_answer(begin: Callable[..., ModelSession], slot: Path) -> None:
+    """The answer ends with a code that says why, and the pieces so far were heard."""
+    session, pieces, got = begin(), list[str](), threading.Event()
+
+    def run() -> None:
+        with gpu_slot.taken([slot]):
+            got.set()
+
+    def hear(text: str) -> None:
+        pieces.append(text)
+        if len(pieces) == 1:
+            threading.Thread(target=run).start()
+        time.sleep(0.1)
+
+    with pytest.raises(DeviceBusy):
+        ask(session, on_text=hear)
+    assert pieces and got.wait(60)
+
+
+def test_a_stopped_answer_ends_and_the_next_is_whole(begin: Callable[..., ModelSession]) -> None:
+    """Stop ends it at the next piece; the worker lives, and what was stopped leaves nothing in the next answer."""
+    session = begin()
+    whole, pieces = ask(session), list[str]()
+
+    def hear(text: str) -> None:
+        pieces.append(text)
+        session.stop()
+
+    with pytest.raises(Interrupted):
+        ask(session, on_text=hear)
+    assert len(pieces) < 3 and worker_process.is_running() and ask(session) == whole
+
+
+def test_a_killed_worker_is_an_error_and_the_next_question_works(begin: Callable[..., ModelSession]) -> None:
+    """SIGKILL in the middle of an answer: a code, and a new worker for the next one."""
+    session = begin()
+    whole = ask(session)
+    worker = worker_process.worker(settings(), session.model("support").trained)
+
+    def kill(_: str) -> None:
+        os.kill(worker.pid, signal.SIGKILL)
+
+    with pytest.raises(WorkerDied):
+        ask(session, on_text=kill)
+    assert ask(session) == whole
+
+
+def test_the_memory_is_free_when_nobody_asks(begin: Callable[..., ModelSession], slot: Path) -> None:
+    """After the idle time the process is gone and the device free; the next question starts another."""
+    session = begin(idle=0.5)
+    ask(session)
+    pid = worker_process.worker(settings(), session.model("support").trained).pid
+    assert eventually(lambda: not worker_process.is_running() and not psutil.pid_exists(pid))
+    with FileLock(slot, timeout=0):
+        pass
+    assert ask(session).tokens
