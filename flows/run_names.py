@@ -15,9 +15,11 @@ from backprop_core.schema.refs import RunResult
 from flows.cli.prefect_environment import is_temporary
 from flows.run_states import STATES
 from tasks.runs.prefect_artifacts import sentence
+from tasks.runs.record_names import listed
 from tasks.runs.sources import stem
 
 P = ParamSpec("P")
+LINE = "line:"  # prefix of a tag
 GENERATED = re.compile(r"[A-Za-z]+-[A-Za-z]+")  # a name that Prefect made up: keen-otter, Awesome-Jaguar
 
 
@@ -37,6 +39,7 @@ def shown(name: Callable[[dict[str, Any]], str]) -> Callable[[Callable[P, RunRes
                 given = inspect.signature(call).bind(*args, **kwargs)
                 given.apply_defaults()
                 called = rename(name(given.arguments))
+                tag(given.arguments.get("line"))
             result = call(*args, **kwargs)
             if FlowRunContext.get() is None:
                 return result
@@ -67,6 +70,15 @@ def rename(name: str) -> str:
     return name
 
 
+def tag(line: str | None) -> None:
+    """Give this flow run the tag of its line, by which Prefect's lists are filtered."""
+    context = FlowRunContext.get()
+    if line and context and context.flow_run:
+        client: Any = context.client
+        with suppress(httpx.HTTPError):
+            client.update_flow_run(context.flow_run.id, tags=sorted({*context.flow_run.tags, f"{LINE}{line}"}))
+
+
 def final_name(result: RunResult, name: str) -> str:
     """The name of a finished run; a retrain is named after its version, or after its line if it made none."""
     if result.flow != "retrain" or result.status == "rejected":
@@ -76,9 +88,7 @@ def final_name(result: RunResult, name: str) -> str:
 
 def tasks_of(datasets: list[Any]) -> str:
     """The names of datasets, the first three."""
-    names = [getattr(one, "task", None) or stem(str(getattr(one, "path", one))) for one in datasets]
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+    return listed([getattr(one, "task", None) or stem(str(getattr(one, "path", one))) for one in datasets])
 
 
 def short(ref: str) -> str:

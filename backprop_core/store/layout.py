@@ -161,9 +161,14 @@ class LineLayout:
         """One vote."""
         return self.votes_on(run_id) / f"{id}.json"
 
+    @property
+    def releases(self) -> Path:
+        """The folder of what went live."""
+        return self.root / "releases"
+
     def release(self, number: int) -> Path:
         """What went live with a version."""
-        return self.root / "releases" / f"{number:06d}.json"
+        return self.releases / f"{number:06d}.json"
 
     @property
     def transaction(self) -> Path:

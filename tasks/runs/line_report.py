@@ -5,7 +5,7 @@ Reads the store alone: neither Prefect nor MLflow has to answer.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -84,6 +84,8 @@ class LineRow(Record):
     tasks: list[str]
     metric: str
     live: LiveReport | None
+    files: list[StoredFile] = Field([], description="Of the live version.")
+    previous: int | None = Field(None, description="The version that a rollback makes live if none is named.")
     damaged: str | None = Field(None, description="Why its records cannot be read.")
 
 
@@ -154,7 +156,7 @@ class LineReport(Record):
         """The version that a rollback makes live if none is named."""
         numbers = {version.number: version for version in self.versions}
         live = numbers.get(self.live.number) if self.live else None
-        return numbers.get(live.parent or live.number - 1) if live else None
+        return numbers.get(before(live, numbers) or 0) if live else None
 
     @property
     def every_score(self) -> list[float]:
@@ -295,7 +297,15 @@ def line_row(name: str, config: Settings) -> LineRow:
             tasks=list(version.scores),
             metric=metric_of(version),
             live=live_report(store, name, report) if champion else None,
+            files=report.files if champion else [],
+            previous=before(report, numbers) if champion else None,
         )
+
+
+def before(version: VersionReport, numbers: Iterable[int]) -> int | None:
+    """The version that a rollback from this one makes live if none is named."""
+    number = version.parent or version.number - 1
+    return number if number in numbers else None
 
 
 def known_version(store: Store, line: str, number: int) -> LineVersion:

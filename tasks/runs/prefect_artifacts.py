@@ -9,7 +9,7 @@ from uuid import UUID
 from prefect.artifacts import MarkdownArtifact, create_link_artifact, create_markdown_artifact
 from prefect.context import FlowRunContext
 
-from backprop_core.publishing.model_card import fidelity, table
+from backprop_core.publishing.model_card import fidelity, plain, table
 from backprop_core.schema.dataset_reports import CuratedReport
 from backprop_core.schema.gate_report import GateReport, TaskVerdict
 from backprop_core.schema.refs import Answers, Evaluation, GGUFRecord, RunRecord, RunResult
@@ -98,12 +98,19 @@ def sentence(result: RunResult) -> str:
 
 
 def report(result: RunResult, evaluation: Evaluation) -> str:
-    """A run's report in Markdown: the matrix, what each merge changed, the gate's verdict, and a picture."""
+    """A run's report in Markdown, with a picture of the matrix."""
+    return f"{text(result)}\n{picture(evaluation)}"
+
+
+def text(result: RunResult) -> str:
+    """What came of a run, in Markdown: how it ended, the gate's verdict by task, the matrix, merges and files."""
+    name = f"{result.line} v{result.version}: " if result.flow == "retrain" and result.status == "finished" else ""
     parts = [
-        matrix_table(evaluation),
+        f"**{plain(name + sentence(result))}**\n",
+        gate_table(result.gate) if result.gate else "",
+        matrix_table(result.evaluation) if result.evaluation else "",
         merges(result.runs),
-        verdict(result.gate) if result.gate else "",
-        picture(evaluation),
+        files(result.gguf),
     ]
     return "\n".join(filter(None, parts))
 
@@ -122,15 +129,15 @@ def ask(result: RunResult, *, namespace: str, flow_run: UUID) -> str:
     assert result.evaluation and result.gate
     title = f"# May this go live in line {result.line}?\n"
     words = [title, verdict(result.gate), matrix_table(result.evaluation), merges(result.runs), files(result.gguf)]
-    text = "\n".join(filter(None, words))
-    shown = f"{text}\n{picture(result.evaluation)}"
+    asked = "\n".join(filter(None, words))
+    shown = f"{asked}\n{picture(result.evaluation)}"
     for name, markdown in (("approval", shown), ("candidate", as_json(result))):
         artifact = MarkdownArtifact(
             key=f"{key(namespace)}-{name}", markdown=markdown, description=sentence(result), flow_run_id=flow_run
         )
         create: Any = artifact.create  # its type includes a coroutine
         create()
-    return text
+    return asked
 
 
 def files(gguf: Sequence[GGUFRecord]) -> str:
@@ -184,14 +191,19 @@ def merges(runs: Sequence[RunRecord]) -> str:
 
 def verdict(report: GateReport) -> str:
     """The gate's decision and reason, with each task's difference and bounds, in Markdown."""
+    decided = f"**{'accepted' if report.accepted else 'rejected'}**: {report.reason}\n"
+    return f"{decided}\n{gate_table(report)}"
+
+
+def gate_table(report: GateReport) -> str:
+    """Each task's difference and bounds, in Markdown."""
     head = f"| task | rows | the {report.against} | candidate | difference | at least | at most | shows from | |"
     rows = [
         f"| {one.task} | {one.rows} | {one.rival:.4f} | {one.candidate:.4f} | {one.difference:+.4f} "
         f"| {signed(one.low)} | {signed(one.high)} | {signed(one.detectable and -one.detectable)} | {remark(one)} |"
         for one in report.tasks
     ]
-    decided = f"**{'accepted' if report.accepted else 'rejected'}**: {report.reason}\n"
-    return "\n".join([decided, head, "| --- |" + " ---: |" * 7 + " --- |", *rows, ""])
+    return "\n".join([head, "| --- |" + " ---: |" * 7 + " --- |", *rows, ""])
 
 
 def signed(value: float | None) -> str:

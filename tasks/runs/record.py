@@ -3,6 +3,7 @@
 import importlib.metadata
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, date, datetime
 from typing import Literal
 
 from backprop_core.runtime.settings import Settings
@@ -11,9 +12,12 @@ from backprop_core.schema.refs import DatasetRef, Evaluation, RunRecord, RunResu
 from backprop_core.store.artifacts import Store, write_atomic
 from tasks.runs import prefect_artifacts, worker_process
 from tasks.runs.prepared_run import Prepared
+from tasks.runs.record_names import begun_name, ended_name, lora_run_name
 from tasks.runs.results import dataset_summary
+from tasks.runs.run_costs import costs
 from tasks.tracking import Sender, mlflow_run_id, run_link
-from tasks.tracking.journal import Journal, parameters
+from tasks.tracking.journal import Journal
+from tasks.tracking.run_parameters import dataset_parameters, run_parameters
 
 HEAD_START = 1.0  # seconds to wait before importing mlflow while a worker imports torch
 PACKAGES = ("torch", "transformers", "peft", "prefect", "mlflow-skinny")
@@ -27,15 +31,15 @@ class RunJournal:
         self._journal = Journal(config.journal_path, run_id)
         self._child: Journal | None = None
         self._datasets: Sequence[CuratedReport] = ()
+        self._params = run_parameters(prepared.spec, [choice.field for choice in prepared.defaults])
         self._started()
         self._sender = Sender(config, after=HEAD_START if worker_process.is_running() else 0)
         self._sender.start()
 
     def _started(self) -> None:
         spec = self._prepared.spec
-        self._journal.start(
-            line=spec.line, name=self._prepared.flow, params=parameters(spec.model_dump(mode="json")), tags=tags()
-        )
+        name = begun_name(self._prepared, today())
+        self._journal.start(line=spec.line, name=name, params=self._params, tags=tags())
         self._journal.document("spec.json", spec.model_dump(mode="json"))
         self._journal.document("inputs.json", self._prepared.model_dump(mode="json"))
 
@@ -49,8 +53,10 @@ class RunJournal:
     def lora_run(self, run_id: str, index: int, dataset: DatasetRef) -> Iterator[None]:
         """Record a LoRA run within the block; it gets the training metrics."""
         self._child = child = self._journal.child(run_id)
-        child.start(line=self._prepared.spec.line, name=f"{index + 1}-{dataset.name}")
-        child.inputs([dataset_summary(dataset)])
+        spec, summary = self._prepared.spec, dataset_summary(dataset)
+        name = lora_run_name(dataset.name, index, len(spec.datasets))
+        child.start(line=spec.line, name=name, params=dataset_parameters(summary, self._params))
+        child.inputs([summary])
         yield
         child.end("finished")
         self._child = None
@@ -70,7 +76,9 @@ class RunJournal:
                 "backprop.cached": str(record.cached).lower(),
             }
         )
-        self._child.metrics(record.steps, {"train_loss": record.train_loss, "seconds": record.seconds})
+        speed = {"tokens_per_second": record.tokens / record.seconds} if record.seconds else {}
+        trained = {"train_loss": record.train_loss, "seconds": record.seconds, "trained_tokens": float(record.tokens)}
+        self._child.metrics(record.steps, trained | speed)
         if record.drift:
             self._journal.drift(len(evaluation.matrix), record.drift)
         self.evaluated(evaluation)
@@ -87,16 +95,30 @@ class RunJournal:
         """Record the result in MLflow, in the store and on the Prefect flow run."""
         if self._child:
             self._child.end(result.status, result.error)
+        if name := ended_name(result, today()):
+            self._journal.name(name)
+        self._journal.describe(prefect_artifacts.text(result))
+        self._journal.costs(costs(result))
         self._journal.inputs([run.dataset for run in result.runs])
         self._journal.result(result)
-        self._journal.close()
+        try:
+            self._keep(result)  # before the journal is free: what MLflow gets about the line is read from it
+        finally:
+            self._journal.close()
         self._sender.finish()
         result = result.model_copy(update={"mlflow_run_id": mlflow_run_id(self._config, self._run_id)})
-        write_atomic(self._store.layout.run(self._run_id).result, result.model_dump_json())
+        self._keep(result)
         if prefect_artifacts.flow_run_id():
             link = run_link(self._config, self._run_id)
             prefect_artifacts.publish(result, self._datasets, namespace=self._config.namespace, mlflow_link=link)
         return result
+
+    def _keep(self, result: RunResult) -> None:
+        write_atomic(self._store.layout.run(self._run_id).result, result.model_dump_json())
+
+
+def today() -> date:
+    return datetime.now(UTC).date()
 
 
 def tags() -> dict[str, str]:

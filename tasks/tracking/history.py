@@ -15,6 +15,7 @@ from backprop_core.schema.refs import RunResult, Status
 from backprop_core.store.layout import JournalLayout
 from tasks.tracking.connection import LINE, NAMESPACE, answering, connect, is_own
 from tasks.tracking.journal import SECONDS, ending
+from tasks.tracking.line_curve import OF_LINE
 from tasks.tracking.record import DATASETS, ERROR, ROLE, ROOT, RUN_ID, STATUS
 from tasks.tracking.sender import sync
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 PAGE = 1000  # runs a request
+PARENTS = f"tags.`{ROLE}` = 'parent'"
 
 
 class RunSummary(TypedDict):
@@ -37,7 +39,7 @@ class RunSummary(TypedDict):
     error: str | None  # code
 
 
-def list_runs(settings: Settings, condition: str, limit: int = 50) -> list[RunSummary]:
+def list_runs(settings: Settings, condition: str = PARENTS, limit: int = 50) -> list[RunSummary]:
     """The latest runs that match a condition, newest first. Raises MLflowUnreachable."""
     history = History(settings)
     return [history.summary(run) for run in history.runs(condition, limit)]
@@ -52,7 +54,7 @@ def matching(
     """
     if line and not re.fullmatch(NAME, line):
         raise ConfigInvalid(f"{line[:100]} is no name of a line", hint="`backprop lines` lists all lines")
-    parts = [] if children else [f"tags.`{ROLE}` = 'parent'"]
+    parts = [f"tags.`{ROLE}` != '{OF_LINE}'" if children else PARENTS]
     parts += [f"tags.`{LINE}` = '{line}'"] if line else []
     parts += [f"tags.`{STATUS}` = '{status}'"] if status else []
     parts += [f"attributes.start_time >= {int(since.timestamp() * 1000)}"] if since else []
@@ -100,7 +102,7 @@ class History:
         """Find the root run by a prefix of its run_id, or by its MLflow id."""
         found = [*self.runs(f"tags.`{RUN_ID}` LIKE '{escaped(prefix)}%'", 20)]
         found = found or [*self.runs(f"attributes.run_id = '{escaped(prefix)}'", 1)]
-        roots = sorted({run.data.tags[ROOT] for run in found})
+        roots = sorted({run.data.tags[ROOT] for run in found if ROOT in run.data.tags})
         if not roots:
             raise RunUnknown(f"no run {prefix}", hint="`backprop list-runs` lists all runs")
         if len(roots) > 1:

@@ -27,6 +27,7 @@ from backprop_core.store.layout import JournalLayout
 
 LONGEST_PARAMETER = 500  # characters; the complete spec stands in spec.json
 LONGEST_TAG = 5000
+NAME, NOTE = "mlflow.runName", "mlflow.note.content"  # tags: the name and the description of a run
 SECONDS = "backprop.seconds"  # tag: how long a run has worked, waits left out
 WORTH_NOTING = 1000  # ms
 Measures = dict[str, Sequence[float | None]]
@@ -344,6 +345,14 @@ class Journal:
         """Labels; a later one replaces an earlier one."""
         self._file.append(Tagged(**self._head(), tags=shortened(tags, LONGEST_TAG)))
 
+    def name(self, name: str) -> None:
+        """A name in place of the one that the run was started with."""
+        self.tags({NAME: name})
+
+    def describe(self, text: str) -> None:
+        """What came of the run, in Markdown."""
+        self.tags({NOTE: text})
+
     def inputs(self, datasets: Sequence[DatasetSummary]) -> None:
         """The datasets that the run works on, with their digests."""
         self._file.append(Inputs(**self._head(), datasets=list(datasets)))
@@ -381,11 +390,19 @@ class Journal:
         self.metrics(run, {"merge.weight": drift.weight, "merge.drift_a": drift.a, "merge.drift_b": drift.b})
 
     def gate(self, report: GateReport, run: int) -> None:
-        """What the gate decided after a run: as `gate.json`, as tags, and each task's difference as a metric."""
+        """What the gate decided after a run: `gate.json`, tags, and the differences with their bounds as metrics."""
         self.document("gate.json", report.model_dump(mode="json"))
         verdict = "accepted" if report.accepted else "rejected"
         self.tags({"backprop.gate": verdict, "backprop.gate.reason": report.reason})
-        self.metrics(run, {f"gate.difference.{task.task}": task.difference for task in report.tasks})
+        measured = {"average": report.average, "rival_average": report.rival_average, "gain_low": report.gain_low}
+        for task in report.tasks:
+            bounds = {"difference": task.difference, "low": task.low, "high": task.high}
+            measured |= {f"{name}.{task.task}": value for name, value in bounds.items()}
+        self.metrics(run, {f"gate.{name}": value for name, value in measured.items() if value is not None})
+
+    def costs(self, values: Mapping[str, float]) -> None:
+        """What the run has cost since it was last started; the step is how many seconds it has worked."""
+        self.metrics(int(self._file.clock.seconds(self.run_id, now())), values)
 
     def end(self, status: Status, error: ErrorRecord | None = None) -> None:
         """The run is over."""

@@ -1,5 +1,6 @@
 """Copies each line to MLflow as a registered model: its versions, and the alias `champion`. The store decides.
 
+Each line also has a curve of its scores, and descriptions in Markdown say what is live, how good it is, and why.
 Missing or different entries are repaired whenever journals are sent, so MLflow may be down in between. An alias that
 was moved in MLflow is set back at the end of the next run or by `sync`, with a warning.
 `models:/NAMESPACE.LINE@champion` is a directory that PEFT loads.
@@ -17,12 +18,14 @@ from backprop_core.runtime.settings import Settings
 from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.store.layout import StoreLayout
 from tasks.tracking.connection import LINE, NAMESPACE, tracking_uri
+from tasks.tracking.journal import is_written
+from tasks.tracking.loadable_model import make_loadable
 from tasks.tracking.record import RUN_ID
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-    from mlflow.entities.model_registry import RegisteredModel
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 CHAMPION = "champion"
 NUMBER = "backprop.version"  # tag of a model version: its number in the line
@@ -36,12 +39,23 @@ def wanted(settings: Settings) -> dict[str, Any]:
     """The state that MLflow should have: its URI, and the versions and champion of every line."""
     if not StoreLayout(settings.store_path).lines.is_dir():
         return {}
-    lines = Lines(Store(settings.store_path))
+    lines, layout = Lines(Store(settings.store_path)), StoreLayout(settings.store_path)
     known = {
-        name: [lines.versions(name), lines.champion(name), [move.run_id for move in lines.moves(name)]]
+        name: [
+            lines.versions(name),
+            lines.champion(name),
+            [move.run_id for move in lines.moves(name)],
+            last_change(layout, name),
+        ]
         for name in lines.names()
     }
     return {"uri": blank_address(tracking_uri(settings)), "lines": known}
+
+
+def last_change(layout: StoreLayout, line: str) -> int:
+    """When a version of a line was made live or released last, in ns since 1970; 0 for never."""
+    files = [layout.line(line).champion, *layout.line(line).releases.glob("*.json")]
+    return max((path.stat().st_mtime_ns for path in files if path.is_file()), default=0)
 
 
 def noted(settings: Settings) -> dict[str, Any]:
@@ -105,7 +119,7 @@ def set_back(client: "MlflowClient", settings: Settings) -> None:
 
 
 def mirror_line(client: "MlflowClient", settings: Settings, line: str, lines: Lines) -> bool:
-    """Copy one line; False if an adapter has not reached MLflow yet."""
+    """Copy one line; False if an adapter or a result has not reached its place yet."""
     name = registered(client, settings, line)
     known = known_versions(client, name)
     complete = True
@@ -116,11 +130,25 @@ def mirror_line(client: "MlflowClient", settings: Settings, line: str, lines: Li
             complete &= made is not None
         if number in known and (act := lines.act(line, number)):
             client.set_model_version_tag(name, known[number], ACT, act.sentence[:LONGEST])
-            client.update_model_version(name, known[number], description=act.sentence[:LONGEST])
     champion = lines.champion(line) or 0
+    if champion in known and (run := run_of(client, settings, lines.version(line, champion).run_id)):
+        make_loadable(client, run, lines.version(line, champion), StoreLayout(settings.store_path))
     if complete or champion in known:  # else the alias stays where it is until the new champion is there
         point(client, name, known.get(champion))
+    complete &= not is_being_made(settings, line, lines)
+    if complete and lines.versions(line):
+        from tasks.tracking.line_pages import describe  # its imports take longer than listing runs
+
+        describe(client, settings, name, line)
     return complete
+
+
+def is_being_made(settings: Settings, line: str, lines: Lines) -> bool:
+    """Whether the run of the newest version has not ended, so that its result is not complete."""
+    for number in lines.versions(line)[-1:]:
+        run_id, journals = lines.version(line, number).run_id, settings.layout.journal
+        return journals.lines(run_id).is_file() and is_written(journals, run_id)
+    return False
 
 
 def registered(client: "MlflowClient", settings: Settings, line: str) -> str:
@@ -139,8 +167,13 @@ def registered(client: "MlflowClient", settings: Settings, line: str) -> str:
 
 def known_versions(client: "MlflowClient", name: str) -> dict[int, str]:
     """Our version numbers -> MLflow's version numbers."""
+    return {number: str(version.version) for number, version in model_versions(client, name).items()}
+
+
+def model_versions(client: "MlflowClient", name: str) -> "dict[int, ModelVersion]":
+    """Our version numbers -> MLflow's versions."""
     found = client.search_model_versions(f"name = '{name}'")
-    return {int(version.tags[NUMBER]): str(version.version) for version in found if NUMBER in version.tags}
+    return {int(version.tags[NUMBER]): version for version in found if NUMBER in version.tags}
 
 
 def register(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from backprop_core.errors import BackpropError
 from backprop_core.runtime.settings import Settings
+from tasks.tracking import line_curve
 from tasks.tracking.connection import answering, connect
 from tasks.tracking.registry import known_versions, run_of
 
@@ -30,12 +31,13 @@ def remove_versions(settings: Settings, line: str, runs: Mapping[int, str]) -> l
 
 
 def remove_model(settings: Settings, line: str) -> None:
-    """Remove the registered model of a line that is no more; one that MLflow cannot remove now does no harm."""
+    """Remove the model and the curve of a line that is no more; what MLflow cannot remove now does no harm."""
     try:
         client = connect(settings)
         with answering(settings):
             if client.search_registered_models(f"name = '{settings.namespace}.{line}'"):
                 client.delete_registered_model(f"{settings.namespace}.{line}")
+            line_curve.remove(client, settings, line)
         settings.layout.journal.registry.unlink(missing_ok=True)  # else its alias counts as moved
     except BackpropError:
         pass

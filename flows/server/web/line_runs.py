@@ -147,6 +147,17 @@ def of_deployments(api: PrefectApi, line: str, states: list[str], sort: str) -> 
     return [run for run in map(flow_run, api.send("POST", "/flow_runs/filter", wanted)) if run.line == line]
 
 
+def last_retrains(api: PrefectApi) -> list[FlowRun]:
+    """The retrains that ended last, of all lines, the last ones first."""
+    wanted = {
+        "flows": {"name": {"any_": ["retrain"]}},
+        "flow_runs": {"state": {"type": {"any_": ENDED}}},
+        "sort": "END_TIME_DESC",
+        "limit": SOME,
+    }
+    return [flow_run(known) for known in api.send("POST", "/flow_runs/filter", wanted)]
+
+
 def broken(api: PrefectApi) -> list[FlowRun]:
     """The last runs that failed or crashed, of all lines, the last ones first."""
     wanted = {

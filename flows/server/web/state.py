@@ -13,7 +13,7 @@ from backprop_core.runtime.settings import Settings
 from backprop_core.schema.field_types import NAME
 from backprop_core.schema.records import Record
 from flows.cli import lines_file
-from flows.server.web.line_runs import ACTIVE, FlowRun, LineRuns, Question, flow_runs, line_runs, waiting
+from flows.server.web.line_runs import ACTIVE, FlowRun, LineRuns, Question, flow_runs, last_retrains, line_runs, waiting
 from flows.server.web.mlflow_api import MlflowApi
 from flows.server.web.prefect_api import PrefectApi
 from tasks.runs import line_report
@@ -61,6 +61,7 @@ class Work(Record):
 
     running: list[FlowRun]
     waiting: list[Question]
+    ended: list[FlowRun] = Field(description="The retrains that ended last, the last ones first.")
 
 
 class Overview(Record):
@@ -106,6 +107,7 @@ def work(sources: Sources) -> Work:
     return Work(
         running=flow_runs(sources.prefect, ACTIVE, None),
         waiting=waiting(sources.prefect, sources.config.namespace),
+        ended=last_retrains(sources.prefect),
     )
 
 

@@ -25,7 +25,7 @@ from backprop_core.runtime.settings import Settings
 from backprop_core.schema.dataset_reports import CuratedReport, DroppedRows
 from backprop_core.schema.gate_report import GateReport, TaskVerdict
 from backprop_core.schema.refs import DatasetSummary, Drift, ErrorRecord, Evaluation, Located, RunResult
-from tasks.tracking import Sender, list_runs, mlflow_run_id, run_link, show_run, sync, tracking_uri
+from tasks.tracking import Sender, list_runs, matching, mlflow_run_id, run_link, show_run, sync, tracking_uri
 from tasks.tracking.connection import connect, experiment_of
 from tasks.tracking.journal import Journal
 from tasks.tracking.sender import unsent
@@ -209,7 +209,7 @@ def test_sending_again_changes_nothing(config: Settings) -> None:
     record(config, steps=600)
     sync(config)
     before = counts(config)
-    assert before["metrics"] == 1200 + sum(len(row) for row in ([0] * 4, [0] * 4, [0] * 12, [0] * 4))
+    assert before["metrics"] == 1200 + sum(len(row) for row in ([0] * 4, [0] * 4, [0] * 12, [0] * 8))
     sent = config.journal_path / "sent"
     (sent / f"{ROOT}.jsonl").rename(config.journal_path / f"{ROOT}.jsonl")
     config.layout.journal.sent.sent_note(ROOT).unlink()
@@ -329,7 +329,7 @@ def test_history_lists_parents_newest_first(config: Settings) -> None:
         "average": 0.55,
         "error": None,
     }
-    assert len(list_runs(config, children=True)) == 4 and len(list_runs(config, limit=1)) == 1
+    assert len(list_runs(config, matching(children=True))) == 4 and len(list_runs(config, limit=1)) == 1
     assert list_runs(Settings(home=config.home, namespace="another")) == []
 
 

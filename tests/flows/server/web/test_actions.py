@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.input.run_input import keyset_from_base_key
 from prefect.settings import get_current_settings
-from prefect.states import Cancelled, Paused, Running
+from prefect.states import Cancelled, Completed, Paused, Running
 from starlette.testclient import TestClient
 
 from flows import approval
@@ -106,6 +106,18 @@ def test_one_click_retrains(
     assert "begins soon" in browser.get("/lines/support").text
 
 
+def test_the_start_page_says_how_the_last_run_ended(
+    browser: TestClient, client: SyncPrefectClient, deployments: dict[str, UUID]
+) -> None:
+    """Why a line did nothing last night is read without a click; a later run of something else hides it not."""
+    for name, reason in (("retrain", f"0 rows are new {EVIL}"), ("rollback", "version 1 is live")):
+        run = client.create_flow_run_from_deployment(deployments[name], parameters={"line": "support"})
+        ended: State[None] = Completed(name="Unchanged", message=reason)
+        client.set_flow_run_state(run.id, ended, force=True)
+    text = browser.get("/").text
+    assert "Unchanged" in text and "0 rows are new &lt;script&gt;" in text and "version 1 is live" not in text
+
+
 def test_clicks_at_once_are_one_run(
     browser: TestClient, client: SyncPrefectClient, deployments: dict[str, UUID]
 ) -> None:
@@ -159,7 +171,7 @@ def test_what_waits_is_shown_and_answered(browser: TestClient, client: SyncPrefe
     """The scores of the candidate are on the page; the answer and the reason reach the question; it is asked once."""
     text = browser.get("/lines/support").text
     assert "90.0 % → 95.0 %" in text and "+5.0 points" in text and "better &lt;script&gt;" in text
-    assert "Decide on support" in browser.get("/").text
+    assert f'action="/lines/support/questions/{question}"' in browser.get("/").text  # one click from the start page
     assert press(browser, f"questions/{question}", answer="maybe").status_code == 400
     assert press(browser, f"questions/{question}", answer="approve", reason=f"good {EVIL}").status_code == 303
     key = keyset_from_base_key(f"paused-{run_id(9)}")["response"]

@@ -62,8 +62,17 @@ def test_the_start_page_lists_lines_with_and_without_a_version(support: LineMake
         (folder / f"{name}.yaml").write_text("")
     text = pages().get("/").text
     assert "/lines/billing" in text and "no version yet" in text and "version 2 since" in text
-    assert set(re.findall('href="/lines/([^"]*)"', text)) == {"billing", "support"}
+    assert set(re.findall('href="/lines/([^"/]*)', text)) == {"billing", "support"}
     assert pages().get("/lines/billing").status_code == 200
+
+
+def test_the_start_page_leads_back_and_to_the_file(support: LineMaker, pages: Pages) -> None:
+    """A rollback is two clicks from the start page, the file of the live version one."""
+    browser = pages()
+    text = browser.get("/").text
+    assert 'href="/lines/support/rollback?to=1"' in text
+    [file] = re.findall(r'href="(/lines/support/versions/2/files/[^"]*\.gguf)"', text)
+    assert browser.get(file).content.startswith(b"GGUF")
 
 
 @pytest.mark.parametrize("path", ["/", "/lines/support", "/lines/%3Cscript%3Ealert(1)%3C/script%3E", "/lines/none"])
