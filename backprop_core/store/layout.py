@@ -58,6 +58,9 @@ lines/<line>/           of one line
   votes/<run_id>/<id>.json  what a person thinks of an answer of what the run made; append-only
   releases/<number>.json  what went live with a version
   transaction.json        a release that has begun and has not ended
+deleted-lines/<line>-<time>/  of a line that was deleted
+  line.json               its tombstone: when, by whom, which versions
+  records/                what lines/<line>/ was
 leases/<run_id>.txt     what a run uses, one digest or key a line, until it is finished; .lock: held by its process
 ollama-servers/<server>/<name>.json  what was made on an Ollama server under a name
 locks/<name>.lock       freed by the kernel when their holder dies
@@ -174,6 +177,28 @@ class LineLayout:
     def transaction(self) -> Path:
         """A release that has begun and has not ended."""
         return self.root / "transaction.json"
+
+
+@dataclass(frozen=True)
+class DeletedLayout:
+    """The directory of a line that was deleted."""
+
+    root: Path
+
+    @property
+    def tombstone(self) -> Path:
+        """When it was deleted, by whom, and which versions it had."""
+        return self.root / "line.json"
+
+    @property
+    def records(self) -> Path:
+        """What the directory of the line was."""
+        return self.root / "records"
+
+    @property
+    def retired(self) -> Path:
+        """There, if MLflow's registered model of the line has another name."""
+        return self.root / "retired"
 
 
 @dataclass(frozen=True)
@@ -322,6 +347,14 @@ class StoreLayout:
     def line(self, name: str) -> LineLayout:
         """One line."""
         return LineLayout(self.lines / name)
+
+    def deleted(self, line: str, time: str) -> DeletedLayout:
+        """A line that was deleted at this time."""
+        return DeletedLayout(self.root / "deleted-lines" / f"{line}-{time}")
+
+    def deletions(self) -> Iterator[DeletedLayout]:
+        """The lines that were deleted, in no order."""
+        return (DeletedLayout(path.parent) for path in self.root.glob("deleted-lines/*/line.json"))
 
     @property
     def leases(self) -> Path:

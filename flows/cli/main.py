@@ -105,6 +105,12 @@ DATA = {  # verbs of `backprop data`: line in --help, example
 }
 
 
+LINE = {  # verbs of `backprop line`: line in --help, example
+    "delete": (
+        "Say what happens to everything of a line, ask for its name, then delete it.",
+        "backprop line delete support --dry-run",
+    ),
+}
 USERS = {  # verbs of `backprop users`: line in --help, example
     "add": (
         "Add a user of the pages; the password comes from a prompt or from stdin.",
@@ -151,6 +157,10 @@ def build() -> App:
     for verb, (help_, example) in STORE.items():
         add(store, verb, f"maintenance:store_{verb}", help_, example)
     app.command(store)
+    line = App(name="line", help="Act on a line as a whole.", help_epilogue="", help_format="plaintext")
+    for verb, (help_, example) in LINE.items():
+        add(line, verb, f"line:line_{verb}", help_, example)
+    app.command(line)
     people = App(name="users", help="Say who may sign in at the pages.", help_epilogue="", help_format="plaintext")
     for verb, (help_, example) in USERS.items():
         add(people, verb, f"users:users_{verb}", help_, example)

@@ -62,6 +62,13 @@ def automation(client: SyncPrefectClient, config: Settings, line: str, *, dry_ru
     return put(client, wanted, dry_run=dry_run)
 
 
+def remove_automation(client: SyncPrefectClient, config: Settings, line: str) -> Iterator[Changed]:
+    """Delete the automation of a line, if there is one."""
+    for known in client.read_automations_by_name(title(config.namespace, line)):
+        client.delete_automation(known.id)
+        yield f"automation {known.name}", False, ["removed: the line is deleted"]
+
+
 def announce(namespace: str, line: str, payload: dict[str, Any]) -> None:
     """Send the event that a line has new data. Raises DeploymentRefused, PrefectUnreachable."""
     event = Event(

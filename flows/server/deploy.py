@@ -26,7 +26,7 @@ from backprop_core.schema.specs import LineSpec, ScheduleSpec, StalenessSpec
 from flows.cli.prefect_environment import refusals
 from flows.parameters import differing, parameters
 from flows.registry import entrypoint, load
-from flows.server.automations import automation, automations, left_over
+from flows.server.automations import automation, automations, left_over, remove_automation
 from flows.server.deployment_forms import form_of
 from flows.server.deployment_names import OF_FILE, OLD, path_of, slug_of
 
@@ -211,6 +211,14 @@ def remove(client: SyncPrefectClient, path: str, dry_run: bool) -> Iterator[tupl
     if not dry_run:
         client.delete_deployment(known.id)
     yield f"deployment {path}", False, ["removed: the job file does not ask for it"]
+
+
+def undeploy_line(config: Settings, line: str) -> list[Change]:
+    """Delete the deployments of a line, with their schedules, and its automation. Raises what `deploy` raises."""
+    with get_client(sync_client=True) as client, refusals("delete them in Prefect"):
+        gone = [each for flow in ("retrain", "drift") for each in remove(client, f"{flow}/{line}", False)]
+        gone += remove_automation(client, config, line)
+    return [Change(what=what, new=new, details=details) for what, new, details in gone]
 
 
 def forget(client: SyncPrefectClient, line: str, dry_run: bool) -> Iterator[tuple[str, bool, list[str]]]:

@@ -101,6 +101,7 @@ class RejectedReport(Record):
 class NewData(Record):
     """A dataset that a version added."""
 
+    digest: Digest = Field(description="Of its training rows.")
     name: str
     task: str
     read: int
@@ -514,7 +515,12 @@ def new_datasets(number: int, versions: dict[int, LineVersion]) -> list[DatasetR
 def new_data(dataset: DatasetRef) -> NewData:
     left_out = {reason: rows for reason, rows in (dataset.dropped | dataset.not_trained).items() if rows}
     return NewData(
-        name=dataset.name, task=dataset.task, read=dataset.read, train_rows=dataset.train.rows, left_out=left_out
+        digest=dataset.train.digest,
+        name=dataset.name,
+        task=dataset.task,
+        read=dataset.read,
+        train_rows=dataset.train.rows,
+        left_out=left_out,
     )
 
 

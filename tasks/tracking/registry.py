@@ -77,6 +77,7 @@ def mirror(client: "MlflowClient", settings: Settings) -> None:
     """Update MLflow's registered models from the store. Raises NameTaken for a model that is not ours."""
     for sentence in moved(client, settings):
         log.warning("%s; the alias is set back (to change it: backprop promote or rollback)", sentence)
+    retire(client, settings)
     aim, lines = wanted(settings), Lines(Store(settings.store_path))
     done = [mirror_line(client, settings, line, lines) for line in lines.names()]
     if all(done):
@@ -116,6 +117,18 @@ def set_back(client: "MlflowClient", settings: Settings) -> None:
     """Mirror if an alias was changed in MLflow, or the store has changed."""
     if moved(client, settings) or not is_mirrored(settings):
         mirror(client, settings)
+
+
+def retire(client: "MlflowClient", settings: Settings) -> None:
+    """Rename the registered models of deleted lines, so that a new line may have the name."""
+    for gone in StoreLayout(settings.store_path).deletions():
+        if gone.retired.is_file():
+            continue
+        name = f"{settings.namespace}.{json.loads(gone.tombstone.read_bytes())['line']}"
+        [known] = client.search_registered_models(f"name = '{name}'") or [None]
+        if known and known.tags.get(NAMESPACE) == settings.namespace:
+            client.rename_registered_model(name, f"{settings.namespace}.{gone.root.name}.deleted")
+        write_atomic(gone.retired, name)
 
 
 def mirror_line(client: "MlflowClient", settings: Settings, line: str, lines: Lines) -> bool:

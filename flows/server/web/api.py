@@ -28,7 +28,7 @@ from backprop_core.errors import (
     Unexpected,
 )
 from backprop_core.schema.records import Record
-from flows.server.web import forms, history_page, new_page, rows, run_api, settings_page, state, try_api, version_page
+from flows.server.web import data_page, forms, history_page, new_page, rows, run_api, settings_page, state, try_api, version_page
 from flows.server.web.line_runs import LineRuns
 from flows.server.web.rows import Added
 from flows.server.web.state import Health, LineState, Overview, Sources
@@ -172,4 +172,5 @@ def application(sources: Sources, tokens: forms.Tokens) -> FastAPI:
     run_api.add_routes(api, sources, tokens)
     new_page.add_routes(api, sources, tokens)
     settings_page.add_routes(api, sources, tokens)
+    data_page.add_routes(api, sources)
     return api

@@ -15,7 +15,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backprop_core.errors import BackpropError
 from flows.server.access_control import AccessControl
-from flows.server.web import api, frame, login_page, new_page, pages, schedule_page, settings_page, try_page
+from flows.server.web import (, api, frame, login_page, new_page, pages, schedule_page, settings_page, try_page
+    api,
+    data_page,
+    delete_page,
+    frame,
+    login_page,
+    new_page,
+    pages,
+    schedule_page,
+    settings_page,
+)
 from flows.server.web.audited import Audited
 from flows.server.web.door import Door, Guarded
 from flows.server.web.forms import Tokens
@@ -43,6 +53,8 @@ def application(sources: Sources, *, hosts: Sequence[str], password: str | None)
             *settings_page.ROUTES,
             *schedule_page.ROUTES,
             *try_page.ROUTES,
+            *delete_page.ROUTES,
+            *data_page.ROUTES,
             Mount(api.PREFIX, api.application(sources, tokens)),
             Mount("/static", StaticFiles(directory=STATIC)),
         ],

@@ -28,6 +28,7 @@ NOTICES = {  # by what was done
     "new": "The line is deployed. Retrain now makes its first version.",
     "settings": "Saved and deployed: the next run uses it.",
     "time": "The schedule has another time.",
+    "delete": "The line is deleted.",
     "stop": "The run saves a checkpoint and stops. Retry continues it.",
     "retry": "The run begins again in a few seconds.",
 }

@@ -86,7 +86,7 @@ def test_every_verb_has_an_example_that_parses() -> None:
         program, *words = shlex.split(command)
         assert program == "backprop" and name in words[:2]
         main.build().parse_args(words, exit_on_error=False, print_error=False)
-    assert len(commands) == len(main.verbs()) + len(main.DATA) + len(main.STORE) + len(main.USERS)
+    assert len(commands) == len(main.verbs()) + len(main.DATA) + len(main.STORE) + len(main.LINE) + len(main.USERS)
 
 
 def test_no_help_has_a_regular_expression(capsys: Capture) -> None:

@@ -17,6 +17,7 @@ from backprop_core.schema.refs import AdapterRef, Located
 from backprop_core.schema.specs import ModelSpec
 from backprop_core.store.artifacts import Store
 from tasks.runs.doctor import champions
+from tasks.runs.line_deletion import delete
 from tasks.tracking import sync
 from tasks.tracking.connection import connect
 from tasks.tracking.journal import Journal
@@ -266,3 +267,20 @@ def test_champion_is_a_model_for_transformers_and_peft(config: Settings, lines: 
 def logits(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     found: torch.Tensor = model.eval()(ids).logits
     return found
+
+
+def test_a_deleted_line_leaves_its_name_free(config: Settings, lines: Lines) -> None:  # noqa: F811
+    """The model of a deleted line is renamed at the next sync, once; a new line of the name begins with version 1."""
+    journaled(config, 1)
+    lines.append("support", version(1), after=0)
+    lines.set_champion("support", 1)
+    assert sync(config).error is None
+    delete("support", "ann", config)
+    assert sync(config, look=True).error is None and is_mirrored(config)
+    [old] = connect(config).search_registered_models("name LIKE 'backprop.support%'")
+    assert old.name.startswith("backprop.support-") and old.name.endswith(".deleted")
+    journaled(config, 2)
+    lines.append("support", version(2), after=0)
+    lines.set_champion("support", 1)
+    assert sync(config).error is None and seen(config) == (["1"], '{"run": 2}')
+    assert len(connect(config).search_registered_models("name LIKE 'backprop.support%'")) == 2

@@ -1,0 +1,89 @@
+"""Deletes a line: its records move aside as they are. Nothing refers to its artifacts then, and prune can free them."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from pydantic import Field
+
+from backprop_core.errors import RunActive, RunUnknown
+from backprop_core.lines.prune import digests_of, size_of
+from backprop_core.lines.versions import Lines
+from backprop_core.schema.records import Record
+from backprop_core.store.artifacts import Store, fsync, write_atomic
+from backprop_core.store.leases import living
+from backprop_core.store.locks import is_acquired
+
+STAMP = "%Y%m%dT%H%M%SZ"  # of the name under which the records of a line lie when it is deleted
+
+
+class DeletedLine(Record):
+    """The tombstone of a line."""
+
+    format: int = 1
+    line: str
+    at: datetime
+    by: str = Field(description="Who deleted it.")
+    versions: list[int]
+    live: int | None = Field(description="The version that was live.")
+    bytes: int = Field(description="Of the artifacts that its versions use; another line may use some of them too.")
+
+
+def check_idle(line: str, store: Store) -> None:
+    """Raise RunActive if a run of the line works, releases, or waits for approval."""
+    if run := next((run for run in (*living(store), *asking(store)) if line_of(run, store) == line), None):
+        raise RunActive(
+            f"run {run[:12]} of line {line} has not ended", hint="wait for it, answer its question, or stop it"
+        )
+    if store.layout.line(line).transaction.is_file():
+        raise RunActive(
+            f"a release of line {line} has not ended", hint=f"finish it: backprop release {line}, or backprop rollback"
+        )
+
+
+def asking(store: Store) -> Iterator[str]:
+    """Runs whose question waits for a person."""
+    return (path.name for path in store.layout.questions.glob("*"))
+
+
+def line_of(run_id: str, store: Store) -> str | None:
+    """The line that a run belongs to; in older stores the name of a question is that of its line."""
+    spec = store.layout.run(run_id).spec
+    if not spec.is_file():
+        return run_id
+    found: str = json.loads(spec.read_bytes())["spec"]["line"]
+    return found
+
+
+def described(line: str, by: str, store: Store) -> DeletedLine:
+    """What deleting a line would remove. Raises RunUnknown if the store has no such line."""
+    lines = Lines(store)
+    if line not in lines.names():
+        raise RunUnknown(f"there is no line {line}", hint="`backprop lines` lists all lines")
+    named = set[str]().union(*(digests_of(path) for path in store.layout.line(line).root.rglob("*.json")))
+    return DeletedLine(
+        line=line,
+        at=datetime.now(UTC),
+        by=by,
+        versions=lines.versions(line),
+        live=lines.champion(line),
+        bytes=sum(size_of(store.layout.artifact(digest)) for digest in named),
+    )
+
+
+def delete(line: str, by: str, store: Store) -> DeletedLine:
+    """Move the records of a line aside, beside its tombstone. Raises RunUnknown, RunActive."""
+    lock = store.lock(f"line-{line}")
+    if not is_acquired(lock, timeout=0):
+        raise RunActive(f"a run is working on line {line}", hint="wait for it, or stop it")
+    try:
+        check_idle(line, store)
+        gone = described(line, by, store)
+        aside = store.layout.deleted(line, gone.at.strftime(STAMP))
+        write_atomic(aside.tombstone, gone.model_dump_json())
+        store.layout.line(line).root.rename(aside.records)
+        fsync(aside.root)
+        fsync(store.layout.lines)
+        return gone
+    finally:
+        lock.release()

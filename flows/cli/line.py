@@ -1,0 +1,124 @@
+"""Verbs for a line as a whole: `line delete`."""
+
+import os
+import sys
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from backprop_core.errors import ConfirmationRequired, RunUnknown
+from backprop_core.runtime.local_user import local_user
+from backprop_core.runtime.settings import Settings, settings
+from backprop_core.schema.field_types import line_name
+from backprop_core.schema.records import Record
+from flows.cli import lines_file
+from flows.cli.console import configure_logging, say
+from flows.cli.flags import PLAIN, OutputFlags
+from flows.cli.main import Answer
+from flows.cli.prefect_environment import connected, quiet_prefect
+from flows.cli.terminal_prompt import is_attended
+from flows.server.serve import running
+from tasks.runs import line_deletion
+
+
+class Deletion(Record):
+    """What deleting a line does, or has done."""
+
+    line: str
+    versions: list[int]
+    live: int | None
+    bytes: int
+    job_file: str | None
+    deployments: list[str]
+
+    @property
+    def sentences(self) -> list[str]:
+        """What happens to each part, in the order in which people ask."""
+        count = len(self.versions)
+        kept = f"{self.bytes / 10**6:.1f} MB of files stay until `backprop store prune` frees them"
+        live = f"; version {self.live} is live" if self.live else ""
+        return [
+            f"Store: {count} version{'' if count == 1 else 's'} of {self.line} can no longer be used{live}; {kept}."
+            if count
+            else f"Store: {self.line} has no version.",
+            f"Job file: {self.job_file} is renamed; its comments stay in it." if self.job_file else "Job file: none.",
+            f"Prefect: deployments and schedules go: {', '.join(self.deployments)}; runs of the past stay."
+            if self.deployments
+            else "Prefect: no server is named or running here; schedules go when `serve` starts or with `deploy`.",
+            "MLflow: runs stay; the registered model is renamed at the next `backprop sync` or run.",
+            "Ollama and the Hub: what was published stays. Remove it there: ollama rm, or the page of the repository.",
+            "Data: the rows stay where they are.",
+        ]
+
+
+def line_delete(
+    line: Annotated[str, Parameter(help="Name of the line.")],
+    /,
+    *,
+    dry_run: Annotated[
+        bool, Parameter(help="Say what would happen, and delete nothing.", negative="", show_default=False)
+    ] = False,
+    yes: Annotated[bool, Parameter(help="Delete without asking.", negative="", show_default=False)] = False,
+    by: Annotated[str | None, Parameter(help="Who deletes it; default: this account.", show_default=False)] = None,
+    output: OutputFlags = PLAIN,
+) -> Answer:
+    config = settings()
+    configure_logging(config, verbose=output.verbose)
+    who = by or local_user()
+    address = server(config)
+    planned = plan(line_name(line), who, config, address)
+    if dry_run:
+        return Answer(planned.model_dump(), "\n".join(planned.sentences))
+    if not yes and not agreed(planned):
+        return Answer({"deleted": False}, "Nothing was deleted.", 1)
+    carry_out(planned, who, config, address)
+    return Answer({"deleted": True, **planned.model_dump()}, f"Line {line} is deleted.")
+
+
+def plan(line: str, who: str, config: Settings, address: str | None) -> Deletion:
+    """What deleting a line would do, with the Prefect server at this address. Raises RunUnknown, RunActive."""
+    stored, job = line_deletion.would_delete(line, who, config), lines_file.place(line, config)
+    if stored is None and not job.is_file():
+        raise RunUnknown(f"there is no line {line}", hint="`backprop lines` lists all lines")
+    return Deletion(
+        line=line,
+        versions=stored.versions if stored else [],
+        live=stored.live if stored else None,
+        bytes=stored.bytes if stored else 0,
+        job_file=str(job) if job.is_file() else None,
+        deployments=[f"retrain/{line}", f"drift/{line}"] if address else [],
+    )
+
+
+def server(config: Settings) -> str | None:
+    """The address of the Prefect server that is named, or of this home's `serve`."""
+    named = os.environ.get("PREFECT_API_URL")
+    serving = None if named else running(config)
+    return named or (serving.api if serving else None)
+
+
+def agreed(planned: Deletion) -> bool:
+    """Say what would happen, and ask for the line's name. Raises ConfirmationRequired without a terminal."""
+    if not is_attended():
+        raise ConfirmationRequired(
+            f"line {planned.line} would be deleted, but there is no terminal to ask on",
+            hint="see what would happen with --dry-run, delete it with --yes",
+        )
+    say("\n".join([*planned.sentences, f"Type {planned.line} to delete it:"]))
+    return sys.stdin.readline().strip() == planned.line
+
+
+def carry_out(planned: Deletion, who: str, config: Settings, address: str | None) -> None:
+    """Prefect first, so that nothing is lost if it is away; then the job file, then the records."""
+    if address:
+        os.environ["PREFECT_API_URL"] = address
+        quiet_prefect()
+        with connected():
+            from flows.server.deploy import undeploy_line
+
+            undeploy_line(config, planned.line)
+    for job in lines_file.places(planned.line, config):
+        if job.is_file():
+            line_deletion.set_aside(job)
+    if planned.versions:
+        line_deletion.delete(planned.line, who, config)

@@ -1,0 +1,50 @@
+"""The page that deletes a line: it says what happens to every part, and asks for the name."""
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from backprop_core.errors import BackpropError, ConfigInvalid, RunActive
+from flows.cli.line import plan
+from flows.server.web import forms, line_runs, verbs
+from flows.server.web.frame import page, sources_of
+from flows.server.web.people import person_of
+from flows.server.web.state import Sources, checked
+
+
+def form(request: Request) -> Response:
+    """What would happen."""
+    return form_page(request, None)
+
+
+def form_page(request: Request, error: BackpropError | None, status: int = 200) -> Response:
+    name, sources = request.path_params["name"], sources_of(request)
+    address = sources.prefect.environment["PREFECT_API_URL"]
+    planned = plan(checked(name, sources), "", sources.config, address)
+    return page(request, "delete.html", status, planned=planned, error=error, refresh=0)
+
+
+async def delete(request: Request) -> Response:
+    """Delete the line; or the form again, with another name than the line's."""
+    given = forms.checked(request, await forms.body_of(request))
+    name = request.path_params["name"]
+    if given.get("confirm", "").strip() != name:
+        error = ConfigInvalid("this is not the name of the line", hint=f"type {name} to delete it")
+        return await run_in_threadpool(form_page, request, error, 400)
+    await run_in_threadpool(carry_out, name, person_of(request).name, sources_of(request))
+    return RedirectResponse("/?done=delete", 303)
+
+
+def carry_out(line: str, who: str | None, sources: Sources) -> None:
+    """`backprop line delete`. Raises RunActive while a run of the line works, and what the verb raises."""
+    if busy := line_runs.at_work(sources.prefect, checked(line, sources)):
+        raise RunActive(f"{busy[0].name} of line {line} has not ended", hint="wait for it, or stop it")
+    by = ("--by", who) if who else ()
+    verbs.run("line", "delete", line, "--yes", *by, environment=sources.prefect.environment)
+
+
+ROUTES = [
+    Route("/lines/{name}/delete", form),
+    Route("/lines/{name}/delete", delete, methods=["POST"]),
+]
