@@ -55,7 +55,7 @@ def test_commands_parse(page: Path) -> None:
     whole = [*map(words_of, examples(text)), *(words for words in named if len(words) > 2)]
     for words in whole:
         build().parse_args(words, exit_on_error=False, print_error=False)
-    assert {words[0] for words in named} <= {*verbs(), "data", "store", "users", "--help"}
+    assert {words[0] for words in named} <= {*verbs(), "data", "line", "store", "users", "--help"}
 
 
 @every_page
