@@ -28,7 +28,18 @@ from backprop_core.errors import (
     Unexpected,
 )
 from backprop_core.schema.records import Record
-from flows.server.web import data_page, forms, history_page, new_page, rows, run_api, settings_page, state, try_api, version_page
+from flows.server.web import (
+    data_page,
+    forms,
+    history_page,
+    new_page,
+    rows,
+    run_api,
+    settings_page,
+    state,
+    try_api,
+    version_page,
+)
 from flows.server.web.line_runs import LineRuns
 from flows.server.web.rows import Added
 from flows.server.web.state import Health, LineState, Overview, Sources

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backprop_core.errors import BackpropError
 from flows.server.access_control import AccessControl
-from flows.server.web import (, api, frame, login_page, new_page, pages, schedule_page, settings_page, try_page
+from flows.server.web import (
     api,
     data_page,
     delete_page,
@@ -25,6 +25,7 @@ from flows.server.web import (, api, frame, login_page, new_page, pages, schedul
     pages,
     schedule_page,
     settings_page,
+    try_page,
 )
 from flows.server.web.audited import Audited
 from flows.server.web.door import Door, Guarded
