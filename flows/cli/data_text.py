@@ -49,7 +49,7 @@ def preview(found: "Preview") -> RenderableType:
     """Rendered rows with the label tokens marked."""
     colored = has_colors()
     head = (
-        f"{found.data}: {found.rows_read} rows, format {found.format}, rendered with the template of {found.model}, "
+        f"{found.data}: {found.rows_read:,} rows, format {found.format}, rendered with the template of {found.model}, "
         f"at most {found.max_length} tokens"
     )
     blocks = [block for row in found.rows for block in (Text(""), *row_blocks(row, found.too_long, colored))]
