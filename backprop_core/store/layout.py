@@ -83,10 +83,12 @@ users.lock and audit.lock of the home, sync.lock of the journals, the lock of a 
 Prefect's and MLflow's databases.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+REBUILD = re.compile(r"\.rebuild-[0-9a-f]{12}$")  # end of the name of a line in which versions are trained again
 MANIFEST = "artifact.json"  # in every artifact: kind, format, and the name, size and sha256 of each payload file
 
 

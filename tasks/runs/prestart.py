@@ -7,6 +7,7 @@ from backprop_core.runtime.settings import settings
 from backprop_core.schema.flows import FLOWS, flow_info
 from backprop_core.schema.specs import RunSpec
 from backprop_core.store.artifacts import Store
+from backprop_core.store.layout import REBUILD
 from tasks.runs import prepared_run, resolve, sources, worker_process
 from tasks.tracking.connection import prepare as import_mlflow
 
@@ -46,6 +47,11 @@ def restart(prefix: str, *, inexact: bool) -> tuple[str, prepared_run.Prepared]:
     prepared = prepared_run.load(run_id, store)
     if not flow_info(prepared.flow).resumable:
         raise RunUnknown(f"run {run_id} was a {prepared.flow} check, which cannot be resumed", hint="start a new one")
+    if REBUILD.search(prepared.spec.line):
+        raise RunUnknown(
+            f"run {run_id} is part of a rebuild, which cannot be resumed run by run",
+            hint="run the same `backprop data forget ROW --rebuild` again: what is done is in the cache",
+        )
     if inexact:
         prepared = prepared_run.allow_inexact(prepared)
         prepared_run.save(prepared, run_id, store)

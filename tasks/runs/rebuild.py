@@ -6,7 +6,6 @@ have seen the rows are withdrawn once another one is live: their adapters and fi
 """
 
 import json
-import re
 import shutil
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from backprop_core.schema.refs import DatasetRef, RowsRef, SourceRef
 from backprop_core.schema.specs import ApprovalSpec, DatasetSpec, ExportSpec, PublishSpec, RunSpec
 from backprop_core.store.artifacts import Store, file_digest, write_atomic
 from backprop_core.store.cache_keys import digests_in
-from backprop_core.store.layout import MANIFEST
+from backprop_core.store.layout import MANIFEST, REBUILD
 from backprop_core.store.pins import pinned
 from tasks.runs.line_splits import of_run
 from tasks.runs.line_state import working_on
@@ -193,7 +192,7 @@ def begin(line: str, numbers: Sequence[int], rows: Collection[str], store: Store
     lines = Lines(store)
     forget(rows, [f"{line}@{number}" for number in numbers], store)
     for name in lines.names():
-        if re.fullmatch(rf"{re.escape(line[:LONGEST])}\.rebuild-[0-9a-f]{{12}}", name):
+        if REBUILD.search(name) and REBUILD.sub("", name) == line[:LONGEST]:
             shutil.rmtree(store.layout.line(name).root)
     made = f"{line[:LONGEST]}.rebuild-{uuid.uuid4().hex[:12]}"
     before = lines.ancestors(line, lines.version(line, numbers[0]).parent)

@@ -9,12 +9,13 @@ import pytest
 from backprop_core.data.loading import good_rows, snapshot
 from backprop_core.data.row_files import index
 from backprop_core.data.row_identity import identity
-from backprop_core.errors import RebuildImpossible
+from backprop_core.errors import RebuildImpossible, RunUnknown
 from backprop_core.lines.versions import Lines
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.refs import SourceRef
 from backprop_core.schema.specs import DatasetSpec, ExportSpec, PublishSpec
 from backprop_core.store.artifacts import Store
+from tasks.runs import prepared_run, prestart
 from tasks.runs.data_forget import data_forget
 from tasks.runs.rebuild import adopt, begin, concerned, dataset_of, end, nights, place_of
 from tasks.runs.sources import Source
@@ -93,6 +94,17 @@ def test_rows_whose_groups_only_the_file_says_are_not_guessed(here: Path, store:
     source = Source(name="night-1", task="support", data=gone, heldout=None)
     with pytest.raises(RebuildImpossible, match="by what only it says"):
         dataset_of(DatasetSpec(path=gone.path, group_by="customer"), source, dataset, store)
+
+
+def test_a_run_of_a_rebuild_is_not_resumed_alone(here: Path, store: Store) -> None:
+    """Its line is gone, or not what the rebuild needs: the same command does all of it again, from the cache."""
+    run_id = Lines(store).version("support", 1).run_id
+    prepared = prepared_run.load(run_id, store)
+    spec = prepared.spec.model_copy(update={"line": "support.rebuild-0123456789ab"})
+    prepared_run.save(prepared.model_copy(update={"spec": spec}), run_id, store)
+    with pytest.raises(RunUnknown, match="part of a rebuild") as caught:
+        prestart.restart(run_id, inexact=False)
+    assert "data forget ROW --rebuild" in caught.value.hint
 
 
 def test_a_rebuild_that_was_killed_is_adopted_once(here: Path, store: Store) -> None:
