@@ -21,7 +21,7 @@ MEMORY, ROOM = Path("/dev/shm"), 6 << 30  # bytes; the tests take less than half
 # A disk takes 5 ms to sync, and each new database of MLflow's syncs a thousand times
 free = min(shutil.disk_usage(MEMORY).free, psutil.virtual_memory().available) if MEMORY.is_dir() else 0
 if "TMPDIR" not in os.environ and free > ROOM:
-    os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)  # also of xdist's processes
 for name in [name for name in os.environ if name.startswith(("BACKPROPAGATE_", "PREFECT_", "MLFLOW_"))]:
     del os.environ[name]
 os.environ |= {
@@ -37,6 +37,14 @@ os.environ |= {
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def freed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """If all tests pass, nothing of theirs stays in memory; until then, a later test may use what one has left."""
+    yield
+    if os.environ.get("TMPDIR") == str(MEMORY) and not request.session.testsfailed:
+        shutil.rmtree(tmp_path_factory.getbasetemp(), ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
