@@ -1,9 +1,11 @@
 """The JSON API under /api/v1: the blocks of the pages, each with its type. `/api/v1/openapi.json` describes it."""
 
 from http import HTTPStatus
+from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Security
 from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBasic, HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -29,6 +31,7 @@ from backprop_core.errors import (
 )
 from backprop_core.schema.records import Record
 from flows.server.web import (
+    audit_page,
     data_page,
     forms,
     history_page,
@@ -76,6 +79,19 @@ class Problem(Record):
     detail: str
     code: str
     hint: str
+
+
+FILE = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+REFUSED: dict[str, Any] = {
+    "model": Problem,
+    "description": "Why not, with a code, and what to do.",
+    "content": {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+}
 
 
 def problem(status: int, error: BackpropError) -> Response:
@@ -129,10 +145,12 @@ def application(sources: Sources, tokens: forms.Tokens) -> FastAPI:
     api = FastAPI(
         title="backprop",
         version="1",
-        description="The lines of a home, as its pages show them. What Prefect knows is null while it is away.",
+        description="The lines of a home, as its pages show them. What Prefect knows is null while it is away. "
+        "A service sends a token that `backprop users token NAME` made; a write needs one of a user who may act.",
         docs_url=None,  # its page would load scripts of another origin
         redoc_url=None,
-        responses={404: {"model": Problem, "content": {PROBLEM: {}}}},
+        responses={"4XX": REFUSED, "5XX": REFUSED},
+        dependencies=[Security(HTTPBearer(auto_error=False)), Security(HTTPBasic(auto_error=False))],  # for OpenAPI
         exception_handlers={
             BackpropError: failed,
             HTTPException: refused,
@@ -164,9 +182,9 @@ def application(sources: Sources, tokens: forms.Tokens) -> FastAPI:
         """What runs, waits, comes next and has failed. 503 while Prefect is away."""
         return state.runs(state.checked(name, sources), sources)
 
-    @api.post("/lines/{name}/rows")
+    @api.post("/lines/{name}/rows", openapi_extra=FILE)
     async def add_rows(name: str, filename: str, request: Request) -> Added:
-        """Check a file of rows, the body, and add it to the data of a line. Needs the token of a page."""
+        """Check a file of rows, the body, and add it to the data of a line."""
         forms.check(request, tokens, request.headers.get("x-backprop-token", ""))
         rows.check_size(int(request.headers.get("content-length", 0)))
         return await rows.add(name, filename, request.stream(), sources)
@@ -178,6 +196,7 @@ def application(sources: Sources, tokens: forms.Tokens) -> FastAPI:
         """Which processes of `serve` are running, and the free space of the store's disk."""
         return state.health(sources)
 
+    audit_page.add_routes(api, sources)
     history_page.add_routes(api, sources)
     version_page.add_routes(api, sources)
     run_api.add_routes(api, sources, tokens)

@@ -17,6 +17,8 @@ from backprop_core.errors import BackpropError
 from flows.server.access_control import AccessControl
 from flows.server.web import (
     api,
+    api_docs_page,
+    audit_page,
     data_page,
     delete_page,
     frame,
@@ -46,6 +48,7 @@ POLICY = {
 def application(sources: Sources, *, hosts: Sequence[str], password: str | None) -> ASGIApp:
     """The pages of a home, behind access control and the door. `password` is that of `serve --auth`."""
     tokens, door = Tokens(), Door(Members(sources.config, password))
+    described = api.application(sources, tokens)
     app = Starlette(
         routes=[
             *pages.ROUTES,
@@ -56,14 +59,16 @@ def application(sources: Sources, *, hosts: Sequence[str], password: str | None)
             *try_page.ROUTES,
             *delete_page.ROUTES,
             *data_page.ROUTES,
-            Mount(api.PREFIX, api.application(sources, tokens)),
+            *audit_page.ROUTES,
+            *api_docs_page.ROUTES,
+            Mount(api.PREFIX, described),
             Mount("/static", StaticFiles(directory=STATIC)),
         ],
         middleware=[Middleware(Guarded, door=door)],
         exception_handlers={HTTPException: refused, BackpropError: failed, Exception: unexpected},
     )
     app.router.redirect_slashes = False
-    app.state.sources, app.state.tokens, app.state.door = sources, tokens, door
+    app.state.sources, app.state.tokens, app.state.door, app.state.api = sources, tokens, door, described
     return Audited(AccessControl(Confined(app), hosts=hosts, password=None, head_as_get=False), sources.config)
 
 
@@ -84,7 +89,7 @@ class Confined:
         await self._app(scope, receive, sending)
 
 
-def refused(request: Request, error: Exception) -> Response:
+async def refused(request: Request, error: Exception) -> Response:
     """An unknown page, or a method that it does not have. OPTIONS says which ones it has."""
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
@@ -92,6 +97,8 @@ def refused(request: Request, error: Exception) -> Response:
         headers["Allow"] = ", ".join(sorted({*headers["Allow"].split(", "), "OPTIONS"}))
         if request.method == "OPTIONS":
             return Response(status_code=204, headers=headers)
+    if request.url.path.startswith(f"{api.PREFIX}/"):  # a line break in a path leads past the API
+        return await api.refused(request, error)
     return frame.error_page(request, error.status_code, api.coded(error), headers)
 
 

@@ -81,6 +81,7 @@ def check(request: Request, tokens: Tokens, token: str) -> None:
             hint="ask for the role act: backprop users role NAME act",
         )
     audit.check_writable(request.app.state.sources.config)
+    request.state.given = dict(request.query_params)
 
 
 def check_page(request: Request, tokens: Tokens, token: str) -> None:

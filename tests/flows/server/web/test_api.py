@@ -51,5 +51,4 @@ def test_the_description_names_every_path(pages: Pages) -> None:
     for one in (operation for path in document["paths"].values() for operation in path.values()):
         assert one["description"]
         assert "204" in one["responses"] or one["responses"]["200"]["content"]["application/json"]["schema"]
-    assert pages().get("/api/v1/docs").status_code == 404
     assert pages(password="team:horse staple").get("/api/v1/lines").status_code == 401

@@ -105,3 +105,21 @@ def test_a_file_is_rotated_and_survives_a_crash(tmp_path: Path) -> None:
         file.write('{"number": 1')
     private_files.append(place, lock, '{"number": 101}', largest=10_000, older=2)
     assert place.read_text().splitlines()[-2:] == ['{"number": 1', '{"number": 101}']
+
+
+def test_the_log_is_shown_to_who_may_act(support: LineMaker, pages: Pages) -> None:
+    """As a page, escaped, and in the API; who may only look is refused both."""
+    people(ann="act", eve="look")
+    app = pages().app
+    ann, eve = (TestClient(app, follow_redirects=False) for _ in range(2))
+    sign_in(ann, "ann")
+    sign_in(eve, "eve")
+    press(ann, "rollback", to="1", reason=EVIL)
+    text = ann.get("/audit").text
+    assert "roll back" in text and "/lines/support/rollback" in text and "&lt;script&gt;" in text and EVIL not in text
+    entries = ann.get("/api/v1/audit?limit=2").json()
+    assert [(each["who"], each["what"]) for each in entries] == [("ann", "roll_back"), ("eve", "login")]
+    for path in ("/audit", "/api/v1/audit"):
+        answer = eve.get(path)
+        assert answer.status_code == 403 and "INPUT_ACTION_FORBIDDEN" in answer.text
+    assert "/audit" in ann.get("/health/page").text and "/audit" not in eve.get("/health/page").text
