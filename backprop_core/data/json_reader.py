@@ -93,7 +93,7 @@ def json_value(line: str) -> Value:
     try:
         return object_or_malformed(STRICT.decode(line))
     except json.JSONDecodeError as error:
-        return Malformed("not_json", f"not JSON: {error.msg} at column {error.colno}")
+        return Malformed("not_json", f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}")
     except (ValueError, RecursionError) as error:
         return refused(error)
 
@@ -203,4 +203,6 @@ class Window:
         before = self._text[:position]
         line = self._line + before.count("\n")
         column = position - before.rfind("\n") if "\n" in before else self._column + position + 1
-        return InputValidationFailed(f"{self._name}, line {line}: not JSON: {what} at column {column}", hint=HINT)
+        return InputValidationFailed(
+            f"{self._name}, line {line}: not JSON: {what.removesuffix(' at')} at column {column}", hint=HINT
+        )

@@ -22,7 +22,8 @@ const send = async (form, action, status) => {
       body: file,
     });
     const said = await answer.json();
-    status.textContent = answer.ok ? text(said) : `${said.detail}. ${said.hint ?? ""}`;
+    status.textContent = answer.ok ? text(said) : `${said.detail}.${said.hint ? ` What to do: ${said.hint}.` : ""}`;
+    status.classList.toggle("refused", !answer.ok);
     return answer.ok;
   } catch {
     status.textContent = "No answer came. Send the file again: the same file is added once.";
