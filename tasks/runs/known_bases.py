@@ -1,6 +1,13 @@
-"""Base models to propose: the chat versions of the presets."""
+"""Base models to propose: directories that runs may read, and the chat versions of the presets."""
 
+from backprop_core.runtime.settings import Settings
 from backprop_core.training.presets import PRESETS
+
+
+def directories(config: Settings) -> list[str]:
+    """Directories with a model, directly below those that deployed runs may read."""
+    found = (path.parent for root in config.allowed_roots for path in root.glob("*/config.json"))
+    return sorted(str(path) for path in found if any(path.glob("*.safetensors")))
 
 
 def hub_ids() -> list[str]:

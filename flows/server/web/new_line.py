@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from backprop_core.errors import BackpropError, ConfigInvalid
-from backprop_core.schema.field_types import line_name
+from backprop_core.schema.field_types import NAME, line_name
 from flows.cli import lines_file
 from flows.cli.yaml_edits import with_value
 from flows.server.web import job_file, verbs
@@ -97,14 +97,19 @@ def text_of(form: Mapping[str, str], sources: Sources) -> str:
 
 def data_of(form: Mapping[str, str], sources: Sources) -> Path:
     """Where the line reads rows. Raises Unclear."""
-    received = sources.config.layout.received(form["name"])
     if form["source"] == "file":
-        if not any(received.glob("*")):
+        files = received(form["name"], sources)
+        if not files:
             raise Unclear("path", "no file of rows was added", "choose a file, or name a path")
-        return received
+        return files[0].parent
     if not form["path"]:
         raise Unclear("path", "the path of the rows is missing", "name a file, a directory or a Hub dataset")
     return Path(form["path"])
+
+
+def received(name: str, sources: Sources) -> list[Path]:
+    """The files of rows that were added for a line of this name."""
+    return sorted(sources.config.layout.received(name).glob("*")) if re.fullmatch(NAME, name) else []
 
 
 def values_of(form: Mapping[str, str]) -> dict[str, Any]:

@@ -36,24 +36,27 @@ async def create(request: Request) -> Response:
 
 def show_chosen(request: Request, filled: dict[str, str]) -> Response:
     """The form with what a run would choose."""
-    received = sources_of(request).config.layout.received(filled["name"] or "none")
-    own = str(received) if any(received.glob("*")) else None
+    sources = sources_of(request)
+    own = new_line.received(filled["name"], sources)
+    data = filled["path"] if filled["source"] == "path" else str(own[0].parent) if own else None
     try:
-        choices = new_line.chosen(filled["base"], filled["path"] if filled["source"] == "path" else own)
+        choices = new_line.chosen(filled["base"], data)
     except BackpropError as error:
         return form_page(request, filled, {"base": error}, 400)
     return form_page(request, filled, {}, choices=choices)
 
 
 def form_page(request: Request, filled: dict[str, str], faults: Any, status: int = 200, **more: Any) -> Response:
-    values = {"choices": None, **more, "form": filled, "faults": faults, "bases": bases(sources_of(request))}
+    sources = sources_of(request)
+    here = [file.name for file in new_line.received(filled["name"], sources)]
+    values = {"choices": None, **more, "form": filled, "faults": faults, "bases": bases(sources), "here": here}
     return page(request, "new.html", status, **values, days=new_line.DAYS, largest=rows.LARGEST, refresh=0)
 
 
 def bases(sources: Sources) -> list[str]:
-    """Bases to propose: those of other lines, then the chat versions of the presets."""
+    """Bases to propose: those of other lines, directories that runs may read, then the chat versions of the presets."""
     used = [row.base for row in map(partial(state.row, sources=sources), state.names(sources)) if row.base]
-    return list(dict.fromkeys([*used, *known_bases.hub_ids()]))
+    return list(dict.fromkeys([*used, *known_bases.directories(sources.config), *known_bases.hub_ids()]))
 
 
 def add_routes(api: FastAPI, sources: Sources, tokens: forms.Tokens) -> None:

@@ -125,6 +125,16 @@ def test_a_file_goes_beside_the_others(home: Path, tmp_path: Path, monkeypatch: 
     assert job_file.place_of_new("a", settings()) == tmp_path / "lines" / "a.yaml"
 
 
+def test_models_that_runs_may_read_are_proposed(home: Path, pages: Pages) -> None:
+    """A directory with a model below an allowed one is in the list of bases; one without weights is not."""
+    for name in ("base", "half"):
+        (home / "data" / name).mkdir(parents=True)
+        (home / "data" / name / "config.json").write_text("{}")
+    (home / "data" / "base" / "model.safetensors").write_bytes(b"")
+    page = pages().get("/new").text
+    assert f'<option value="{home}/data/base">' in page and "data/half" not in page
+
+
 def test_choices_are_shown_with_their_reasons(home: Path, pages: Pages) -> None:
     """What a run would choose stands below the form, and nothing is made."""
     answer = send(pages(), show="1", source="path", path="")
