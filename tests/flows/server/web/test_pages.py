@@ -81,7 +81,7 @@ def test_nothing_of_rows_names_or_reasons_is_markup(support: LineMaker, pages: P
     answer = pages().get(path)
     outline = Outline(answer.text)
     scripts = [attributes for tag, attributes in outline.tags if tag == "script"]
-    assert scripts == [{"src": f"/static/{name}.js", "defer": None} for name in ("refresh", "upload")]
+    assert scripts == [{"src": f"/static/{name}.js", "defer": None} for name in ("refresh", "upload", "try")]
     assert not [tag for tag, attributes in outline.tags if tag == "style" or any(n == "style" for n in attributes)]
     assert not [tag for tag, attributes in outline.tags for name in attributes if name.startswith("on")]
     assert "<script>alert" not in answer.text
