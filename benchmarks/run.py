@@ -9,7 +9,19 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks import checkpoints, convert, curation, flow, history, processes, quantize, serving, tokenizing, training
+from benchmarks import (
+    checkpoints,
+    convert,
+    curation,
+    flow,
+    history,
+    pages,
+    processes,
+    quantize,
+    serving,
+    tokenizing,
+    training,
+)
 from benchmarks.measure import Row
 
 RESULTS = Path(__file__).parent / "results.json"
@@ -30,6 +42,7 @@ ROWS: dict[str, Callable[[], Row]] = {
     tokenizing.NAME: tokenizing.against_map,
     tokenizing.NAME + tokenizing.TWO_THREADS: partial(tokenizing.against_map, 2),
     history.NAME: history.against_query,
+    pages.NAME: pages.against_query,
     serving.UP: serving.until_up,
     serving.IDLE: serving.memory,
     serving.JOB: serving.through_serve,

@@ -5,8 +5,9 @@ Reads the store alone: neither Prefect nor MLflow has to answer.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import islice
@@ -439,15 +440,7 @@ def ended(store: Store, run_id: str) -> Ended | None:
         return None
 
 
-def readably_ended(store: Store, run_id: str) -> Ended | None:
-    """The same; None also for a result that cannot be read: nothing says whose it is."""
-    try:
-        return ended(store, run_id)
-    except UNREADABLE:
-        return None
-
-
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=20_000)
 def ended_at(path: Path, _changed: int) -> Ended:
     """Read a result once for as long as its file does not change."""
     made = json.loads(path.read_bytes())
@@ -472,13 +465,32 @@ def ended_at(path: Path, _changed: int) -> Ended:
 def rejected(line: str, config: Settings) -> list[RejectedReport]:
     """The line's newest rejected candidates, the newest first."""
     store = Store(config.store_path)
-    runs = {run: result for run in store.layout.ended() if (result := readably_ended(store, run.run_id))}
-    mine = [
-        RejectedReport(run_id=run.run_id, at=time_of(run.result), average=result.average, reason=result.reason)
-        for run, result in runs.items()
-        if (result.line, result.flow, result.status) == (line, "retrain", "rejected")
-    ]
-    return sorted(mine, key=lambda each: each.at, reverse=True)[:MOST_REJECTED]
+    newest = sorted(results(store), reverse=True)
+    mine = (found for time, path in newest if (found := rejected_report(line, path, time)))
+    return list(islice(mine, MOST_REJECTED))
+
+
+def results(store: Store) -> Iterator[tuple[int, Path]]:
+    """When each run of the store has ended, in ns, and its result."""
+    if not store.layout.runs.is_dir():
+        return
+    with os.scandir(store.layout.runs) as runs:
+        for run in runs:
+            path = store.layout.run(run.name).result
+            with suppress(FileNotFoundError, NotADirectoryError):
+                yield path.stat().st_mtime_ns, path
+
+
+def rejected_report(line: str, path: Path, time: int) -> RejectedReport | None:
+    """A run whose candidate a line has rejected; None for any other, and for a result that cannot be read."""
+    try:
+        result = ended_at(path, time)
+    except UNREADABLE:  # nothing says whose it is
+        return None
+    if (result.line, result.flow, result.status) != (line, "retrain", "rejected"):
+        return None
+    at = datetime.fromtimestamp(time / 1e9, UTC)
+    return RejectedReport(run_id=path.parent.name, at=at, average=result.average, reason=result.reason)
 
 
 def live_answers(line: str, config: Settings) -> dict[str, str]:

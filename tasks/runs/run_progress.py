@@ -35,6 +35,20 @@ def run_progress(flow_run: str, config: Settings) -> RunProgress | None:
     return last_step(journal, spec["training"].get("steps"))
 
 
+def sign(config: Settings) -> list[int]:
+    """Changes whenever a run of this store begins, ends, asks a person or was answered."""
+    layout = Store(config.store_path).layout
+    return [changed(folder) for folder in (layout.flow_runs, layout.leases, layout.questions)]
+
+
+def changed(folder: Path) -> int:
+    """When something was put into a folder or taken out of it; 0 if it does not exist."""
+    try:
+        return folder.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
 def last_step(journal: Path, total: int | None) -> RunProgress | None:
     """The last step in a journal, with the steps of the same LoRA run before it."""
     events = [event for line in tail(journal) if (event := step_in(line))]

@@ -94,7 +94,7 @@ class Request(BaseHTTPRequestHandler):
         else:
             self.service.answer(self)
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = serve
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = serve
 
     @property
     def length(self) -> int:

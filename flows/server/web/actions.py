@@ -76,6 +76,7 @@ def answer(line: str, question: str, said: str, reason: str, by: Person, sources
     """Approve or reject what waits. Raises AlreadyAnswered if it no longer waits, ConfigInvalid, PrefectUnreachable."""
     if said not in ANSWERS:
         raise ConfigInvalid("the answer is neither approve nor reject", hint="use the buttons on the page")
+    sources.prefect.forget()  # as it is now
     waiting = line_runs.waiting(sources.prefect, sources.config.namespace, line)
     if question not in [each.id for each in waiting]:
         raise answered(line)

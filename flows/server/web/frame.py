@@ -1,12 +1,15 @@
 """What every page has: its frame, the templates, how an error and the end of an action are shown."""
 
 import base64
+import hashlib
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, RedirectResponse, Response
@@ -14,7 +17,7 @@ from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, R
 from backprop_core.errors import BackpropError
 from flows.server.web import charts, forms, state, text
 from flows.server.web.people import how_of, person_of
-from flows.server.web.state import Sources
+from flows.server.web.state import Health, Sources
 from tasks.runs.line_report import StoredFile
 
 BUSY, IDLE = 3, 20  # seconds between two refreshes, while something runs and otherwise
@@ -53,8 +56,18 @@ def sources_of(request: Request) -> Sources:
     return sources
 
 
-def page(request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
-    """A page with its frame: the lines, and the health of `serve`."""
+def is_load(request: Request) -> bool:
+    """Whether a person loads the page; else a page that is open refreshes itself, and says what it has."""
+    return "if-none-match" not in request.headers
+
+
+def page(
+    request: Request, template: str, status: int = 200, *, of: BaseModel | None = None, **values: Any
+) -> HTMLResponse:
+    """A page with its frame: the lines, and the health of `serve`.
+
+    With all that it shows in `of`, a browser that has the page as it is gets 304, and nothing is rendered.
+    """
     sources, cookie = sources_of(request), forms.cookie_of(request)
     frame = {
         "lines": state.names(sources),
@@ -68,10 +81,22 @@ def page(request: Request, template: str, status: int = 200, **values: Any) -> H
         "token": forms.token_of(request, cookie),
         "notice": NOTICES.get(request.query_params.get("done", "")),
     }
+    tag = f'"{digest(of, frame)}"' if of else ""
+    if tag and request.headers.get("if-none-match") == tag:
+        return HTMLResponse(status_code=304, headers={"ETag": tag})
     html = TEMPLATES.get_template(template).render(frame | values)
     answer = HTMLResponse(html if person_of(request).may_act else forms.without_actions(html), status)
+    if tag:
+        answer.headers["ETag"] = tag
     forms.keep_cookie(request, answer, cookie)
     return answer
+
+
+def digest(of: BaseModel, frame: dict[str, Any]) -> str:
+    """Of what a page shows; times on it are relative, so that it is another one each minute."""
+    health: Health = frame["health"]
+    around = {**frame, "health": (health.running, text.size(health.free_bytes)), "minute": int(time.time()) // 60}
+    return hashlib.sha256(f"{of.model_dump_json()}{around}".encode()).hexdigest()
 
 
 def error_page(request: Request, status: int, error: BackpropError, headers: dict[str, str]) -> Response:

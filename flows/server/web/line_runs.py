@@ -20,7 +20,7 @@ CHANGING = [name for name in OF_LINES if name != "drift"]  # flows that can chan
 GENERAL = [flow.deployment for flow in FLOWS.values() if flow.of_line]  # deployments that take any line
 ACTIVE, BROKEN = ["RUNNING", "PENDING", "CANCELLING"], ["FAILED", "CRASHED"]
 ENDED = ["COMPLETED", "CANCELLED", *BROKEN]
-MOST, SOME = 200, 50  # flow runs of a query; the first is Prefect's own limit
+MOST, SOME = 200, 25  # flow runs of a query; the first is Prefect's own limit
 MOST_FAILURES = 5
 MOST_BROKEN = 10
 FENCE = ("```json\n", "\n```")  # around JSON in a Markdown artifact
@@ -106,7 +106,7 @@ def line_runs(line: str, api: PrefectApi, namespace: str) -> LineRuns:
 
 def deployment_of(line: str, api: PrefectApi) -> Deployment | None:
     """The deployment of a line; None for a line without a job file. Raises PrefectUnreachable."""
-    known = api.get(f"/deployments/name/retrain/{line}")
+    known = api.query(f"/deployments/name/retrain/{line}")
     if known is None:
         return None
     given, schedules = known["parameters"], [schedule(each) for each in known["schedules"]]
@@ -123,7 +123,7 @@ def flow_runs(api: PrefectApi, states: list[str], line: str | None, flows: list[
         "sort": "START_TIME_DESC",
         "limit": MOST,
     }
-    return [run for run in map(flow_run, api.send("POST", "/flow_runs/filter", wanted)) if line in (None, run.line)]
+    return [run for run in map(flow_run, api.query("/flow_runs/filter", wanted)) if line in (None, run.line)]
 
 
 def scheduled(api: PrefectApi, line: str) -> list[FlowRun]:
@@ -144,7 +144,7 @@ def of_deployments(api: PrefectApi, line: str, states: list[str], sort: str) -> 
         "sort": sort,
         "limit": SOME,
     }
-    return [run for run in map(flow_run, api.send("POST", "/flow_runs/filter", wanted)) if run.line == line]
+    return [run for run in map(flow_run, api.query("/flow_runs/filter", wanted)) if run.line == line]
 
 
 def last_retrains(api: PrefectApi) -> list[FlowRun]:
@@ -166,11 +166,12 @@ def broken(api: PrefectApi) -> list[FlowRun]:
         "sort": "END_TIME_DESC",
         "limit": MOST_BROKEN,
     }
-    return [flow_run(known) for known in api.send("POST", "/flow_runs/filter", wanted)]
+    return [flow_run(known) for known in api.query("/flow_runs/filter", wanted)]
 
 
 def at_work(api: PrefectApi, line: str) -> list[FlowRun]:
     """The runs that can change the line and have begun, or are due."""
+    api.forget()  # as it is now
     now = datetime.now(UTC)
     due = [run for run in scheduled(api, line) if run.at and run.at <= now]
     return [*flow_runs(api, ACTIVE, line, CHANGING), *due]
@@ -202,7 +203,7 @@ def waiting(api: PrefectApi, namespace: str, line: str | None = None) -> list[Qu
         "sort": "START_TIME_ASC",
         "limit": MOST,
     }
-    found = api.send("POST", "/flow_runs/filter", wanted)
+    found = api.query("/flow_runs/filter", wanted)
     return [question(api, known) for known in found if line in (None, known["parameters"]["line"])]
 
 
@@ -223,7 +224,7 @@ def question(api: PrefectApi, known: Mapping[str, Any]) -> Question:
 def candidates(api: PrefectApi, flow_run: str) -> Iterator[RunResult]:
     """What a question is about, from the artifact that it has written."""
     wanted = {"artifacts": {"flow_run_id": {"any_": [flow_run]}, "key": {"like_": "%-candidate"}}}
-    for artifact in api.send("POST", "/artifacts/filter", wanted):
+    for artifact in api.query("/artifacts/filter", wanted):
         try:
             yield RunResult.model_validate_json(artifact["data"].removeprefix(FENCE[0]).removesuffix(FENCE[1]))
         except ValidationError:  # of another version

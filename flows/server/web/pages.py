@@ -7,26 +7,26 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from flows.server.web import actions, charts, forms, health_page, history_page, rows, run_page, state, version_page
-from flows.server.web.frame import BUSY, IDLE, done, file_of, page, sources_of
+from flows.server.web.frame import BUSY, IDLE, done, file_of, is_load, page, sources_of
 from flows.server.web.people import person_of
 
 
 def start(request: Request) -> Response:
     """All lines."""
-    overview = state.overview(sources_of(request))
+    overview = state.overview(sources_of(request), fresh=is_load(request))
     busy = bool(overview.prefect and (overview.prefect.running or overview.prefect.waiting))
-    return page(request, "lines.html", overview=overview, refresh=BUSY if busy else IDLE)
+    return page(request, "lines.html", of=overview, overview=overview, refresh=BUSY if busy else IDLE)
 
 
 def line(request: Request) -> Response:
     """A line."""
-    known = state.line(request.path_params["name"], sources_of(request))
+    known = state.line(request.path_params["name"], sources_of(request), fresh=is_load(request))
     busy = bool(known.prefect and (known.prefect.running or known.prefect.queued))
     chart = charts.score_chart(known.store) if known.store else None
     data = known.prefect.deployment.data if known.prefect and known.prefect.deployment else None
     place = rows.directory(known.line, data, sources_of(request))
     values: dict[str, Any] = {"state": known, "chart": chart, "place": place, "largest": rows.LARGEST}
-    return page(request, "line.html", **values, refresh=BUSY if busy else IDLE)
+    return page(request, "line.html", of=known, **values, refresh=BUSY if busy else IDLE)
 
 
 def download(request: Request) -> Response:

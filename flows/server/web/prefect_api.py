@@ -1,5 +1,7 @@
 """Prefect's REST API for the pages. Prefect's own client would cost a second and a hundred megabytes."""
 
+import json
+import math
 import os
 import threading
 import time
@@ -13,6 +15,9 @@ from backprop_core.runtime.redaction import blank_address
 
 PATIENCE = httpx.Timeout(5.0)  # seconds: a page says that Prefect is away rather than wait for it
 
+KEEP, SOON = 15.0, 1.5  # seconds that an answer is kept: while nothing happens, and while something does
+SETTLING = 15.0  # seconds after a sign of change in which something happens
+MOST_KEPT = 200  # answers
 BUSY = (0.1, 0.3, 0.9, 0)  # seconds until the next try: Prefect says 503 while its database is locked
 
 
@@ -24,18 +29,65 @@ class PrefectApi:
         self._headers, self._auth = credentials(auth), auth
         self._csrf: dict[str, str] | None = None  # what a write needs; empty if the server asks for nothing
         self._client: httpx.Client | None = None
+        self._kept: dict[tuple[str, str], tuple[float, Any]] = {}
+        self._changes, self._changed_at = 0, -math.inf
+        self._sign: object = None
 
     @property
     def environment(self) -> dict[str, str]:
         """What a command needs in its environment to use the same server."""
         return {"PREFECT_API_URL": self._api, **({"PREFECT_API_AUTH_STRING": self._auth} if self._auth else {})}
 
+    def query(self, path: str, body: Any = None, keep: float = KEEP) -> Any:
+        """The answer to a query, GET without a body; kept for some seconds, so that a page that refreshes costs little.
+
+        Raises PrefectUnreachable, DeploymentRefused.
+        """
+        key, now = (path, json.dumps(body)), time.monotonic()
+        with self._guard:
+            changes, known = self._changes, self._kept.get(key)
+            limit = min(keep, SOON if now - self._changed_at < SETTLING else KEEP)
+        if known and now - known[0] < limit:
+            return known[1]
+        answer = self.get(path) if body is None else self._ask("POST", path, body)
+        with self._guard:
+            if len(self._kept) >= MOST_KEPT:
+                self._kept.clear()
+            if changes == self._changes:
+                self._kept[key] = now, answer
+        return answer
+
+    def forget(self) -> None:
+        """Ask for everything again."""
+        with self._guard:
+            self._kept.clear()
+            self._changes += 1
+
+    def changed(self) -> None:
+        """Something was written: forget, and keep little for a while, as more may follow."""
+        self.forget()
+        with self._guard:
+            self._changed_at = time.monotonic()
+
+    def notice(self, sign: object) -> None:
+        """Forget what was kept if this sign of what runs do is another than the last time."""
+        with self._guard:
+            before, self._sign = self._sign, sign
+        if sign != before:
+            self.changed()
+
     def get(self, path: str) -> Any:
         """The answer; None for 404. Raises PrefectUnreachable, DeploymentRefused."""
         return self._answer(self._send("GET", path, None, {}))
 
     def send(self, method: str, path: str, body: Any) -> Any:
-        """The answer to a query or a write; None for 404. Raises PrefectUnreachable, DeploymentRefused."""
+        """The answer to a write; None for 404. Raises PrefectUnreachable, DeploymentRefused."""
+        try:
+            return self._ask(method, path, body)
+        finally:
+            self.changed()
+
+    def _ask(self, method: str, path: str, body: Any) -> Any:
         answer = self._send(method, path, body, self._token())
         if answer.status_code == httpx.codes.FORBIDDEN:  # the token has expired
             answer = self._send(method, path, body, self._token(renew=True))

@@ -18,7 +18,7 @@ def run(request: Request) -> Response:
     known = run_state(request.path_params["run"], sources_of(request))
     curves = [(each.name, each.points) for each in known.mlflow.curves] if known.mlflow else []
     values: dict[str, Any] = {"state": known, "chart": charts.loss_chart(curves), "current": known.line}
-    return page(request, "run.html", **values, refresh=BUSY if known.can_stop else IDLE)
+    return page(request, "run.html", of=known, **values, refresh=BUSY if known.can_stop else IDLE)
 
 
 def download(request: Request) -> Response:

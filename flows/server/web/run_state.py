@@ -19,6 +19,7 @@ from tasks.runs.run_report import RunReport
 
 FLOW_RUN = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 MOST_LINES, MOST_STAGES, MOST_CURVES = 40, 200, 50
+MOMENT = 1.0  # seconds that what Prefect says of a run is kept, for several who look at once
 LEVELS = {10: "debug", 20: "info", 30: "warning", 40: "error", 50: "critical"}
 STOPPABLE = ("PENDING", "RUNNING", "SCHEDULED")
 RETRIABLE = ("FAILED", "CRASHED", "CANCELLED")
@@ -156,7 +157,7 @@ def named(run: RunReport | None) -> str:
 
 def in_prefect(id: str, api: PrefectApi) -> InPrefect | None:
     """What Prefect knows of a flow run; None if it does not know it. Raises PrefectUnreachable."""
-    known = api.get(f"/flow_runs/{id}")
+    known = api.query(f"/flow_runs/{id}", keep=MOMENT)
     if known is None:
         return None
     return InPrefect(
@@ -176,14 +177,14 @@ def stages(id: str, api: PrefectApi) -> list[StageState]:
             state=(each.get("state_name") or "pending").lower(),
             seconds=each.get("total_run_time") if each.get("end_time") else each.get("estimated_run_time"),
         )
-        for each in api.send("POST", "/task_runs/filter", wanted)
+        for each in api.query("/task_runs/filter", wanted, keep=MOMENT)
     ]
 
 
 def logs(id: str, api: PrefectApi) -> list[LogLine]:
     """The last lines of a flow run's log."""
     wanted = {"logs": {"flow_run_id": {"any_": [id]}}, "sort": "TIMESTAMP_DESC", "limit": MOST_LINES}
-    return [log_line(each) for each in reversed(api.send("POST", "/logs/filter", wanted))]
+    return [log_line(each) for each in reversed(api.query("/logs/filter", wanted, keep=MOMENT))]
 
 
 def log_line(known: dict[str, Any]) -> LogLine:

@@ -19,7 +19,7 @@ from flows.server.web.prefect_api import PrefectApi
 from tasks.runs import line_report
 from tasks.runs.answer_votes import Votes, votes_on
 from tasks.runs.line_report import LineReport, LineRow, RejectedReport, StoredFile, VersionReport
-from tasks.runs.run_progress import run_progress
+from tasks.runs.run_progress import run_progress, sign
 
 
 class Sources(NamedTuple):
@@ -85,11 +85,11 @@ def names(sources: Sources) -> list[str]:
     return sorted(name for name in known if re.fullmatch(NAME, name))
 
 
-def overview(sources: Sources) -> Overview:
-    """All lines: those of the store, and those that have only a job file."""
+def overview(sources: Sources, *, fresh: bool = True) -> Overview:
+    """All lines: those of the store, and those that have only a job file. Unless `fresh`, Prefect is asked seldom."""
     lines = [row(name, sources) for name in names(sources)]
     try:
-        return Overview(lines=lines, prefect=work(sources), missing=None)
+        return Overview(lines=lines, prefect=work(sources, fresh=fresh), missing=None)
     except (PrefectUnreachable, DeploymentRefused) as error:
         return Overview(lines=lines, prefect=None, missing=error.message)
 
@@ -102,8 +102,9 @@ def row(name: str, sources: Sources) -> LineRow:
         return LineRow(line=name, base=None, versions=0, tasks=[], metric="", live=None, damaged=error.message)
 
 
-def work(sources: Sources) -> Work:
+def work(sources: Sources, *, fresh: bool) -> Work:
     """What runs and what waits for a person."""
+    look(sources, fresh=fresh)
     return Work(
         running=flow_runs(sources.prefect, ACTIVE, None),
         waiting=waiting(sources.prefect, sources.config.namespace),
@@ -129,14 +130,14 @@ def download(name: str, number: int, filename: str, sources: Sources) -> tuple[S
     return line_report.download(checked(name, sources), number, filename, sources.config)
 
 
-def line(name: str, sources: Sources) -> LineState:
-    """One line. Raises RunUnknown."""
+def line(name: str, sources: Sources, *, fresh: bool = True) -> LineState:
+    """One line. Unless `fresh`, Prefect is asked seldom. Raises RunUnknown."""
     checked(name, sources)
     config = sources.config
     store = line_report.line_report(name, config) if name in line_report.names(config) else None
     known, missing = None, None
     try:
-        known = runs(name, sources)
+        known = runs(name, sources, fresh=fresh)
     except (PrefectUnreachable, DeploymentRefused) as error:
         missing = error.message
     return LineState(
@@ -162,8 +163,16 @@ def changed_answers(question: Question, sources: Sources) -> list[ChangedAnswer]
     return sorted(both, key=lambda each: each.same)
 
 
-def runs(name: str, sources: Sources) -> LineRuns:
+def look(sources: Sources, *, fresh: bool) -> None:
+    """Have Prefect asked again if something has happened in the store, or if the answer has to be `fresh`."""
+    if fresh:
+        sources.prefect.forget()
+    sources.prefect.notice(sign(sources.config))
+
+
+def runs(name: str, sources: Sources, *, fresh: bool = True) -> LineRuns:
     """What Prefect knows of a line, with how far each run is."""
+    look(sources, fresh=fresh)
     known = line_runs(name, sources.prefect, sources.config.namespace)
     running = [run.model_copy(update={"progress": run_progress(run.id, sources.config)}) for run in known.running]
     return known.model_copy(update={"running": running})

@@ -3,6 +3,8 @@
 "use strict";
 
 const seconds = Number(document.body.dataset.refresh);
+let has = '"nothing yet"'; // the tag of the page as it is shown
+let next = seconds;
 
 const isInUse = (block) =>
   block.contains(document.activeElement) ||
@@ -18,32 +20,37 @@ const keepOpen = (old, fresh) => {
 
 const blocksOf = (page) => [page.querySelector("header"), ...page.querySelectorAll("main > *")];
 
+// Whether everything is shown as it is now: what is in use stays as it was.
 const replace = (fresh) => {
   const before = blocksOf(document);
-  if (before.some((block) => block.id.startsWith("waits") && isInUse(block))) return;
+  if (before.some((block) => block.id.startsWith("waits") && isInUse(block))) return false;
   const now = blocksOf(fresh);
   const sameOrder = before.length === now.length && before.every((block, i) => block.id === now[i].id);
   if (!sameOrder) {
-    if (before.some(isInUse)) return;
+    if (before.some(isInUse)) return false;
     document.querySelector("main").replaceWith(fresh.querySelector("main"));
-    return;
+    return true;
   }
-  before.forEach((block, i) => {
+  const kept = before.filter((block, i) => {
     keepOpen(block, now[i]);
-    if (!block.isEqualNode(now[i]) && !isInUse(block)) block.replaceWith(now[i]);
+    if (block.isEqualNode(now[i])) return false;
+    if (isInUse(block)) return true;
+    block.replaceWith(now[i]);
+    return false;
   });
+  return kept.length === 0;
 };
 
 const refresh = async () => {
-  let next = seconds;
   try {
     if (!document.hidden) {
-      const answer = await fetch(location.pathname, { headers: { Accept: "text/html" } });
+      const page = location.pathname + location.search;
+      const answer = await fetch(page, { headers: { Accept: "text/html", "If-None-Match": has } });
       if (answer.ok) {
         const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
         next = Number(fresh.body.dataset.refresh) || seconds;
         document.getElementById("notice")?.remove();
-        replace(fresh);
+        if (replace(fresh)) has = answer.headers.get("ETag") ?? has;
       }
     }
     document.body.classList.remove("stale");

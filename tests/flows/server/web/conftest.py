@@ -5,6 +5,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -181,19 +182,22 @@ def support(made: LineMaker) -> LineMaker:
 
 
 @pytest.fixture
-def pages(home: Path) -> Pages:
+def pages(home: Path) -> Iterator[Pages]:
     """The pages as a browser gets them; without Prefect, unless its address is given."""
+    cleanup = ExitStack()
 
     def make(api: str = NOWHERE, password: str | None = None, mlflow: str = NOWHERE) -> TestClient:
         addresses = {"prefect": "http://127.0.0.1:4301", "mlflow": "http://127.0.0.1:4302"}
         alive = {"prefect": True, "mlflow": True, "worker": True}
-        sources = Sources(
-            settings(), PrefectApi(api, None), MlflowApi(mlflow, None, settings().namespace), addresses, lambda: alive
-        )
+        servers = PrefectApi(api, None), MlflowApi(mlflow, None, settings().namespace)
+        for server in servers:
+            cleanup.callback(server.close)
+        sources = Sources(settings(), *servers, addresses, lambda: alive)
         app = application(sources, hosts=["testserver"], password=password)
         return TestClient(app, follow_redirects=False)
 
-    return make
+    with cleanup:
+        yield make
 
 
 @pytest.fixture(scope="session")
