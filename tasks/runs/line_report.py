@@ -352,11 +352,17 @@ def live_report(store: Store, line: str, version: VersionReport) -> LiveReport:
     """The version that is live, since when and why."""
     return LiveReport(
         number=version.number,
-        since=time_of(store.layout.line(line).champion),
+        since=live_since(store, line, version.number),
         verdict=version.verdict,
         places=places(store, line, version.number),
         average=version.average,
     )
+
+
+def live_since(store: Store, line: str, number: int) -> datetime:
+    """When a version went live: by the record of the person who made it live, else when the champion was written."""
+    moves = [move.act.at for move in Lines(store).moves(line) if move.number == number]
+    return max(moves, default=time_of(store.layout.line(line).champion))
 
 
 def verdict(store: Store, line: str, number: int, version: LineVersion) -> str:

@@ -6,7 +6,7 @@ Reads the store and the run's journal alone: neither Prefect nor MLflow has to a
 import json
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from backprop_core.schema.refs import ErrorRecord, Evaluation, RunId, RunResult,
 from backprop_core.store.artifacts import Store
 from backprop_core.store.layout import RunLayout
 from backprop_core.store.locks import is_held
-from tasks.runs.line_report import ADAPTER, MODEL, StoredFile, of_artifact, readable, time_of
+from tasks.runs.line_report import ADAPTER, MODEL, UNREADABLE, StoredFile, of_artifact, readable, time_of
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 FLOW_RUN = "prefect.flow_run_id"  # tag of a run
@@ -56,6 +56,16 @@ def run_of(flow_run: str, config: Settings) -> str | None:
     """The run that a flow run of a deployment has begun; None before that, and after it was pruned."""
     path = Store(config.store_path).layout.flow_run(flow_run)
     return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def error_of(flow_run: str, config: Settings) -> ErrorRecord | None:
+    """Why what a flow run has begun failed; None if nothing readable says so."""
+    run_id = run_of(flow_run, config)
+    path = Store(config.store_path).layout.run(run_id).result if run_id else None
+    with suppress(*UNREADABLE):
+        made = json.loads(path.read_bytes()) if path and path.is_file() else {}
+        return ErrorRecord.model_validate(made["error"]) if made.get("error") else None
+    return None
 
 
 def run_report(run_id: str, config: Settings) -> RunReport:

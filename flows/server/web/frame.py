@@ -41,7 +41,7 @@ def environment() -> Environment:
     """The templates; everything in them is escaped."""
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    for filter in (text.score, text.points, text.size, text.when, text.exact, text.left, text.duration):
+    for filter in (text.score, text.points, text.size, text.when, text.exact, text.left, text.duration, text.lately):
         made.filters[filter.__name__] = filter
     made.globals["shade"], made.globals["sparkline"] = charts.shade, charts.sparkline
     return made

@@ -1,5 +1,6 @@
 """What Prefect knows of lines: what runs, what waits for a person, what comes next, what failed."""
 
+import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -9,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from backprop_core.schema.flows import FLOWS
 from backprop_core.schema.records import Record
-from backprop_core.schema.refs import RunResult
+from backprop_core.schema.refs import ErrorRecord, RunResult
 from flows.run_states import WAITING
 from flows.server.web.prefect_api import PrefectApi
 from tasks.runs.run_progress import RunProgress
@@ -21,7 +22,8 @@ GENERAL = [flow.deployment for flow in FLOWS.values() if flow.of_line]  # deploy
 ACTIVE, BROKEN = ["RUNNING", "PENDING", "CANCELLING"], ["FAILED", "CRASHED"]
 ENDED = ["COMPLETED", "CANCELLED", *BROKEN]
 MOST, SOME = 200, 25  # flow runs of a query; the first is Prefect's own limit
-MOST_FAILURES = 5
+MOST_FAILURES, MOST_LATELY = 5, 3
+TOO_FEW = re.compile(r"\b(\d+) rows are new to line")  # as `retrain` says it
 MOST_BROKEN = 10
 FENCE = ("```json\n", "\n```")  # around JSON in a Markdown artifact
 
@@ -47,6 +49,22 @@ class FlowRun(Record):
     at: datetime | None = Field(description="When it began, ended, or is to begin.")
     message: str
     progress: RunProgress | None = None
+    error: ErrorRecord | None = Field(None, description="Why it failed, from its result.")
+
+    @property
+    def new_rows(self) -> int | None:
+        """How many rows were new to the line, if they were too few."""
+        found = TOO_FEW.search(self.message)
+        return int(found[1]) if found else None
+
+    @property
+    def outcome(self) -> str:
+        """What came of it, in words that go with its state."""
+        if self.error:
+            return self.error.message
+        if self.new_rows is not None:
+            return f"nothing to do, {self.new_rows} rows were new"
+        return self.message.removeprefix(f"{self.state.lower()}: ")
 
 
 class Deployment(Record):
@@ -78,6 +96,7 @@ class LineRuns(Record):
     queued: list[FlowRun] = Field(description="Runs that are due and have not begun.")
     next: FlowRun | None
     last: FlowRun | None = Field(description="The retrain that ended last.")
+    lately: list[FlowRun] = Field(description="The retrains that ended last, the last one first.")
     failures: list[FlowRun] = Field(description="Newest first.")
 
     @property
@@ -93,13 +112,15 @@ def line_runs(line: str, api: PrefectApi, namespace: str) -> LineRuns:
         active, due = pool.submit(flow_runs, api, ACTIVE, line), pool.submit(scheduled, api, line)
         ended, asked = pool.submit(over, api, line), pool.submit(waiting, api, namespace, line)
     known, now = deployment.result(), datetime.now(UTC)
+    mine = [run for run in ended.result() if known and run.deployment == known.id]
     return LineRuns(
         deployment=known,
         waiting=asked.result(),
         running=active.result(),
         queued=[run for run in due.result() if run.at and run.at <= now],
         next=next((run for run in due.result() if run.at and run.at > now), None),
-        last=next((run for run in ended.result() if known and run.deployment == known.id), None),
+        last=next(iter(mine), None),
+        lately=mine[:MOST_LATELY],
         failures=[run for run in ended.result() if run.failed][:MOST_FAILURES],
     )
 

@@ -16,7 +16,7 @@ from flows.cli import lines_file
 from flows.server.web.line_runs import ACTIVE, FlowRun, LineRuns, Question, flow_runs, last_retrains, line_runs, waiting
 from flows.server.web.mlflow_api import MlflowApi
 from flows.server.web.prefect_api import PrefectApi
-from tasks.runs import line_report
+from tasks.runs import line_report, run_report
 from tasks.runs.answer_votes import Votes, votes_on
 from tasks.runs.line_report import LineReport, LineRow, RejectedReport, StoredFile, VersionReport
 from tasks.runs.run_progress import run_progress, sign
@@ -175,7 +175,14 @@ def runs(name: str, sources: Sources, *, fresh: bool = True) -> LineRuns:
     look(sources, fresh=fresh)
     known = line_runs(name, sources.prefect, sources.config.namespace)
     running = [run.model_copy(update={"progress": run_progress(run.id, sources.config)}) for run in known.running]
-    return known.model_copy(update={"running": running})
+    ended = {part: [explained(run, sources) for run in getattr(known, part)] for part in ("failures", "lately")}
+    return known.model_copy(update={"running": running, **ended})
+
+
+def explained(run: FlowRun, sources: Sources) -> FlowRun:
+    """A run that has ended, with its own error if it failed."""
+    error = run_report.error_of(run.id, sources.config) if run.failed else None
+    return run.model_copy(update={"error": error})
 
 
 def health(sources: Sources) -> Health:

@@ -2,6 +2,8 @@
 
 from datetime import datetime, timedelta
 
+EVENING, MORNING = 20, 7  # hours between which it is night
+
 
 def score(value: float | None, metric: str) -> str:
     """A score: a loss as it is, everything else in percent."""
@@ -38,6 +40,15 @@ def when(time: datetime, now: datetime | None = None) -> str:
         return f"{names[day]} {clock}"
     near = abs((day - today).days) < 7
     return f"{local:%A} {clock}" if near else f"{local.day} {local:%b} {local.year} {clock}"
+
+
+def lately(time: datetime, now: datetime | None = None) -> str:
+    """The same of what has ended: `last night` for the hours before this morning."""
+    local, today = time.astimezone(), (now or datetime.now().astimezone()).date()
+    evening = local.date() == today - timedelta(days=1) and local.hour >= EVENING
+    if evening or (local.date() == today and local.hour < MORNING):
+        return f"last night {local:%H:%M}"
+    return when(time, now)
 
 
 def zone() -> str:
