@@ -31,10 +31,22 @@ B = TypeVar("B", bound=BaseModel)
 
 
 def body_like(model: type[BaseModel]) -> dict[str, Any]:
-    """How the description of the API shows a body that we read ourselves, after the token."""
-    schema = {"schema": model.model_json_schema(ref_template="#/components/schemas/{model}")}
-    schema["schema"].pop("$defs", None)
-    return {"requestBody": {"required": True, "content": {"application/json": schema}}}
+    """How the description of the API shows a body that we read ourselves: after the token, and no more than allowed."""
+    schema = model.model_json_schema()
+    content = {"application/json": {"schema": inlined(schema, schema.pop("$defs", {}))}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    """A JSON schema with its definitions in the places that refer to them."""
+    match schema:
+        case {"$ref": str(name)}:
+            return inlined(definitions[name.rpartition("/")[2]], definitions)
+        case dict():
+            return {name: inlined(part, definitions) for name, part in schema.items()}
+        case list():
+            return [inlined(part, definitions) for part in schema]
+    return schema
 
 
 def add_routes(api: FastAPI, sources: Sources, tokens: forms.Tokens, trials: Trials) -> None:

@@ -1,6 +1,7 @@
 """Asking the models of a line on its page: answers as they are written, votes in the record, nothing unsafe."""
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -206,6 +207,16 @@ def test_what_is_no_question(browser: TestClient, body: Any, status: int, code: 
     """Refused with a code before any model is loaded."""
     answer = send(browser, "", body)
     assert (answer[0], answer[1]["code"]) == (status, code) and not worker_process.is_running()
+
+
+def test_the_description_is_complete(browser: TestClient) -> None:
+    """Each body that is sent is described, down to the turns of a conversation, and every reference leads somewhere."""
+    known = browser.get("/api/v1/openapi.json").json()
+    body = known["paths"]["/lines/{name}/try"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    turn = body["properties"]["conversations"]["items"]["items"]
+    assert turn["properties"]["role"]["enum"] == ["system", "user", "assistant"]
+    named = set(re.findall(r'"\$ref": "([^"]+)"', json.dumps(known)))
+    assert named <= {f"#/components/schemas/{name}" for name in known["components"]["schemas"]}
 
 
 def test_only_a_page_can_ask(browser: TestClient) -> None:
