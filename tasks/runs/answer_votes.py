@@ -7,6 +7,7 @@ from backprop_core.lines.votes import Verdict, Vote
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.records import Record
 from backprop_core.store.artifacts import Store
+from tasks.runs.line_report import of_line
 
 __all__ = ["Verdict", "Vote", "Votes", "add", "votes_on"]
 
@@ -30,8 +31,9 @@ def add(line: str, vote: Vote, config: Settings) -> None:
 
 
 def votes_on(line: str, run_id: str, config: Settings) -> Votes:
-    """The votes on what a run made, counted."""
-    cast = votes.votes(line, run_id, Store(config.store_path))
+    """The votes on what a run made, counted. Raises ArtifactDamaged."""
+    with of_line(line):
+        cast = votes.votes(line, run_id, Store(config.store_path))
     counts = {verdict: sum(vote.verdict == verdict for vote in cast) for verdict in ("better", "same", "worse")}
     notes = [f"{vote.by}: {vote.note}" if vote.by else vote.note for vote in reversed(cast) if vote.note]
     return Votes(**counts, notes=notes)

@@ -16,6 +16,7 @@ from backprop_core.schema.refs import AdapterRef, RunResult
 from backprop_core.schema.specs import DatasetSpec
 from backprop_core.store.artifacts import Store
 from tasks.runs import resolve_earlier
+from tasks.runs.line_report import of_line
 from tasks.runs.model_session import Model, Turn, model_of
 
 LIVE, CANDIDATE, BASE = "live", "candidate", "base"
@@ -33,12 +34,13 @@ class Contender(NamedTuple):
 def contenders(line: str, wanted: Sequence[str], waits: RunResult | None, config: Settings) -> list[Contender]:
     """The models of a line: `live`, `candidate` (what `waits` for a person), `base`, `v3`; by default the first three.
 
-    Raises RunUnknown.
+    Raises RunUnknown, ArtifactDamaged.
     """
     store = Store(config.store_path)
-    live = Lines(store).champion(line)
-    there = [*([LIVE] if live else []), *([CANDIDATE] if waits else []), BASE]
-    return [contender(line, name, waits, store) for name in dict.fromkeys(wanted or there)]
+    with of_line(line):
+        live = Lines(store).champion(line)
+        there = [*([LIVE] if live else []), *([CANDIDATE] if waits else []), BASE]
+        return [contender(line, name, waits, store) for name in dict.fromkeys(wanted or there)]
 
 
 def contender(line: str, name: str, waits: RunResult | None, store: Store) -> Contender:

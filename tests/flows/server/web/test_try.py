@@ -245,6 +245,17 @@ def test_the_page_offers_it(browser: TestClient) -> None:
     assert browser.get("/lines/nothing/try").status_code == 404
 
 
+def test_damage_has_a_code(browser: TestClient, line: Store) -> None:
+    """A vote or a run's spec that cannot be read is named, and hides no other line."""
+    folder = line.layout.line("support").votes_on(tiny_line.run_id(2))
+    folder.mkdir(parents=True)
+    (folder / "broken.json").write_text("{")
+    assert "STATE_ARTIFACT_DAMAGED" in browser.get("/lines/support/try").text
+    (folder / "broken.json").unlink()
+    line.layout.run(tiny_line.run_id(2)).spec.unlink()
+    assert send(browser, "", question())[1]["code"] == "STATE_ARTIFACT_DAMAGED"
+
+
 def test_an_unknown_trial(browser: TestClient) -> None:
     """Answers that are not known any more, or are of another line, are 404 with what to do."""
     tiny_line.write(settings(), line="other")
