@@ -7,7 +7,19 @@ import pytest
 
 from backprop_core.runtime.settings import settings
 from flows.server.web import text
-from flows.server.web.charts import APART, HEIGHT, SHADES, apart, bounds, score_chart, shade
+from flows.server.web.charts import (
+    APART,
+    HEIGHT,
+    MOST_POINTS,
+    SHADES,
+    WIDTH,
+    apart,
+    bounds,
+    loss_chart,
+    score_chart,
+    shade,
+    sparkline,
+)
 from tasks.runs.line_report import line_report
 from tests.flows.server.web.conftest import LineMaker
 
@@ -57,3 +69,31 @@ def test_numbers_and_times_as_people_write_them() -> None:
         said == ["today", "yesterday", "Friday", "21 Oct 2026"] and text.when(now + timedelta(1), now)[:8] == "tomorrow"
     )
     assert text.left(now + timedelta(hours=23), now) == "23 h left" and text.left(now, now) == "less than a minute left"
+
+
+def test_a_loss_that_falls_goes_down() -> None:
+    """LoRA runs follow each other from left to right; a lower loss is further down; what is no number is left out."""
+    first = [(step, 3 / step) for step in range(1, 1001)]
+    chart = loss_chart([("1-night", first), ("2-day", [(1, float("nan")), (2, 1.0), (4, 0.5)]), ("3-none", [])])
+    assert chart and [curve.task for curve in chart.curves] == ["1-night", "2-day"]
+    night, day = chart.curves
+    assert len(night.points) <= MOST_POINTS and night.points[-1][0] < day.points[0][0] < WIDTH
+    for curve in chart.curves:
+        heights = [y for _, y in curve.points]
+        assert heights == sorted(heights) and 0 < heights[0] < heights[-1] < HEIGHT
+    assert (chart.columns[0][1], chart.columns[-1][1]) == ("0", "1004")
+    assert loss_chart([("1-night", [(1, float("inf"))])]) is None
+
+
+@pytest.mark.parametrize(("losses", "points"), [([], 0), ([1.0], 0), ([1.0, 1.0], 2), ([3.0, float("nan"), 1.0], 2)])
+def test_a_small_curve_needs_two_numbers(losses: list[float], points: int) -> None:
+    """Fewer are no curve."""
+    assert len(sparkline(losses).split()) == points
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.04, "0.0 s"), (9, "9.0 s"), (42, "42 s"), (90, "2 min"), (5400, "1.5 h")]
+)
+def test_durations(seconds: float, said: str) -> None:
+    """In the unit that fits."""
+    assert text.duration(seconds) == said
