@@ -40,7 +40,7 @@ def operations(document: dict[str, Any]) -> Iterator[Operation]:
                 (answer for status, answer in one["responses"].items() if status.startswith("2")), {}
             )
             gives = " or ".join(map(kind, schemas(done))) or "nothing"
-            yield Operation(method.upper(), api.PREFIX + path, one["description"], takes, gives)
+            yield Operation(method.upper(), api.PREFIX + path, one["description"].replace("`", ""), takes, gives)
 
 
 def schemas(part: dict[str, Any]) -> list[dict[str, Any]]:
@@ -76,8 +76,9 @@ def docs(request: Request) -> Response:
     """The page."""
     described: FastAPI = request.app.state.api
     document = described.openapi()
-    values: dict[str, Any] = {"operations": list(operations(document)), "types": list(types(document))}
-    return page(request, "api_docs.html", **values, description=document["info"]["description"], refresh=0)
+    about = document["info"]["description"].replace("`", "")
+    values: dict[str, Any] = {"operations": list(operations(document)), "types": list(types(document)), "about": about}
+    return page(request, "api_docs.html", **values, refresh=0)
 
 
 ROUTES = [Route(f"{api.PREFIX}/docs", docs)]

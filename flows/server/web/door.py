@@ -65,7 +65,7 @@ class Door:
         if user is None:
             self._of_a_name.add((place, name))
             self._of_an_address.add(place)
-            raise AuthRequired("the name or the password is wrong", hint="correct it, or ask who runs `serve`")
+            raise AuthRequired("the name or the password is wrong", hint="correct it, or ask who runs this server")
         self._of_a_name.forget((place, name))
         return user
 

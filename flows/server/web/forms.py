@@ -104,9 +104,13 @@ def fields_of(body: bytes) -> dict[str, str]:
         raise ConfigInvalid("this is no form", hint="use the form on the page") from error
 
 
-def without_actions(text: str) -> str:
-    """A page for who may only look: without its forms that act. Rows are escaped, so none ends a form."""
-    return re.sub(r'<form\b(?![^>]*action="/logout")[^>]*\bmethod="post".*?</form>', "", text, flags=re.DOTALL)
+def without_actions(html: str) -> str:
+    """A page for who may only look: without its forms that act, which are those with a token. Text in it is escaped."""
+    return re.sub(r"<form\b.*?</form>", lambda form: "" if acts(form[0]) else form[0], html, flags=re.DOTALL)
+
+
+def acts(form: str) -> bool:
+    return 'name="token"' in form and 'action="/logout"' not in form
 
 
 async def body_of(request: Request) -> bytes:

@@ -27,6 +27,7 @@ from tasks.runs.answer_votes import Votes, votes_on
 
 LARGEST, LARGEST_FILE = 2**18, 2**20  # bytes of a request, and of a file of questions
 LOOK, ALIVE = 0.05, 10.0  # seconds between two looks for an event, and between two signs of life
+EVENTS: dict[str, Any] = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
 B = TypeVar("B", bound=BaseModel)
 
 
@@ -67,7 +68,7 @@ def add_routes(api: FastAPI, sources: Sources, tokens: forms.Tokens, trials: Tri
         """What was answered so far."""
         return trials.known(name, id).state()
 
-    @api.get("/lines/{name}/try/{id}/events")
+    @api.get("/lines/{name}/try/{id}/events", response_class=StreamingResponse, responses={200: EVENTS})
     async def events(name: str, id: str, request: Request) -> StreamingResponse:
         """Server-sent events: `begins`, `text` for each piece, `done` for each answer, `error`, `end`."""
         last = request.headers.get("last-event-id", "")

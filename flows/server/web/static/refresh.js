@@ -51,6 +51,8 @@ const refresh = async () => {
         next = Number(fresh.body.dataset.refresh) || seconds;
         document.getElementById("notice")?.remove();
         if (replace(fresh)) has = answer.headers.get("ETag") ?? has;
+      } else if (answer.status === 401 && !blocksOf(document).some(isInUse)) {
+        location.reload(); // the session is over: the login page leads back here
       }
     }
     document.body.classList.remove("stale");

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +32,14 @@ from backprop_core.schema.refs import (
 )
 from backprop_core.schema.specs import LoraSpec, MergeSpec
 from backprop_core.store.artifacts import Store, write_atomic
+from flows.server import passwords, private_files
+from flows.server.users import Role, User, UsersFile
 from flows.server.web.app import application
 from flows.server.web.mlflow_api import MlflowApi
 from flows.server.web.prefect_api import PrefectApi
 from flows.server.web.state import Sources
 
+SECRET = "horse staple"  # of every user
 EVIL = "<script>alert('x')</script>"
 NOWHERE = "http://127.0.0.1:9/api"  # the discard port: nothing listens there
 Pages = Callable[..., TestClient]
@@ -216,3 +221,26 @@ def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     thread.join()
+
+
+@cache
+def hashed() -> str:
+    """A hash that takes its time once."""
+    return passwords.hashed(SECRET)
+
+
+def people(**roles: Role) -> None:
+    """Users of these names and roles, with one password."""
+    config = settings()
+    config.layout.root.mkdir(exist_ok=True)
+    named = {name: User(name=name, role=role, password=hashed()) for name, role in roles.items()}
+    private_files.replace(config.layout.users, UsersFile(users=named).model_dump_json())
+
+
+def sign_in(browser: TestClient, name: str, secret: str = SECRET, then: str = "/") -> Any:
+    """Fill in the login page."""
+    page = browser.get("/login", params={"then": then}, headers={"Accept": "text/html"}).text
+    [given] = re.findall('name="token" value="([0-9a-f]{64})"', page)
+    [after] = re.findall('name="then" value="([^"]*)"', page)
+    data = {"token": given, "then": after, "name": name, "password": secret}
+    return browser.post("/login", data=data, headers={"Accept": "text/html", "Origin": "http://testserver"})

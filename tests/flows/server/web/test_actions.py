@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +20,11 @@ from prefect.settings import get_current_settings
 from prefect.states import Cancelled, Completed, Paused, Running
 from starlette.testclient import TestClient
 
+from backprop_core.runtime.settings import settings
 from flows import approval
+from flows.server import audit
 from tasks.runs.prefect_artifacts import as_json
-from tests.flows.server.web.conftest import EVIL, LineMaker, Pages, gate, result, run_id
+from tests.flows.server.web.conftest import EVIL, LineMaker, Pages, gate, people, result, run_id, sign_in
 
 HERE = {"Origin": "http://testserver"}
 
@@ -190,6 +193,32 @@ def test_of_two_people_one_decides(browser: TestClient, client: SyncPrefectClien
 
     with ThreadPoolExecutor(2) as pool:
         assert sorted(pool.map(say, ["approve", "reject"])) == [303, 409]
+
+
+def test_of_two_users_the_one_who_decides_is_named(
+    browser: TestClient, client: SyncPrefectClient, question: str, deployments: dict[str, UUID]
+) -> None:
+    """Two users answer at once: one counts, under that user's name; the other is told. A rollback has its name too."""
+    people(ann="act", bob="act")
+    users = {name: TestClient(browser.app, follow_redirects=False) for name in ("ann", "bob")}
+    for name, user in users.items():
+        sign_in(user, name)
+    given = {name: token(user) for name, user in users.items()}
+
+    def say(name: str) -> int:
+        data = {"token": given[name], "answer": "approve" if name == "ann" else "reject"}
+        return int(users[name].post(f"/lines/support/questions/{question}", data=data, headers=HERE).status_code)
+
+    with ThreadPoolExecutor(2) as pool:
+        statuses = dict(zip(users, pool.map(say, users), strict=True))
+    assert sorted(statuses.values()) == [303, 409]
+    key = keyset_from_base_key(f"paused-{run_id(9)}")["response"]
+    kept = json.loads(client.read_flow_run_input(UUID(question), key))
+    assert statuses[kept["name"]] == 303 and kept["answer"] == ("approve" if kept["name"] == "ann" else "reject")
+    found = {each.who: each.status for each in audit.entries(settings(), 10) if each.what == "answer"}
+    assert found == statuses
+    assert press(users["bob"], "rollback", to="1").status_code == 303
+    assert [run.tags for run in runs(client, deployments["rollback"])] == [["by:bob"]]
 
 
 def test_a_rollback_takes_two_clicks(

@@ -50,5 +50,17 @@ def test_the_description_names_every_path(pages: Pages) -> None:
     }
     for one in (operation for path in document["paths"].values() for operation in path.values()):
         assert one["description"]
-        assert "204" in one["responses"] or one["responses"]["200"]["content"]["application/json"]["schema"]
+        assert "204" in one["responses"] or all(each["schema"] for each in one["responses"]["200"]["content"].values())
     assert pages(password="team:horse staple").get("/api/v1/lines").status_code == 401
+
+
+def test_the_api_has_a_page_of_its_own(pages: Pages) -> None:
+    """Every operation and every type is on a page that is rendered here, with scripts and style of this server."""
+    text = pages().get("/api/v1/docs").text
+    document = pages().get("/api/v1/openapi.json").json()
+    for path, methods in document["paths"].items():
+        for method in methods:
+            assert f"{method.upper()} /api/v1{path}<" in text
+    for name in ("LineState", "Problem", "Entry"):
+        assert f'id="{name}"' in text
+    assert "list of VersionReport" in text and "openapi.json" in text

@@ -7,8 +7,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from backprop_core.runtime.settings import settings as home_settings
 from flows.server import users
-from tests.flows.server.web.conftest import LineMaker, Pages
-from tests.flows.server.web.test_sign_in import people
+from tests.flows.server.web.conftest import LineMaker, Pages, people
 
 schemathesis = pytest.importorskip("schemathesis")
 EXAMPLES = int(os.environ.get("BACKPROP_API_EXAMPLES", "4"))  # of each operation, of what fits and of what does not

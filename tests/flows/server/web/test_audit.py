@@ -8,9 +8,8 @@ from starlette.testclient import TestClient
 
 from backprop_core.runtime.settings import Settings, settings
 from flows.server import audit, private_files
-from tests.flows.server.web.conftest import EVIL, LineMaker, Pages
+from tests.flows.server.web.conftest import EVIL, SECRET, LineMaker, Pages, people, sign_in
 from tests.flows.server.web.test_actions import HERE, press, token
-from tests.flows.server.web.test_sign_in import SECRET, people, sign_in
 
 
 def said(config: Settings) -> list[tuple[str | None, str, int, str | None]]:

@@ -14,8 +14,7 @@ from backprop_core.runtime.settings import settings
 from flows.server import audit
 from flows.server.access_control import AccessControl
 from flows.server.web.page_server import PageServer
-from tests.flows.server.web.conftest import LineMaker, Pages
-from tests.flows.server.web.test_sign_in import people
+from tests.flows.server.web.conftest import LineMaker, Pages, people
 
 
 def test_head_has_no_body(support: LineMaker, pages: Pages) -> None:
