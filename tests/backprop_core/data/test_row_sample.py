@@ -16,7 +16,7 @@ from backprop_core.errors import InputValidationFailed
 from backprop_core.schema.refs import SourceRef
 from backprop_core.schema.specs import DatasetSpec
 
-MANY = 15_000
+MANY = 12_000
 
 
 def source(folder: Path, lines: list[str], name: str = "rows.jsonl") -> tuple[SourceRef, DatasetSpec]:
