@@ -1,14 +1,17 @@
 // Fetches the page again and replaces the blocks that have changed. A block that has the focus, or whose form was
-// filled in, stays as it is; what a person has opened stays open.
+// filled in, stays as it is, and others come and go around it; what a person has opened stays open.
 "use strict";
 
 const seconds = Number(document.body.dataset.refresh);
 let has = '"nothing yet"'; // the tag of the page as it is shown
 let next = seconds;
 
+const isFilled = (field) =>
+  field.matches("[type=checkbox], [type=radio]") ? field.checked !== field.defaultChecked : field.value !== field.defaultValue;
+
 const isInUse = (block) =>
   block.contains(document.activeElement) ||
-  [...block.querySelectorAll("input:not([type=hidden]), textarea")].some((field) => field.value !== field.defaultValue) ||
+  [...block.querySelectorAll("input:not([type=hidden]), textarea")].some(isFilled) ||
   [...block.querySelectorAll("form [role=status]")].some((said) => said.textContent);
 
 const keepOpen = (old, fresh) => {
@@ -20,25 +23,35 @@ const keepOpen = (old, fresh) => {
 
 const blocksOf = (page) => [page.querySelector("header"), ...page.querySelectorAll("main > *")];
 
-// Whether everything is shown as it is now: what is in use stays as it was.
+// The block that is shown from now on.
+const renewed = (old, block) => {
+  keepOpen(old, block);
+  if (old.isEqualNode(block) || isInUse(old)) return old;
+  old.replaceWith(block);
+  return block;
+};
+
+// Whether everything is shown as it is now. While a person decides, nothing moves.
 const replace = (fresh) => {
   const before = blocksOf(document);
   if (before.some((block) => block.id.startsWith("waits") && isInUse(block))) return false;
   const now = blocksOf(fresh);
-  const sameOrder = before.length === now.length && before.every((block, i) => block.id === now[i].id);
-  if (!sameOrder) {
-    if (before.some(isInUse)) return false;
-    document.querySelector("main").replaceWith(fresh.querySelector("main"));
-    return true;
+  const gone = before.filter((block) => !now.some((each) => each.id === block.id));
+  gone.filter((block) => !isInUse(block)).forEach((block) => block.remove());
+  let last = null;
+  let kept = gone.filter(isInUse).length;
+  for (const block of now) {
+    const old = before.find((each) => each.id === block.id);
+    if (old) {
+      last = renewed(old, block);
+      kept += last === old && !old.isEqualNode(block);
+    } else {
+      if (last.matches("main > *")) last.after(block);
+      else document.querySelector("main").prepend(block);
+      last = block;
+    }
   }
-  const kept = before.filter((block, i) => {
-    keepOpen(block, now[i]);
-    if (block.isEqualNode(now[i])) return false;
-    if (isInUse(block)) return true;
-    block.replaceWith(now[i]);
-    return false;
-  });
-  return kept.length === 0;
+  return kept === 0;
 };
 
 const refresh = async () => {
