@@ -77,6 +77,7 @@ SHAPES = {  # none of these is anyone's
     "a token's header": ("X-Auth-Token: gAAAAABhab", "gAAAAABhab"),
     "GitLab's header": ("PRIVATE-TOKEN: abcdEFGH12", "abcdEFGH12"),
     "a header in a tuple": ("('Authorization', 'Token 0a1b2c3d4e5f')", "0a1b2c3d"),
+    "the pages": ("bpt_" + "a1B2c3D4" * 5, "a1B2c3D4"),
     "Groq": ("gsk_" + "a1B2c3D4" * 5, "a1B2c3D4"),
     "SendGrid": ("SG." + "a1B2c3D4" * 3 + "." + "x1Y2z3W4" * 5, "x1Y2z3W4"),
     "Telegram's bot": (
