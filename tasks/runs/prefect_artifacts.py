@@ -110,7 +110,7 @@ def text(result: RunResult) -> str:
         gate_table(result.gate) if result.gate else "",
         matrix_table(result.evaluation) if result.evaluation else "",
         merges(result.runs),
-        files(result.gguf),
+        "\n".join(fidelity(result.gguf, [file.quantization for file in result.gguf])),
     ]
     return "\n".join(filter(None, parts))
 

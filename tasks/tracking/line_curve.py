@@ -36,7 +36,11 @@ class Curve(NamedTuple):
     @property
     def link(self) -> str:
         """Its page, from another page of MLflow."""
-        return f"#/experiments/{self.experiment}/runs/{self.run}/model-metrics"
+        return f"{self.run_link(self.run)}/model-metrics"
+
+    def run_link(self, run: str) -> str:
+        """The page of a run of the line."""
+        return f"#/experiments/{self.experiment}/runs/{run}"
 
 
 class Point(NamedTuple):

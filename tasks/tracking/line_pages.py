@@ -14,7 +14,6 @@ from tasks.tracking.registry import model_versions
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
 
 LIVE, AVERAGE = "backprop.live", "backprop.average"  # tags of a registered model
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # else the page of the experiment asks for it
@@ -29,7 +28,7 @@ def describe(client: "MlflowClient", settings: Settings, name: str, line: str) -
             model=name,
             curve=curve.link,
             versions={number: str(one.version) for number, one in found.items()},
-            runs={one.tags[RUN_ID]: run_link(client, one) for one in found.values() if one.run_id},
+            runs={one.tags[RUN_ID]: curve.run_link(one.run_id) for one in found.values() if one.run_id},
         )
         describe_line(client, report, links, curve)
         for version in reversed(report.versions):  # MLflow lists the last changed first
@@ -58,8 +57,3 @@ def describe_line(client: "MlflowClient", report: LineReport, links: Links, curv
 def average(report: LineReport) -> str:
     """The average of what is live, for people."""
     return "" if report.live is None or report.live.average is None else f"{100 * report.live.average:.1f} %"
-
-
-def run_link(client: "MlflowClient", version: "ModelVersion") -> str:
-    """The page of the run that made a version, from another page of MLflow."""
-    return f"#/experiments/{client.get_run(version.run_id).info.experiment_id}/runs/{version.run_id}"

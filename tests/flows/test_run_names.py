@@ -54,6 +54,7 @@ def test_a_state_says_how_a_run_ended(
     """
     first, result = ended(client, retrain("seen", batch(tmp_path, 1), model=str(base), **JOB, return_state=True))
     assert (first.name, first.state_name, result.version) == ("seen v1", "Completed", 1)
+    assert "line:seen" in first.tags
     assert first.state and result.gate and first.state.message == f"accepted: {result.gate.reason}"
     names = {
         "curate night-1.jsonl",
