@@ -33,11 +33,13 @@ from backprop_core.schema.records import Record
 from flows.server.web import (
     audit_page,
     data_page,
+    delete_page,
     forms,
     history_page,
     new_page,
     rows,
     run_api,
+    schedule_page,
     settings_page,
     state,
     try_api,
@@ -203,4 +205,6 @@ def application(sources: Sources, tokens: forms.Tokens) -> FastAPI:
     new_page.add_routes(api, sources, tokens)
     settings_page.add_routes(api, sources, tokens)
     data_page.add_routes(api, sources)
+    schedule_page.add_routes(api, sources, tokens)
+    delete_page.add_routes(api, sources, tokens)
     return api

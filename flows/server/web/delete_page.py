@@ -1,11 +1,13 @@
 """The page that deletes a line: it says what happens to every part, and asks for the name."""
 
+from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from backprop_core.errors import BackpropError, ConfigInvalid, RunActive
+from backprop_core.schema.records import Record
 from flows.cli.line import plan
 from flows.server.web import forms, line_runs, verbs
 from flows.server.web.frame import page, sources_of
@@ -30,10 +32,13 @@ async def delete(request: Request) -> Response:
     given = forms.checked(request, await forms.body_of(request))
     name = request.path_params["name"]
     if given.get("confirm", "").strip() != name:
-        error = ConfigInvalid("this is not the name of the line", hint=f"type {name} to delete it")
-        return await run_in_threadpool(form_page, request, error, 400)
+        return await run_in_threadpool(form_page, request, not_its_name(name), 400)
     await run_in_threadpool(carry_out, name, person_of(request).name, sources_of(request))
     return RedirectResponse("/?done=delete", 303)
+
+
+def not_its_name(line: str) -> BackpropError:
+    return ConfigInvalid("this is not the name of the line", hint=f"type {line} to delete it")
 
 
 def carry_out(line: str, who: str | None, sources: Sources) -> None:
@@ -42,6 +47,25 @@ def carry_out(line: str, who: str | None, sources: Sources) -> None:
         raise RunActive(f"{busy[0].name} of line {line} has not ended", hint="wait for it, or stop it")
     by = ("--by", who) if who else ()
     verbs.run("line", "delete", line, "--yes", *by, environment=sources.prefect.environment)
+
+
+class Gone(Record):
+    """A line that was deleted."""
+
+    line: str
+
+
+def add_routes(api: FastAPI, sources: Sources, tokens: forms.Tokens) -> None:
+    """The same in the API."""
+
+    @api.delete("/lines/{name}")
+    def remove(name: str, confirm: str, request: Request) -> Gone:
+        """Delete a line; `confirm` repeats its name. Needs the token of a page or of a service."""
+        forms.check(request, tokens, request.headers.get("x-backprop-token", ""))
+        if confirm != checked(name, sources):
+            raise not_its_name(name)
+        carry_out(name, person_of(request).name, sources)
+        return Gone(line=name)
 
 
 ROUTES = [

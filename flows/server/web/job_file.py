@@ -112,7 +112,8 @@ def replacing(file: JobFile, digest: str, line: str, sources: Sources) -> Iterat
 
 
 def deploy(line: str, sources: Sources) -> None:
-    """Update the deployment of a line: `backprop deploy --line`. Raises what it raises."""
+    """Update the deployment of a line: `backprop deploy --line`. Raises what it raises, at once if Prefect is away."""
+    sources.prefect.get("/health")
     verbs.run("deploy", "--line", line, environment=sources.prefect.environment)
 
 

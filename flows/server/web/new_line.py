@@ -4,10 +4,13 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field
 
 from backprop_core.errors import BackpropError, ConfigInvalid
-from backprop_core.schema.field_types import NAME, line_name
+from backprop_core.schema.field_types import NAME, LineName, line_name
+from backprop_core.schema.records import Record
 from flows.cli import lines_file
 from flows.cli.yaml_edits import with_value
 from flows.server.web import job_file, verbs
@@ -43,6 +46,31 @@ FIELDS = {  # the field of the form for a field of the job file
     "publish.repo": "repo",
 }
 FORMAT = "q8_0"  # of the file for Ollama: half of f16, and it can be written without llama.cpp
+
+
+class NewLine(Record):
+    """A new line, as its form asks for it."""
+
+    name: LineName
+    base: str = Field(min_length=1, description="Hub id, preset or directory.")
+    path: str = Field("", description="Where the line reads rows; empty: the files that were added for it.")
+    rows: int = Field(50, ge=1, description="New rows that a run needs.")
+    when: Literal["never", "daily", "weekly"] = "never"
+    time: str = Field("03:00", pattern=f"^{TIME.pattern}$")
+    day: Literal["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"] = "Monday"
+    zone: str = Field("UTC", min_length=1, description="Name of the time zone.")
+    ollama: LineName | None = Field(None, description="Ollama model to publish to.")
+    repo: str | None = Field(None, description="Hub repository to publish to, if no Ollama model is named.")
+    ask: bool = Field(True, description="Whether a person approves each version.")
+
+    @property
+    def form(self) -> dict[str, str]:
+        """The same as the fields of the form."""
+        goes = "ollama" if self.ollama else "repo" if self.repo else "nowhere"
+        texts = {"rows": str(self.rows), "ask": str(self.ask).lower(), "goes": goes}
+        given = self.model_dump(include={"name", "base", "path", "when", "time", "day", "zone"})
+        places = {"ollama": self.ollama or "", "repo": self.repo or "", "source": "path" if self.path else "file"}
+        return {**EMPTY, **given, **texts, **places}
 
 
 class Refused(NamedTuple):

@@ -12,8 +12,11 @@ from starlette.routing import Route
 from backprop_core.errors import BackpropError
 from flows.server.web import forms, new_line, rows, state
 from flows.server.web.frame import page, sources_of
+from flows.server.web.json_bodies import given
+from flows.server.web.new_line import NewLine
 from flows.server.web.rows import Added
-from flows.server.web.state import Sources
+from flows.server.web.state import LineState, Sources
+from flows.server.web.try_api import body_like
 from tasks.runs import known_bases
 
 
@@ -60,7 +63,16 @@ def bases(sources: Sources) -> list[str]:
 
 
 def add_routes(api: FastAPI, sources: Sources, tokens: forms.Tokens) -> None:
-    """What the page needs of the API."""
+    """What the page does, in the API."""
+
+    @api.post("/lines", openapi_extra=body_like(NewLine))
+    async def make(request: Request) -> LineState:
+        """Write the job file of a new line, and deploy it. Needs the token of a page or of a service."""
+        wanted = await given(request, NewLine, tokens)
+        refused = await run_in_threadpool(new_line.create, wanted.form, sources)
+        if refused:
+            raise next(iter(refused.faults.values()))
+        return await run_in_threadpool(state.line, wanted.name, sources)
 
     @api.post("/new/{name}/rows")
     async def first_rows(name: str, filename: str, request: Request) -> Added:

@@ -7,19 +7,25 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from fastapi import FastAPI
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from backprop_core.errors import BackpropError, ConfigInvalid, DeploymentMissing, DeploymentRefused, RunUnknown
+from backprop_core.schema.records import Record
 from flows.cli.yaml_edits import with_value
 from flows.server.deployment_names import OF_FILE, slug_of
-from flows.server.web import forms, job_file, new_line
+from flows.server.web import forms, job_file, new_line, state
 from flows.server.web.frame import page, sources_of
 from flows.server.web.job_file import JobFile
+from flows.server.web.json_bodies import given
+from flows.server.web.line_runs import LineRuns
 from flows.server.web.new_line import DAYS, Unclear
 from flows.server.web.state import Sources, checked
+from flows.server.web.try_api import body_like
 
 SIMPLE = re.compile(r"([0-5]?[0-9]) ([01]?[0-9]|2[0-3]) \* \* (\*|[0-6])")  # every day, or on one weekday
 
@@ -119,6 +125,25 @@ def form_page(
 ) -> Response:
     values: dict[str, Any] = {"line": request.path_params["name"], "id": id, "form": wanted, "error": error}
     return page(request, "schedule.html", status, **values, days=DAYS, refresh=0)
+
+
+class NewTime(Record):
+    """Another time of a schedule."""
+
+    schedule: str = Field("", description="Its id; empty for the first one of a line.")
+    cron: str = Field(min_length=9, description="Minute, hour, day, month, weekday.")
+    zone: str = Field("UTC", min_length=1, description="Name of the time zone.")
+
+
+def add_routes(api: FastAPI, sources: Sources, tokens: forms.Tokens) -> None:
+    """The same in the API."""
+
+    @api.post("/lines/{name}/time", openapi_extra=body_like(NewTime))
+    async def set_time(name: str, request: Request) -> LineRuns:
+        """Give a schedule another time, and change nothing else. Needs the token of a page or of a service."""
+        wanted = await given(request, NewTime, tokens)
+        await run_in_threadpool(move, name, wanted.schedule, wanted.cron, wanted.zone, sources)
+        return await run_in_threadpool(state.runs, name, sources)
 
 
 ROUTES = [

@@ -11,8 +11,10 @@ from starlette.routing import Route
 from backprop_core.errors import BackpropError, DeploymentRefused, PrefectUnreachable
 from flows.server.web import forms, line_settings
 from flows.server.web.frame import page, sources_of
+from flows.server.web.json_bodies import given
 from flows.server.web.line_settings import LineSettings, Setting, SettingsChange
 from flows.server.web.state import Sources
+from flows.server.web.try_api import body_like
 
 USUAL = ("schedule.cron", "schedule.timezone", "min_new_rows", "approval.ask")  # shown first even if not set
 
@@ -73,14 +75,14 @@ def add_routes(api: FastAPI, sources: Sources, tokens: forms.Tokens) -> None:
         """The fields of the job file of a line, with their values, defaults, allowed values and help."""
         return line_settings.settings_of(name, sources)
 
-    @api.post("/lines/{name}/settings")
-    def write(name: str, wanted: SettingsChange, request: Request) -> LineSettings:
-        """Set values of the job file, and deploy the line. Needs the token of a page."""
-        forms.check(request, tokens, request.headers.get("x-backprop-token", ""))
-        faults = line_settings.change(name, wanted, sources)
+    @api.post("/lines/{name}/settings", openapi_extra=body_like(SettingsChange))
+    async def write(name: str, request: Request) -> LineSettings:
+        """Set values of the job file, and deploy the line. Needs the token of a page or of a service."""
+        wanted = await given(request, SettingsChange, tokens)
+        faults = await run_in_threadpool(line_settings.change, name, wanted, sources)
         if faults:
             raise next(iter(faults.values()))
-        return line_settings.settings_of(name, sources)
+        return await run_in_threadpool(line_settings.settings_of, name, sources)
 
 
 ROUTES = [

@@ -30,7 +30,7 @@ def test_errors_are_problems(support: LineMaker, pages: Pages) -> None:
         assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
         assert answer.json()["status"] == status and answer.json()["detail"]
     assert client.get("/api/v1/lines/none").json()["code"] == "INPUT_REF_UNKNOWN"
-    assert client.post("/api/v1/lines").status_code == 405
+    assert client.post("/api/v1/health").status_code == 405
 
 
 def test_the_description_names_every_path(pages: Pages) -> None:
@@ -42,7 +42,11 @@ def test_the_description_names_every_path(pages: Pages) -> None:
         "/lines/{name}/versions",
         "/lines/{name}/runs",
         "/lines/{name}/rows",
+        "/lines/{name}/settings",
+        "/lines/{name}/time",
+        "/lines/{name}/data",
         "/new/{name}/rows",
+        "/data/{digest}",
         "/runs/{run}",
         "/runs/{run}/stop",
         "/runs/{run}/retry",

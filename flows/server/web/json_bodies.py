@@ -1,0 +1,20 @@
+"""Bodies of writes in the API: read after the token was checked, and only as far as they may be long."""
+
+from typing import TypeVar
+
+from pydantic import BaseModel
+from starlette.requests import Request
+
+from flows.server.web import forms
+from flows.server.web.try_api import parsed
+
+B = TypeVar("B", bound=BaseModel)
+
+
+async def given(request: Request, model: type[B], tokens: forms.Tokens) -> B:
+    """The body of a write, from a person or a service that may act.
+
+    Raises FormExpired, ActionForbidden, and ConfigInvalid for what is too large or of another type.
+    """
+    forms.check(request, tokens, request.headers.get("x-backprop-token", ""))
+    return parsed(model, await forms.body_of(request))
