@@ -21,8 +21,11 @@ from tasks.runs import known_bases
 
 
 def new(request: Request) -> Response:
-    """The empty form, or one with the name of a line that has no job file."""
-    return form_page(request, new_line.filled(dict(request.query_params)), {})
+    """The empty form, or one with the name and base of a line that has no job file."""
+    given, sources = dict(request.query_params), sources_of(request)
+    if (name := given.get("name", "")) in state.names(sources):
+        given["base"] = state.row(name, sources).base or ""
+    return form_page(request, new_line.filled(given), {})
 
 
 async def create(request: Request) -> Response:

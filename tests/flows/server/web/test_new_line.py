@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from backprop_core.runtime.settings import settings
 from flows.cli import lines_file
 from flows.server.web import job_file, new_line
-from tests.flows.server.web.conftest import EVIL, Pages
+from tests.flows.server.web.conftest import EVIL, LineMaker, Pages
 from tests.flows.server.web.test_actions import HERE
 from tests.flows.server.web.test_rows import GOOD
 
@@ -152,6 +152,13 @@ def test_models_that_runs_may_read_are_proposed(home: Path, pages: Pages) -> Non
     (home / "data" / "base" / "model.safetensors").write_bytes(b"")
     page = pages().get("/new").text
     assert f'<option value="{home}/data/base">' in page and "data/half" not in page
+
+
+def test_a_line_of_the_terminal_gets_its_job_file(support: LineMaker, pages: Pages) -> None:
+    """The form for a line that has versions and no job file begins with its name and its base."""
+    page = pages().get("/new?name=support").text
+    assert 'name="name" value="support"' in page and 'name="base" value="acme/base"' in page
+    assert 'value="acme/base"' not in pages().get(f"/new?name={EVIL}").text.partition("<datalist")[0]
 
 
 def test_choices_are_shown_with_their_reasons(home: Path, pages: Pages) -> None:
