@@ -103,8 +103,8 @@ def create(form: Mapping[str, str], sources: Sources) -> Refused | None:
         job_file.create(file, form["name"], sources)
     except Unclear as error:
         return Refused({error.field: error.fault})
-    except ConfigInvalid as error:  # Prefect knows no such schedule
-        return Refused({"time": error})
+    except ConfigInvalid as error:  # another person was first, or Prefect knows no such schedule
+        return Refused({"name" if file.path.is_file() else "time": error})
     return None
 
 
