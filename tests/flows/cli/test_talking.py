@@ -145,6 +145,7 @@ def test_a_person_at_a_terminal(terminal: Terminal) -> None:
         terminal.process.send_signal(signal.SIGINT)
         terminal.hear("stopped")
         terminal.hear("> ")
+    time.sleep(1)  # `input` prints its prompt before it waits, and a signal in between is seen at the next key
     terminal.process.send_signal(signal.SIGINT)
     terminal.hear("Ctrl-D ends.")
     terminal.type("\x04")

@@ -137,6 +137,7 @@ class Shown {
       const note = row.querySelector("input").value;
       try {
         this.voted(row, question, await post(this.form, `/${this.state.id}/votes`, { question, better, note }));
+        await countVotes();
       } catch (error) {
         say(this.form, error.message);
       }
@@ -189,6 +190,15 @@ class Shown {
   }
 }
 
+// The table of votes on the page, if it has one, as it is now.
+const countVotes = async () => {
+  const old = document.getElementById("votes");
+  const answer = old && (await fetch(location.pathname));
+  if (!answer?.ok) return;
+  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("votes");
+  if (fresh) old.replaceWith(fresh);
+};
+
 const showPast = (form, past) => {
   const line = form.querySelector(".past");
   line.hidden = !past.length;
@@ -213,6 +223,7 @@ const ask = async (form) => {
       max_new_tokens: Number(fields.max_new_tokens?.value || 256),
       temperature: Number(fields.temperature?.value || 0),
     });
+    if (fields.file) fields.file.value = ""; // the next question is the prompt again
     place.replaceChildren();
     const shown = new Shown(form, place, asked, state);
     shown.past = past.length ? asked[0].slice(0, -1) : [];
