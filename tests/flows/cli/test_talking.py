@@ -110,14 +110,20 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 
-    def hear(self, text: str, least: int = 1, within: float = 120) -> None:
-        """Wait until it has said something new with this text, and so many characters."""
-        heard, deadline = "", time.monotonic() + within
-        while text not in heard or len(heard) < least:
-            assert time.monotonic() < deadline, (text, heard, self.said)
+    def hear(self, text: str, within: float = 120) -> None:
+        """Wait until it says this text; what it says after that is for the next call."""
+        deadline = time.monotonic() + within
+        while text not in self.said:
+            assert time.monotonic() < deadline, (text, self.said)
             if select.select([self._master], [], [], 0.1)[0]:
-                heard += os.read(self._master, 4096).decode(errors="replace")
-        self.said += heard
+                self.said += os.read(self._master, 4096).decode(errors="replace")
+        self.said = self.said.partition(text)[2]
+
+    def hear_more(self, characters: int) -> None:
+        """Wait until it has said so many characters more."""
+        heard = len(self.said)
+        while len(self.said) < heard + characters:
+            self.said += os.read(self._master, 4096).decode(errors="replace")
 
     def close(self) -> None:
         self.process.kill()
@@ -141,7 +147,7 @@ def test_a_person_at_a_terminal(terminal: Terminal) -> None:
     for _ in range(2):
         terminal.type(f"{ASKED}\n")
         terminal.hear("Thanks!")
-        terminal.hear("", least=20)  # of the answer
+        terminal.hear_more(20)  # of the answer
         terminal.process.send_signal(signal.SIGINT)
         terminal.hear("stopped")
         terminal.hear("> ")
