@@ -54,6 +54,7 @@ class Door:
     async def by_password(self, request: Request, name: str, secret: str) -> User:
         """The user of a name and password. Raises AuthRequired, and TooManyAttempts without looking at the password."""
         place = network(request.client.host if request.client else "")
+        request.state.given = {"name": name} if name in self.members.all() else {}  # what is no name may be a password
         self._check(place, name)
         if user := self.members.remembered(name, secret):
             return user

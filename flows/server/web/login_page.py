@@ -29,7 +29,6 @@ async def login(request: Request) -> Response:
         fields = forms.sent_from_page(request, body)
         then = strangers.local(fields.get("then", "/"))
         name, secret = fields.get("name", "")[:100], fields.get("password", "")
-        request.state.given = {"name": name} if name in door_of(request).members.all() else {}
         user = await door_of(request).by_password(request, name, secret)
     except BackpropError as error:
         request.state.code, request.state.failed = error.code, True
