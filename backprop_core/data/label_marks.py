@@ -66,7 +66,7 @@ class LabelMarks:
         """The marks of a text, if all of its answers have them."""
         if written.fence or not self._usable:
             return None
-        found = list(self._names.finditer(written.text, 0, written.spans[-1][1]))
+        found = list(self._names.finditer(written.text))
         answers = [answer for span in written.spans if (answer := self._answer(written.text, span, found))]
         if len(answers) < len(written.spans):
             return None
@@ -100,13 +100,12 @@ class LabelMarks:
 
 def example(row: int, ids: list[int], marks: Marks) -> Example | None:
     """A text's example; None if its ids are others than its marks let expect."""
+    if any(ids.count(control) != marks.ids.count(control) for control in {*marks.ids}):
+        return None  # a name that the tokenizer does not take for the control token, as it is part of a word
     places, place = list[int](), -1
-    try:
-        for control in marks.ids:
-            place = ids.index(control, place + 1)
-            places.append(place)
-    except ValueError:
-        return None
+    for control in marks.ids:
+        place = ids.index(control, place + 1)
+        places.append(place)
     labels = [False] * len(ids)
     for before, head, last in marks.answers:
         begin = places[before] + 1 + len(head)

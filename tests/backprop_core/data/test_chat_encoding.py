@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from backprop_core.data.chat_answers import Written, write_all
@@ -82,8 +82,22 @@ def joining_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
+def choosy_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer whose control token counts only where it stands by itself."""
+    fast = tokenizer()
+    fast.add_special_tokens({"additional_special_tokens": [AddedToken("<a>", single_word=True, special=True)]})
+    fast.chat_template = CHATML.replace("<|im_end|>", "<|im_end|>x<a>y<a>")
+    return fast
+
+
 FAST, SPACES = tokenizer(), spaces_tokenizer()
-BY_KIND = {"ids": FAST, "spaces": SPACES, "joining": joining_tokenizer(), "dropping": dropping_tokenizer()}
+BY_KIND = {
+    "ids": FAST,
+    "spaces": SPACES,
+    "joining": joining_tokenizer(),
+    "dropping": dropping_tokenizer(),
+    "choosy": choosy_tokenizer(),
+}
 
 
 # Ids and labels
@@ -165,7 +179,7 @@ answers = st.text("the \n\r\u0301e日👍<|", max_size=12).map(lambda text: text
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(answers, min_size=2, max_size=6), st.sampled_from(["ids", "spaces", "joining", "dropping"]))
+@given(st.lists(answers, min_size=2, max_size=6), st.sampled_from(["ids", "spaces", "joining", "dropping", "choosy"]))
 def test_labels_found_by_ids_are_those_found_by_characters(texts: list[str], kind: str) -> None:
     """Whatever stands around an answer, and whichever tokens reach into it, both ways give the same example."""
     fast = BY_KIND[kind]
