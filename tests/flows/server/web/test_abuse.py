@@ -79,7 +79,9 @@ def test_a_mistake_of_ours_is_a_page_with_a_code(support: LineMaker, pages: Page
 
 def test_a_missing_name_of_a_file_is_a_problem(support: LineMaker, pages: Pages) -> None:
     """What FastAPI refuses by itself is application/problem+json too."""
-    answer = pages().post("/api/v1/lines/support/rows", content=b"{}")
+    browser = pages()
+    headers = {**HERE, "X-Backprop-Token": token(browser)}
+    answer = browser.post("/api/v1/lines/support/rows", content=b"{}", headers=headers)
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["code"] == "CONFIG_INVALID" and "filename" in answer.json()["detail"]
 
