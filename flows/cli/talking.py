@@ -50,6 +50,7 @@ def chat(
     first = [{"role": "system", "content": system}] if system else []
     with talking() as session:
         chat = Chat(session, session.model(ref, model), spec, first, silent=output.json)
+        session.warm()
         (converse if sys.stdin.isatty() else read_all)(chat)
     return Answer({"messages": chat.messages}, "") if output.json else None
 

@@ -75,6 +75,12 @@ class ModelSession:
         finally:
             store.close()
 
+    def warm(self) -> None:
+        """Start the worker, so that it has imported what it needs when the first question comes."""
+        with self._turn:
+            self._used = time.monotonic()
+            self._started()
+
     def answer(self, model: Model, messages: list[Turn], spec: GenerationSpec, on_text: OnText) -> Generated:
         """The answer in a conversation; `on_text` gets its pieces.
 
@@ -114,16 +120,21 @@ class ModelSession:
 
     def _worker(self) -> Worker:
         """The worker, with its device. Raises DeviceBusy."""
+        worker = self._started()
+        worker.wait_for_slot(math.inf if self._waits else time.monotonic() + SOON)
+        if worker.alive and not worker.has_device:
+            worker_process.stop()
+            raise busy()
+        return worker
+
+    def _started(self) -> Worker:
+        """The worker, which may wait for its device yet. Raises DeviceBusy."""
         if not self._waits and not worker_process.is_running():
             self._check_free()
         worker = worker_process.worker(self._config, TrainSpec(device=self._device))
         if worker is not self._watched:
             self._watched = worker
             threading.Thread(target=self._look, args=(worker,), name="model session", daemon=True).start()
-        worker.wait_for_slot(math.inf if self._waits else time.monotonic() + SOON)
-        if worker.alive and not worker.has_device:
-            worker_process.stop()
-            raise busy()
         return worker
 
     def _check_free(self) -> None:

@@ -23,6 +23,7 @@ from tests import tiny_line
 
 ASKED = [{"role": "user", "content": "Which team takes this request?\nI got the wrong radio. Thanks!"}]
 SPEC = GenerationSpec(max_new_tokens=40)
+LONG = GenerationSpec(max_new_tokens=1500)  # the adapter repeats itself: seconds
 pytestmark = pytest.mark.usefixtures("warm_worker")
 
 
@@ -52,6 +53,10 @@ def ask(session: ModelSession, ref: str = "support", on_text: Callable[[str], No
     return session.answer(session.model(ref), ASKED, SPEC, on_text)
 
 
+def ask_long(session: ModelSession, on_text: Callable[[str], None]) -> Generated:
+    return session.answer(session.model("support"), ASKED, LONG, on_text)
+
+
 def eventually(true: Callable[[], bool], within: float = 60.0) -> bool:
     deadline = time.monotonic() + within
     while not true() and time.monotonic() < deadline:
@@ -68,6 +73,17 @@ def test_an_answer_comes_piece_by_piece_from_one_worker(begin: Callable[..., Mod
     alone = session.answer(session.model("support").alone, ASKED, SPEC, lambda _: None)
     assert alone.text != made.text and worker is worker_process.worker(settings(), session.model("support").trained)
     assert ask(session, "support@1") == made
+
+
+def test_a_warm_session_answers_from_the_worker_that_is_there(begin: Callable[..., ModelSession]) -> None:
+    """It is started before the first question, and given up like any other."""
+    session = begin(waits=True)
+    session.warm()
+    worker = worker_process.worker(settings(), session.model("support").trained)
+    assert ask(session).tokens and worker is worker_process.worker(settings(), session.model("support").trained)
+    assert eventually(lambda: worker.has_device)
+    with gpu_slot.taken(worker.slots):
+        pass
 
 
 def test_a_device_in_use_is_said_at_once(begin: Callable[..., ModelSession], slot: Path) -> None:
@@ -105,7 +121,7 @@ def test_a_run_gets_the_device_in_the_middle_of_an_answer(begin: Callable[..., M
         time.sleep(0.1)
 
     with pytest.raises(DeviceBusy):
-        ask(session, on_text=hear)
+        ask_long(session, hear)
     assert pieces and got.wait(60)
 
 
@@ -119,8 +135,8 @@ def test_a_stopped_answer_ends_and_the_next_is_whole(begin: Callable[..., ModelS
         session.stop()
 
     with pytest.raises(Interrupted):
-        ask(session, on_text=hear)
-    assert len(pieces) < 3 and worker_process.is_running() and ask(session) == whole
+        ask_long(session, hear)
+    assert len(pieces) < 100 and worker_process.is_running() and ask(session) == whole
 
 
 def test_a_killed_worker_is_an_error_and_the_next_question_works(begin: Callable[..., ModelSession]) -> None:
@@ -133,7 +149,7 @@ def test_a_killed_worker_is_an_error_and_the_next_question_works(begin: Callable
         os.kill(worker.pid, signal.SIGKILL)
 
     with pytest.raises(WorkerDied):
-        ask(session, on_text=kill)
+        ask_long(session, kill)
     assert ask(session) == whole
 
 
