@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -20,7 +21,10 @@ from prefect.settings import get_current_settings
 from prefect.states import Cancelled, Completed, Paused, Running
 from starlette.testclient import TestClient
 
+from backprop_core.lines import votes
+from backprop_core.lines.votes import Vote
 from backprop_core.runtime.settings import settings
+from backprop_core.schema.specs import GenerationSpec
 from flows import approval
 from flows.server import audit
 from tasks.runs.prefect_artifacts import as_json
@@ -367,3 +371,24 @@ def test_the_user_is_on_record(
     said = client.read_flow_run_input(UUID(question), keyset_from_base_key(f"paused-{run_id(9)}")["response"])
     answer = approval.Approval.model_validate_json(said)
     assert answer.decision("person").sentence == "approved by team: good"
+
+
+def test_votes_are_evidence_where_it_waits(browser: TestClient, question: str, support: LineMaker) -> None:
+    """The decision shows how people have voted on the candidate's answers, and what they wrote, as text."""
+    cast = Vote(
+        run_id=run_id(9),
+        against="Live v2",
+        verdict="better",
+        note=f"right team {EVIL}",
+        by="ann",
+        at=datetime.now(UTC),
+        blind=True,
+        seed=1,
+        messages=[{"role": "user", "content": "a"}],
+        answer="b",
+        other="c",
+        generation=GenerationSpec(),
+    )
+    votes.add("support", cast, support.store)
+    page = browser.get("/lines/support").text
+    assert "1 better, 0 same, 0 worse" in page and "ann: right team &lt;script&gt;" in page and EVIL not in page
