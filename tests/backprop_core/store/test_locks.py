@@ -106,8 +106,8 @@ def test_a_worker_that_does_not_start_is_stalled(tmp_path, warm_python):
         stuck.wait_for_slot()
     stuck.close()
     with FileLock(slot):
-        waits = Worker(store, slots=[slot], python=str(warm_python), stall_seconds=10)
-        waits.wait_for_slot(time.monotonic() + 12)
+        waits = Worker(store, slots=[slot], python=str(warm_python), stall_seconds=5)
+        waits.wait_for_slot(time.monotonic() + 6)
         assert waits.alive
     waits.close()
 

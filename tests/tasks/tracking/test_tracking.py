@@ -15,6 +15,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -543,8 +544,12 @@ def test_the_history_leaves_waits_out(config: Settings, monkeypatch: pytest.Monk
     assert (run["status"], run["seconds"]) == ("finished", 10.0)
 
 
-def test_a_dead_run_is_not_running_where_its_end_could_not_be_recorded(config: Settings) -> None:
+def test_a_dead_run_is_not_running_where_its_end_could_not_be_recorded(
+    config: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While MLflow's database takes nothing, the journal tells how its runs ended; what lives is running."""
+    at_once = SimpleNamespace(**(vars(time) | {"sleep": lambda _: None}))  # MLflow waits a minute between its tries
+    monkeypatch.setattr("mlflow.store.tracking.sqlalchemy_store.time", at_once)
     living = Journal(config.journal_path, OTHER)
     living.start(line="support", name="train")
     with Journal(config.journal_path, ROOT) as journal:
