@@ -164,7 +164,7 @@ def matrix_table(evaluation: Evaluation) -> str:
     rows += [(f"after run {i + 1}", row) for i, row in enumerate(evaluation.matrix)]
     forgotten = " | ".join(percent(lost) or "–" for lost in evaluation.forgetting)
     lines = [
-        f"| token accuracy, % | {' | '.join(evaluation.tasks)} |",
+        f"| token accuracy, % | {' | '.join(map(plain, evaluation.tasks))} |",
         f"| --- |{' ---: |' * len(evaluation.tasks)}",
         *(f"| {name} | {' | '.join(percent(score) for score in row)} |" for name, row in rows),
         f"| *forgotten, in {evaluation.metric}* | {forgotten} |",
@@ -199,7 +199,7 @@ def gate_table(report: GateReport) -> str:
     """Each task's difference and bounds, in Markdown."""
     head = f"| task | rows | the {report.against} | candidate | difference | at least | at most | shows from | |"
     rows = [
-        f"| {one.task} | {one.rows} | {one.rival:.4f} | {one.candidate:.4f} | {one.difference:+.4f} "
+        f"| {plain(one.task)} | {one.rows} | {one.rival:.4f} | {one.candidate:.4f} | {one.difference:+.4f} "
         f"| {signed(one.low)} | {signed(one.high)} | {signed(one.detectable and -one.detectable)} | {remark(one)} |"
         for one in report.tasks
     ]

@@ -33,8 +33,16 @@ def live_text(live: LiveReport | None) -> str:
     """Which version is live, since when and why."""
     if live is None:
         return "**No version is live.**"
-    at = f" It answers at {plain(', '.join(live.places))}." if live.places else ""
-    return f"**Version {live.number} is live** since {live.since:%Y-%m-%d %H:%M} UTC: {verdict(live.verdict)}.{at}"
+    return f"**Version {live.number} is live** {since(live)}: {verdict(live.verdict)}.{places(live)}"
+
+
+def since(live: LiveReport) -> str:
+    return f"since {live.since:%Y-%m-%d %H:%M} UTC"
+
+
+def places(live: LiveReport) -> str:
+    """Where it is published, as a sentence; empty if it is nowhere."""
+    return f" It answers at {plain(', '.join(live.places))}." if live.places else ""
 
 
 def versions_table(rows: list[list[str]], count: int) -> str:
@@ -72,7 +80,7 @@ def parts_of(report: LineReport, version: VersionReport, links: Links) -> Iterat
     name = f"**{plain(report.line)} v{version.number}, average {percent(version.average)} %**"
     yield f"{name}: {verdict(version.verdict)}."
     if report.live and report.is_live(version):
-        yield live_text(report.live)
+        yield f"**It is live** {since(report.live)}.{places(report.live)}"
     scores = [[task, percent(one.score), str(one.rows)] for task, one in version.scores.items()]
     yield "\n".join(table(["task", f"{report.metric}, %", "held-out rows"], scores))
     files = [[one.name, f"{one.bytes / 2**20:.1f}", one.sha256[:12]] for one in version.files]

@@ -157,7 +157,7 @@ def test_the_pages_of_a_line_say_what_is_live(config: Settings, grow: Grow, tmp_
     assert experiment.tags["mlflow.note.content"] == model.description
     first, second = (client.get_model_version(NAME, number) for number in "12")
     assert second.description.startswith("**support v2, average 50.0 %**: passed the gate")
-    assert "is live" in second.description and "is live" not in first.description
+    assert "**It is live** since 20" in second.description and "is live" not in first.description
     assert "| news | 50.0 | 20 |" in second.description and f"runs/{second.run_id})" in second.description
     lines.set_champion("support", 1)
     assert sync(config).error is None
