@@ -72,6 +72,7 @@ def loss_chart(curves: Sequence[tuple[str, Sequence[tuple[int, float]]]]) -> Cha
         return None
     losses = [loss for _, points in finite for _, loss in points]
     low, high = bounds([-loss for loss in losses])
+    high = min(high, 0.0) if min(losses) >= 0 else high  # no axis below a loss of 0
     last = [points[-1][0] for _, points in finite]
     begins = [sum(last[:index]) for index in range(len(last))]
     steps = max(1, sum(last))

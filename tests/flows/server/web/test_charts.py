@@ -82,6 +82,7 @@ def test_a_loss_that_falls_goes_down() -> None:
         heights = [y for _, y in curve.points]
         assert heights == sorted(heights) and 0 < heights[0] < heights[-1] < HEIGHT
     assert (chart.columns[0][1], chart.columns[-1][1]) == ("0", "1004")
+    assert min(value for _, value in chart.ticks) == 0
     assert loss_chart([("1-night", [(1, float("inf"))])]) is None
 
 
