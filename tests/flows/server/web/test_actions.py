@@ -229,7 +229,7 @@ def test_a_rollback_takes_two_clicks(
     browser: TestClient, client: SyncPrefectClient, deployments: dict[str, UUID]
 ) -> None:
     """The first shows what would change, the second starts the rollback, with the reason."""
-    [first] = re.findall('class="button" href="([^"]+)"', browser.get("/lines/support").text)
+    [first] = re.findall('class="button" href="([^"]+/rollback[^"]+)"', browser.get("/lines/support").text)
     page = browser.get(first).text
     assert "Make version 1 of support live?" in page and "backprop rollback support --to 1" in page
     assert press(browser, "rollback", to="1", reason="worse answers").status_code == 303
