@@ -1,86 +1,142 @@
-"""The tutorial as a reader does it: its commands, its changes of a file, and its clicks."""
+"""The tutorial as a reader does it: its commands, its form, the buttons that it names, and its pictures."""
 
-import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.e2e.test_browser import LONG, picture
+from tests.e2e.conftest import OUTPUT
+from tests.e2e.looks import WIDE
+from tests.e2e.test_browser import LONG
 from tests.wire.prefect_server import FOREIGN, ROOT, Served, served
 
-TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
-CHANGES = ("model:", "min_new_rows:", "export:", "schedule:")  # blocks of the tutorial that are lines of the job's file
+DOCS = ROOT / "docs"
+TUTORIAL = (DOCS / "tutorial.md").read_text()
+NAMED = re.findall(r"\*\*([^*\n]+)\*\*", TUTORIAL)  # buttons and links, in the order in which they are pressed
+LARGEST = 150_000  # bytes of a picture
 
 
-def blocks(section: str) -> list[str]:
-    """The indented blocks of a section of the tutorial, each a text."""
-    text = TUTORIAL.partition(f"## {section}")[2].partition("\n## ")[0]
-    found = re.findall(r"(?:^ {4}.*\n|^\n(?= {4}))+", text, re.MULTILINE)
+def section(name: str) -> str:
+    """The text of a section of the tutorial."""
+    return TUTORIAL.partition(f"## {name}")[2].partition("\n## ")[0]
+
+
+def blocks(name: str) -> list[str]:
+    """The indented blocks of a section, each a text."""
+    found = re.findall(r"(?:^ {4}.*\n|^\n(?= {4}))+", section(name), re.MULTILINE)
     return [re.sub("^ {4}", "", block, flags=re.MULTILINE).strip("\n") for block in found]
 
 
+def form(name: str) -> dict[str, str]:
+    """The fields and values of a section's table."""
+    return dict(re.findall(r"^\| ([\w ]+) \| `([^`]+)` \|$", section(name), re.MULTILINE))
+
+
+class Reader:
+    """Does what the tutorial says, button by button."""
+
+    def __init__(self, page: Page, home: Path) -> None:
+        self.page, self.home, self.left = page, home, list(NAMED)
+
+    def press(self, name: str) -> None:
+        """Press what the tutorial names next."""
+        assert self.left.pop(0) == name
+        either = self.page.get_by_role("button", name=name).or_(self.page.get_by_role("link", name=name))
+        either.first.click(timeout=LONG)
+
+    def find(self, name: str) -> None:
+        """Find what the tutorial names next, without pressing it."""
+        assert self.left.pop(0) == name
+        either = self.page.get_by_role("button", name=name).or_(self.page.get_by_role("link", name=name))
+        expect(either.first).to_be_visible(timeout=LONG)
+
+    def fill(self, fields: dict[str, str]) -> None:
+        """Fill in a form; a file is chosen."""
+        for label, value in fields.items():
+            field = self.page.get_by_label(label).first
+            if field.get_attribute("type") == "file":
+                field.set_input_files(self.home / "checkout" / value)
+            else:
+                field.fill(value)
+
+    def picture(self, name: str) -> None:
+        """Take a picture of the tutorial; `docs/images` has it as it was when the pages changed last."""
+        assert (DOCS / "images" / name).stat().st_size < LARGEST
+        assert f"](images/{name})" in TUTORIAL
+        self.page.screenshot(path=OUTPUT / name)
+
+
 @pytest.fixture
-def reader(tmp_path: Path) -> Path:
-    """A reader's home directory, with what sections 3 and 5 ask to be done before `backprop serve`."""
+def home(tmp_path: Path) -> Path:
+    """A reader's home directory, after the commands of section 1."""
     checkout = tmp_path / "checkout"
     checkout.mkdir()
     (checkout / "examples").symlink_to(ROOT / "examples")
-    commands, *changes = [*blocks("3. A line, and its first version"), *blocks("5. Every night")]
+    [_, commands, _] = blocks("1. Install and start")
     own = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = own | {"HOME": str(tmp_path), "PATH": path, "PYTHONPATH": str(ROOT)}
-    subprocess.run(["bash", "-euc", commands], cwd=checkout, env=environment, check=True)
-    file = checkout / "lines" / "support.yaml"
-    text = file.read_text()
-    for change in changes:
-        if change.startswith(CHANGES):
-            text = changed(text, change.replace("/home/you", str(tmp_path)))
-    file.write_text(text)
+    files = commands.replace(". .venv/bin/activate\n", "")
+    subprocess.run(["bash", "-euc", files], cwd=checkout, env=own | {"HOME": str(tmp_path)}, check=True)
     return tmp_path
 
 
-def changed(text: str, block: str) -> str:
-    """A line's file with the lines of a block in the place of those that have the same key, commented out or not."""
-    for line in filter(str.strip, block.splitlines()):
-        key = re.escape(line.partition(":")[0])
-        text, count = re.subn(rf"^(# )?{key}:.*$", line.replace("\\", r"\\"), text, count=1, flags=re.MULTILINE)
-        assert count, f"the file has no {key}"
-    return text
-
-
 @pytest.fixture
-def service(reader: Path) -> Iterator[Served]:
+def service(home: Path) -> Iterator[Served]:
     """What the reader serves."""
-    with served(reader / ".backpropagate", place=reader / "checkout", OMP_NUM_THREADS="1") as service:
+    with served(home / ".backpropagate", place=home / "checkout", OMP_NUM_THREADS="1") as service:
         yield service
 
 
-def test_the_first_quick_run_makes_version_1_live(page: Page, service: Served) -> None:
-    """Deployments, `retrain/support`, Run, Quick run, as the tutorial says: nothing is asked, version 1 is live."""
+def test_the_tutorial_in_the_browser(page: Page, service: Served, home: Path) -> None:
+    """Two versions go live and one is rolled back with the buttons that the tutorial names, in its order."""
+    page.set_viewport_size(WIDE)  # type: ignore[arg-type]
+    reader = Reader(page, home)
     page.goto(service.addresses["page"])
-    page.get_by_role("link", name="Prefect").click()
-    page.get_by_role("link", name="Deployments").first.click()
-    page.get_by_placeholder("Search deployments").fill("support")
-    page.get_by_role("link", name="support").first.click()
-    page.get_by_role("button", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Quick run").click()
-    expect(page.get_by_role("dialog")).to_have_count(0)
-    expect(page.get_by_role("link", name="support v1").first).to_be_visible(timeout=LONG)
-    picture(page, "tutorial-1-runs")
-    page.get_by_role("link", name="support v1").first.click()
-    expect(page).to_have_url(re.compile("/runs/flow-run/"))
-    run = page.url.rstrip("/").rpartition("/")[2].partition("?")[0]
-    assert service.prefect.finished(run, LONG / 1000)["state_name"] == "Completed"
-    expect(page.get_by_text("Completed", exact=True).first).to_be_visible()
-    picture(page, "tutorial-2-done")
-    text = service.prefect.artifact(run, "backprop-result")
-    result = json.loads(text.removeprefix("```json\n").removesuffix("\n```"))
-    assert (result["status"], result["version"]) == ("finished", 1), result["gate"]
-    assert [file["quantization"] for file in result["gguf"]] == ["q8_0"]
-    assert {choice["field"] for choice in result["defaults"]} >= {"training.learning_rate", "training.batch_size"}
+    reader.press("Make the first line")
+    fields = form("2. A line")
+    reader.fill(fields)
+    reader.picture("tutorial-1-new.png")
+    reader.fill({"Base model": fields["Base model"].replace("/home/you", str(home))})
+    reader.press("Make the line")
+    expect(page.get_by_text("The line is deployed")).to_be_visible()
+    first_version(reader, page)
+    second_version(reader, page)
+    reader.find("change")
+    reader.press("Pause")
+    reader.press("Resume")
+    reader.find("Settings")
+    reader.picture("tutorial-4-line.png")
+    reader.press("Roll back to v1")
+    reader.press("Make version 1 live")
+    expect(page.get_by_text("Version 1 is live since")).to_be_visible(timeout=LONG)
+    assert reader.left == []
+
+
+def first_version(reader: Reader, page: Page) -> None:
+    """Section 3."""
+    reader.press("Retrain now")
+    expect(page.get_by_role("button", name="Approve")).to_be_visible(timeout=LONG)
+    page.get_by_label("Reason").fill("the answers are right")
+    reader.picture("tutorial-2-waits.png")
+    reader.press("Approve")
+    expect(page.get_by_text("Version 1 is live since")).to_be_visible(timeout=LONG)
+    expect(page.get_by_text("Nothing runs.")).to_be_visible(timeout=LONG)
+    reader.left.remove("Reject")
+
+
+def second_version(reader: Reader, page: Page) -> None:
+    """Section 4."""
+    reader.press("Retrain now")
+    expect(page.locator("#next").get_by_text("unchanged").first).to_be_visible(timeout=LONG)
+    page.get_by_label("A file of rows").set_input_files(reader.home / "checkout" / "tuesday.jsonl")
+    reader.press("Add")
+    expect(page.get_by_text("80 rows were added")).to_be_visible()
+    reader.press("Retrain now")
+    expect(page.get_by_role("button", name="Approve")).to_be_visible(timeout=LONG)
+    reader.picture("tutorial-3-changed.png")
+    reader.press("Approve")
+    expect(page.get_by_text("Version 2 is live since")).to_be_visible(timeout=LONG)
+    expect(page.get_by_text("Nothing runs.")).to_be_visible(timeout=LONG)
