@@ -57,6 +57,7 @@ class Trial:
         self.votes: list[Verdict | None] = [None for _ in asked.conversations]
         self.events: list[dict[str, Any]] = []
         self.error: BackpropError | None = None
+        self.began = 0.0  # when the first piece of the newest answer came, on the monotonic clock
         self.ended = self.stopped = False
 
     def _order(self, number: int) -> list[int]:
@@ -214,10 +215,10 @@ def carry_out(trial: Trial, session: "ModelSession") -> None:
         for column, model in enumerate(order):
             if trial.stopped:
                 raise Interrupted("the answer was stopped", hint="ask again")
-            began, hear = time.monotonic(), hearing(trial, number, column)
+            trial.began, hear = time.monotonic(), hearing(trial, number, column)
             made = session.answer(trial.contenders[model].model, trial.messages(number), trial.spec, hear)
             trial.made[number][column] = made
-            seconds = round(time.monotonic() - began, 3)
+            seconds = round(time.monotonic() - trial.began, 3)
             trial.say(kind="done", question=number, column=column, **made.model_dump(), seconds=seconds)
 
 
@@ -225,6 +226,8 @@ def hearing(trial: Trial, number: int, column: int) -> Callable[[str], None]:
     """What takes the pieces of an answer."""
 
     def hear(text: str) -> None:
+        if not trial.texts[number][column]:
+            trial.began = time.monotonic()
         trial.texts[number][column] += text
         trial.say(kind="text", question=number, column=column, text=text)
 

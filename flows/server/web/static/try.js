@@ -88,7 +88,8 @@ class Shown {
     if (event.kind === "done") {
       at.said.textContent = event.text;
       at.cell.classList.remove("writing");
-      at.note.textContent = `${event.tokens} tokens in ${event.seconds.toFixed(1)} s${event.stopped ? "" : ", cut at the limit"}`;
+      const took = event.seconds < 0.1 ? "" : ` in ${event.seconds.toFixed(1)} s`;
+      at.note.textContent = `${event.tokens} tokens${took}${event.stopped ? "" : ", cut at the limit"}`;
       this.left[event.question] -= 1;
       if (!this.left[event.question]) this.complete(event.question);
     }
