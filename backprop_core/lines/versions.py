@@ -81,7 +81,8 @@ class Lines:
         self._layout = store.layout
 
     def names(self) -> list[str]:
-        return sorted(path.name for path in self._layout.lines.glob("*") if path.is_dir())
+        """The lines that have a version; a line has votes before."""
+        return sorted({path.parent.parent.name for path in self._layout.lines.glob("*/versions/*.json")})
 
     def versions(self, line: str) -> list[int]:
         """Version numbers of a line, ascending; empty if there is no such line."""

@@ -41,6 +41,14 @@ def test_versions_are_numbered_and_kept(lines):
     assert lines.names() == ["support"]
 
 
+def test_a_line_has_a_version(tmp_path, lines):
+    """A directory without a version, such as that of votes on a first candidate, is no line yet."""
+    (tmp_path / "lines" / "first" / "votes").mkdir(parents=True)
+    (tmp_path / "lines" / "second" / "versions").mkdir(parents=True)
+    lines.append("support", version(1), after=0)
+    assert lines.names() == ["support"]
+
+
 def test_a_version_is_never_rewritten(lines):
     """Appending after a version that already has a successor is refused."""
     lines.append("support", version(1), after=0)

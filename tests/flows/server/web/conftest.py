@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from starlette.testclient import TestClient
 from werkzeug.serving import make_server
 
 from backprop_core.lines.versions import Lines, LineVersion
+from backprop_core.lines.votes import Vote
 from backprop_core.runtime.settings import Settings, settings
 from backprop_core.schema.gate_report import Decision, GateReport, TaskVerdict
 from backprop_core.schema.refs import (
@@ -30,7 +32,7 @@ from backprop_core.schema.refs import (
     RunResult,
     Scores,
 )
-from backprop_core.schema.specs import LoraSpec, MergeSpec
+from backprop_core.schema.specs import GenerationSpec, LoraSpec, MergeSpec
 from backprop_core.store.artifacts import Store, write_atomic
 from flows.server import passwords, private_files
 from flows.server.users import Role, User, UsersFile
@@ -168,6 +170,24 @@ def result(run: str, gguf: GGUFRef | None, report: GateReport, tasks: list[str],
         ),
         gate=report,
         gguf=[file] if file else [],
+    )
+
+
+def vote(run: str) -> Vote:
+    """A vote on what a run made."""
+    return Vote(
+        run_id=run,
+        against="Live v2",
+        verdict="better",
+        note=f"right team {EVIL}",
+        by="ann",
+        at=datetime.now(UTC),
+        blind=True,
+        seed=1,
+        messages=[{"role": "user", "content": "a"}],
+        answer="b",
+        other="c",
+        generation=GenerationSpec(),
     )
 
 

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -22,13 +21,11 @@ from prefect.states import Cancelled, Completed, Paused, Running
 from starlette.testclient import TestClient
 
 from backprop_core.lines import votes
-from backprop_core.lines.votes import Vote
 from backprop_core.runtime.settings import settings
-from backprop_core.schema.specs import GenerationSpec
 from flows import approval
 from flows.server import audit
 from tasks.runs.prefect_artifacts import as_json
-from tests.flows.server.web.conftest import EVIL, LineMaker, Pages, gate, people, result, run_id, sign_in
+from tests.flows.server.web.conftest import EVIL, LineMaker, Pages, gate, people, result, run_id, sign_in, vote
 
 HERE = {"Origin": "http://testserver"}
 
@@ -375,20 +372,6 @@ def test_the_user_is_on_record(
 
 def test_votes_are_evidence_where_it_waits(browser: TestClient, question: str, support: LineMaker) -> None:
     """The decision shows how people have voted on the candidate's answers, and what they wrote, as text."""
-    cast = Vote(
-        run_id=run_id(9),
-        against="Live v2",
-        verdict="better",
-        note=f"right team {EVIL}",
-        by="ann",
-        at=datetime.now(UTC),
-        blind=True,
-        seed=1,
-        messages=[{"role": "user", "content": "a"}],
-        answer="b",
-        other="c",
-        generation=GenerationSpec(),
-    )
-    votes.add("support", cast, support.store)
+    votes.add("support", vote(run_id(9)), support.store)
     page = browser.get("/lines/support").text
     assert "1 better, 0 same, 0 worse" in page and "ann: right team &lt;script&gt;" in page and EVIL not in page

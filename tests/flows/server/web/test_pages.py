@@ -7,7 +7,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tests.flows.server.web.conftest import EVIL, LineMaker, Pages
+from backprop_core.lines import votes
+from tests.flows.server.web.conftest import EVIL, LineMaker, Pages, run_id, vote
 
 READS = "GET, HEAD, OPTIONS"
 VOID = {"meta", "link", "input", "br", "line", "circle", "polyline", "rect", "path"}
@@ -52,6 +53,16 @@ def test_a_lines_page_says_what_is_live_and_why(support: LineMaker, pages: Pages
         "backprop retrain --line support",
     ):
         assert part in text, part
+
+
+def test_a_vote_on_a_first_candidate_hides_no_page(made: LineMaker, pages: Pages) -> None:
+    """A line with a job file and a vote, and without a version, has its pages."""
+    folder = made.store.root.parent / "lines"
+    folder.mkdir()
+    (folder / "first.yaml").write_text("")
+    votes.add("first", vote(run_id(1)), made.store)
+    for page in ("/", "/lines/first", "/lines/first/try", "/lines/first/delete"):
+        assert pages().get(page).status_code == 200, page
 
 
 def test_the_start_page_lists_lines_with_and_without_a_version(support: LineMaker, pages: Pages) -> None:
