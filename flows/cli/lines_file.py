@@ -12,6 +12,7 @@ from backprop_core.schema.field_types import is_address, line_name
 from backprop_core.schema.specs import DatasetSpec, LineSpec, RunSpec
 from flows.cli.config import Draft, LineFile, add_file, validated
 from flows.cli.spec_fields import spec_fields
+from flows.cli.yaml_edits import quoted
 
 R = TypeVar("R", bound=RunSpec)
 SCHEMA = "line.schema.json"
@@ -156,7 +157,7 @@ def template(name: str, data: Path) -> str:
         "ratio": "drift.max_loss_ratio",
     }
     defaults = {short: spec_fields()[path].default for short, path in fields.items()}
-    return TEMPLATE.format(schema=SCHEMA, name=name, data=json.dumps(str(data)), **defaults)
+    return TEMPLATE.format(schema=SCHEMA, name=name, data=quoted(str(data)), **defaults)
 
 
 def schema() -> dict[str, object]:

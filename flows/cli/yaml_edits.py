@@ -1,6 +1,5 @@
 """Changes single values in a YAML text. Everything else, comments and order too, stays as it was written."""
 
-import json
 from typing import Any
 
 import yaml
@@ -165,7 +164,13 @@ def inline(value: Any) -> str:
         case list():
             return "[" + ", ".join(map(inline, value)) + "]"
     text = str(value)
-    return text if is_plain(text) else json.dumps(text, ensure_ascii=False)
+    return text if is_plain(text) else quoted(text)
+
+
+def quoted(text: str) -> str:
+    """A text in double quotes, on one line."""
+    written: str = yaml.safe_dump(text, default_style='"', allow_unicode=True, width=float("inf"))
+    return written.rstrip("\n")
 
 
 def is_plain(text: str) -> bool:

@@ -77,10 +77,18 @@ def plain(node: yaml.Node, path: Path, lines: dict[Path, int], origin: str) -> A
         case yaml.SequenceNode(tag="tag:yaml.org,2002:seq"):
             return [plain(item, (*path, str(index)), lines, origin) for index, item in enumerate(node.value)]
         case yaml.ScalarNode(tag=tag, value=str(value)) if tag in TEXTUAL:
-            return value
+            return whole(value, f"{origin}:{line}")
         case yaml.ScalarNode(tag=tag) if tag == NULL:
             return None
     raise ConfigInvalid(f"{origin}:{line} has the tag {node.tag}", hint="use only plain values, lists and mappings")
+
+
+def whole(text: str, where: str) -> str:
+    r"""A text in which `\ud83d\ude00` is one character, as JSON writes it. Raises ConfigInvalid for half of a pair."""
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError as error:
+        raise ConfigInvalid(f"{where} has half of a surrogate pair", hint="write the character itself") from error
 
 
 def pairs(node: yaml.MappingNode, path: Path, lines: dict[Path, int], origin: str) -> Iterator[tuple[str, Any]]:

@@ -108,6 +108,8 @@ def failed(request: Request, error: Exception) -> Response:
     return frame.error_page(request, api.STATUS.get(type(error), 400), error, {})
 
 
-def unexpected(request: Request, _: Exception) -> Response:
+async def unexpected(request: Request, error: Exception) -> Response:
     """An error without a code, as a page. The output of `serve` has its traceback."""
+    if request.url.path.startswith(f"{api.PREFIX}/"):  # the API has answered, and its requests know no frame
+        return await api.unexpected(request, error)
     return frame.error_page(request, 500, api.UNEXPECTED, {})

@@ -11,6 +11,7 @@ from backprop_core.runtime.settings import Settings
 from backprop_core.schema.specs import LineSpec, RunSpec
 from flows.cli import lines_file
 from flows.cli.flags import Flags
+from flows.cli.yaml_values import parse
 
 JOB = """
 model: {name: some/model}
@@ -130,3 +131,16 @@ def test_init_writes_a_file_that_works(config: Settings) -> None:
         lines_file.write("support", config)
     with pytest.raises(ConfigInvalid, match="invalid value"):
         lines_file.write("../support", config)
+
+
+@pytest.mark.parametrize("name", ["\U0001f600 caf\u00e9", "a\x97b", 'quo"te: #\\'], ids=ascii)
+def test_any_directory_can_be_that_of_the_rows(name: str) -> None:
+    """The file names the directory as it is: a character beyond the first plane is one character, no pair."""
+    assert parse(lines_file.template("support", Path(name)), "").value["datasets"][0]["path"] == name
+
+
+def test_a_pair_of_surrogates_is_one_character() -> None:
+    """JSON escapes a character as a pair; half of one is refused, as no file and no answer could hold it."""
+    assert parse(r'a: "\ud83d\ude00"', "").value == {"a": "\U0001f600"}
+    with pytest.raises(ConfigInvalid, match=":2 has half"):
+        parse('b: 1\na: "\\ud83d"', "job.yaml")
