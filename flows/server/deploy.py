@@ -80,10 +80,11 @@ def deploy(config: Settings, jobs: Mapping[str, LineSpec], *, pool: str, dry_run
 
 def deploy_line(config: Settings, job: LineSpec, *, pool: str, dry_run: bool) -> list[Change]:
     """Update the deployments, schedules and automation of one line. Raises what `deploy` raises."""
+    every = list(of_job(job, config, pool))  # all are valid before the first is written
     with get_client(sync_client=True) as client, refusals("check the work pool's variables"):
         changes = [
             work_pool(client, pool, dry_run=dry_run),
-            *(reconcile(client, wanted, dry_run=dry_run) for wanted in of_job(job, config, pool)),
+            *(reconcile(client, wanted, dry_run=dry_run) for wanted in every),
             *(() if job.drift else remove(client, f"drift/{job.line}", dry_run)),
             automation(client, config, job.line, dry_run=dry_run),
         ]
@@ -129,7 +130,8 @@ def of_line(
 ) -> Deployment:
     """A deployment from the job file of a line."""
     fields = fields_of(name, config, pool, given)
-    return Deployment(name, job.line, fields, 1, scheduled(schedule, job.line) if schedule else None, of_file=True)
+    made = scheduled(schedule, job.line, "schedule" if schedule is job.schedule else "drift") if schedule else None
+    return Deployment(name, job.line, fields, 1, made, of_file=True)
 
 
 def fields_of(name: str, config: Settings, pool: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,13 +162,14 @@ def fresh_rows(job: LineSpec, spec: StalenessSpec) -> dict[str, Any]:
     return differing({"line": job.line, "data": job.datasets[0], "max_loss_ratio": spec.max_loss_ratio}, {})
 
 
-def scheduled(schedule: ScheduleSpec, line: str) -> DeploymentScheduleCreate:
-    """The schedule of a job file, with a slug that holds its digest. Raises ConfigInvalid."""
+def scheduled(schedule: ScheduleSpec, line: str, part: str) -> DeploymentScheduleCreate:
+    """The schedule in this part of a job file, with a slug that holds its digest. Raises ConfigInvalid."""
     try:
         cron = CronSchedule(cron=schedule.cron, timezone=schedule.timezone)
     except ValidationError as error:
+        first = error.errors()[0]
         raise ConfigInvalid(
-            f"invalid schedule of line {line}: {error.errors()[0]['msg']}",
+            f"invalid schedule of line {line}: {part}.{first['loc'][0]}: {first['msg']}",
             hint='write cron: "0 3 * * *" and a time zone like Europe/Berlin',
         ) from error
     return DeploymentScheduleCreate(schedule=cron, slug=slug_of(schedule))

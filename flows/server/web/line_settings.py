@@ -16,6 +16,7 @@ from flows.server.web.job_file import JobFile
 from flows.server.web.state import Sources
 
 DATA = f"datasets.{ENTRY}."  # a line has one dataset: its fields are shown, those of other lists are not
+TIMES = ("schedule.cron", "schedule.timezone", "drift.cron", "drift.timezone")  # Prefect checks them
 NOT_SET = {"line", "datasets"}  # the name of the file, and the list with the one dataset
 
 
@@ -100,7 +101,7 @@ def change(line: str, wanted: SettingsChange, sources: Sources) -> dict[str, Bac
     try:
         job_file.save(new, wanted.digest, line, sources)
     except ConfigInvalid as error:  # Prefect knows no such schedule
-        return {"schedule.cron": error}
+        return {next((field for field in TIMES if f" {field}: " in error.message), ""): error}
     return {}
 
 

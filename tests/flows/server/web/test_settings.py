@@ -117,6 +117,15 @@ def test_what_prefect_refuses_is_taken_back(browser: TestClient, file: Path) -> 
     assert file.read_text() == text
 
 
+def test_a_refused_change_is_not_deployed(browser: TestClient, client: SyncPrefectClient, file: Path) -> None:
+    """One field that Prefect does not take: the fault stands at it, and the deployment is as it was, in all fields."""
+    before, text = client.read_deployment_by_name("retrain/support"), file.read_text()
+    answer = save(browser, min_new_rows="77", drift__cron="99 * * * *")
+    beside = answer.text.partition('name="drift.cron"')[2].partition('name="')[0]
+    assert answer.status_code == 400 and 'class="fault"' in beside and file.read_text() == text
+    assert client.read_deployment_by_name("retrain/support") == before
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
