@@ -74,7 +74,7 @@ All locks, in the one order in which they are taken. A process that waits for on
 4. locks/prune                  of a prune and of `data forget` to its end; of a run while it takes its lease
 5. leases/<run_id>              not waited for: RunActive
 6. the device                   locks/cpu, or of the machine for each GPU, by name; the worker's, to its end; who
-                                waits for it holds the lock beside it whose name ends in `.wanted`
+                                waits for it holds a lock beside it: a run `.wanted`, a session of questions `.asked`
 7. locks/<key>                  of a training and its checkpoints
 
 A worker that starts before a stage needs it has the device out of turn, so its run gives it up before it waits for

@@ -42,6 +42,7 @@ class Orders(Record):
     waits: Path
     ready: Path
     slots: list[Path]
+    rests: bool = False
     processes: int = 1
     backend: Backend = "transformers"
 
@@ -49,7 +50,8 @@ class Orders(Record):
 class Worker:
     """A child process that runs stages one after another and keeps the base in memory between them.
 
-    It takes the lock files `slots` first. A job without an event for `stall_seconds` is stuck; 0 turns that check off.
+    It takes the lock files `slots` first, with `rests` as a session does. A job without an event for `stall_seconds` is
+    stuck; 0 turns that check off.
     With several `processes`, torchrun starts them: the first is the worker, the others help it train.
     """
 
@@ -58,6 +60,7 @@ class Worker:
         store: Store,
         *,
         slots: Sequence[Path],
+        rests: bool = False,
         python: str | None = None,
         processes: int = 1,
         backend: Backend = "transformers",
@@ -74,6 +77,7 @@ class Worker:
             waits=self._waits,
             ready=self._ready,
             slots=list(slots),
+            rests=rests,
             processes=processes,
             backend=backend,
         )

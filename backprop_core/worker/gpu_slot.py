@@ -20,27 +20,35 @@ def slots_of(store: Store, device: str, gpus: int) -> list[Path]:
 
 
 @contextmanager
-def taken(slots: Sequence[Path]) -> Iterator[None]:
-    """Hold all slots; waits for each. Takes them in sorted order, so that two workers never wait for each other."""
+def taken(slots: Sequence[Path], *, rests: bool = False) -> Iterator[None]:
+    """Hold all slots; waits for each. Takes them in sorted order, so that two workers never wait for each other.
+
+    `rests`: wait as a session of questions does, which ends no other session's answer.
+    """
     with ExitStack() as locks:
         for slot in sorted(slots):
             slot.parent.mkdir(parents=True, exist_ok=True)
-            locks.enter_context(acquired(slot))
+            locks.enter_context(acquired(slot, asked(slot) if rests else wanted(slot)))
         yield
 
 
-def acquired(slot: Path) -> FileLock:
-    """The lock of a slot, taken. While it is not free, the lock beside it says that it is wanted."""
+def acquired(slot: Path, sign: Path) -> FileLock:
+    """The lock of a slot, taken. While it is not free, the lock `sign` beside it says who waits."""
     lock = FileLock(slot)
     if not is_acquired(lock, timeout=0):
-        with FileLock(wanted(slot)):
+        with FileLock(sign):
             lock.acquire()
     return lock
 
 
 def wanted(slot: Path) -> Path:
-    """The lock that is held by who waits for a slot."""
+    """The lock that a run holds while it waits for a slot."""
     return slot.with_suffix(".wanted.lock")
+
+
+def asked(slot: Path) -> Path:
+    """The lock that a session of questions holds while it waits for a slot."""
+    return slot.with_suffix(".asked.lock")
 
 
 def is_taken(slots: Sequence[Path]) -> bool:
@@ -49,5 +57,10 @@ def is_taken(slots: Sequence[Path]) -> bool:
 
 
 def is_wanted(slots: Sequence[Path]) -> bool:
-    """Whether a worker waits for one of these slots."""
+    """Whether a run waits for one of these slots."""
     return any(is_held(wanted(slot)) for slot in slots)
+
+
+def is_asked(slots: Sequence[Path]) -> bool:
+    """Whether a session of questions waits for one of these slots."""
+    return any(is_held(asked(slot)) for slot in slots)

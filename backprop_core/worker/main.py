@@ -59,7 +59,7 @@ def lead(orders: Orders) -> None:
     jobs: queue.SimpleQueue[Path] = queue.SimpleQueue()
     threading.Thread(target=listen, args=(jobs,), daemon=True).start()
     orders.waits.touch()
-    with taken(orders.slots):
+    with taken(orders.slots, rests=orders.rests):
         orders.ready.touch()
         runner = prepare(orders)
         while True:

@@ -3,7 +3,7 @@
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from backprop_core.errors import BackpropError, ConfigInvalid
+from backprop_core.errors import BackpropError, ConfigInvalid, DeviceBusy
 from backprop_core.runtime.printable_text import printable
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.specs import GenerationSpec
@@ -165,7 +165,10 @@ def counted(asked: list[list["Turn"]]) -> Iterator[list["Turn"]]:
 
 
 def answer_of(session: "ModelSession", model: "Model", turns: list["Turn"], spec: GenerationSpec) -> str:
-    return session.answer(model, turns, spec, lambda piece: None).text
+    """The answer of a model, asked again whenever a run took the device in the middle of it."""
+    while True:
+        with suppress(DeviceBusy):
+            return session.answer(model, turns, spec, lambda piece: None).text
 
 
 def side_by_side(a: str, b: str, rows: list[dict[str, Any]]) -> RenderableType:

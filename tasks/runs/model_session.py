@@ -1,7 +1,7 @@
 """Answers people's questions with a worker that stays warm between them. Runs come first: it gives the device up.
 
 The worker is the one of this process. It ends when nobody has asked for a while, and at once, even in the middle of an
-answer, when another worker waits for its device.
+answer, when a run waits for its device. Another session gets the device when nobody has asked for two seconds.
 """
 
 import math
@@ -19,11 +19,12 @@ from backprop_core.schema.refs import AdapterRef, BaseRef, Generated
 from backprop_core.schema.specs import GenerationSpec, TrainSpec
 from backprop_core.store.artifacts import Store
 from backprop_core.worker.client import Worker
-from backprop_core.worker.gpu_slot import is_taken, is_wanted, slots_of
+from backprop_core.worker.gpu_slot import is_asked, is_taken, is_wanted, slots_of
 from tasks.runs import resolve_earlier, worker_process
 from tasks.runs.sample_answers import precision_on
 
 IDLE = 300.0  # seconds after the last answer; then the memory is free again
+REST = 2.0  # seconds after the last answer; then the device is there for another session
 LOOK = 0.25  # seconds between two looks whether a run waits for the device
 SOON = 5.0  # seconds to take a device that was free a moment ago
 
@@ -129,13 +130,21 @@ class ModelSession:
 
     def _started(self) -> Worker:
         """The worker, which may wait for its device yet. Raises DeviceBusy."""
+        self._give_way()
         if not self._waits and not worker_process.is_running():
             self._check_free()
-        worker = worker_process.worker(self._config, TrainSpec(device=self._device))
+        worker = worker_process.worker(self._config, TrainSpec(device=self._device), rests=True)
         if worker is not self._watched:
             self._watched = worker
             threading.Thread(target=self._look, args=(worker,), name="model session", daemon=True).start()
         return worker
+
+    def _give_way(self) -> None:
+        """End the worker if a run waits for its device. Raises DeviceBusy, unless questions wait."""
+        if self._watched and self._watched.alive and is_needed(self._watched):
+            worker_process.stop()
+            if not self._waits:
+                raise busy()
 
     def _check_free(self) -> None:
         store = Store(self._config.store_path)
@@ -143,15 +152,21 @@ class ModelSession:
             raise busy()
 
     def _look(self, worker: Worker) -> None:
-        """End the worker when it is idle, or when another waits for its device."""
+        """End the worker when it is idle, or a run waits for its device, or a session while it rests."""
         while worker.alive:
             time.sleep(LOOK)
-            needed = worker.has_device and is_wanted(worker.slots)
+            needed, rested = is_needed(worker), time.monotonic() - self._used
             if needed:
                 self._ends = busy()
-            if (needed or time.monotonic() - self._used > self._idle) and self._turn.acquire(blocking=False):
+            over = rested > self._idle or (rested > REST and worker.has_device and is_asked(worker.slots))
+            if (needed or over) and self._turn.acquire(blocking=False):
                 worker_process.stop()
                 self._turn.release()
+
+
+def is_needed(worker: Worker) -> bool:
+    """Whether a run waits for the device that this worker has."""
+    return worker.has_device and is_wanted(worker.slots)
 
 
 def busy() -> DeviceBusy:

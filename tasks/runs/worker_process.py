@@ -34,9 +34,10 @@ def give_up() -> None:
         stop()
 
 
-def worker(config: Settings, training: TrainSpec, stage: str = "evaluate") -> Worker:
+def worker(config: Settings, training: TrainSpec, stage: str = "evaluate", *, rests: bool = False) -> Worker:
     """The running worker; started now if there is none, or the last one has died or is not for this stage.
 
+    `rests`: it waits for its device as `gpu_slot.taken` says of sessions.
     Unsloth changes transformers for the whole process, so its worker only trains. Raises UnslothNotAvailable.
     """
     global _running, _is_early
@@ -49,6 +50,7 @@ def worker(config: Settings, training: TrainSpec, stage: str = "evaluate") -> Wo
             handle = Worker(
                 store,
                 slots=slots_of(store, training.device, training.processes),
+                rests=rests,
                 python=interpreter(config, backend),
                 backend=backend,
                 processes=training.processes,

@@ -7,6 +7,7 @@ import pty
 import select
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from backprop_core.runtime.settings import settings
+from backprop_core.store.artifacts import Store
+from backprop_core.worker.gpu_slot import is_taken, taken
 from flows.cli.main import main
 from tests import tiny_line
 from tests.faults.test_outage import BACKPROP, user_environment
@@ -72,6 +75,24 @@ def test_two_models_side_by_side(line: None, capsys: pytest.CaptureFixture[str],
     assert json.loads(out)["answers"][0]["text"] == both["a"]
     status, out, _ = said(capsys, "compare", "support@1", "support", "--prompt", ASKED, "--prompt", "Hello", *limit)
     assert status == 0 and ASKED in out and "support@1" in out and "of 2 answers differ" in out
+
+
+def test_a_run_in_the_middle_loses_no_comparison(line: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that takes the device ends an answer; the question is asked again after the run."""
+    slot, ran = Store(settings().store_path).layout.lock("cpu"), threading.Event()
+
+    def run() -> None:
+        while not is_taken([slot]):
+            time.sleep(0.1)
+        with taken([slot]):
+            ran.set()
+
+    threading.Thread(target=run, daemon=True).start()
+    words = ["compare", "support", "base", "--prompt", ASKED, "--max-new-tokens", "600", "--json"]
+    status, out, err = said(capsys, *words)
+    assert status == 0 and ran.is_set(), err
+    [both] = json.loads(out)["answers"]
+    assert both["a"] and both["b"]
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,43 @@ def test_a_run_gets_the_device_in_the_middle_of_an_answer(begin: Callable[..., M
     assert pieces and got.wait(60)
 
 
+def test_a_session_that_waits_ends_no_answer_of_another(begin: Callable[..., ModelSession], slot: Path) -> None:
+    """The answer is complete; the other session has the device soon after it."""
+    session, pieces, got = begin(waits=True), list[str](), threading.Event()
+
+    def other() -> None:
+        with gpu_slot.taken([slot], rests=True):
+            got.set()
+
+    def hear(text: str) -> None:
+        pieces.append(text)
+        if len(pieces) == 1:
+            threading.Thread(target=other).start()
+            time.sleep(0.6)  # it looks more than once meanwhile
+
+    made = ask_long(session, hear)
+    assert made.text == "".join(pieces) and got.wait(30)
+
+
+def test_a_question_that_waits_gives_way_first(begin: Callable[..., ModelSession], slot: Path) -> None:
+    """Asked again while a run waits, it lets the run go before it; then it is answered."""
+    session, order, threads = begin(waits=True), list[str](), list[threading.Thread]()
+
+    def run() -> None:
+        with gpu_slot.taken([slot]):
+            order.append("run")
+
+    def hear(text: str) -> None:
+        if not threads:
+            threads.append(threading.Thread(target=run))
+            threads[0].start()
+        time.sleep(0.05)
+
+    with pytest.raises(DeviceBusy):
+        ask_long(session, hear)
+    assert ask(session).tokens and order == ["run"]
+
+
 def test_a_stopped_answer_ends_and_the_next_is_whole(begin: Callable[..., ModelSession]) -> None:
     """Stop ends it at the next piece; the worker lives, and what was stopped leaves nothing in the next answer."""
     session = begin()
