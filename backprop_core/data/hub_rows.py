@@ -1,6 +1,7 @@
 """The first rows of a Hub dataset, read through ranges of its files, so that the rest is not downloaded."""
 
 import io
+import json
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -13,7 +14,6 @@ from backprop_core.data.file_readers import head, inside, parse
 from backprop_core.data.parsed_items import Item, Malformed
 from backprop_core.data.sql_query import plain
 from backprop_core.errors import InputValidationFailed
-from backprop_core.store.cache_keys import canonical
 
 RANDOM = {"parquet", "arrow", "zip"}  # shapes that are not read from start to end
 BLOCK = 1 << 18  # bytes of a request, at least
@@ -28,7 +28,7 @@ def write_first(count: int, files: Sequence[str], system: HfFileSystem, target: 
     with part.open("w", encoding="utf-8", newline="\n") as lines:
         for item in islice(chain.from_iterable(rows_of(file, system, encoding) for file in files), count):
             value = str(item.value) if isinstance(item.value, Malformed) else plain(item.value)
-            lines.write(canonical(value) + "\n")
+            lines.write(json.dumps(value, sort_keys=True) + "\n")  # in ASCII, as a row may have half a surrogate pair
     part.replace(target)
 
 

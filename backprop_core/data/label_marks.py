@@ -55,9 +55,11 @@ class LabelMarks:
 
     def examples(self, batch: Sequence[Written]) -> list[Example | None]:
         """The examples of some texts; None for one whose answers have to be found by characters."""
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = False
         marked = [self._marks(written) for written in batch]
         texts = [written.text for written, marks in zip(batch, marked, strict=True) if marks]
-        self._backend.encode_special_tokens = False
         found = iter(self._backend.encode_batch_fast(texts, add_special_tokens=False))
         pairs = zip(batch, marked, strict=True)
         return [example(written.row, next(found).ids, marks) if marks else None for written, marks in pairs]

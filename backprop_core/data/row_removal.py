@@ -55,18 +55,26 @@ def rows_in(path: Path, spec: DatasetSpec, rows: Collection[str]) -> Found:
 
 
 def remove_rows(path: Path, spec: DatasetSpec, rows: Collection[str]) -> int:
-    """Remove rows by identity, and the file if none is left; returns how many there were.
+    """Remove rows by identity, and the file if nothing else is in it; returns how many there were.
 
     Raises what reading it raises, and InputValidationFailed for a format that cannot be written.
     """
     found = rows_in(path, spec, rows)
     if not found:
         return 0
-    if found.asked == found.every:
+    if found.asked == found.every and not has_others(path, found):
         path.unlink()
         return len(found)
     write_atomic(path, packed_without(path.read_bytes(), found, path.name))
     return len(found)
+
+
+def has_others(path: Path, found: Found) -> bool:
+    """Whether it is an archive that has members without rows, too."""
+    if found.reading.shape != "zip":
+        return False
+    with ZipFile(io.BytesIO(unpacked(path.read_bytes()))) as archive:
+        return any(not member.is_dir() and member.filename not in found.every for member in archive.infolist())
 
 
 def packed_without(data: bytes, found: Found, name: str) -> bytes:

@@ -140,6 +140,14 @@ def test_the_first_rows_are_had_without_the_rest(server: HubServer, tmp_path: Pa
     assert len(read_rows(find(DatasetSpec(path=NAME, first=4001), scratch=tmp_path), spec).rows) == 4001
 
 
+def test_half_a_character_makes_one_row_malformed(server: HubServer, tmp_path: Path) -> None:
+    """A row with half of a surrogate pair is malformed among the first rows as it is in the whole file."""
+    put(server, {"train.jsonl": lines("good") + b'\n{"text": "a\\ud800"}\n' + lines("last")})
+    spec = DatasetSpec(path=NAME, first=3, max_bad_rows=1)
+    found = read_rows(find(spec, scratch=tmp_path), spec)
+    assert len(found.rows) == 2 and [bad.reason for bad in found.bad] == ["not_unicode"]
+
+
 def test_only_a_dataset_of_the_hub_has_first_rows(tmp_path: Path) -> None:
     """Of a local file `first` is refused, as it would otherwise have no effect."""
     (tmp_path / "rows.jsonl").write_bytes(lines("a"))

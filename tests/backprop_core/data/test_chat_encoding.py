@@ -121,6 +121,14 @@ def test_ids_and_labels_are_those_of_transformers() -> None:
     assert [example.row for example in examples] == list(range(len(rows)))
 
 
+def test_rows_are_neither_filled_nor_cut_as_the_tokenizer_says() -> None:
+    """Padding and truncation in tokenizer.json are those of someone's batches: rows have their own tokens, each time."""
+    fast, rows = tokenizer(), [*chats(3), row("a long question " * 9, "an answer")]
+    fast.backend_tokenizer.enable_padding(direction="left", length=200)
+    fast.backend_tokenizer.enable_truncation(20)
+    assert encode(fast, rows, max_length=999) == encode(tokenizer(), rows, max_length=999)
+
+
 def test_the_stop_token_is_learnt_and_the_newline_is_not() -> None:
     """Of a turn its text and stop token are labels; not its header, the newline after it, or another's turn."""
     fast = tokenizer()

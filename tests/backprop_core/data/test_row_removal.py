@@ -75,7 +75,7 @@ def test_the_rows_are_gone_and_the_others_are_there(name: str, tmp_path: Path) -
     assert read(path) == [one for number, one in enumerate(before) if number not in GONE]
     assert remove_rows(path, spec, gone) == 0
     assert remove_rows(path, spec, [one.hex() for one in before]) == len(ROWS) - len(GONE)
-    assert not path.exists()
+    assert path.exists() == (name == "a.zip")  # its README stays
 
 
 def test_lines_that_stay_keep_their_bytes(tmp_path: Path) -> None:
@@ -108,6 +108,20 @@ def test_a_member_without_rows_goes_and_the_others_keep_their_bytes(tmp_path: Pa
         assert archive.namelist() == ["part-2.jsonl.gz", "README"] and archive.read("README") == b"about"
         assert archive.getinfo("part-2.jsonl.gz").compress_type == zipfile.ZIP_STORED
     assert read(path) == every[5:]
+
+
+def test_an_archive_of_more_than_rows_stays(tmp_path: Path) -> None:
+    """Without its rows, an archive keeps what is no rows; without anything else in it, it goes."""
+    path = tmp_path / "a.zip"
+    write_zip(path)
+    spec, every = DatasetSpec(path=str(path)), [one.hex() for one in read(path)]
+    remove_rows(path, spec, every)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.namelist() == ["README"]
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("part.jsonl", as_lines())
+    remove_rows(path, spec, every)
+    assert not path.exists()
 
 
 def test_text_is_looked_for_in_what_is_packed(tmp_path: Path) -> None:
