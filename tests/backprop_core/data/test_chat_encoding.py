@@ -122,7 +122,7 @@ def test_ids_and_labels_are_those_of_transformers() -> None:
 
 
 def test_rows_are_neither_filled_nor_cut_as_the_tokenizer_says() -> None:
-    """Padding and truncation in tokenizer.json are those of someone's batches: rows have their own tokens, each time."""
+    """Padding and truncation in tokenizer.json are for inference: each row has its own tokens, every time."""
     fast, rows = tokenizer(), [*chats(3), row("a long question " * 9, "an answer")]
     fast.backend_tokenizer.enable_padding(direction="left", length=200)
     fast.backend_tokenizer.enable_truncation(20)
