@@ -61,10 +61,15 @@ def set_state(id: str, state: dict[str, Any], sources: Sources, *, force: bool =
     done = sources.prefect.send("POST", f"/flow_runs/{id}/set_state", {"state": state, "force": force})
     if done is None:
         raise unknown(id)
-    if done["status"] != "ACCEPT":
+    if done["status"] != "ACCEPT" and not (state["type"] == "CANCELLING" and is_cancelled(done)):
         raise RunActive(
             f"Prefect did not take it: {done['details'].get('reason') or ''}"[:300], hint="load the page again"
         )
+
+
+def is_cancelled(done: dict[str, Any]) -> bool:
+    """Whether Prefect has cancelled a run at once, as no process of it has begun; it says that as a refusal."""
+    return done["status"] == "REJECT" and (done["state"] or {}).get("type") == "CANCELLED"
 
 
 def ended(known: dict[str, Any]) -> BackpropError:

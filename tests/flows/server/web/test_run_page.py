@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import LogCreate
 from prefect.settings import get_current_settings
-from prefect.states import Cancelled, Completed, Crashed, Failed, Running
+from prefect.states import Cancelled, Completed, Crashed, Failed, Late, Running, Scheduled
 from starlette.testclient import TestClient
 
 from backprop_core.runtime.settings import settings
@@ -118,6 +118,17 @@ def test_stop_is_asked_once(browser: TestClient, client: SyncPrefectClient, flow
     assert states(client, flow_run)[-1:] == ["CANCELLING"] and states(client, flow_run).count("CANCELLING") == 1
     client.set_flow_run_state(UUID(flow_run), Completed(), force=True)
     assert press(browser, f"/runs/{flow_run}/stop").status_code == 409
+
+
+@pytest.mark.parametrize("late", [True, False], ids=["queued", "scheduled"])
+def test_stop_of_a_run_that_has_not_begun(
+    browser: TestClient, client: SyncPrefectClient, flow_run: str, late: bool
+) -> None:
+    """Prefect cancels it at once, which is what was asked."""
+    due = Late() if late else Scheduled(scheduled_time=datetime.now(UTC) + timedelta(hours=1))
+    client.set_flow_run_state(UUID(flow_run), due, force=True)
+    answer = press(browser, f"/runs/{flow_run}/stop")
+    assert (answer.status_code, states(client, flow_run)[-1]) == (303, "CANCELLED")
 
 
 def states(client: SyncPrefectClient, flow_run: str) -> list[str]:
