@@ -38,6 +38,8 @@ def retry(id: str, by: Person, sources: Sources) -> None:
             raise RunActive(f"{known['name']} is {known['state_name'].lower()}", hint="its page says how far it is")
         if not known.get("deployment_id"):
             raise DeploymentMissing(f"{known['name']} was not started by a deployment", hint=f"backprop resume {id}")
+        if sources.prefect.get(f"/deployments/{known['deployment_id']}") is None:
+            raise DeploymentMissing(f"the deployment of {known['name']} is gone", hint=f"backprop resume {id}")
         due, message = datetime.now(UTC).isoformat(), f"retried by {by.name or 'a person'}"
         again = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": message}
         set_state(known["id"], {**again, "state_details": {"scheduled_time": due}}, sources, force=True)

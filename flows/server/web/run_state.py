@@ -162,10 +162,16 @@ def in_prefect(id: str, api: PrefectApi) -> InPrefect | None:
         return None
     return InPrefect(
         run=flow_run(known),
-        deployed=known.get("deployment_id") is not None,
+        deployed=is_deployed(known, api),
         stages=stages(id, api),
         logs=logs(id, api),
     )
+
+
+def is_deployed(known: dict[str, Any], api: PrefectApi) -> bool:
+    """Whether the deployment of a flow run is there."""
+    deployment = known.get("deployment_id")
+    return bool(deployment) and api.query(f"/deployments/{deployment}") is not None
 
 
 def stages(id: str, api: PrefectApi) -> list[StageState]:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import LogCreate
+from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 from prefect.states import Cancelled, Completed, Crashed, Failed, Late, Running, Scheduled
 from starlette.testclient import TestClient
@@ -45,7 +47,8 @@ def flow_run(client: SyncPrefectClient) -> Iterator[str]:
     run = client.create_flow_run_from_deployment(deployment, state=Running(), name="support v3")
     yield str(run.id)
     client.delete_flow_run(run.id)
-    client.delete_deployment(deployment)
+    with suppress(ObjectNotFound):
+        client.delete_deployment(deployment)
 
 
 def press(browser: TestClient, path: str) -> Any:
@@ -151,6 +154,20 @@ def test_retry_runs_once(browser: TestClient, client: SyncPrefectClient, flow_ru
         assert sorted(pool.map(click, range(4))) == [303, 409, 409, 409]
     assert client.read_flow_run(UUID(flow_run)).state_name == "AwaitingRetry"
     assert states(client, flow_run).count("SCHEDULED") == 1
+
+
+def test_without_its_deployment_no_run_begins_again(
+    browser: TestClient, client: SyncPrefectClient, flow_run: str
+) -> None:
+    """Nothing carries out a retry of a run whose deployment is gone: the page has no button, and a click says why."""
+    client.set_flow_run_state(UUID(flow_run), Failed(), force=True)
+    deployment = client.read_flow_run(UUID(flow_run)).deployment_id
+    assert deployment
+    client.delete_deployment(deployment)
+    answer = press(browser, f"/runs/{flow_run}/retry")
+    assert answer.status_code == 404 and "DEPLOYMENT_MISSING" in answer.text
+    assert f'action="/runs/{flow_run}/retry"' not in browser.get(f"/runs/{flow_run}").text
+    assert states(client, flow_run)[-1] == "FAILED"
 
 
 def test_a_run_of_a_terminal_is_not_stopped_here(browser: TestClient) -> None:
