@@ -55,10 +55,15 @@ def line_of(run_id: str, store: Store) -> str | None:
     return found
 
 
+def has_records(line: str, store: Store) -> bool:
+    """Whether the store has anything of a line; before its first version it may have votes."""
+    return store.layout.line(line).root.is_dir()
+
+
 def described(line: str, by: str, store: Store) -> DeletedLine:
-    """What deleting a line would remove. Raises RunUnknown if the store has no such line."""
+    """What deleting a line would remove. Raises RunUnknown if the store has nothing of it."""
     lines = Lines(store)
-    if line not in lines.names():
+    if not has_records(line, store):
         raise RunUnknown(f"there is no line {line}", hint="`backprop lines` lists all lines")
     named = set[str]().union(*(digests_of(path) for path in store.layout.line(line).root.rglob("*.json")))
     return DeletedLine(

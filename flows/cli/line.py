@@ -120,5 +120,4 @@ def carry_out(planned: Deletion, who: str, config: Settings, address: str | None
     for job in lines_file.places(planned.line, config):
         if job.is_file():
             line_deletion.set_aside(job)
-    if planned.versions:
-        line_deletion.delete(planned.line, who, config)
+    line_deletion.delete(planned.line, who, config)

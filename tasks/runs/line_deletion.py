@@ -4,7 +4,6 @@ from pathlib import Path
 
 from backprop_core.lines import deletion
 from backprop_core.lines.deletion import DeletedLine
-from backprop_core.lines.versions import Lines
 from backprop_core.runtime.settings import Settings
 from backprop_core.store.artifacts import Store
 
@@ -14,16 +13,16 @@ def would_delete(line: str, by: str, config: Settings) -> DeletedLine | None:
     store = Store(config.store_path)
     try:
         deletion.check_idle(line, store)
-        return deletion.described(line, by, store) if line in Lines(store).names() else None
+        return deletion.described(line, by, store) if deletion.has_records(line, store) else None
     finally:
         store.close()
 
 
-def delete(line: str, by: str, config: Settings) -> DeletedLine:
-    """Delete a line of the store. Raises RunUnknown, RunActive."""
+def delete(line: str, by: str, config: Settings) -> DeletedLine | None:
+    """Delete a line of the store; None if the store has nothing of it. Raises RunActive."""
     store = Store(config.store_path)
     try:
-        return deletion.delete(line, by, store)
+        return deletion.delete(line, by, store) if deletion.has_records(line, store) else None
     finally:
         store.close()
 

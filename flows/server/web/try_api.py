@@ -89,6 +89,7 @@ def add_routes(api: FastAPI, sources: Sources, tokens: forms.Tokens, trials: Tri
         said = await given(request, TryVote)
         request.state.given = {name: str(value) for name, value in said}
         by = person_of(request).name or ""
+        state.checked(name, sources)  # it may have been deleted since
         return await run_in_threadpool(trials.vote, trials.known(name, id), said, by)
 
     @api.post("/lines/{name}/try/{id}/rows", openapi_extra=body_like(TryRow))

@@ -14,6 +14,7 @@ from prefect.settings import get_current_settings
 from prefect.states import Running
 
 from backprop_core.errors import RunActive
+from backprop_core.lines import votes
 from backprop_core.runtime.settings import settings
 from backprop_core.store.artifacts import write_atomic
 from backprop_core.store.leases import Lease
@@ -22,7 +23,7 @@ from flows.cli import lines_file, main
 from flows.server.deploy import deploy_line
 from tasks.runs import line_deletion
 from tests.flows.cli.test_cli import same_signals
-from tests.flows.server.web.conftest import EVIL, LineMaker, Pages
+from tests.flows.server.web.conftest import EVIL, LineMaker, Pages, run_id, vote
 from tests.flows.server.web.test_actions import HERE, token
 
 Capture = pytest.CaptureFixture[str]
@@ -98,6 +99,18 @@ def test_what_works_in_the_store_refuses_it(support: LineMaker) -> None:
     with pytest.raises(RunActive, match="release"):
         line_deletion.would_delete("support", "ann", settings())
     assert support.lines.versions("support") == [1, 2]
+
+
+@pytest.mark.usefixtures(same_signals.__name__)
+def test_what_has_no_version_is_deleted(made: LineMaker, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    """A line of which the store has votes alone is deleted with them; then there is no such line."""
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    votes.add("first", vote(run_id(1)), made.store)
+    assert main.main(["line", "delete", "first", "--yes"]) == 0
+    [gone] = made.store.layout.deletions()
+    assert [path.name for path in (gone.records / "votes").iterdir()] == [run_id(1)]
+    assert not made.store.layout.line("first").root.exists()
+    assert main.main(["line", "delete", "first", "--yes"]) == 1 and "[INPUT_REF_UNKNOWN]" in capsys.readouterr().err
 
 
 def test_without_prefect_or_token_nothing_goes(support: LineMaker, file: Path, pages: Pages) -> None:

@@ -17,7 +17,7 @@ from backprop_core.runtime.settings import settings
 from backprop_core.schema.refs import Located
 from backprop_core.store.artifacts import Store
 from flows.server.web import try_answers
-from tasks.runs import worker_process
+from tasks.runs import line_deletion, worker_process
 from tasks.runs.trials import contenders
 from tests import tiny_line
 from tests.flows.server.web.conftest import EVIL, Pages, gate, result
@@ -98,6 +98,16 @@ def test_a_vote_is_kept_with_the_version(browser: TestClient, line: Store) -> No
     assert "wrong team &lt;script&gt;" in page and EVIL not in page
     counts = browser.get(f"/api/v1/lines/support/votes/{tiny_line.run_id(1)}").json()
     assert [counts[verdict] for verdict in ("better", "same", "worse")] == [0, 0, 1]
+
+
+def test_no_vote_brings_a_deleted_line_back(browser: TestClient, line: Store) -> None:
+    """A page that was open while the line was deleted is told so."""
+    id, _ = asked(browser)
+    headers = {**HERE, "X-Backprop-Token": token(browser)}
+    line_deletion.delete("support", "ann", settings())
+    answer = browser.post(f"{TRY}/{id}/votes", json={"question": 0, "better": 1}, headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (404, "INPUT_REF_UNKNOWN")
+    assert not line.layout.line("support").root.exists()
 
 
 def test_names_are_hidden_until_the_vote(browser: TestClient) -> None:
