@@ -355,8 +355,8 @@ class StoreLayout:
         return DeletedLayout(self.root / "deleted-lines" / f"{line}-{time}")
 
     def deletions(self) -> Iterator[DeletedLayout]:
-        """The lines that were deleted, in no order."""
-        return (DeletedLayout(path.parent) for path in self.root.glob("deleted-lines/*/line.json"))
+        """The lines that were deleted, in no order. One whose records are not there yet was not: it was cut off."""
+        return (DeletedLayout(path.parent) for path in self.root.glob("deleted-lines/*/records"))
 
     @property
     def leases(self) -> Path:

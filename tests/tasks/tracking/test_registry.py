@@ -8,6 +8,7 @@ import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoTokenizer
 
+from backprop_core.lines import deletion
 from backprop_core.lines.versions import Lines, Move
 from backprop_core.models import adapter_tensors as adapters
 from backprop_core.models import base as bases
@@ -15,7 +16,7 @@ from backprop_core.runtime.settings import Settings
 from backprop_core.schema.gate_report import Act, GateReport
 from backprop_core.schema.refs import AdapterRef, Located
 from backprop_core.schema.specs import ModelSpec
-from backprop_core.store.artifacts import Store
+from backprop_core.store.artifacts import Store, write_atomic
 from tasks.runs.doctor import champions
 from tasks.runs.line_deletion import delete
 from tasks.tracking import sync
@@ -284,3 +285,18 @@ def test_a_deleted_line_leaves_its_name_free(config: Settings, lines: Lines) -> 
     lines.set_champion("support", 1)
     assert sync(config).error is None and seen(config) == (["1"], '{"run": 2}')
     assert len(connect(config).search_registered_models("name LIKE 'backprop.support%'")) == 2
+
+
+def test_a_deletion_that_was_cut_off_is_none(config: Settings, lines: Lines) -> None:  # noqa: F811
+    """A tombstone whose records are still the line's retires nothing: the line lives, and so does its model."""
+    journaled(config, 1)
+    lines.append("support", version(1), after=0)
+    lines.set_champion("support", 1)
+    assert sync(config).error is None
+    store = Store(config.store_path)
+    gone = deletion.described("support", "ann", store)
+    write_atomic(store.layout.deleted("support", "20261130T180000Z").tombstone, gone.model_dump_json())
+    assert list(store.layout.deletions()) == []
+    assert sync(config, look=True).error is None and seen(config) == (["1"], '{"run": 1}')
+    [model] = connect(config).search_registered_models("name LIKE 'backprop.support%'")
+    assert model.name == NAME
