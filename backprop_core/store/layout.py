@@ -199,7 +199,7 @@ class DeletedLayout:
 
     @property
     def retired(self) -> Path:
-        """There, if MLflow's registered model of the line has another name."""
+        """There, if MLflow's registered model and curve of the line have another name."""
         return self.root / "retired"
 
 

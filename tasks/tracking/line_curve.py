@@ -60,7 +60,7 @@ def draw(client: "MlflowClient", settings: Settings, line: str) -> Curve:
     lines, experiment = Lines(store), experiment_of(client, settings, line)
     versions = {number: lines.version(line, number) for number in lines.versions(line)}
     times = {number: store.layout.line(line).version(number).stat().st_mtime_ns // 1_000_000 for number in versions}
-    run = found(client, experiment) or begun(client, experiment, line, min(times.values()))
+    run = found(client, experiment, line) or begun(client, experiment, line, min(times.values()))
     highest = int(run.data.tags.get(HIGHEST, "0"))
     if max(versions) > highest:
         new = [Metric(*one) for one in points(versions, times, store.layout, after=highest)]
@@ -71,14 +71,20 @@ def draw(client: "MlflowClient", settings: Settings, line: str) -> Curve:
     return Curve(experiment, run.info.run_id)
 
 
-def found(client: "MlflowClient", experiment: str) -> "Run | None":
+def found(client: "MlflowClient", experiment: str, line: str) -> "Run | None":
     """The run of the curve, if it exists."""
-    return next(iter(client.search_runs([experiment], f"tags.`{ROLE}` = '{OF_LINE}'", max_results=1)), None)
+    wanted = f"tags.`{ROLE}` = '{OF_LINE}' AND tags.`{LINE}` = '{line}'"
+    return next(iter(client.search_runs([experiment], wanted, max_results=1)), None)
 
 
 def begun(client: "MlflowClient", experiment: str, line: str, time: int) -> "Run":
     """A new run for the curve."""
-    return client.create_run(experiment, time, {ROLE: OF_LINE, LINE: line}, f"{line}: scores by version")
+    return client.create_run(experiment, time, {ROLE: OF_LINE, LINE: line}, title(line))
+
+
+def title(line: str) -> str:
+    """The name of the run of a curve."""
+    return f"{line}: scores by version"
 
 
 def points(
@@ -135,8 +141,16 @@ def evaluation_of(layout: StoreLayout, run_id: str) -> Evaluation | None:
         return None
 
 
+def retire(client: "MlflowClient", settings: Settings, line: str, name: str) -> None:
+    """Keep the curve of a deleted line under another name, so that a new line may have its own."""
+    known = client.get_experiment_by_name(f"{settings.namespace}.{line}")
+    if known and (run := found(client, known.experiment_id, line)):
+        client.update_run(run.info.run_id, name=title(name))
+        client.set_tag(run.info.run_id, LINE, name)  # last: it is not found any more
+
+
 def remove(client: "MlflowClient", settings: Settings, line: str) -> None:
     """Remove the curve of a line that is no more."""
     known = client.get_experiment_by_name(f"{settings.namespace}.{line}")
-    if known and (run := found(client, known.experiment_id)):
+    if known and (run := found(client, known.experiment_id, line)):
         client.delete_run(run.info.run_id)

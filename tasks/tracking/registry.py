@@ -17,6 +17,7 @@ from backprop_core.runtime.redaction import blank_address
 from backprop_core.runtime.settings import Settings
 from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.store.layout import StoreLayout
+from tasks.tracking import line_curve
 from tasks.tracking.connection import LINE, NAMESPACE, tracking_uri
 from tasks.tracking.journal import is_written
 from tasks.tracking.loadable_model import make_loadable
@@ -120,14 +121,16 @@ def set_back(client: "MlflowClient", settings: Settings) -> None:
 
 
 def retire(client: "MlflowClient", settings: Settings) -> None:
-    """Rename the registered models of deleted lines, so that a new line may have the name."""
+    """Rename the registered models and curves of deleted lines, so that a new line may have the name."""
     for gone in StoreLayout(settings.store_path).deletions():
         if gone.retired.is_file():
             continue
-        name = f"{settings.namespace}.{json.loads(gone.tombstone.read_bytes())['line']}"
+        line = json.loads(gone.tombstone.read_bytes())["line"]
+        name = f"{settings.namespace}.{line}"
         [known] = client.search_registered_models(f"name = '{name}'") or [None]
         if known and known.tags.get(NAMESPACE) == settings.namespace:
             client.rename_registered_model(name, f"{settings.namespace}.{gone.root.name}.deleted")
+        line_curve.retire(client, settings, line, gone.root.name)
         write_atomic(gone.retired, name)
 
 

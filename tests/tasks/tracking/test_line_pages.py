@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from backprop_core.lines import deletion
 from backprop_core.lines.versions import Lines
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.gate_report import GateReport
@@ -22,6 +23,7 @@ from tests.tasks.tracking.test_tracking import config, first_use, new_database  
 from tests.wire.prefect_server import free_port
 
 CURVE = "tags.`backprop.role` = 'line'"
+OF_SUPPORT = "tags.`backprop.line` = 'support'"
 Grow = Callable[..., None]
 
 
@@ -53,7 +55,7 @@ def grow(config: Settings) -> Grow:  # noqa: F811
     store = Store(config.store_path)
     lines = Lines(store)
 
-    def append(run: int, *, measured: bool = True, **scores: float) -> None:
+    def append(run: int, *, after: int | None = None, measured: bool = True, **scores: float) -> None:
         journaled(config, run)
         if measured:
             write_atomic(store.layout.run(f"{run:032x}").result, result(run, scores).model_dump_json())
@@ -62,8 +64,10 @@ def grow(config: Settings) -> Grow:  # noqa: F811
             for task, score in scores.items()
         }
         fields = {"scores": known, "heldout": dict.fromkeys(scores, version().heldout["t"]), "gate": gate(0.5)}
-        lines.append("support", version(run).model_copy(update=fields), after=run - 1)
-        lines.set_champion("support", run)
+        number = lines.append(
+            "support", version(run).model_copy(update=fields), after=run - 1 if after is None else after
+        )
+        lines.set_champion("support", number)
 
     return append
 
@@ -71,7 +75,7 @@ def grow(config: Settings) -> Grow:  # noqa: F811
 def curve(config: Settings) -> dict[str, list[tuple[int, float]]]:  # noqa: F811
     """Every metric of the line's one curve, with its steps."""
     client = connect(config)
-    [run] = client.search_runs([client.get_experiment_by_name(NAME).experiment_id], CURVE)
+    [run] = client.search_runs([client.get_experiment_by_name(NAME).experiment_id], f"{CURVE} AND {OF_SUPPORT}")
     histories = {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
     return {name: [(one.step, one.value) for one in history] for name, history in histories.items()}
 
@@ -185,3 +189,24 @@ def test_a_line_that_is_no_more_has_no_curve(config: Settings, grow: Grow) -> No
     remove_model(config, "support")
     client = connect(config)
     assert client.search_runs([client.get_experiment_by_name(NAME).experiment_id], CURVE) == []
+
+
+def test_a_new_line_with_the_name_of_a_deleted_one_has_its_own_curve(config: Settings, grow: Grow) -> None:  # noqa: F811
+    """It has the scores of its own versions; the curve of the deleted line is kept under the name of its records."""
+    for run in (1, 2, 3):
+        grow(run, news=run / 10)
+    assert sync(config).error is None
+    store = Store(config.store_path)
+    deletion.delete("support", "ann", store)
+    assert sync(config, look=True).error is None
+    for number in (0, 1):
+        grow(4 + number, after=number, news=0.9)
+    assert sync(config).error is None
+    assert curve(config)["token_accuracy.news"] == [(0, 0.1), (1, 0.9), (2, 0.9)]
+    client, [gone] = connect(config), store.layout.deletions()
+    runs = client.search_runs([client.get_experiment_by_name(NAME).experiment_id], CURVE)
+    assert {run.info.run_name for run in runs} == {
+        "support: scores by version",
+        f"{gone.root.name}: scores by version",
+    }
+    assert len(list_runs(config, matching(children=True))) == 5
