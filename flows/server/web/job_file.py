@@ -6,7 +6,7 @@ A change is there as a whole or not at all: what Prefect refuses, or cannot be t
 import hashlib
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,8 +79,11 @@ def create(file: JobFile, line: str, sources: Sources) -> None:
         lines_file.create(file.path, file.text)
         try:
             deploy(line, sources)
-        except BackpropError:
+        except BackpropError as error:
             file.path.unlink()
+            if not isinstance(error, ConfigInvalid):  # that is raised before anything is deployed
+                with suppress(BackpropError):
+                    undeploy(line, sources)
             raise
 
 
@@ -106,8 +109,11 @@ def replacing(file: JobFile, digest: str, line: str, sources: Sources) -> Iterat
         replace(file.path, file.text)
         try:
             yield
-        except BackpropError:
+        except BackpropError as error:
             replace(file.path, known.text)
+            if not isinstance(error, ConfigInvalid):  # that is raised before anything is deployed
+                with suppress(BackpropError):
+                    deploy(line, sources)
             raise
 
 
@@ -115,6 +121,13 @@ def deploy(line: str, sources: Sources) -> None:
     """Update the deployment of a line: `backprop deploy --line`. Raises what it raises, at once if Prefect is away."""
     sources.prefect.get("/health")
     verbs.run("deploy", "--line", line, environment=sources.prefect.environment)
+
+
+def undeploy(line: str, sources: Sources) -> None:
+    """Delete the deployments of a line that is not made after all. Raises PrefectUnreachable, DeploymentRefused."""
+    for flow in ("retrain", "drift"):
+        if known := sources.prefect.get(f"/deployments/name/{flow}/{line}"):
+            sources.prefect.send("DELETE", f"/deployments/{known['id']}", None)
 
 
 def place_of_new(line: str, config: Settings) -> Path:

@@ -1,22 +1,28 @@
 """Settings of a line: a save changes what was changed in its job file, and deploys it; or it changes nothing."""
 
 import re
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.responses import DeploymentResponse
+from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 from starlette.testclient import TestClient
+from werkzeug import Request, Response
+from werkzeug.serving import make_server
 
 from backprop_core.runtime.settings import settings
 from flows.cli import lines_file
 from flows.cli.spec_fields import spec_fields
 from flows.server.deploy import deploy_line
 from flows.server.web.line_settings import shown_fields
-from tests.flows.server.web.conftest import EVIL, LineMaker, Pages
+from tests.flows.server.web.conftest import EVIL, LineMaker, Pages, people, sign_in
 from tests.flows.server.web.test_actions import HERE
 
 TEXT = """\
@@ -217,6 +223,46 @@ def test_a_time_that_cannot_be_is_refused(browser: TestClient, file: Path, field
     [id] = re.findall("time[?]schedule=([0-9a-f-]{36})", browser.get("/lines/support").text)
     answer = move(browser, schedule=id, **fields)
     assert answer.status_code == 400 and said in answer.text and file.read_text() == text
+
+
+def test_half_a_deployment_is_taken_back(
+    client: SyncPrefectClient, deployed: DeploymentResponse, file: Path, home: Path, pages: Pages
+) -> None:
+    """Prefect takes the deployment and refuses the automation: a line is as it was, and a new one is not there."""
+    text = file.read_text()
+    with refusing("/automations") as api:
+        browser = pages(api)
+        assert save(browser, min_new_rows="77").status_code == 503 and file.read_text() == text
+        form = {"token": fields_of(browser)["token"], "name": "half", "base": "a/b", "source": "path", "path": "a/b"}
+        assert browser.post("/new", data=form, headers=HERE).status_code == 502
+    assert client.read_deployment_by_name("retrain/support").parameters == deployed.parameters
+    assert not (home / "lines" / "half.yaml").exists()
+    with pytest.raises(ObjectNotFound):
+        client.read_deployment_by_name("retrain/half")
+
+
+@contextmanager
+def refusing(part: str) -> Iterator[str]:
+    """The address of a Prefect that refuses what concerns this part, and does all else."""
+    real = str(get_current_settings().api.url)
+
+    def answer(environ: Any, start: Any) -> Any:
+        request = Request(environ)
+        if part in request.path:
+            return Response("{}", 422)(environ, start)
+        kept = {name: value for name, value in request.headers.items() if name not in ("Host", "Content-Length")}
+        url = f"{real}{request.full_path.removeprefix('/api')}"
+        known = httpx.request(request.method, url, content=request.get_data(), headers=kept)
+        return Response(known.content, known.status_code, content_type=known.headers.get("content-type"))(
+            environ, start
+        )
+
+    server = make_server("127.0.0.1", 0, answer, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/api"
+    server.shutdown()
+    thread.join()
 
 
 def test_a_line_gets_its_first_schedule(browser: TestClient, client: SyncPrefectClient, file: Path) -> None:
