@@ -28,6 +28,7 @@ from flows.server.web.state import Sources, checked
 from flows.server.web.try_api import body_like
 
 SIMPLE = re.compile(r"([0-5]?[0-9]) ([01]?[0-9]|2[0-3]) \* \* (\*|[0-6])")  # every day, or on one weekday
+INVALID = "HTTP 422"  # what Prefect answers to a value that it cannot take
 
 
 class Known(NamedTuple):
@@ -43,18 +44,18 @@ class Known(NamedTuple):
 
 
 def known(line: str, id: str, sources: Sources) -> Known:
-    """A schedule of a line; the first one to come for an empty id. Raises RunUnknown, DeploymentMissing."""
+    """A schedule of a line; for an empty id that of its job file, if any. Raises RunUnknown, DeploymentMissing."""
     found = sources.prefect.get(f"/deployments/name/retrain/{checked(line, sources)}")
     if found is None:
         raise DeploymentMissing(f"Prefect has no deployment retrain/{line}", hint=f"backprop deploy --line {line}")
-    of_id = [each for each in found["schedules"] if each["id"] == id]
+    of_id = [each for each in found["schedules"] if (each["id"] == id if id else OF_FILE.fullmatch(each["slug"] or ""))]
     if id and not of_id:
         raise RunUnknown(f"line {line} has no such schedule", hint="load the page again")
     return Known(found["id"], of_id[0] if of_id else None)
 
 
 def move(line: str, id: str, cron: str, zone: str, sources: Sources) -> None:
-    """Give a schedule another time. Raises what `known` and `replacing` raise, DeploymentRefused for no such time."""
+    """Give a schedule another time. Raises what `known` and `replacing` raise, ConfigInvalid for no such time."""
     at = known(line, id, sources)
     if not at.is_of_file:
         tell(at, {"schedule": {"cron": cron, "timezone": zone}}, sources)
@@ -71,12 +72,21 @@ def move(line: str, id: str, cron: str, zone: str, sources: Sources) -> None:
 
 
 def tell(at: Known, body: dict[str, Any], sources: Sources) -> None:
-    """Change the schedule in Prefect, or create it. Raises DeploymentRefused, PrefectUnreachable."""
+    """Change the schedule in Prefect, or create it. Raises ConfigInvalid, DeploymentRefused, PrefectUnreachable."""
     schedules = f"/deployments/{at.deployment}/schedules"
-    if at.schedule:
-        sources.prefect.send("PATCH", f"{schedules}/{at.schedule['id']}", body)
-    else:
-        sources.prefect.send("POST", schedules, [{"active": True, **body}])
+    try:
+        if at.schedule:
+            sources.prefect.send("PATCH", f"{schedules}/{at.schedule['id']}", body)
+        else:
+            sources.prefect.send("POST", schedules, [{"active": True, **body}])
+    except DeploymentRefused as error:
+        if INVALID not in error.message:
+            raise
+        cron, zone = body["schedule"]["cron"], body["schedule"]["timezone"]
+        raise ConfigInvalid(
+            f"Prefect knows no such time: {cron[:40]} in {zone[:40]}",
+            hint='write cron: "0 3 * * *" and a time zone like Europe/Berlin',
+        ) from error
 
 
 def filled(schedule: Mapping[str, Any] | None) -> dict[str, str]:
@@ -130,7 +140,7 @@ def form_page(
 class NewTime(Record):
     """Another time of a schedule."""
 
-    schedule: str = Field("", description="Its id; empty for the first one of a line.")
+    schedule: str = Field("", description="Its id; empty for the one in the job file.")
     cron: str = Field(min_length=9, description="Minute, hour, day, month, weekday.")
     zone: str = Field("UTC", min_length=1, description="Name of the time zone.")
 

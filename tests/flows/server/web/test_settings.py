@@ -210,10 +210,10 @@ def test_only_the_time_of_a_schedule_changes(browser: TestClient, client: SyncPr
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"when": "other", "cron": "99 99 * * *"}, "DEP_PREFECT_REFUSED"),
+        ({"when": "other", "cron": "99 99 * * *"}, "Prefect knows no such time"),
         ({"when": "other", "cron": "x"}, "CONFIG_INVALID"),
         ({"when": "daily", "time": "soon"}, "is not a time"),
-        ({"when": "daily", "time": "03:00", "zone": "Mars/Base"}, "DEP_PREFECT_REFUSED"),
+        ({"when": "daily", "time": "03:00", "zone": "Mars/Base"}, "Prefect knows no such time"),
     ],
     ids=str,
 )
@@ -223,6 +223,18 @@ def test_a_time_that_cannot_be_is_refused(browser: TestClient, file: Path, field
     [id] = re.findall("time[?]schedule=([0-9a-f-]{36})", browser.get("/lines/support").text)
     answer = move(browser, schedule=id, **fields)
     assert answer.status_code == 400 and said in answer.text and file.read_text() == text
+
+
+def test_the_api_moves_the_schedule_that_is_there(browser: TestClient, client: SyncPrefectClient, file: Path) -> None:
+    """Without an id, the schedule of the job file gets the time and stays paused; what is no time is 400."""
+    headers = {**HERE, "X-Backprop-Token": fields_of(browser)["token"]}
+    path, text = "/api/v1/lines/support/time", file.read_text()
+    for wrong in ({"cron": "99 99 * * *"}, {"cron": "0 5 * * *", "zone": "Mars/Base"}):
+        answer = browser.post(path, json=wrong, headers=headers)
+        assert (answer.status_code, answer.json()["code"]) == (400, "CONFIG_INVALID") and file.read_text() == text
+    assert browser.post(path, json={"cron": "0 5 * * *"}, headers=headers).status_code == 200
+    [moved] = client.read_deployment_by_name("retrain/support").schedules
+    assert (moved.schedule.cron, moved.active) == ("0 5 * * *", False)  # type: ignore[union-attr]
 
 
 def test_half_a_deployment_is_taken_back(
