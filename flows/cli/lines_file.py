@@ -135,12 +135,12 @@ def write(name: str, config: Settings) -> Path:
 
 
 def create(path: Path, text: str) -> None:
-    """Write a new file, and the schema for editors beside it. Raises ConfigInvalid if it exists."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    (path.parent / SCHEMA).write_text(json.dumps(schema(), indent=1) + "\n", encoding="utf-8")
+    """Write a new file, and the schema for editors beside it. Raises ConfigInvalid if it exists, PlaceUnusable."""
+    from tasks.runs import job_files
+
+    job_files.replace(path.parent / SCHEMA, json.dumps(schema(), indent=1) + "\n")
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
+        job_files.create(path, text)
     except FileExistsError as error:
         raise ConfigInvalid(f"{path} exists already", hint="edit it, or choose another name") from error
 

@@ -1,11 +1,24 @@
 """Writes the job file of a line: whole or not at all."""
 
+import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from backprop_core.errors import PlaceUnusable
-from backprop_core.store.artifacts import write_atomic
+from backprop_core.store.artifacts import fsync, write_atomic
+
+
+def create(path: Path, text: str) -> None:
+    """Write a new job file. Raises FileExistsError."""
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    write_atomic(beside, text)
+    try:
+        os.link(beside, path)  # fails if it exists: exclusive, and never partial
+    finally:
+        beside.unlink()
+    fsync(path.parent)
 
 
 def replace(path: Path, text: str) -> None:

@@ -1,6 +1,9 @@
 """A line's job as a file."""
 
 import json
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -144,3 +147,25 @@ def test_a_pair_of_surrogates_is_one_character() -> None:
     assert parse(r'a: "\ud83d\ude00"', "").value == {"a": "\U0001f600"}
     with pytest.raises(ConfigInvalid, match=":2 has half"):
         parse('b: 1\na: "\\ud83d"', "job.yaml")
+
+
+WRITE = """
+from pathlib import Path
+from flows.cli import lines_file
+lines_file.create(Path("lines/a.yaml"), "#" * 10**6)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs RLIMIT_FSIZE")
+def test_a_new_file_is_whole_or_not_there(config: Settings) -> None:
+    """A write that fails, as on a full disk, leaves no job file, and the next attempt is not in its way."""
+    import resource
+
+    full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (500_000, 500_000))
+    failed = subprocess.run([sys.executable, "-c", WRITE], preexec_fn=full, capture_output=True, text=True, check=False)
+    assert failed.returncode and "OSError" in failed.stderr
+    assert [path.name for path in Path("lines").iterdir()] == [lines_file.SCHEMA]
+    lines_file.create(Path("lines/a.yaml"), "# new")
+    with pytest.raises(ConfigInvalid, match="exists already"):
+        lines_file.create(Path("lines/a.yaml"), "# other")
+    assert Path("lines/a.yaml").read_text() == "# new"
