@@ -11,11 +11,14 @@ from pydantic import Field
 from backprop_core.errors import BackpropError, ConfigInvalid
 from backprop_core.schema.field_types import NAME, LineName, line_name
 from backprop_core.schema.records import Record
+from backprop_core.schema.specs import DatasetSpec, ModelSpec
 from flows.cli import lines_file
+from flows.cli.config import Draft, validated
 from flows.cli.yaml_edits import with_value
 from flows.server.web import job_file, verbs
 from flows.server.web.job_file import JobFile
 from flows.server.web.state import Sources
+from tasks.runs.allowed_paths import files, may_read, model
 from tasks.runs.known_bases import hub_id
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
@@ -172,8 +175,13 @@ def cron_of(form: Mapping[str, str]) -> str:
 def chosen(base: str, data: str | None) -> list[dict[str, Any]]:
     """What a run would choose for this base and these rows, each with its reason: `backprop estimate-vram`.
 
-    Raises what that raises, ModelLoadFailed for a base that is not on this machine.
+    Raises what that raises, ModelLoadFailed for a base that is not on this machine, PathForbidden as a run does.
     """
-    said = verbs.run("estimate-vram", "--model", base, *(["--data", data] if data else []))
+    spec = validated(ModelSpec, Draft({"name": base}))
+    datasets = [validated(DatasetSpec, Draft({"path": data}))] if data else []
+    for path in (*model(spec.name), *files(datasets)):
+        if not may_read(path):
+            raise job_file.outside(path)
+    said = verbs.run("estimate-vram", f"--model={base}", *([f"--data={data}"] if data else []), limit=120)
     choices: list[dict[str, Any]] = said["choices"]
     return choices

@@ -11,17 +11,23 @@ from typing import Any
 from backprop_core.errors import Unexpected
 from backprop_core.errors.root import rebuild
 
+LONGEST = 600.0  # seconds of a verb
 
-def run(*words: str, environment: Mapping[str, str] = MappingProxyType({})) -> Any:
-    """What the verb prints with --json. Raises its error; Unexpected if it prints nothing."""
-    done = subprocess.run(
-        [sys.executable, "-m", "flows", *words, "--json"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **environment},
-    )
+
+def run(*words: str, environment: Mapping[str, str] = MappingProxyType({}), limit: float = LONGEST) -> Any:
+    """What the verb prints with --json. Raises its error; Unexpected if it prints nothing in time."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "flows", *words, "--json"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, **environment},
+            timeout=limit,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise Unexpected(f"`{words[0]}` took longer than {limit:.0f} seconds", hint="try it in a terminal") from error
     try:
         said = json.loads(done.stdout)
     except ValueError as error:

@@ -11,9 +11,10 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 from starlette.testclient import TestClient
 
+from backprop_core.errors import Unexpected
 from backprop_core.runtime.settings import settings
 from flows.cli import lines_file
-from flows.server.web import job_file, new_line
+from flows.server.web import job_file, new_line, verbs
 from tests.flows.server.web.conftest import EVIL, LineMaker, Pages
 from tests.flows.server.web.test_actions import HERE
 from tests.flows.server.web.test_rows import GOOD
@@ -159,6 +160,28 @@ def test_a_line_of_the_terminal_gets_its_job_file(support: LineMaker, pages: Pag
     page = pages().get("/new?name=support").text
     assert 'name="name" value="support"' in page and 'name="base" value="acme/base"' in page
     assert 'value="acme/base"' not in pages().get(f"/new?name={EVIL}").text.partition("<datalist")[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"base": "--help"}, "--help"),
+        ({"base": "/etc"}, "INPUT_PATH_FORBIDDEN"),
+        ({"path": "/etc/passwd"}, "INPUT_PATH_FORBIDDEN"),
+        ({"path": "~/../../etc/passwd"}, "INPUT_PATH_FORBIDDEN"),
+    ],
+    ids=str,
+)
+def test_choices_read_what_a_run_may_read(home: Path, pages: Pages, changes: dict[str, str], said: str) -> None:
+    """A name is a name, never an option of a command; a path outside the allowed directories is not read."""
+    answer = send(pages(), **{"show": "1", "source": "path", "path": "", **changes})
+    assert answer.status_code == 400 and said in answer.text and "RUNTIME_UNEXPECTED" not in answer.text
+
+
+def test_a_verb_has_a_time_limit() -> None:
+    """A command that takes too long ends, and the page says so."""
+    with pytest.raises(Unexpected, match="took longer"):
+        verbs.run("info", limit=0.01)
 
 
 def test_choices_are_shown_with_their_reasons(home: Path, pages: Pages) -> None:
