@@ -7,6 +7,7 @@ from pathlib import Path
 from starlette.testclient import TestClient
 
 from backprop_core.runtime.settings import Settings, settings
+from flows.cli import lines_file
 from flows.server import audit, private_files
 from tests.flows.server.web.conftest import EVIL, SECRET, LineMaker, Pages, people, sign_in
 from tests.flows.server.web.test_actions import HERE, press, token
@@ -64,6 +65,18 @@ def test_every_action_is_written(support: LineMaker, pages: Pages) -> None:
 def token_of(browser: TestClient) -> str:
     """The one token of a page without buttons."""
     return browser.get("/").text.split('name="token" value="')[1][:64]
+
+
+def test_a_write_of_the_api_is_written_with_its_body(support: LineMaker, home: Path, pages: Pages) -> None:
+    """What was sent as JSON is in the log as the fields of a form are, without secrets."""
+    lines_file.create(home / "lines" / "support.yaml", lines_file.template("support", home / "data" / "support"))
+    browser = pages()
+    headers = {**HERE, "X-Backprop-Token": token(browser)}
+    body = {"digest": "0" * 64, "values": {"min_new_rows": "5", "notify": "[https://a:hunter2hunter@example.org]"}}
+    assert browser.post("/api/v1/lines/support/settings", json=body, headers=headers).status_code == 400
+    given = audit.entries(settings(), 1)[0].given
+    assert given["digest"] == "0" * 64 and given["min_new_rows"] == "5"
+    assert "example.org" in given["notify"] and "hunter2" not in given["notify"]
 
 
 def test_without_users_actions_are_written_too(support: LineMaker, pages: Pages) -> None:
