@@ -7,6 +7,7 @@ from backprop_core.runtime.settings import settings
 from backprop_core.schema.refs import DatasetRef, LineageRef
 from backprop_core.store.artifacts import write_atomic
 from flows.cli import lines_file
+from flows.server.web import data_page
 from tasks.runs.stored_dataset import stored_dataset
 from tests.flows.server.web.conftest import EVIL, LineMaker, Pages
 
@@ -52,12 +53,15 @@ def test_pruned_rows_and_unknown_digests(support: LineMaker, pages: Pages) -> No
 
 
 def test_what_a_line_reads_now(support: LineMaker, home: Path, pages: Pages) -> None:
-    """The rows that cannot be read are there with file, line and reason; without a job file it says so."""
+    """Unreadable rows are there with file, line and reason; no job file and a second reader at once are told so."""
     browser = pages()
     assert "INPUT_NOT_FOUND" in browser.get("/lines/support/data").text
     data = home / "data" / "support.jsonl"
     data.parent.mkdir()
     data.write_text(f'{{"text": "good row"}}\n{{"tex: {EVIL}\n{{"text": "another"}}\n')
     lines_file.create(home / "lines" / "support.yaml", lines_file.template("support", data))
+    with data_page.alone("support"):  # a request that reads them now
+        answer = browser.get("/api/v1/lines/support/data")
+        assert (answer.status_code, answer.json()["code"]) == (409, "STATE_RUN_ACTIVE")
     page = browser.get("/lines/support/data").text
     assert "not json" in page and "line 2" in page and EVIL not in page and "backprop data report" in page
