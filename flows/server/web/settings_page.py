@@ -9,10 +9,12 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from backprop_core.errors import BackpropError, DeploymentRefused, PrefectUnreachable
+from backprop_core.runtime.redaction import blank_secrets
 from flows.server.web import forms, line_settings
 from flows.server.web.frame import page, sources_of
 from flows.server.web.json_bodies import given
 from flows.server.web.line_settings import LineSettings, Setting, SettingsChange
+from flows.server.web.people import person_of
 from flows.server.web.state import Sources
 from flows.server.web.try_api import body_like
 
@@ -22,7 +24,15 @@ USUAL = ("schedule.cron", "schedule.timezone", "min_new_rows", "approval.ask")  
 def settings(request: Request) -> Response:
     """The form."""
     now = line_settings.settings_of(request.path_params["name"], sources_of(request))
-    return form_page(request, now, {}, {})
+    return form_page(request, shown(now, request), {}, {})
+
+
+def shown(now: LineSettings, request: Request) -> LineSettings:
+    """The settings; without secrets, as in a signed address, for a person who may only look."""
+    if person_of(request).may_act:
+        return now
+    blanked = [each.model_copy(update={"value": blank_secrets(each.value)}) for each in now.settings]
+    return now.model_copy(update={"settings": blanked})
 
 
 async def save(request: Request) -> Response:
@@ -71,9 +81,9 @@ def add_routes(api: FastAPI, sources: Sources, tokens: forms.Tokens) -> None:
     """The settings in the API."""
 
     @api.get("/lines/{name}/settings")
-    def read(name: str) -> LineSettings:
+    def read(name: str, request: Request) -> LineSettings:
         """The fields of the job file of a line, with their values, defaults, allowed values and help."""
-        return line_settings.settings_of(name, sources)
+        return shown(line_settings.settings_of(name, sources), request)
 
     @api.post("/lines/{name}/settings", openapi_extra=body_like(SettingsChange))
     async def write(name: str, request: Request) -> LineSettings:

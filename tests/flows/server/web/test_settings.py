@@ -277,6 +277,21 @@ def refusing(part: str) -> Iterator[str]:
     thread.join()
 
 
+def test_who_may_only_look_sees_no_secret(file: Path, pages: Pages) -> None:
+    """The signature of an address and a password in one are blank for them, and there for who may act."""
+    people(ann="act", eve="look")
+    app = pages().app
+    ann, eve = (TestClient(app, follow_redirects=False) for _ in range(2))
+    sign_in(ann, "ann")
+    sign_in(eve, "eve")
+    address = "https://joe:hunter2hunter@example.org/rows.jsonl?X-Amz-Signature=abc123def456"
+    file.write_text(TEXT.replace("DATA", address))
+    for path in ("/api/v1/lines/support/settings", "/lines/support/settings"):
+        assert "hunter2hunter" in ann.get(path).text
+        seen = eve.get(path)
+        assert seen.status_code == 200 and "hunter2" not in seen.text and "abc123" not in seen.text
+
+
 def test_a_line_gets_its_first_schedule(browser: TestClient, client: SyncPrefectClient, file: Path) -> None:
     """A schedule made in Prefect is moved there alone; a line without one gets it in its file and in Prefect."""
     known = client.read_deployment_by_name("retrain/support")
