@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from backprop_core.errors import ConfirmationRequired, RunUnknown
+from backprop_core.errors import ConfirmationRequired, RunActive, RunUnknown
 from backprop_core.runtime.local_user import local_user
 from backprop_core.runtime.settings import Settings, settings
 from backprop_core.schema.field_types import line_name
@@ -109,15 +109,36 @@ def agreed(planned: Deletion) -> bool:
 
 
 def carry_out(planned: Deletion, who: str, config: Settings, address: str | None) -> None:
-    """Prefect first, so that nothing is lost if it is away; then the job file, then the records."""
+    """Prefect first, so that nothing is lost if it is away; then the job file, then the records.
+
+    Raises RunActive while a run of the line works, and what `deploy` raises.
+    """
     if address:
         os.environ["PREFECT_API_URL"] = address
         quiet_prefect()
         with connected():
             from flows.server.deploy import undeploy_line
 
+            check_idle(planned.line, address)
             undeploy_line(config, planned.line)
     for job in lines_file.places(planned.line, config):
         if job.is_file():
             line_deletion.set_aside(job)
     line_deletion.delete(planned.line, who, config)
+
+
+def check_idle(line: str, address: str) -> None:
+    """Raise RunActive if Prefect says that a run of the line has begun or is due."""
+    from prefect.settings import get_current_settings
+
+    from flows.server.web.line_runs import at_work
+    from flows.server.web.prefect_api import PrefectApi
+
+    password = get_current_settings().api.auth_string
+    api = PrefectApi(address, password.get_secret_value() if password else None)
+    try:
+        busy = at_work(api, line)
+    finally:
+        api.close()
+    if busy:
+        raise RunActive(f"{busy[0].name} of line {line} has not ended", hint="wait for it, or stop it")

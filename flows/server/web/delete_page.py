@@ -6,10 +6,10 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from backprop_core.errors import BackpropError, ConfigInvalid, RunActive
+from backprop_core.errors import BackpropError, ConfigInvalid
 from backprop_core.schema.records import Record
 from flows.cli.line import plan
-from flows.server.web import forms, line_runs, verbs
+from flows.server.web import forms, verbs
 from flows.server.web.frame import page, sources_of
 from flows.server.web.people import person_of
 from flows.server.web.state import Sources, checked
@@ -42,11 +42,9 @@ def not_its_name(line: str) -> BackpropError:
 
 
 def carry_out(line: str, who: str | None, sources: Sources) -> None:
-    """`backprop line delete`. Raises RunActive while a run of the line works, and what the verb raises."""
-    if busy := line_runs.at_work(sources.prefect, checked(line, sources)):
-        raise RunActive(f"{busy[0].name} of line {line} has not ended", hint="wait for it, or stop it")
+    """`backprop line delete`. Raises RunUnknown, and what the verb raises: RunActive while a run of the line works."""
     by = ("--by", who) if who else ()
-    verbs.run("line", "delete", line, "--yes", *by, environment=sources.prefect.environment)
+    verbs.run("line", "delete", checked(line, sources), "--yes", *by, environment=sources.prefect.environment)
 
 
 class Gone(Record):

@@ -11,7 +11,7 @@ from filelock import FileLock
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
-from prefect.states import Running
+from prefect.states import Late, Pending, Running
 
 from backprop_core.errors import RunActive
 from backprop_core.lines import votes
@@ -79,6 +79,22 @@ def test_while_a_run_works_nothing_goes(
     client.delete_flow_run(run.id)
     assert answer.status_code == 409 and "STATE_RUN_ACTIVE" in answer.text
     assert file.is_file() and support.lines.versions("support") == [1, 2]
+
+
+@pytest.mark.usefixtures(same_signals.__name__)
+@pytest.mark.parametrize("state", [Pending(), Late()], ids=["starting", "due"])
+def test_a_terminal_asks_prefect_too(
+    client: SyncPrefectClient, support: LineMaker, file: Path, monkeypatch: Any, capsys: Capture, state: Any
+) -> None:
+    """A run that is due or starts would make a version of the line again: the verb refuses as the page does."""
+    monkeypatch.setenv("PREFECT_API_URL", str(get_current_settings().api.url))
+    deployment = client.create_deployment(client.create_flow_from_name("retrain"), "support")
+    run = client.create_flow_run_from_deployment(deployment, parameters={"line": "support"}, state=state)
+    status = main.main(["line", "delete", "support", "--yes"])
+    client.delete_flow_run(run.id)
+    assert status == 1 and "[STATE_RUN_ACTIVE]" in capsys.readouterr().err
+    assert client.read_deployment(deployment) and file.is_file() and support.lines.versions("support") == [1, 2]
+    client.delete_deployment(deployment)
 
 
 def test_what_works_in_the_store_refuses_it(support: LineMaker) -> None:
