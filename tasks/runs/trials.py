@@ -34,13 +34,14 @@ class Contender(NamedTuple):
 def contenders(line: str, wanted: Sequence[str], waits: RunResult | None, config: Settings) -> list[Contender]:
     """The models of a line: `live`, `candidate` (what `waits` for a person), `base`, `v3`; by default the first three.
 
-    Raises RunUnknown, ArtifactDamaged.
+    Each is there once. Raises RunUnknown, ArtifactDamaged.
     """
     store = Store(config.store_path)
     with of_line(line):
         live = Lines(store).champion(line)
         there = [*([LIVE] if live else []), *([CANDIDATE] if waits else []), BASE]
-        return [contender(line, name, waits, store) for name in dict.fromkeys(wanted or there)]
+        found = [contender(line, name, waits, store) for name in wanted or there]
+        return list({each.name: each for each in found}.values())  # the live version may be named by its number too
 
 
 def contender(line: str, name: str, waits: RunResult | None, store: Store) -> Contender:

@@ -55,7 +55,8 @@ class Trial:
         self.texts = [["" for _ in self.contenders] for _ in asked.conversations]
         self.made: list[list[Generated | None]] = [[None for _ in self.contenders] for _ in asked.conversations]
         self.votes: list[Verdict | None] = [None for _ in asked.conversations]
-        self.events: list[dict[str, Any]] = []
+        self.events: list[tuple[int, dict[str, Any]]] = []  # with their numbers
+        self._said = 0
         self.error: BackpropError | None = None
         self.began = 0.0  # when the first piece of the newest answer came, on the monotonic clock
         self.ended = self.stopped = False
@@ -90,8 +91,21 @@ class Trial:
         """Where the answer of a model stands."""
         return self.orders[number].index(self.contenders.index(model))
 
+    def check(self) -> None:
+        """Raise Interrupted if it was stopped."""
+        if self.stopped:
+            raise Interrupted("the answer was stopped", hint="ask again")
+
     def say(self, **event: Any) -> None:
-        self.events.append(event)
+        self.events.append((self._said, event))
+        self._said += 1
+
+    def wrote(self, number: int, column: int, made: Generated) -> None:
+        """Keep an answer in place of its pieces. The other events keep their numbers."""
+        self.made[number][column], self.texts[number][column] = made, ""
+        self.events = [(place, event) for place, event in self.events if event["kind"] != "text"]
+        seconds = round(time.monotonic() - self.began, 3)
+        self.say(kind="done", question=number, column=column, **made.model_dump(), seconds=seconds)
 
     def state(self) -> TryState:
         error, pair, columns = self.error, self.compared, range(len(self.contenders))
@@ -158,10 +172,8 @@ class Trials:
         return trial
 
     def stop(self, trial: Trial) -> None:
-        """End a trial; what was written stays."""
+        """End a trial at its next piece; what was written stays."""
         trial.stopped = True
-        if self._session and self._now is trial:
-            self._session.stop()
 
     def vote(self, trial: Trial, given: TryVote, by: str) -> TryState:
         """Keep a vote in the record of the line. Raises what `verdict` raises."""
@@ -213,19 +225,17 @@ def carry_out(trial: Trial, session: "ModelSession") -> None:
     """Ask each model each question, in the order of the columns. Raises Interrupted if the trial was stopped."""
     for number, order in enumerate(trial.orders):
         for column, model in enumerate(order):
-            if trial.stopped:
-                raise Interrupted("the answer was stopped", hint="ask again")
+            trial.check()
             trial.began, hear = time.monotonic(), hearing(trial, number, column)
             made = session.answer(trial.contenders[model].model, trial.messages(number), trial.spec, hear)
-            trial.made[number][column] = made
-            seconds = round(time.monotonic() - trial.began, 3)
-            trial.say(kind="done", question=number, column=column, **made.model_dump(), seconds=seconds)
+            trial.wrote(number, column, made)
 
 
 def hearing(trial: Trial, number: int, column: int) -> Callable[[str], None]:
-    """What takes the pieces of an answer."""
+    """What takes the pieces of an answer. It raises Interrupted once the trial is stopped."""
 
     def hear(text: str) -> None:
+        trial.check()
         if not trial.texts[number][column]:
             trial.began = time.monotonic()
         trial.texts[number][column] += text

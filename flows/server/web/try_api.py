@@ -70,7 +70,10 @@ def add_routes(api: FastAPI, sources: Sources, tokens: forms.Tokens, trials: Tri
 
     @api.get("/lines/{name}/try/{id}/events", response_class=StreamingResponse, responses={200: EVENTS})
     async def events(name: str, id: str, request: Request) -> StreamingResponse:
-        """Server-sent events: `begins`, `text` for each piece, `done` for each answer, `error`, `end`."""
+        """Server-sent events: `begins`, `text` for each piece, `done` for each answer, `error`, `end`.
+
+        `done` has the whole text; from then on the pieces are not sent.
+        """
         last = request.headers.get("last-event-id", "")
         begin = int(last) + 1 if last.isascii() and last.isdigit() and len(last) < 10 else 0
         return StreamingResponse(stream(trials.known(name, id), begin), media_type="text/event-stream")
@@ -136,7 +139,7 @@ async def stream(trial: Trial, position: int) -> AsyncIterator[str]:
     quiet = 0.0
     while True:
         ended = trial.ended
-        for number, event in enumerate(trial.events[position:], position):
+        for number, event in [each for each in trial.events if each[0] >= position]:
             yield f"id: {number}\ndata: {json.dumps(event)}\n\n"
             position, quiet = number + 1, 0.0
         if ended:
