@@ -58,7 +58,7 @@ def check_writable(config: Settings) -> None:
     except OSError as error:
         raise PlaceUnusable(
             f"the audit log {config.layout.audit} cannot be written: {error.strerror}",
-            hint="make it writable; until then nothing is done from the pages",
+            hint="make it writable; until then no user is changed, and nothing is done from the pages",
         ) from error
 
 

@@ -16,7 +16,7 @@ from backprop_core.runtime.redaction import keep_secret
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.field_types import NAME
 from backprop_core.schema.records import Record
-from flows.server import private_files
+from flows.server import audit, private_files
 from flows.server.passwords import check_strength, hashed
 
 Role = Literal["look", "act"]
@@ -61,10 +61,11 @@ def read(config: Settings) -> dict[str, User]:
 
 @contextmanager
 def changing(config: Settings) -> Iterator[dict[str, User]]:
-    """All users, to be changed; written at the end."""
+    """All users, to be changed; written at the end. Raises PlaceUnusable if the change could not be noted."""
     config.layout.root.mkdir(parents=True, exist_ok=True, mode=0o700)
     with FileLock(config.layout.users_lock, mode=private_files.MODE):
         users = read(config)
+        audit.check_writable(config)
         yield users
         private_files.replace(config.layout.users, UsersFile(users=users).model_dump_json(indent=1) + "\n")
 

@@ -91,6 +91,17 @@ def test_what_is_refused_changes_nothing(run: Any, words: list[str], secret: str
     assert settings().layout.users.read_bytes() == before
 
 
+@pytest.mark.parametrize("words", [["token", "ann"], ["remove", "ann"], ["role", "ann", "act"], ["password", "ann"]])
+def test_what_cannot_be_noted_is_not_done(run: Any, words: list[str]) -> None:
+    """While the audit log cannot be written no user is changed: no token is made that nobody was shown."""
+    run("add", "ann")
+    before = settings().layout.users.read_bytes()
+    settings().layout.audit.unlink()
+    settings().layout.audit.mkdir()
+    assert run(*words)[1] == "CONFIG_PLACE_UNUSABLE"
+    assert settings().layout.users.read_bytes() == before
+
+
 def add(number: int) -> None:
     users.new_token("ann", settings())
 
