@@ -323,8 +323,9 @@ class Journal:
     def start(
         self, *, line: str, name: str, params: Mapping[str, str] | None = None, tags: Mapping[str, str] | None = None
     ) -> None:
-        """The run begins under a line's name. Parameters are kept from the first start, tags from the last."""
+        """The run begins under a line's name. Parameters are kept from the first start, the rest is of the last."""
         again = self.run_id in self._file.started
+        anew = {NAME: name, NOTE: ""} if again else {}  # in place of those of its earlier end
         self._file.started.add(self.run_id)
         self._file.append(
             Started(
@@ -333,7 +334,7 @@ class Journal:
                 name=name,
                 parent=self._parent,
                 params={} if again else shortened(params or {}, LONGEST_PARAMETER),
-                tags=shortened(tags or {}, LONGEST_TAG),
+                tags=shortened(anew | dict(tags or {}), LONGEST_TAG),
             )
         )
 

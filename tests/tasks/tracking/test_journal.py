@@ -16,7 +16,8 @@ import pytest
 from backprop_core.errors import RunActive
 from backprop_core.schema.refs import ErrorRecord, Evaluation
 from backprop_core.store.layout import JournalLayout
-from tasks.tracking.journal import SECONDS, Clock, Journal, ending, parameters, read_journal
+from tasks.tracking.journal import NAME, NOTE, SECONDS, Clock, Journal, ending, parameters, read_journal
+from tasks.tracking.record import tags_of
 
 ROOT, CHILD = "a" * 32, "b" * 32
 
@@ -272,3 +273,17 @@ def test_what_a_run_came_to_stands_in_its_journal(tmp_path: Path) -> None:
         journal.end("failed")
     assert ending(JournalLayout(tmp_path), ROOT, ROOT) == ("failed", pytest.approx(0, abs=5))
     assert ending(JournalLayout(tmp_path), CHILD, CHILD) is None
+
+
+def test_a_resumed_run_is_named_and_described_anew(tmp_path: Path) -> None:
+    """The name and the description of how it failed do not stand over a run that goes on."""
+    with open_journal(tmp_path) as journal:
+        journal.name("support failed 2026-11-30")
+        journal.describe("# It failed")
+        journal.end("failed")
+    with Journal(tmp_path, ROOT) as journal:
+        journal.start(line="support", name="support candidate 2026-12-01", tags={"version": "2"})
+    shown: dict[str, str] = {}
+    for _, line in read_journal(JournalLayout(tmp_path).lines(ROOT)):
+        shown |= tags_of(line)
+    assert (shown[NAME], shown[NOTE], shown["version"]) == ("support candidate 2026-12-01", "", "2")
