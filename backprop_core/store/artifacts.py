@@ -59,11 +59,13 @@ def fsync(path: Path) -> None:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write beside, fsync, rename: `path` holds the old content or the new one, never a part."""
+    """Write beside, fsync, rename: `path` holds the old content or the new one, never a part, and keeps its mode."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with beside.open("xb") as file:
+            with suppress(FileNotFoundError):
+                shutil.copymode(path, beside)  # before there is anything to read
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())

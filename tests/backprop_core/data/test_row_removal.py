@@ -78,6 +78,16 @@ def test_the_rows_are_gone_and_the_others_are_there(name: str, tmp_path: Path) -
     assert path.exists() == (name == "a.zip")  # its README stays
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o640])
+def test_a_file_keeps_who_may_read_it(tmp_path: Path, mode: int) -> None:
+    """What only its owner could read is not open to others when a row has been removed."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(as_lines())
+    path.chmod(mode)
+    assert remove_rows(path, DatasetSpec(path=str(path)), [read(path)[0].hex()]) == 1
+    assert path.stat().st_mode & 0o777 == mode
+
+
 def test_lines_that_stay_keep_their_bytes(tmp_path: Path) -> None:
     """Odd spacing, escapes and malformed lines are not touched."""
     path = tmp_path / "a.jsonl"
