@@ -1,6 +1,7 @@
 """What MLflow's pages of a line say: its experiment, its registered model, and each version, in Markdown."""
 
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from typing import NamedTuple
 
 from backprop_core.publishing.model_card import percent, plain, table
@@ -25,7 +26,8 @@ def line_text(report: LineReport, links: Links) -> str:
     head = f"{live_text(report.live)}\n\n[Scores by version]({links.curve})\n"
     last = f"\n\nAverages are {report.metric} on held-out rows, in percent. In a terminal: `backprop lines`"
     rows = [version_row(report, version, links) for version in report.versions]
-    texts = (head + versions_table(rows, count) + last for count in range(len(rows), -1, -1))
+    most = sum(length <= LONGEST for length in accumulate(sum(map(len, row)) for row in rows))  # no more can fit
+    texts = (head + versions_table(rows, count) + last for count in range(most, -1, -1))
     return next(text for text in texts if len(text) <= LONGEST)
 
 
