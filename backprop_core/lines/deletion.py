@@ -60,6 +60,13 @@ def has_records(line: str, store: Store) -> bool:
     return store.layout.line(line).root.is_dir()
 
 
+def last(line: str, store: Store) -> datetime | None:
+    """When a line of this name was last deleted; None if never."""
+    mine = (gone for gone in store.layout.deletions() if gone.root.name.rpartition("-")[0] == line)
+    whole = (gone.tombstone.read_bytes() for gone in mine if gone.records.is_dir())  # not killed before the end
+    return max((DeletedLine.model_validate_json(tombstone).at for tombstone in whole), default=None)
+
+
 def described(line: str, by: str, store: Store) -> DeletedLine:
     """What deleting a line would remove. Raises RunUnknown if the store has nothing of it."""
     lines = Lines(store)

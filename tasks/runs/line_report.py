@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from backprop_core.errors import ArtifactDamaged, RunUnknown
+from backprop_core.lines import deletion
 from backprop_core.lines.versions import Lines, LineVersion
 from backprop_core.publishing.release import released
 from backprop_core.runtime.settings import Settings
@@ -469,11 +470,16 @@ def ended_at(path: Path, _changed: int) -> Ended:
 
 
 def rejected(line: str, config: Settings) -> list[RejectedReport]:
-    """The line's newest rejected candidates, the newest first."""
+    """The line's newest rejected candidates, the newest first; none of a deleted line of the same name.
+
+    Raises ArtifactDamaged.
+    """
     store = Store(config.store_path)
+    with of_line(line):
+        deleted = deletion.last(line, store)
     newest = sorted(results(store), reverse=True)
     mine = (found for time, path in newest if (found := rejected_report(line, path, time)))
-    return list(islice(mine, MOST_REJECTED))
+    return list(islice((each for each in mine if deleted is None or each.at > deleted), MOST_REJECTED))
 
 
 def results(store: Store) -> Iterator[tuple[int, Path]]:

@@ -117,6 +117,15 @@ def test_what_works_in_the_store_refuses_it(support: LineMaker) -> None:
     assert support.lines.versions("support") == [1, 2]
 
 
+def test_a_new_line_of_the_name_has_no_rejected_candidates(support: LineMaker, file: Path, pages: Pages) -> None:
+    """The page of a new line shows what was rejected since the deletion, and nothing of the line before."""
+    assert "routing fell" in pages().get("/lines/support").text
+    line_deletion.delete("support", "ann", settings())
+    assert "routing fell" not in pages().get("/lines/support").text
+    support.rejected(4, "sorting fell")
+    assert "sorting fell" in pages().get("/lines/support").text
+
+
 @pytest.mark.usefixtures(same_signals.__name__)
 def test_what_has_no_version_is_deleted(made: LineMaker, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     """A line of which the store has votes alone is deleted with them; then there is no such line."""
