@@ -25,6 +25,7 @@ from backprop_core.stages import Stage
 from backprop_core.store.artifacts import Store
 from backprop_core.store.leases import Lease
 from tasks.runs import prepared_run, retried_runs, sources, worker_process
+from tasks.runs.dropped_signals import raised_again
 from tasks.runs.line_splits import held_by, learned_by, of_run
 from tasks.runs.outcome import Notes, Outcome
 from tasks.runs.record import RunJournal
@@ -124,6 +125,7 @@ def recorded(start: Start, *, run_id: str | None, fresh: bool) -> Iterator[tuple
     config = settings()
     store = Store(config.store_path)
     with ExitStack() as cleanup:
+        cleanup.enter_context(raised_again())
         cleanup.callback(store.close)
         cleanup.callback(worker_process.stop)
         cleanup.callback(sources.let_go)
