@@ -1,7 +1,7 @@
 """Deletes a line: its records move aside as they are. Nothing refers to its artifacts then, and prune can free them."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 from pydantic import Field
@@ -12,7 +12,7 @@ from backprop_core.lines.versions import Lines
 from backprop_core.schema.records import Record
 from backprop_core.store.artifacts import Store, fsync, write_atomic
 from backprop_core.store.leases import living
-from backprop_core.store.locks import is_acquired
+from backprop_core.store.locks import is_acquired, nothing
 
 STAMP = "%Y%m%dT%H%M%SZ"  # of the name under which the records of a line lie when it is deleted
 
@@ -83,19 +83,28 @@ def described(line: str, by: str, store: Store) -> DeletedLine:
     )
 
 
-def delete(line: str, by: str, store: Store) -> DeletedLine:
-    """Move the records of a line aside, beside its tombstone. Raises RunUnknown, RunActive."""
+def delete(line: str, by: str, store: Store, first: Callable[[], None] = nothing) -> DeletedLine | None:
+    """Move the records of a line aside, beside its tombstone; None if there are none. `first` is done before.
+
+    No run of the line works meanwhile. Raises RunActive, and what `first` raises.
+    """
     lock = store.lock(f"line-{line}")
     if not is_acquired(lock, timeout=0):
         raise RunActive(f"a run is working on line {line}", hint="wait for it, or stop it")
     try:
         check_idle(line, store)
-        gone = described(line, by, store)
-        aside = store.layout.deleted(line, gone.at.strftime(STAMP))
-        write_atomic(aside.tombstone, gone.model_dump_json())
-        store.layout.line(line).root.rename(aside.records)
-        fsync(aside.root)
-        fsync(store.layout.lines)
-        return gone
+        first()
+        return move_aside(line, by, store) if has_records(line, store) else None
     finally:
         lock.release()
+
+
+def move_aside(line: str, by: str, store: Store) -> DeletedLine:
+    """Move the records of a line. If that is cut off, the line is still there."""
+    gone = described(line, by, store)
+    aside = store.layout.deleted(line, gone.at.strftime(STAMP))
+    write_atomic(aside.tombstone, gone.model_dump_json())
+    store.layout.line(line).root.rename(aside.records)
+    fsync(aside.root)
+    fsync(store.layout.lines)
+    return gone

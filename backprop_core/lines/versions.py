@@ -82,7 +82,7 @@ class Lines:
 
     def names(self) -> list[str]:
         """The lines that have a version; a line has votes before."""
-        return sorted({path.parent.parent.name for path in self._layout.lines.glob("*/versions/*.json")})
+        return sorted({line.root.name for line in self._layout.with_versions()})
 
     def versions(self, line: str) -> list[int]:
         """Version numbers of a line, ascending; empty if there is no such line."""

@@ -350,6 +350,10 @@ class StoreLayout:
         """One line."""
         return LineLayout(self.lines / name)
 
+    def with_versions(self) -> Iterator[LineLayout]:
+        """The lines that have a version, each as often as it has versions, in no order."""
+        return (LineLayout(path.parent.parent) for path in self.lines.glob("*/versions/*.json"))
+
     def deleted(self, line: str, time: str) -> DeletedLayout:
         """A line that was deleted at this time."""
         return DeletedLayout(self.root / "deleted-lines" / f"{line}-{time}")

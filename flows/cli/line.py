@@ -113,18 +113,26 @@ def carry_out(planned: Deletion, who: str, config: Settings, address: str | None
 
     Raises RunActive while a run of the line works, and what `deploy` raises.
     """
-    if address:
-        os.environ["PREFECT_API_URL"] = address
-        quiet_prefect()
-        with connected():
-            from flows.server.deploy import undeploy_line
 
-            check_idle(planned.line, address)
-            undeploy_line(config, planned.line)
-    for job in lines_file.places(planned.line, config):
-        if job.is_file():
-            line_deletion.set_aside(job)
-    line_deletion.delete(planned.line, who, config)
+    def first() -> None:
+        if address:
+            undeploy(planned.line, config, address)
+        for job in lines_file.places(planned.line, config):
+            if job.is_file():
+                line_deletion.set_aside(job)
+
+    line_deletion.delete(planned.line, who, config, first)
+
+
+def undeploy(line: str, config: Settings, address: str) -> None:
+    """Remove the deployments of a line from Prefect, unless one of its runs has begun or is due. Raises RunActive."""
+    os.environ["PREFECT_API_URL"] = address
+    quiet_prefect()
+    with connected():
+        from flows.server.deploy import undeploy_line
+
+        check_idle(line, address)
+        undeploy_line(config, line)
 
 
 def check_idle(line: str, address: str) -> None:

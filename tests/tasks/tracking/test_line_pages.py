@@ -1,7 +1,6 @@
 """MLflow's pages of a line: a curve with the version as step, and descriptions that say what is live."""
 
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -181,23 +180,6 @@ def test_a_long_line_fits_a_description(config: Settings, grow: Grow) -> None:  
     long = report.model_copy(update={"versions": report.versions * 300})
     text = line_text(long, Links(model=NAME, curve="#/", versions={}, runs={}))
     assert len(text) <= LONGEST and "older versions are not in this table" in text and text.count("| v1 |") > 20
-
-
-def test_the_time_for_a_description_grows_as_the_line_does(config: Settings, grow: Grow) -> None:  # noqa: F811
-    """Ten times as many versions take about ten times as long, not a hundred times."""
-    from tasks.runs.line_report import line_report
-    from tasks.tracking.line_description import Links, line_text
-
-    grow(1, news=0.5)
-    report, links = line_report("support", config), Links(model=NAME, curve="#/", versions={}, runs={})
-
-    def seconds(versions: int) -> float:
-        long = report.model_copy(update={"versions": report.versions * versions})
-        begun = time.process_time()
-        line_text(long, links)
-        return time.process_time() - begun
-
-    assert seconds(10_000) < 40 * min(seconds(1_000) for _ in range(3))
 
 
 def test_a_line_that_is_no_more_has_no_curve(config: Settings, grow: Grow) -> None:  # noqa: F811

@@ -19,6 +19,7 @@ from backprop_core.runtime.settings import settings
 from backprop_core.store.artifacts import write_atomic
 from backprop_core.store.leases import Lease
 from flows import retrain
+from flows.cli import line as cli_line
 from flows.cli import lines_file, main
 from flows.server.deploy import deploy_line
 from tasks.runs import line_deletion
@@ -115,6 +116,16 @@ def test_what_works_in_the_store_refuses_it(support: LineMaker) -> None:
     with pytest.raises(RunActive, match="release"):
         line_deletion.would_delete("support", "ann", settings())
     assert support.lines.versions("support") == [1, 2]
+
+
+def test_a_run_that_begins_while_a_person_decides_keeps_the_line(support: LineMaker, file: Path) -> None:
+    """Between what was said and the name that is typed, a run begins: neither job file nor records go."""
+    planned = cli_line.plan("support", "ann", settings(), None)
+    with FileLock(support.store.lock("line-support").lock_file), pytest.raises(RunActive, match="is working"):
+        cli_line.carry_out(planned, "ann", settings(), None)
+    assert file.is_file() and support.lines.versions("support") == [1, 2]
+    cli_line.carry_out(planned, "ann", settings(), None)
+    assert not file.is_file() and support.lines.names() == []
 
 
 def test_a_new_line_of_the_name_has_no_rejected_candidates(support: LineMaker, file: Path, pages: Pages) -> None:
