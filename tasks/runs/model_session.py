@@ -1,7 +1,7 @@
 """Answers people's questions with a worker that stays warm between them. Runs come first: it gives the device up.
 
-The worker is the one of this process. It ends when nobody has asked for a while, and at once, even in the middle of an
-answer, when a run waits for its device. Another session gets the device when nobody has asked for two seconds.
+The worker is the one of this process. It ends when no question has come for a while, and at once, even in the middle of
+an answer, when a run waits for its device. Another session gets the device when no question has come for two seconds.
 """
 
 import math

@@ -29,7 +29,7 @@ class Members:
         return self._asks
 
     def all(self) -> dict[str, User]:
-        """All users by name. Raises ConfigInvalid if the file is damaged: then nobody comes in."""
+        """All users by name. Raises ConfigInvalid if the file is damaged: then no user comes in."""
         try:
             known = self._config.layout.users.stat()
             state: tuple[int, ...] = (known.st_mtime_ns, known.st_size, known.st_ino)

@@ -18,6 +18,8 @@ PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", ROOT / "deployments" / "READM
 SECRETS = {"JUDGE_API_KEY"}  # of the environment, and no setting
 GROUPS = "|".join({path.partition(".")[0] for path in spec_fields() if "." in path})
 README_WORDS = 700
+OLD_WORDS = re.compile(r"\b(?:shall|whoever|nobody|somebody)\b", re.IGNORECASE)  # make a newcomer stop
+READ = {".py", ".md", ".html", ".js"}
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -101,3 +103,12 @@ def test_every_code_is_explained() -> None:
 def test_the_readme_is_short() -> None:
     """It can be read in three minutes."""
     assert len(text_of(ROOT / "README.md").split()) <= README_WORDS
+
+
+@pytest.mark.parametrize("root", ["backprop_core", "tasks", "flows", "docs", "README.md"])
+def test_plain_words(root: str) -> None:
+    """They are in no text that a person reads."""
+    place = ROOT / root
+    files = [place] if place.is_file() else [path for path in place.rglob("*") if path.suffix in READ]
+    found = [f"{path}: {word}" for path in files for word in OLD_WORDS.findall(path.read_text(encoding="utf-8"))]
+    assert files and not found
