@@ -32,6 +32,8 @@ class FlowInfo(NamedTuple):
     resumable: bool = True
     only_scores: bool = False  # its runs make no adapter of their own
     of_line: bool = False  # its runs belong to a line, so that pruning the line may remove what they leave
+    makes_a_version: bool = False  # of a line, if the gate accepts what its runs have
+    run_of_a_version: str = ""  # what a run that is about one version is called in MLflow
     keeps_result: bool = False  # `store prune` keeps its recent results
     rows: Literal["own", "line", "earlier", "earlier if known"] = "own"
     """Which rows its runs are about: their own; their own beside those of the line; those of the earlier run that they
@@ -92,6 +94,7 @@ FLOWS = {
             per_line=True,
             trains=True,
             of_line=True,
+            makes_a_version=True,
             keeps_result=True,
             rows="line",
         ),
@@ -116,6 +119,7 @@ FLOWS = {
                 after="retrain",
             ),
             of_line=True,
+            makes_a_version=True,
             keeps_result=True,
             rows="earlier",
         ),
@@ -169,6 +173,7 @@ FLOWS = {
                 after="push",
             ),
             of_line=True,
+            run_of_a_version="release {line} v{number}",
         ),
         FlowInfo(
             "rollback",
@@ -181,6 +186,7 @@ FLOWS = {
                 after="release",
             ),
             of_line=True,
+            run_of_a_version="roll back {line} to v{number}",
         ),
     )
 }

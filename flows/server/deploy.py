@@ -33,6 +33,7 @@ from flows.server.deployment_names import OF_FILE, OLD, path_of, slug_of
 if TYPE_CHECKING:
     from prefect.client.schemas.responses import DeploymentResponse
 
+OF_A_JOB_FILE = [name for name, flow in FLOWS.items() if flow.per_line]
 HEARTBEAT = 30  # seconds between heartbeats of a flow run, Prefect's minimum
 
 
@@ -219,7 +220,7 @@ def remove(client: SyncPrefectClient, path: str, dry_run: bool) -> Iterator[tupl
 def undeploy_line(config: Settings, line: str) -> list[Change]:
     """Delete the deployments of a line, with their schedules, and its automation. Raises what `deploy` raises."""
     with get_client(sync_client=True) as client, refusals("delete them in Prefect"):
-        gone = [each for flow in ("retrain", "drift") for each in remove(client, f"{flow}/{line}", False)]
+        gone = [each for flow in OF_A_JOB_FILE for each in remove(client, f"{flow}/{line}", False)]
         gone += remove_automation(client, config, line)
     return [Change(what=what, new=new, details=details) for what, new, details in gone]
 

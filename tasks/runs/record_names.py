@@ -3,21 +3,21 @@
 from collections.abc import Sequence
 from datetime import date
 
+from backprop_core.schema.flows import flow_info
 from backprop_core.schema.refs import RunResult
 from tasks.runs.prepared_run import Prepared
 
-MAKES_A_VERSION = ("retrain", "promote")
-OF_A_VERSION = {"release": "release {line} v{number}", "rollback": "roll back {line} to v{number}"}
 SHOWN = 3  # names in a list of names
 
 
 def begun_name(prepared: Prepared, day: date) -> str:
     """The name of a run that begins."""
     line, flow = prepared.spec.line, prepared.flow
-    if flow in MAKES_A_VERSION:
+    info = flow_info(flow)
+    if info.makes_a_version:
         return f"{line} candidate {day}"
-    if prepared.live and flow in OF_A_VERSION:
-        return OF_A_VERSION[flow].format(line=line, number=prepared.live.number)
+    if prepared.live and info.run_of_a_version:
+        return info.run_of_a_version.format(line=line, number=prepared.live.number)
     if prepared.of:
         return f"{flow} {line} {prepared.of[:8]}"
     return f"{flow} {listed([source.task for source in prepared.sources]) or line}"
@@ -25,7 +25,7 @@ def begun_name(prepared: Prepared, day: date) -> str:
 
 def ended_name(result: RunResult, day: date) -> str | None:
     """The name of a run that has ended; None to keep the one that it began with."""
-    if result.flow not in MAKES_A_VERSION:
+    if not result.flow or not flow_info(result.flow).makes_a_version:
         return None
     return f"{result.line} v{result.version}" if result.status == "finished" else f"{result.line} {result.status} {day}"
 

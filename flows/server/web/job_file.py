@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from backprop_core.errors import BackpropError, ConfigInvalid, FileChanged, InputNotFound, PathForbidden
 from backprop_core.runtime.settings import Settings
+from backprop_core.schema.flows import FLOWS
 from backprop_core.schema.specs import LineSpec
 from flows.cli import lines_file
 from flows.cli.config import Draft, add_text, faults_of
@@ -125,7 +126,7 @@ def deploy(line: str, sources: Sources) -> None:
 
 def undeploy(line: str, sources: Sources) -> None:
     """Delete the deployments of a line that is not made after all. Raises PrefectUnreachable, DeploymentRefused."""
-    for flow in ("retrain", "drift"):
+    for flow in [name for name, info in FLOWS.items() if info.per_line]:
         if known := sources.prefect.get(f"/deployments/name/{flow}/{line}"):
             sources.prefect.send("DELETE", f"/deployments/{known['id']}", None)
 

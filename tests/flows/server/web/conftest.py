@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from starlette.testclient import TestClient
 from werkzeug.serving import make_server
@@ -40,6 +41,7 @@ from flows.server.web.app import application
 from flows.server.web.mlflow_api import MlflowApi
 from flows.server.web.prefect_api import PrefectApi
 from flows.server.web.state import Sources
+from tasks.tracking.connection import prepare
 
 SECRET = "horse staple"  # of every user
 EVIL = "<script>alert('x')</script>"
@@ -231,6 +233,7 @@ def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     place = tmp_path_factory.mktemp("mlflow")
     os.environ["_MLFLOW_SERVER_FILE_STORE"] = f"sqlite:///{place / 'mlflow.db'}"
     os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = str(place / "artifacts")
+    prepare()
     with warnings.catch_warnings(action="ignore"):  # a part of Starlette that MLflow uses is deprecated
         import starlette.middleware.wsgi  # noqa: F401
     from mlflow.server import app
@@ -238,7 +241,12 @@ def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server = make_server("127.0.0.1", 0, app, threaded=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
+    address = f"http://127.0.0.1:{server.server_port}"
+    with pytest.MonkeyPatch.context() as during:  # the first request makes its database that of this process
+        during.setenv("MLFLOW_TRACKING_URI", "")
+        during.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
+        httpx.get(f"{address}/api/2.0/mlflow/experiments/search", params={"max_results": 1}).raise_for_status()
+    yield address
     server.shutdown()
     thread.join()
 

@@ -5,7 +5,6 @@ import time
 from uuid import uuid4
 
 import pytest
-from mlflow import MlflowClient
 
 from backprop_core.runtime.settings import settings
 from flows.server.web.history_page import PAGE
@@ -17,6 +16,8 @@ DAY = 86_400_000  # ms
 @pytest.fixture
 def recorded(mlflow: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """An MLflow with runs of two lines, one a day, the newest now, each with a child."""
+    from mlflow import MlflowClient
+
     namespace = f"n{uuid4().hex[:8]}"  # the server is the session's
     track = MlflowClient(mlflow)
     monkeypatch.setenv("BACKPROPAGATE_NAMESPACE", namespace)

@@ -11,7 +11,6 @@ from uuid import UUID, uuid4
 
 import pytest
 from filelock import FileLock
-from mlflow import MlflowClient
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import LogCreate
 from prefect.exceptions import ObjectNotFound
@@ -197,6 +196,8 @@ def test_a_run_whose_process_lives_is_running(support: LineMaker, pages: Pages) 
 
 def test_the_loss_comes_from_mlflow(mlflow: str, support: LineMaker, pages: Pages, home: Path) -> None:
     """The loss of each LoRA run is a curve on the page, with the run's page in MLflow."""
+    from mlflow import MlflowClient
+
     track = MlflowClient(mlflow)
     tags = {"backprop.namespace": settings().namespace, "backprop.root": run_id(2), "backprop.run_id": run_id(2)}
     experiment = track.create_experiment("backprop.support", tags={"backprop.namespace": settings().namespace})
