@@ -175,5 +175,6 @@ def test_a_person_at_a_terminal(terminal: Terminal) -> None:
     time.sleep(1)  # `input` prints its prompt before it waits, and a signal in between is seen at the next key
     terminal.process.send_signal(signal.SIGINT)
     terminal.hear("Ctrl-D ends.")
+    terminal.hear("> ")  # only then the terminal passes Ctrl-D on as a key
     terminal.type("\x04")
     assert terminal.process.wait(60) == 0

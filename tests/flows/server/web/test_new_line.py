@@ -114,19 +114,19 @@ def test_the_api_makes_lines_too(client: SyncPrefectClient, home: Path, pages: P
     """The same as JSON; what is wrong is a problem with a code, and without the token nothing is made."""
     browser = pages(str(get_current_settings().api.url))
     headers = {**HERE, "X-Backprop-Token": token(browser)}
-    body = {"name": "other", "base": "acme/base", "path": "team/rows", "when": "daily", "ask": False}
+    body = {"name": "by-api", "base": "acme/base", "path": "team/rows", "when": "daily", "ask": False}
     assert browser.post("/api/v1/lines", json=body, headers=HERE).status_code == 403
     for wrong in ({"name": "../a"}, {"base": ""}, {"zone": "Mars/Base"}, {"time": "25:00"}, {"path": ""}, {"no": 1}):
         answer = browser.post("/api/v1/lines", json=body | wrong, headers=headers)
         assert answer.status_code == 400 and answer.json()["code"] == "CONFIG_INVALID"
-    assert browser.post("/api/v1/lines", json=body, headers=headers).json()["line"] == "other"
-    assert client.read_deployment_by_name("retrain/other").schedules[0].schedule.cron == "0 3 * * *"  # type: ignore[union-attr]
-    wrong_name = browser.delete("/api/v1/lines/other", params={"confirm": "otter"}, headers=headers)
-    assert wrong_name.status_code == 400 and (home / "lines" / "other.yaml").is_file()
-    moved = browser.post("/api/v1/lines/other/time", json={"cron": "0 5 * * *"}, headers=headers)
-    assert moved.status_code == 200 and "0 5 * * *" in (home / "lines" / "other.yaml").read_text()
-    gone = browser.delete("/api/v1/lines/other", params={"confirm": "other"}, headers=headers)
-    assert gone.json() == {"line": "other"} and not (home / "lines" / "other.yaml").exists()
+    assert browser.post("/api/v1/lines", json=body, headers=headers).json()["line"] == "by-api"
+    assert client.read_deployment_by_name("retrain/by-api").schedules[0].schedule.cron == "0 3 * * *"  # type: ignore[union-attr]
+    wrong_name = browser.delete("/api/v1/lines/by-api", params={"confirm": "otter"}, headers=headers)
+    assert wrong_name.status_code == 400 and (home / "lines" / "by-api.yaml").is_file()
+    moved = browser.post("/api/v1/lines/by-api/time", json={"cron": "0 5 * * *"}, headers=headers)
+    assert moved.status_code == 200 and "0 5 * * *" in (home / "lines" / "by-api.yaml").read_text()
+    gone = browser.delete("/api/v1/lines/by-api", params={"confirm": "by-api"}, headers=headers)
+    assert gone.json() == {"line": "by-api"} and not (home / "lines" / "by-api.yaml").exists()
 
 
 def test_only_a_page_can_make_a_line(home: Path, pages: Pages) -> None:
