@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
@@ -26,6 +26,9 @@ from backprop_core.schema.records import Record
 from flows.server import users
 from flows.server.passwords import check_strength
 from flows.server.server_process import Child
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
 log = logging.getLogger(__name__)
 ADDRESSES = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")  # of servers that run elsewhere
@@ -220,15 +223,16 @@ class Service:
         *servers, worker = self._wanted
         for wanted in servers:
             self._start(*wanted)
+        pages = self._pages()
         for child, _ in list(self._children.values()):
             child.wait()
         self._start(*worker).wait()
-        self._serve_pages()
+        self._serve(pages)
 
-    def _serve_pages(self) -> None:
+    def _pages(self) -> "ASGIApp":
+        """The web application. Importing it takes a second, in which the servers start."""
         from flows.server.web.app import application
         from flows.server.web.mlflow_api import MlflowApi
-        from flows.server.web.page_server import PageServer
         from flows.server.web.prefect_api import PrefectApi
         from flows.server.web.state import Sources
 
@@ -237,9 +241,13 @@ class Service:
         known = self.addresses
         where = {"prefect": blank_address(known.prefect), "mlflow": blank_address(known.mlflow)}
         sources = Sources(self._config, prefect, mlflow, where, self.is_alive)
-        app = application(sources, hosts=self._hosts, password=self._auth)
         self._cleanup.callback(prefect.close)
         self._cleanup.callback(mlflow.close)
+        return application(sources, hosts=self._hosts, password=self._auth)
+
+    def _serve(self, app: "ASGIApp") -> None:
+        from flows.server.web.page_server import PageServer
+
         self._cleanup.callback(PageServer(self._page, app, self._config.trusted_proxy).close)
 
     def _owns(self, server: str) -> bool:
