@@ -1,5 +1,6 @@
 """The JSON API under /api/v1: the blocks of the pages, each with its type. `/api/v1/openapi.json` describes it."""
 
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -143,6 +144,19 @@ async def unexpected(request: Request, _: Exception) -> Response:
     return problem(500, UNEXPECTED)
 
 
+ROOMS: list[Callable[[FastAPI, Sources], None]] = [
+    audit_page.add_routes,
+    history_page.add_routes,
+    version_page.add_routes,
+    run_api.add_routes,
+    new_page.add_routes,
+    settings_page.add_routes,
+    data_page.add_routes,
+    schedule_page.add_routes,
+    delete_page.add_routes,
+]
+
+
 def application(sources: Sources, tokens: forms.Tokens) -> FastAPI:
     """The API of a home. Every write passes `forms.check`, whatever its room does."""
 
@@ -171,8 +185,16 @@ def application(sources: Sources, tokens: forms.Tokens) -> FastAPI:
         },
         redirect_slashes=False,
     )
-
     api.state.sources = sources
+    add_routes(api, sources)
+    try_api.add_routes(api, sources, Trials(sources))
+    for add in ROOMS:
+        add(api, sources)
+    return api
+
+
+def add_routes(api: FastAPI, sources: Sources) -> None:
+    """All lines, and what is on the page of one."""
 
     @api.get("/lines")
     def lines() -> Overview:
@@ -200,20 +222,7 @@ def application(sources: Sources, tokens: forms.Tokens) -> FastAPI:
         rows.check_size(int(request.headers.get("content-length", 0)))
         return await rows.add(name, filename, request.stream(), sources)
 
-    try_api.add_routes(api, sources, tokens, Trials(sources))
-
     @api.get("/health")
     def health() -> Health:
         """Which processes of `serve` are running, and the free space of the store's disk."""
         return state.health(sources)
-
-    audit_page.add_routes(api, sources)
-    history_page.add_routes(api, sources)
-    version_page.add_routes(api, sources)
-    run_api.add_routes(api, sources, tokens)
-    new_page.add_routes(api, sources, tokens)
-    settings_page.add_routes(api, sources, tokens)
-    data_page.add_routes(api, sources)
-    schedule_page.add_routes(api, sources, tokens)
-    delete_page.add_routes(api, sources, tokens)
-    return api

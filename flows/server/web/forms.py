@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 from starlette.requests import Request
 from starlette.responses import Response
 
-from backprop_core.errors import ActionForbidden, ConfigInvalid, FormExpired
+from backprop_core.errors import ActionForbidden, ConfigInvalid, FormExpired, InputTooLarge
 from flows.server import audit
 from flows.server.web.people import how_of, person_of
 
@@ -113,11 +113,11 @@ def acts(form: str) -> bool:
     return 'name="token"' in form and 'action="/logout"' not in form
 
 
-async def body_of(request: Request) -> bytes:
-    """The body. Raises ConfigInvalid if it is too large."""
+async def body_of(request: Request, largest: int = LARGEST) -> bytes:
+    """The body. Raises InputTooLarge as soon as it is too much."""
     body = bytearray()
     async for part in request.stream():
         body += part
-        if len(body) > LARGEST:
-            raise ConfigInvalid(f"a form may have {LARGEST // 1024} KiB", hint="shorten the reason")
+        if len(body) > largest:
+            raise InputTooLarge(f"this may have {largest // 1024} KiB here", hint="shorten it")
     return bytes(body)

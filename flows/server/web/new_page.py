@@ -12,11 +12,10 @@ from starlette.routing import Route
 from backprop_core.errors import BackpropError
 from flows.server.web import forms, new_line, rows, state
 from flows.server.web.frame import page, sources_of
-from flows.server.web.json_bodies import given
+from flows.server.web.json_bodies import body_like, given
 from flows.server.web.new_line import NewLine
 from flows.server.web.rows import Added
 from flows.server.web.state import LineState, Sources
-from flows.server.web.try_api import body_like
 from tasks.runs import known_bases
 
 
@@ -65,13 +64,13 @@ def bases(sources: Sources) -> list[str]:
     return list(dict.fromkeys([*used, *known_bases.directories(sources.config), *known_bases.hub_ids()]))
 
 
-def add_routes(api: FastAPI, sources: Sources, tokens: forms.Tokens) -> None:
+def add_routes(api: FastAPI, sources: Sources) -> None:
     """What the page does, in the API."""
 
     @api.post("/lines", openapi_extra=body_like(NewLine))
     async def make(request: Request) -> LineState:
-        """Write the job file of a new line, and deploy it. Needs the token of a page or of a service."""
-        wanted = await given(request, NewLine, tokens)
+        """Write the job file of a new line, and deploy it."""
+        wanted = await given(request, NewLine)
         refused = await run_in_threadpool(new_line.create, wanted.form, sources)
         if refused:
             raise next(iter(refused.faults.values()))
@@ -79,8 +78,7 @@ def add_routes(api: FastAPI, sources: Sources, tokens: forms.Tokens) -> None:
 
     @api.post("/new/{name}/rows")
     async def first_rows(name: str, filename: str, request: Request) -> Added:
-        """Check a file of rows, the body, and keep it for a line that is to be made. Needs the token of a page."""
-        forms.check(request, tokens, request.headers.get("x-backprop-token", ""))
+        """Check a file of rows, the body, and keep it for a line that is to be made."""
         rows.check_size(int(request.headers.get("content-length", 0)))
         return await rows.begin(name, filename, request.stream(), sources)
 

@@ -18,7 +18,7 @@ PATIENCE = httpx.Timeout(5.0)  # seconds: a page says that Prefect is away rathe
 KEEP, SOON = 15.0, 1.5  # seconds that an answer is kept: while nothing happens, and while something does
 SETTLING = 15.0  # seconds after a sign of change in which something happens
 MOST_KEPT = 200  # answers
-BUSY = (0.1, 0.3, 0.9, 0)  # seconds until the next try: Prefect says 503 while its database is locked
+BUSY = (0.1, 0.3, 0.9, 2.7, 0)  # seconds until the next try: Prefect says 503 while its database is locked
 
 
 class PrefectApi:

@@ -3,13 +3,13 @@
 from fastapi import FastAPI
 from starlette.requests import Request
 
-from flows.server.web import forms, run_actions
+from flows.server.web import run_actions
 from flows.server.web.people import person_of
 from flows.server.web.run_state import RunState, run_state
 from flows.server.web.state import Sources
 
 
-def add_routes(api: FastAPI, sources: Sources, tokens: forms.Tokens) -> None:
+def add_routes(api: FastAPI, sources: Sources) -> None:
     """Add the routes of runs."""
 
     @api.get("/runs/{run}")
@@ -19,12 +19,10 @@ def add_routes(api: FastAPI, sources: Sources, tokens: forms.Tokens) -> None:
 
     @api.post("/runs/{run}/stop", status_code=204)
     def stop(run: str, request: Request) -> None:
-        """Have a run stop. It saves a checkpoint, and can be continued. Needs the token of a page."""
-        forms.check(request, tokens, request.headers.get("x-backprop-token", ""))
+        """Have a run stop. It saves a checkpoint, and can be continued."""
         run_actions.stop(run, person_of(request), sources)
 
     @api.post("/runs/{run}/retry", status_code=204)
     def retry(run: str, request: Request) -> None:
-        """Have a run that failed or was stopped begin again, once. Needs the token of a page."""
-        forms.check(request, tokens, request.headers.get("x-backprop-token", ""))
+        """Have a run that failed or was stopped begin again, once."""
         run_actions.retry(run, person_of(request), sources)

@@ -7,17 +7,17 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI
-from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
-from backprop_core.errors import ConfigInvalid, DeploymentRefused, InputTooLarge, PrefectUnreachable, RunUnknown
+from backprop_core.errors import DeploymentRefused, PrefectUnreachable, RunUnknown
 from backprop_core.schema.refs import RunResult
 from flows.server.web import forms, line_runs, rows, state
+from flows.server.web.json_bodies import body_like, given, parsed
 from flows.server.web.people import person_of
 from flows.server.web.rows import Added
 from flows.server.web.state import Sources
@@ -28,39 +28,15 @@ from tasks.runs.answer_votes import Votes, votes_on
 LARGEST, LARGEST_FILE = 2**18, 2**20  # bytes of a request, and of a file of questions
 LOOK, ALIVE = 0.05, 10.0  # seconds between two looks for an event, and between two signs of life
 EVENTS: dict[str, Any] = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
-B = TypeVar("B", bound=BaseModel)
 
 
-def body_like(model: type[BaseModel]) -> dict[str, Any]:
-    """How the description of the API shows a body that we read ourselves: after the token, and no more than allowed."""
-    schema = model.model_json_schema()
-    content = {"application/json": {"schema": inlined(schema, schema.pop("$defs", {}))}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-def inlined(schema: Any, definitions: dict[str, Any]) -> Any:
-    """A JSON schema with its definitions in the places that refer to them."""
-    match schema:
-        case {"$ref": str(name)}:
-            return inlined(definitions[name.rpartition("/")[2]], definitions)
-        case dict():
-            return {name: inlined(part, definitions) for name, part in schema.items()}
-        case list():
-            return [inlined(part, definitions) for part in schema]
-    return schema
-
-
-def add_routes(api: FastAPI, sources: Sources, tokens: forms.Tokens, trials: Trials) -> None:
-    """Add them to the API of a home. Each that writes needs the token of a page."""
-
-    async def given(request: Request, model: type[B]) -> B:
-        forms.check(request, tokens, request.headers.get("x-backprop-token", ""))
-        return parsed(model, await body_of(request, LARGEST))
+def add_routes(api: FastAPI, sources: Sources, trials: Trials) -> None:
+    """Add them to the API of a home. What is asked and corrected is not in the audit log; a vote is."""
 
     @api.post("/lines/{name}/try", openapi_extra=body_like(TryRequest))
     async def ask(name: str, request: Request) -> TryState:
         """Ask the models of a line. The answers come at …/try/ID/events."""
-        asked = await given(request, TryRequest)
+        asked = parsed(TryRequest, await forms.body_of(request, LARGEST))
         return (await run_in_threadpool(begin, name, asked, sources, trials)).state()
 
     @api.get("/lines/{name}/try/{id}")
@@ -79,9 +55,8 @@ def add_routes(api: FastAPI, sources: Sources, tokens: forms.Tokens, trials: Tri
         return StreamingResponse(stream(trials.known(name, id), begin), media_type="text/event-stream")
 
     @api.post("/lines/{name}/try/{id}/stop")
-    async def stop(name: str, id: str, request: Request) -> TryState:
+    async def stop(name: str, id: str) -> TryState:
         """End it; what was written stays."""
-        forms.check(request, tokens, request.headers.get("x-backprop-token", ""))
         known = trials.known(name, id)
         trials.stop(known)
         return known.state()
@@ -90,7 +65,6 @@ def add_routes(api: FastAPI, sources: Sources, tokens: forms.Tokens, trials: Tri
     async def vote(name: str, id: str, request: Request) -> TryState:
         """Keep a vote in the record of the version or candidate; then the hidden names are shown."""
         said = await given(request, TryVote)
-        request.state.given = {name: str(value) for name, value in said}
         by = person_of(request).name or ""
         state.checked(name, sources)  # it may have been deleted since
         return await run_in_threadpool(trials.vote, trials.known(name, id), said, by)
@@ -98,15 +72,14 @@ def add_routes(api: FastAPI, sources: Sources, tokens: forms.Tokens, trials: Tri
     @api.post("/lines/{name}/try/{id}/rows", openapi_extra=body_like(TryRow))
     async def correct(name: str, id: str, request: Request) -> Added:
         """Add the conversation with a corrected answer to the data of the line, checked as a file of rows is."""
-        row = await given(request, TryRow)
+        row = parsed(TryRow, await forms.body_of(request, LARGEST))
         return await add_row(trials.known(name, id), row, sources)
 
     @api.post("/lines/{name}/try/questions")
     async def questions(name: str, filename: str, request: Request) -> list[list[TryTurn]]:
         """The conversations in a file of rows, the body: each up to its last answer."""
-        forms.check(request, tokens, request.headers.get("x-backprop-token", ""))
         state.checked(name, sources)
-        return await run_in_threadpool(questions_in, filename, await body_of(request, LARGEST_FILE))
+        return await run_in_threadpool(questions_in, filename, await forms.body_of(request, LARGEST_FILE))
 
     @api.get("/lines/{name}/votes/{run_id}")
     def votes(name: str, run_id: str) -> Votes:
@@ -173,25 +146,3 @@ def questions_in(filename: str, content: bytes) -> list[list[TryTurn]]:
         path.write_bytes(content)
         found = questions(str(path), MOST)
     return [[parsed(TryTurn, json.dumps(turn).encode()) for turn in turns] for turns in found]
-
-
-async def body_of(request: Request, largest: int) -> bytes:
-    """The body. Raises InputTooLarge as soon as it is too much."""
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > largest:
-            raise InputTooLarge(f"a question may have {largest // 1024} KiB here", hint="shorten it")
-    return bytes(body)
-
-
-def parsed(model: type[B], body: bytes) -> B:
-    """The body as a record. Raises ConfigInvalid."""
-    try:
-        return model.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ConfigInvalid(
-            f"{place}: {first['msg']}" if place else first["msg"], hint="/api/v1/openapi.json describes every field"
-        ) from error

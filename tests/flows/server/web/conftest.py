@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from starlette.testclient import TestClient
 from werkzeug.serving import make_server
 
@@ -225,6 +226,13 @@ def pages(home: Path) -> Iterator[Pages]:
 
     with cleanup:
         yield make
+
+
+@pytest.fixture
+def client(prefect: None) -> Iterator[SyncPrefectClient]:
+    """Prefect's own client."""
+    with get_client(sync_client=True) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

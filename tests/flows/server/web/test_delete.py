@@ -2,13 +2,12 @@
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 from prefect.states import Late, Pending, Running
@@ -28,12 +27,6 @@ from tests.flows.server.web.conftest import EVIL, LineMaker, Pages, run_id, vote
 from tests.flows.server.web.test_actions import HERE, token
 
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture
-def client(prefect: None) -> Iterator[SyncPrefectClient]:
-    with get_client(sync_client=True) as client:
-        yield client
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from filelock import FileLock
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import LogCreate
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
@@ -22,14 +22,7 @@ from backprop_core.runtime.settings import settings
 from backprop_core.schema.refs import ErrorRecord, RunResult
 from backprop_core.store.artifacts import write_atomic
 from tests.flows.server.web.conftest import EVIL, LineMaker, Pages, run_id
-
-HERE = {"Origin": "http://testserver"}
-
-
-@pytest.fixture
-def client(prefect: None) -> Iterator[SyncPrefectClient]:
-    with get_client(sync_client=True) as client:
-        yield client
+from tests.flows.server.web.test_actions import HERE
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
@@ -44,12 +44,6 @@ def file(support: LineMaker, home: Path) -> Path:
     path.parent.mkdir()
     path.write_text(TEXT.replace("DATA", str(home / "data" / "support")))
     return path
-
-
-@pytest.fixture
-def client(prefect: None) -> Iterator[SyncPrefectClient]:
-    with get_client(sync_client=True) as client:
-        yield client
 
 
 @pytest.fixture
