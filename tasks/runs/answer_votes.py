@@ -7,7 +7,7 @@ from backprop_core.lines.votes import Verdict, Vote
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.records import Record
 from backprop_core.store.artifacts import Store
-from tasks.runs.line_report import of_line
+from tasks.runs.readable_records import of_line
 
 __all__ = ["Verdict", "Vote", "Votes", "add", "votes_on"]
 

@@ -22,7 +22,9 @@ from backprop_core.schema.refs import ErrorRecord, Evaluation, RunId, RunResult,
 from backprop_core.store.artifacts import Store
 from backprop_core.store.layout import RunLayout
 from backprop_core.store.locks import is_held
-from tasks.runs.line_report import ADAPTER, MODEL, UNREADABLE, StoredFile, of_artifact, readable, time_of
+from tasks.runs.line_report import time_of
+from tasks.runs.readable_records import UNREADABLE, readable
+from tasks.runs.version_files import ADAPTER, MODEL, StoredFile, of_artifact
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 FLOW_RUN = "prefect.flow_run_id"  # tag of a run

@@ -18,7 +18,9 @@ from backprop_core.schema.dataset_reports import Dropped, DroppedSample
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import DatasetRef, Digest
 from backprop_core.store.artifacts import Store
-from tasks.runs.line_report import Sample, ended, known_version, samples
+from tasks.runs.ended_runs import ended
+from tasks.runs.line_report import known_version
+from tasks.runs.version_changes import Sample, samples
 
 MEASURED = 20_000  # rows whose length is counted
 

@@ -16,8 +16,8 @@ from backprop_core.schema.refs import AdapterRef, RunResult
 from backprop_core.schema.specs import DatasetSpec
 from backprop_core.store.artifacts import Store
 from tasks.runs import resolve_earlier
-from tasks.runs.line_report import of_line
 from tasks.runs.model_session import Model, Turn, model_of
+from tasks.runs.readable_records import of_line
 
 LIVE, CANDIDATE, BASE = "live", "candidate", "base"
 PLAIN = {"role", "content", "weight"}  # fields of a turn that a question can have

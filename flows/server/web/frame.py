@@ -18,7 +18,7 @@ from backprop_core.errors import BackpropError
 from flows.server.web import charts, forms, state, text
 from flows.server.web.people import how_of, person_of
 from flows.server.web.state import Health, Sources
-from tasks.runs.line_report import StoredFile
+from tasks.runs.version_files import StoredFile
 
 BUSY, IDLE = 3, 20  # seconds between two refreshes, while something runs and otherwise
 NOTICES = {  # by what was done

@@ -16,10 +16,12 @@ from flows.cli import lines_file
 from flows.server.web.line_runs import ACTIVE, FlowRun, LineRuns, Question, flow_runs, last_retrains, line_runs, waiting
 from flows.server.web.mlflow_api import MlflowApi
 from flows.server.web.prefect_api import PrefectApi
-from tasks.runs import line_report, run_report
+from tasks.runs import line_report, rejected_candidates, run_report, version_files
 from tasks.runs.answer_votes import Votes, votes_on
-from tasks.runs.line_report import LineReport, LineRow, RejectedReport, StoredFile, VersionReport
+from tasks.runs.line_report import LineReport, LineRow, VersionReport
+from tasks.runs.rejected_candidates import RejectedReport
 from tasks.runs.run_progress import run_progress, sign
+from tasks.runs.version_files import StoredFile
 
 
 class Sources(NamedTuple):
@@ -127,7 +129,7 @@ def versions(name: str, sources: Sources) -> list[VersionReport]:
 
 def download(name: str, number: int, filename: str, sources: Sources) -> tuple[StoredFile, Path]:
     """A file of a version. Raises RunUnknown."""
-    return line_report.download(checked(name, sources), number, filename, sources.config)
+    return version_files.download(checked(name, sources), number, filename, sources.config)
 
 
 def line(name: str, sources: Sources, *, fresh: bool = True) -> LineState:
@@ -143,7 +145,7 @@ def line(name: str, sources: Sources, *, fresh: bool = True) -> LineState:
     return LineState(
         line=name,
         store=store,
-        rejected=line_report.rejected(name, config),
+        rejected=rejected_candidates.rejected(name, config),
         prefect=known,
         missing=missing,
         answers={each.id: changed_answers(each, sources) for each in known.waiting} if known else {},
