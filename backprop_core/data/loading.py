@@ -99,7 +99,8 @@ def chat_rows(source: SourceRef, spec: DatasetSpec, *, refusals: Refuse | None =
     `refusals` returns each chat row as it is to be used, or why it cannot be; refused rows count as malformed.
     Raises InputValidationFailed if the source cannot be parsed or has changed; NoRows if it is empty; FormatUnknown if
     no row format fits; FormatsMixed if two do; ConfigInvalid if `spec.columns` names a field that no format has, or a
-    column that the file does not have. With `spec.time_split`, InputValidationFailed for a usable row without a time.
+    column that the file does not have. InputValidationFailed also for a usable row with several values of
+    `spec.group_by`, or with `spec.time_split` without a time.
     """
     convert, items = opened(source, spec)
     while some := [read(item, convert, spec) for item in islice(items, BATCH)]:
@@ -112,9 +113,19 @@ def read(item: Item, convert: Conversion, spec: DatasetSpec) -> Read:
     if isinstance(fields, Malformed) or isinstance(row, Malformed):
         return Read(item.place, row)
     value = fields.get(spec.group_by) if spec.group_by else None
-    group = 0 if value is None else int(digest_of(group_text(value))[:16], 16)
+    group = 0 if value is None else int(digest_of(group_text(one_group(value, item.place, spec)))[:16], 16)
     asked = spec.time_split
     return Read(item.place, row, group, time_of(fields, asked.field, item.place, spec.path) if asked else 0)
+
+
+def one_group(value: Any, place: Place, spec: DatasetSpec) -> Any:
+    """A row's group. Raises InputValidationFailed for a list of several: their rows may stand on different sides."""
+    if isinstance(value, list) and len({group_text(one) for one in value}) > 1:
+        raise InputValidationFailed(
+            f"{spec.path}: {place}: group_by {spec.group_by}: the row belongs to {len(value)} groups",
+            hint="name a field with one value a row, such as one that you add for rows that belong together",
+        )
+    return value
 
 
 def group_text(value: Any) -> str:

@@ -1,6 +1,6 @@
 """Shows a few rows as training sees them: rendered with the chat template, with the label tokens and what is cut."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from pydantic import Field
 from backprop_core.data import chat_answers, chat_encoding
 from backprop_core.data.converted_rows import converted
 from backprop_core.data.file_readers import Malformed, Place
+from backprop_core.data.forgotten_rows import names
 from backprop_core.data.loading import ChatRow
 from backprop_core.data.template_refusals import Refusals
 from backprop_core.data.token_lengths import MOST_ROWS, Reservoir
@@ -19,6 +20,8 @@ from backprop_core.models.file_tokenizer import FileTokenizer
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import SourceRef
 from backprop_core.schema.specs import DatasetSpec, TooLong
+
+GONE = Malformed("forgotten", "it was forgotten, and is not trained; it is still in the file")
 
 
 class Span(Record):
@@ -68,15 +71,24 @@ class Chosen(NamedTuple):
     sample: Reservoir[ChatRow]
 
 
-def chosen(source: SourceRef, spec: DatasetSpec, *, rows: int = 3, number: int | None = None) -> Chosen:
+def chosen(
+    source: SourceRef,
+    spec: DatasetSpec,
+    *,
+    rows: int = 3,
+    number: int | None = None,
+    forgotten: Collection[str] = (),
+) -> Chosen:
     """Choose `rows` rows of a source, a deterministic random sample, or those at line or row `number`.
 
+    A row whose identity is `forgotten` is not drawn, and is not shown at its number.
     Raises NoRows if no row can be used, InputNotFound if there is none at `number`, and what `converted` raises.
     """
     form, every = converted(source, spec)
     read, drawn, sample = 0, Reservoir[tuple[int, Place, ChatRow]](rows), Reservoir[ChatRow](MOST_ROWS)
     there: list[tuple[Place, ChatRow | Malformed]] = []
-    for read, (item, row) in enumerate(every, 1):
+    for read, (item, found) in enumerate(every, 1):
+        row = remembered(found, forgotten)
         if item.place.number == number:
             there.append((item.place, row))
         if not isinstance(row, Malformed):
@@ -98,8 +110,9 @@ def preview(
     max_length: int,
     too_long: TooLong = "drop",
     refusals: Refusals | None = None,
+    forgotten: Collection[str] = (),
 ) -> Preview:
-    """Render rows. `name` and `model` are those of the source and the base.
+    """Render rows. `name` and `model` are those of the source and the base; `forgotten` as in `chosen`.
 
     Raises ChatTemplateMissing, ChatTemplateUnusable.
     """
@@ -110,7 +123,10 @@ def preview(
         rows_read=found.read,
         max_length=max_length,
         too_long=too_long,
-        rows=[shown(str(place), tried(row, refusals), tokenizer, max_length) for place, row in found.rows],
+        rows=[
+            shown(str(place), remembered(tried(row, refusals), forgotten), tokenizer, max_length)
+            for place, row in found.rows
+        ],
     )
 
 
@@ -118,6 +134,11 @@ def missing(name: str, number: int | None, read: int) -> BackpropError:
     if number is None:
         return NoRows(f"{name}: none of {read} rows can be used", hint="`backprop data report` says why")
     return InputNotFound(f"{name} has no row at line or row {number}", hint=f"it has {read} rows; count from 1")
+
+
+def remembered(row: ChatRow | Malformed, forgotten: Collection[str]) -> ChatRow | Malformed:
+    """A row, or that it was forgotten."""
+    return GONE if forgotten and not isinstance(row, Malformed) and names(row) & set(forgotten) else row
 
 
 def tried(row: ChatRow | Malformed, refusals: Refusals | None) -> ChatRow | Malformed:

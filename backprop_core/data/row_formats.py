@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from backprop_core.data.instruction_rows import alpaca, prompt_completion, question_answer, system_of
 from backprop_core.data.logged_rows import is_logged, logged
+from backprop_core.data.openai_preferences import is_request, openai_preference
 from backprop_core.data.preference_rows import preference
 from backprop_core.data.row_turns import conversation, required
 
@@ -54,6 +55,9 @@ FORMATS = {
         ["chosen", "rejected"],
         ["prompt", "question", "instruction", "input", "history", "messages", "conversations", "system", "tools"],
         preference,
+    ),
+    "openai-preference": Format(
+        ["input", "preferred_output", "non_preferred_output"], [], openai_preference, is_request
     ),
     "sharegpt": Format(["conversations"], ["system", "tools"], lambda row: turns(row, "conversations")),
     "messages": Format(["messages"], ["system", "tools"], lambda row: turns(row, "messages")),

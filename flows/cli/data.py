@@ -129,7 +129,7 @@ def preview(
     from tasks.runs.data_preview import data_preview
 
     configure_logging(settings(), verbose=output.verbose)
-    found = data_preview(job.spec(file, model, max_length), rows=rows, number=row)
+    found = data_preview(job.spec(file, model, max_length), settings(), rows=rows, number=row)
     return Answer(found.model_dump(mode="json"), data_text.preview(found))
 
 

@@ -5,7 +5,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from backprop_core.data.forgotten_rows import forgotten
 from backprop_core.data.loading import find
 from backprop_core.data.report import Base, DatasetReport, refusals_of, report
 from backprop_core.data.report_limits import Limit, exceeded, limit
@@ -15,8 +14,8 @@ from backprop_core.errors import DataLimitExceeded, PlaceUnusable
 from backprop_core.models import base as bases
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.specs import DatasetSpec, RunSpec
-from backprop_core.store.artifacts import Store, write_atomic
-from tasks.runs.data_preview import max_length, tokenizer_files
+from backprop_core.store.artifacts import write_atomic
+from tasks.runs.data_preview import forgotten_in, max_length, tokenizer_files
 
 
 class Reports:
@@ -52,11 +51,6 @@ class Reports:
         if not found:
             return None
         return DataLimitExceeded("; ".join(found), hint="look at the report, correct the data or raise the limit")
-
-
-def forgotten_in(config: Settings) -> set[str]:
-    """The identities of rows that the home has forgotten; a home without a store is left as it is."""
-    return set(forgotten(Store(config.store_path))) if config.store_path.is_dir() else set()
 
 
 def limits_of(texts: Sequence[str]) -> list[Limit]:

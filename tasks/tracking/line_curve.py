@@ -15,6 +15,7 @@ from backprop_core.schema.refs import Evaluation, RunResult
 from backprop_core.store.artifacts import Store
 from backprop_core.store.layout import StoreLayout
 from tasks.tracking.connection import LINE, experiment_of
+from tasks.tracking.journal import NOTE
 from tasks.tracking.record import ROLE, named, slices
 
 if TYPE_CHECKING:
@@ -141,10 +142,12 @@ def evaluation_of(layout: StoreLayout, run_id: str) -> Evaluation | None:
         return None
 
 
-def retire(client: "MlflowClient", settings: Settings, line: str, name: str) -> None:
-    """Keep the curve of a deleted line under another name, so that a new line may have its own."""
+def retire(client: "MlflowClient", settings: Settings, line: str, name: str, text: str) -> None:
+    """Keep the curve of a deleted line under another name, so that a new line may have its own; `text` describes it."""
     known = client.get_experiment_by_name(f"{settings.namespace}.{line}")
     if known and (run := found(client, known.experiment_id, line)):
+        client.set_experiment_tag(known.experiment_id, NOTE, text)
+        client.set_tag(run.info.run_id, NOTE, text)
         client.update_run(run.info.run_id, name=title(name))
         client.set_tag(run.info.run_id, LINE, name)  # last: it is not found any more
 

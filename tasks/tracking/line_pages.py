@@ -10,12 +10,12 @@ from tasks.tracking.journal import NOTE
 from tasks.tracking.line_curve import Curve, draw
 from tasks.tracking.line_description import Links, line_text, version_text
 from tasks.tracking.record import RUN_ID
-from tasks.tracking.registry import model_versions
+from tasks.tracking.registry import LIVE, model_versions
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-LIVE, AVERAGE = "backprop.live", "backprop.average"  # tags of a registered model
+AVERAGE = "backprop.average"  # tag of a registered model
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # else the page of the experiment asks for it
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from backprop_core.errors import NameTaken
+from backprop_core.lines.deletion import DeletedLine
 from backprop_core.lines.versions import Lines, LineVersion
 from backprop_core.runtime.redaction import blank_address
 from backprop_core.runtime.settings import Settings
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 CHAMPION = "champion"
+LIVE = "backprop.live"  # tag of a registered model: which version is live
 NUMBER = "backprop.version"  # tag of a model version: its number in the line
 GATE, ACT = "backprop.gate", "backprop.act"  # tags of a model version: what the gate said, who made it live by hand
 LONGEST = 5000  # characters of a tag in MLflow
@@ -121,17 +123,25 @@ def set_back(client: "MlflowClient", settings: Settings) -> None:
 
 
 def retire(client: "MlflowClient", settings: Settings) -> None:
-    """Rename the registered models and curves of deleted lines, so that a new line may have the name."""
+    """Rename the registered models and curves of deleted lines, so that a new line may have the name; they say so."""
     for gone in StoreLayout(settings.store_path).deletions():
         if gone.retired.is_file():
             continue
-        line = json.loads(gone.tombstone.read_bytes())["line"]
-        name = f"{settings.namespace}.{line}"
+        deleted = DeletedLine.model_validate_json(gone.tombstone.read_bytes())
+        name, text = f"{settings.namespace}.{deleted.line}", said_of(deleted)
         [known] = client.search_registered_models(f"name = '{name}'") or [None]
         if known and known.tags.get(NAMESPACE) == settings.namespace:
-            client.rename_registered_model(name, f"{settings.namespace}.{gone.root.name}.deleted")
-        line_curve.retire(client, settings, line, gone.root.name)
+            aside = f"{settings.namespace}.{gone.root.name}.deleted"
+            client.update_registered_model(name, f"{text}\n\nUntil then:\n\n{known.description or ''}"[:LONGEST])
+            client.set_registered_model_tag(name, LIVE, "none")
+            client.rename_registered_model(name, aside)
+        line_curve.retire(client, settings, deleted.line, gone.root.name, text)
         write_atomic(gone.retired, name)
+
+
+def said_of(deleted: DeletedLine) -> str:
+    """What MLflow's pages say of a deleted line."""
+    return f"Line {deleted.line} was deleted on {deleted.at:%Y-%m-%d at %H:%M} UTC by {deleted.by}. Nothing is live."
 
 
 def mirror_line(client: "MlflowClient", settings: Settings, line: str, lines: Lines) -> bool:

@@ -30,7 +30,8 @@ class SourceShare(Spec):
         1,
         gt=0,
         le=100,
-        description="How often an epoch trains each of their rows; of a fraction, that share of the rows, by hash.",
+        description="How often an epoch trains each of their rows; of a fraction, that share of the rows, by hash: 1.5 "
+        "trains half of them twice.",
     )
 
 

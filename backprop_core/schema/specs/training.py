@@ -26,6 +26,7 @@ RowFormat = Literal[
     "mixed",
     "log",
     "preference",
+    "openai-preference",
     "sharegpt",
     "messages",
     "alpaca",
@@ -94,7 +95,8 @@ class DatasetSpec(Spec):
     group_by: str | None = Field(
         None,
         min_length=1,
-        description="Field of the file: rows with the same value stay on one side, trained or held out.",
+        description="Field of the file, with one value a row: rows with the same value stay on one side, trained or "
+        "held out.",
         json_schema_extra=KEY_IF_SET,
     )
     time_split: TimeSplit | None = Field(

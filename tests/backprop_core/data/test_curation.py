@@ -24,7 +24,7 @@ from backprop_core.data.row_files import passes as passes_of
 from backprop_core.data.row_identity import identity
 from backprop_core.data.row_sets import apart, pool, replay
 from backprop_core.data.splits import FEWEST, split
-from backprop_core.errors import ConfigInvalid, NoRows
+from backprop_core.errors import ConfigInvalid, InputValidationFailed, NoRows
 from backprop_core.schema.refs import Batch, Curated, DatasetRef, RowsRef, Split
 from backprop_core.schema.specs import CurationSpec, DatasetSpec
 from backprop_core.stages import versions
@@ -795,6 +795,26 @@ def test_a_group_field_that_is_not_there(bench: Bench) -> None:
         bench.read(customers(2, 2), group_by="client")
     alone = bench.read([*customers(2, 2), pair("x")], group_by="customer")
     assert alone.rows.rows == 5
+
+
+def test_a_row_of_two_groups_is_an_error(bench: Bench) -> None:
+    """A list of two customers belongs to both sides, so it is refused with its place; one customer, twice, does not."""
+    rows = [*customers(2, 2), {**pair("x"), "customer": ["a", "b"]}]
+    with pytest.raises(InputValidationFailed, match=r"line 5: group_by customer: the row belongs to 2 groups"):
+        bench.read(rows, group_by="customer")
+    alone = [*customers(2, 2), {**pair("x"), "customer": ["a", "a"]}, {**pair("y"), "customer": ["a"]}]
+    assert bench.read(alone, group_by="customer").rows.rows == 6
+    assert bench.read(rows).rows.rows == 5
+
+
+def test_a_row_that_two_customers_share_moves_neither(bench: Bench) -> None:
+    """A row that is the same for all customers counts as one's: the others are on the sides that they have without."""
+    rows = customers(60, 3)
+    shared = [{**pair("Hi"), "customer": row["customer"]} for row in rows]
+    plain, mixed = (bench.split(bench.batch(each, group_by="customer")) for each in (rows, rows + shared))
+    sides = [[bench.rows(made.heldout["task"]), bench.rows(made.datasets[0].train)] for made in (plain, mixed)]
+    without = [[row for row in side if row != pair("Hi")] for side in sides[1]]
+    assert without == sides[0] and sum(map(len, sides[1])) == sum(map(len, sides[0])) + 1
 
 
 def test_groups_do_not_depend_on_the_order(bench: Bench) -> None:

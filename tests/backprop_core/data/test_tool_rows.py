@@ -218,6 +218,11 @@ PREFERRED = {"messages": [USER], "chosen": [BETTER], "rejected": [WORSE]}
             "chosen": {"from": "gpt", "value": "Yes."},
             "rejected": {"from": "gpt", "value": "No."},
         },
+        {
+            "input": {"messages": [USER], "tools": [], "parallel_tool_calls": True},
+            "preferred_output": [BETTER],
+            "non_preferred_output": [WORSE],
+        },
     ],
 )
 def test_a_preference_has_one_form(tmp_path: Path, row: dict[str, Any]) -> None:
@@ -255,6 +260,21 @@ def test_a_thumb_is_a_label(tmp_path: Path, row: dict[str, Any]) -> None:
 def test_preferences_that_prefer_nothing(tmp_path: Path, reason: str, row: dict[str, Any]) -> None:
     """Without a question, an answer or a difference there is no preference; a score is refused by its name."""
     assert [one.reason for one in parsed(tmp_path, row).bad] == [reason]
+
+
+def test_an_openai_preference_keeps_its_tools(tmp_path: Path) -> None:
+    """The tools of the request are those of the row; what the request says beyond them is refused by its name."""
+    row = {
+        "input": {"messages": [USER], "tools": [TOOL]},
+        "preferred_output": [BETTER],
+        "non_preferred_output": [WORSE],
+    }
+    assert parsed(tmp_path, row) == ([{**PREFERRED, "tools": [TOOL]}], [])
+    for more in ({"tool_choice": "required"}, {"documents": ["x"]}):
+        found = parsed(tmp_path, {**row, "input": {**row["input"], **more}})
+        assert [one.reason for one in found.bad] == [*more]
+    missing = parsed(tmp_path, {**row, "non_preferred_output": None}, row)
+    assert [one.reason for one in missing.bad] == ["not_text"]
 
 
 # Detection

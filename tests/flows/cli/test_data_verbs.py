@@ -154,6 +154,19 @@ def test_report_writes_a_page_and_a_document(place: Path, capsys: Capture) -> No
     ]
 
 
+def test_preview_hides_forgotten_rows(place: Path, home: Path, capsys: Capture) -> None:
+    """A row that the home has forgotten is never drawn; at its line stands that it was forgotten, and not its text."""
+    path = Path(write(place / "a.jsonl", [chat("What is the code?", "It is 7421."), chat("a", "b")]))
+    words = ["data", "preview", str(path), "--model", BASE]
+    assert "7421" in said(words, capsys)[1]
+    [row, _] = good_rows(snapshot(str(path), scratch=place), DatasetSpec(path=str(path)))
+    forget([identity(row).hex()], [], Store(settings().store_path))
+    status, out, _ = said(words, capsys)
+    assert status == 0 and "7421" not in out and "line 2" in out
+    status, out, _ = said([*words, "--row", "1"], capsys)
+    assert status == 0 and "7421" not in out and "line 1 · not used: it was forgotten" in out
+
+
 def test_report_leaves_out_forgotten_rows(place: Path, home: Path, capsys: Capture) -> None:
     """A row that the home has forgotten is counted as dropped, and its text is in neither the page nor the document."""
     path = Path(write(place / "a.jsonl", [chat("What is the code?", "It is 7421."), chat("a", "b")]))

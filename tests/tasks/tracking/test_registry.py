@@ -280,11 +280,17 @@ def test_a_deleted_line_leaves_its_name_free(config: Settings, lines: Lines) -> 
     assert sync(config, look=True).error is None and is_mirrored(config)
     [old] = connect(config).search_registered_models("name LIKE 'backprop.support%'")
     assert old.name.startswith("backprop.support-") and old.name.endswith(".deleted")
+    assert old.tags["backprop.live"] == "none"
+    described = connect(config).get_experiment_by_name(NAME).tags["mlflow.note.content"]
+    for text in (old.description, described):
+        assert "by ann. Nothing is live." in text.partition("Until then:")[0]
+    assert "is live" not in described.replace("Nothing is live", "")
     journaled(config, 2)
     lines.append("support", version(2), after=0)
     lines.set_champion("support", 1)
     assert sync(config).error is None and seen(config) == (["1"], '{"run": 2}')
     assert len(connect(config).search_registered_models("name LIKE 'backprop.support%'")) == 2
+    assert "deleted" not in connect(config).get_experiment_by_name(NAME).tags["mlflow.note.content"]
 
 
 def test_a_deletion_that_was_cut_off_is_none(config: Settings, lines: Lines) -> None:  # noqa: F811
