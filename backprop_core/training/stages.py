@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from backprop_core.models.loading import LoadedBase
 
 
-@stage(version=1, runs_in="worker")
+@stage(version=2, runs_in="worker")
 def train(base: BaseRef, rows: RowsRef, spec: TrainSpec, start: Start | None, *, at: WorkerPlace) -> TrainResult:
     """Rows → a tuned adapter."""
     from backprop_core.training import gpu_guard, loop
