@@ -18,15 +18,23 @@ LAYERS, HIDDEN, VOCABULARY = 2, 192, 2_048
 
 def pool_base(tasks: Path, store: Store) -> Path:
     """The base's directory in the store, built where it is not there yet."""
-    files = sorted(tasks.glob("*.pool.jsonl"))
-    key = digest_of([EPOCHS, LEARNING_RATE, LAYERS, HIDDEN, VOCABULARY, *map(file_digest, files)])
-    directory = store.layout.cache / "bases" / key
+    files = pools(tasks)
+    directory = store.layout.cache / "bases" / recipe_of(tasks)
     if not directory.is_dir():
         made = store.scratch("base")
         build([row for file in files for row in exchanges(file, store)], made)
         directory.parent.mkdir(parents=True, exist_ok=True)
         made.rename(directory)
     return directory
+
+
+def pools(tasks: Path) -> list[Path]:
+    return sorted(tasks.glob("*.pool.jsonl"))
+
+
+def recipe_of(tasks: Path) -> str:
+    """A digest of what the base is trained on, and how."""
+    return digest_of([EPOCHS, LEARNING_RATE, LAYERS, HIDDEN, VOCABULARY, *map(file_digest, pools(tasks))])
 
 
 def exchanges(file: Path, store: Store) -> list[Exchange]:

@@ -40,10 +40,14 @@ METHODS = {
     "average of A and B": MergeSpec(strategy="average"),
     "mean of ΔW": MergeSpec(strategy="delta"),
 }
+AT_ONCE = "all-at-once"
 
 
 class Plan(Record):
-    """What all cells have in common. `rates` are learning rates by name, `orders` the tasks' names."""
+    """What all cells have in common. `rates` are learning rates by name, `orders` the tasks' names.
+
+    Of `replays` a number below 1 is a share of an earlier task's rows, another one how many rows of it.
+    """
 
     store: Path
     base: BaseRef
@@ -54,6 +58,7 @@ class Plan(Record):
     replays: list[float]
     seeds: int
     training: TrainSpec
+    methods: list[str]
 
 
 class Cell(Record):
@@ -93,13 +98,18 @@ class Score(Record):
     exact_match: float
 
 
-def run(plan: Plan, cell: Cell) -> list[Result]:
-    """Every method in one cell."""
+def methods_in(plan: Plan, cell: Cell) -> list[str]:
+    """What there is to measure in a cell."""
+    return [AT_ONCE] if cell.order is None else plan.methods
+
+
+def run(plan: Plan, cell: Cell, methods: Sequence[str]) -> list[Result]:
+    """Some methods in one cell."""
     bench = opened(plan)
     if cell.order is None:
         last = bench.at_once(cell)
-        return [Result(method="all-at-once", cell=cell, then=last, last=last)]
-    return [bench.result(cell, name, method) for name, method in METHODS.items()]
+        return [Result(method=AT_ONCE, cell=cell, then=last, last=last)]
+    return [bench.result(cell, name, METHODS[name]) for name in methods]
 
 
 @cache
@@ -201,7 +211,8 @@ class Bench:
         datasets = [self.plan.tasks[task].train for task in order]
         for index, rows in enumerate(datasets):
             if cell.replay and index:
-                rows = self.mixed(rows, datasets[:index], cell.replay, math.ceil(spec.epochs), cell.seed)
+                share = cell.replay if cell.replay < 1 else cell.replay / max(one.rows for one in datasets)
+                rows = self.mixed(rows, datasets[:index], share, math.ceil(spec.epochs), cell.seed)
             start = (
                 Start(tuned=tuned[-1], orthonormal=merge.orthonormal_start, keep=merge.keeps_function)
                 if tuned

@@ -14,10 +14,9 @@ RECOMMENDED = "slao, A merged"
 Rows = list[dict[str, Any]]
 
 
-def keep(plan: Plan, results: Sequence[Result], base: dict[str, float], tasks: Path) -> None:
-    """Write the figures, and their table into the docs where they have a place for these tasks."""
+def keep(plan: Plan, results: Sequence[Result], base: dict[str, float], name: str) -> None:
+    """Write the figures, and their table into the docs where they have a place for this name."""
     rows = figures(plan, results, base)
-    name = "continual" if tasks.resolve() == HERE / "intents" else f"continual-{tasks.resolve().name}"
     (HERE / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     tables = [table_of(rows, rate, value) for rate, value in plan.rates.items()]
     text = "\n\n".join([*tables, "\n".join(f"- {claim}" for claim in claims(rows, list(plan.rates)))])
@@ -121,7 +120,8 @@ def line(row: dict[str, Any]) -> str:
     spread = f"{row['average']:.1f} ± {row['std']:.1f}"
     known = [f"{row[field]:.1f}" if row[field] is not None else "" for field in ("backward_transfer", "learned")]
     pairs = [paired(row.get(field), row) for field in ("over_sequential", "over_slao")]
-    cells = [name, f"{row['replay']:.0%}", spread, *known, f"{row['worst']:.1f}", *pairs]
+    replay = f"{row['replay']:.0%}" if row["replay"] < 1 else f"{row['replay']:.0f} rows"
+    cells = [name, replay, spread, *known, f"{row['worst']:.1f}", *pairs]
     return f"| {' | '.join(cells)} |"
 
 
