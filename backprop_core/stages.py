@@ -106,9 +106,16 @@ class Stage(Generic[R]):
         return inspect.Signature(named, return_annotation=self.result)
 
     @cached_property
+    def defaults(self) -> dict[str, Any]:
+        """Defaults of the parameters that came later: at them, they are no part of the cache key."""
+        named = self.signature.parameters.values()
+        return {one.name: one.default for one in named if one.default is not one.empty}
+
+    @cached_property
     def job(self) -> type[Any]:
         """The parameters as a record: what a worker is sent, as JSON."""
-        fields: dict[str, Any] = {name: (self.hints[name], ...) for name in self.signature.parameters}
+        defaults = {name: ... for name in self.signature.parameters} | self.defaults
+        fields: dict[str, Any] = {name: (self.hints[name], default) for name, default in defaults.items()}
         return create_model(f"{self.name}_job", __base__=Record, **fields)
 
     def carry_out(self, parameters: Mapping[str, Any], at: Workplace) -> R:

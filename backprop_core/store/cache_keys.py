@@ -68,7 +68,9 @@ def set_fields(record: Record) -> dict[str, Any]:
 
 def stage_parts(stage: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The named parts that `stage_key` hashes; what `--explain` compares."""
-    return {"stage": stage, "version": every()[stage].version, "parameters": part(dict(parameters))}
+    declared = every()[stage]
+    given = {name: one for name, one in parameters.items() if (name, one) not in declared.defaults.items()}
+    return {"stage": stage, "version": declared.version, "parameters": part(given)}
 
 
 def stage_key(stage: str, parameters: Mapping[str, Any]) -> str:

@@ -85,6 +85,33 @@ def test_one_function_is_a_whole_stage(counted: stages.Stage[WordCount], tmp_pat
     store.close()
 
 
+def test_a_parameter_that_came_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a default it need not be given, and the keys of before stay as they were; set, it is part of the key."""
+    monkeypatch.setattr(stages, "_declared", {})
+    stage(version=1, runs_in="parent")(words_before)
+    before = stages._declared.pop("words_of")
+    after = stage(version=1, runs_in="parent")(words_since)
+    rows = RowsRef(digest="a" * 64, rows=1)
+
+    def key(declared: stages.Stage[WordCount], **later: int | None) -> str:
+        monkeypatch.setattr("backprop_core.store.cache_keys.every", lambda: {"words_of": declared})
+        return stage_key("words_of", {"rows": rows, **later})
+
+    assert key(before) == key(after) == key(after, least=None) != key(after, least=2)
+    assert after.job.model_validate({"rows": rows.model_dump()}).least is None
+
+
+def words_before(rows: RowsRef, *, at: Workplace) -> WordCount:
+    raise NotImplementedError
+
+
+def words_since(rows: RowsRef, least: int | None = None, *, at: Workplace) -> WordCount:
+    raise NotImplementedError
+
+
+words_before.__name__ = words_since.__name__ = "words_of"
+
+
 def test_two_stages_of_one_name_are_refused(counted: stages.Stage[WordCount]) -> None:
     """A name is a cache key's first part."""
 
