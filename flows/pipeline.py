@@ -37,8 +37,7 @@ def lora_runs(run: Run) -> Made:
     merged: AdapterRef | None = None
     for index, dataset in enumerate(datasets):
         with run.notes.lora_run(dataset):
-            before = [earlier.train for earlier in datasets[:index]]
-            tuned = trained(run, dataset, before, history[-1] if history else None, heldout)
+            tuned = trained(run, dataset, datasets[:index], history[-1] if history else None, heldout)
             seen = {*watched, *(earlier.task for earlier in datasets[: index + 1])}
             likes = [rows for task, rows in to_choose_by.items() if task in seen]
             old, merged = merged, merge(run, merged, tuned, history, index + 1, likes)
@@ -108,7 +107,7 @@ def next_version(run: Run) -> Made | None:
     base_row = {task: score(run, None, rows) for task, rows in scored.items()}
     untouched = harness(run, None)
     with run.notes.lora_run(dataset):
-        known = [earlier.train for earlier in before.datasets] if before else []
+        known = before.datasets if before else []
         tuned = trained(run, dataset, known, before.tuned if before else None, heldout)
         history = [*before.earlier, before.tuned] if before else []
         old, count = (before.merged, before.count + 1) if before else (None, 1)

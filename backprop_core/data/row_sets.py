@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -77,21 +78,60 @@ def replay(
     others were used. `earlier` is sorted from oldest to newest. Rows in `heldout` are never replayed. If the new rows
     have a curriculum, the replayed ones are spread evenly between them.
     """
-    new, out = index(rows, store), index_all(heldout, store).keys
+    out = index_all(heldout, store).keys
     draws: list[list[RowIndex]] = [[] for _ in range(passes)]
     for runs_since, ref in enumerate(reversed(earlier)):
         old = index(ref, store)
         order = old.take(~old.among(out)).by_hash(f"{seed}:")
         count = math.ceil(share * ref.rows) if len(order) else 0
         for number, draw in enumerate(draws, runs_since * passes):
-            draw.append(order.take(np.arange(number * count, (number + 1) * count) % max(len(order), 1)))
-    mixed = unique([new, *(part for draw in draws for part in draw)]).by_hash(ORDER)
+            draw.append(part_of(order, number, count))
+    return mixed(rows, draws, store, {"stage": "replay", "earlier": [ref.digest for ref in earlier]})
+
+
+def replay_by_task(
+    rows: RowsRef,
+    earlier: Sequence[Sequence[RowsRef]],
+    *,
+    heldout: Sequence[RowsRef],
+    share: float,
+    least: int,
+    passes: int,
+    seed: int,
+    store: Store,
+) -> RowsRef:
+    """Mix new rows with replayed ones: each epoch adds `least` rows of each earlier task, or `share` of them if more.
+
+    `earlier` has the datasets of each task. However many they are, each of their rows is as likely to be drawn: by
+    `seed` and the number of all datasets, so each run draws anew. Within a run no row repeats before all others of its
+    task were used. Held-out rows and a curriculum are treated as by `replay`.
+    """
+    out, salt = index_all(heldout, store).keys, f"{seed}:{sum(map(len, earlier))}:"
+    draws: list[list[RowIndex]] = [[] for _ in range(passes)]
+    for datasets in earlier:
+        old = unique([index(ref, store) for ref in datasets])
+        order = old.take(~old.among(out)).by_hash(salt)
+        count = min(max(least, math.ceil(share * len(order))), len(order))
+        for number, draw in enumerate(draws):
+            draw.append(part_of(order, number, count))
+    refs = [[ref.digest for ref in datasets] for datasets in earlier]
+    return mixed(rows, draws, store, {"stage": "replay_by_task", "earlier": refs})
+
+
+def part_of(order: RowIndex, number: int, count: int) -> RowIndex:
+    """The `number`-th part of `count` rows; after the last row the first follows."""
+    return order.take(np.arange(number * count, (number + 1) * count) % max(len(order), 1))
+
+
+def mixed(rows: RowsRef, draws: Sequence[Sequence[RowIndex]], store: Store, record: dict[str, Any]) -> RowsRef:
+    """Commit new rows together with the old rows of each epoch."""
+    new = index(rows, store)
+    every = unique([new, *(part for draw in draws for part in draw)]).by_hash(ORDER)
     curriculum = order_in(store.local(rows))
     if curriculum == "rows":
-        mixed = mixed.take(spread(mixed, new))
-    record = {"stage": "replay", "rows": rows.digest, "earlier": [ref.digest for ref in earlier]}
-    by_pass = [only_in(mixed, joined(draw).keys, new.keys) for draw in draws]
-    return commit(mixed, store, record, passes=by_pass, curriculum=curriculum)
+        every = every.take(spread(every, new))
+    by_pass = [only_in(every, joined(draw).keys, new.keys) for draw in draws]
+    return commit(every, store, {**record, "rows": rows.digest}, passes=by_pass, curriculum=curriculum)
 
 
 def spread(mixed: RowIndex, new: RowIndex) -> Positions:

@@ -1,4 +1,4 @@
-"""Data stages: curate, sift, split, pool, apart, unseen, first, replay."""
+"""Data stages: curate, sift, split, pool, apart, unseen, first, replay, replay_by_task."""
 
 from backprop_core.data import curation, perplexity_tails, row_sets, splits
 from backprop_core.data.token_lengths import Counter
@@ -74,3 +74,21 @@ def replay(
 ) -> RowsRef:
     """New rows and earlier datasets → new rows mixed with a share of earlier ones."""
     return row_sets.replay(rows, earlier, heldout=heldout, share=share, passes=passes, seed=seed, store=at.store)
+
+
+@stage(version=1, runs_in="parent", planned=True)
+def replay_by_task(
+    rows: RowsRef,
+    earlier: list[list[RowsRef]],
+    heldout: list[RowsRef],
+    share: float,
+    least: int,
+    passes: int,
+    seed: int,
+    *,
+    at: Workplace,
+) -> RowsRef:
+    """New rows and the datasets of each earlier task → new rows mixed with some of each task."""
+    return row_sets.replay_by_task(
+        rows, earlier, heldout=heldout, share=share, least=least, passes=passes, seed=seed, store=at.store
+    )

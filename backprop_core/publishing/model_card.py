@@ -11,7 +11,8 @@ from backprop_core.schema.refs import BaseRecord, DatasetSummary, GGUFRecord, Ru
 from backprop_core.store.cache_keys import canonical
 
 RECIPE = {  # spec fields that the card shows
-    "training": "steps epochs learning_rate batch_size max_length weight_decay max_grad_norm precision replay seed",
+    "training": "steps epochs learning_rate batch_size max_length weight_decay max_grad_norm precision "
+    "replay replay_rows seed",
     "training.lora": "variant rank alpha dropout target_modules",
     "merge": "strategy",
 }

@@ -13,24 +13,33 @@ from tasks.runs.flow_run import Run
 
 
 def trained(
-    run: Run, dataset: DatasetRef, before: list[RowsRef], tuned: AdapterRef | None, heldout: dict[str, RowsRef]
+    run: Run, dataset: DatasetRef, before: list[DatasetRef], tuned: AdapterRef | None, heldout: dict[str, RowsRef]
 ) -> TrainResult:
-    """One LoRA run on a dataset and a share of earlier rows, starting from the last tuned adapter."""
-    spec, rows = run.spec.training, dataset.train
-    if spec.replay and before:
-        rows = run.call(
-            data.replay,
-            rows=rows,
-            earlier=before,
-            heldout=list(heldout.values()),
-            share=spec.replay,
-            passes=passes(spec, rows),
-            seed=spec.seed,
-        )
+    """One LoRA run on a dataset and rows of earlier ones, starting from the last tuned adapter."""
+    spec = run.spec.training
+    replays = before and (spec.replay or spec.replay_rows)
+    rows = with_replay(run, dataset.train, before, list(heldout.values())) if replays else dataset.train
     merge = run.spec.merge
     start = Start(tuned=tuned, orthonormal=merge.orthonormal_start, keep=merge.keeps_function) if tuned else None
-    alone = spec.model_copy(update={"replay": 0})  # `rows` contain the replay
+    alone = spec.model_copy(update={"replay": 0, "replay_rows": 0})  # `rows` contain the replay
     return run.call(training.train, base=run.base, rows=rows, spec=alone, start=start)
+
+
+def with_replay(run: Run, rows: RowsRef, before: list[DatasetRef], heldout: list[RowsRef]) -> RowsRef:
+    """New rows, mixed with a share of each earlier dataset, or with rows of each earlier task."""
+    spec = run.spec.training
+    drawn = {"rows": rows, "heldout": heldout, "share": spec.replay, "passes": passes(spec, rows), "seed": spec.seed}
+    if spec.replay_rows:
+        return run.call(data.replay_by_task, **drawn, earlier=by_task(before), least=spec.replay_rows)
+    return run.call(data.replay, **drawn, earlier=[dataset.train for dataset in before])
+
+
+def by_task(datasets: list[DatasetRef]) -> list[list[RowsRef]]:
+    """The training rows of datasets, those of a task together."""
+    tasks: dict[str, list[RowsRef]] = {}
+    for dataset in datasets:
+        tasks.setdefault(dataset.task, []).append(dataset.train)
+    return list(tasks.values())
 
 
 def passes(spec: TrainSpec, rows: RowsRef) -> int:

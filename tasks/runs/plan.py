@@ -178,7 +178,7 @@ def plan(flow: str, spec: RunSpec, body: Callable[[Run], object], *, fresh: bool
             device=training.device,
             vram=gib(vram(shape, training)) if shape and training.device == "cuda" else None,
             vram_free=gib(card.free) if card else None,
-            seconds=seconds(shape, prepared.spec, lookup, measured, store) if shape else None,
+            seconds=seconds(shape, prepared, lookup, measured, store) if shape else None,
             disk=gib(disk(shape, training, lookup)) if shape else None,
             disk_free=gib(shutil.disk_usage(store.root).free),
         )
@@ -207,9 +207,11 @@ def rows_of(rows: Split | None, measured: list[Data | None], spec: RunSpec) -> l
     ]
 
 
-def seconds(shape: Shape, spec: RunSpec, lookup: Lookup, measured: list[Data | None], store: Store) -> float | None:
+def seconds(
+    shape: Shape, prepared: prepared_run.Prepared, lookup: Lookup, measured: list[Data | None], store: Store
+) -> float | None:
     """What the training and scoring that are left take on this machine, about; one dataset counts as another."""
-    todo = [stage.stage for stage in lookup.stages if not stage.cached]
+    spec, todo = prepared.spec, [stage.stage for stage in lookup.stages if not stage.cached]
     trainings, scorings = todo.count("train"), todo.count("evaluate")
     if not trainings + scorings:
         return 0.0
@@ -218,11 +220,23 @@ def seconds(shape: Shape, spec: RunSpec, lookup: Lookup, measured: list[Data | N
     if not data or speed is None:
         return None
     flops = [
-        trainings * time_estimate.training_flops(shape.parameters, one, spec.training)
+        trainings * time_estimate.training_flops(shape.parameters, with_replay(one, prepared), spec.training)
         + scorings * time_estimate.scoring_flops(shape.parameters, one, spec.training, heldout_rows(one, spec))
         for one in data
     ]
     return float(f"{time_estimate.seconds(sum(flops) / len(flops), speed):.3g}")
+
+
+def with_replay(data: Data, prepared: prepared_run.Prepared) -> Data:
+    """A dataset with the rows that an average run of these replays, about: as long as its own."""
+    training, line = prepared.spec.training, prepared.live.version.datasets if prepared.live else []
+    own = [source.task for source in prepared.sources]
+    before = [[dataset.task for dataset in line] + own[:index] for index in range(len(own))]
+    share = training.replay * sum(map(len, before)) * data.examples
+    rows = max(share, training.replay_rows * sum(len(set(tasks)) for tasks in before)) / len(own)
+    more = 1 + rows / data.examples
+    sizes = {name: round(more * getattr(data, name)) for name in ("examples", "tokens", "label_tokens")}
+    return data.model_copy(update=sizes)
 
 
 def heldout_rows(data: Data, spec: RunSpec) -> int:

@@ -219,6 +219,14 @@ class TrainSpec(Spec):
         "other rows.",
         json_schema_extra=KEY_IF_SET,
     )
+    replay_rows: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="Rows of each earlier task that every later epoch trains on again, at least; each epoch draws "
+        "other rows.",
+        json_schema_extra=KEY_IF_SET,
+    )
     processes: int = Field(1, ge=1, le=64, description="Training processes, one per GPU.", json_schema_extra=KEY_IF_SET)
     backend: Backend = Field(
         "transformers",

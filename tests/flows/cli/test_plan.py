@@ -97,11 +97,13 @@ def test_a_plan_is_what_happens(spec: RunSpec, tmp_path: Path, monkeypatch: pyte
 @pytest.mark.usefixtures("home")
 def test_replay_changes_the_rows_of_later_runs_and_nothing_else(spec: RunSpec) -> None:
     """With replay each run but the first trains on mixed rows: its key is another, that of the first stays."""
-    plain, mixed = (planned(spec, training=TRAINING.model_copy(update={"replay": share})) for share in (0, 0.05))
-    assert plain.stages == planned(spec).stages
-    assert [stage.stage for stage in mixed.stages].count("replay") == len(spec.datasets) - 1
-    keys = [[stage.key for stage in made.stages if stage.stage == "train"] for made in (plain, mixed)]
-    assert keys[0][0] == keys[1][0] and keys[0][1] != keys[1][1]
+    fields: tuple[dict[str, float], ...] = ({"replay": 0}, {"replay": 0.05}, {"replay_rows": 3})
+    made = [planned(spec, training=TRAINING.model_copy(update=one), merge=MergeSpec(merge_a=True)) for one in fields]
+    plain, mixed, by_task = ([stage.stage for stage in plan.stages] for plan in made)
+    assert made[0].stages == planned(spec, merge=MergeSpec(merge_a=True)).stages and "replay" not in plain
+    assert mixed.count("replay") == by_task.count("replay_by_task") == len(spec.datasets) - 1
+    keys = [[stage.key for stage in plan.stages if stage.stage == "train"] for plan in made]
+    assert len({first for first, *_ in keys}) == 1 and len({second for _, second, *_ in keys}) == 3
 
 
 @pytest.mark.usefixtures("home")
