@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolCreate
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import DeploymentSchedule
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectNotFound
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.responses import DeploymentResponse
 
 OF_A_JOB_FILE = [name for name, flow in FLOWS.items() if flow.per_line]
+PAGE = 200  # deployments that Prefect's server returns at once
 HEARTBEAT = 30  # seconds between heartbeats of a flow run, Prefect's minimum
 
 
@@ -68,10 +70,11 @@ def deploy(config: Settings, jobs: Mapping[str, LineSpec], *, pool: str, dry_run
     """
     every = list(deployments(config, jobs, pool))
     with get_client(sync_client=True) as client, refusals("check the work pool's variables"):
-        every += with_old_name(client, config, pool, [wanted.path for wanted in every])
+        known = those_of(client, FLOWS)
+        every += with_old_name(known, config, pool, [wanted.path for wanted in every])
         changes = [
             work_pool(client, pool, dry_run=dry_run),
-            *(reconcile(client, wanted, dry_run=dry_run) for wanted in every),
+            *(reconcile(client, wanted, known.get(wanted.path), dry_run=dry_run) for wanted in every),
             *(gone for line, job in jobs.items() if not job.drift for gone in remove(client, f"drift/{line}", dry_run)),
             *(gone for line, _ in left_over(client, config, jobs) for gone in forget(client, line, dry_run)),
             *automations(client, config, jobs.keys(), silence=3 * HEARTBEAT, dry_run=dry_run),
@@ -83,9 +86,10 @@ def deploy_line(config: Settings, job: LineSpec, *, pool: str, dry_run: bool) ->
     """Update the deployments, schedules and automation of one line. Raises what `deploy` raises."""
     every = list(of_job(job, config, pool))  # all are valid before the first is written
     with get_client(sync_client=True) as client, refusals("check the work pool's variables"):
+        known = those_of(client, [wanted.flow for wanted in every])
         changes = [
             work_pool(client, pool, dry_run=dry_run),
-            *(reconcile(client, wanted, dry_run=dry_run) for wanted in every),
+            *(reconcile(client, wanted, known.get(wanted.path), dry_run=dry_run) for wanted in every),
             *(() if job.drift else remove(client, f"drift/{job.line}", dry_run)),
             automation(client, config, job.line, dry_run=dry_run),
         ]
@@ -112,15 +116,20 @@ def of_flow(flow: str, name: str, config: Settings, pool: str) -> Deployment:
     return Deployment(flow, name, fields_of(flow, config, pool, {}), 1 if FLOWS[flow].alone else None)
 
 
-def with_old_name(
-    client: SyncPrefectClient, config: Settings, pool: str, taken: Collection[str]
-) -> Iterator[Deployment]:
+def those_of(client: SyncPrefectClient, flows: Collection[str]) -> "dict[str, DeploymentResponse]":
+    """The server's deployments of these flows, by FLOW/NAME."""
+    of_these = FlowFilter(name=FlowFilterName(any_=list(flows)))
+    names = {flow.id: flow.name for flow in client.read_flows(flow_filter=of_these)}
+    found: list[DeploymentResponse] = []
+    while len(page := client.read_deployments(flow_filter=of_these, limit=PAGE, offset=len(found))) == PAGE:
+        found += page
+    return {f"{names[each.flow_id]}/{each.name}": each for each in [*found, *page]}
+
+
+def with_old_name(known: Collection[str], config: Settings, pool: str, taken: Collection[str]) -> Iterator[Deployment]:
     """The old deployments FLOW/default that the server still has, for callers that use them."""
     for flow in FLOWS:
-        if f"{flow}/{OLD}" in taken:
-            continue
-        with suppress(ObjectNotFound):
-            client.read_deployment_by_name(f"{flow}/{OLD}")
+        if f"{flow}/{OLD}" in known and f"{flow}/{OLD}" not in taken:
             made = of_flow(flow, OLD, config, pool)
             note = f"The old name of {path_of(flow)}. Delete it when nothing calls it any more."
             yield replace(made, fields={**made.fields, "description": note})
@@ -188,12 +197,12 @@ def work_pool(client: SyncPrefectClient, name: str, *, dry_run: bool) -> tuple[s
     return what, False, []
 
 
-def reconcile(client: SyncPrefectClient, wanted: Deployment, *, dry_run: bool) -> tuple[str, bool, list[str]]:
-    """Create or update one deployment."""
+def reconcile(
+    client: SyncPrefectClient, wanted: Deployment, known: "DeploymentResponse | None", *, dry_run: bool
+) -> tuple[str, bool, list[str]]:
+    """Create one deployment, or update the `known` one."""
     what = f"deployment {wanted.path}"
-    try:
-        known = client.read_deployment_by_name(wanted.path)
-    except ObjectNotFound:
+    if known is None:
         if not dry_run:
             create(client, wanted)
         return what, True, [f"schedule: {said(wanted.schedule)}"] if wanted.schedule else []

@@ -8,8 +8,6 @@ from collections.abc import Collection, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from prefect.utilities.callables import parameter_schema
-
 from backprop_core.schema.specs import LoraSpec, TrainSpec
 from tasks.runs.resolve_defaults import chosen_fields
 
@@ -23,7 +21,7 @@ NO_NULL = {"type": "null"}  # Prefect accepts null for a field without a default
 
 def form_of(flow: "Flow[..., Any]", known: Collection[str]) -> Schema:
     """The schema of a flow's parameters without defaults; parameters of the deployment are not required."""
-    schema: Schema = parameter_schema(flow).model_dump()
+    schema: Schema = flow.parameters.model_dump()
     schema["required"] = [name for name in schema.get("required", ()) if name not in known]
     opened(schema, {})
     for name, part in schema.get("definitions", {}).items():

@@ -15,6 +15,7 @@ import httpx
 import psutil
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import PrefectException
+from prefect.settings import get_current_settings
 from prefect.workers.process import ProcessWorker
 
 from backprop_core.errors import BackpropError
@@ -24,6 +25,7 @@ from flows.cli import lines_file
 from flows.cli.console import configure_logging
 from flows.server.dead_runs import give_up, worker_name
 from flows.server.deploy import deploy
+from flows.server.server_process import START
 from flows.server.watch import Watches, watching
 
 log = logging.getLogger("flows.server.flow_worker")
@@ -75,11 +77,19 @@ def follow(config: Settings, watches: Watches) -> None:
             log.warning("the watches stay as they are: %s", error)
 
 
+def wait_for_prefect() -> None:
+    """Wait until Prefect's server answers. While it starts, its socket is open already; one that is down fails later."""
+    if api := get_current_settings().api.url:
+        with suppress(httpx.HTTPError):
+            httpx.get(f"{api}/health", timeout=START)
+
+
 def main() -> None:
     """Deploy, then work until the parent stops it."""
     parent_watch.hold(stop=end)
     config = settings()
     configure_logging(config, verbose=False)
+    wait_for_prefect()
     jobs = {name: file.job for name, file in lines_file.every(config).items()}
     for change in deploy(config, jobs, pool=config.pool, dry_run=False):
         for detail in change.details if not change.new else ():

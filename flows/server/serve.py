@@ -219,14 +219,12 @@ class Service:
         self._cleanup.close()
 
     def start(self) -> None:
-        """Start everything, the worker when the servers are up. Raises ServerFailed."""
-        *servers, worker = self._wanted
-        for wanted in servers:
+        """Start everything at once; the worker waits for Prefect's server by itself. Raises ServerFailed."""
+        for wanted in self._wanted:
             self._start(*wanted)
         pages = self._pages()
-        for child, _ in list(self._children.values()):
+        for child, _ in self._children.values():
             child.wait()
-        self._start(*worker).wait()
         self._serve(pages)
 
     def _pages(self) -> "ASGIApp":
