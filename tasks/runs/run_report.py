@@ -103,6 +103,14 @@ def run_report(run_id: str, config: Settings) -> RunReport:
         )
 
 
+def known_run(run_id: str, config: Settings) -> RunReport | None:
+    """A run; None if the store has none of this id. Raises ArtifactDamaged."""
+    try:
+        return run_report(run_id, config)
+    except RunUnknown:
+        return None
+
+
 def of_run(run_id: str) -> AbstractContextManager[None]:
     """Raise ArtifactDamaged if a record of a run cannot be read."""
     return readable(f"run {run_id}", f"runs/{run_id}")

@@ -12,29 +12,14 @@ from starlette.routing import Route
 
 from backprop_core.errors import ConfigInvalid, MLflowUnreachable
 from backprop_core.schema.records import Record
-from backprop_core.schema.refs import RunId, Status
+from backprop_core.schema.refs import Status
 from flows.server.web.frame import IDLE, page, sources_of
-from flows.server.web.mlflow_api import TrackedRun
+from flows.server.web.past_runs import PastRun, past_run
 from flows.server.web.state import Sources
 from tasks.tracking import matching
-from tasks.tracking.history import summary
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 PAGE = 50  # runs
-
-
-class PastRun(Record):
-    """A run in the history."""
-
-    run_id: RunId
-    name: str
-    line: str
-    status: Status
-    started: datetime
-    seconds: float | None = Field(description="At work, without waits; null while it runs.")
-    datasets: list[str]
-    average: float | None
-    error: str | None = Field(description="Its code.")
 
 
 class Past(Record):
@@ -51,7 +36,7 @@ def past(sources: Sources, line: str, status: str, since: str, after: str) -> Pa
         raise ConfigInvalid(f"{status[:50]} is no status", hint=f"use one of {', '.join(STATUSES)}")
     wanted = matching(line=line, status=known, since=day(since))
     found, more = sources.mlflow.search(wanted, PAGE, after)
-    return Past(runs=[past_run(run, sources) for run in found], after=more)
+    return Past(runs=[past_run(run, sources.config) for run in found], after=more)
 
 
 def day(text: str) -> datetime | None:
@@ -60,12 +45,6 @@ def day(text: str) -> datetime | None:
         return datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC) if text else None
     except ValueError as error:
         raise ConfigInvalid(f"{text[:50]} is no day", hint="write it like 2026-11-30") from error
-
-
-def past_run(run: TrackedRun, sources: Sources) -> PastRun:
-    """A run as `list-runs` has it, and its name."""
-    known: dict[str, Any] = {**summary(run.tags, run.metrics, run.started, run.ended, sources.config.layout.journal)}
-    return PastRun(**known, name=run.name)
 
 
 def history(request: Request) -> Response:

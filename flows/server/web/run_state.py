@@ -10,7 +10,8 @@ from backprop_core.errors import DeploymentRefused, MLflowUnreachable, PrefectUn
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import StageRecord
 from flows.server.web.line_runs import ENDED, FlowRun, flow_run
-from flows.server.web.mlflow_api import MlflowApi
+from flows.server.web.mlflow_api import MlflowApi, TrackedRun
+from flows.server.web.past_runs import PastRun, past_run, reason_of
 from flows.server.web.prefect_api import PrefectApi
 from flows.server.web.state import Sources
 from tasks.runs import run_report
@@ -61,6 +62,7 @@ class InMlflow(Record):
     """What MLflow knows of a run."""
 
     link: str
+    reason: str = Field(description="Why it ended as it did; empty if that is not recorded.")
     curves: list[LossCurve]
 
 
@@ -70,6 +72,7 @@ class RunState(Record):
     id: str = Field(description="As it was asked for: ours, or Prefect's.")
     name: str
     run: RunReport | None = Field(description="Null before it has begun.")
+    recorded: PastRun | None = Field(description="As MLflow has it, if the store has nothing more of it.")
     progress: RunProgress | None
     prefect: InPrefect | None = Field(description="Null if Prefect does not know it, or does not answer.")
     mlflow: InMlflow | None = Field(description="Null if MLflow does not know it, or does not answer.")
@@ -78,14 +81,16 @@ class RunState(Record):
 
     @property
     def line(self) -> str:
-        return self.run.line if self.run else self.prefect.run.line if self.prefect else ""
+        known = self.run or self.recorded or (self.prefect and self.prefect.run)
+        return known.line if known else ""
 
     @property
     def status(self) -> str:
         """In one word: of Prefect while it knows more than the store."""
-        if self.prefect and (self.run is None or self.prefect.run.type not in ENDED):
+        if self.prefect and (not (self.run or self.recorded) or self.prefect.run.type not in ENDED):
             return self.prefect.run.state.lower()
-        return self.run.status if self.run else ""
+        known = self.run or self.recorded
+        return known.status if known else ""
 
     @property
     def stages(self) -> list[StageState]:
@@ -113,23 +118,26 @@ def run_state(id: str, sources: Sources) -> RunState:
     run_id = run_report.run_of(id, sources.config) if FLOW_RUN.fullmatch(id) else id
     if not FLOW_RUN.fullmatch(id) and not run_report.RUN_ID.fullmatch(id):
         raise unknown(id)
-    run = run_report.run_report(run_id, sources.config) if run_id else None
+    run = run_report.known_run(run_id, sources.config) if run_id else None
     flow_run_id = id if FLOW_RUN.fullmatch(id) else run.flow_run if run else None
-    prefect, mlflow, without_prefect, without_mlflow = None, None, None, None
+    prefect, mlflow, recorded, without_prefect, without_mlflow = None, None, None, None, None
     try:
         prefect = in_prefect(flow_run_id, sources.prefect) if flow_run_id else None
     except (PrefectUnreachable, DeploymentRefused) as error:
         without_prefect = error.message
-    if run is None and prefect is None and not without_prefect:
-        raise unknown(id)
     try:
-        mlflow = in_mlflow(run.run_id, sources.mlflow) if run else None
+        tracked = tracked_runs(run_id, sources.mlflow) if run_id else None
+        mlflow = in_mlflow(tracked, sources.mlflow) if tracked else None
+        recorded = past_run(tracked[0], sources.config) if tracked and run is None else None
     except MLflowUnreachable as error:
         without_mlflow = error.message
+    if not (run or prefect or without_prefect or recorded):
+        raise unknown(id, without_mlflow)
     return RunState(
         id=id,
-        name=prefect.run.name if prefect else named(run),
+        name=prefect.run.name if prefect else recorded.name if recorded else named(run),
         run=run,
+        recorded=recorded,
         progress=run_progress(flow_run_id, sources.config) if flow_run_id and run and run.status == "running" else None,
         prefect=prefect,
         mlflow=mlflow,
@@ -144,7 +152,9 @@ def stage_state(known: StageRecord) -> StageState:
     return StageState(name=known.stage.replace("_", " "), state=state, seconds=known.seconds)
 
 
-def unknown(id: str) -> RunUnknown:
+def unknown(id: str, without_mlflow: str | None = None) -> RunUnknown:
+    if without_mlflow:
+        return RunUnknown(f"the store has no run {id[:100]}", hint=f"look again once MLflow is there: {without_mlflow}")
     return RunUnknown(f"there is no run {id[:100]}", hint="/history lists all runs")
 
 
@@ -197,12 +207,15 @@ def log_line(known: dict[str, Any]) -> LogLine:
     return LogLine(at=known["timestamp"], level=LEVELS.get(known["level"], "info"), message=known["message"])
 
 
-def in_mlflow(run_id: str, api: MlflowApi) -> InMlflow | None:
-    """The curves of a run's LoRA runs; None if MLflow does not have the run yet. Raises MLflowUnreachable."""
+def tracked_runs(run_id: str, api: MlflowApi) -> list[TrackedRun]:
+    """A run as MLflow has it, then its LoRA runs; empty if MLflow does not have it yet. Raises MLflowUnreachable."""
     found, _ = api.search(f"tags.`backprop.root` = '{run_id}'", MOST_CURVES)
-    mine = next((run for run in found if run.tags.get("backprop.run_id") == run_id), None)
-    if mine is None:
-        return None
-    children = [run for run in reversed(found) if run is not mine]
+    mine = [run for run in found if run.tags.get("backprop.run_id") == run_id]
+    return [*mine, *(run for run in reversed(found) if run not in mine)] if mine else []
+
+
+def in_mlflow(runs: list[TrackedRun], api: MlflowApi) -> InMlflow:
+    """The curves of a run's LoRA runs. Raises MLflowUnreachable."""
+    mine, *children = runs
     curves = [LossCurve(name=run.name, points=api.history(run.id, "loss")) for run in children]
-    return InMlflow(link=api.link(mine), curves=[curve for curve in curves if curve.points])
+    return InMlflow(link=api.link(mine), reason=reason_of(mine), curves=[curve for curve in curves if curve.points])

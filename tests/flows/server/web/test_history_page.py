@@ -52,6 +52,24 @@ def test_the_history_is_what_list_runs_lists(recorded: str, made: LineMaker, pag
     assert f"backprop list-runs --line support --since {week}" in shown
 
 
+def test_a_run_that_only_mlflow_has_is_a_page(recorded: str, made: LineMaker, pages: Pages) -> None:
+    """Every run of the history opens: without its records the page says what MLflow knows, and that it is all."""
+    browser = pages(mlflow=recorded)
+    for run in browser.get("/api/v1/runs", params={"line": "billing"}).json()["runs"][:2]:
+        answer = browser.get(f"/runs/{run['run_id']}")
+        assert answer.status_code == 200 and "Only MLflow has this run" in answer.text
+        assert run["name"] in answer.text and run["status"] in answer.text and "&lt;script&gt;" in answer.text
+        known = browser.get(f"/api/v1/runs/{run['run_id']}").json()
+        assert (known["run"], known["recorded"]) == (None, run)
+    assert browser.get(f"/runs/{'a' * 32}").status_code == 404
+
+
+def test_a_run_is_not_unknown_while_mlflow_is_away(made: LineMaker, pages: Pages) -> None:
+    """Without MLflow the answer for a run that the store lacks says that MLflow may have it."""
+    answer = pages().get(f"/runs/{'a' * 32}")
+    assert answer.status_code == 404 and "once MLflow is there" in answer.text
+
+
 @pytest.mark.parametrize("query", ["line=x'%20OR%20''='", "status=gone", "since=yesterday", "line=%3Cscript%3E"])
 def test_a_filter_that_is_none_is_refused(made: LineMaker, pages: Pages, query: str) -> None:
     """What is no line, status or day is refused with a code, and reaches no query."""
