@@ -117,6 +117,7 @@ def make_version_1(page: Page, start: str) -> None:
     expect(page.locator("#running").get_by_text(re.compile("running since"))).to_be_visible(timeout=LONG)
     assert moved(page) < 0.1
     look(page, "05-running")
+    show_the_candidate(page)
     expect(page.get_by_role("button", name="Approve")).to_be_visible(timeout=LONG)
     look(page, "06-first-version-waits")
     with clicks(page, 1, start):
@@ -131,6 +132,11 @@ def make_version_1(page: Page, start: str) -> None:
     expect(page.get_by_text(f"approved by a person: {REASON}").first).to_be_visible()
 
 
+def show_the_candidate(page: Page) -> None:
+    """An open page announces it, and moves nothing until it is asked for."""
+    page.get_by_role("button", name="Show", exact=True).click(timeout=LONG)
+
+
 def add_rows(page: Page, file: Path, rows: list[str]) -> None:
     """More rows, on the page of the line."""
     choose(page, file, rows)
@@ -141,12 +147,14 @@ def add_rows(page: Page, file: Path, rows: list[str]) -> None:
 def make_version_2(page: Page, start: str, ollama: OllamaServer) -> None:
     """The candidate's scores and an answer that changed are on the page of the line: approve there."""
     retrain(page, start)
+    show_the_candidate(page)
     block = page.locator("section.waits")
-    expect(block).to_be_visible(timeout=LONG)
+    expect(block).to_be_visible()
     cells = block.locator("table", has=page.get_by_role("columnheader", name="Live")).last.locator("tr td")
     live, candidate = cells.nth(1).inner_text(), cells.nth(2).inner_text()
     assert live and candidate and live != candidate
     look(page, "07-changed-answers")
+    try_the_candidate(page)
     block.get_by_label("Reason").fill("no task is worse")
     block.get_by_role("button", name="Approve").click()
     expect(page.get_by_text("Version 2 is live since")).to_be_visible(timeout=LONG)
@@ -155,12 +163,30 @@ def make_version_2(page: Page, start: str, ollama: OllamaServer) -> None:
     look(page, "08-version-2")
 
 
+def try_the_candidate(page: Page) -> None:
+    """While it waits, it answers between the live version and the base, and a vote on it stands beside its scores."""
+    page.get_by_label("A question for the live version, the candidate and the base").fill("My grill is late.")
+    page.get_by_role("button", name="Ask", exact=True).click()
+    better = page.get_by_role("button", name="Better")
+    expect(better.first).to_be_visible(timeout=LONG)
+    names = page.locator(".trial .beside .soft.small:first-child").all_inner_texts()
+    assert ["Candidate" in name for name in names] == [False, True, False], names
+    answers = page.locator(".trial .said").all_inner_texts()
+    assert len(answers) == 3 and all(answers)
+    look(page, "07-try-candidate")
+    better.first.click()
+    expect(page.locator(".trial").get_by_text("is better than")).to_be_visible()
+    page.reload()
+    expect(page.locator("section.waits").get_by_text("better").first).to_be_visible()
+
+
 def reject_version_3(page: Page, start: str) -> None:
     """A no, with a reason: the line stays as it is. The candidate appears although a person writes elsewhere."""
     retrain(page, start)
     page.get_by_label("A question for").fill("Half a question")
+    show_the_candidate(page)
     block = page.locator("section.waits")
-    block.get_by_label("Reason").fill("the tone is wrong", timeout=LONG)
+    block.get_by_label("Reason").fill("the tone is wrong")
     expect(page.get_by_label("A question for")).to_have_value("Half a question")
     block.get_by_role("button", name="Reject").click()
     expect(page.get_by_text("Rejected: the line stays as it is")).to_be_visible()

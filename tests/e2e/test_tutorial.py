@@ -118,6 +118,7 @@ def test_the_tutorial_in_the_browser(page: Page, service: Served, home: Path) ->
 def first_version(reader: Reader, page: Page) -> None:
     """Section 3."""
     reader.press("Retrain now")
+    reader.press("Show")
     expect(page.get_by_role("button", name="Approve")).to_be_visible(timeout=LONG)
     page.get_by_label("Reason").fill("the answers are right")
     reader.picture("tutorial-2-waits.png")
@@ -135,6 +136,7 @@ def second_version(reader: Reader, page: Page) -> None:
     reader.press("Add")
     expect(page.get_by_text("80 rows were added")).to_be_visible()
     reader.press("Retrain now")
+    page.get_by_role("button", name="Show").click(timeout=LONG)
     expect(page.get_by_role("button", name="Approve")).to_be_visible(timeout=LONG)
     reader.picture("tutorial-3-changed.png")
     reader.press("Approve")
