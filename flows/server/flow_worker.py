@@ -78,7 +78,7 @@ def follow(config: Settings, watches: Watches) -> None:
 
 
 def wait_for_prefect() -> None:
-    """Wait until Prefect's server answers: while it starts, its socket is open already. One that is down fails later."""
+    """Wait until Prefect answers: while its server starts, its socket is open already. One that is down fails later."""
     if api := get_current_settings().api.url:
         with suppress(httpx.HTTPError):
             httpx.get(f"{api}/health", timeout=START)
