@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -33,6 +34,17 @@ class Item:
 
     def __len__(self) -> int:
         return len(self.ids_t)
+
+
+class OfRow(Protocol):
+    """What is trained together: an example, or those of a preference."""
+
+    @property
+    def row(self) -> int:
+        """The row that it comes from."""
+
+    def __len__(self) -> int:
+        """Its tokens."""
 
 
 class Items(list[Item]):
@@ -78,7 +90,7 @@ def load(base: LoadedBase, rows: RowsRef, *, max_length: int | Limit, store: Sto
     return made
 
 
-def by_pass(items: Sequence[Item], rows: RowsRef, store: Store) -> Passes:
+def by_pass(items: Sequence[OfRow], rows: RowsRef, store: Store) -> Passes:
     """Indices of the examples in each epoch; one list with all examples unless the rows have replay passes.
 
     The examples of a row that is trained several times an epoch are there as often. With a curriculum they are in its
@@ -97,7 +109,7 @@ def by_pass(items: Sequence[Item], rows: RowsRef, store: Store) -> Passes:
     return made
 
 
-def repeated(items: Sequence[Item], again: NDArray[np.uint8] | None) -> list[int]:
+def repeated(items: Sequence[OfRow], again: NDArray[np.uint8] | None) -> list[int]:
     """The indices of the examples, each as often as an epoch trains its row."""
     if again is None:
         return list(range(len(items)))

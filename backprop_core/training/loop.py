@@ -14,14 +14,15 @@ from typing import Any
 
 import torch
 
-from backprop_core.data.batching import Items, Passes, by_budget, by_pass, collate, load
+from backprop_core.data.batching import Items, Passes, by_pass
+from backprop_core.data.preference_items import Units
 from backprop_core.errors import BackpropError, GPUOutOfMemory, GPUTooHot, Interrupted, LossNotFinite
 from backprop_core.merging import slao
 from backprop_core.merging.strategies import check_same_shape
 from backprop_core.models import adapter_tensors as adapters
 from backprop_core.models.adapter_tensors import Adapter, Tensors
 from backprop_core.models.loading import LoadedBase, injected, linear_names, put, taken
-from backprop_core.schema.refs import AdapterRef, RowsRef, Start, TrainResult
+from backprop_core.schema.refs import AdapterRef, ReferenceLogProbs, RowsRef, Start, TrainResult
 from backprop_core.schema.specs import TrainSpec
 from backprop_core.store.artifacts import Store
 from backprop_core.store.locks import held, nothing
@@ -29,7 +30,7 @@ from backprop_core.training import batch_plan, checkpoint, lora_init, lora_varia
 from backprop_core.training.checkpoint import Checkpoint
 from backprop_core.training.distributed import ALONE, Ranks
 from backprop_core.training.gpu_guard import Guard
-from backprop_core.training.loss import loss_sum
+from backprop_core.training.objective import Objective, load
 from backprop_core.training.oom_recovery import Limits
 
 OnMetrics = Callable[[int, int, dict[str, float]], None]
@@ -50,6 +51,7 @@ def train(
     on_wait: Callable[[], None] = nothing,
     keep_checkpoints: bool = False,
     ranks: Ranks = ALONE,
+    reference: ReferenceLogProbs | None = None,
 ) -> TrainResult:
     """Train one adapter and commit it. Resumes bit-exactly from the newest checkpoint under `key`, if there is one.
 
@@ -59,6 +61,7 @@ def train(
     GPU readings. `should_stop()` is checked at each step boundary, and every second, with a call of `on_wait()`, while
     another process trains under the same key. With `keep_checkpoints`, the caller removes the checkpoints once it has
     stored the result, so that a crash before that loses no training. `ranks`: this process among those training.
+    `reference`: log-probabilities that preferences are compared with.
 
     Raises VariantUnsupported, NoRows, LossNotFinite, DiskFull, RankMismatch, AdapterMismatch, RankTooLarge,
     GPUOutOfMemory, CheckpointInvalid, WorkerDied if another training process is gone, and, with a checkpoint saved,
@@ -83,6 +86,7 @@ def train(
             should_stop=should_stop,
             guard=guard,
             ranks=ranks,
+            reference=reference,
         )
         ref = committed(run, adapter, rows, key, store)
         if not keep_checkpoints:
@@ -102,12 +106,13 @@ def fit(
     should_stop: Callable[[], bool],
     guard: Guard | None,
     ranks: Ranks,
+    reference: ReferenceLogProbs | None = None,
 ) -> tuple["Run", Adapter]:
     """Train from the start or the newest checkpoint; returns the run and its adapter.
 
     All training processes call this and compute the same adapter, but only the leader saves anything.
     """
-    items = load(base, rows, max_length=spec.limit, store=store)
+    items, objective = load(base, rows, spec, reference, store)
     config, tensors = starting_point(base, spec, start, store)
     torch.manual_seed(spec.seed)  # before the adapter is created: its initialization is random
     with injected(base, config, tensors) as model:
@@ -118,7 +123,9 @@ def fit(
             torch.manual_seed(spec.seed + ranks.rank)  # each process draws its own dropout
         identity = fingerprint(base, rows, spec, ranks)
         passes = by_pass(items, rows, store)
-        run = Run(base, model, first, items, passes, spec, identity, store.layout.checkpoints(key), guard, ranks)
+        run = Run(
+            base, model, first, items, objective, passes, spec, identity, store.layout.checkpoints(key), guard, ranks
+        )
         try:
             run.train(on_metrics, should_stop)
         except torch.OutOfMemoryError as error:
@@ -181,7 +188,8 @@ class Run:
         base: LoadedBase,
         model: Any,
         first: Tensors,
-        items: Items,
+        items: Items | Units,
+        objective: Objective,
         passes: Passes,
         spec: TrainSpec,
         fingerprint: dict[str, Any],
@@ -190,7 +198,7 @@ class Run:
         ranks: Ranks,
     ) -> None:
         self.base, self.model, self.first, self.items, self.spec = base, model, first, items, spec
-        self.passes = passes
+        self.objective, self.passes = objective, passes
         self.fingerprint, self.folder, self.guard, self.ranks = fingerprint, folder, guard, ranks
         self.lengths = [len(item) for item in items]
         self.total = batch_plan.total_steps(len(passes[0]), spec)
@@ -249,10 +257,9 @@ class Run:
         return by_steps or seconds >= self.spec.checkpoint_seconds or self.step == self.total
 
     def do_step(self, batch: list[int]) -> dict[str, float]:
-        """One optimizer step on a fixed set of examples; the loss is the mean over all their label tokens."""
-        labels = sum(len(self.items[index].at_n) for index in batch)
-        limits = self.limits
-        loss = self.gradients(batch, labels)
+        """One optimizer step on a fixed set of examples; the loss is the objective's, a mean over all of them."""
+        weight, limits = self.objective.begin(batch), self.limits
+        loss = self.gradients(batch)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.spec.max_grad_norm, foreach=True)
         metrics = {"loss": loss.item(), "grad_norm": norm.item()}
         self.check_finite(metrics)
@@ -263,15 +270,15 @@ class Run:
         self.optimizer.zero_grad()
         tokens = sum(self.lengths[index] for index in batch)
         self.tokens += tokens
-        self.losses.append((metrics["loss"], labels))
+        self.losses.append((metrics["loss"], weight))
         changed = self.limits.metrics() if self.limits != limits else {}
         return {**metrics, "learning_rate": rate, "tokens": tokens, **changed}
 
-    def gradients(self, batch: list[int], labels: int) -> torch.Tensor:
+    def gradients(self, batch: list[int]) -> torch.Tensor:
         """Compute the step's loss and gradients; after running out of memory, again with lower limits."""
         before = rng_state.states()
         while True:
-            loss, too_large = self.accumulate(self.ranks.share(batch, self.lengths), labels)
+            loss, too_large = self.accumulate(self.ranks.share(batch, self.lengths))
             failed = [extent for extent in self.ranks.everyone(self.extent(too_large)) if extent]
             if not failed:
                 self.add_up(loss)
@@ -293,24 +300,21 @@ class Run:
 
     def extent(self, indices: list[int]) -> list[int]:
         """[number of examples, tokens of the longest]; empty if there are none."""
-        return [len(indices), max(self.lengths[index] for index in indices)] if indices else []
+        return [len(indices), max(self.objective.widths[index] for index in indices)] if indices else []
 
-    def accumulate(self, batch: list[int], labels: int) -> tuple[torch.Tensor, list[int]]:
+    def accumulate(self, batch: list[int]) -> tuple[torch.Tensor, list[int]]:
         """The examples' part of the step's loss, and the micro-batch that ran out of memory, if any."""
-        loss = torch.zeros((), device=self.base.device)
-        for indices in by_budget(batch, self.lengths, self.limits.token_budget):
+        loss, budget = torch.zeros((), device=self.base.device), self.limits.token_budget
+        if too_large := self.objective.look(batch, budget, self.ranks):
+            return loss, too_large
+        for indices in self.objective.micro_batches(batch, budget):
             try:
-                part = self.loss_sum(indices) / labels
+                part = self.objective.part(indices)
                 part.backward()  # type: ignore[no-untyped-call]
             except torch.OutOfMemoryError:  # its traceback keeps tensors alive: recover only after it is freed
                 return loss, indices
             loss += part.detach()
         return loss, []
-
-    def loss_sum(self, indices: list[int]) -> torch.Tensor:
-        """Sum of the negative log-likelihoods of a micro-batch's label tokens."""
-        batch = collate([self.items[index] for index in indices], self.base.device)
-        return loss_sum(self.base, self.base.states(batch.ids_bt, batch.lengths_b, batch.at_n), batch.labels_n)
 
     def step_down(self, examples: int, longest: int) -> None:
         """Lower the limits and log it. Raises GPUOutOfMemory if they cannot be lowered."""
@@ -376,7 +380,7 @@ class Run:
 
     def restore(self, saved: Checkpoint) -> None:
         self.step, self.tokens, self.seconds = saved.step, saved.state["tokens"], saved.state["seconds"]
-        self.losses.extend((loss, labels) for loss, labels in saved.state["losses"])
+        self.losses.extend((loss, weight) for loss, weight in saved.state["losses"])
         put(self.model, saved.tensors["adapter"])
         self.first = saved.tensors.get("start", {})
         lora_init.again(self.model, self.first)
@@ -388,12 +392,11 @@ class Run:
         rng_state.put(saved.tensors.get(rng_state.group(self.ranks.rank), saved.tensors["rng"]))
 
     def result(self, adapter: AdapterRef) -> TrainResult:
-        labels = sum(count for _, count in self.losses)
         return TrainResult(
             adapter=adapter,
             steps=self.step,
             tokens=self.tokens,
-            train_loss=sum(loss * count for loss, count in self.losses) / labels,
+            train_loss=sum(loss * weight for loss, weight in self.losses) / sum(weight for _, weight in self.losses),
             seconds=self.seconds,
             cut=self.items.cut,
             left_out=self.items.left_out,

@@ -1,12 +1,13 @@
-"""The stage `train`, and the function that other training processes run."""
+"""The stages `train` and `reference_log_probs`, and the function that other training processes run."""
 
 import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from backprop_core.errors import Interrupted
-from backprop_core.schema.refs import BaseRef, RowsRef, Start, TrainResult
-from backprop_core.schema.specs import TrainSpec
+from backprop_core.schema.field_types import Precision
+from backprop_core.schema.refs import AdapterRef, BaseRef, ReferenceLogProbs, RowsRef, Start, TrainResult
+from backprop_core.schema.specs import Limit, PreferenceLoss, TrainSpec
 from backprop_core.stages import WorkerPlace, stage
 
 if TYPE_CHECKING:
@@ -14,11 +15,19 @@ if TYPE_CHECKING:
 
 
 @stage(version=2, runs_in="worker")
-def train(base: BaseRef, rows: RowsRef, spec: TrainSpec, start: Start | None, *, at: WorkerPlace) -> TrainResult:
+def train(
+    base: BaseRef,
+    rows: RowsRef,
+    spec: TrainSpec,
+    start: Start | None,
+    reference: ReferenceLogProbs | None = None,
+    *,
+    at: WorkerPlace,
+) -> TrainResult:
     """Rows → a tuned adapter."""
     from backprop_core.training import gpu_guard, loop
 
-    asked = train.job(base=base, rows=rows, spec=spec, start=start)
+    asked = train.job(base=base, rows=rows, spec=spec, start=start, reference=reference)
     at.ranks.told([at.key, asked.model_dump(mode="json")])
     loaded = base_to_train(base, spec, at)
     return loop.train(
@@ -34,6 +43,33 @@ def train(base: BaseRef, rows: RowsRef, spec: TrainSpec, start: Start | None, *,
         on_wait=lambda: at.emit({"level": logging.DEBUG, "log": "waiting for another run"}),
         keep_checkpoints=True,
         ranks=at.ranks,
+        reference=reference,
+    )
+
+
+@stage(version=1, runs_in="worker")
+def reference_log_probs(
+    base: BaseRef,
+    adapter: AdapterRef | None,
+    rows: RowsRef,
+    loss: PreferenceLoss,
+    max_length: int | Limit,
+    precision: Precision,
+    device: str,
+    *,
+    at: WorkerPlace,
+) -> ReferenceLogProbs:
+    """The champion and rows with preferences → log-probabilities to compare with in training."""
+    from backprop_core.training import reference
+
+    return reference.reference_log_probs(
+        at.base(base, precision, device),
+        adapter,
+        rows,
+        loss=loss,
+        max_length=max_length,
+        store=at.store,
+        on_progress=at.progress,
     )
 
 
@@ -55,6 +91,7 @@ def follow(at: WorkerPlace) -> None:
             should_stop=lambda: False,
             guard=None,
             ranks=at.ranks,
+            reference=job.reference,
         )
 
 

@@ -24,6 +24,7 @@ from backprop_core.schema.refs.evaluation import (
     OwnTasks,
     Perplexities,
     Ratings,
+    ReferenceLogProbs,
     Scores,
 )
 from backprop_core.schema.refs.exports import (
@@ -87,6 +88,7 @@ __all__ = [
     "Perplexities",
     "Ratings",
     "Reading",
+    "ReferenceLogProbs",
     "ReferenceRef",
     "RowsRef",
     "RunId",

@@ -43,6 +43,14 @@ class Perplexities(ArtifactRef):
     rows: int = Field(ge=0, description="Rows with a perplexity.")
 
 
+class ReferenceLogProbs(ArtifactRef):
+    """Log-probabilities of judged answers under a run's reference: `log_probs.jsonl`, one line for each example."""
+
+    artifact: ClassVar[str] = "log-probs"
+    FILE: ClassVar[str] = "log_probs.jsonl"
+    answers: int = Field(ge=0, description="Answers with a log-probability.")
+
+
 class Generated(Record):
     """A generated answer."""
 

@@ -164,6 +164,25 @@ class Limit(Record):
     too_long: TooLong | None = None
 
 
+PreferenceLoss = Literal["dpo", "orpo", "kto"]
+
+
+class PreferenceSpec(Spec):
+    """How preferences are trained: rows with chosen and rejected answers, and rated answers (thumbs)."""
+
+    loss: PreferenceLoss | None = Field(
+        None,
+        description="Loss of rows with chosen and rejected answers; kto rates both. Rated answers always use kto. "
+        "Default: preferences are not trained.",
+    )
+    beta: float = Field(
+        0.1, gt=0, description="dpo, kto: how closely to stay at the reference; orpo: weight of the odds ratio."
+    )
+    weight: float = Field(1, gt=0, description="Weight of a preference in the loss; that of any other row is 1.")
+    good_weight: float = Field(1, gt=0, description="kto: weight of good answers.")
+    bad_weight: float = Field(1, gt=0, description="kto: weight of bad answers.")
+
+
 class TrainSpec(Spec):
     """One LoRA training run."""
 
@@ -227,6 +246,7 @@ class TrainSpec(Spec):
         "other rows.",
         json_schema_extra=KEY_IF_SET,
     )
+    preference: PreferenceSpec = Field(PreferenceSpec(), json_schema_extra=KEY_IF_SET)
     processes: int = Field(1, ge=1, le=64, description="Training processes, one per GPU.", json_schema_extra=KEY_IF_SET)
     backend: Backend = Field(
         "transformers",
