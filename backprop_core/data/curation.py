@@ -125,7 +125,7 @@ class Curation:
         self._forgotten, self._restored = frozenset[str](), frozenset[str]()
 
     def read(self, source: SourceRef, spec: DatasetSpec, template: ChatTemplate | None) -> None:
-        """Read the rows and spool those that are left. Raises NoRows if none is."""
+        """Read the rows and spool those that are left. Raises NoRows if none is, not even a preference."""
         tally, self._forgotten, self._restored = BadRows(), frozenset(source.forgotten), frozenset(source.restored)
         refusals = Refusals(template, tools_as_text=spec.tools == "as_text") if template else None
         every = chat_rows(source, spec, refusals=refusals)
@@ -136,9 +136,8 @@ class Curation:
         tally.check(spec)
         if self._spec.sources:
             refuse_unused(self._files | {file.name for file in source.files}, self._spec.sources)
-        if not len(self._kept):
-            counts = {**self.dropped(), **({"preference": len(self._judged)} if len(self._judged) else {})}
-            why = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+        if not len(self._kept) + len(self._judged):
+            why = ", ".join(f"{count} {reason}" for reason, count in self.dropped().items())
             raise NoRows(f"{spec.path}: no usable rows after filtering ({why})", hint="rows need an assistant's answer")
 
     def _take(self, some: Sequence[Read]) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from backprop_core.data import chat_encoding, row_files
 from backprop_core.data.batching import Item, Items
+from backprop_core.data.judged_answers import ratings, said
 from backprop_core.data.long_rows import Example
 from backprop_core.data.preference_rows import Turns, is_preference
 from backprop_core.data.row_formats import ChatRow
@@ -21,8 +22,6 @@ from backprop_core.models.loading import LoadedBase
 from backprop_core.schema.refs import RowsRef
 from backprop_core.schema.specs import Limit, PreferenceLoss
 from backprop_core.store.artifacts import Store
-
-JUDGMENT = ("messages", "chosen", "rejected", "label")
 
 
 @dataclass(frozen=True)
@@ -156,25 +155,3 @@ def with_others(every: Sequence[ChatRow], rated: Sequence[tuple[int, list[tuple[
         for at, (answer, good) in enumerate(own):
             other, _ = before[at % len(before)]
             yield Asked(number, good, (said(every[number], answer), said(every[number], other)))
-
-
-def ratings(row: ChatRow) -> Iterator[tuple[Turns, bool]]:
-    """The answers of a row, each with whether it is good."""
-    if "chosen" in row:
-        yield from ((row["chosen"], True), (row["rejected"], False))
-    else:
-        yield row["messages"][len(question(row)) :], row["label"]
-
-
-def question(row: ChatRow) -> Turns:
-    """The turns before the judged answer: all of a pair's own, those up to the last user's of a rated conversation."""
-    turns: Turns = row["messages"]
-    if "chosen" in row:
-        return turns
-    return turns[: max((place + 1 for place, turn in enumerate(turns) if turn["role"] == "user"), default=0)]
-
-
-def said(row: ChatRow, answer: Turns) -> ChatRow:
-    """The question of a row with an answer, of which only the answer is learned."""
-    before = [{**turn, "weight": 0} if turn["role"] == "assistant" else turn for turn in question(row)]
-    return {**{name: value for name, value in row.items() if name not in JUDGMENT}, "messages": [*before, *answer]}

@@ -25,15 +25,20 @@ def safe_preferences(batch: Batch, scoring: RowIndex, store: Store) -> tuple[Row
     if batch.source.preferences is None:
         return None, 0
     every = index(batch.source.preferences, store)
+    left = safe_among(every, batch, scoring, store)
+    record = {"stage": "split", "side": "preferences"}
+    return (commit(left, store, record) if len(left) else None), len(every) - len(left)
+
+
+def safe_among(every: RowIndex, batch: Batch, scoring: RowIndex, store: Store) -> RowIndex:
+    """The preferences among `every` that give away no row of `scoring`."""
     with store.begin("preferences") as scratch, ExitStack() as files:
         said = spoken(every, scratch, files)
         rest = said.take(~said.among(scoring.keys))
         kept, _ = safe(rest, scoring, batch.curation, store, whole_questions=batch.whole_questions)
         lost = np.bincount(said.entries["group"].astype(np.int64), minlength=len(every))
         lost -= np.bincount(kept.entries["group"].astype(np.int64), minlength=len(every))
-    left = every.take((lost == 0) & ~every.grouped(scoring.entries["group"]))
-    record = {"stage": "split", "side": "preferences"}
-    return (commit(left, store, record) if len(left) else None), len(every) - len(left)
+    return every.take((lost == 0) & ~every.grouped(scoring.entries["group"]))
 
 
 def spoken(every: RowIndex, scratch: Path, files: ExitStack) -> RowIndex:

@@ -5,21 +5,24 @@ the latest rows of datasets that are split by time, and the lowest tenth by hash
 fewer than FEWEST takes more by time or hash, as long as two thirds of the new rows remain. The first `heldout_max` of a
 task are scored. Of the rest, rows held out only by hash are trained, and all others are set aside. Rows that the line
 has learned are never held out. Every dataset is trained without the scored and set-aside rows of all tasks, and without
-the rows that its curation calls too close to them.
+the rows that its curation calls too close to them. Preferences, if they are trained, are split in the same way.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from contextlib import ExitStack
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from backprop_core.data import preference_splits
 from backprop_core.data.heldout_leaks import is_redacted, redacted_keys, safe
 from backprop_core.data.preference_leaks import HELD_OUT, safe_preferences
+from backprop_core.data.preference_splits import Judged
 from backprop_core.data.row_files import commit, index, index_all, ranks, times
 from backprop_core.data.row_index import SIZE, Keys, Mask, Positions, RowIndex, among, joined, unique
-from backprop_core.data.row_sets import HINT, ORDER
+from backprop_core.data.row_sets import HINT, ORDER, spread
 from backprop_core.errors import NoRows
 from backprop_core.schema.refs import Batch, DatasetRef, RowsRef, Split
 from backprop_core.schema.specs import MinRowsSpec
@@ -28,6 +31,7 @@ from backprop_core.store.artifacts import Store
 FEWEST = MinRowsSpec().task  # held-out rows of a task that the gate needs
 HELDOUT_SHARE = 10  # one row in ten, unless the dataset has its own held-out rows
 MOST = 3  # hold out at most one in three rows to reach FEWEST
+IN_PREFERENCE = "in_held_out_preference"
 LAST_HELD_OUT = ((1 << 8 * SIZE) - 1) // HELDOUT_SHARE  # the largest identity in the lowest tenth
 
 
@@ -37,6 +41,9 @@ class Side(NamedTuple):
     scored: RowIndex
     aside: RowIndex
     learned: int  # rows not held out because the line has learned them
+
+
+NOTHING = Side(joined([]), joined([]), 0)
 
 
 class Learned(NamedTuple):
@@ -65,13 +72,16 @@ def split(
     continues a line.
     """
     held, redacts = held or {}, any(map(redacted, batches))
+    batches = [preference_splits.with_groups(batch, store) for batch in batches]
+    preference_splits.check_tasks(batches)
+    parts = [part for batch in batches for part in preference_splits.parts(batch)]
     rows = index_all(learned, store)
     before = Learned(rows, redacted_keys(rows) if redacts or is_redacted(rows) else None)
-    tasks = dict.fromkeys([*held, *(batch.task for batch in [*batches, *watched])])
+    tasks = dict.fromkeys([*held, *(batch.task for batch in [*parts, *watched])])
     sides = {
         task: side(
-            unique([index(ref, store) for ref in bound(task, batches, watched, held)]),
-            {batch.source.rows: batch for batch in batches if batch.task == task and batch.heldout is None},
+            unique([index(ref, store) for ref in bound(task, parts, watched, held)]),
+            {batch.source.rows: batch for batch in parts if batch.task == task and batch.heldout is None},
             before,
             heldout_max=heldout_max,
             store=store,
@@ -79,7 +89,10 @@ def split(
         for task in tasks
     }
     seen_by = {"watched": [batch.task for batch in watched]}
-    datasets = [dataset(batch, sides, rows, store, **seen_by) for batch in batches]
+    not_trained = {task: joined([one.scored, one.aside]) for task, one in sides.items()}
+    with store.begin("scoring") as scratch, ExitStack() as files:
+        told = preference_splits.answers_in(not_trained, scratch, files)
+        datasets = [dataset(batch, sides, told, rows, store, **seen_by) for batch in batches]
     record = {"stage": "split", "side": "heldout"}
     return Split(
         datasets=datasets,
@@ -184,27 +197,29 @@ def lowest_tenth(rows: RowIndex) -> Mask:
 
 
 def dataset(
-    batch: Batch, sides: Mapping[str, Side], learned: RowIndex, store: Store, *, watched: Sequence[str]
+    batch: Batch, sides: Mapping[str, Side], told: RowIndex, learned: RowIndex, store: Store, *, watched: Sequence[str]
 ) -> DatasetRef:
-    """A batch's training rows and its scored rows."""
+    """A batch's training rows and its scored rows; `told` are the conversations of preferences that score."""
     every = index(batch.source.rows, store)
     out, counts = np.zeros(len(every), np.bool_), Counter[str]()
     for reason, rows in not_trained(batch.task, sides, watched):
         found = every.among(rows.keys) & ~out
         counts[reason], out = int(found.sum()), out | found
     own = index(batch.heldout, store).keys if batch.heldout else every.take(out).keys
-    scoring = joined([rows for side in sides.values() for rows in (side.scored, side.aside)])
+    scoring = joined([*(rows for side in sides.values() for rows in (side.scored, side.aside)), told])
     rest = every.take(~out)
-    beside = rest.grouped(scoring.entries["group"])
-    counts["group_held_out"] = int(beside.sum())
+    given, beside = rest.among(told.keys), rest.grouped(scoring.entries["group"])
+    counts[IN_PREFERENCE], counts["group_held_out"] = int(given.sum()), int((beside & ~given).sum())
     whole = batch.whole_questions
-    rest, leaks = safe(rest.take(~beside), scoring, batch.curation, store, whole_questions=whole)
+    rest, leaks = safe(rest.take(~beside & ~given), scoring, batch.curation, store, whole_questions=whole)
     counts.update(leaks)
-    cut = window(rest, batch, continues=bool(len(learned)))
+    judging = sides.get(preference_splits.task_of(batch.task), NOTHING)
+    judged = preference_splits.to_train(batch, joined([judging.scored, judging.aside]), scoring, store)
+    counts["held_out"] += judged.held_out
+    trainable = joined([rest, judged.rows])
+    cut = window(trainable, batch, continues=bool(len(learned)))
     new = cut.take(~cut.among(learned.keys))
-    counts["outside_window"], counts["learned"] = len(rest) - len(cut), len(cut) - len(new)
-    preferences, leaking = safe_preferences(batch, scoring, store)
-    judged = {"preferences": preferences.rows if preferences else 0, HELD_OUT: leaking} if leaking else {}
+    counts["outside_window"], counts["learned"] = len(trainable) - len(cut), len(cut) - len(new)
     scored = sides[batch.task].scored
     return DatasetRef(
         name=batch.name,
@@ -212,20 +227,46 @@ def dataset(
         train=taught(new, every, batch, store),
         heldout=commit(scored.take(scored.among(own)), store, {"stage": "split", "side": "heldout"}),
         read=batch.source.read,
-        dropped={**batch.source.left_out, **judged},
-        preferences=preferences,
         not_trained={reason: count for reason, count in sorted(counts.items()) if count},
         lineage=batch.source.lineage,
+        **(
+            trained_preferences(batch, new, judged, judging)
+            if batch.trains_preferences
+            else kept_apart(batch, scoring, store)
+        ),
     )
 
 
+def kept_apart(batch: Batch, scoring: RowIndex, store: Store) -> dict[str, Any]:
+    """What a dataset says of preferences that are not trained."""
+    preferences, leaking = safe_preferences(batch, scoring, store)
+    judged = {"preferences": preferences.rows if preferences else 0, HELD_OUT: leaking} if leaking else {}
+    return {"preferences": preferences, "dropped": {**batch.source.left_out, **judged}}
+
+
+def trained_preferences(batch: Batch, new: RowIndex, judged: Judged, judging: Side) -> dict[str, Any]:
+    """What a dataset says of preferences that are trained."""
+    dropped = {reason: count for reason, count in batch.source.left_out.items() if reason != "preferences"}
+    return {
+        "dropped": {**dropped, **({HELD_OUT: judged.leaking} if judged.leaking else {})},
+        "preference_task": preference_splits.task_of(batch.task) if len(judging.scored) else None,
+        "only_preferences": not batch.source.rows.rows,
+        **preference_splits.counted(new.take(new.among(judged.rows.keys))),
+    }
+
+
 def taught(rows: RowIndex, every: RowIndex, batch: Batch, store: Store) -> RowsRef:
-    """Commit the training rows of a batch, in the order of its curriculum if it has one; `every` are all its rows."""
+    """Commit the training rows of a batch, in the order of its curriculum if it has one, preferences between them.
+
+    `every` are all its rows that are no preferences.
+    """
     record, curriculum = {"stage": "split", "side": "train"}, batch.curation.curriculum
     if curriculum in (None, "length"):
         return commit(rows, store, record, curriculum=curriculum)
-    place = ranks(batch.source.rows, store)[np.searchsorted(every.keys, rows.keys)]
-    return commit(rows.take(np.argsort(place, kind="stable")), store, record, curriculum="rows")
+    answers = rows.take(rows.among(every.keys))
+    place = ranks(batch.source.rows, store)[np.searchsorted(every.keys, answers.keys)]
+    ordered = answers.take(np.argsort(place, kind="stable"))
+    return commit(rows.take(spread(rows, ordered)), store, record, curriculum="rows")
 
 
 def not_trained(task: str, sides: Mapping[str, Side], watched: Sequence[str]) -> Iterator[tuple[str, RowIndex]]:

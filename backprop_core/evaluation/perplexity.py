@@ -4,7 +4,8 @@ import math
 
 from backprop_core.data.batching import load
 from backprop_core.errors import LossNotFinite
-from backprop_core.evaluation.scoring import RowScore, score
+from backprop_core.evaluation.row_score import RowScore
+from backprop_core.evaluation.scoring import score
 from backprop_core.models.loading import LoadedBase
 from backprop_core.runtime.progress import OnProgress
 from backprop_core.schema.refs import Perplexities, RowsRef

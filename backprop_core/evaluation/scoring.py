@@ -8,10 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backprop_core.data.batching import Batch, Item, by_budget, collate, load
+from backprop_core.data.judged_answers import are_preferences
 from backprop_core.errors import LossNotFinite
+from backprop_core.evaluation import preference_scoring
+from backprop_core.evaluation.row_score import RowScore
 from backprop_core.models.loading import LoadedBase, adapted
 from backprop_core.runtime.progress import OnProgress
-from backprop_core.schema.records import Record
 from backprop_core.schema.refs import AdapterRef, RowsRef, Scores
 from backprop_core.schema.specs import Limit
 from backprop_core.store.artifacts import Store
@@ -19,19 +21,6 @@ from backprop_core.store.cache_keys import canonical
 
 TOKENS = 8192  # padded tokens per batch
 POSITIONS = 1024  # label tokens whose logits are in memory at once
-
-
-class RowScore(Record):
-    """A held-out row: summed negative log-likelihood of its label tokens, and how many of them argmax predicts."""
-
-    row: int
-    loss: float
-    tokens: int
-    correct: int
-
-    @property
-    def exact(self) -> bool:
-        return self.correct == self.tokens
 
 
 def evaluate(
@@ -46,11 +35,17 @@ def evaluate(
     """Score the base with `adapter`, or alone, on every row, and commit the scores.
 
     A row is an exact match if argmax predicts every label token: then greedy decoding produces the reference.
-    Raises NoRows, AdapterMismatch, LossNotFinite.
+    Preferences are scored as `preference_scoring` does. Raises NoRows, AdapterMismatch, LossNotFinite.
     """
-    items = load(base, heldout, max_length=max_length, store=store)
-    with adapted(base, adapter, store):
-        scores = score(base, items, on_progress)
+    judged = are_preferences(store.local(heldout))
+    if judged:
+        scores = preference_scoring.scored(
+            base, adapter, heldout, max_length=max_length, store=store, on_progress=on_progress
+        )
+    else:
+        items = load(base, heldout, max_length=max_length, store=store)
+        with adapted(base, adapter, store):
+            scores = score(base, items, on_progress)
     tokens = sum(row.tokens for row in scores)
     if not math.isfinite(sum(row.loss for row in scores)):
         raise LossNotFinite(
@@ -69,6 +64,7 @@ def evaluate(
             loss=sum(row.loss for row in scores) / tokens,
             token_accuracy=sum(row.correct for row in scores) / tokens,
             exact_match=sum(row.exact for row in scores) / len(scores),
+            preferences=judged,
         )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from backprop_core.data import batching, preference_items
 from backprop_core.data.batching import Item, Items, by_budget, collate
+from backprop_core.data.log_probs import log_probs
 from backprop_core.data.preference_items import Pair, Rating, Unit, Units
 from backprop_core.models.loading import LoadedBase
 from backprop_core.schema.refs import ReferenceLogProbs, RowsRef
@@ -20,7 +21,7 @@ from backprop_core.store.artifacts import Store
 from backprop_core.training import reference
 from backprop_core.training.distributed import Ranks
 from backprop_core.training.loss import loss_sum
-from backprop_core.training.preference_loss import dpo, kto, log_probs, odds_ratio
+from backprop_core.training.preference_loss import dpo, kto, odds_ratio
 
 References = Sequence[tuple[float, ...]]  # of each unit: the log-probabilities of its sides under the reference
 KINDS = (Item, Pair, Rating)

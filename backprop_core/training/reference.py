@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from backprop_core.data.batching import Item, by_budget
+from backprop_core.data.log_probs import log_probs
 from backprop_core.data.preference_items import Pair, Unit, Units, load
 from backprop_core.errors import LossNotFinite
 from backprop_core.models.loading import LoadedBase, adapted
@@ -15,7 +16,6 @@ from backprop_core.schema.refs import AdapterRef, ReferenceLogProbs, RowsRef
 from backprop_core.schema.specs import Limit, PreferenceLoss
 from backprop_core.store.artifacts import Store
 from backprop_core.store.cache_keys import canonical
-from backprop_core.training.preference_loss import log_probs
 
 TOKENS = 8192  # padded tokens per batch
 

@@ -57,6 +57,8 @@ def dataset_summary(dataset: DatasetRef) -> DatasetSummary:
         heldout_rows=dataset.heldout.rows,
         dropped=dataset.dropped,
         not_trained=dataset.not_trained,
+        pairs=dataset.pairs,
+        ratings=dataset.ratings,
     )
 
 

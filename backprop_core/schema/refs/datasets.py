@@ -91,12 +91,28 @@ class DatasetRef(Record):
     not_trained: dict[str, int] = Field(default_factory=dict, description="Usable rows not trained on, by reason.")
     preferences: RowsRef | None = Field(
         None,
-        description="Its preference rows that give away no held-out row, if it has any; None in older records.",
+        description="Its preference rows that are not trained and give away no held-out row, if it has any.",
         json_schema_extra=NO_KEY,
+    )
+    pairs: int = Field(
+        0, description="Training rows that have a chosen and a rejected answer.", json_schema_extra=NO_KEY
+    )
+    ratings: int = Field(0, description="Training rows whose answer was rated good or bad.", json_schema_extra=NO_KEY)
+    preference_task: str | None = Field(
+        None, description="Task that its held-out preferences score; None if it has none.", json_schema_extra=NO_KEY
+    )
+    only_preferences: bool = Field(
+        False, description="Whether all rows of its source are preferences.", json_schema_extra=NO_KEY
     )
     lineage: LineageRef | None = Field(
         None, description="What happened to each row of its source; None in older records.", json_schema_extra=NO_KEY
     )
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks that it scores: its own, and that of its preferences."""
+        own = [] if self.only_preferences else [self.task]
+        return own + ([self.preference_task] if self.preference_task else [])
 
 
 class StepReport(Record):
@@ -155,6 +171,12 @@ class Batch(Record):
         False,
         description="Whether decontaminate also finds questions that are all template; False in older records.",
         json_schema_extra=KEY_IF_SET,
+    )
+    trains_preferences: bool = Field(
+        False, description="Whether it has preferences that are trained.", json_schema_extra=KEY_IF_SET
+    )
+    heldout_preferences: RowsRef | None = Field(
+        None, description="Preferences of its held-out file, if they are trained.", json_schema_extra=KEY_IF_SET
     )
     curation: CurationSpec = Field(
         CurationSpec(), description="How close a training row may be to one that scores.", json_schema_extra=KEY_IF_SET

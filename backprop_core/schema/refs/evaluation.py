@@ -24,7 +24,7 @@ class Harnessed(Record):
 class Scores(ArtifactRef):
     """Scores of one adapter (or the base) on one held-out set: one cell of the forgetting matrix.
 
-    `scores.jsonl` has them per row.
+    `scores.jsonl` has them per row. Of preferences, token_accuracy is how often the model prefers what people prefer.
     """
 
     artifact: ClassVar[str] = "scores"
@@ -33,6 +33,7 @@ class Scores(ArtifactRef):
     loss: float = Field(description="Mean negative log-likelihood per label token, in nats.")
     token_accuracy: float = Field(ge=0, le=1)
     exact_match: float = Field(ge=0, le=1)
+    preferences: bool = Field(False, description="Whether the rows are preferences.")
 
 
 class Perplexities(ArtifactRef):
@@ -98,6 +99,8 @@ class Cell(Record):
                 return -self.scores.loss
             case "token_accuracy" | "exact_match":
                 return float(getattr(self.scores, metric))
+        if self.scores.preferences:
+            return self.scores.token_accuracy
         return self.rating.score if self.rating and self.rating.metric == metric else None
 
     @property

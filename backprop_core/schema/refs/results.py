@@ -59,8 +59,10 @@ class DatasetSummary(Record):
         "dataset), set_aside (held out, beyond the cap), group_held_out (another row of its group "
         "is held out), held_out_redacted (scores with or without redaction), near_held_out and "
         "shares_words_with_held_out (too close to a row that scores), learned (by the line), "
-        "outside_window (skip and rows).",
+        "outside_window (skip and rows), in_held_out_preference (an answer of a preference that scores).",
     )
+    pairs: int = Field(0, description="Training rows that have a chosen and a rejected answer.")
+    ratings: int = Field(0, description="Training rows whose answer was rated good or bad.")
 
 
 class RunRecord(Record):

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from backprop_core.data.batching import Item, by_budget
+from backprop_core.data.log_probs import log_probs
 from backprop_core.data.preference_items import Pair, Rating, Units, asked
 from backprop_core.models.loading import LoadedBase, load
 from backprop_core.schema.refs import RowsRef
@@ -22,7 +23,7 @@ from backprop_core.store.artifacts import Store
 from backprop_core.training import objective
 from backprop_core.training.distributed import ALONE
 from backprop_core.training.objective import PreferenceObjective
-from backprop_core.training.preference_loss import log_probs, odds_ratio
+from backprop_core.training.preference_loss import odds_ratio
 from backprop_core.training.reference import reference_log_probs
 from tests.backprop_core import nano
 

@@ -1,0 +1,116 @@
+"""Splits preferences as other rows are split. Those that are held out score a task of their own.
+
+Preferences with one question stay on one side, throughout a run and a line: they are a group.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from backprop_core.data.judged_answers import kinds, question
+from backprop_core.data.preference_leaks import safe_among, spoken
+from backprop_core.data.row_files import commit, index
+from backprop_core.data.row_identity import hashed, part
+from backprop_core.data.row_index import RowIndex, joined
+from backprop_core.errors import ConfigInvalid
+from backprop_core.schema.refs import Batch, Curated, RowsRef
+from backprop_core.store.artifacts import Store
+
+SUFFIX = ".preferences"
+
+
+class Judged(NamedTuple):
+    """A batch's preferences that are trained, how many of the others score, and how many give away a row that does."""
+
+    rows: RowIndex
+    held_out: int
+    leaking: int
+
+
+def task_of(task: str) -> str:
+    """The task that the held-out preferences of a task score."""
+    return f"{task}{SUFFIX}"
+
+
+def judges(task: str) -> bool:
+    """Whether a task is scored by preferences."""
+    return task.endswith(SUFFIX)
+
+
+def with_groups(batch: Batch, store: Store) -> Batch:
+    """The batch with its preferences grouped by question, if they are trained."""
+    if not batch.trains_preferences:
+        return batch
+    sets = {"preferences": batch.source.preferences, "heldout_preferences": batch.heldout_preferences}
+    grouped = {name: by_question(ref, store) for name, ref in sets.items() if ref}
+    source = batch.source.model_copy(update={"preferences": grouped.pop("preferences")})
+    return batch.model_copy(update={"source": source, **grouped})
+
+
+def by_question(ref: RowsRef, store: Store) -> RowsRef:
+    """Preferences, each in the group of its question unless it has another one."""
+    rows = index(ref, store)
+    entries = rows.entries.copy()
+    asked = np.array([group_of(json.loads(line)) for line in rows.lines()], np.uint64)
+    entries["group"] = np.where(entries["group"], entries["group"], asked)
+    return commit(RowIndex(rows.paths, entries), store, {"stage": "split", "side": "preferences"}, identified=True)
+
+
+def group_of(row: dict[str, Any]) -> int:
+    """A hash of the question."""
+    ids: dict[str, int] = {}
+    return int.from_bytes(hashed(part(turn, ids) for turn in question(row))[:8]) or 1
+
+
+def parts(batch: Batch) -> Iterator[Batch]:
+    """The batch as it is, and its preferences as a batch of their own, if they are trained."""
+    yield batch
+    if batch.trains_preferences:
+        assert batch.source.preferences
+        yield batch.model_copy(
+            update={
+                "task": task_of(batch.task),
+                "source": Curated(rows=batch.source.preferences, read=batch.source.read),
+                "heldout": batch.heldout_preferences,
+                "last": None,
+                "trains_preferences": False,
+            }
+        )
+
+
+def check_tasks(batches: list[Batch]) -> None:
+    """Raise ConfigInvalid if a dataset's task is what the preferences of another one score."""
+    taken = {task_of(batch.task) for batch in batches if batch.trains_preferences}
+    for batch in batches:
+        if batch.task in taken:
+            raise ConfigInvalid(
+                f"{batch.name}: its task {batch.task} is that of the held-out preferences of another dataset",
+                hint=f"name a task that does not end in {SUFFIX}",
+            )
+
+
+def answers_in(scored: Mapping[str, RowIndex], scratch: Path, files: ExitStack) -> RowIndex:
+    """The conversations of the preferences that are not trained, of no group."""
+    found = spoken(joined([rows for task, rows in scored.items() if judges(task)]), scratch, files)
+    found.entries["group"] = 0
+    return found
+
+
+def to_train(batch: Batch, own: RowIndex, scoring: RowIndex, store: Store) -> Judged:
+    """The preferences of a batch that are trained; `own` are those of its task that are not."""
+    if not batch.trains_preferences:
+        return Judged(joined([]), 0, 0)
+    assert batch.source.preferences
+    every = index(batch.source.preferences, store)
+    out = every.among(own.keys)
+    kept = safe_among(every.take(~out), batch, scoring, store)
+    return Judged(kept, int(out.sum()), len(every) - int(out.sum()) - len(kept))
+
+
+def counted(rows: RowIndex) -> dict[str, int]:
+    """How many rows are pairs and how many are ratings."""
+    return kinds(json.loads(line) for line in rows.lines())
