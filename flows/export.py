@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from backprop_core.schema.field_types import LineName
-from backprop_core.schema.refs import RunResult
+from backprop_core.schema.refs import RunResult, heldout_of
 from backprop_core.schema.specs import ExportSpec, Package, Quantization
 from flows.declared import declared
 from flows.run_names import short
@@ -72,7 +72,7 @@ def export(
         if target:
             target.check(wanted)
         heldout = held_out(run, curated(run))
-        exports(run, run.prepared.adapter, heldout[(run.prepared.sources or run.prepared.watch)[-1].task])
+        exports(run, run.prepared.adapter, heldout_of((run.prepared.sources or run.prepared.watch)[-1].task, heldout))
         if target:
             written = hand_out(outcome.made.gguf, outcome.made.packages, run.spec.export, target)
             outcome.add(written=[str(path) for path in written])

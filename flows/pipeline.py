@@ -4,7 +4,7 @@ import logging
 
 from backprop_core.data import stages as data
 from backprop_core.errors import NoRows
-from backprop_core.schema.refs import AdapterRef, RowsRef
+from backprop_core.schema.refs import AdapterRef, RowsRef, heldout_of
 from flows.steps.files import exports
 from flows.steps.rows import curated, held_out, part, tasks_of, without
 from flows.steps.scores import champion, harness, judged, score
@@ -37,8 +37,8 @@ def lora_runs(run: Run) -> Made:
     merged: AdapterRef | None = None
     for index, dataset in enumerate(datasets):
         with run.notes.lora_run(dataset):
-            tuned = trained(run, dataset, datasets[:index], history[-1] if history else None, heldout)
-            seen = {*watched, *(earlier.task for earlier in datasets[: index + 1])}
+            tuned = trained(run, dataset, datasets[:index], history[-1] if history else None, heldout, merged)
+            seen = {*watched, *(task for earlier in datasets[: index + 1] for task in earlier.tasks)}
             likes = [rows for task, rows in to_choose_by.items() if task in seen]
             old, merged = merged, merge(run, merged, tuned, history, index + 1, likes)
             history.append(tuned.adapter)
@@ -108,9 +108,9 @@ def next_version(run: Run) -> Made | None:
     untouched = harness(run, None)
     with run.notes.lora_run(dataset):
         known = before.datasets if before else []
-        tuned = trained(run, dataset, known, before.tuned if before else None, heldout)
-        history = [*before.earlier, before.tuned] if before else []
         old, count = (before.merged, before.count + 1) if before else (None, 1)
+        tuned = trained(run, dataset, known, before.tuned if before else None, heldout, old)
+        history = [*before.earlier, before.tuned] if before else []
         merged = merge(run, old, tuned, history, count, list(to_choose_by.values()))
         cells = {task: score(run, merged, rows) for task, rows in scored.items()}
         rivals = champion(run, scored)
@@ -121,7 +121,7 @@ def next_version(run: Run) -> Made | None:
     run.notes.gated(report, tried)
     if not report.accepted:
         return None
-    exports(run, merged, heldout[dataset.task])
+    exports(run, merged, heldout_of(dataset.task, heldout))
     return Made([dataset], heldout, tuned, history, merged, cells, rows.aside, scored)
 
 

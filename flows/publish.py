@@ -1,6 +1,6 @@
 """Pushes the adapter of an earlier run to a repository of the Hub."""
 
-from backprop_core.schema.refs import RunResult
+from backprop_core.schema.refs import RunResult, heldout_of
 from backprop_core.schema.specs import ExportSpec, PublishSpec, Quantization
 from flows.declared import declared
 from flows.run_names import short
@@ -35,6 +35,6 @@ def publish(
     where, files = PublishSpec(repo=repo, private=private, gguf=bool(gguf)), ExportSpec(quantizations=gguf or [])
     with recorded(lambda store: published(ref, where, files, store), run_id=run_id, fresh=fresh) as (run, outcome):
         if run.spec.export.quantizations:
-            exports(run, run.prepared.adapter, held_out(run, curated(run))[run.prepared.sources[-1].task])
+            exports(run, run.prepared.adapter, heldout_of(run.prepared.sources[-1].task, held_out(run, curated(run))))
         push(run, outcome)
     return outcome.result

@@ -1,7 +1,7 @@
 """Publishes a line's champion to Ollama and the Hub."""
 
 from backprop_core.schema.field_types import LineName
-from backprop_core.schema.refs import RunResult
+from backprop_core.schema.refs import RunResult, heldout_of
 from backprop_core.schema.specs import ExportSpec, PublishSpec
 from flows.declared import declared
 from flows.steps.files import exports
@@ -45,7 +45,7 @@ def go_live(line: str, start: Start, run_id: str | None, fresh: bool) -> RunResu
     with working_on(line), recorded(start, run_id=run_id, fresh=fresh) as (run, outcome):
         live, of = run.prepared.live, run.prepared.of
         assert live and of
-        heldout = live.version.heldout[live.version.datasets[-1].task]
+        heldout = heldout_of(live.version.datasets[-1].task, live.version.heldout)
         exports(run, live.version.merged, heldout)
         make_live(run, outcome, live, result_of(of, run.store), heldout)
     retain(run.spec, outcome.result)

@@ -6,6 +6,7 @@ from pathlib import Path
 from backprop_core.data import row_files
 from backprop_core.data.preference_rows import Turns, is_preference
 from backprop_core.data.row_formats import ChatRow
+from backprop_core.data.row_turns import texts_of
 
 JUDGMENT = ("messages", "chosen", "rejected", "label")
 
@@ -35,6 +36,15 @@ def said(row: ChatRow, answer: Turns) -> ChatRow:
 def preferred(row: ChatRow) -> ChatRow:
     """The question with the answer that is good, or the rated one whatever it is; any other row as it is."""
     return said(row, next(answer for answer, _ in ratings(row))) if is_preference(row) else row
+
+
+def with_longer_answer(row: ChatRow) -> ChatRow:
+    """The longest conversation that training reads of a row."""
+    if "chosen" not in row:
+        return row
+    return max(
+        (said(row, answer) for answer, _ in ratings(row)), key=lambda one: sum(map(len, texts_of(one["messages"])))
+    )
 
 
 def kinds(rows: Iterable[ChatRow]) -> dict[str, int]:

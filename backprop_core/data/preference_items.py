@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from backprop_core.data import chat_encoding, row_files
+from backprop_core.data import batching, chat_encoding, row_files
 from backprop_core.data.batching import Item, Items
-from backprop_core.data.judged_answers import ratings, said
+from backprop_core.data.judged_answers import are_preferences, ratings, said
 from backprop_core.data.long_rows import Example
 from backprop_core.data.preference_rows import Turns, is_preference
 from backprop_core.data.row_formats import ChatRow
@@ -99,6 +99,14 @@ def load(base: LoadedBase, rows: RowsRef, *, pairs_as: PreferenceLoss, max_lengt
     made = Units(sorted([*learned, *judged], key=lambda unit: unit.row))
     made.cut, made.left_out = learned.cut, learned.left_out + too_long
     return made
+
+
+def answered(base: LoadedBase, rows: RowsRef, *, max_length: int | Limit, store: Store) -> list[Item]:
+    """The examples of rows of one kind, of preferences those with the preferred answer. Raises what `load` raises."""
+    if not are_preferences(store.local(rows)):
+        return batching.load(base, rows, max_length=max_length, store=store)
+    units = load(base, rows, pairs_as="dpo", max_length=max_length, store=store)
+    return [unit if isinstance(unit, Item) else unit.sides[0] for unit in units]
 
 
 def answers(base: LoadedBase, every: Sequence[ChatRow], max_length: int | Limit) -> Items:

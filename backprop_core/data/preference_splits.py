@@ -17,10 +17,9 @@ from backprop_core.data.row_files import commit, index
 from backprop_core.data.row_identity import hashed, part
 from backprop_core.data.row_index import RowIndex, joined
 from backprop_core.errors import ConfigInvalid
-from backprop_core.schema.refs import Batch, Curated, RowsRef
+from backprop_core.schema.refs import Batch, Curated, RowsRef, preference_task
+from backprop_core.schema.refs.datasets import PREFERENCES
 from backprop_core.store.artifacts import Store
-
-SUFFIX = ".preferences"
 
 
 class Judged(NamedTuple):
@@ -29,16 +28,6 @@ class Judged(NamedTuple):
     rows: RowIndex
     held_out: int
     leaking: int
-
-
-def task_of(task: str) -> str:
-    """The task that the held-out preferences of a task score."""
-    return f"{task}{SUFFIX}"
-
-
-def judges(task: str) -> bool:
-    """Whether a task is scored by preferences."""
-    return task.endswith(SUFFIX)
 
 
 def with_groups(batch: Batch, store: Store) -> Batch:
@@ -73,7 +62,7 @@ def parts(batch: Batch) -> Iterator[Batch]:
         assert batch.source.preferences
         yield batch.model_copy(
             update={
-                "task": task_of(batch.task),
+                "task": preference_task(batch.task),
                 "source": Curated(rows=batch.source.preferences, read=batch.source.read),
                 "heldout": batch.heldout_preferences,
                 "last": None,
@@ -84,18 +73,18 @@ def parts(batch: Batch) -> Iterator[Batch]:
 
 def check_tasks(batches: list[Batch]) -> None:
     """Raise ConfigInvalid if a dataset's task is what the preferences of another one score."""
-    taken = {task_of(batch.task) for batch in batches if batch.trains_preferences}
+    taken = {preference_task(batch.task) for batch in batches if batch.trains_preferences}
     for batch in batches:
         if batch.task in taken:
             raise ConfigInvalid(
                 f"{batch.name}: its task {batch.task} is that of the held-out preferences of another dataset",
-                hint=f"name a task that does not end in {SUFFIX}",
+                hint=f"name a task that does not end in {PREFERENCES}",
             )
 
 
 def answers_in(scored: Mapping[str, RowIndex], scratch: Path, files: ExitStack) -> RowIndex:
     """The conversations of the preferences that are not trained, of no group."""
-    found = spoken(joined([rows for task, rows in scored.items() if judges(task)]), scratch, files)
+    found = spoken(joined([rows for task, rows in scored.items() if task.endswith(PREFERENCES)]), scratch, files)
     found.entries["group"] = 0
     return found
 

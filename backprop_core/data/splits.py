@@ -24,7 +24,7 @@ from backprop_core.data.row_files import commit, index, index_all, ranks, times
 from backprop_core.data.row_index import SIZE, Keys, Mask, Positions, RowIndex, among, joined, unique
 from backprop_core.data.row_sets import HINT, ORDER, spread
 from backprop_core.errors import NoRows
-from backprop_core.schema.refs import Batch, DatasetRef, RowsRef, Split
+from backprop_core.schema.refs import Batch, DatasetRef, RowsRef, Split, preference_task
 from backprop_core.schema.specs import MinRowsSpec
 from backprop_core.store.artifacts import Store
 
@@ -213,7 +213,7 @@ def dataset(
     whole = batch.whole_questions
     rest, leaks = safe(rest.take(~beside & ~given), scoring, batch.curation, store, whole_questions=whole)
     counts.update(leaks)
-    judging = sides.get(preference_splits.task_of(batch.task), NOTHING)
+    judging = sides.get(preference_task(batch.task), NOTHING)
     judged = preference_splits.to_train(batch, joined([judging.scored, judging.aside]), scoring, store)
     counts["held_out"] += judged.held_out
     trainable = joined([rest, judged.rows])
@@ -246,11 +246,12 @@ def kept_apart(batch: Batch, scoring: RowIndex, store: Store) -> dict[str, Any]:
 
 def trained_preferences(batch: Batch, new: RowIndex, judged: Judged, judging: Side) -> dict[str, Any]:
     """What a dataset says of preferences that are trained."""
+    only = not batch.source.rows.rows
     dropped = {reason: count for reason, count in batch.source.left_out.items() if reason != "preferences"}
     return {
         "dropped": {**dropped, **({HELD_OUT: judged.leaking} if judged.leaking else {})},
-        "preference_task": preference_splits.task_of(batch.task) if len(judging.scored) else None,
-        "only_preferences": not batch.source.rows.rows,
+        "preference_task": preference_task(batch.task) if len(judging.scored) or only else None,
+        "only_preferences": only,
         **preference_splits.counted(new.take(new.among(judged.rows.keys))),
     }
 

@@ -13,6 +13,7 @@ from backprop_core.data import chat_encoding, row_files
 from backprop_core.data.batching import by_budget
 from backprop_core.data.chat_answers import answered
 from backprop_core.data.chat_rendering import Message
+from backprop_core.data.judged_answers import preferred
 from backprop_core.data.loading import ChatRow
 from backprop_core.errors import InputValidationFailed, NoRows
 from backprop_core.models.loading import LoadedBase, adapted
@@ -51,7 +52,7 @@ def generate(
     """
     if heldout.rows == 0:
         raise NoRows(f"rows artifact {heldout.digest[:12]} is empty", hint="provide more rows")
-    asked = [question(row, index) for index, row in enumerate(row_files.load(store.local(heldout)))]
+    asked = [question(row, index) for index, row in enumerate(map(preferred, row_files.load(store.local(heldout))))]
     conversations = [messages[:-1] for messages, _ in asked]
     tools = [tools for _, tools in asked]
     answers = answer(base, adapter, conversations, tools=tools, spec=spec, store=store, on_progress=on_progress)

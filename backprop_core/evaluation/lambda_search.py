@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from statistics import mean
 
 from backprop_core.data.batching import Item, load
+from backprop_core.data.judged_answers import are_preferences
+from backprop_core.errors import NoRows
 from backprop_core.evaluation.scoring import score
 from backprop_core.merging.strategies import STRATEGIES, runs_of
 from backprop_core.models import adapter_tensors
@@ -30,9 +32,15 @@ def search(
 ) -> Searched:
     """Of ten λ, the one with the lowest loss per label token, averaged over the tasks (one held-out set each).
 
+    Preferences have no such loss, and do not count.
     `on_progress` gets (done, total) λ. Raises NoRows, RankMismatch, AdapterMismatch.
     """
-    tasks = [load(base, rows, max_length=max_length, store=store) for rows in heldout]
+    answered = [rows for rows in heldout if not are_preferences(store.local(rows))]
+    if not answered:
+        raise NoRows(
+            "only preferences are held out, by which no lambda is searched", hint="set merge.lambda to a number"
+        )
+    tasks = [load(base, rows, max_length=max_length, store=store) for rows in answered]
     new = adapter_tensors.read_adapter(store.local(tuned))
     runs = runs_of(merged, new, count=count, store=store)
     tried: dict[float, float] = {}

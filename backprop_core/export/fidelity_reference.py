@@ -20,6 +20,7 @@ from backprop_core.data.chat_answers import answered
 from backprop_core.data.chat_encoding import stop_id
 from backprop_core.data.chat_rendering import Message, render, render_prompt
 from backprop_core.data.control_tokens import Controls
+from backprop_core.data.judged_answers import preferred
 from backprop_core.data.loading import ChatRow
 from backprop_core.evaluation.generation import answer
 from backprop_core.models.loading import LoadedBase, adapted
@@ -100,7 +101,7 @@ def reference(
 
     It answers `prompts`, or else the first conversations. Raises AdapterMismatch, ChatTemplateUnusable.
     """
-    first = row_files.load(store.local(heldout))[:rows]
+    first = list(map(preferred, row_files.load(store.local(heldout))[:rows]))
     chats = conversations(base.tokenizer, prompts, first)
     spec = GenerationSpec(max_new_tokens=ANSWER)
     answers = answer(base, adapter, chats, spec=spec, store=store) if chats else []

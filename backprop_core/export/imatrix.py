@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from backprop_core.data.batching import Item, load
+from backprop_core.data.batching import Item
+from backprop_core.data.preference_items import answered
 from backprop_core.export.gguf.architecture import architecture_of
 from backprop_core.models.loading import LoadedBase, adapted
 from backprop_core.runtime.progress import OnProgress
@@ -44,7 +45,7 @@ def importance(
     `base_digest` goes into the record, not into the artifact. `on_progress` gets (done, total) rows.
     Raises NoRows, AdapterMismatch.
     """
-    every = load(base, heldout, max_length=max_length, store=store)
+    every = answered(base, heldout, max_length=max_length, store=store)
     items = every[skip:] or every
     with adapted(base, adapter, store) as model:
         means_i = mean_squares(model, tensor_names(model), items, on_progress)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
+from backprop_core.data.judged_answers import with_longer_answer
 from backprop_core.data.loading import ChatRow
 from backprop_core.data.splits import HELDOUT_SHARE
 from backprop_core.data.token_lengths import Counter
@@ -71,10 +72,10 @@ class Fit(NamedTuple):
 
 
 def data_by(drawn: Sequence[ChatRow], count: int, counter: Counter) -> Data:
-    """Measure `count` rows by a sample of them. Raises NoRows, TokenizerMismatch."""
+    """Measure `count` rows by a sample of them, a pair by its longer answer. Raises NoRows, TokenizerMismatch."""
     if not drawn:
         raise NoRows("the dataset has no rows", hint="use a file with rows")
-    counted = counter.count(drawn)
+    counted = counter.count(list(map(with_longer_answer, drawn)))
     share = count / len(counted)
     lengths = sorted(row.tokens for row in counted)
     tokens, before = [row.tokens for row in counted], [row.before for row in counted]

@@ -22,7 +22,7 @@ from backprop_core.schema.refs import (
 )
 from flows.cli.console import one_line
 from flows.cli.tables import duration, known, number, size, status_text, table, whole_line
-from tasks.stages.labels import NOT_TRAINED
+from tasks.stages.labels import NOT_TRAINED, preferences
 
 HEAT = ("#ffffcc", "#c7e9b4", "#7fcdbb", "#1d91c0", "#225ea8", "#0c2c84")  # from 0 to 1
 BARS = "▁▂▃▄▅▆▇█"
@@ -35,7 +35,7 @@ def run(result: RunResult) -> RenderableType:
         parts.append(Text(f"chosen defaults: {', '.join(map(chosen, result.defaults))}"))
     if result.runs:
         parts += ["", lora_runs(result), *(line for one in result.runs if (line := not_trained(one.dataset)))]
-        parts += map(Text, cut_rows(result))
+        parts += map(Text, [*judged_rows(result), *cut_rows(result)])
     if result.evaluation:
         parts += ["", *matrix(result.evaluation, result.runs)]
     if result.harness:
@@ -84,6 +84,13 @@ def heading(result: RunResult) -> Text:
 def chosen(choice: Choice) -> str:
     """A field with the value that was chosen for it; the reason is in the JSON."""
     return f"{choice.field.removeprefix('training.')} {choice.value}"
+
+
+def judged_rows(result: RunResult) -> Iterator[str]:
+    """How many of the trained rows were preferences, per dataset that has any."""
+    for dataset in (record.dataset for record in result.runs):
+        if trained := preferences(dataset.pairs, dataset.ratings):
+            yield f"{one_line(dataset.name)}: {trained} of the trained rows"
 
 
 def cut_rows(result: RunResult) -> Iterator[str]:

@@ -14,13 +14,13 @@ from rich.text import Text
 from backprop_core.runtime.printable_text import printable
 from backprop_core.schema.refs import Answers
 from flows.cli.console import one_line
-from tasks.stages.labels import NOT_TRAINED
+from tasks.stages.labels import NOT_TRAINED, preferences
 
 if TYPE_CHECKING:
     from backprop_core.lines.prune import Pruned
     from tasks.runs.estimate import Estimate
     from tasks.runs.line_state import LineSummary
-    from tasks.runs.plan import Plan
+    from tasks.runs.plan import Plan, PlannedRows
     from tasks.tracking import RunSummary
 
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
@@ -210,7 +210,14 @@ def planned_rows(plan: "Plan") -> RenderableType:
         left_out = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in counted.items())
         counts = (str(rows.read), str(rows.train), str(rows.heldout), "" if rows.tokens is None else str(rows.tokens))
         made.add_row(one_line(rows.name), rows.task, *counts, left_out)
-    return made
+    return Group(made, *filter(None, map(judged_rows, plan.rows)))
+
+
+def judged_rows(rows: "PlannedRows") -> Text | None:
+    """How many of the rows of a dataset are preferences; None if none is."""
+    if not (trained := preferences(rows.pairs, rows.ratings)):
+        return None
+    return Text(f"{one_line(rows.name)}: {trained} of the rows to train; {rows.heldout_preferences} others score")
 
 
 def needs(plan: "Plan") -> Iterator[Text]:

@@ -9,6 +9,7 @@ from flows.steps.models import base_model
 from tasks.runs.flow_run import Run
 from tasks.runs.sources import Source
 
+TRAIN_THEM = "set training.preference.loss=dpo to train them"
 NO_HELDOUT = "give more rows, or held-out rows that it has not learned (--heldout FILE)"
 
 
@@ -39,7 +40,9 @@ def curated(run: Run) -> Split:
     found: Split = run.call(
         data.split,
         batches=batches,
-        watched=[batch(run, *each) for each in zip(run.spec.evaluation.watch, prepared.watch, strict=True)],
+        watched=[
+            batch(run, *each, trained=False) for each in zip(run.spec.evaluation.watch, prepared.watch, strict=True)
+        ],
         held=run.held,
         learned=run.learned,
         heldout_max=run.spec.evaluation.heldout_max,
@@ -49,8 +52,8 @@ def curated(run: Run) -> Split:
     return found
 
 
-def batch(run: Run, spec: DatasetSpec, source: Source) -> Batch:
-    """The rows of a dataset and of its held-out file."""
+def batch(run: Run, spec: DatasetSpec, source: Source, *, trained: bool = True) -> Batch:
+    """The rows of a dataset and of its held-out file. Raises NoRows if one of them has none that are used."""
     alone = spec.model_copy(update={"task": None, "heldout": None, "skip": 0, "rows": None})
 
     def rows(file: SourceRef, path: str, curation: CurationSpec) -> Curated:
@@ -59,14 +62,21 @@ def batch(run: Run, spec: DatasetSpec, source: Source) -> Batch:
         made = run.call(
             data.curate, source=run.decided(file, own), spec=own, template=run.template, tokenizer=tokenizer
         )
-        return sifted(run, made, curation) if curation.needs_perplexity else made
+        if not made.rows.rows and not learns:
+            raise NoRows(f"{path}: only preferences, which are not trained", hint=TRAIN_THEM)
+        return sifted(run, made, curation) if curation.needs_perplexity and made.rows.rows else made
 
-    file = source.heldout
+    file, learns = source.heldout, trained and run.spec.training.preference.loss is not None
+    own = rows(source.data, spec.path, spec.curation)
+    held = rows(file, spec.heldout or file.path, spec.curation.of_heldout) if file else None
+    learns = learns and own.preferences is not None
     return Batch(
         name=source.name,
         task=source.task,
-        source=rows(source.data, spec.path, spec.curation),
-        heldout=rows(file, spec.heldout or file.path, spec.curation.of_heldout).rows if file else None,
+        source=own,
+        heldout=held.rows if held else None,
+        trains_preferences=learns,
+        heldout_preferences=held.preferences if held and learns else None,
         skip=spec.skip,
         rows=spec.rows,
         last=spec.time_split and spec.time_split.last,
@@ -87,7 +97,8 @@ def held_out(run: Run, rows: Split) -> dict[str, RowsRef]:
 
     Raises NoRows if the run brings a task of which no row scores.
     """
-    for task in (*(dataset.task for dataset in rows.datasets), *tasks_of(run.prepared.watch)):
+    trained = (dataset.tasks[0] for dataset in rows.datasets)
+    for task in (*trained, *tasks_of(run.prepared.watch)):
         if task not in rows.heldout:
             learned = f": {rows.not_scored[task]} were learned" if task in rows.not_scored else ""
             raise NoRows(f"no row of task {task} is held out{learned}, so nothing can be scored", hint=NO_HELDOUT)

@@ -34,7 +34,8 @@ def judged(
 
 def score(run: Run, adapter: AdapterRef | None, rows: RowsRef) -> Cell:
     """One cell of the matrix."""
-    return Cell(scores=scores(run, adapter, rows), rating=rating(run, adapter, rows), heldout=rows.digest)
+    found = scores(run, adapter, rows)
+    return Cell(scores=found, rating=None if found.preferences else rating(run, adapter, rows), heldout=rows.digest)
 
 
 def scores(run: Run, adapter: AdapterRef | None, rows: RowsRef) -> Scores:

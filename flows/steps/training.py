@@ -3,26 +3,66 @@
 import math
 
 from backprop_core.data import stages as data
+from backprop_core.errors import ConfigInvalid
 from backprop_core.evaluation import stages as evaluation
 from backprop_core.merging import stages as merging
-from backprop_core.schema.refs import AdapterRef, DatasetRef, Drift, RowsRef, Start, TrainResult
-from backprop_core.schema.specs import TrainSpec
+from backprop_core.schema.refs import AdapterRef, DatasetRef, Drift, ReferenceLogProbs, RowsRef, Start, TrainResult
+from backprop_core.schema.specs import PreferenceSpec, TrainSpec
 from backprop_core.training import stages as training
 from flows.steps.models import base_model
 from tasks.runs.flow_run import Run
 
 
 def trained(
-    run: Run, dataset: DatasetRef, before: list[DatasetRef], tuned: AdapterRef | None, heldout: dict[str, RowsRef]
+    run: Run,
+    dataset: DatasetRef,
+    before: list[DatasetRef],
+    tuned: AdapterRef | None,
+    heldout: dict[str, RowsRef],
+    merged: AdapterRef | None,
 ) -> TrainResult:
-    """One LoRA run on a dataset and rows of earlier ones, starting from the last tuned adapter."""
+    """One LoRA run on a dataset and rows of earlier ones, starting from the last tuned adapter.
+
+    Preferences are compared with the merged adapter so far, or with the base.
+    """
     spec = run.spec.training
     replays = before and (spec.replay or spec.replay_rows)
     rows = with_replay(run, dataset.train, before, list(heldout.values())) if replays else dataset.train
     merge = run.spec.merge
     start = Start(tuned=tuned, orthonormal=merge.orthonormal_start, keep=merge.keeps_function) if tuned else None
     alone = spec.model_copy(update={"replay": 0, "replay_rows": 0})  # `rows` contain the replay
-    return run.call(training.train, base=run.base, rows=rows, spec=alone, start=start)
+    if not judges([dataset, *(before if replays else [])]):
+        return run.call(training.train, base=run.base, rows=rows, spec=without_preferences(alone), start=start)
+    known = reference(run, rows, merged)
+    return run.call(training.train, base=run.base, rows=rows, spec=alone, start=start, reference=known)
+
+
+def judges(datasets: list[DatasetRef]) -> bool:
+    """Whether some of the rows to train are preferences."""
+    return any(dataset.pairs or dataset.ratings for dataset in datasets)
+
+
+def without_preferences(spec: TrainSpec) -> TrainSpec:
+    """The spec for rows without preferences: how those are trained decides nothing."""
+    return spec.model_copy(update={"preference": PreferenceSpec()})
+
+
+def reference(run: Run, rows: RowsRef, merged: AdapterRef | None) -> ReferenceLogProbs:
+    """What the preferences among the rows are compared with. Raises ConfigInvalid without a loss for them."""
+    spec = run.spec.training
+    if spec.preference.loss is None:
+        raise ConfigInvalid(
+            "replay has preferences of an earlier dataset, and training.preference.loss is not set",
+            hint="set it as in the run that trained them, or set training.replay=0",
+        )
+    return run.call(
+        training.reference_log_probs,
+        **base_model(run),
+        adapter=merged,
+        rows=rows,
+        loss=spec.preference.loss,
+        max_length=spec.limit,
+    )
 
 
 def with_replay(run: Run, rows: RowsRef, before: list[DatasetRef], heldout: list[RowsRef]) -> RowsRef:

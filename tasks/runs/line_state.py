@@ -9,7 +9,7 @@ from backprop_core.lines.prune import sizes
 from backprop_core.lines.versions import Lines, LineVersion
 from backprop_core.publishing.release import released
 from backprop_core.runtime.settings import Settings, settings
-from backprop_core.schema.refs import AdapterRef, Cell, DatasetRef, RowsRef, TrainResult
+from backprop_core.schema.refs import AdapterRef, Cell, DatasetRef, RowsRef, TrainResult, heldout_of
 from backprop_core.store.artifacts import Store
 from backprop_core.store.locks import held
 from tasks.runs import worker_process
@@ -77,7 +77,7 @@ class Made(NamedTuple):
     @property
     def last_heldout(self) -> RowsRef:
         """The held-out rows of the last dataset's task."""
-        return self.heldout[self.datasets[-1].task]
+        return heldout_of(self.datasets[-1].task, self.heldout)
 
 
 def version_of(run: "Run", outcome: "Outcome", made: Made) -> LineVersion:

@@ -176,7 +176,7 @@ class Outcome(Notes):
         if made.champion:  # in place of its scores on earlier held-out rows: these compare with the next
             self._rows[-1] = {task: made.champion[task] for task in self._rows[-1]}
         self._rows.append(made.cells)
-        self._trained.append([made.dataset.task])
+        self._trained.append([task for task in made.dataset.tasks if task in made.cells])
         return evaluation(
             tasks=list(dict.fromkeys(task for tasks in self._trained for task in tasks)),
             watch=[task for task in self._prepared.watched if task in made.cells],
@@ -266,7 +266,7 @@ def new_tasks(versions: Sequence[LineVersion]) -> list[list[str]]:
     known: list[DatasetRef] = []
     found = []
     for version in versions:
-        found.append([dataset.task for dataset in version.datasets[len(known) :]])
+        found.append([task for dataset in version.datasets[len(known) :] for task in dataset.tasks])
         known = version.datasets
     return found
 

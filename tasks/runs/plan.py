@@ -60,6 +60,9 @@ class PlannedRows(Record):
     dropped: dict[str, int] = Field(description="Rows that nothing is made of, by reason.")
     not_trained: dict[str, int] = Field(description="Good rows that are not trained, by reason.")
     tokens: int | None = Field(description="That one epoch reads, about; None where they could not be counted.")
+    pairs: int = Field(0, description="Rows to train that have a chosen and a rejected answer.")
+    ratings: int = Field(0, description="Rows to train whose answer was rated good or bad.")
+    heldout_preferences: int = Field(0, description="Preferences that score.")
 
 
 class Plan(Record):
@@ -202,6 +205,9 @@ def rows_of(rows: Split | None, measured: list[Data | None], spec: RunSpec) -> l
             dropped=found.dropped,
             not_trained=found.not_trained,
             tokens=round(data.tokens / data.examples * found.train.rows) if data else None,
+            pairs=found.pairs,
+            ratings=found.ratings,
+            heldout_preferences=scored.get(found.preference_task or "", 0),
         )
         for found, data in zip(rows.datasets, measured, strict=True)
     ]

@@ -30,7 +30,7 @@ from backprop_core.training.defaults import GIVEN, Chosen, Data, choose, data_by
 from backprop_core.training.presets import PRESETS
 from backprop_core.training.vram_estimate import Shape, shape_of
 
-VERSION = 2  # of the cached data measurements
+VERSION = 3  # of the cached data measurements
 CPU_SECONDS = 30 * 60  # longer trainings use a CPU only with device=cpu
 SLOW = 1e10  # FLOP/s of a matrix product: what is short at this speed needs no speed measurement
 SOME_CARD = 8 << 30  # bytes

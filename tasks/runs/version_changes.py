@@ -14,6 +14,7 @@ from backprop_core.schema.records import Record
 from backprop_core.schema.refs import DatasetRef, Digest
 from backprop_core.store.artifacts import Store
 from tasks.runs.ended_runs import ended
+from tasks.stages.labels import preferences
 
 MOST_SAMPLES = 10
 LONGEST = 400  # characters of a turn in a sample
@@ -27,6 +28,7 @@ class NewData(Record):
     task: str
     read: int
     train_rows: int
+    preferences: str = Field("", description="How many of them are pairs or ratings, in words.")
     left_out: dict[str, int] = Field(description="Rows dropped or not trained, by reason.")
 
 
@@ -82,6 +84,7 @@ def new_data(dataset: DatasetRef) -> NewData:
         task=dataset.task,
         read=dataset.read,
         train_rows=dataset.train.rows,
+        preferences=preferences(dataset.pairs, dataset.ratings),
         left_out=left_out,
     )
 

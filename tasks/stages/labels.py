@@ -36,6 +36,7 @@ NOT_TRAINED = {  # why good rows are not trained, in words
     "held_out_redacted": "held out, with or without redaction",
     "near_held_out": "close to held-out rows",
     "shares_words_with_held_out": "with words of held-out rows",
+    "in_held_out_preference": "with an answer of a held-out preference",
     "learned": "learned before",
     "outside_window": "outside the window (rows, skip)",
 }
@@ -135,7 +136,15 @@ def outcome(result: BaseModel) -> str:
 def divided(dataset: DatasetRef) -> str:
     """How many rows of a dataset are trained, how many score, and why the others are not trained."""
     others = {NOT_TRAINED[reason]: count for reason, count in dataset.not_trained.items() if reason != "held_out"}
-    return f"{dataset.train.rows} rows to train, {dataset.heldout.rows} held out{counted(others)}"
+    judged = preferences(dataset.pairs, dataset.ratings)
+    kinds = f" (of them {judged})" if judged else ""
+    return f"{dataset.train.rows} rows to train{kinds}, {dataset.heldout.rows} held out{counted(others)}"
+
+
+def preferences(pairs: int, ratings: int) -> str:
+    """`40 pairs, 3 ratings`; nothing if there are none."""
+    counts = {"pair": pairs, "rating": ratings}
+    return ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items() if count)
 
 
 def counted(reasons: Mapping[str, int]) -> str:

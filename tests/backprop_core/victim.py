@@ -8,17 +8,21 @@ from pathlib import Path
 
 from backprop_core.models.loading import load, peft_module
 from backprop_core.schema.refs import RowsRef
-from backprop_core.schema.specs import LoraSpec, TrainSpec
+from backprop_core.schema.specs import LoraSpec, PreferenceLoss, PreferenceSpec, TrainSpec
 from backprop_core.store.artifacts import Store
 from backprop_core.training.loop import train
+from backprop_core.training.reference import reference_log_probs
 
 peft_module()  # imported once, before the children are forked
 OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 
 
-def work(root: Path, base: Path, rows: RowsRef, kill_at: int | None, places: str) -> None:
+def work(
+    root: Path, base: Path, rows: RowsRef, kill_at: int | None, places: str, loss: PreferenceLoss | None = None
+) -> None:
     """Train under the key "key", a checkpoint after every step; write the adapter's digest to `root/digest`.
 
+    `loss` trains the preferences among the rows.
     Dies by SIGKILL right before its `kill_at`-th file operation on a path that has `places` in it.
     """
     operations = itertools.count(1)
@@ -28,16 +32,18 @@ def work(root: Path, base: Path, rows: RowsRef, kill_at: int | None, places: str
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(watch)
-    spec = TrainSpec(
-        steps=6, batch_size=8, max_length=64, checkpoint_seconds=0, lora=LoraSpec(rank=2, alpha=4, dropout=0.1)
-    )
+    lora, preference = LoraSpec(rank=2, alpha=4, dropout=0.1), PreferenceSpec(loss=loss)
+    spec = TrainSpec(steps=6, batch_size=8, max_length=64, checkpoint_seconds=0, lora=lora, preference=preference)
+    loaded, store = load(base, precision="fp32", device="cpu"), Store(root)
+    known = reference_log_probs(loaded, None, rows, loss=loss, max_length=64, store=store) if loss else None
     result = train(
-        load(base, precision="fp32", device="cpu"),
+        loaded,
         rows,
         spec=spec,
         start=None,
         key="key",
-        store=Store(root),
+        store=store,
+        reference=known,
         on_metrics=lambda *_: None,
         should_stop=lambda: False,
     )

@@ -14,6 +14,8 @@ from backprop_core.schema.refs.datasets import (
     Split,
     StepReport,
     TokensRef,
+    heldout_of,
+    preference_task,
 )
 from backprop_core.schema.refs.evaluation import (
     Answers,
@@ -107,4 +109,6 @@ __all__ = [
     "TokensRef",
     "TrainResult",
     "artifacts_in",
+    "heldout_of",
+    "preference_task",
 ]

@@ -1,5 +1,6 @@
 """Refs to rows: sources as they were resolved, curated and split datasets, tokens."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -8,6 +9,7 @@ from backprop_core.schema.records import KEY_IF_SET, NO_KEY, Record
 from backprop_core.schema.refs.artifact import ArtifactRef, Digest
 from backprop_core.schema.specs.curation import CurationSpec
 
+PREFERENCES = ".preferences"  # end of the name of a task that is scored by preferences
 Shape = Literal["json-lines", "json-array", "csv", "text", "parquet", "arrow", "arrow-stream", "zip", "unknown"]
 
 
@@ -181,6 +183,16 @@ class Batch(Record):
     curation: CurationSpec = Field(
         CurationSpec(), description="How close a training row may be to one that scores.", json_schema_extra=KEY_IF_SET
     )
+
+
+def preference_task(task: str) -> str:
+    """The task that the held-out preferences of a task score."""
+    return f"{task}{PREFERENCES}"
+
+
+def heldout_of(task: str, heldout: Mapping[str, RowsRef]) -> RowsRef:
+    """The held-out rows of a task; its preferences if it has no others."""
+    return heldout[task] if task in heldout else heldout[preference_task(task)]
 
 
 class Split(Record):

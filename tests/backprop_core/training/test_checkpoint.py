@@ -12,6 +12,7 @@ import torch
 
 from backprop_core.errors import CheckpointInvalid, DiskFull
 from backprop_core.schema.refs import RowsRef
+from backprop_core.schema.specs import PreferenceLoss
 from backprop_core.store.artifacts import Store
 from backprop_core.training import checkpoint
 from backprop_core.training.checkpoint import Checkpoint
@@ -103,9 +104,16 @@ class Children:
     def rows(self, store: Path) -> RowsRef:
         return nano.commit_rows(Store(store), nano.chats(20))
 
-    def run(self, store: Path, rows: RowsRef, kill_at: int | None = None, places: str = "/checkpoints/") -> int:
+    def run(
+        self,
+        store: Path,
+        rows: RowsRef,
+        kill_at: int | None = None,
+        places: str = "/checkpoints/",
+        loss: PreferenceLoss | None = None,
+    ) -> int:
         """The child's exit status."""
-        arguments = (store, self.base, rows, kill_at, places)
+        arguments = (store, self.base, rows, kill_at, places, loss)
         child = self._context.Process(target=victim.work, args=arguments)
         child.start()
         child.join(timeout=120)
