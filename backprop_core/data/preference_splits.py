@@ -23,9 +23,10 @@ from backprop_core.store.artifacts import Store
 
 
 class Judged(NamedTuple):
-    """A batch's preferences that are trained, how many of the others score, and how many give away a row that does."""
+    """A batch's preferences that are trained, its own that are held out, and counts of those that are neither."""
 
     rows: RowIndex
+    heldout: RowIndex
     held_out: int
     leaking: int
 
@@ -89,15 +90,17 @@ def answers_in(scored: Mapping[str, RowIndex], scratch: Path, files: ExitStack) 
     return found
 
 
-def to_train(batch: Batch, own: RowIndex, scoring: RowIndex, store: Store) -> Judged:
-    """The preferences of a batch that are trained; `own` are those of its task that are not."""
+def to_train(batch: Batch, scored: RowIndex, aside: RowIndex, scoring: RowIndex, store: Store) -> Judged:
+    """The preferences of a batch that are trained; `scored` and `aside` are those of its task that are not."""
     if not batch.trains_preferences:
-        return Judged(joined([]), 0, 0)
+        return Judged(joined([]), joined([]), 0, 0)
     assert batch.source.preferences
     every = index(batch.source.preferences, store)
-    out = every.among(own.keys)
+    out = every.among(scored.keys) | every.among(aside.keys)
     kept = safe_among(every.take(~out), batch, scoring, store)
-    return Judged(kept, int(out.sum()), len(every) - int(out.sum()) - len(kept))
+    own = index(batch.heldout_preferences, store).keys if batch.heldout_preferences else every.take(out).keys
+    held_out = int(out.sum())
+    return Judged(kept, scored.take(scored.among(own)), held_out, len(every) - held_out - len(kept))
 
 
 def counted(rows: RowIndex) -> dict[str, int]:

@@ -214,7 +214,7 @@ def dataset(
     rest, leaks = safe(rest.take(~beside & ~given), scoring, batch.curation, store, whole_questions=whole)
     counts.update(leaks)
     judging = sides.get(preference_task(batch.task), NOTHING)
-    judged = preference_splits.to_train(batch, joined([judging.scored, judging.aside]), scoring, store)
+    judged = preference_splits.to_train(batch, judging.scored, judging.aside, scoring, store)
     counts["held_out"] += judged.held_out
     trainable = joined([rest, judged.rows])
     cut = window(trainable, batch, continues=bool(len(learned)))
@@ -230,7 +230,7 @@ def dataset(
         not_trained={reason: count for reason, count in sorted(counts.items()) if count},
         lineage=batch.source.lineage,
         **(
-            trained_preferences(batch, new, judged, judging)
+            trained_preferences(batch, new, judged, judging, store)
             if batch.trains_preferences
             else kept_apart(batch, scoring, store)
         ),
@@ -244,13 +244,14 @@ def kept_apart(batch: Batch, scoring: RowIndex, store: Store) -> dict[str, Any]:
     return {"preferences": preferences, "dropped": {**batch.source.left_out, **judged}}
 
 
-def trained_preferences(batch: Batch, new: RowIndex, judged: Judged, judging: Side) -> dict[str, Any]:
+def trained_preferences(batch: Batch, new: RowIndex, judged: Judged, judging: Side, store: Store) -> dict[str, Any]:
     """What a dataset says of preferences that are trained."""
     only = not batch.source.rows.rows
     dropped = {reason: count for reason, count in batch.source.left_out.items() if reason != "preferences"}
     return {
         "dropped": {**dropped, **({HELD_OUT: judged.leaking} if judged.leaking else {})},
         "preference_task": preference_task(batch.task) if len(judging.scored) or only else None,
+        "heldout_preferences": commit(judged.heldout, store, {"stage": "split", "side": "heldout"}),
         "only_preferences": only,
         **preference_splits.counted(new.take(new.among(judged.rows.keys))),
     }

@@ -139,7 +139,7 @@ def side_of(rows: set[str], datasets: list[DatasetRef]) -> str:
     """On which side of the split of these datasets one of these sets of rows is."""
     if rows & {one.train.digest for one in datasets}:
         return TRAINED
-    return HELD_OUT if rows & {one.heldout.digest for one in datasets} else USED
+    return HELD_OUT if rows & {held.digest for one in datasets for held in one.held_out} else USED
 
 
 def versions_with(datasets: set[str], store: Store) -> Iterator[TracedVersion]:

@@ -31,15 +31,10 @@ def trained(
     merge = run.spec.merge
     start = Start(tuned=tuned, orthonormal=merge.orthonormal_start, keep=merge.keeps_function) if tuned else None
     alone = spec.model_copy(update={"replay": 0, "replay_rows": 0})  # `rows` contain the replay
-    if not judges([dataset, *(before if replays else [])]):
+    if not any(one.judges for one in (dataset, *(before if replays else ()))):
         return run.call(training.train, base=run.base, rows=rows, spec=without_preferences(alone), start=start)
     known = reference(run, rows, merged)
     return run.call(training.train, base=run.base, rows=rows, spec=alone, start=start, reference=known)
-
-
-def judges(datasets: list[DatasetRef]) -> bool:
-    """Whether some of the rows to train are preferences."""
-    return any(dataset.pairs or dataset.ratings for dataset in datasets)
 
 
 def without_preferences(spec: TrainSpec) -> TrainSpec:

@@ -135,10 +135,14 @@ def dataset_of(spec: DatasetSpec, source: Source, made: DatasetRef, store: Store
             f"{source.data.path} is not what it was, and its rows are chosen or ordered by what only it says",
             hint="put the file back where it was, and run this again",
         )
-    sets = [made.train] if source.heldout else [made.train, made.heldout]
+    sets = [made.train] if source.heldout else [made.train, *made.held_out]
     plain = DatasetSpec(path=rows_file(sets, store), curation=spec.curation, tools=spec.tools)
     return plain.model_copy(
-        update={"task": source.task, "heldout": rows_file([made.heldout], store) if source.heldout else None}
+        update={
+            "task": source.task,
+            "heldout": rows_file(made.held_out, store) if source.heldout else None,
+            **({"format": "mixed"} if made.judges or made.heldout_preferences else {}),
+        }
     )
 
 

@@ -103,6 +103,9 @@ class DatasetRef(Record):
     preference_task: str | None = Field(
         None, description="Task that its held-out preferences score; None if it has none.", json_schema_extra=NO_KEY
     )
+    heldout_preferences: RowsRef | None = Field(
+        None, description="Its own held-out preferences, if it trains any.", json_schema_extra=NO_KEY
+    )
     only_preferences: bool = Field(
         False, description="Whether all rows of its source are preferences.", json_schema_extra=NO_KEY
     )
@@ -115,6 +118,16 @@ class DatasetRef(Record):
         """The tasks that it scores: its own, and that of its preferences."""
         own = [] if self.only_preferences else [self.task]
         return own + ([self.preference_task] if self.preference_task else [])
+
+    @property
+    def held_out(self) -> list[RowsRef]:
+        """Its own held-out rows of all kinds."""
+        return [self.heldout, *([self.heldout_preferences] if self.heldout_preferences else [])]
+
+    @property
+    def judges(self) -> bool:
+        """Whether some of its rows are preferences that are trained."""
+        return bool(self.pairs or self.ratings)
 
 
 class StepReport(Record):
