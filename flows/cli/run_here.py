@@ -2,15 +2,18 @@
 
 from typing import TYPE_CHECKING, Any
 
+from backprop_core.runtime.settings import settings
 from backprop_core.schema.refs import RunResult
 from backprop_core.schema.specs import RunSpec
-from flows.cli.prefect_environment import connected
+from flows.cli.prefect_environment import connected, quiet_prefect
 from flows.parameters import parameters, to_resume
 from flows.registry import load, planned_body
 from tasks.runs import prestart
 
 if TYPE_CHECKING:
+    from flows.rebuild import Rebuilt
     from tasks.runs.plan import Plan
+    from tasks.runs.unfinished_rebuild import UnfinishedRebuild
 
 
 def run(flow: str, spec: RunSpec, *, fresh: bool = False) -> RunResult:
@@ -42,3 +45,12 @@ def resume(prefix: str, *, inexact: bool = False) -> RunResult:
     with connected():
         made: RunResult = load(prepared.flow)(**to_resume(prepared.flow, run_id, prepared))
         return made
+
+
+def rebuild(left: "UnfinishedRebuild") -> "Rebuilt":
+    """Train the versions of a line again, as the rebuild that was killed would have."""
+    quiet_prefect()
+    from flows.rebuild import rebuild
+
+    with connected():
+        return rebuild(left.line, left.rows, left.seen, settings())

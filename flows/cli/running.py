@@ -40,6 +40,7 @@ from flows.server.submit import submit
 from tasks.runs.prestart import asked
 from tasks.runs.progress import listen
 from tasks.runs.sample_answers import answers
+from tasks.runs.unfinished_rebuild import UnfinishedRebuild, unfinished
 
 INEXACT = "Resume on another machine or with other versions: the same order of rows, but not the same bits."
 GGUF = "gguf"
@@ -118,7 +119,18 @@ def resume(
     output: OutputFlags = PLAIN,
 ) -> Answer:
     with watched(output):
+        if rebuild := unfinished(run_id, settings()):
+            return rebuilt(rebuild)
         return answer(run_here.resume(run_id, inexact=inexact_resume))
+
+
+def rebuilt(rebuild: UnfinishedRebuild) -> Answer:
+    """Do the rest of a rebuild that was killed, from the cache; the run itself stays as it ended."""
+    from flows.cli.data_text import of_line
+
+    done = run_here.rebuild(rebuild)
+    status = 3 if done.error or done.left else 0
+    return Answer(done.model_dump(mode="json"), "\n".join(of_line(done, planned=False)), status)
 
 
 def export(

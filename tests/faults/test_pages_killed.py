@@ -16,6 +16,10 @@ import psutil
 import pytest
 
 from backprop_core.runtime.settings import Settings
+from tests.faults.hold import Hold
+from tests.faults.test_at_once import write_line
+from tests.faults.test_outage import steps_by_run
+from tests.faults.test_serve_killed import kill_serve_alone, process
 from tests.flows.server.web.conftest import LineMaker
 from tests.wire.prefect_server import FINAL, Served, served, wait_until
 
@@ -94,3 +98,52 @@ def test_each_part_dies_while_the_page_is_open(home: Path) -> None:
         assert [press(f"/runs/{failed['id']}/retry").status_code for _ in range(2)] == [303, 409]
         wait_until(lambda: ended(service, 1), MINUTES, "end of the run that was tried again")
         assert runs(service)[0]["run_count"] == failed["run_count"] + 1
+
+
+def begun(service: Served, press: Callable[[str], httpx.Response], hold: Hold) -> None:
+    """One click begins a retrain, which is held at its third step."""
+    assert press(f"{LINE}/retrain").status_code == 303
+    hold.reached(lambda: not ended(service, 1))
+    assert "since" in shown(service, LINE) and press(f"{LINE}/retrain").status_code == 409
+
+
+def assert_made_once(service: Served, home: Path) -> None:
+    """The one run that was asked for made version 1, and MLflow has each of its steps once."""
+    wait_until(lambda: "Version 1 is live" in shown(service, LINE), MINUTES, "version that is live")
+    wait_until(lambda: ended(service, 1), MINUTES, "end of the run")
+    assert [path.stem for path in home.glob("store/lines/support/versions/*.json")] == ["000001"]
+    wait_until(lambda: [set(each.values()) for each in steps_by_run(home).values()] == [{1}], 60, "all steps, once")
+
+
+def test_the_training_dies_while_the_page_is_open(world: Path, tmp_path: Path) -> None:
+    """SIGKILL of the process that trains: nobody presses anything, and the run that was asked for makes the version."""
+    hold, home = Hold(tmp_path / "hold", training=1), tmp_path / "home"
+    write_line(home, "support", world / "base", 1, "")
+    told = {"BACKPROPAGATE_ALLOWED_PATHS": str(world.parent), **hold.environment}
+    with served(home, **told) as service, opened(service) as press:
+        begun(service, press, hold)
+        process(service, "backprop_core.worker.main").kill()
+        hold.let_go()
+        assert_made_once(service, home)
+        [run] = runs(service)
+        assert run["state_type"] == "COMPLETED" and "None that Prefect knows of" in shown(service, LINE)
+
+
+def test_serve_itself_dies_while_the_page_is_open(world: Path, tmp_path: Path) -> None:
+    """SIGKILL of `serve` in a training: started again it has the same address, its page says what crashed, and Retry
+    continues that run, once."""
+    hold, home = Hold(tmp_path / "hold", training=1), tmp_path / "home"
+    write_line(home, "support", world / "base", 1, "")
+    told = {"BACKPROPAGATE_ALLOWED_PATHS": str(world.parent), **hold.environment}
+    with served(home, **told) as service, opened(service) as press:
+        begun(service, press, hold)
+        kill_serve_alone(service)
+        with pytest.raises(httpx.ConnectError):
+            shown(service, LINE)
+    with served(home, **told) as again, opened(again) as press:
+        assert again.addresses["page"] == service.addresses["page"]
+        wait_until(lambda: "Retry" in shown(again, LINE), MINUTES, "word about the run that crashed")
+        [crashed] = runs(again)
+        assert crashed["state_type"] == "CRASHED"
+        assert [press(f"/runs/{crashed['id']}/retry").status_code for _ in range(2)] == [303, 409]
+        assert_made_once(again, home)

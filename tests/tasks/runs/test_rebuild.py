@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from backprop_core.data.forgotten_rows import forget
 from backprop_core.data.loading import good_rows, snapshot
 from backprop_core.data.row_files import index
 from backprop_core.data.row_identity import identity
@@ -19,6 +20,7 @@ from tasks.runs import prepared_run, prestart
 from tasks.runs.data_forget import data_forget
 from tasks.runs.rebuild import adopt, begin, concerned, dataset_of, end, nights, place_of
 from tasks.runs.sources import Source
+from tasks.runs.unfinished_rebuild import UnfinishedRebuild, unfinished
 from tests.tasks.runs.test_data_forget import TEXT, home, store
 
 __all__ = ["home", "store"]  # fixtures
@@ -105,6 +107,24 @@ def test_a_run_of_a_rebuild_is_not_resumed_alone(here: Path, store: Store) -> No
     with pytest.raises(RunUnknown, match="part of a rebuild") as caught:
         prestart.restart(run_id, inexact=False)
     assert "data forget ROW --rebuild" in caught.value.hint
+
+
+def test_the_rebuild_of_an_interrupted_run_is_found(here: Path, store: Store) -> None:
+    """Line, rows and versions are known by the run alone; a run that belongs to none, and a line that is gone."""
+    run_id = Lines(store).version("support", 1).run_id
+    assert unfinished(run_id, settings()) is None
+    begin("support", [1, 2], ["0" * 64], store)
+    forget(["1" * 64], ["billing@1"], store)
+    prepared = prepared_run.load(run_id, store)
+    for line in ("support", "gone"):
+        spec = prepared.spec.model_copy(update={"line": f"{line}.rebuild-0123456789ab"})
+        prepared_run.save(prepared.model_copy(update={"spec": spec}), run_id, store)
+        if line == "gone":
+            with pytest.raises(RunUnknown, match="not known any more"):
+                unfinished(run_id, settings())
+        else:
+            expected = UnfinishedRebuild(line="support", rows=["0" * 64], seen=["support@1", "support@2"])
+            assert unfinished(run_id[:8], settings()) == expected
 
 
 def test_a_rebuild_that_was_killed_is_adopted_once(here: Path, store: Store) -> None:
