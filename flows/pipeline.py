@@ -100,7 +100,7 @@ def next_version(run: Run) -> Made | None:
         return None
     heldout = held_out(run, rows)
     scored, to_choose_by = (part(run, heldout, to_choose_by=side) for side in (False, True))
-    tried = attempt(run.run_id, run.prepared, dataset.train, heldout)
+    tried = attempt(run.run_id, run.prepared, dataset.train, heldout, run.store)
     if reason := too_few_held_out(scored, run.prepared) or rejected_before(tried, run.prepared, run.store):
         run.notes.concludes(reason, "unchanged")
         return None

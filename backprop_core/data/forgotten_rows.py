@@ -5,7 +5,7 @@ keys: a source without any has the keys that it had before. A row counts with an
 """
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from pydantic import Field
@@ -31,6 +31,11 @@ class ForgottenRow(Record):
     row: Digest
     versions: list[str] = Field(description="LINE@NUMBER of versions that have learned it or were scored on it.")
 
+    def renamed(self, line: str, to: str) -> "ForgottenRow":
+        """The same, for a line that has another name."""
+        named = [f"{to}{each.removeprefix(line)}" if each.startswith(f"{line}@") else each for each in self.versions]
+        return self.model_copy(update={"versions": sorted(named)})
+
 
 def forgotten(store: Store) -> dict[str, ForgottenRow]:
     """All rows that were forgotten, by identity."""
@@ -46,8 +51,13 @@ def forget(rows: Collection[str], versions: Collection[str], store: Store) -> No
     for row in rows:
         before = known[row].versions if row in known else []
         known[row] = ForgottenRow(row=row, versions=sorted({*before, *versions}))
-    text = "".join(canonical(known[row].model_dump()) + "\n" for row in sorted(known))
-    write_atomic(store.layout.forgotten, text)
+    write(known.values(), store)
+
+
+def write(rows: Iterable[ForgottenRow], store: Store) -> None:
+    """Write the list, in the order of the identities."""
+    lines = (canonical(one.model_dump()) + "\n" for one in sorted(rows, key=lambda one: one.row))
+    write_atomic(store.layout.forgotten, "".join(lines))
 
 
 def names(row: ChatRow) -> set[str]:

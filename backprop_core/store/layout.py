@@ -54,6 +54,7 @@ questions/<run_id>      Prefect's id of the flow run that asks a person about wh
 lines/<line>/           of one line
   versions/<number>.json  append-only
   champion                the number of the live version
+  first-name              the name under which it was made, if it was renamed
   moves/<run_id>.json     who made a version the champion by hand, and why
   votes/<run_id>/<id>.json  what a person thinks of an answer of what the run made; append-only
   releases/<number>.json  what went live with a version
@@ -61,6 +62,9 @@ lines/<line>/           of one line
 deleted-lines/<line>-<time>/  of a line that was deleted
   line.json               its tombstone: when, by whom, which versions
   records/                what lines/<line>/ was
+renamed-lines/<line>-<time>/  of a line that was renamed
+  line.json               both names, when, by whom, whether all is done
+  mirrored                MLflow has the new name
 leases/<run_id>.txt     what a run uses, one digest or key a line, until it is finished; .lock: held by its process
 ollama-servers/<server>/<name>.json  what was made on an Ollama server under a name
 locks/<name>.lock       freed by the kernel when their holder dies
@@ -145,6 +149,11 @@ class LineLayout:
         return self.versions / f"{number:06d}.json"
 
     @property
+    def first_name(self) -> Path:
+        """The name under which the line was made, if it has another one now."""
+        return self.root / "first-name"
+
+    @property
     def champion(self) -> Path:
         """The number of the live version."""
         return self.root / "champion"
@@ -201,6 +210,23 @@ class DeletedLayout:
     def retired(self) -> Path:
         """There, if MLflow's registered model and curve of the line have another name."""
         return self.root / "retired"
+
+
+@dataclass(frozen=True)
+class RenamedLayout:
+    """The directory of the renaming of a line."""
+
+    root: Path
+
+    @property
+    def note(self) -> Path:
+        """The names, when and by whom."""
+        return self.root / "line.json"
+
+    @property
+    def mirrored(self) -> Path:
+        """There, if MLflow has the new name."""
+        return self.root / "mirrored"
 
 
 @dataclass(frozen=True)
@@ -361,6 +387,14 @@ class StoreLayout:
     def deletions(self) -> Iterator[DeletedLayout]:
         """The lines that were deleted, in no order. One whose records are not there yet was not: it was cut off."""
         return (DeletedLayout(path.parent) for path in self.root.glob("deleted-lines/*/records"))
+
+    def renamed(self, line: str, time: str) -> RenamedLayout:
+        """A line that was renamed at this time."""
+        return RenamedLayout(self.root / "renamed-lines" / f"{line}-{time}")
+
+    def renamings(self) -> Iterator[RenamedLayout]:
+        """The renamings of lines, in no order."""
+        return (RenamedLayout(path.parent) for path in self.root.glob("renamed-lines/*/line.json"))
 
     @property
     def leases(self) -> Path:

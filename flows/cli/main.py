@@ -110,6 +110,10 @@ LINE = {  # verbs of `backprop line`: line in --help, example
         "Say what happens to everything of a line, ask for its name, then delete it.",
         "backprop line delete support --dry-run",
     ),
+    "rename": (
+        "Give a line another name, everywhere but at Ollama and the Hub.",
+        "backprop line rename support helpdesk --dry-run",
+    ),
 }
 USERS = {  # verbs of `backprop users`: line in --help, example
     "add": (

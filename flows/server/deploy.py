@@ -234,6 +234,22 @@ def undeploy_line(config: Settings, line: str) -> list[Change]:
     return [Change(what=what, new=new, details=details) for what, new, details in gone]
 
 
+def is_paused(line: str) -> bool:
+    """Whether the deployment of a line has schedules, and all of them are paused."""
+    with get_client(sync_client=True) as client, refusals("look at it in Prefect"), suppress(ObjectNotFound):
+        schedules = client.read_deployment_by_name(f"retrain/{line}").schedules
+        return bool(schedules) and not any(schedule.active for schedule in schedules)
+    return False
+
+
+def pause_line(line: str) -> None:
+    """Pause every schedule of a line."""
+    with get_client(sync_client=True) as client, refusals("pause it in Prefect"):
+        known = client.read_deployment_by_name(f"retrain/{line}")
+        for schedule in known.schedules:
+            client.update_deployment_schedule(known.id, schedule.id, active=False)
+
+
 def forget(client: SyncPrefectClient, line: str, dry_run: bool) -> Iterator[tuple[str, bool, list[str]]]:
     """Remove what starts runs of a line whose job file is gone; `retrain/LINE` and its runs stay."""
     yield from remove(client, f"drift/{line}", dry_run)

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 
 from pydantic import Field
 
+from backprop_core.lines.renaming import first_name
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import Digest, RowsRef, RunId
 from backprop_core.stages import versions
@@ -43,12 +44,15 @@ class Attempt(Record):
         write_atomic(store.layout.rejection(self.key), rejection.model_dump_json())
 
 
-def attempt(run_id: str, prepared: Prepared, rows: RowsRef, heldout: dict[str, RowsRef]) -> Attempt:
-    """The identity of a retrain, computed once its rows are known; includes the stages' versions."""
+def attempt(run_id: str, prepared: Prepared, rows: RowsRef, heldout: dict[str, RowsRef], store: Store) -> Attempt:
+    """The identity of a retrain, computed once its rows are known; includes the stages' versions.
+
+    The line counts by its first name: under another one the same candidate is rejected as before.
+    """
     spec = prepared.spec
     settings = [spec.training, spec.merge, spec.evaluation.model_copy(update={"watch": []}), spec.gate]
     parts = [
-        spec.line,
+        first_name(spec.line, store.layout),
         versions(),
         [one.model_dump(mode="json") for one in settings],
         prepared.base.digest,

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from backprop_core.errors import ConfigInvalid, LineConflict
+from backprop_core.lines.renaming import first_name
 from backprop_core.lines.versions import Lines, Live
 from backprop_core.models import base as bases
 from backprop_core.runtime.settings import settings
@@ -44,7 +45,7 @@ def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
     base = bases.dated(own) if own else bases.resolve(spec.model, store)
     Lines(store).check_base(spec.line, base)
     converter = check_export(base, spec, store)
-    task, scratch = spec.line if flow == "retrain" else None, downloads(store)
+    task, scratch = first_name(spec.line, store.layout) if flow == "retrain" else None, downloads(store)
     refuse_collisions([*([] if task else spec.datasets), *spec.evaluation.watch])
     found = sources(spec.datasets, scratch, task=task)
     watched = sources(spec.evaluation.watch, scratch)

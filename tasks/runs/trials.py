@@ -16,6 +16,7 @@ from backprop_core.schema.refs import AdapterRef, RunResult
 from backprop_core.schema.specs import DatasetSpec
 from backprop_core.store.artifacts import Store
 from tasks.runs import resolve_earlier
+from tasks.runs.line_renaming import directory_of_rows
 from tasks.runs.model_session import Model, Turn, model_of
 from tasks.runs.readable_records import of_line
 
@@ -92,5 +93,5 @@ def as_row(line: str, messages: list[Turn], config: Settings) -> bytes:
 
     Raises ConfigInvalid if that format cannot say it.
     """
-    row = written(format_in(config.layout.received(line)), messages)
+    row = written(format_in(directory_of_rows(line, config)), messages)
     return (json.dumps(row, ensure_ascii=False) + "\n").encode()

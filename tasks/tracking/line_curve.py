@@ -157,3 +157,9 @@ def remove(client: "MlflowClient", settings: Settings, line: str) -> None:
     known = client.get_experiment_by_name(f"{settings.namespace}.{line}")
     if known and (run := found(client, known.experiment_id, line)):
         client.delete_run(run.info.run_id)
+
+
+def renamed(client: "MlflowClient", experiment: str, line: str) -> None:
+    """Give the curve of a line its new name; its tag has it already."""
+    if run := found(client, experiment, line):
+        client.update_run(run.info.run_id, name=title(line))

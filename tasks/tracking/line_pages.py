@@ -9,8 +9,9 @@ from tasks.runs.line_report import LineReport, line_report
 from tasks.tracking.journal import NOTE
 from tasks.tracking.line_curve import Curve, draw
 from tasks.tracking.line_description import Links, line_text, version_text
+from tasks.tracking.old_names import LIVE
 from tasks.tracking.record import RUN_ID
-from tasks.tracking.registry import LIVE, model_versions
+from tasks.tracking.registry import model_versions
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

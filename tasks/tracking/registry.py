@@ -12,13 +12,12 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from backprop_core.errors import NameTaken
-from backprop_core.lines.deletion import DeletedLine
 from backprop_core.lines.versions import Lines, LineVersion
 from backprop_core.runtime.redaction import blank_address
 from backprop_core.runtime.settings import Settings
 from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.store.layout import StoreLayout
-from tasks.tracking import line_curve
+from tasks.tracking import old_names
 from tasks.tracking.connection import LINE, NAMESPACE, tracking_uri
 from tasks.tracking.journal import is_written
 from tasks.tracking.loadable_model import make_loadable
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 CHAMPION = "champion"
-LIVE = "backprop.live"  # tag of a registered model: which version is live
 NUMBER = "backprop.version"  # tag of a model version: its number in the line
 GATE, ACT = "backprop.gate", "backprop.act"  # tags of a model version: what the gate said, who made it live by hand
 LONGEST = 5000  # characters of a tag in MLflow
@@ -80,7 +78,7 @@ def mirror(client: "MlflowClient", settings: Settings) -> None:
     """Update MLflow's registered models from the store. Raises NameTaken for a model that is not ours."""
     for sentence in moved(client, settings):
         log.warning("%s; the alias is set back (to change it: backprop promote or rollback)", sentence)
-    retire(client, settings)
+    old_names.catch_up(client, settings)
     aim, lines = wanted(settings), Lines(Store(settings.store_path))
     done = [mirror_line(client, settings, line, lines) for line in lines.names()]
     if all(done):
@@ -120,28 +118,6 @@ def set_back(client: "MlflowClient", settings: Settings) -> None:
     """Mirror if an alias was changed in MLflow, or the store has changed."""
     if moved(client, settings) or not is_mirrored(settings):
         mirror(client, settings)
-
-
-def retire(client: "MlflowClient", settings: Settings) -> None:
-    """Rename the registered models and curves of deleted lines, so that a new line may have the name; they say so."""
-    for gone in StoreLayout(settings.store_path).deletions():
-        if gone.retired.is_file():
-            continue
-        deleted = DeletedLine.model_validate_json(gone.tombstone.read_bytes())
-        name, text = f"{settings.namespace}.{deleted.line}", said_of(deleted)
-        [known] = client.search_registered_models(f"name = '{name}'") or [None]
-        if known and known.tags.get(NAMESPACE) == settings.namespace:
-            aside = f"{settings.namespace}.{gone.root.name}.deleted"
-            client.update_registered_model(name, f"{text}\n\nUntil then:\n\n{known.description or ''}"[:LONGEST])
-            client.set_registered_model_tag(name, LIVE, "none")
-            client.rename_registered_model(name, aside)
-        line_curve.retire(client, settings, deleted.line, gone.root.name, text)
-        write_atomic(gone.retired, name)
-
-
-def said_of(deleted: DeletedLine) -> str:
-    """What MLflow's pages say of a deleted line."""
-    return f"Line {deleted.line} was deleted on {deleted.at:%Y-%m-%d at %H:%M} UTC by {deleted.by}. Nothing is live."
 
 
 def mirror_line(client: "MlflowClient", settings: Settings, line: str, lines: Lines) -> bool:

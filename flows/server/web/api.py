@@ -38,6 +38,7 @@ from flows.server.web import (
     forms,
     history_page,
     new_page,
+    rename_page,
     rows,
     run_api,
     schedule_page,
@@ -154,6 +155,7 @@ ROOMS: list[Callable[[FastAPI, Sources], None]] = [
     data_page.add_routes,
     schedule_page.add_routes,
     delete_page.add_routes,
+    rename_page.add_routes,
 ]
 
 

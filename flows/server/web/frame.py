@@ -32,6 +32,7 @@ NOTICES = {  # by what was done
     "settings": "Saved and deployed: the next run uses it.",
     "time": "The schedule has another time.",
     "delete": "The line is deleted.",
+    "rename": "The line has its new name.",
     "stop": "The run saves a checkpoint and stops. Retry continues it.",
     "retry": "The run begins again in a few seconds.",
 }

@@ -16,6 +16,7 @@ from flows.cli import lines_file
 from flows.server.web import verbs
 from flows.server.web.line_runs import deployment_of
 from flows.server.web.state import Sources, checked
+from tasks.runs.line_renaming import directory_of_rows
 
 LARGEST = 512 * 2**20  # bytes of a file
 LONGEST_NAME = 120  # characters
@@ -32,7 +33,7 @@ class Added(Record):
 
 def directory(line: str, data: str | None, sources: Sources) -> Path | None:
     """Where `data put` puts rows of a line, if its job reads them from there."""
-    wanted = sources.config.layout.received(line)
+    wanted = directory_of_rows(line, sources.config)
     return wanted if data and Path(data).expanduser().resolve() == wanted.resolve() else None
 
 
@@ -42,7 +43,7 @@ async def add(line: str, filename: str, body: AsyncIterator[bytes], sources: Sou
     Raises RunUnknown, InputTooLarge, ConfigInvalid if the job reads from elsewhere, and what `data put` raises.
     """
     known = await run_in_threadpool(deployment_of, checked(line, sources), sources.prefect)
-    place = sources.config.layout.received(line)
+    place = directory_of_rows(line, sources.config)
     if known is None or directory(line, known.data, sources) is None:
         raise ConfigInvalid(
             f"the job of line {line} does not read {place}", hint=f"set datasets: [{{path: {place}}}] in its job file"

@@ -16,7 +16,7 @@ from flows.cli import lines_file
 from flows.server.web.line_runs import ACTIVE, FlowRun, LineRuns, Question, flow_runs, last_retrains, line_runs, waiting
 from flows.server.web.mlflow_api import MlflowApi
 from flows.server.web.prefect_api import PrefectApi
-from tasks.runs import line_report, rejected_candidates, run_report, version_files
+from tasks.runs import line_renaming, line_report, rejected_candidates, run_report, version_files
 from tasks.runs.answer_votes import Votes, votes_on
 from tasks.runs.line_report import LineReport, LineRow, VersionReport
 from tasks.runs.rejected_candidates import RejectedReport
@@ -117,7 +117,9 @@ def work(sources: Sources, *, fresh: bool) -> Work:
 def checked(name: str, sources: Sources) -> str:
     """The name of a line. Raises RunUnknown if there is none of this name."""
     if name not in names(sources):
-        raise RunUnknown(f"there is no line {name[:100]}", hint=f"create it: backprop init {name[:100]}")
+        now = line_renaming.name_now(name, sources.config) if re.fullmatch(NAME, name) else None
+        hint = f"it was renamed: its page is /lines/{now}" if now else f"create it: backprop init {name[:100]}"
+        raise RunUnknown(f"there is no line {name[:100]}", hint=hint)
     return name
 
 

@@ -19,6 +19,7 @@ from backprop_core.schema.specs import ModelSpec
 from backprop_core.store.artifacts import Store, write_atomic
 from tasks.runs.doctor import champions
 from tasks.runs.line_deletion import delete
+from tasks.runs.line_renaming import rename
 from tasks.tracking import sync
 from tasks.tracking.connection import connect
 from tasks.tracking.journal import Journal
@@ -306,3 +307,42 @@ def test_a_deletion_that_was_cut_off_is_none(config: Settings, lines: Lines) -> 
     assert sync(config, look=True).error is None and seen(config) == (["1"], '{"run": 1}')
     [model] = connect(config).search_registered_models("name LIKE 'backprop.support%'")
     assert model.name == NAME
+
+
+def test_a_renamed_line_has_its_new_name(config: Settings, lines: Lines) -> None:  # noqa: F811
+    """Experiment, model, curve and runs get it at the next sync, once; versions and champion are those of before."""
+    journaled(config, 1)
+    lines.append("support", version(1), after=0)
+    lines.set_champion("support", 1)
+    assert sync(config).error is None
+    rename("support", "helpdesk", "ann", config)
+    assert sync(config, look=True).error is None and is_mirrored(config)
+    client = connect(config)
+    [model] = client.search_registered_models("name LIKE 'backprop.%'")
+    assert (model.name, model.tags["backprop.line"]) == ("backprop.helpdesk", "helpdesk")
+    assert client.get_model_version_by_alias(model.name, "champion").tags["backprop.version"] == "1"
+    experiment = client.get_experiment_by_name("backprop.helpdesk")
+    assert client.get_experiment_by_name(NAME) is None and experiment.tags["backprop.line"] == "helpdesk"
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.data.tags["backprop.line"] for run in runs} == {"helpdesk"} and len(runs) == 2
+    assert "helpdesk: scores by version" in {run.info.run_name for run in runs}
+    journaled(config, 2)
+    lines.append("support", version(2), after=0)
+    lines.set_champion("support", 1)
+    assert sync(config).error is None and seen(config) == (["1"], '{"run": 2}')
+
+
+def test_names_change_in_their_order(config: Settings, lines: Lines) -> None:  # noqa: F811
+    """A line is deleted, another takes its name, and that is renamed again before MLflow hears of any."""
+    for run, line in ((1, "support"), (2, "billing")):
+        lines.append(line, version(run), after=0)
+        lines.set_champion(line, 1)
+    assert sync(config, look=True).error is None
+    delete("support", "ann", config)
+    rename("billing", "support", "ann", config)
+    rename("support", "desk", "ann", config)
+    assert sync(config, look=True).error is None
+    names = {model.name: model.tags for model in connect(config).search_registered_models("name LIKE 'backprop.%'")}
+    [gone] = [name for name in names if name.endswith(".deleted")]
+    assert names.keys() == {gone, "backprop.desk"} and gone.startswith("backprop.support-")
+    assert names[gone]["backprop.live"] == "none"
