@@ -71,10 +71,17 @@ def check_free(line: str, to: str, store: Store) -> None:
         check_idle(name, store)
 
 
-def rename(line: str, to: str, by: str, store: Store, first: Callable[[], None] = nothing) -> RenamedLine:
-    """Give a line another name; `first` is done before. Raises ConfigInvalid, RunActive, and what `first` raises.
+def rename(
+    line: str,
+    to: str,
+    by: str,
+    store: Store,
+    first: Callable[[], None] = nothing,
+    last: Callable[[], None] = nothing,
+) -> RenamedLine:
+    """Give a line another name, between `first` and `last`. No run of the line works meanwhile.
 
-    No run of the line works meanwhile.
+    Raises ConfigInvalid, RunActive, and what `first` and `last` raise.
     """
     check_free(line, to, store)
     with locked(line, store), locked(to, store):
@@ -86,6 +93,7 @@ def rename(line: str, to: str, by: str, store: Store, first: Callable[[], None] 
             note = RenamedLine.model_validate_json(place.note.read_bytes())
         write_atomic(place.note, note.model_dump_json())
         carry_out(note, store)
+        last()
         done = note.model_copy(update={"done": True})
         write_atomic(place.note, done.model_dump_json())
         return done

@@ -73,7 +73,8 @@ tmp/<session>/          what a process is writing; swept once its `lock` is free
 All locks, in the one order in which they are taken. A process that waits for one holds none that comes after it:
 
 1. a slot of the deployment     Prefect's, before the run has a process
-2. locks/line-<name>            of a run that continues the line, and of its release
+2. locks/line-<name>            of a run that continues the line, and of its release; of a delete and a rename, which
+                                takes both names': not waited for, RunActive
 3. the journal of the run       in the home; not waited for: RunActive
 4. locks/prune                  of a prune and of `data forget` to its end; of a run while it takes its lease
 5. leases/<run_id>              not waited for: RunActive

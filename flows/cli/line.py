@@ -206,7 +206,8 @@ def renaming(line: str, to: str, who: str, config: Settings, address: str | None
     stored, job = line_renaming.would_rename(line, to, who, config), lines_file.place(line, config)
     if stored is None and not job.is_file():
         raise RunUnknown(f"there is no line {line}", hint="`backprop lines` lists all lines")
-    if taken := [path for path in lines_file.places(to, config) if path.is_file() and job.is_file()]:
+    taken = [path for path in lines_file.places(to, config) if path.is_file() and job.is_file()]
+    if taken and not line_renaming.is_cut_off(line, to, config):
         raise ConfigInvalid(f"{taken[0]} exists already", hint="choose another name")
     return Renaming(
         line=line,
@@ -230,12 +231,14 @@ def move(planned: Renaming, who: str, config: Settings, address: str | None) -> 
             paused = is_paused(line, address)
             undeploy(line, config, address)
 
-    line_renaming.rename(line, to, who, config, first)
-    for job in lines_file.places(line, config):
-        if job.is_file():
-            rename_job_file(job, line, to)
-    if address and (found := lines_file.find(to, config)):
-        deploy_as(found, config, address, paused=paused)
+    def last() -> None:
+        for job in lines_file.places(line, config):
+            if job.is_file():
+                rename_job_file(job, line, to)
+        if address and (found := lines_file.find(to, config)):
+            deploy_as(found, config, address, paused=paused)
+
+    line_renaming.rename(line, to, who, config, first, last)
 
 
 def rename_job_file(job: Path, line: str, to: str) -> None:
@@ -245,7 +248,9 @@ def rename_job_file(job: Path, line: str, to: str) -> None:
         text = yaml_edits.with_value(text, ("line",), to)
     for words in ("The job of the line {}.", "backprop retrain --line {}`", "the deployment retrain/{} "):
         text = text.replace(words.format(line), words.format(to))
-    job_files.create(job.with_name(f"{to}.yaml"), text)
+    new = job.with_name(f"{to}.yaml")
+    if not new.is_file() or new.read_text(encoding="utf-8") != text:  # else a kill came between these two
+        job_files.create(new, text)
     job.unlink()
 
 

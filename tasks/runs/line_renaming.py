@@ -26,11 +26,23 @@ def would_rename(line: str, to: str, by: str, config: Settings) -> DeletedLine |
         store.close()
 
 
-def rename(line: str, to: str, by: str, config: Settings, first: Callable[[], None] = nothing) -> RenamedLine:
-    """Rename a line of the store after `first`. Raises ConfigInvalid, RunActive, and what `first` raises."""
+def is_cut_off(line: str, to: str, config: Settings) -> bool:
+    """Whether this renaming has begun and has not ended."""
+    return renaming.unfinished(line, to, StoreLayout(config.store_path)) is not None
+
+
+def rename(
+    line: str,
+    to: str,
+    by: str,
+    config: Settings,
+    first: Callable[[], None] = nothing,
+    last: Callable[[], None] = nothing,
+) -> RenamedLine:
+    """Rename a line of the store, between `first` and `last`. Raises ConfigInvalid, RunActive, and what those raise."""
     store = Store(config.store_path)
     try:
-        return renaming.rename(line, to, by, store, first)
+        return renaming.rename(line, to, by, store, first, last)
     finally:
         store.close()
 

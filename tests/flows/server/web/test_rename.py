@@ -15,7 +15,7 @@ from flows import retrain
 from flows.cli import line as cli_line
 from flows.cli import lines_file, main
 from flows.server.deploy import deploy_line, is_paused, pause_line
-from tasks.runs.line_renaming import directory_of_rows
+from tasks.runs.line_renaming import directory_of_rows, rename
 from tests.flows.cli.test_cli import same_signals
 from tests.flows.server.web.conftest import EVIL, LineMaker, Pages, run_id
 from tests.flows.server.web.test_actions import HERE, token
@@ -39,7 +39,7 @@ def send(browser: Any, to: str) -> Any:
 def test_a_line_with_its_schedule_has_another_name(
     client: SyncPrefectClient, support: LineMaker, file: Path, home: Path, pages: Pages
 ) -> None:
-    """Deployment and job file have the new name, what was paused is; rows are added where they were, old links say it."""
+    """Deployment and job file have the new name, what was paused is; rows go where they went; old links say it."""
     job = lines_file.read(file).job
     deploy_line(settings(), job, pool=settings().pool, dry_run=False)
     pause_line("support")
@@ -92,6 +92,27 @@ def test_the_verb_says_and_does(support: LineMaker, file: Path, capsys: Capture,
     assert main.main(["line", "rename", "support", "helpdesk", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["renamed"] is True
     assert support.lines.names() == ["helpdesk"] and file.with_name("helpdesk.yaml").is_file() and not file.exists()
+
+
+@pytest.mark.parametrize("cut", ["before", "between"])
+def test_a_kill_at_the_job_file_is_made_good(support: LineMaker, file: Path, cut: str, monkeypatch: Any) -> None:
+    """Before the file is renamed, or with both files there: the same command does the rest."""
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    planned = cli_line.renaming("support", "desk", "ann", settings(), None)
+
+    def die() -> None:
+        if cut == "between":
+            text = file.read_text()
+            cli_line.rename_job_file(file, "support", "desk")
+            file.write_text(text)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rename("support", "desk", "ann", settings(), last=die)
+    again = cli_line.renaming("support", "desk", "ann", settings(), None)
+    assert again.versions == planned.versions == [1, 2]
+    cli_line.move(again, "ann", settings(), None)
+    assert not file.exists() and file.with_name("desk.yaml").is_file() and support.lines.names() == ["desk"]
 
 
 def test_a_name_in_the_file_is_written_again(tmp_path: Path) -> None:
