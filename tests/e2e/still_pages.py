@@ -53,9 +53,9 @@ def flow_run(id: str, name: str, state: str) -> dict[str, Any]:
 
 
 @contextmanager
-def shown(config: Settings, prefect: AskingPrefect, password: str | None = None) -> Iterator[str]:
+def shown(config: Settings, prefect: AskingPrefect, port: int = 0) -> Iterator[str]:
     """The address of the pages of a home."""
-    listening = socket.create_server((HOST, 0))
+    listening = socket.create_server((HOST, port))
     start = f"http://{HOST}:{listening.getsockname()[1]}"
     where = {"prefect": prefect.url, "mlflow": NOWHERE}
     alive = {"prefect": True, "mlflow": True, "worker": True}
@@ -63,6 +63,6 @@ def shown(config: Settings, prefect: AskingPrefect, password: str | None = None)
         closing(PrefectApi(f"{prefect.url}/api", None)) as api,
         closing(MlflowApi(NOWHERE, None, config.namespace)) as mlflow,
     ):
-        app = application(Sources(config, api, mlflow, where, lambda: alive), hosts=[HOST], password=password)
+        app = application(Sources(config, api, mlflow, where, lambda: alive), hosts=[HOST], password=None)
         with closing(PageServer(listening, app)):
             yield start

@@ -137,6 +137,22 @@ def test_a_decision_that_arrives_moves_nothing(
         assert tab.get_by_text("A candidate waits for you").count() == 0
 
 
+def test_an_open_page_outlives_its_server(tab: Page, support: LineMaker, prefect: AskingPrefect) -> None:
+    """While `serve` is away the page says so and keeps what is typed; once it is back the page is as before, and its
+    buttons work: the forms have the tokens of the new server."""
+    with shown(settings(), prefect) as start:
+        tab.goto(start + LINE)
+        tab.get_by_label("A question for").fill("Half a question")
+    expect(tab.locator("body.stale")).to_be_visible()
+    look_at(tab, "60-away")
+    with shown(settings(), prefect, port=int(start.rpartition(":")[2])):
+        expect(tab.locator("body:not(.stale)")).to_be_visible()
+        expect(tab.get_by_label("A question for")).to_have_value("Half a question")
+        tab.get_by_role("button", name="Retrain now").click()
+        expect(tab.get_by_text("Code:")).to_be_visible()
+        assert "INPUT_FORM_EXPIRED" not in tab.content()  # this Prefect has no deployment of the line
+
+
 def turn(support: LineMaker, prefect: AskingPrefect, *, asks: bool) -> None:
     """Have a candidate wait, or no longer; the store has a sign of it, as of every run that begins or ends."""
     prefect.asks = asks
