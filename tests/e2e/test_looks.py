@@ -96,6 +96,7 @@ def test_pages_about_a_line(tab: Page, support: LineMaker, prefect: AskingPrefec
         "41-health": "/health/page",
         "42-unknown": "/lines/none",
         "43-audit-empty": "/audit",
+        "44-rename": f"{LINE}/rename",
     }
     with shown(settings(), prefect) as start:
         for name, path in paths.items():
