@@ -65,6 +65,8 @@ def test_pages_for_people(tab: Page, support: LineMaker, prefect: AskingPrefect)
         sign_in(tab, start, "eve", SECRET)
         tab.goto(start + LINE)
         expect(tab.get_by_text("eve may look")).to_be_visible()
+        for action in ("Roll back", "make live"):
+            expect(tab.get_by_role("link", name=action)).to_have_count(0)
         look(tab, "23-may-look")
         assert not_reached_by_tab(tab) == set()
 

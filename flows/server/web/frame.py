@@ -77,6 +77,7 @@ def page(
         "addresses": sources.addresses,
         "namespace": sources.config.namespace,
         "current": request.path_params.get("name"),
+        "is_start": request.url.path == "/",
         "person": person_of(request),
         "in_session": how_of(request) == "session",
         "token": forms.token_of(request, cookie),

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from backprop_core.errors import BackpropError, RunActive, RunUnknown
+from backprop_core.errors import BackpropError, ConfigInvalid
 from backprop_core.schema.field_types import line_name
 from backprop_core.schema.records import Record
 from flows.server.web import forms, verbs
@@ -38,9 +38,7 @@ async def rename(request: Request) -> Response:
     name, to = request.path_params["name"], forms.checked(request, await forms.body_of(request)).get("to", "").strip()
     try:
         await run_in_threadpool(carry_out, name, to, person_of(request).name, sources_of(request))
-    except (RunActive, RunUnknown):
-        raise
-    except BackpropError as error:
+    except ConfigInvalid as error:
         return await run_in_threadpool(form_page, request, to, error, 400)
     return RedirectResponse(f"/lines/{to}?done=rename", 303)
 
