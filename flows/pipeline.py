@@ -8,8 +8,9 @@ from backprop_core.schema.refs import AdapterRef, RowsRef, heldout_of
 from flows.steps.files import exports
 from flows.steps.rows import curated, held_out, part, tasks_of, without
 from flows.steps.scores import champion, harness, judged, score
-from flows.steps.training import drift, merge, trained
+from flows.steps.training import backed_off, drift, merge, trained
 from tasks.runs.flow_run import Run
+from tasks.runs.held_out_power import power_of
 from tasks.runs.line_splits import held_by
 from tasks.runs.line_state import Made
 from tasks.runs.rejections import attempt
@@ -41,10 +42,11 @@ def lora_runs(run: Run) -> Made:
             seen = {*watched, *(task for earlier in datasets[: index + 1] for task in earlier.tasks)}
             likes = [rows for task, rows in to_choose_by.items() if task in seen]
             old, merged = merged, merge(run, merged, tuned, history, index + 1, likes)
+            merged, taken = backed_off(run, old, merged, likes)
             history.append(tuned.adapter)
             cells = {task: score(run, merged, rows) for task, rows in scored.items() if task in seen}
             moved = drift(run, old, tuned, merged)
-            run.notes.lora_run_done(LoraRun(dataset, tuned, merged, moved, cells, base_row))
+            run.notes.lora_run_done(LoraRun(dataset, tuned, merged, moved, cells, base_row, taken=taken))
     assert merged, "a run has at least one dataset"
     run.notes.harnessed(untouched, harness(run, merged))
     return Made(datasets, heldout, tuned, history[:-1], merged, cells, rows.aside, scored)
@@ -83,7 +85,7 @@ def beside_the_champion(run: Run, made: Made) -> Made:
         if (rest := without(run, others, [*learned, heldout[task]])).rows:
             aside[task] = rest
     scored = heldout
-    if run.spec.merge.searches or line.merge.searches:
+    if run.spec.merge.chooses or line.merge.chooses:
         scored = {task: run.call(data.apart, heldout=rows, to_choose_by=False) for task, rows in heldout.items()}
     cells = {task: score(run, made.merged, rows) for task, rows in scored.items()}
     return made._replace(heldout=heldout, aside=aside, scored=scored, cells=cells)
@@ -104,6 +106,7 @@ def next_version(run: Run) -> Made | None:
     if reason := too_few_held_out(scored, run.prepared) or rejected_before(tried, run.prepared, run.store):
         run.notes.concludes(reason, "unchanged")
         return None
+    run.notes.can_show(power_of(run.prepared, scored, run.store))
     base_row = {task: score(run, None, rows) for task, rows in scored.items()}
     untouched = harness(run, None)
     with run.notes.lora_run(dataset):
@@ -111,13 +114,14 @@ def next_version(run: Run) -> Made | None:
         old, count = (before.merged, before.count + 1) if before else (None, 1)
         tuned = trained(run, dataset, known, before.tuned if before else None, heldout, old)
         history = [*before.earlier, before.tuned] if before else []
-        merged = merge(run, old, tuned, history, count, list(to_choose_by.values()))
+        likes = list(to_choose_by.values())
+        merged, taken = backed_off(run, old, merge(run, old, tuned, history, count, likes), likes)
         cells = {task: score(run, merged, rows) for task, rows in scored.items()}
         rivals = champion(run, scored)
         moved = drift(run, old, tuned, merged)
-        run.notes.lora_run_done(LoraRun(dataset, tuned, merged, moved, cells, base_row, rivals))
+        run.notes.lora_run_done(LoraRun(dataset, tuned, merged, moved, cells, base_row, rivals, taken))
     run.notes.harnessed(untouched, harness(run, merged))
-    report = judged(run, merged, cells, base_row, rivals)
+    report = judged(run, merged, cells, base_row, rivals, taken=taken)
     run.notes.gated(report, tried)
     if not report.accepted:
         return None

@@ -1,48 +1,27 @@
-"""The gate: accepts a candidate that is better on average, clearly worse on no task, and passes its canaries.
+"""The gate: answers the spec's question about a candidate, finds tasks that are clearly worse, and checks canaries.
 
-Better: its mean score over the trained tasks is significantly above that of the champion and of the base. Clearly
-worse: on some task, trained or watched, it is significantly below the champion (the base, if there is no champion) by
-more than `max_drop`. Significance comes from a paired bootstrap over the held-out rows at the configured confidence,
-widened by the ratio of Student's t to the normal distribution, so few rows widen the bounds. Tasks with fewer held-out
-rows than `min_rows` are ignored; if no trained task has enough, the candidate is rejected. Canaries: it must pass each
-canary that the champion passes; without a champion, all.
+The question is about the mean score over the trained tasks. `better`: it is significantly above that of the champion
+and of the base. `not_worse`: it is significantly above the champion's less `margin`, and above the base's less
+`margin`; a first version has no champion and must be better than the base. Clearly worse: on some task, trained or
+watched, the candidate is significantly below the champion (the base, if there is no champion) by more than `max_drop`.
+Bounds are those of `bootstrap.py` at the configured confidence. Tasks with fewer held-out rows than `min_rows` are
+ignored; if no trained task has enough, the candidate is rejected. Canaries: it must pass each canary that the champion
+passes (without a champion, all), or the share `canary_pass_rate`.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
+from backprop_core.evaluation.bootstrap import bounds, least_gain, most_lost
 from backprop_core.evaluation.metrics import as_expected
-from backprop_core.schema.gate_report import CanaryVerdict, GateReport, TaskVerdict
-from backprop_core.schema.refs import Answers, Ratings, Scores
+from backprop_core.evaluation.row_scores import Hits, Row, changes_by_one, hits_of
+from backprop_core.schema.gate_report import CanaryVerdict, GateReport, Question, TaskVerdict
+from backprop_core.schema.refs import Answers
 from backprop_core.schema.specs import GateSpec
 from backprop_core.store.artifacts import Store
 
-SAMPLES = 2000
-SEED = 0
 SHOWN = 60  # characters of a canary that a reason shows
-Row = Mapping[str, Scores | Ratings]
-
-
-class Hits(NamedTuple):
-    """Per held-out row (r): how many points it got, and out of how many."""
-
-    right_r: NDArray[np.float64]
-    all_r: NDArray[np.int64]
-
-    @property
-    def rows(self) -> int:
-        return len(self.all_r)
-
-    @property
-    def score(self) -> float:
-        return float(self.right_r.sum() / self.all_r.sum()) if self.rows else 0.0
 
 
 def gate(
@@ -68,16 +47,20 @@ def gate(
     sizes = {task: hits.rows for task, hits in own.items()}
     verdicts = [verdict(task, own[task], rival[task], spec) for task in candidate]
     averaged = counted(sizes, watch, spec) or trained(sizes, watch) or list(sizes)
-    gains = {name: gain(own, other, averaged, spec.confidence) for name, other in rivals.items()}
+    question = spec.question if champion else "better"
+    gains = {name: gain(own, other, averaged, spec.confidence, question) for name, other in rivals.items()}
     canaries = canary_verdicts(spec, answers, champion_answers)
     unknown = too_little(sizes, watch, spec)
-    reasons = [unknown] if unknown else no_better(gains, spec)
-    reasons = [*worse(verdicts, spec), *reasons, *wrong(canaries)]
+    reasons = [unknown] if unknown else not_shown(gains, spec, question)
+    reasons = [*worse(verdicts, spec), *reasons, *wrong(canaries, spec)]
     least = min(gains.values(), key=lambda gain: gain.low)
-    better = f"better on average by {least.own - least.rival:.4f}, at least {least.low:.4f}, no task clearly worse"
     return GateReport(
         accepted=not reasons,
-        reason="; ".join([*(reasons or [better]), *([] if unknown else not_counted(sizes, spec))]),
+        reason="; ".join(
+            [*(reasons or [shown(least, spec, question)]), *([] if unknown else not_counted(sizes, spec))]
+        ),
+        question=question,
+        margin=spec.margin if question == "not_worse" else None,
         against="champion" if champion else "base",
         metric=metric,
         average=least.own,
@@ -147,24 +130,45 @@ class Gain(NamedTuple):
     low: float
 
 
-def gain(own: Mapping[str, Hits], rival: Mapping[str, Hits], tasks: Sequence[str], confidence: float) -> Gain:
-    """How much the average over `tasks` rose; the bootstrap resamples each task's rows separately."""
-    generator = np.random.default_rng(SEED)
-    drawn_ts = [
-        draws(own[task].right_r - rival[task].right_r, own[task].all_r, generator, confidence) for task in tasks
-    ]
-    low = float(np.quantile(np.mean(drawn_ts, axis=0), 1 - confidence))
+def gain(
+    own: Mapping[str, Hits],
+    rival: Mapping[str, Hits],
+    tasks: Sequence[str],
+    confidence: float,
+    question: Question = "better",
+) -> Gain:
+    """How much the average over `tasks` rose. To show that nothing was lost, the bound allows for rare losses."""
+    low = least_gain(own, rival, tasks, confidence)
+    if question == "not_worse":
+        low = -most_lost(own, rival, tasks, confidence)
     return Gain(mean([own[task].score for task in tasks]), mean([rival[task].score for task in tasks]), low)
 
 
-def no_better(gains: Mapping[str, Gain], spec: GateSpec) -> list[str]:
-    """One reason for each rival whose average is not significantly lower."""
+def not_shown(gains: Mapping[str, Gain], spec: GateSpec, question: Question) -> list[str]:
+    """One reason for each rival to which the answer to the question is no."""
+    if question == "not_worse":
+        return [
+            f"the average {gain.own:.4f} may be {-gain.low:.4f} below the {gain.rival:.4f} of {name} "
+            f"({spec.confidence:.0%} confidence; allowed: {spec.margin})"
+            for name, gain in gains.items()
+            if gain.low <= -spec.margin
+        ]
     return [
         f"the average {gain.own:.4f} is not above the {gain.rival:.4f} of {name}"
         + (f" by more than chance ({spec.confidence:.0%} confidence)" if gain.own > gain.rival else "")
         for name, gain in gains.items()
         if gain.low <= 0
     ]
+
+
+def shown(least: Gain, spec: GateSpec, question: Question) -> str:
+    """What an accepted candidate has shown."""
+    if question == "not_worse":
+        return (
+            f"not worse on average: {least.own - least.rival:+.4f}, at least {least.low:+.4f} "
+            f"(allowed: -{spec.margin}), no task clearly worse"
+        )
+    return f"better on average by {least.own - least.rival:.4f}, at least {least.low:.4f}, no task clearly worse"
 
 
 def canary_verdicts(spec: GateSpec, answers: Answers | None, champion: Answers | None) -> list[CanaryVerdict]:
@@ -183,45 +187,30 @@ def canary_verdicts(spec: GateSpec, answers: Answers | None, champion: Answers |
     ]
 
 
-def wrong(canaries: Sequence[CanaryVerdict]) -> list[str]:
-    """One reason for each canary that the candidate fails and the champion, if there is one, does not."""
-    return [
-        f"canary {cut(v.prompt)!r} was answered {cut(v.answer)!r}, expected {cut(v.expect)!r}"
-        for v in canaries
-        if not v.passed and v.rival_passed is not False
-    ]
+def wrong(canaries: Sequence[CanaryVerdict], spec: GateSpec) -> list[str]:
+    """One reason for each canary that counts and fails; one for all if a share of them is enough."""
+    if spec.canary_pass_rate is not None:
+        return [] if not canaries else too_few_passed(canaries, spec.canary_pass_rate)
+    return [failed(v) for v in canaries if not v.passed and v.rival_passed is not False]
+
+
+def too_few_passed(canaries: Sequence[CanaryVerdict], least: float) -> list[str]:
+    """The reason, with the failed canaries, if less than this share passed; empty otherwise."""
+    passed = sum(v.passed for v in canaries)
+    if passed >= least * len(canaries):
+        return []
+    failures = "; ".join(failed(v) for v in canaries if not v.passed)
+    return [f"{passed} of {len(canaries)} canaries passed, at least {least:.0%} needed: {failures}"]
+
+
+def failed(v: CanaryVerdict) -> str:
+    return f"canary {cut(v.prompt)!r} was answered {cut(v.answer)!r}, expected {cut(v.expect)!r}"
 
 
 def cut(text: str) -> str:
     """The start of a text, on one line."""
     line = " ".join(text.split())
     return line if len(line) <= SHOWN else f"{line[:SHOWN]}…"
-
-
-def hits_of(row: Row, metric: str, store: Store) -> dict[str, Hits]:
-    return {task: hits(scores, metric, store) for task, scores in row.items()}
-
-
-def hits(scores: Scores | Ratings, metric: str, store: Store) -> Hits:
-    """The score of each row: per label token for token_accuracy and (negated) loss, else for the row as a whole.
-
-    Rows without a label token are left out.
-    """
-    if scores.artifact == "ratings":
-        return whole_rows([row["score"] for row in read_scores(store.local(scores) / "ratings.jsonl")])
-    rows = [row for row in read_scores(store.local(scores) / "scores.jsonl") if row["tokens"]]
-    if metric == "exact_match":
-        return whole_rows([float(row["exact"]) for row in rows])
-    right = [-row["loss"] if metric == "loss" else float(row["correct"]) for row in rows]
-    return Hits(np.array(right), np.array([row["tokens"] for row in rows], dtype=np.int64))
-
-
-def whole_rows(right: list[float]) -> Hits:
-    return Hits(np.array(right), np.ones(len(right), dtype=np.int64))
-
-
-def read_scores(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def verdict(task: str, candidate: Hits, rival: Hits, spec: GateSpec) -> TaskVerdict:
@@ -238,57 +227,17 @@ def verdict(task: str, candidate: Hits, rival: Hits, spec: GateSpec) -> TaskVerd
     if candidate.rows < fewest(spec):
         return TaskVerdict(**known, worse=False, too_small=True)
     low, high = bounds(candidate.right_r - rival.right_r, candidate.all_r, spec.confidence)
-    shown = max(spec.max_drop + difference - low, fewest(spec) * step(candidate, rival) / float(candidate.all_r.sum()))
+    detectable = max(
+        spec.max_drop + difference - low, fewest(spec) * changes_by_one(candidate, rival) / float(candidate.all_r.sum())
+    )
     return TaskVerdict(
         **known,
         low=low,
         high=high,
         worse=high < -spec.max_drop,
-        too_small=shown > 2 * spec.max_drop,
-        detectable=shown,
+        too_small=detectable > 2 * spec.max_drop,
+        detectable=detectable,
     )
-
-
-def step(candidate: Hits, rival: Hits) -> float:
-    """The smallest possible change of a row: 1 if rows or tokens are counted, else 0."""
-    values_r = np.concatenate([candidate.right_r, rival.right_r])
-    return float((values_r == np.rint(values_r)).all())
-
-
-def bounds(gain_r: NDArray[np.float64], all_r: NDArray[np.int64], confidence: float) -> tuple[float, float]:
-    """The (1 - confidence) and `confidence` quantiles of the bootstrap samples."""
-    drawn_s = draws(gain_r, all_r, np.random.default_rng(SEED), confidence)
-    low, high = np.quantile(drawn_s, [1 - confidence, confidence])
-    return float(low), float(high)
-
-
-def draws(
-    gain_r: NDArray[np.float64], all_r: NDArray[np.int64], generator: np.random.Generator, confidence: float
-) -> NDArray[np.float64]:
-    """SAMPLES bootstrap samples of Σ gain / Σ all over rows, stretched around the mean by `spread`."""
-    rows = len(all_r)
-    if not rows:
-        return np.zeros(SAMPLES)
-    counts_sr = generator.multinomial(rows, np.full(rows, 1 / rows), size=SAMPLES)
-    drawn_s: NDArray[np.float64] = (counts_sr @ gain_r) / (counts_sr @ all_r)
-    found = float(gain_r.sum() / all_r.sum())
-    return found + spread(rows, confidence) * (drawn_s - found)
-
-
-def spread(rows: int, confidence: float) -> float:
-    """Correction of bootstrap bounds for few rows: √(n/(n-1)) · t/z, with n-1 degrees of freedom.
-
-    The bootstrap's variance is too small by (n-1)/n, and its quantiles follow the normal z instead of Student's t
-    [Hesterberg 2015, arXiv 1411.5279, "expanded percentile"]; t/z by Cornish and Fisher's series [Abramowitz and Stegun
-    26.7.5].
-    """
-    v, z = max(rows - 1, 1), NormalDist().inv_cdf(confidence)
-    terms = (
-        (z**2 + 1) / (4 * v),
-        (5 * z**4 + 16 * z**2 + 3) / (96 * v**2),
-        (3 * z**6 + 19 * z**4 + 17 * z**2 - 15) / (384 * v**3),
-    )
-    return math.sqrt((v + 1) / v) * (1 + sum(terms))
 
 
 def mean(values: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""Evaluation stages: evaluate, perplexity, search, harness, generate, answer, reply, rate, judge, gate."""
+"""Evaluation stages: evaluate, perplexity, search, back_off, harness, generate, answer, reply, rate, judge, gate."""
 
 from backprop_core.evaluation import gate as gating
 from backprop_core.evaluation import judge as judging
@@ -8,6 +8,7 @@ from backprop_core.schema.gate_report import GateReport
 from backprop_core.schema.refs import (
     AdapterRef,
     Answers,
+    BackedOff,
     BaseRef,
     Generated,
     Generations,
@@ -76,6 +77,34 @@ def search(
         count=count,
         spec=spec,
         heldout=heldout,
+        max_length=max_length,
+        store=at.store,
+        on_progress=at.progress,
+    )
+
+
+@stage(version=1, runs_in="worker")
+def back_off(
+    base: BaseRef,
+    champion: AdapterRef,
+    candidate: AdapterRef,
+    heldout: list[RowsRef],
+    metric: str,
+    max_length: int | Limit,
+    precision: Precision,
+    device: str,
+    *,
+    at: WorkerPlace,
+) -> BackedOff:
+    """Champion, candidate and held-out rows → the best point between them."""
+    from backprop_core.evaluation import back_off as backing
+
+    return backing.back_off(
+        at.base(base, precision, device),
+        champion,
+        candidate,
+        heldout=heldout,
+        metric=metric,
         max_length=max_length,
         store=at.store,
         on_progress=at.progress,

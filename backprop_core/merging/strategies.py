@@ -155,8 +155,7 @@ def runs_of(merged: AdapterRef, new: Adapter, *, earlier: Sequence[AdapterRef] =
     """Load the inputs of the merge of run `count`. Raises RankMismatch or AdapterMismatch unless all shapes match."""
     before = [adapter_tensors.read_adapter(store.local(ref)) for ref in (merged, *earlier)]
     for old in before:
-        check_same_shape(old.config, new.config)
-        slao.check_same(old.tensors, new.tensors)
+        check_same(old, new)
     return Runs(before[0].tensors, [*(old.tensors for old in before[1:]), new.tensors], count)
 
 
@@ -182,6 +181,17 @@ def products(pairs: Sequence[Pair]) -> Tensor:
 
 def rank_of(pairs: Sequence[Pair]) -> int:
     return pairs[0][1].shape[0]
+
+
+def between(old: Tensors, new: Tensors, share: float) -> Tensors:
+    """ΔW_old + share·(ΔW_new - ΔW_old), cut to rank r; `new` itself for 1. Other tensors get the same mean."""
+    if share == 1:
+        return new
+    made = {key: torch.lerp(old[key].to(tensor), tensor, share) for key, tensor in new.items()}
+    for key in filter(slao.is_A, new):
+        pairs = [(tensors[slao.B_of(key)].double(), tensors[key].double()) for tensors in (old, new)]
+        made[slao.B_of(key)], made[key] = (factor.float() for factor in mean_of(pairs, [1 - share, share]))
+    return made
 
 
 def mean_of(pairs: Sequence[Pair], weights: Sequence[float]) -> Pair:
@@ -226,6 +236,12 @@ def coin(key: str, run: int) -> torch.Generator:
     """A deterministic random generator for one tensor of one run."""
     seed = hashlib.sha256(f"{key}:{run}".encode()).digest()[:8]
     return torch.Generator().manual_seed(int.from_bytes(seed) >> 1)
+
+
+def check_same(old: Adapter, new: Adapter) -> None:
+    """Raise RankMismatch or AdapterMismatch unless both have the same tensors, and B·A means the same in both."""
+    check_same_shape(old.config, new.config)
+    slao.check_same(old.tensors, new.tensors)
 
 
 def check_same_shape(old: dict[str, Any], new: dict[str, Any]) -> None:

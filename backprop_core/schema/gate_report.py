@@ -1,11 +1,13 @@
 """GateReport: the gate's verdict on a candidate, per task and canary; manual promotions and approval decisions."""
 
 from datetime import datetime
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field
 
 from backprop_core.schema.records import Record
+
+Question = Literal["better", "not_worse"]
 
 
 class TaskVerdict(Record):
@@ -42,6 +44,13 @@ class GateReport(Record):
 
     accepted: bool
     reason: str
+    question: Question = Field("better", description="What the candidate had to show.")
+    margin: float | None = Field(
+        None, description="How much lower its average may be, in units of the metric, if the question is not_worse."
+    )
+    taken: float | None = Field(
+        None, description="Share of the run's change that back-off left in the candidate; null: no back-off."
+    )
     against: Literal["champion", "base"] = Field(description="The rival that the candidate is compared with.")
     metric: str
     average: float = Field(description="The candidate's mean score over the trained tasks with enough rows.")
@@ -52,6 +61,43 @@ class GateReport(Record):
     )
     tasks: list[TaskVerdict]
     canaries: list[CanaryVerdict] = Field(default_factory=list)
+
+    def with_taken(self, share: float) -> Self:
+        """The report on a candidate that has this share of a run's change."""
+        said = f"{self.reason}; {share:.0%} of the run's change was taken"
+        return self.model_copy(update={"taken": share, "reason": said})
+
+
+class Power(Record):
+    """What the held-out rows of a run can show, as far as it is known before training."""
+
+    rows: int = Field(description="Held-out rows that count for the average.")
+    metric: str
+    question: Question
+    difference: float = Field(
+        description="better: the smallest gain that shows in 8 of 10 runs. not_worse: the smallest margin that 8 of 10 "
+        "runs pass that neither gain nor lose. Assumes that a run changes three answers in ten."
+    )
+    margin: float = Field(description="The gate's margin.")
+    score: float = Field(description="The champion's average; 0.5 if it is not known.")
+    known: bool = Field(description="Whether the champion's scores are behind it; otherwise it is an upper limit.")
+
+    @property
+    def sentence(self) -> str:
+        """One sentence for people."""
+        rows, about = f"{self.rows} held-out rows", "about" if self.known else "at most"
+        size = f"{about} {self.difference:.2g}"
+        if self.question == "not_worse":
+            return (
+                f"{rows}: 8 of 10 runs that lose nothing pass with a gate.margin of {size} (here: {self.margin:g}), "
+                "if 3 answers in 10 change"
+            )
+        if self.known and self.metric != "loss" and self.score + self.difference > 1:
+            return (
+                f"{rows}: the champion's {self.score:.4f} leaves no room for a gain that shows in 8 of 10 runs "
+                f"({size}); see gate.question=not_worse"
+            )
+        return f"{rows}: a gain of {size} in {self.metric} shows in 8 of 10 runs, if 3 answers in 10 change"
 
 
 class Act(Record):

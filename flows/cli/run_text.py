@@ -153,7 +153,7 @@ def matrix(evaluation: Evaluation, runs: Sequence[RunRecord]) -> Iterator[Render
         f"{evaluation.metric.replace('_', ' ')}: average {number(evaluation.average)}"
         + ("" if transfer is None else f"  backward transfer {transfer:+.3f}")
     )
-    yield from (drift(record.dataset.name, record.drift) for record in runs if record.drift)
+    yield from (drift(record, record.drift) for record in runs if record.drift)
 
 
 def heat_map(
@@ -188,9 +188,11 @@ def curve(scores: Sequence[float | None]) -> str:
     return "".join(" " if score is None else BARS[min(int(score * len(BARS)), len(BARS) - 1)] for score in scores)
 
 
-def drift(name: str, drift: Drift) -> Text:
-    """How far the merge moved the adapter."""
-    return Text(f"{one_line(name)} merged: λ {drift.weight:.3f}, A moved by {drift.a:.1%}, B by {drift.b:.1%}")
+def drift(record: RunRecord, drift: Drift) -> Text:
+    """How far the merge moved the adapter, and how much of that was taken."""
+    moved = f"λ {drift.weight:.3f}, A moved by {drift.a:.1%}, B by {drift.b:.1%}"
+    taken = "" if record.taken is None else f"; back-off took {record.taken:.0%} of the change"
+    return Text(f"{one_line(record.dataset.name)} merged: {moved}{taken}")
 
 
 def gate(report: GateReport) -> Iterator[RenderableType]:

@@ -198,7 +198,8 @@ def plan(plan: "Plan") -> RenderableType:
     for choice in plan.defaults:
         choices.add_row(choice.field, str(choice.value), one_line(choice.reason))
     reasons: list[RenderableType] = [choices, ""] if plan.defaults else []
-    return Group(planned_rows(plan), "", made, "", *reasons, *needs(plan))
+    shows: list[RenderableType] = [Text(plan.power.sentence), ""] if plan.power else []
+    return Group(planned_rows(plan), "", made, "", *reasons, *shows, *needs(plan))
 
 
 def planned_rows(plan: "Plan") -> RenderableType:

@@ -20,8 +20,8 @@ def without(run: Run, sets: list[RowsRef], others: list[RowsRef]) -> RowsRef:
 
 
 def part(run: Run, heldout: dict[str, RowsRef], *, to_choose_by: bool) -> dict[str, RowsRef]:
-    """The held-out rows that choose λ, or those that score, by task. Without a search, all score."""
-    if not run.spec.merge.searches:
+    """The held-out rows that choose λ or back off, or those that score, by task. Without either, all score."""
+    if not run.spec.merge.chooses:
         return {} if to_choose_by else heldout
     return {task: run.call(data.apart, heldout=rows, to_choose_by=to_choose_by) for task, rows in heldout.items()}
 

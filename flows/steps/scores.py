@@ -15,11 +15,20 @@ def champion(run: Run, scored: dict[str, RowsRef]) -> dict[str, Cell] | None:
 
 
 def judged(
-    run: Run, merged: AdapterRef, cells: dict[str, Cell], base_row: dict[str, Cell], rivals: dict[str, Cell] | None
+    run: Run,
+    merged: AdapterRef,
+    cells: dict[str, Cell],
+    base_row: dict[str, Cell],
+    rivals: dict[str, Cell] | None,
+    *,
+    taken: float | None = None,
 ) -> GateReport:
-    """The gate's report on a candidate, compared with the champion, if any, and the base."""
+    """The gate's report on a candidate, compared with the champion, if any, and the base.
+
+    `taken` is the share of the run's change that back-off left in it.
+    """
     live = run.prepared.live
-    return run.call(
+    report = run.call(
         evaluation.gate,
         candidate=rows_of(cells),
         champion=rows_of(rivals) if rivals else None,
@@ -30,6 +39,7 @@ def judged(
         answers=canaries(run, merged),
         champion_answers=canaries(run, live.version.merged) if live else None,
     )
+    return report if taken is None else report.with_taken(taken)
 
 
 def score(run: Run, adapter: AdapterRef | None, rows: RowsRef) -> Cell:

@@ -7,7 +7,7 @@ from backprop_core.errors import ConfigInvalid
 from backprop_core.evaluation import stages as evaluation
 from backprop_core.merging import stages as merging
 from backprop_core.schema.refs import AdapterRef, DatasetRef, Drift, ReferenceLogProbs, RowsRef, Start, TrainResult
-from backprop_core.schema.specs import PreferenceSpec, TrainSpec
+from backprop_core.schema.specs import TEACHER_FORCED, PreferenceSpec, TrainSpec
 from backprop_core.training import stages as training
 from flows.steps.models import base_model
 from tasks.runs.flow_run import Run
@@ -106,6 +106,24 @@ def merge(
         spec = spec.model_copy(update={"weight": found.weight})
     earlier = history if spec.takes_all else []
     return run.call(merging.merge, merged=merged, tuned=tuned.adapter, earlier=earlier, count=count, spec=spec)
+
+
+def backed_off(
+    run: Run, before: AdapterRef | None, merged: AdapterRef, to_choose_by: list[RowsRef]
+) -> tuple[AdapterRef, float | None]:
+    """The merged adapter after back-off, and the share of the change that it has; None without back-off."""
+    if not (before and run.spec.merge.back_off):
+        return merged, None
+    found = run.call(
+        evaluation.back_off,
+        **base_model(run),
+        champion=before,
+        candidate=merged,
+        heldout=to_choose_by,
+        metric=run.spec.evaluation.metric if run.spec.evaluation.metric in TEACHER_FORCED else "token_accuracy",
+        max_length=run.spec.training.limit,
+    )
+    return found.adapter, found.share
 
 
 def drift(run: Run, before: AdapterRef | None, tuned: TrainResult, merged: AdapterRef) -> Drift | None:

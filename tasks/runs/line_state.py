@@ -89,7 +89,7 @@ def version_of(run: "Run", outcome: "Outcome", made: Made) -> LineVersion:
     retrained = run.prepared.flow == "retrain"
     known = live.datasets if live else []
     learned = {(dataset.task, dataset.train.digest) for dataset in known}
-    strategy = live.merge if live else run.spec.merge
+    strategy = live.merge if live and not retrained else run.spec.merge
     return LineVersion(
         run_id=run.run_id,
         base=run.base,

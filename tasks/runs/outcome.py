@@ -14,7 +14,7 @@ from backprop_core.evaluation.forgetting_matrix import Row, evaluation
 from backprop_core.lines.versions import Lines, LineVersion
 from backprop_core.runtime.redaction import blank_json
 from backprop_core.schema.flows import flow_info
-from backprop_core.schema.gate_report import Act, Decision, GateReport
+from backprop_core.schema.gate_report import Act, Decision, GateReport, Power
 from backprop_core.schema.refs import (
     BaseRecord,
     Curated,
@@ -51,6 +51,9 @@ class Notes:
 
     def curated(self, sources: Sequence[Curated], datasets: Sequence[DatasetRef]) -> None:
         """What curation and the split made of each dataset."""
+
+    def can_show(self, power: Power | None) -> None:
+        """What the held-out rows can show, if it is known."""
 
     @contextmanager
     def lora_run(self, dataset: DatasetRef) -> Iterator[None]:
@@ -155,6 +158,10 @@ class Outcome(Notes):
     def curated(self, sources: Sequence[Curated], datasets: Sequence[DatasetRef]) -> None:
         pairs = zip(sources, datasets, strict=True)
         self.journal.datasets([curated_report(*pair) for pair in pairs])
+
+    def can_show(self, power: Power | None) -> None:
+        if power:
+            log.info(power.sentence)
 
     @contextmanager
     def lora_run(self, dataset: DatasetRef) -> Iterator[None]:

@@ -12,12 +12,13 @@ from backprop_core.data.splits import HELDOUT_SHARE
 from backprop_core.models import base as bases
 from backprop_core.models import devices
 from backprop_core.runtime.settings import settings
-from backprop_core.schema.gate_report import GateReport
+from backprop_core.schema.gate_report import GateReport, Power
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import (
     AdapterRef,
     Answers,
     ArtifactRef,
+    BackedOff,
     Choice,
     Drift,
     Generated,
@@ -71,6 +72,7 @@ class Plan(Record):
     rows: list[PlannedRows] = Field(default_factory=list, description="By dataset, in the order of the runs.")
     defaults: list[Choice] = Field(default_factory=list, description="What of the spec was chosen, and why.")
     stages: list[StageRecord] = Field(description="In order; those not cached would run.")
+    power: Power | None = Field(None, description="What the held-out rows can show; None for a run without a gate.")
     device: str
     vram: float | None = Field(description="At the peak of a step; None on the CPU, or for a model not known by size.")
     vram_free: float | None
@@ -89,6 +91,15 @@ class Beside(Store):
     def local(self, ref: ArtifactRef) -> Path:
         is_here = self.layout.artifact(ref.digest).is_dir()
         return super().local(ref) if is_here else self._below.local(ref)
+
+
+class PlanNotes(Notes):
+    """Of what the body notes, what a plan says."""
+
+    power: Power | None = None
+
+    def can_show(self, power: Power | None) -> None:
+        self.power = power
 
 
 class Lookup:
@@ -146,6 +157,8 @@ def stand_in(kind: type[R], key: str) -> R:
         made = Drift(a=0, b=0, weight=0)
     elif issubclass(kind, Searched):
         made = Searched(weight=0, tried={})
+    elif issubclass(kind, BackedOff):
+        made = BackedOff(adapter=AdapterRef(digest=key, kind="merged"), share=1, tried={})
     elif issubclass(kind, Harnessed):
         made = Harnessed(scores={})
     elif issubclass(kind, Perplexities):
@@ -167,8 +180,8 @@ def plan(flow: str, spec: RunSpec, body: Callable[[Run], object], *, fresh: bool
     store = Store(settings().store_path)
     try:
         prepared = resolve.prepare(flow, spec, store).model_copy(update={"fresh": fresh})
-        lookup = Lookup(prepared, store)
-        body(Run(new_run_id(), prepared, store, lookup, Notes()))
+        lookup, notes = Lookup(prepared, store), PlanNotes()
+        body(Run(new_run_id(), prepared, store, lookup, notes))
         training, shape = prepared.spec.training, disk_space.known_shape(prepared.spec.model)
         base, _ = bases.locate(prepared.base.name, prepared.base.revision)
         inputs = zip(prepared.sources, prepared.spec.datasets, strict=True)
@@ -178,6 +191,7 @@ def plan(flow: str, spec: RunSpec, body: Callable[[Run], object], *, fresh: bool
             rows=rows_of(lookup.rows, measured, prepared.spec),
             defaults=prepared.defaults,
             stages=lookup.stages,
+            power=notes.power,
             device=training.device,
             vram=gib(vram(shape, training)) if shape and training.device == "cuda" else None,
             vram_free=gib(card.free) if card else None,
@@ -261,7 +275,7 @@ def vram(shape: Shape, training: TrainSpec) -> int:
 def disk(shape: Shape, training: TrainSpec, lookup: Lookup) -> int:
     """Bytes of the adapters and GGUF files that would be written, and of one run's checkpoints."""
     todo = [stage.stage for stage in lookup.stages if not stage.cached]
-    adapters = disk_space.of_adapters(shape, training, todo.count("train") + todo.count("merge"))
+    adapters = disk_space.of_adapters(shape, training, sum(map(todo.count, ("train", "merge", "back_off"))))
     checkpoints = disk_space.of_checkpoints(shape, training) if "train" in todo else 0
     return adapters + checkpoints + disk_space.of_files(shape, lookup.files)
 

@@ -79,6 +79,8 @@ class RunJournal:
         speed = {"tokens_per_second": record.tokens / record.seconds} if record.seconds else {}
         trained = {"train_loss": record.train_loss, "seconds": record.seconds, "trained_tokens": float(record.tokens)}
         self._child.metrics(record.steps, trained | speed)
+        if record.taken is not None:
+            self._journal.metrics(len(evaluation.matrix), {"merge.taken": record.taken})
         if record.drift:
             self._journal.drift(len(evaluation.matrix), record.drift)
         self.evaluated(evaluation)

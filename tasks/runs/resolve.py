@@ -84,9 +84,14 @@ def continued(spec: RunSpec, live: Live) -> RunSpec:
     return spec.model_copy(
         update={
             "training": spec.training.model_copy(update={"lora": version.lora}),
-            "merge": version.merge,
+            "merge": version.merge if merge.back_off is None else with_back_off(version.merge, merge.back_off),
         }
     )
+
+
+def with_back_off(merge: MergeSpec, back_off: bool) -> MergeSpec:
+    """The line's merge, with back-off on or off: unlike the strategy, it may change from run to run."""
+    return merge.model_copy(update={"back_off": back_off})
 
 
 def still_published(spec: RunSpec, store: Store) -> RunSpec:

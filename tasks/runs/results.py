@@ -72,6 +72,7 @@ class LoraRun(NamedTuple):
     cells: Row
     base: Row
     champion: Row | None = None
+    taken: float | None = None
 
 
 def run_record(run_id: str, made: LoraRun, *, cached: bool, store: Store) -> RunRecord:
@@ -91,6 +92,7 @@ def run_record(run_id: str, made: LoraRun, *, cached: bool, store: Store) -> Run
         cut=trained.cut,
         left_out=trained.left_out,
         drift=made.drift,
+        taken=made.taken,
     )
 
 

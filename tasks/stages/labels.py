@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from backprop_core.schema.gate_report import GateReport
 from backprop_core.schema.refs import (
     AdapterRef,
+    BackedOff,
     Curated,
     DatasetRef,
     Drift,
@@ -120,6 +121,8 @@ def outcome(result: BaseModel) -> str:
             return f"{result.rows} answers"
         case Searched():
             return f"lambda {result.weight:g}"
+        case BackedOff():
+            return f"{result.share:.0%} of the change taken"
         case Drift():
             return f"A moved {100 * result.a:.1f} %, B {100 * result.b:.1f} %"
         case GateReport():

@@ -38,7 +38,16 @@ from backprop_core.schema.refs.exports import (
     PackageRef,
     ReferenceRef,
 )
-from backprop_core.schema.refs.models import AdapterRef, BaseRef, ChatTemplate, Drift, Searched, Start, TrainResult
+from backprop_core.schema.refs.models import (
+    AdapterRef,
+    BackedOff,
+    BaseRef,
+    ChatTemplate,
+    Drift,
+    Searched,
+    Start,
+    TrainResult,
+)
 from backprop_core.schema.refs.results import (
     BaseRecord,
     Choice,
@@ -59,6 +68,7 @@ __all__ = [
     "AdapterRef",
     "Answers",
     "ArtifactRef",
+    "BackedOff",
     "BaseRecord",
     "BaseRef",
     "Batch",

@@ -61,6 +61,14 @@ class Searched(Record):
     tried: dict[str, float] = Field(description="λ -> loss per label token in nats, averaged over the tasks.")
 
 
+class BackedOff(Record):
+    """The candidate after back-off, and the share of the run's change that it has."""
+
+    adapter: AdapterRef
+    share: float
+    tried: dict[str, float] = Field(description="Share -> score on the rows kept for it, averaged over the tasks.")
+
+
 class TrainResult(Record):
     """The adapter that one LoRA run produced, with steps, tokens, loss and time."""
 

@@ -81,6 +81,7 @@ class RunRecord(Record):
     cut: int = Field(0, description="Rows shortened to max_length.")
     left_out: int = Field(0, description="Rows or answers left out, mostly because they are too long.")
     drift: Drift | None = Field(None, description="Change made by its merge; null for the first run.")
+    taken: float | None = Field(None, description="Share of its change that back-off took; null without back-off.")
 
 
 class Evaluation(Record):

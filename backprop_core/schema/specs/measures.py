@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from backprop_core.schema.field_types import compiles
+from backprop_core.schema.gate_report import Question
 from backprop_core.schema.records import KEY_IF_SET, NO_KEY, Spec
 from backprop_core.schema.specs.training import DatasetSpec
 
@@ -94,18 +95,39 @@ class MinRowsSpec(Spec):
 
 
 class GateSpec(Spec):
-    """When a candidate may go live: better on average than champion and base, and significantly worse on no task."""
+    """When a candidate may go live: better, or not worse, on average, and significantly worse on no task."""
 
+    question: Question = Field(
+        "better",
+        description="What the average must show. better: above champion and base. not_worse: at most margin below "
+        "them, for lines at their ceiling and rows that must be learned; a first version must be better than the base.",
+        json_schema_extra=KEY_IF_SET,
+    )
+    margin: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="For question not_worse: how much lower the average may be, in units of the metric.",
+        json_schema_extra=KEY_IF_SET,
+    )
     max_drop: float = Field(0.01, ge=0, le=1, description="How much a task's score may drop, in units of the metric.")
     confidence: float = Field(
         0.95,
         ge=0.5,
         lt=1,
-        description="Confidence of the bootstrap that the average rose, or that a task dropped by more than max_drop.",
+        description="Confidence of the bootstrap: that the average rose or is not worse, or that a task dropped by "
+        "more than max_drop.",
     )
     min_rows: MinRowsSpec = Field(MinRowsSpec(), json_schema_extra=KEY_IF_SET)
     canaries: list[CanarySpec] = Field(
         [],
         description="Prompts that a new version must answer as expected, except those that the champion fails too.",
+        json_schema_extra=KEY_IF_SET,
+    )
+    canary_pass_rate: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Share of the canaries that must be answered as expected; default: all that the champion passes.",
         json_schema_extra=KEY_IF_SET,
     )

@@ -287,6 +287,13 @@ class MergeSpec(Spec):
         json_schema_extra=KEY_IF_SET,
     )
 
+    back_off: bool | None = Field(
+        None,
+        description="Before the gate, take as much of a run's change to the champion as scores best: all, 0.75, 0.5 or "
+        "0.25, tried on a quarter of the held-out rows, which the gate does not use; default: as the line's last run.",
+        json_schema_extra=NO_KEY,
+    )
+
     @model_validator(mode="after")
     def _something_to_search(self) -> Self:
         if self.searches and self.strategy in WITHOUT_WEIGHT:
@@ -297,6 +304,11 @@ class MergeSpec(Spec):
     def searches(self) -> bool:
         """Whether each merge searches for its λ."""
         return self.weight == "search"
+
+    @property
+    def chooses(self) -> bool:
+        """Whether a part of the held-out rows chooses, λ or how much of a change is taken, and never scores."""
+        return self.searches or bool(self.back_off)
 
     @property
     def orthonormal_start(self) -> bool:

@@ -6,8 +6,10 @@ import random
 import numpy as np
 import pytest
 
-from backprop_core.evaluation.gate import Hits, bounds, fewest, gain, gate, hits, spread, too_little, verdict
+from backprop_core.evaluation.bootstrap import bounds, spread
+from backprop_core.evaluation.gate import fewest, gain, gate, too_little, verdict
 from backprop_core.evaluation.metrics import commit
+from backprop_core.evaluation.row_scores import Hits, hits
 from backprop_core.schema.gate_report import GateReport
 from backprop_core.schema.refs import Answers, Generated, Scores
 from backprop_core.schema.specs import CanarySpec, GateSpec, MinRowsSpec
@@ -358,3 +360,99 @@ def test_few_rows_widen_a_bound_as_student_says(rows, confidence, t, z):
     """The factor is √(n/(n-1)) times t over z, as tables have them, and never below one."""
     assert spread(rows, confidence) == pytest.approx((rows / (rows - 1)) ** 0.5 * t / z, rel=0.01)
     assert all(spread(n, c) > spread(n + 1, c) > 1 for n in range(2, 60) for c in (0.5, 0.9, 0.95, 0.999))
+
+
+QUESTION = {"question": "not_worse", "margin": 0.05}
+
+
+def test_not_worse_is_another_question(bench):
+    """What neither gains nor loses passes, what loses more than the margin does not; the report says what was asked."""
+    same = bench.gate({"a": flat(9)}, {"a": flat(9)}, {"a": flat(2)}, **QUESTION)
+    assert same.accepted and same.reason.startswith("not worse on average: +0.0000, at least -0.0")
+    assert (same.question, same.margin) == ("not_worse", 0.05) and -0.05 < same.gain_low < 0
+    lost = bench.gate({"a": flat(8)}, {"a": flat(9)}, {"a": flat(2)}, max_drop=1, **QUESTION)
+    assert not lost.accepted and "of the champion (95% confidence; allowed: 0.05)" in lost.reason
+    assert bench.gate({"a": flat(9)}, {"a": flat(9)}, {"a": flat(2)}).question == "better"
+
+
+def test_not_worse_keeps_the_other_rules(bench):
+    """A task that fell clearly, an untouched base that is better and a lost canary refuse it as before."""
+    fell = bench.gate(
+        {"a": flat(6), "b": flat(9)}, {"a": flat(7), "b": flat(8)}, {"a": flat(2), "b": flat(1)}, **QUESTION
+    )
+    assert not fell.accepted and fell.reason.startswith("a fell by 0.1000")
+    base = bench.gate({"a": flat(5)}, {"a": flat(5)}, {"a": flat(7)}, **QUESTION)
+    assert not base.accepted and "of the base" in base.reason
+
+
+def test_a_first_version_has_to_be_better(bench):
+    """Without a champion `not_worse` would let an adapter live that learned nothing."""
+    report = bench.gate({"a": flat(5)}, None, {"a": flat(5)}, **QUESTION)
+    assert not report.accepted and (report.question, report.margin) == ("better", None)
+    assert "not above the 0.5000 of the base" in report.reason
+
+
+@pytest.mark.parametrize(("rows", "passes"), [(20, False), (50, False), (100, True)])
+def test_few_rows_cannot_show_that_nothing_was_lost(bench, rows, passes):
+    """Fifty rows without a change may be luck where one row in twenty is lost; a hundred hardly."""
+    report = bench.gate({"a": flat(10, rows)}, {"a": flat(10, rows)}, {"a": flat(2, rows)}, **QUESTION)
+    assert report.accepted == passes
+
+
+@pytest.mark.parametrize("metric", ["token_accuracy", "exact_match", "loss"])
+def test_not_worse_in_every_metric(bench, metric):
+    """The same adapter is not worse than itself, whatever the metric."""
+    assert bench.gate({"a": flat(10)}, {"a": flat(10)}, {"a": flat(10)}, metric=metric, **QUESTION).accepted
+
+
+@pytest.mark.parametrize(
+    ("least", "own", "champion", "refused"),
+    [
+        (0.5, ("I am Ada.", "3"), ("I am Ada.", "2"), False),
+        (0.6, ("I am Ada.", "3"), ("I am Ada.", "2"), True),
+        (0.5, ("I am Bob.", "3"), ("I am Bob.", "3"), True),
+        (0.0, ("I am Bob.", "3"), ("I am Ada.", "2"), False),
+        (1.0, ("I am Ada.", "2"), None, False),
+    ],
+)
+def test_a_share_of_the_canaries_is_enough(bench, least, own, champion, refused):
+    """With `canary_pass_rate` that share has to pass, whatever the champion answers; the reason names what failed."""
+    report = gate(
+        {"a": bench.scores(flat(8))},
+        {"a": bench.scores(flat(7))},
+        {"a": bench.scores(flat(2))},
+        watch=[],
+        metric="token_accuracy",
+        spec=GateSpec(canaries=CANARIES, canary_pass_rate=least),
+        answers=said(*own),
+        champion_answers=said(*champion) if champion else None,
+        store=bench.store,
+    )
+    assert report.accepted != refused
+    assert ("canaries passed, at least" in report.reason and "'1+1?'" in report.reason) == refused
+
+
+def test_without_canaries_no_share_is_missed(bench):
+    """A pass rate alone asks nothing."""
+    assert bench.gate({"a": flat(8)}, {"a": flat(7)}, {"a": flat(2)}, canary_pass_rate=1.0).accepted
+
+
+def test_new_questions_change_no_old_key():
+    """A gate that is asked as before has the key that it had; each new field is part of it only where it is set."""
+    assert GateSpec().semantic() == {"max_drop": 0.01, "confidence": 0.95}
+    asked = GateSpec(question="not_worse", margin=0.03, canary_pass_rate=0.9).semantic()
+    assert asked == GateSpec().semantic() | {"question": "not_worse", "margin": 0.03, "canary_pass_rate": 0.9}
+
+
+def test_an_old_report_loads(bench):
+    """A report of before has no question: it asked whether the candidate is better."""
+    old = bench.gate({"a": flat(8)}, {"a": flat(7)}, {"a": flat(2)}).model_dump(mode="json")
+    for name in ("question", "margin", "taken"):
+        del old[name]
+    assert GateReport.model_validate(old).question == "better"
+
+
+def test_a_report_says_how_much_was_taken(bench):
+    """The reason ends with the share of the run's change, where back-off chose one."""
+    report = bench.gate({"a": flat(8)}, {"a": flat(7)}, {"a": flat(2)}).with_taken(0.5)
+    assert report.taken == 0.5 and report.reason.endswith("; 50% of the run's change was taken")

@@ -1,0 +1,61 @@
+"""The score of each held-out row, as the gate compares it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backprop_core.schema.refs import Ratings, Scores
+from backprop_core.store.artifacts import Store
+
+Row = Mapping[str, Scores | Ratings]
+
+
+class Hits(NamedTuple):
+    """Per held-out row (r): how many points it got, and out of how many."""
+
+    right_r: NDArray[np.float64]
+    all_r: NDArray[np.int64]
+
+    @property
+    def rows(self) -> int:
+        return len(self.all_r)
+
+    @property
+    def score(self) -> float:
+        return float(self.right_r.sum() / self.all_r.sum()) if self.rows else 0.0
+
+
+def hits_of(row: Row, metric: str, store: Store) -> dict[str, Hits]:
+    return {task: hits(scores, metric, store) for task, scores in row.items()}
+
+
+def hits(scores: Scores | Ratings, metric: str, store: Store) -> Hits:
+    """The score of each row: per label token for token_accuracy and (negated) loss, else for the row as a whole.
+
+    Rows without a label token are left out.
+    """
+    if scores.artifact == "ratings":
+        return whole_rows([row["score"] for row in read_scores(store.local(scores) / "ratings.jsonl")])
+    rows = [row for row in read_scores(store.local(scores) / "scores.jsonl") if row["tokens"]]
+    if metric == "exact_match":
+        return whole_rows([float(row["exact"]) for row in rows])
+    right = [-row["loss"] if metric == "loss" else float(row["correct"]) for row in rows]
+    return Hits(np.array(right), np.array([row["tokens"] for row in rows], dtype=np.int64))
+
+
+def whole_rows(right: list[float]) -> Hits:
+    return Hits(np.array(right), np.ones(len(right), dtype=np.int64))
+
+
+def read_scores(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def changes_by_one(candidate: Hits, rival: Hits) -> float:
+    """The smallest possible change of a row: 1 if rows or tokens are counted, else 0."""
+    values_r = np.concatenate([candidate.right_r, rival.right_r])
+    return float((values_r == np.rint(values_r)).all())
