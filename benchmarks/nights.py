@@ -99,7 +99,8 @@ class State(Record):
 def main() -> None:
     """Go through all nights that are not done, arm by arm."""
     asked = arguments(sys.argv[1:])
-    bench = Bench(Store(asked.store))
+    store = Store(asked.store)
+    bench = Bench(store, pool_base(INTENTS, store), RESULTS)
     for name in asked.suite:
         suite = SUITES[name](bench.store)
         for arm in asked.arm:
@@ -117,12 +118,12 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
 
 
 class Bench:
-    """The core's functions on the toy base."""
+    """The core's functions on one base; the figures go to the file `results`."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, base: Path, results: Path) -> None:
         torch.set_num_threads(1)
-        self.store = store
-        ref = bases.resolve(ModelSpec(name=str(pool_base(INTENTS, store))), store)
+        self.store, self.results = store, results
+        ref = bases.resolve(ModelSpec(name=str(base)), store)
         self.base = load_base(bases.local(ref, store), precision="fp32", device="cpu")
 
     def run(self, name: str, suite: Suite, arm: str, most: int | None) -> None:
@@ -133,8 +134,14 @@ class Bench:
             state = self.night(suite, arm, number, state)
             place.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(place, state.model_dump_json())
-            keep(name, arm, state.nights)
+            self.keep(name, arm, state.nights)
             print(f"{name}, {arm}: {number + 1} of {len(suite.nights)}", file=sys.stderr, flush=True)
+
+    def keep(self, suite: str, arm: str, nights: Sequence[Night]) -> None:
+        """The figures of an arm, in the file."""
+        known = json.loads(self.results.read_text(encoding="utf-8")) if self.results.is_file() else {}
+        known.setdefault(suite, {})[arm] = [night.model_dump(mode="json") for night in nights]
+        write_atomic(self.results, json.dumps(known, indent=1) + "\n")
 
     def night(self, suite: Suite, arm: str, number: int, state: State) -> State:
         """Train, merge, back off, gate."""
@@ -260,13 +267,6 @@ def commit(rows: list[str], store: Store) -> RowsRef:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
     return curation.curate(snapshot(str(file), scratch=file.parent), DatasetSpec(path=str(file)), store=store).rows
-
-
-def keep(suite: str, arm: str, nights: Sequence[Night]) -> None:
-    """The figures of an arm, in nights.json."""
-    known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
-    known.setdefault(suite, {})[arm] = [night.model_dump(mode="json") for night in nights]
-    write_atomic(RESULTS, json.dumps(known, indent=1) + "\n")
 
 
 def table(known: dict[str, dict[str, list[dict[str, object]]]]) -> str:
