@@ -30,7 +30,7 @@ from backprop_core.schema.records import Record
 from backprop_core.schema.refs import AdapterRef, RowsRef, Scores, Start
 from backprop_core.schema.specs import DatasetSpec, GateSpec, LoraSpec, MergeSpec, ModelSpec, TrainSpec
 from backprop_core.store.artifacts import Store, write_atomic
-from backprop_core.store.cache_keys import digest_of
+from backprop_core.store.cache_keys import digest_of, part
 from backprop_core.training.loop import train
 from benchmarks.continual_base import pool_base
 
@@ -128,7 +128,7 @@ class Bench:
 
     def run(self, name: str, suite: Suite, arm: str, most: int | None) -> None:
         """All nights of an arm that are left."""
-        place = self.store.layout.cache / "nights" / f"{digest_of([name, arm, TRAINING.semantic()])}.json"
+        place = self.store.layout.cache / "nights" / f"{digest_of([name, arm, part(TRAINING)])}.json"
         state = State.model_validate_json(place.read_bytes()) if place.is_file() else State()
         for number in range(len(state.nights), len(suite.nights[:most])):
             state = self.night(suite, arm, number, state)
@@ -238,8 +238,8 @@ def suite(rows: dict[str, list[str]], held: dict[str, list[str]], *, nights: int
     made = []
     for number in range(nights):
         task, turn = tasks[number % len(tasks)], number // len(tasks)
-        part = rows[task][turn * len(rows[task]) // each : (turn + 1) * len(rows[task]) // each]
-        made.append((task, commit(wrong(part, number) if is_shuffled(number) else part, store)))
+        these = rows[task][turn * len(rows[task]) // each : (turn + 1) * len(rows[task]) // each]
+        made.append((task, commit(wrong(these, number) if is_shuffled(number) else these, store)))
     return Suite(
         nights=made,
         gated={task: commit(one[:gated], store) for task, one in held.items()},
@@ -285,8 +285,8 @@ def line(suite: str, arm: str, nights: list[dict[str, object]]) -> str:
     bad = [night for night in made if night.shuffled]
     kept = [night.kept for night in made]
     fall = min([after - before for before, after in pairwise(kept)], default=0.0)
-    part = [night.taken for night in made if night.taken is not None and night.accepted]
-    taken = f" ({sum(share < 1 for share in part)} in part)" if part else ""
+    shares = [night.taken for night in made if night.taken is not None and night.accepted]
+    taken = f" ({sum(share < 1 for share in shares)} in part)" if shares else ""
     return (
         f"| {len(made)}, {suite} | {arm} | {sum(night.accepted for night in made)}{taken} "
         f"| {sum(night.accepted for night in bad)} of {len(bad)} | {100 * kept[0]:.1f} → {100 * kept[-1]:.1f} "
