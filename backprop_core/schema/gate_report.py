@@ -85,8 +85,8 @@ class Power(Record):
     @property
     def sentence(self) -> str:
         """One sentence for people."""
-        rows, about = f"{self.rows} held-out rows", "about" if self.known else "at most"
-        size = f"{about} {self.difference:.2g}"
+        rows = f"{self.rows} held-out rows"
+        size = f"about {self.difference:.2g}" if self.known else f"{self.difference:.2g} (perhaps less)"
         if self.question == "not_worse":
             return (
                 f"{rows}: 8 of 10 runs that lose nothing pass with a gate.margin of {size} (here: {self.margin:g}), "
