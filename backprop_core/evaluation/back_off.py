@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from statistics import mean
 
 from backprop_core.data.batching import Item, load
+from backprop_core.data.judged_answers import are_preferences
+from backprop_core.errors import NoRows
 from backprop_core.evaluation.scoring import score
 from backprop_core.merging.strategies import between, check_same
 from backprop_core.models import adapter_tensors
@@ -18,6 +20,7 @@ from backprop_core.schema.refs import AdapterRef, BackedOff, RowsRef
 from backprop_core.schema.specs import Limit
 from backprop_core.store.artifacts import Store
 
+HINT = "set merge.back_off to false"
 SHARES = (1.0, 0.75, 0.5, 0.25)  # of ΔW_candidate - ΔW_champion
 
 
@@ -35,10 +38,13 @@ def back_off(
     """Of ΔW_champion + s·(ΔW_candidate - ΔW_champion), the one with the best mean score over the held-out sets.
 
     `metric` is exact_match, loss, or token_accuracy, which also stands for all others. Of equal scores the largest
-    share wins; s = 1 is the candidate itself. `on_progress` gets (done, total) shares. Raises NoRows, RankMismatch,
+    share wins; s = 1 is the candidate itself. Preferences do not count. `on_progress` gets (done, total) shares. Raises NoRows, RankMismatch,
     AdapterMismatch.
     """
-    tasks = [load(base, rows, max_length=max_length, store=store) for rows in heldout]
+    answered = [rows for rows in heldout if not are_preferences(store.local(rows))]
+    if not answered:
+        raise NoRows("only preferences are held out, by which no part of a change is chosen", hint=HINT)
+    tasks = [load(base, rows, max_length=max_length, store=store) for rows in answered]
     old, new = (adapter_tensors.read_adapter(store.local(ref)) for ref in (champion, candidate))
     check_same(old, new)
     tried: dict[float, float] = {}

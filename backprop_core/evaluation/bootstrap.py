@@ -7,7 +7,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from backprop_core.evaluation.row_scores import Hits
+from backprop_core.evaluation.hits import Hits
 
 SAMPLES = 2000
 SEED = 0

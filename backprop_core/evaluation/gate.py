@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from backprop_core.evaluation.bootstrap import bounds, least_gain, most_lost
+from backprop_core.evaluation.hits import Hits, Row, changes_by_one, hits_of
 from backprop_core.evaluation.metrics import as_expected
-from backprop_core.evaluation.row_scores import Hits, Row, changes_by_one, hits_of
 from backprop_core.schema.gate_report import CanaryVerdict, GateReport, Question, TaskVerdict
 from backprop_core.schema.refs import Answers
 from backprop_core.schema.specs import GateSpec

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from backprop_core.evaluation.bootstrap import spread
 from backprop_core.evaluation.gate import fewest
-from backprop_core.evaluation.row_scores import Hits, changes_by_one
+from backprop_core.evaluation.hits import Hits, changes_by_one
 from backprop_core.schema.gate_report import Power, Question
 from backprop_core.schema.specs import GateSpec
 

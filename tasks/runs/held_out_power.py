@@ -1,8 +1,8 @@
 """What the held-out rows of a retrain can show, from the champion's scores as they are in its version."""
 
 from backprop_core.evaluation.gate import counted
+from backprop_core.evaluation.hits import hits
 from backprop_core.evaluation.power import Rows, power, rows_like, unknown_rows
-from backprop_core.evaluation.row_scores import hits
 from backprop_core.lines.versions import LineVersion
 from backprop_core.schema.gate_report import Power
 from backprop_core.schema.refs import Ratings, RowsRef, Scores

@@ -8,8 +8,8 @@ import pytest
 
 from backprop_core.evaluation.bootstrap import bounds, spread
 from backprop_core.evaluation.gate import fewest, gain, gate, too_little, verdict
+from backprop_core.evaluation.hits import Hits, hits
 from backprop_core.evaluation.metrics import commit
-from backprop_core.evaluation.row_scores import Hits, hits
 from backprop_core.schema.gate_report import GateReport
 from backprop_core.schema.refs import Answers, Generated, Scores
 from backprop_core.schema.specs import CanarySpec, GateSpec, MinRowsSpec

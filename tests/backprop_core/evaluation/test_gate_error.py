@@ -7,8 +7,8 @@ import pytest
 
 from backprop_core.evaluation.bootstrap import SAMPLES, SEED, most_lost, spread
 from backprop_core.evaluation.gate import gain
+from backprop_core.evaluation.hits import Hits
 from backprop_core.evaluation.power import REDRAWN, gain_shown, margin_passed, rows_like, unknown_rows
-from backprop_core.evaluation.row_scores import Hits
 from backprop_core.schema.gate_report import Power, Question
 from backprop_core.schema.specs import GateSpec
 
@@ -146,7 +146,12 @@ def test_more_rows_show_less_and_unknown_rows_most() -> None:
     ("question", "score", "known", "said"),
     [
         ("better", 0.8, True, "200 held-out rows: a gain of about 0.019 in exact_match shows in 8 of 10 runs"),
-        ("better", 0.5, False, "200 held-out rows: a gain of 0.019 (perhaps less) in exact_match shows in 8 of 10 runs"),
+        (
+            "better",
+            0.5,
+            False,
+            "200 held-out rows: a gain of 0.019 (perhaps less) in exact_match shows in 8 of 10 runs",
+        ),
         ("better", 0.99, True, "leaves no room for a gain that shows in 8 of 10 runs (about 0.019)"),
         ("not_worse", 0.99, True, "8 of 10 runs that lose nothing pass with a gate.margin of about 0.019 (here: 0.02)"),
     ],
