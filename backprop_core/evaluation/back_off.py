@@ -38,8 +38,8 @@ def back_off(
     """Of ΔW_champion + s·(ΔW_candidate - ΔW_champion), the one with the best mean score over the held-out sets.
 
     `metric` is exact_match, loss, or token_accuracy, which also stands for all others. Of equal scores the largest
-    share wins; s = 1 is the candidate itself. Preferences do not count. `on_progress` gets (done, total) shares. Raises NoRows, RankMismatch,
-    AdapterMismatch.
+    share wins; s = 1 is the candidate itself. Preferences do not count. `on_progress` gets (done, total) shares.
+    Raises NoRows, RankMismatch, AdapterMismatch.
     """
     answered = [rows for rows in heldout if not are_preferences(store.local(rows))]
     if not answered:
