@@ -20,13 +20,16 @@ from backprop_core.schema.records import Record
 from backprop_core.schema.refs import Choice
 from backprop_core.schema.specs import DatasetSpec, LoraSpec, TrainSpec
 from backprop_core.training.batch_plan import total_steps
-from backprop_core.training.vram_estimate import GIB, Setting, Shape, longest, memory
+from backprop_core.training.vram_estimate import GIB, Setting, Shape, activations, longest, memory
 
 GIVEN = "given"  # the reason of a field that the user has set
 LEAST_RANK, MOST_RANK = 16, 256
 LADDER = (2048, 1024, 512)  # lengths to try if a longer one does not fit; shorter caps save nothing
 SAFE = 0.85  # share of the memory that an estimate may use
 LEAST_STEPS = 50
+CPU_ACTIVATIONS = GIB  # on a CPU larger micro-batches take more memory and are no faster
+LEAST_BUDGET = 256
+CPU_BUDGET = "padded tokens per micro-batch: about 1 GiB of activations; more is no faster on a CPU"
 
 
 class Sample(Record):
@@ -129,17 +132,21 @@ def together(datasets: Sequence[Data]) -> Data:
     return Data(examples=min(data.examples for data in datasets), samples=samples, **most)
 
 
-def choose(shape: Shape, given: TrainSpec, data: Data | None, card: int | None, *, later: bool = False) -> Chosen:
+def choose(
+    shape: Shape, given: TrainSpec, data: Data | None, card: int | None, *, later: bool = False, runs: int = 1
+) -> Chosen:
     """Choose the fields of `training`, in order, except those that `given` sets to anything but `auto`.
 
     `data` is None if there is none yet; `card`, the GPU's memory in bytes, is None without a GPU. A `later` run
-    continues a line.
+    continues a line. The spec is that of so many `runs`, one after another.
     """
     made = Choices(given)
     made.add("lora.target_modules", "all-linear", "an adapter on every linear layer learns as full training does")
     made.add("lora.rank", *rank(shape, data))
     made.add("lora.alpha", 32.0, "the update is alpha/rank · B·A: one learning rate serves every rank")
     made.add("learning_rate", *learning_rate(shape, later=later))
+    if runs > 1 and "learning_rate" not in given.model_fields_set:
+        made.add("later_learning_rate", made.spec.learning_rate / 2, "half of the first run's, as it is continued")
     if given.steps is None:
         made.add("epochs", *epochs(data))
     made.add("batch_size", *batch_size(data, made.spec))
@@ -216,6 +223,7 @@ def for_memory(shape: Shape, spec: TrainSpec, data: Data | None, card: int | Non
     if card is None:
         yield "max_length", wanted, why
         yield "precision", "auto", "no GPU found or named: fp32 on the CPU"
+        yield "token_budget", cpu_budget(shape, spec), CPU_BUDGET
         return
     fit = fitting(shape, spec, wanted, card)
     takes = f"{memory(shape, fit.setting, fit.length).total / GIB:.1f} of {card / GIB:.1f} GiB, one sequence at a time"
@@ -231,6 +239,13 @@ def for_memory(shape: Shape, spec: TrainSpec, data: Data | None, card: int | Non
         token_budget(shape, fit, card),
         "padded tokens per micro-batch: what fits, at least one sequence",
     )
+
+
+def cpu_budget(shape: Shape, spec: TrainSpec) -> int:
+    """The largest power of two up to the default whose activations are at most 1 GiB."""
+    token = activations(shape, Setting(precision="fp32", checkpointing=False, lora=spec.lora), 1)
+    most = min(CPU_ACTIVATIONS // token, TrainSpec().token_budget)
+    return max(LEAST_BUDGET, (1 << most.bit_length()) // 2)
 
 
 def token_budget(shape: Shape, fit: Fit, card: int) -> int:
@@ -266,7 +281,11 @@ def settings(spec: TrainSpec) -> list[Setting]:
     """The settings that `spec` leaves open, the fastest and most exact first."""
     precisions: tuple[Precision, ...] = ("bf16", "nf4") if spec.precision == "auto" else (spec.precision,)
     checkpointing = {"auto": (False, True), "on": (True,), "off": (False,)}[spec.gradient_checkpointing]
-    return [Setting(precision=p, checkpointing=c, lora=spec.lora) for p in precisions for c in checkpointing]
+    return [
+        Setting(precision=p, checkpointing=c, lora=spec.lora, optimizer=spec.optimizer)
+        for p in precisions
+        for c in checkpointing
+    ]
 
 
 def power_of_two(value: float) -> int:

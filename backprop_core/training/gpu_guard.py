@@ -9,15 +9,16 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from backprop_core.errors import GPUTooHot
+from backprop_core.schema.specs import GuardSpec
 
 if TYPE_CHECKING:
     import torch
 
-PAUSE_AT, GO_ON_AT = 83.0, 75.0  # °C
-PATIENCE = 300.0  # maximum seconds of one pause
 INTERVAL = 5.0  # seconds between readings
 TEMPERATURE, MEMORY, POWER, ECC = "gpu_temperature", "gpu_memory_gib", "gpu_power", "gpu_ecc_errors"
-Reading = dict[str, float]  # °C, GiB in use, W, uncorrected errors since the driver was loaded; absent: unknown
+SHARE = "gpu_memory_share"
+# °C, GiB in use and their share of all, W, uncorrected errors since the driver was loaded; absent: unknown
+Reading = dict[str, float]
 Probe = Callable[[], Reading]
 log = logging.getLogger(__name__)
 
@@ -26,11 +27,11 @@ class Blind(Exception):
     """The GPU's sensors cannot be read; the message says why."""
 
 
-def must_rest(resting: bool, temperature: float | None) -> bool:
-    """Whether to pause: from 83 °C until it is down to 75 °C. Never if the temperature is unknown."""
+def must_rest(resting: bool, temperature: float | None, marks: GuardSpec) -> bool:
+    """Whether to pause: from `pause_at` until it is down to `continue_at`. Never if the temperature is unknown."""
     if temperature is None:
         return False
-    return temperature > GO_ON_AT if resting else temperature >= PAUSE_AT
+    return temperature > marks.continue_at if resting else temperature >= marks.pause_at
 
 
 class Guard:
@@ -40,12 +41,18 @@ class Guard:
     """
 
     def __init__(
-        self, probe: Probe, *, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
+        self,
+        probe: Probe,
+        marks: GuardSpec = GuardSpec(),
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._probe, self._clock, self._sleep = probe, clock, sleep
+        self._probe, self._marks, self._clock, self._sleep = probe, marks, clock, sleep
         self._due = -math.inf
         self._hot = self._said_blind = False
         self._errors = math.inf
+        self._above: set[str] = set()
 
     def readings(self) -> Reading:
         """Current GPU readings as metrics; empty if the last ones are less than five seconds old."""
@@ -56,15 +63,17 @@ class Guard:
     def cool_down(self, should_stop: Callable[[], bool]) -> None:
         """Wait while the GPU is too hot, or until `should_stop()`.
 
-        Raises GPUTooHot after five minutes; the caller then saves a checkpoint.
+        Raises GPUTooHot after `patience` seconds; the caller then saves a checkpoint.
         """
-        began = self._clock()
+        began, marks = self._clock(), self._marks
         if self._hot:
-            log.warning("the GPU has reached %.0f °C: pausing until it is down to %.0f °C", PAUSE_AT, GO_ON_AT)
+            log.warning(
+                "the GPU has reached %g °C: pausing until it is down to %g °C", marks.pause_at, marks.continue_at
+            )
         while self._hot and not should_stop():
-            if self._clock() - began >= PATIENCE:
+            if self._clock() - began >= marks.patience:
                 raise GPUTooHot(
-                    f"the GPU did not cool down to {GO_ON_AT:.0f} °C in {PATIENCE:.0f} s",
+                    f"the GPU did not cool down to {marks.continue_at:g} °C in {marks.patience:g} s",
                     hint="improve its cooling, or lower its power limit with `nvidia-smi -pl`; then resume the run",
                 )
             self._sleep(INTERVAL)
@@ -80,9 +89,22 @@ class Guard:
         if TEMPERATURE not in reading and not self._said_blind:
             log.warning("training continues without the GPU guard: %s", why)
             self._said_blind = True
-        self._hot = must_rest(self._hot, reading.get(TEMPERATURE))
+        self._hot = must_rest(self._hot, reading.get(TEMPERATURE), self._marks)
         self._note_errors(reading)
+        self._note_above(SHARE, reading, self._marks.memory, "%.2f of the GPU's memory is in use, above %g")
+        self._note_above(POWER, reading, self._marks.power, "the GPU draws %.0f W, above %g W")
         return reading
+
+    def _note_above(self, name: str, reading: Reading, mark: float | None, message: str) -> None:
+        """Log a warning whenever a reading rises above its mark."""
+        value = reading.get(name)
+        if mark is None or value is None:
+            return
+        if value <= mark:
+            self._above.discard(name)
+        elif name not in self._above:
+            self._above.add(name)
+            log.warning(message, value, mark)
 
     def _note_errors(self, reading: Reading) -> None:
         """Log a warning if new uncorrected memory errors occurred: results may be wrong."""
@@ -91,13 +113,13 @@ class Guard:
         self._errors = errors
 
 
-def of(device: "torch.device") -> Guard | None:
+def of(device: "torch.device", marks: GuardSpec) -> Guard | None:
     """The guard for this device; None for a CPU."""
     import torch
 
     if device.type != "cuda":
         return None
-    return Guard(nvml(f"GPU-{torch.cuda.get_device_properties(device).uuid}"))
+    return Guard(nvml(f"GPU-{torch.cuda.get_device_properties(device).uuid}"), marks)
 
 
 def nvml(uuid: str) -> Probe:
@@ -123,6 +145,10 @@ def nvml(uuid: str) -> Probe:
     return probe
 
 
+def share_in_use(memory: Any) -> float:
+    return float(memory.used / memory.total)
+
+
 def read_sensors(gpu: Any) -> Reading:
     """Read all sensors of a GPU that the driver supports and allows to read."""
     import pynvml
@@ -131,6 +157,7 @@ def read_sensors(gpu: Any) -> Reading:
     questions: dict[str, Callable[[], float]] = {
         TEMPERATURE: lambda: pynvml.nvmlDeviceGetTemperature(gpu, pynvml.NVML_TEMPERATURE_GPU),
         MEMORY: lambda: pynvml.nvmlDeviceGetMemoryInfo(gpu).used / 2**30,
+        SHARE: lambda: share_in_use(pynvml.nvmlDeviceGetMemoryInfo(gpu)),
         POWER: lambda: pynvml.nvmlDeviceGetPowerUsage(gpu) / 1000,
         ECC: lambda: pynvml.nvmlDeviceGetTotalEccErrors(gpu, *volatile),
     }

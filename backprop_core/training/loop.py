@@ -26,7 +26,16 @@ from backprop_core.schema.refs import AdapterRef, ReferenceLogProbs, RowsRef, St
 from backprop_core.schema.specs import TrainSpec
 from backprop_core.store.artifacts import Store
 from backprop_core.store.locks import held, nothing
-from backprop_core.training import batch_plan, checkpoint, lora_init, lora_variants, oom_recovery, rng_state, unsloth
+from backprop_core.training import (
+    batch_plan,
+    checkpoint,
+    lora_init,
+    lora_variants,
+    oom_recovery,
+    optimizer,
+    rng_state,
+    unsloth,
+)
 from backprop_core.training.checkpoint import Checkpoint
 from backprop_core.training.distributed import ALONE, Ranks
 from backprop_core.training.gpu_guard import Guard
@@ -168,6 +177,7 @@ def fingerprint(base: LoadedBase, rows: RowsRef, spec: TrainSpec, ranks: Ranks) 
     cuda = base.device.type == "cuda"
     return {
         **{name: version(name) for name in ("torch", "transformers", "peft")},
+        **optimizer.fingerprint(spec),
         "device": torch.cuda.get_device_name(base.device) if cuda else torch.backends.cpu.get_cpu_capability(),
         "cuda": torch.version.cuda if cuda else None,
         "threads": torch.get_num_threads(),
@@ -203,7 +213,7 @@ class Run:
         self.lengths = [len(item) for item in items]
         self.total = batch_plan.total_steps(len(passes[0]), spec)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(parameter_groups(model, spec), lr=spec.learning_rate, fused=True)
+        self.optimizer = optimizer.made(model, spec)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.losses: deque[tuple[float, int]] = deque(maxlen=math.ceil(self.total / 10))
         self.inexact: list[str] = []  # differences to the fingerprints of checkpoints it resumed from
@@ -346,16 +356,11 @@ class Run:
             "limits": asdict(self.limits),
             "inexact": self.inexact,
         }
-        moments = {
-            f"{index}.{name}": tensor
-            for index, entry in self.optimizer.state_dict()["state"].items()
-            for name, tensor in entry.items()
-        }
         rng = {
             rng_state.group(rank): {name: torch.tensor(values, dtype=torch.uint8) for name, values in states.items()}
             for rank, states in enumerate(everyones)
         }
-        tensors = {"adapter": taken(self.model), "optimizer": moments, **rng}
+        tensors = {"adapter": taken(self.model), "optimizer": optimizer.state(self.optimizer), **rng}
         return Checkpoint(self.step, state, tensors | ({"start": self.first} if self.first else {}))
 
     def resume(self) -> dict[str, float]:
@@ -384,11 +389,7 @@ class Run:
         put(self.model, saved.tensors["adapter"])
         self.first = saved.tensors.get("start", {})
         lora_init.again(self.model, self.first)
-        moments: dict[int, Tensors] = {}
-        for key, tensor in saved.tensors["optimizer"].items():
-            index, _, name = key.partition(".")
-            moments.setdefault(int(index), {})[name] = tensor
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        optimizer.restore(self.optimizer, saved.tensors["optimizer"])
         rng_state.put(saved.tensors.get(rng_state.group(self.ranks.rank), saved.tensors["rng"]))
 
     def result(self, adapter: AdapterRef) -> TrainResult:
@@ -401,17 +402,3 @@ class Run:
             cut=self.items.cut,
             left_out=self.items.left_out,
         )
-
-
-def parameter_groups(model: Any, spec: TrainSpec) -> list[dict[str, Any]]:
-    """Optimizer parameter groups by weight decay and by `ratio` to the learning rate, in the model's order.
-
-    LoRA+ trains B faster than A [arXiv 2402.12354]; DoRA's magnitudes have no weight decay.
-    """
-    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        ratio = spec.lora_plus or 1.0 if ".lora_B." in name else 1.0
-        decay = 0.0 if ".lora_magnitude_vector." in name else spec.weight_decay
-        if parameter.requires_grad:
-            groups.setdefault((ratio, decay), []).append(parameter)
-    return [{"params": group, "ratio": ratio, "weight_decay": decay} for (ratio, decay), group in groups.items()]

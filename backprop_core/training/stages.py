@@ -39,7 +39,7 @@ def train(
         store=at.store,
         on_metrics=lambda step, total, values: at.emit({"done": step, "total": total, "values": values}),
         should_stop=at.should_stop,
-        guard=gpu_guard.of(loaded.device),
+        guard=gpu_guard.of(loaded.device, spec.guard),
         on_wait=lambda: at.emit({"level": logging.DEBUG, "log": "waiting for another run"}),
         keep_checkpoints=True,
         ranks=at.ranks,

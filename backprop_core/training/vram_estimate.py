@@ -13,13 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from backprop_core.errors import AdapterMismatch, ArchitectureUnsupported, ModelLoadFailed
 from backprop_core.schema.field_types import Precision
 from backprop_core.schema.records import Record
-from backprop_core.schema.specs import LoraSpec, TrainSpec
+from backprop_core.schema.specs import LoraSpec, Optimizer, TrainSpec
 
 GIB = 1 << 30
 CHUNK = 2**25  # logits that the chunked loss keeps at a time
 CONTEXT = GIB // 2  # CUDA context
 FRAGMENTS = 0.05  # share of everything: fragmentation of the allocator
-ADAMW = 16  # per parameter: float32 value, gradient and two moments
+# Per parameter: float32 value and gradient, and two moments; paged moments can leave the GPU.
+ADAMW = {"adamw": 16, "adamw_8bit": 10, "paged_adamw_8bit": 8}
 LOGIT = 10  # per logit: bf16 value, float32 copy and gradient
 LINEAR = {"fp32": 4.0, "bf16": 2.0, "nf4": 0.516}  # per parameter of linear layers; NF4 with double quantization
 OTHER = {"fp32": 4, "bf16": 2, "nf4": 2}  # per parameter of embeddings and head
@@ -145,13 +146,14 @@ class Setting(Record):
     precision: Precision
     checkpointing: bool
     lora: LoraSpec
+    optimizer: Optimizer = "adamw"
 
 
 class Memory(Record):
     """The parts of a run's memory."""
 
     weights: int = Field(description="Base weights.")
-    adapter: int = Field(description="LoRA parameters, their gradients and AdamW's moments, float32; PiSSA's start.")
+    adapter: int = Field(description="LoRA parameters, their gradients and AdamW's moments; PiSSA's start.")
     activations: int = Field(description="Activations kept for the backward pass.")
     logits: int = Field(description="Logits and their gradients.")
     dequantization: int = Field(description="NF4: the largest matrix in bf16, twice.")
@@ -169,7 +171,8 @@ def memory(shape: Shape, setting: Setting, tokens: int) -> Memory:
     logits, dora = shape.vocab_size * tokens, setting.lora.variant == "dora"
     parts = {
         "weights": weights(shape, setting.precision),
-        "adapter": (ADAMW + (FROZEN if setting.lora.variant == "pissa" else 0)) * shape.lora_parameters(setting.lora),
+        "adapter": (ADAMW[setting.optimizer] + (FROZEN if setting.lora.variant == "pissa" else 0))
+        * shape.lora_parameters(setting.lora),
         "activations": activations(shape, setting, tokens),
         "logits": LOGIT * (min(CHUNK, logits) if shape.architecture.plain_head else logits),
         "dequantization": 4 * shape.hidden_size * shape.intermediate_size if setting.precision == "nf4" else 0,
@@ -177,6 +180,11 @@ def memory(shape: Shape, setting: Setting, tokens: int) -> Memory:
         "context": CONTEXT,
     }
     return Memory(**parts, fragments=round(FRAGMENTS * sum(parts.values())))
+
+
+def per_parameter(setting: Setting) -> int:
+    """Bytes of an adapter's parameter, its gradient and moments, and PiSSA's frozen start."""
+    return ADAMW[setting.optimizer] + (FROZEN if setting.lora.variant == "pissa" else 0)
 
 
 def weights(shape: Shape, precision: Precision) -> int:

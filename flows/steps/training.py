@@ -30,7 +30,8 @@ def trained(
     rows = with_replay(run, dataset.train, before, list(heldout.values())) if replays else dataset.train
     merge = run.spec.merge
     start = Start(tuned=tuned, orthonormal=merge.orthonormal_start, keep=merge.keeps_function) if tuned else None
-    alone = spec.model_copy(update={"replay": 0, "replay_rows": 0})  # `rows` contain the replay
+    own = spec.of_run(later=bool(before))
+    alone = own.model_copy(update={"replay": 0, "replay_rows": 0})  # `rows` contain the replay
     if not any(one.judges for one in (dataset, *(before if replays else ()))):
         return run.call(training.train, base=run.base, rows=rows, spec=without_preferences(alone), start=start)
     known = reference(run, rows, merged)

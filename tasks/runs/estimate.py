@@ -65,7 +65,7 @@ def estimate(spec: RunSpec, dataset: DatasetSpec | None, vram_gib: float | None)
     chosen = choose(shape, training, data, total)
     precisions: tuple[Precision, ...] = ("fp32",) if training.precision == "fp32" else ("bf16", "nf4")
     settings = [
-        Setting(precision=precision, checkpointing=checkpointing, lora=training.lora)
+        Setting(precision=precision, checkpointing=checkpointing, lora=training.lora, optimizer=training.optimizer)
         for precision in precisions
         for checkpointing in (False, True)
     ]

@@ -268,7 +268,12 @@ def vram(shape: Shape, training: TrainSpec) -> int:
     """Bytes at the peak of a step, as the run begins."""
     assert training.precision != "auto", "resolved by `prepare`"
     checkpointing = training.gradient_checkpointing == "on"
-    setting = Setting(precision=training.precision, checkpointing=checkpointing, lora=training.lora)
+    setting = Setting(
+        precision=training.precision,
+        checkpointing=checkpointing,
+        lora=training.lora,
+        optimizer=training.optimizer,
+    )
     return memory(shape, setting, micro_batch(training)).total
 
 

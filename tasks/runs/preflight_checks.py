@@ -112,7 +112,7 @@ def converter_of(
 def check_training(training: TrainSpec, base: Path, export: ExportSpec, *, continues: bool) -> None:
     """Check that training can work, and that the adapter can be exported as requested.
 
-    Raises VariantUnsupported, ExtraMissing or AdapterMismatch.
+    Raises VariantUnsupported, ExtraMissing, ConfigInvalid or AdapterMismatch.
     """
     targets = training.lora.target_modules
     if targets != "all-linear":
@@ -120,6 +120,19 @@ def check_training(training: TrainSpec, base: Path, export: ExportSpec, *, conti
     lora_variants.check(training.lora, precision=training.precision, continues=continues)
     if training.precision == "nf4":
         require(QLORA, what="nf4", extra="qlora")
+    check_optimizer(training)
+
+
+def check_optimizer(training: TrainSpec) -> None:
+    """Raise ExtraMissing without bitsandbytes, and ConfigInvalid for a paged optimizer on a CPU."""
+    if training.optimizer == "adamw":
+        return
+    require(["bitsandbytes"], what=f"training.optimizer={training.optimizer}", extra="qlora")
+    if training.optimizer == "paged_adamw_8bit" and training.device == "cpu":
+        raise ConfigInvalid(
+            "training.optimizer=paged_adamw_8bit moves its state between a GPU and the CPU, but this run has no GPU",
+            hint="set training.optimizer=adamw_8bit, or adamw",
+        )
 
 
 def check_repo(repo: str) -> None:

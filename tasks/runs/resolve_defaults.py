@@ -74,7 +74,8 @@ def filled(
         return given, []
     memory = devices.memory() if device == "cuda" else None
     known = [one for one in data if one]
-    made: Chosen = choose(shape, given, together(known) if known else None, memory and memory.total, later=later)
+    together_ = together(known) if known else None
+    made: Chosen = choose(shape, given, together_, memory and memory.total, later=later, runs=len(data))
     return made.spec, [choice for choice in made.choices if choice.reason != GIVEN and choice.value != "auto"]
 
 

@@ -183,12 +183,43 @@ class PreferenceSpec(Spec):
     bad_weight: float = Field(1, gt=0, description="kto: weight of bad answers.")
 
 
+Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
+
+
+class GuardSpec(Spec):
+    """Readings of the GPU at which training pauses or a warning is logged."""
+
+    pause_at: float = Field(83, ge=30, le=120, description="Temperature at which training pauses, in °C.")
+    continue_at: float = Field(75, ge=20, le=120, description="Temperature at which it continues, in °C.")
+    patience: float = Field(
+        300, ge=5, le=86_400, description="Longest pause in seconds; then a checkpoint is saved and the run stops."
+    )
+    memory: float | None = Field(
+        None, gt=0, le=1, description="Share of the GPU's memory, used by all programs, from which a warning is logged."
+    )
+    power: float | None = Field(None, gt=0, description="Power draw in watts from which a warning is logged.")
+
+    @model_validator(mode="after")
+    def _continues_when_cooler(self) -> Self:
+        if self.continue_at >= self.pause_at:
+            raise ValueError(f"continue_at ({self.continue_at:g}) is not below pause_at ({self.pause_at:g})")
+        return self
+
+
 class TrainSpec(Spec):
     """One LoRA training run."""
 
     steps: int | None = Field(None, ge=1, description="Optimizer steps; default: from epochs.")
     epochs: float = Field(3, gt=0, le=1000, description="Passes over the rows, if steps is not set.")
     learning_rate: float = Field(2e-4, gt=0, lt=1, description="Peak of the cosine schedule.")
+    later_learning_rate: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="The same for a run that continues an earlier one. Default: learning_rate, and half of it in a "
+        "multi-run that leaves learning_rate open.",
+        json_schema_extra=KEY_IF_SET,
+    )
     batch_size: int = Field(16, ge=1, le=65536, description="Examples per optimizer step.")
     max_length: int = Field(2048, ge=16, description="Tokens per example after templating.")
     too_long: TooLong | None = Field(
@@ -253,6 +284,13 @@ class TrainSpec(Spec):
         description="Library that runs the training; unsloth needs BACKPROPAGATE_UNSLOTH_PYTHON.",
         json_schema_extra=KEY_IF_SET,
     )
+    optimizer: Optimizer = Field(
+        "adamw",
+        description="adamw_8bit: moments in 8 bits, by bitsandbytes (extra qlora); paged_adamw_8bit: on a GPU, also in "
+        "memory that moves to the CPU when the GPU's is full.",
+        json_schema_extra=KEY_IF_SET,
+    )
+    guard: GuardSpec = Field(GuardSpec(), json_schema_extra=NO_KEY)
     lora: LoraSpec = LoraSpec()
     lora_plus: float | None = Field(
         None,
@@ -266,6 +304,11 @@ class TrainSpec(Spec):
     def limit(self) -> int | Limit:
         """The length limit of examples; a number in specs that are older than `too_long`, for their cache keys."""
         return self.max_length if self.too_long is None else Limit(tokens=self.max_length, too_long=self.too_long)
+
+    def of_run(self, *, later: bool) -> "TrainSpec":
+        """The spec of one run; a `later` one continues an earlier one."""
+        rate = self.later_learning_rate if later and self.later_learning_rate else self.learning_rate
+        return self.model_copy(update={"learning_rate": rate, "later_learning_rate": None})
 
 
 Strategy = Literal["slao", "slao-kept", "slao-plain", "average", "sequential", "delta", "svd", "ties", "dare"]

@@ -7,7 +7,7 @@ import pytest
 from backprop_core.schema.specs import TrainSpec
 from backprop_core.training.defaults import SAFE, Data, choose
 from backprop_core.training.presets import PRESETS
-from backprop_core.training.vram_estimate import GIB, Setting, memory
+from backprop_core.training.vram_estimate import GIB, Setting, activations, memory
 
 QWEN = PRESETS["qwen2.5-7b"].shape
 
@@ -110,4 +110,16 @@ def test_without_data_or_gpu() -> None:
     spec = TrainSpec()
     assert (made.pop("lora.rank"), made.pop("lora.alpha")) == (spec.lora.rank, spec.lora.alpha)
     assert made.pop("lora.target_modules") == spec.lora.target_modules
+    assert made.pop("token_budget") == 256  # a 7B on a CPU
     assert made == {name: getattr(spec, name) for name in made}
+
+
+@pytest.mark.parametrize(("layers", "budget"), [(1, 4096), (5, 4096), (30, 1024), (300, 256)])
+def test_a_cpu_computes_about_a_gibibyte_of_activations_at_once(layers: int, budget: int) -> None:
+    """The largest power of two whose activations are within 1 GiB, at least 256 and at most 4096 tokens."""
+    shape = QWEN.model_copy(update={"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": layers})
+    made = choose(shape, TrainSpec(), None, None).spec
+    fp32 = Setting(precision="fp32", checkpointing=False, lora=made.lora)
+    assert made.token_budget == budget
+    assert activations(shape, fp32, budget) <= GIB or budget == 256
+    assert choose(shape, TrainSpec(token_budget=64), None, None).spec.token_budget == 64

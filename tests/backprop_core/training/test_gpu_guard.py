@@ -11,16 +11,17 @@ from pathlib import Path
 import pytest
 
 from backprop_core.errors import GPUTooHot
+from backprop_core.schema.specs import GuardSpec
 from backprop_core.training.gpu_guard import Blind, Guard, Reading, must_rest, nvml
 
 
 class Scene:
     """A clock that only sleeping moves, and a guard whose probe hands out one sample a look."""
 
-    def __init__(self, samples: Iterable[Reading | Blind]) -> None:
+    def __init__(self, samples: Iterable[Reading | Blind], marks: GuardSpec = GuardSpec()) -> None:
         self.now, self.looks = 0.0, 0
         self._samples = iter(samples)
-        self.guard = Guard(self.probe, clock=lambda: self.now, sleep=self.sleep)
+        self.guard = Guard(self.probe, marks, clock=lambda: self.now, sleep=self.sleep)
 
     def probe(self) -> Reading:
         self.looks += 1
@@ -59,7 +60,7 @@ def at(*degrees: float) -> list[Reading]:
 )
 def test_between_the_two_marks_it_stays_as_it_was(resting, temperature, rests):
     """Pause at 83 °C, go on at 75; what is not known pauses nothing."""
-    assert must_rest(resting, temperature) is rests
+    assert must_rest(resting, temperature, GuardSpec()) is rests
 
 
 def test_a_hot_gpu_pauses_until_it_is_cool():
@@ -67,6 +68,34 @@ def test_a_hot_gpu_pauses_until_it_is_cool():
     scene = Scene(at(70, 83, 80, 76, 75, 82))
     assert [scene.step() for _ in range(3)] == [0, 15, 0]
     assert scene.looks == 6
+
+
+def test_the_marks_of_a_run_count():
+    """With other marks it pauses, continues and gives up at those."""
+    marks = GuardSpec(pause_at=60, continue_at=50, patience=20)
+    scene = Scene(at(59, 60, 51, 50, 70), marks)
+    assert [scene.step() for _ in range(2)] == [0, 10]
+    with pytest.raises(GPUTooHot, match="50 °C in 20 s"):
+        Scene(at(*[61] * 9), marks).step()
+
+
+def test_marks_that_contradict_are_refused():
+    """It cannot continue at a temperature at which it pauses."""
+    with pytest.raises(ValueError, match="is not below"):
+        GuardSpec(pause_at=70)
+
+
+def test_a_full_or_hungry_gpu_is_said_when_it_begins(caplog):
+    """Each rise above a mark of memory or power is one warning; without marks there is none."""
+    shares, watts = [0.5, 0.95, 0.96, 0.5, 0.91], [200, 200, 320, 320, 100]
+    samples = [
+        {"gpu_temperature": 60, "gpu_memory_share": share, "gpu_power": draw}
+        for share, draw in zip(shares, watts, strict=True)
+    ]
+    for marks in (GuardSpec(), GuardSpec(memory=0.9, power=300)):
+        scene = Scene(samples, marks)
+        assert [scene.step() for _ in samples] == [0] * 5
+    assert [record.args for record in caplog.records] == [(0.95, 0.9), (320, 300.0), (0.91, 0.9)]
 
 
 def test_a_gpu_that_stays_hot_ends_the_run():
@@ -138,7 +167,11 @@ int nvmlDeviceGetHandleByUUID(const char *uuid, void **gpu) {
     return strcmp(uuid, "GPU-bbbb") ? 6 /* not found */ : 0;
 }
 int nvmlDeviceGetTemperature(void *gpu, int sensor, unsigned *celsius) { *celsius = 71; return gpu != &the_gpu; }
-int nvmlDeviceGetMemoryInfo(void *gpu, Memory *memory) { memory->used = 3ULL << 29; return 0; }
+int nvmlDeviceGetMemoryInfo(void *gpu, Memory *memory) {
+    memory->used = 3ULL << 29;
+    memory->total = 3ULL << 31;
+    return 0;
+}
 int nvmlDeviceGetPowerUsage(void *gpu, unsigned *milliwatts) { *milliwatts = 123500; return 0; }
 int nvmlDeviceGetTotalEccErrors(void *gpu, int type, int counter, unsigned long long *count) {
     return 3; /* not supported */
@@ -169,7 +202,7 @@ def driver(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     "uuid, seen",
     [
-        ("GPU-bbbb", {"gpu_temperature": 71, "gpu_memory_gib": 1.5, "gpu_power": 123.5}),
+        ("GPU-bbbb", {"gpu_temperature": 71, "gpu_memory_gib": 1.5, "gpu_memory_share": 0.25, "gpu_power": 123.5}),
         ("GPU-aaaa", "Not Found"),
     ],
 )

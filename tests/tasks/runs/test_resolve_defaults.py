@@ -84,6 +84,24 @@ def test_a_later_run_of_a_line_takes_half_the_rate(base: Path, data: Path, store
     assert decided(base, data, store, later=True, learning_rate=5e-4)[0].learning_rate == 5e-4
 
 
+def test_later_runs_of_a_multi_run_take_half_the_rate(base: Path, data: Path, store: Store) -> None:
+    """As the next run of a line does; only where no rate was given, and in no run's own spec."""
+    every = {"datasets": [DatasetSpec(path=str(data), task=task) for task in ("a", "b")]}
+    sources = [SourceRef(digest=file_digest(data), path=str(data))] * 2
+
+    def training(**given: Any) -> TrainSpec:
+        spec = RunSpec(training=TrainSpec(**given), **every)
+        return decide(spec, BaseRef(name=str(base), digest="0" * 64), sources, store, later=False)[0].training
+
+    left = training()
+    assert (left.learning_rate, left.later_learning_rate) == (5e-4, 2.5e-4)
+    first, later = left.of_run(later=False), left.of_run(later=True)
+    assert first == decided(base, data, store)[0] and later == first.model_copy(update={"learning_rate": 2.5e-4})
+    given = training(learning_rate=1e-3)
+    assert given.later_learning_rate is None and given.of_run(later=True).learning_rate == 1e-3
+    assert training(later_learning_rate=1e-5).of_run(later=True).learning_rate == 1e-5
+
+
 def test_steps_that_are_given_make_neither_small_batches_nor_epochs(base: Path, data: Path, store: Store) -> None:
     """A trial of two steps is not one of single rows."""
     training, choices = decided(base, data, store, steps=2)
