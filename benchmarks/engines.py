@@ -17,7 +17,9 @@ from backprop_core.data.batching import items as items_of
 from backprop_core.models import loading
 from backprop_core.schema.specs import LoraSpec, TrainSpec
 from backprop_core.store.artifacts import Store
+from backprop_core.training.defaults import cpu_budget
 from backprop_core.training.loop import train
+from backprop_core.training.vram_estimate import shape_of
 from benchmarks.measure import peak_memory, take_turns
 from tests.backprop_core import nano
 
@@ -42,10 +44,11 @@ def ours(base: Path, rows: list[Row]) -> Done:
     with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
         store = Store(Path(directory))
         loaded = loading.load(base, precision="fp32", device="cpu")
+        budget = cpu_budget(shape_of(base.name, loaded.model.config.to_dict()), SPEC)  # as a run chooses it
         result = train(
             loaded,
             nano.commit_rows(store, rows),
-            spec=SPEC,
+            spec=SPEC.model_copy(update={"token_budget": budget}),
             start=None,
             key="0" * 64,
             store=store,

@@ -1,15 +1,18 @@
 """What only a GPU can tell, of models with the usual sizes and random weights: `make gpu` writes docs/gpu.md.
 
-python -m benchmarks.gpu [--shapes NAME ...] [--device cuda|cpu] [--output FILE]
+python -m benchmarks.gpu [--shapes NAME ...] [--output FILE]
+python -m benchmarks.gpu --dry-run        # the same code on a CPU with a tiny model, in a minute: prints the page
 """
 
 import argparse
 import gc
 import importlib.util
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,12 +26,22 @@ from backprop_core.schema.refs import TrainResult
 from backprop_core.schema.specs import TrainSpec
 from backprop_core.store.artifacts import Store
 from backprop_core.training.loop import train
+from backprop_core.training.loss import loss_sum, part
 from backprop_core.training.presets import PRESETS
 from backprop_core.training.vram_estimate import GIB, Setting, Shape, memory
 from tests.backprop_core import nano
 
 SHAPES = ("qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-7b")
-LENGTH = 1024  # tokens of a row
+TINY = Shape(
+    model_type="qwen2",
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    vocab_size=1200,
+    max_position_embeddings=512,
+)
+LENGTH = {"cuda": 1024, "cpu": 64}  # tokens of a row
 STEPS, WARM = 12, 4  # of which so many are not counted
 FLOPS = 4  # of a LoRA step, a parameter and token: forward and backward through frozen weights
 SIZE = {"cuda": 8192, "cpu": 256}  # of the square matrices whose product tells how fast the device is
@@ -48,13 +61,16 @@ def main() -> None:
     """Measure everything, then write the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description="What only a GPU can tell.")
     parser.add_argument("--shapes", nargs="+", choices=sorted(PRESETS), default=SHAPES)
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--dry-run", action="store_true", help="a tiny model on the CPU; writes nothing")
     parser.add_argument("--output", type=Path, default=Path("docs/gpu.md"))
     asked = parser.parse_args()
-    if asked.device == "cuda" and not torch.cuda.is_available():
+    if asked.dry_run:
+        print("\n".join(["", *report({"tiny": TINY}, "cpu")]))
+    elif not torch.cuda.is_available():
         parser.exit(2, "torch finds no GPU here: nothing was measured, and the page stays as it is\n")
-    lines = report({name: PRESETS[name].shape for name in asked.shapes}, asked.device)
-    asked.output.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    else:
+        lines = report({name: PRESETS[name].shape for name in asked.shapes}, "cuda")
+        asked.output.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def report(shapes: dict[str, Shape], device: str) -> list[str]:
@@ -65,8 +81,8 @@ def report(shapes: dict[str, Shape], device: str) -> list[str]:
         "# On a GPU",
         "",
         f"`make gpu` on {name}, torch {torch.__version__}. A square bf16 matrix product reaches",
-        f"{product / 1e12:.3g} TFLOP/s there. Random weights, rows of {LENGTH} tokens, LoRA of rank 16 on every linear",
-        "layer. The memory is all that the device holds, CUDA's own included.",
+        f"{product / 1e12:.3g} TFLOP/s there. Random weights, rows of {LENGTH[device]} tokens, LoRA of rank 16 on",
+        "every linear layer. The memory is all that the device holds, CUDA's own included.",
         "",
         "| Model | Base | Tokens/s | Of the matrix product | Memory, GiB | Estimate, GiB | Estimate / memory |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -77,7 +93,14 @@ def report(shapes: dict[str, Shape], device: str) -> list[str]:
     smallest = min(shapes.values(), key=lambda shape: shape.parameters)
     with made(smallest) as base:
         lines += ["", *map(printed, laws(base, device))]
-    return lines
+    return [*lines, "", "The packages that it used:", "", "```", *packages(), "```"]
+
+
+def packages() -> list[str]:
+    """Every installed package of which something was imported: what to carry to a machine without a package index."""
+    providers = packages_distributions()
+    names = {name for module in list(sys.modules) if "." not in module for name in providers.get(module, [])}
+    return sorted(f"{name}=={version(name)}" for name in names)
 
 
 def printed(line: str) -> str:
@@ -121,7 +144,7 @@ def settle(device: str) -> None:
 
 def speed(title: str, shape: Shape, base: Path, precision: Precision, device: str, product: float) -> str:
     """A row of the table."""
-    spec = spec_of(device, precision=precision, token_budget=4 * LENGTH)
+    spec = spec_of(device, precision=precision, token_budget=4 * LENGTH[device])
     loaded = loading.load(base, precision=precision, device=device)
     done = run(loaded, spec)
     setting = Setting(precision=precision, checkpointing=False, lora=spec.lora)
@@ -135,12 +158,12 @@ def speed(title: str, shape: Shape, base: Path, precision: Precision, device: st
 
 
 def spec_of(device: str, **changes: Any) -> TrainSpec:
-    fields: dict[str, Any] = {"steps": STEPS, "batch_size": 16, "max_length": LENGTH, "precision": "bf16", **changes}
-    return TrainSpec(device=device, **fields)
+    fields: dict[str, Any] = {"steps": STEPS, "batch_size": 16, "precision": "bf16", **changes}
+    return TrainSpec(device=device, max_length=LENGTH[device], **fields)
 
 
 def run(loaded: loading.LoadedBase, spec: TrainSpec, *, stop_after: int | None = None) -> Done:
-    """One training in a store of its own; with `stop_after` it is stopped after that step and goes on."""
+    """One training in a store of its own; with `stop_after` it is stopped after that step and resumed."""
     marks: list[tuple[float, float]] = []
     rungs: list[float] = []
 
@@ -151,7 +174,7 @@ def run(loaded: loading.LoadedBase, spec: TrainSpec, *, stop_after: int | None =
 
     with tempfile.TemporaryDirectory(dir=PLACE) as name:
         store = Store(Path(name))
-        rows = nano.commit_rows(store, [long_row(number) for number in range(spec.batch_size * STEPS)])
+        rows = nano.commit_rows(store, [long_row(number, spec.max_length) for number in range(spec.batch_size * STEPS)])
         call: dict[str, Any] = {"spec": spec, "start": None, "key": "0" * 64, "store": store, "on_metrics": note}
         try:
             result = train(loaded, rows, should_stop=lambda: len(marks) == stop_after, **call)
@@ -163,10 +186,10 @@ def run(loaded: loading.LoadedBase, spec: TrainSpec, *, stop_after: int | None =
     return Done(sum(n for _, n in counted) / (marks[-1][0] - marks[WARM - 1][0]), result, tensors, rungs)
 
 
-def long_row(number: int) -> dict[str, Any]:
-    """A chat that is cut at LENGTH tokens, most of them the answer."""
-    words = [str(number * 31 + index) for index in range(LENGTH)]
-    question, answer = " ".join(words[: LENGTH // 32]), " ".join(words)
+def long_row(number: int, length: int) -> dict[str, Any]:
+    """A chat that is cut at `length` tokens, most of them the answer."""
+    words = [str(number * 31 + index) for index in range(length)]
+    question, answer = " ".join(words[: length // 32]), " ".join(words)
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
@@ -187,13 +210,42 @@ def release(device: str) -> None:
 def laws(base: Path, device: str) -> list[str]:
     """What holds on this device, each with what was seen."""
     loaded = loading.load(base, precision="bf16", device=device)
-    spec = spec_of(device, token_budget=8 * LENGTH)
+    spec = spec_of(device, token_budget=8 * LENGTH[device])
     first, second, resumed = run(loaded, spec), run(loaded, spec), run(loaded, spec, stop_after=5)
     lines = [
         f"- Trained twice: {verdict(first, second)}.",
-        f"- Stopped after step 5 and gone on: {verdict(first, resumed)}.",
+        f"- Stopped after step 5 and resumed: {verdict(first, resumed)}.",
     ]
+    lines += [head(loaded), *optimizers(loaded, spec, first)]
     return [*lines, *([out_of_memory(loaded, spec, first)] if device == "cuda" else [])]
+
+
+def head(loaded: loading.LoadedBase) -> str:
+    """The chunked loss against plain cross-entropy, on random states."""
+    torch.manual_seed(0)
+    width, count = loaded.model.config.hidden_size, 300
+    states_nh = torch.randn(count, width, dtype=torch.bfloat16, device=loaded.device)
+    labels_n = torch.randint(loaded.vocabulary, (count,), device=loaded.device)
+    gradients = []
+    for compute in (part, lambda *given: loss_sum(*given, logits=64 * loaded.vocabulary)):
+        leaf = states_nh.clone().requires_grad_()
+        compute(loaded, leaf, labels_n).backward()
+        gradients.append(leaf.grad.float())  # type: ignore[union-attr]
+    worst = float((gradients[0] - gradients[1]).abs().max() / gradients[0].abs().max())
+    return f"- The gradient of the loss in chunks, against plain cross-entropy: {worst:.1e} relative."
+
+
+def optimizers(loaded: loading.LoadedBase, spec: TrainSpec, adamw: Done) -> Iterator[str]:
+    """AdamW with 8-bit moments, where bitsandbytes is installed; paged on a GPU only."""
+    if not importlib.util.find_spec("bitsandbytes"):
+        return
+    for name in ("adamw_8bit", "paged_adamw_8bit")[: 2 if loaded.device.type == "cuda" else 1]:
+        own = spec.model_copy(update={"optimizer": name})
+        done, resumed = run(loaded, own), run(loaded, own, stop_after=5)
+        yield (
+            f"- {name}: {done.rate / adamw.rate:.2f} times the tokens/s of adamw, loss {done.result.train_loss:.3f} "
+            f"against {adamw.result.train_loss:.3f}; stopped after step 5 and resumed: {verdict(done, resumed)}."
+        )
 
 
 def verdict(one: Done, other: Done) -> str:
@@ -212,7 +264,7 @@ def out_of_memory(loaded: loading.LoadedBase, spec: TrainSpec, whole: Done) -> s
     """The same training where its micro-batches do not fit: a limit between what it takes with one row and with all."""
     release("cuda")
     torch.cuda.reset_peak_memory_stats()
-    run(loaded, spec.model_copy(update={"token_budget": 2 * LENGTH}))
+    run(loaded, spec.model_copy(update={"token_budget": 2 * LENGTH["cuda"]}))
     limit = torch.cuda.max_memory_reserved() * 1.1 / torch.cuda.get_device_properties(loaded.device).total_memory
     release("cuda")
     torch.cuda.set_per_process_memory_fraction(limit)
@@ -220,9 +272,7 @@ def out_of_memory(loaded: loading.LoadedBase, spec: TrainSpec, whole: Done) -> s
     torch.cuda.set_per_process_memory_fraction(1.0)
     assert done.rungs, "there was memory enough"
     rungs = ", ".join(f"{budget:.0f}" for budget in done.rungs)
-    return (
-        f"- Out of memory at {spec.token_budget} tokens at a time, went on with {rungs}: {difference(whole, done):.1e}."
-    )
+    return f"- Out of memory at {spec.token_budget} tokens at a time, then {rungs}: {difference(whole, done):.1e}."
 
 
 if __name__ == "__main__":

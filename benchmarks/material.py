@@ -38,14 +38,14 @@ def tiny_qwen2(directory: Path) -> Path:
     return nano.build(directory, architecture="qwen2", vocab_size=1200)
 
 
-def chats(count: int, *, seed: int = 27) -> list[dict[str, Any]]:
-    """Chats of very uneven lengths: 142 tokens on average, 512 at most, half of each the answer."""
-    return [chat(random.Random(f"{seed}:{number}")) for number in range(count)]
+def chats(count: int, *, seed: int = 27, letters: float = LETTERS) -> list[dict[str, Any]]:
+    """Chats of very uneven lengths: 142 tokens of `letters` on average, 512 at most, half of each the answer."""
+    return [chat(random.Random(f"{seed}:{number}"), letters) for number in range(count)]
 
 
-def chat(rng: random.Random) -> dict[str, Any]:
+def chat(rng: random.Random, of_token: float = LETTERS) -> dict[str, Any]:
     """A question, and an answer that repeats its words from the last to the first."""
-    letters = LETTERS * (min(508, 26 + rng.lognormvariate(4.4, 0.95)) - TEMPLATE)
+    letters = of_token * (min(508, 26 + rng.lognormvariate(4.4, 0.95)) - TEMPLATE)
     words: list[str] = []
     while sum(map(len, words)) + len(words) < letters / 2:
         words.append(rng.choice(WORDS))

@@ -31,6 +31,8 @@ ROWS: dict[str, Callable[[], Row]] = {
     training.BEST + training.TWO_THREADS: partial(training.against_best, count=2),
     training.DEFAULTS + training.TWO_THREADS: partial(training.against_defaults, count=2),
     training.MEMORY: training.peak_memory,
+    training.REAL: training.real_speed,
+    training.REAL_MEMORY: training.real_memory,
     checkpoints.NAME: checkpoints.against_none,
     flow.NAME: flow.against_core,
     processes.WARM: processes.warm,
