@@ -103,6 +103,15 @@ def check_prefect(result: RunResult) -> None:
         assert f"| {one.dataset.name} | {one.dataset.task} |" in str(rows.data)
 
 
+def test_later_runs_train_at_half_the_rate(first):
+    """The rate was left open: what the second and third run have trained with is half of what the first has."""
+    store = Store(settings().store_path)
+    rates = [store.record(one.tuned.digest)["spec"]["learning_rate"] for one in first.runs]
+    assert rates == [5e-4, 2.5e-4, 2.5e-4]
+    assert first.spec["training"]["later_learning_rate"] == 2.5e-4
+    store.close()
+
+
 def test_again_is_free(first, base, data, monkeypatch):
     """The same again: every stage from the cache, the same digests, and no worker is started."""
     monkeypatch.setenv("BACKPROPAGATE_WORKER_PYTHON", "/nowhere/python")
