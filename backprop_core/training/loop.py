@@ -30,6 +30,7 @@ from backprop_core.training import (
     batch_plan,
     checkpoint,
     lora_init,
+    lora_layers,
     lora_variants,
     oom_recovery,
     optimizer,
@@ -124,7 +125,7 @@ def fit(
     items, objective = load(base, rows, spec, reference, store)
     config, tensors = starting_point(base, spec, start, store)
     torch.manual_seed(spec.seed)  # before the adapter is created: its initialization is random
-    with injected(base, config, tensors) as model:
+    with injected(base, config, tensors) as model, lora_layers.faster(base, model, spec):
         first = lora_init.begin(base, model, spec.lora) if start is None else {}
         if spec.backend == "unsloth":
             unsloth.speed_up(model)
