@@ -7,16 +7,17 @@ python -m benchmarks.gpu --dry-run        # the same code on a CPU with a tiny m
 import argparse
 import gc
 import importlib.util
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.metadata import packages_distributions, version
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from backprop_core.errors import Interrupted
 from backprop_core.models import adapter_tensors as adapters
@@ -41,6 +42,7 @@ TINY = Shape(
     vocab_size=1200,
     max_position_embeddings=512,
 )
+NEEDED = ("torch", "transformers", "peft", "pydantic", "jinja2", "xxhash", "nvidia-ml-py", "bitsandbytes", "accelerate")
 LENGTH = {"cuda": 1024, "cpu": 64}  # tokens of a row
 STEPS, WARM = 12, 4  # of which so many are not counted
 FLOPS = 4  # of a LoRA step, a parameter and token: forward and backward through frozen weights
@@ -93,14 +95,22 @@ def report(shapes: dict[str, Shape], device: str) -> list[str]:
     smallest = min(shapes.values(), key=lambda shape: shape.parameters)
     with made(smallest) as base:
         lines += ["", *map(printed, laws(base, device))]
-    return [*lines, "", "The packages that it used:", "", "```", *packages(), "```"]
+    return [*lines, "", "What it needs, with a CUDA build of torch:", "", "```", *packages(), "```"]
 
 
 def packages() -> list[str]:
-    """Every installed package of which something was imported: what to carry to a machine without a package index."""
-    providers = packages_distributions()
-    names = {name for module in list(sys.modules) if "." not in module for name in providers.get(module, [])}
-    return sorted(f"{name}=={version(name)}" for name in names)
+    """What to carry to a machine without a package index: NEEDED and all that these require, as installed here."""
+    found: dict[str, str] = {}
+    left = list(NEEDED)
+    while left:
+        name = canonicalize_name(left.pop())
+        if name in found:
+            continue
+        with suppress(PackageNotFoundError):  # a CUDA build of torch needs more than this machine has
+            found[name] = version(name)
+            required = map(Requirement, requires(name) or [])
+            left += [one.name for one in required if one.marker is None or one.marker.evaluate({"extra": ""})]
+    return [f"{name}=={number}" for name, number in sorted(found.items())]
 
 
 def printed(line: str) -> str:
