@@ -29,6 +29,12 @@ class UnslothNotAvailable(BackpropError):
     code = "DEP_UNSLOTH_NOT_AVAILABLE"
 
 
+class UnslothTooOld(BackpropError):
+    """The release of Unsloth in its environment is one whose attention is not causal as it is called here."""
+
+    code = "DEP_UNSLOTH_TOO_OLD"
+
+
 class MLflowUnreachable(BackpropError):
     """MLflow does not respond, so the run history cannot be read."""
 

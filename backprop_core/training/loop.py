@@ -77,7 +77,7 @@ def train(
     GPUOutOfMemory, CheckpointInvalid, WorkerDied if another training process is gone, and, with a checkpoint saved,
     GPUTooHot and Interrupted.
     """
-    lora_variants.check(spec.lora, precision=base.precision, continues=start is not None)
+    lora_variants.check(spec.lora, precision=base.precision, continues=start is not None, backend=spec.backend)
 
     def beat() -> None:
         on_wait()
@@ -186,6 +186,7 @@ def fingerprint(base: LoadedBase, rows: RowsRef, spec: TrainSpec, ranks: Ranks) 
         "precision": base.precision,
         "attention": base.model.config._attn_implementation,
         "gradient_checkpointing": spec.gradient_checkpointing,
+        **({"unsloth": version("unsloth")} if spec.backend == "unsloth" else {}),
         "seed": spec.seed,
         "rows": rows.digest,
     }

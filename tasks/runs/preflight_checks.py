@@ -117,7 +117,7 @@ def check_training(training: TrainSpec, base: Path, export: ExportSpec, *, conti
     targets = training.lora.target_modules
     if targets != "all-linear":
         peft_files.check_targets(base, targets, exported=bool(export.quantizations or set(export.packages) - {"lora"}))
-    lora_variants.check(training.lora, precision=training.precision, continues=continues)
+    lora_variants.check(training.lora, precision=training.precision, continues=continues, backend=training.backend)
     if training.precision == "nf4":
         require(QLORA, what="nf4", extra="qlora")
     check_optimizer(training)

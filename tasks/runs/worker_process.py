@@ -1,11 +1,12 @@
 """The one worker of this process: started early or when a stage needs it, ended with the flow run."""
 
+import re
 import subprocess
 import threading
 from functools import cache
 from pathlib import Path
 
-from backprop_core.errors import UnslothNotAvailable
+from backprop_core.errors import UnslothNotAvailable, UnslothTooOld
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.specs import Backend, TrainSpec
 from backprop_core.store.artifacts import Store
@@ -16,6 +17,8 @@ INSTALL = (
     "make an environment for it (python -m venv unsloth; unsloth/bin/pip install unsloth), and set "
     "BACKPROPAGATE_UNSLOTH_PYTHON=unsloth/bin/python; or train with training.backend=transformers"
 )
+UNSLOTH = "2026.9.14"  # oldest release that trains rightly: see `backprop_core.training.unsloth`
+IMPORT = "from importlib.metadata import version; print(version('unsloth'), flush=True); import unsloth"
 _guard = threading.Lock()
 _running: tuple[Worker, Store] | None = None
 _is_early = False
@@ -67,24 +70,38 @@ def is_running() -> bool:
 
 
 def interpreter(config: Settings, backend: Backend) -> str | None:
-    """The Python of a worker; None: this one. Raises UnslothNotAvailable."""
+    """The Python of a worker; None: this one. Raises UnslothNotAvailable, UnslothTooOld."""
     if backend == "transformers":
         return config.worker_python
     if config.unsloth_python is None:
         raise UnslothNotAvailable("training.backend=unsloth, and BACKPROPAGATE_UNSLOTH_PYTHON is not set", hint=INSTALL)
-    if problem := problem_with_unsloth(config.unsloth_python):
+    version, problem = unsloth_in(config.unsloth_python)
+    if problem:
         raise UnslothNotAvailable(f"{config.unsloth_python} cannot import unsloth: {problem}", hint=INSTALL)
+    if numbers(version) < numbers(UNSLOTH):
+        raise UnslothTooOld(
+            f"{config.unsloth_python} has unsloth {version}; {UNSLOTH} or newer is needed",
+            hint=f"{config.unsloth_python} -m pip install --upgrade unsloth unsloth_zoo",
+        )
     return str(config.unsloth_python)
 
 
 @cache
-def problem_with_unsloth(python: Path) -> str:
-    """Why this interpreter cannot import it; empty if it can."""
+def unsloth_in(python: Path) -> tuple[str, str]:
+    """The release of Unsloth that an interpreter has, and why it cannot import it; empty if it can."""
     try:
-        done = subprocess.run([python, "-c", "import unsloth"], capture_output=True, text=True)
+        done = subprocess.run([python, "-c", IMPORT], capture_output=True, text=True)
     except OSError as error:
-        return str(error)
-    return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+        return "", str(error)
+    version = (done.stdout.splitlines() or [""])[0]
+    if done.returncode == 0 or (version and numbers(version) < numbers(UNSLOTH)):
+        return version, ""
+    return version, (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+
+
+def numbers(version: str) -> list[int]:
+    """`2026.9.14` as numbers, to compare."""
+    return [int(part) for part in re.findall(r"\d+", version)[:3]]
 
 
 def stop() -> None:

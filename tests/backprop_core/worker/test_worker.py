@@ -199,10 +199,12 @@ import sys
 assert "transformers" not in sys.modules
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from tests.backprop_core.training.stand_in_unsloth import through_causal_lm
 class FastLanguageModel:
     def from_pretrained(model_name, max_seq_length, dtype, load_in_4bit, **options):
         assert (max_seq_length, dtype, load_in_4bit) == (2048, torch.float32, False)
-        return AutoModelForCausalLM.from_pretrained(model_name, dtype=dtype), AutoTokenizer.from_pretrained(model_name)
+        model = AutoModelForCausalLM.from_pretrained(model_name, dtype=dtype)
+        return through_causal_lm(model), AutoTokenizer.from_pretrained(model_name)
     def patch_peft_model(model, use_gradient_checkpointing):
         assert model.peft_config and not use_gradient_checkpointing
 """
@@ -211,6 +213,8 @@ class FastLanguageModel:
 def test_another_interpreter_trains_with_unsloth(start, place, tmp_path):
     """Another Python serves the job; Unsloth, here a stand-in, is imported first, loads the base and has its say."""
     (tmp_path / "unsloth.py").write_text(UNSLOTH)
+    (tmp_path / "unsloth-2026.10.9.dist-info").mkdir()
+    (tmp_path / "unsloth-2026.10.9.dist-info" / "METADATA").write_text("Name: unsloth\nVersion: 2026.10.9\n")
     python = interpreter(tmp_path, f"env PYTHONPATH={tmp_path}:$PYTHONPATH {sys.executable}")
     _, base, sets = place
     spec = SPEC.model_copy(update={"backend": "unsloth"})
