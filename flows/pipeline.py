@@ -85,7 +85,7 @@ def beside_the_champion(run: Run, made: Made) -> Made:
         if (rest := without(run, others, [*learned, heldout[task]])).rows:
             aside[task] = rest
     scored = heldout
-    if run.spec.merge.chooses or line.merge.chooses:
+    if run.spec.sets_rows_apart or line.merge.chooses or line.scored:
         scored = {task: run.call(data.apart, heldout=rows, to_choose_by=False) for task, rows in heldout.items()}
     cells = {task: score(run, made.merged, rows) for task, rows in scored.items()}
     return made._replace(heldout=heldout, aside=aside, scored=scored, cells=cells)

@@ -13,7 +13,7 @@ from backprop_core.errors import NoRows
 from backprop_core.schema.refs import RowsRef
 from backprop_core.store.artifacts import Store
 
-SEARCH_SHARE = 4  # one in four held-out rows is for the lambda search
+SEARCH_SHARE = 4  # one in four held-out rows only chooses: λ, the best step
 ORDER = "order:"  # salt of training order
 HINT = "provide more rows, or a separate file of held-out rows (--heldout FILE)"
 
@@ -33,19 +33,19 @@ def pool(heldouts: list[RowsRef], *, heldout_max: int, store: Store) -> RowsRef:
 
 
 def apart(heldout: RowsRef, *, to_choose_by: bool, store: Store) -> RowsRef:
-    """One of two parts of held-out rows: those for the lambda search, or those for the gate.
+    """One of two parts of held-out rows: those that only choose (λ, the best step), or those that score.
 
     The row's hash decides, so a row never changes sides. Raises NoRows if the part is empty.
     """
     every = index(heldout, store)
     rows = every.take(chooses(every) == to_choose_by)
     if not len(rows):
-        raise NoRows(f"{heldout.rows} held-out rows are too few for both the lambda search and the gate", hint=HINT)
+        raise NoRows(f"{heldout.rows} held-out rows are too few to choose by some and score by the others", hint=HINT)
     return commit(rows, store, {"stage": "apart", "heldout": heldout.digest})
 
 
 def chooses(rows: RowIndex) -> Mask:
-    """Which held-out rows are for the lambda search, and therefore not for the gate."""
+    """Which held-out rows only choose, and therefore do not score."""
     lead = np.frombuffer(salted(rows, "search:"), np.uint8)[::SIZE]
     return np.asarray(lead < 256 // SEARCH_SHARE, np.bool_)
 

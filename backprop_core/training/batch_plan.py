@@ -65,6 +65,15 @@ def batches_from(
         step = 0
 
 
+def evaluation_steps(total: int, spec: TrainSpec) -> set[int]:
+    """The steps after which early stopping evaluates a run of `total` steps; the last one is among them."""
+    asked = spec.early_stopping
+    if asked is None:
+        return set()
+    every = max(1, round(asked.eval_steps if asked.eval_steps >= 1 else asked.eval_steps * total))
+    return {*range(every, total, every), total}
+
+
 def learning_rate(step: int, total: int, spec: TrainSpec) -> float:
     """Learning rate of a step (counted from 0): linear warmup, then cosine decay to zero."""
     warmup = min(math.ceil(spec.warmup * total), LONGEST_WARMUP)

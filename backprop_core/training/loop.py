@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from backprop_core.data import batching
 from backprop_core.data.batching import Items, Passes, by_pass
 from backprop_core.data.preference_items import Units
 from backprop_core.errors import BackpropError, GPUOutOfMemory, GPUTooHot, Interrupted, LossNotFinite
@@ -39,6 +40,7 @@ from backprop_core.training import (
 )
 from backprop_core.training.checkpoint import Checkpoint
 from backprop_core.training.distributed import ALONE, Ranks
+from backprop_core.training.early_stopping import BestStep
 from backprop_core.training.gpu_guard import Guard
 from backprop_core.training.objective import Objective, load
 from backprop_core.training.oom_recovery import Limits
@@ -62,6 +64,7 @@ def train(
     keep_checkpoints: bool = False,
     ranks: Ranks = ALONE,
     reference: ReferenceLogProbs | None = None,
+    heldout: RowsRef | None = None,
 ) -> TrainResult:
     """Train one adapter and commit it. Resumes bit-exactly from the newest checkpoint under `key`, if there is one.
 
@@ -72,6 +75,7 @@ def train(
     another process trains under the same key. With `keep_checkpoints`, the caller removes the checkpoints once it has
     stored the result, so that a crash before that loses no training. `ranks`: this process among those training.
     `reference`: log-probabilities that preferences are compared with.
+    `heldout`: rows for `spec.early_stopping`; evaluations add the metric heldout_loss (nats per label token).
 
     Raises VariantUnsupported, NoRows, LossNotFinite, DiskFull, RankMismatch, AdapterMismatch, RankTooLarge,
     GPUOutOfMemory, CheckpointInvalid, WorkerDied if another training process is gone, and, with a checkpoint saved,
@@ -97,6 +101,7 @@ def train(
             guard=guard,
             ranks=ranks,
             reference=reference,
+            heldout=heldout,
         )
         ref = committed(run, adapter, rows, key, store)
         if not keep_checkpoints:
@@ -117,12 +122,14 @@ def fit(
     guard: Guard | None,
     ranks: Ranks,
     reference: ReferenceLogProbs | None = None,
+    heldout: RowsRef | None = None,
 ) -> tuple["Run", Adapter]:
     """Train from the start or the newest checkpoint; returns the run and its adapter.
 
     All training processes call this and compute the same adapter, but only the leader saves anything.
     """
     items, objective = load(base, rows, spec, reference, store)
+    unseen = batching.load(base, heldout, max_length=spec.limit, store=store) if heldout else None
     config, tensors = starting_point(base, spec, start, store)
     torch.manual_seed(spec.seed)  # before the adapter is created: its initialization is random
     with injected(base, config, tensors) as model, lora_layers.faster(base, model, spec):
@@ -134,7 +141,8 @@ def fit(
         identity = fingerprint(base, rows, spec, ranks)
         passes = by_pass(items, rows, store)
         run = Run(
-            base, model, first, items, objective, passes, spec, identity, store.layout.checkpoints(key), guard, ranks
+            *(base, model, first, items, objective, unseen, passes, spec, identity),
+            *(store.layout.checkpoints(key), guard, ranks),
         )
         try:
             run.train(on_metrics, should_stop)
@@ -143,7 +151,7 @@ def fit(
                 f"no memory left for the optimizer in step {run.step + 1} on {base.device}",
                 hint="lower training.lora.rank, or use a smaller base or a GPU with more memory",
             ) from error
-        return run, lora_init.learned(config, taken(model), run.first)
+        return run, lora_init.learned(config, run.best.adapter, run.first)
 
 
 def committed(run: "Run", adapter: Adapter, rows: RowsRef, key: str, store: Store) -> AdapterRef:
@@ -202,6 +210,7 @@ class Run:
         first: Tensors,
         items: Items | Units,
         objective: Objective,
+        heldout: Items | None,
         passes: Passes,
         spec: TrainSpec,
         fingerprint: dict[str, Any],
@@ -214,6 +223,7 @@ class Run:
         self.fingerprint, self.folder, self.guard, self.ranks = fingerprint, folder, guard, ranks
         self.lengths = [len(item) for item in items]
         self.total = batch_plan.total_steps(len(passes[0]), spec)
+        self.best = BestStep(base, model, heldout, spec, self.total, ranks)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = optimizer.made(model, spec)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
@@ -229,8 +239,11 @@ class Run:
         before = self.seconds
         ordered = self.passes.ordered
         for batch in batch_plan.batches_from(self.step, self.lengths, self.spec, self.passes, ordered=ordered):
+            if self.best.is_over:
+                return
             metrics = self.do_step(batch)
             self.step += 1
+            metrics |= self.best.after(self.step)
             self.seconds = before + time.monotonic() - began
             on_metrics(self.step, self.total, {**metrics, **news, **(self.guard.readings() if self.guard else {})})
             news = {}
@@ -249,7 +262,12 @@ class Run:
                 self.guard.cool_down(should_stop)
         except GPUTooHot as error:
             return error
-        return self.interrupted() if should_stop() and self.step < self.total else None
+        return self.interrupted() if should_stop() and not self.is_done else None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no step is left: all are trained, or the held-out loss no longer improves."""
+        return self.step == self.total or self.best.is_over
 
     def interrupted(self) -> Interrupted:
         return Interrupted(
@@ -266,7 +284,7 @@ class Run:
         """Whether a checkpoint is due, `seconds` after the last one: by time, by steps, or because training is done."""
         every = self.spec.checkpoint_steps
         by_steps = every is not None and self.step % every == 0
-        return by_steps or seconds >= self.spec.checkpoint_seconds or self.step == self.total
+        return by_steps or seconds >= self.spec.checkpoint_seconds or self.is_done
 
     def do_step(self, batch: list[int]) -> dict[str, float]:
         """One optimizer step on a fixed set of examples; the loss is the objective's, a mean over all of them."""
@@ -357,12 +375,14 @@ class Run:
             "losses": list(self.losses),
             "limits": asdict(self.limits),
             "inexact": self.inexact,
+            "best": self.best.state(),
         }
         rng = {
             rng_state.group(rank): {name: torch.tensor(values, dtype=torch.uint8) for name, values in states.items()}
             for rank, states in enumerate(everyones)
         }
         tensors = {"adapter": taken(self.model), "optimizer": optimizer.state(self.optimizer), **rng}
+        tensors |= {"best": self.best.adapter} if self.best.kept else {}
         return Checkpoint(self.step, state, tensors | ({"start": self.first} if self.first else {}))
 
     def resume(self) -> dict[str, float]:
@@ -391,6 +411,7 @@ class Run:
         put(self.model, saved.tensors["adapter"])
         self.first = saved.tensors.get("start", {})
         lora_init.again(self.model, self.first)
+        self.best.restore(saved.state.get("best", {}), saved.tensors.get("best", {}))
         optimizer.restore(self.optimizer, saved.tensors["optimizer"])
         rng_state.put(saved.tensors.get(rng_state.group(self.ranks.rank), saved.tensors["rng"]))
 
@@ -403,4 +424,5 @@ class Run:
             seconds=self.seconds,
             cut=self.items.cut,
             left_out=self.items.left_out,
+            kept=self.best.kept,
         )

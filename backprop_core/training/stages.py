@@ -21,13 +21,14 @@ def train(
     spec: TrainSpec,
     start: Start | None,
     reference: ReferenceLogProbs | None = None,
+    heldout: RowsRef | None = None,
     *,
     at: WorkerPlace,
 ) -> TrainResult:
-    """Rows → a tuned adapter."""
+    """Rows → a tuned adapter; with early stopping, the best on `heldout`."""
     from backprop_core.training import gpu_guard, loop
 
-    asked = train.job(base=base, rows=rows, spec=spec, start=start, reference=reference)
+    asked = train.job(base=base, rows=rows, spec=spec, start=start, reference=reference, heldout=heldout)
     at.ranks.told([at.key, asked.model_dump(mode="json")])
     loaded = base_to_train(base, spec, at)
     return loop.train(
@@ -35,6 +36,7 @@ def train(
         rows,
         spec=spec,
         start=start,
+        heldout=heldout,
         key=at.key,
         store=at.store,
         on_metrics=lambda step, total, values: at.emit({"done": step, "total": total, "values": values}),
@@ -85,6 +87,7 @@ def follow(at: WorkerPlace) -> None:
             job.rows,
             spec=job.spec,
             start=job.start,
+            heldout=job.heldout,
             key=key,
             store=at.store,
             on_metrics=lambda step, total, values: None,

@@ -8,7 +8,7 @@ for Neural Language Models", arXiv 2001.08361, section 2.1.)
 import time
 
 from backprop_core.schema.specs import TrainSpec
-from backprop_core.training.batch_plan import total_steps
+from backprop_core.training.batch_plan import evaluation_steps, total_steps
 from backprop_core.training.defaults import Data
 
 FORWARD, STEP, CHECKPOINTED = 2, 4, 6  # FLOPs per parameter and token
@@ -27,6 +27,12 @@ def training_flops(parameters: int, data: Data, spec: TrainSpec) -> float:
 def scoring_flops(parameters: int, data: Data, spec: TrainSpec, rows: int) -> float:
     """FLOPs of scoring one adapter on `rows` rows of this kind."""
     return FORWARD * parameters * rows * example_tokens(data, spec)
+
+
+def stopping_flops(parameters: int, data: Data, spec: TrainSpec, rows: int) -> float:
+    """FLOPs of the evaluations of one training run with early stopping, on `rows` rows; 0 without it."""
+    evaluations = len(evaluation_steps(total_steps(data.examples, spec), spec))
+    return evaluations * scoring_flops(parameters, data, spec, rows)
 
 
 def example_tokens(data: Data, spec: TrainSpec) -> float:

@@ -22,6 +22,7 @@ from backprop_core.schema.refs import (
 )
 from flows.cli.console import one_line
 from flows.cli.tables import duration, known, number, size, status_text, table, whole_line
+from tasks.runs.results import early_stopping
 from tasks.stages.labels import NOT_TRAINED, preferences
 
 HEAT = ("#ffffcc", "#c7e9b4", "#7fcdbb", "#1d91c0", "#225ea8", "#0c2c84")  # from 0 to 1
@@ -35,7 +36,8 @@ def run(result: RunResult) -> RenderableType:
         parts.append(Text(f"chosen defaults: {', '.join(map(chosen, result.defaults))}"))
     if result.runs:
         parts += ["", lora_runs(result), *(line for one in result.runs if (line := not_trained(one.dataset)))]
-        parts += map(Text, [*judged_rows(result), *cut_rows(result)])
+        stopped = map(one_line, early_stopping(result.runs))
+        parts += map(Text, [*judged_rows(result), *cut_rows(result), *stopped])
     if result.evaluation:
         parts += ["", *matrix(result.evaluation, result.runs)]
     if result.harness:

@@ -20,8 +20,11 @@ def without(run: Run, sets: list[RowsRef], others: list[RowsRef]) -> RowsRef:
 
 
 def part(run: Run, heldout: dict[str, RowsRef], *, to_choose_by: bool) -> dict[str, RowsRef]:
-    """The held-out rows that choose λ or back off, or those that score, by task. Without either, all score."""
-    if not run.spec.merge.chooses:
+    """The held-out rows that only choose (λ, back-off, the best step), or those that score, by task.
+
+    If nothing is to be chosen, all score.
+    """
+    if not run.spec.sets_rows_apart:
         return {} if to_choose_by else heldout
     return {task: run.call(data.apart, heldout=rows, to_choose_by=to_choose_by) for task, rows in heldout.items()}
 

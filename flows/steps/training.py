@@ -23,7 +23,8 @@ def trained(
 ) -> TrainResult:
     """One LoRA run on a dataset and rows of earlier ones, starting from the last tuned adapter.
 
-    Preferences are compared with the merged adapter so far, or with the base.
+    Preferences are compared with the merged adapter so far, or with the base. With early stopping, a part of the task's
+    held-out rows, which never scores, chooses the best step.
     """
     spec = run.spec.training
     replays = before and (spec.replay or spec.replay_rows)
@@ -32,10 +33,23 @@ def trained(
     start = Start(tuned=tuned, orthonormal=merge.orthonormal_start, keep=merge.keeps_function) if tuned else None
     own = spec.of_run(later=bool(before))
     alone = own.model_copy(update={"replay": 0, "replay_rows": 0})  # `rows` contain the replay
-    if not any(one.judges for one in (dataset, *(before if replays else ()))):
-        return run.call(training.train, base=run.base, rows=rows, spec=without_preferences(alone), start=start)
-    known = reference(run, rows, merged)
-    return run.call(training.train, base=run.base, rows=rows, spec=alone, start=start, reference=known)
+    judges = any(one.judges for one in (dataset, *(before if replays else ())))
+    return run.call(
+        training.train,
+        base=run.base,
+        rows=rows,
+        spec=alone if judges else without_preferences(alone),
+        start=start,
+        reference=reference(run, rows, merged) if judges else None,
+        heldout=stopping_rows(run, heldout.get(dataset.task)),
+    )
+
+
+def stopping_rows(run: Run, heldout: RowsRef | None) -> RowsRef | None:
+    """The held-out rows by which early stopping chooses; None without it, or for a dataset of preferences alone."""
+    if not run.spec.training.early_stopping or heldout is None:
+        return None
+    return run.call(data.apart, heldout=heldout, to_choose_by=True)
 
 
 def without_preferences(spec: TrainSpec) -> TrainSpec:

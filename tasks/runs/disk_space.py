@@ -40,7 +40,8 @@ def of_files(shape: Shape, kinds: list[str]) -> int:
 
 def of_checkpoints(shape: Shape, training: TrainSpec) -> int:
     """Bytes of a training's checkpoints, including one more while it is written."""
-    return CHECKPOINT * (training.checkpoints_kept + 1) * shape.lora_parameters(training.lora)
+    each = CHECKPOINT + (ADAPTER if training.early_stopping else 0)  # the best step's adapter
+    return each * (training.checkpoints_kept + 1) * shape.lora_parameters(training.lora)
 
 
 def of_adapters(shape: Shape, training: TrainSpec, count: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field
 
+from backprop_core.data.row_sets import SEARCH_SHARE
 from backprop_core.data.splits import HELDOUT_SHARE
 from backprop_core.models import base as bases
 from backprop_core.models import devices
@@ -241,6 +242,7 @@ def seconds(
         return None
     flops = [
         trainings * time_estimate.training_flops(shape.parameters, with_replay(one, prepared), spec.training)
+        + trainings * time_estimate.stopping_flops(shape.parameters, one, spec.training, choosing_rows(one, spec))
         + scorings * time_estimate.scoring_flops(shape.parameters, one, spec.training, heldout_rows(one, spec))
         for one in data
     ]
@@ -262,6 +264,11 @@ def with_replay(data: Data, prepared: prepared_run.Prepared) -> Data:
 def heldout_rows(data: Data, spec: RunSpec) -> int:
     """Rows that one cell of the matrix scores, about."""
     return min(data.examples // (HELDOUT_SHARE - 1), spec.evaluation.heldout_max)
+
+
+def choosing_rows(data: Data, spec: RunSpec) -> int:
+    """Rows of a task that choose the best step, about."""
+    return heldout_rows(data, spec) // SEARCH_SHARE
 
 
 def vram(shape: Shape, training: TrainSpec) -> int:

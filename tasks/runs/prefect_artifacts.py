@@ -13,6 +13,7 @@ from backprop_core.publishing.model_card import fidelity, plain, table
 from backprop_core.schema.dataset_reports import CuratedReport
 from backprop_core.schema.gate_report import GateReport, TaskVerdict
 from backprop_core.schema.refs import Answers, Evaluation, GGUFRecord, RunRecord, RunResult
+from tasks.runs.results import early_stopping
 from tasks.tracking.plots import forgetting_matrix
 
 
@@ -110,6 +111,7 @@ def text(result: RunResult) -> str:
         gate_table(result.gate) if result.gate else "",
         matrix_table(result.evaluation) if result.evaluation else "",
         merges(result.runs),
+        "".join(f"{plain(said)}\n" for said in early_stopping(result.runs)),
         "\n".join(fidelity(result.gguf, [file.quantization for file in result.gguf])),
     ]
     return "\n".join(filter(None, parts))

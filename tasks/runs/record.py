@@ -78,7 +78,8 @@ class RunJournal:
         )
         speed = {"tokens_per_second": record.tokens / record.seconds} if record.seconds else {}
         trained = {"train_loss": record.train_loss, "seconds": record.seconds, "trained_tokens": float(record.tokens)}
-        self._child.metrics(record.steps, trained | speed)
+        kept = {"best_step": float(record.kept.step), "best_heldout_loss": record.kept.loss} if record.kept else {}
+        self._child.metrics(record.steps, trained | speed | kept)
         if record.taken is not None:
             self._journal.metrics(len(evaluation.matrix), {"merge.taken": record.taken})
         if record.drift:

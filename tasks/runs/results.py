@@ -91,9 +91,19 @@ def run_record(run_id: str, made: LoraRun, *, cached: bool, store: Store) -> Run
         accepted=True,
         cut=trained.cut,
         left_out=trained.left_out,
+        kept=trained.kept,
         drift=made.drift,
         taken=made.taken,
     )
+
+
+def early_stopping(runs: Sequence[RunRecord]) -> list[str]:
+    """Which step each LoRA run with early stopping has kept."""
+    return [
+        f"{run.dataset.name}: {run.kept.after(run.steps)}, held-out loss {run.kept.loss:.4f}"
+        for run in runs
+        if run.kept
+    ]
 
 
 def harness_records(base: Harnessed, made: Harnessed) -> list[HarnessRecord]:

@@ -24,6 +24,7 @@ from backprop_core.store.layout import RunLayout
 from backprop_core.store.locks import is_held
 from tasks.runs.line_report import time_of
 from tasks.runs.readable_records import UNREADABLE, readable
+from tasks.runs.results import early_stopping
 from tasks.runs.version_files import ADAPTER, MODEL, StoredFile, of_artifact
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
@@ -47,6 +48,7 @@ class RunReport(Record):
     flow_run: str | None = Field(description="The flow run of Prefect's that began it.")
     stages: list[StageRecord]
     evaluation: Evaluation | None
+    early_stopping: list[str] = Field(description="Which step each LoRA run has kept; empty without early stopping.")
     gate: GateReport | None
     decision: str | None = Field(description="What a person said, or why no person did.")
     files: list[StoredFile]
@@ -95,6 +97,7 @@ def run_report(run_id: str, config: Settings) -> RunReport:
             flow_run=begun_by(run_id, config),
             stages=over.stages if over else [],
             evaluation=over.evaluation if over else None,
+            early_stopping=early_stopping(over.runs) if over else [],
             gate=over.gate if over else None,
             decision=decision(run),
             files=[link for link, _ in files(store, made)] if made else [],

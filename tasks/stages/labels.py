@@ -112,7 +112,8 @@ def outcome(result: BaseModel) -> str:
         case RowsRef() | Perplexities():
             return f"{result.rows} rows"
         case TrainResult():
-            return f"{result.steps} steps, loss {result.train_loss:.4f}"
+            steps = result.kept.after(result.steps) if result.kept else f"{result.steps} steps"
+            return f"{steps}, loss {result.train_loss:.4f}"
         case Scores():
             return f"token accuracy {100 * result.token_accuracy:.1f} %, loss {result.loss:.4f}, {result.rows} rows"
         case Ratings():

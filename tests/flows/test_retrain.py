@@ -15,6 +15,7 @@ from backprop_core.schema.refs import RunResult
 from backprop_core.schema.specs import (
     CanarySpec,
     DatasetSpec,
+    EarlyStopping,
     EvaluationSpec,
     ExportSpec,
     GateSpec,
@@ -340,6 +341,30 @@ def test_what_chooses_lambda_does_not_score(base, lines, tmp_path):
     assert live.merge == spec
     [whole], [scored] = live.heldout.values(), live.scores.values()
     assert 0 < scored.rows < whole.rows
+
+
+def test_the_best_step_goes_live(base, lines, tmp_path):
+    """Early stopping chooses by held-out rows that no score counts; the step and the curve are on record."""
+    stopping = {"early_stopping": EarlyStopping(eval_steps=1, patience=1), "learning_rate": 0.1, "steps": 40}
+    training = SHORT.model_copy(update=stopping)
+    night = retrain("stops", batch(tmp_path, 41), model=str(base), training=training, gate=OPEN)
+    [record] = night.runs
+    assert record.kept and record.kept.step < record.steps < record.kept.planned == 40
+    live = lines.live("stops").version
+    assert live.tuned.digest == record.tuned.digest
+    [whole], [scored] = live.heldout.values(), live.scores.values()
+    assert 0 < scored.rows < whole.rows
+    from mlflow import MlflowClient
+
+    from tasks.tracking.connection import tracking_uri
+
+    client = MlflowClient(tracking_uri(settings()))
+    parent = client.get_run(night.mlflow_run_id)
+    [child] = client.search_runs([parent.info.experiment_id], f"tags.`backprop.run_id` = '{record.run_id}'")
+    curve = client.get_metric_history(child.info.run_id, "heldout_loss")
+    assert [point.step for point in curve] == list(range(1, record.steps + 1))
+    assert min(point.value for point in curve) == record.kept.loss == child.data.metrics["best_heldout_loss"]
+    assert child.data.metrics["best_step"] == record.kept.step
 
 
 def test_a_line_is_gated_by_what_it_writes(base, lines, tmp_path):

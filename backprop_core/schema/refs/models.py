@@ -69,6 +69,19 @@ class BackedOff(Record):
     tried: dict[str, float] = Field(description="Share -> score on the rows kept for it, averaged over the tasks.")
 
 
+class KeptStep(Record):
+    """The step of a LoRA run whose adapter early stopping kept."""
+
+    step: int
+    loss: float = Field(description="Per label token, in nats, on held-out rows that do not score.")
+    planned: int = Field(description="Steps of the whole run.")
+
+    def after(self, steps: int) -> str:
+        """What early stopping did in a run that trained so many steps."""
+        stopped = f"stopped at step {steps} of {self.planned}, " if steps < self.planned else ""
+        return f"{stopped}best step {self.step}" + ("" if stopped else f" of {self.planned}")
+
+
 class TrainResult(Record):
     """The adapter that one LoRA run produced, with steps, tokens, loss and time."""
 
@@ -79,3 +92,4 @@ class TrainResult(Record):
     seconds: float
     cut: int = Field(0, description="Rows shortened to max_length.")
     left_out: int = Field(0, description="Rows or answers left out, mostly because they are too long.")
+    kept: KeptStep | None = Field(None, description="The best step; null without early stopping.")

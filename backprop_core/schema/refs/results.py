@@ -9,7 +9,7 @@ from backprop_core.schema.records import Record
 from backprop_core.schema.refs.artifact import Digest, RunId
 from backprop_core.schema.refs.datasets import Split
 from backprop_core.schema.refs.exports import FileAnswer
-from backprop_core.schema.refs.models import Drift
+from backprop_core.schema.refs.models import Drift, KeptStep
 
 Status = Literal["finished", "unchanged", "rejected", "failed", "interrupted", "running"]
 
@@ -80,6 +80,7 @@ class RunRecord(Record):
     accepted: bool
     cut: int = Field(0, description="Rows shortened to max_length.")
     left_out: int = Field(0, description="Rows or answers left out, mostly because they are too long.")
+    kept: KeptStep | None = Field(None, description="Best step; null without early stopping.")
     drift: Drift | None = Field(None, description="Change made by its merge; null for the first run.")
     taken: float | None = Field(None, description="Share of its change that back-off took; null without back-off.")
 

@@ -100,6 +100,11 @@ class RunSpec(Spec):
         json_schema_extra=KEY_IF_SET,
     )
 
+    @property
+    def sets_rows_apart(self) -> bool:
+        """Whether a quarter of the held-out rows only chooses (λ, back-off, the best step), and never scores."""
+        return self.merge.chooses or self.training.early_stopping is not None
+
 
 class ScheduleSpec(Spec):
     """When a line's job runs automatically."""

@@ -206,6 +206,20 @@ class GuardSpec(Spec):
         return self
 
 
+class EarlyStopping(Spec):
+    """Evaluate on held-out rows during training, keep the adapter of the best step, stop when it no longer improves."""
+
+    eval_steps: float = Field(
+        0.1,
+        gt=0,
+        le=100_000,
+        description="Optimizer steps between evaluations; below 1: a share of the run's steps.",
+    )
+    patience: int = Field(
+        3, ge=1, le=1000, description="Stop after this many evaluations in a row without a lower loss."
+    )
+
+
 class TrainSpec(Spec):
     """One LoRA training run."""
 
@@ -278,6 +292,12 @@ class TrainSpec(Spec):
         json_schema_extra=KEY_IF_SET,
     )
     preference: PreferenceSpec = Field(PreferenceSpec(), json_schema_extra=KEY_IF_SET)
+    early_stopping: EarlyStopping | None = Field(
+        None,
+        description="Keep the adapter with the lowest loss on a quarter of the task's held-out rows, which then do not "
+        "score, and stop early; default: the last step's adapter.",
+        json_schema_extra=KEY_IF_SET,
+    )
     processes: int = Field(1, ge=1, le=64, description="Training processes, one per GPU.", json_schema_extra=KEY_IF_SET)
     backend: Backend = Field(
         "transformers",

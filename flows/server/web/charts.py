@@ -1,7 +1,8 @@
 """Geometry of curves, and the shades of the heat map. Nothing of it needs inline styles."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from tasks.runs.line_report import LineReport
@@ -14,6 +15,8 @@ APART = 13  # pixels between two labels
 TICKS = 4
 MOST_POINTS = 200  # of a curve
 SPARK = 120, 22
+Points = Sequence[tuple[int, float]]
+NONE: Mapping[str, Points] = MappingProxyType({})
 
 
 class Curve(NamedTuple):
@@ -64,31 +67,41 @@ def score_chart(report: LineReport) -> Chart | None:
     return Chart(curves, columns, [(y_of(value, low, high), value) for value in values])
 
 
-def loss_chart(curves: Sequence[tuple[str, Sequence[tuple[int, float]]]]) -> Chart | None:
-    """The training loss of LoRA runs, by name, one after the other; None without a number."""
-    numbers = [(name, [point for point in points if math.isfinite(point[1])]) for name, points in curves]
-    finite = [(name, thinned(points)) for name, points in numbers if points]
+def loss_chart(curves: Sequence[tuple[str, Points]], heldout: Mapping[str, Points] = NONE) -> Chart | None:
+    """The training loss of LoRA runs, by name, one after the other; None without a number.
+
+    `heldout`: the loss of a run on held-out rows, by the run's name, drawn over the same steps.
+    """
+    finite = drawable(curves)
     if not finite:
         return None
-    losses = [loss for _, points in finite for _, loss in points]
+    last = [points[-1][0] for _, points in finite]
+    begins = dict(zip([name for name, _ in finite], [sum(last[:index]) for index in range(len(last))], strict=True))
+    besides = drawable([(name, heldout[name]) for name in begins if name in heldout])
+    lines = [(name, begins[name], points) for name, points in finite]
+    lines += [(f"held-out {name}", begins[name], points) for name, points in besides]
+    losses = [loss for _, _, points in lines for _, loss in points]
     low, high = bounds([-loss for loss in losses])
     high = min(high, 0.0) if min(losses) >= 0 else high  # no axis below a loss of 0
-    last = [points[-1][0] for _, points in finite]
-    begins = [sum(last[:index]) for index in range(len(last))]
     steps = max(1, sum(last))
     drawn = [
-        [(x_of(begin + step, steps), y_of(loss, -high, -low)) for step, loss in points]
-        for begin, (_, points) in zip(begins, finite, strict=True)
+        [(x_of(begin + step, steps), y_of(loss, -high, -low)) for step, loss in points] for _, begin, points in lines
     ]
     labels = apart([points[-1][1] for points in drawn])
-    named = zip(finite, drawn, labels, strict=True)
-    shown = [Curve(name, index % COLORS, points, label) for index, ((name, _), points, label) in enumerate(named)]
+    named = zip(lines, drawn, labels, strict=True)
+    shown = [Curve(name, index % COLORS, points, label) for index, ((name, *_), points, label) in enumerate(named)]
     values = [-high + (high - low) * step / TICKS for step in range(TICKS + 1)]
     columns = [(x_of(step, steps), str(step)) for step in sorted({round(steps * part / 5) for part in range(6)})]
     return Chart(shown, columns, [(y_of(value, -high, -low), value) for value in values])
 
 
-def thinned(points: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
+def drawable(curves: Sequence[tuple[str, Points]]) -> list[tuple[str, Points]]:
+    """The curves that have a finite number, with these alone."""
+    numbers = [(name, [point for point in points if math.isfinite(point[1])]) for name, points in curves]
+    return [(name, thinned(points)) for name, points in numbers if points]
+
+
+def thinned(points: Points) -> Points:
     """At most MOST_POINTS of them, the last one among them."""
     every = -(-len(points) // MOST_POINTS)
     return points[(len(points) - 1) % every :: every]

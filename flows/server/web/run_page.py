@@ -16,8 +16,10 @@ from tasks.runs import run_report
 def run(request: Request) -> Response:
     """A run, by its run_id or by the id of its flow run."""
     known = run_state(request.path_params["run"], sources_of(request))
-    curves = [(each.name, each.points) for each in known.mlflow.curves] if known.mlflow else []
-    values: dict[str, Any] = {"state": known, "chart": charts.loss_chart(curves), "current": known.line}
+    curves = known.mlflow.curves if known.mlflow else []
+    heldout = {each.name: each.heldout for each in curves}
+    chart = charts.loss_chart([(each.name, each.points) for each in curves], heldout)
+    values: dict[str, Any] = {"state": known, "chart": chart, "current": known.line}
     return page(request, "run.html", of=known, **values, refresh=BUSY if known.can_stop else IDLE)
 
 

@@ -22,6 +22,7 @@ FLOW_RUN = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 MOST_LINES, MOST_STAGES, MOST_CURVES = 40, 200, 50
 MOMENT = 1.0  # seconds that what Prefect says of a run is kept, for several who look at once
 LEVELS = {10: "debug", 20: "info", 30: "warning", 40: "error", 50: "critical"}
+HELDOUT_LOSS = "heldout_loss"  # metric of a training with early stopping
 STOPPABLE = ("PENDING", "RUNNING", "SCHEDULED")
 RETRIABLE = ("FAILED", "CRASHED", "CANCELLED")
 
@@ -47,6 +48,9 @@ class LossCurve(Record):
 
     name: str
     points: list[tuple[int, float]] = Field(description="Step and loss.")
+    heldout: list[tuple[int, float]] = Field(
+        default_factory=list, description="Step and loss on held-out rows; empty without early stopping."
+    )
 
 
 class InPrefect(Record):
@@ -217,5 +221,12 @@ def tracked_runs(run_id: str, api: MlflowApi) -> list[TrackedRun]:
 def in_mlflow(runs: list[TrackedRun], api: MlflowApi) -> InMlflow:
     """The curves of a run's LoRA runs. Raises MLflowUnreachable."""
     mine, *children = runs
-    curves = [LossCurve(name=run.name, points=api.history(run.id, "loss")) for run in children]
+    curves = [
+        LossCurve(
+            name=run.name,
+            points=api.history(run.id, "loss"),
+            heldout=api.history(run.id, HELDOUT_LOSS) if HELDOUT_LOSS in run.metrics else [],
+        )
+        for run in children
+    ]
     return InMlflow(link=api.link(mine), reason=reason_of(mine), curves=[curve for curve in curves if curve.points])

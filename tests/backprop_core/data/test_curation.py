@@ -585,7 +585,7 @@ def test_held_out_rows_are_to_choose_by_or_to_score(bench: Bench) -> None:
     (chosen, more_chosen), (scored, more_scored) = parts
     assert len(chosen) + len(scored) == 200 and not more_chosen & more_scored
     assert 35 < len(chosen) < 65 and chosen < more_chosen and scored < more_scored
-    with pytest.raises(NoRows, match="too few for both the lambda search and the gate"):
+    with pytest.raises(NoRows, match="too few to choose by some and score by the others"):
         one = bench.watch(numbered(1))
         [apart(one, to_choose_by=side, store=bench.store) for side in (True, False)]
 

@@ -111,9 +111,10 @@ class Children:
         kill_at: int | None = None,
         places: str = "/checkpoints/",
         loss: PreferenceLoss | None = None,
+        heldout: RowsRef | None = None,
     ) -> int:
         """The child's exit status."""
-        arguments = (store, self.base, rows, kill_at, places, loss)
+        arguments = (store, self.base, rows, kill_at, places, loss, heldout)
         child = self._context.Process(target=victim.work, args=arguments)
         child.start()
         child.join(timeout=120)
@@ -173,3 +174,25 @@ def test_killed_while_committing(children: Children, uninterrupted: tuple[str, i
     for kill_at in (2, 6):
         assert children.run(tmp_path, rows, kill_at, places="/tmp/") == -signal.SIGKILL
     ends_well(children, tmp_path, rows, digest)
+
+
+def test_killed_between_the_best_step_and_the_end(children: Children, tmp_path: Path) -> None:
+    """A run that stops early, killed after the best step, and again: the best step's adapter, after as many steps."""
+
+    def sets(store: Path) -> tuple[RowsRef, RowsRef]:
+        other = [{"messages": [row["messages"][0], {"role": "assistant", "content": "no!"}]} for row in nano.chats(9)]
+        return children.rows(store), nano.commit_rows(Store(store), other)
+
+    rows, heldout = sets(tmp_path / "whole")
+    assert children.run(tmp_path / "whole", rows, heldout=heldout) == 0
+    best, steps = map(int, (tmp_path / "whole" / "kept").read_text().split())
+    assert 0 < best < steps == best + 4 < 40
+    per_save = int((tmp_path / "whole" / "operations").read_text()) // steps
+    rows, heldout = sets(tmp_path / "killed")
+    for kill_at in (per_save * (best + 1), per_save):
+        assert children.run(tmp_path / "killed", rows, kill_at, heldout=heldout) == -signal.SIGKILL
+    [newest, *_] = sorted((tmp_path / "killed" / "checkpoints" / "key").glob("step-*"), reverse=True)
+    assert best <= int(newest.name.removeprefix("step-").removesuffix(".tmp")) < steps
+    assert children.run(tmp_path / "killed", rows, heldout=heldout) == 0
+    for name in ("digest", "kept"):
+        assert (tmp_path / "killed" / name).read_text() == (tmp_path / "whole" / name).read_text()

@@ -16,7 +16,7 @@ from backprop_core.models import adapter_tensors as adapters
 from backprop_core.models import base as bases
 from backprop_core.models.loading import load
 from backprop_core.schema.refs import TrainResult
-from backprop_core.schema.specs import LoraSpec, ModelSpec, TrainSpec
+from backprop_core.schema.specs import EarlyStopping, LoraSpec, ModelSpec, TrainSpec
 from backprop_core.store.artifacts import Store
 from backprop_core.training.distributed import ALONE, Ranks
 from backprop_core.training.loop import train
@@ -34,6 +34,7 @@ SPEC = TrainSpec(
     checkpoint_seconds=0,
     lora=LoraSpec(rank=4, alpha=8),
 )
+NO = {"role": "assistant", "content": "no!"}
 TWO = SPEC.model_copy(update={"processes": 2})
 
 
@@ -53,14 +54,14 @@ class Place:
         self.workers.append(Worker(self.store, slots=[slot], processes=2))
         return self.workers[-1]
 
-    def train(self, worker: Worker, spec: TrainSpec, key: str, on_event=lambda event: None) -> TrainResult:
-        return worker.call(train_stage, key=key, on_event=on_event, spec=spec, **self.job)
+    def train(self, worker: Worker, spec: TrainSpec, key: str, on_event=lambda event: None, **more) -> TrainResult:
+        return worker.call(train_stage, key=key, on_event=on_event, spec=spec, **self.job, **more)
 
-    def train_alone(self, key: str, on_metrics) -> TrainResult:
+    def train_alone(self, key: str, on_metrics, heldout=None, **fields) -> TrainResult:
         """The training of SPEC in this process."""
         base = load(self.path, precision="fp32", device="cpu")
         options = {"start": None, "store": self.store, "should_stop": lambda: False, "on_metrics": on_metrics}
-        return train(base, self.rows, spec=SPEC, key=key, **options)
+        return train(base, self.rows, spec=SPEC.model_copy(update=fields), key=key, heldout=heldout, **options)
 
     def tensors(self, result: TrainResult) -> adapters.Tensors:
         return adapters.read_adapter(self.store.local(result.adapter)).tensors
@@ -98,6 +99,21 @@ def test_two_processes_train_as_one(place, two):
     expected, tensors = place.tensors(first), place.tensors(second)
     assert max((tensors[name] - expected[name]).abs().max() for name in expected) < 1e-5
     assert torch.stack([tensor.abs().max() for tensor in expected.values()]).min() > 1e-3
+
+
+def test_two_processes_stop_at_the_same_step(place, two):
+    """Each scores its share of the held-out rows: the curve, the best step and the adapter are those of one process."""
+    stopping = {"steps": 16, "learning_rate": 2e-2, "early_stopping": EarlyStopping(eval_steps=2, patience=2)}
+    heldout = nano.commit_rows(place.store, [{"messages": [*row["messages"][:1], NO]} for row in nano.chats(9)])
+    alone, together = [], []
+    first = place.train_alone("stops", lambda *seen: alone.append(seen[-1]), heldout=heldout, **stopping)
+    spec = TWO.model_copy(update=stopping)
+    second = place.train(two, spec, "stops too", lambda event: together.append(event["values"]), heldout=heldout)
+    curves = [[values["heldout_loss"] for values in each if "heldout_loss" in values] for each in (alone, together)]
+    assert curves[1] == pytest.approx(curves[0], rel=1e-3)
+    assert second.steps == first.steps < 16
+    assert (second.kept.step, second.kept.planned) == (first.kept.step, 16)
+    assert second.kept.loss == min(curves[1])
 
 
 def test_one_process_alone_does_not_go_on_with_the_checkpoint_of_two(place, two):

@@ -5,9 +5,16 @@ import time
 import pytest
 import torch
 
-from backprop_core.schema.specs import TrainSpec
+from backprop_core.schema.specs import EarlyStopping, TrainSpec
 from backprop_core.training.defaults import Data
-from backprop_core.training.time_estimate import EFFICIENCY, cpu_speed, scoring_flops, seconds, training_flops
+from backprop_core.training.time_estimate import (
+    EFFICIENCY,
+    cpu_speed,
+    scoring_flops,
+    seconds,
+    stopping_flops,
+    training_flops,
+)
 
 DATA = Data(examples=100, tokens=15_000, label_tokens=8_000, length=300)  # 150 tokens each
 SPEC = TrainSpec(epochs=2, batch_size=10, max_length=512)
@@ -26,6 +33,9 @@ def test_flops_of_a_training() -> None:
 def test_flops_of_scoring() -> None:
     """2·N a token: forward alone."""
     assert scoring_flops(10**6, DATA, SPEC, rows=20) == 2e6 * 20 * 150
+    stopping = SPEC.model_copy(update={"early_stopping": EarlyStopping(eval_steps=0.25)})
+    assert stopping_flops(10**6, DATA, stopping, rows=20) == 4 * 2e6 * 20 * 150
+    assert stopping_flops(10**6, DATA, SPEC, rows=20) == 0
     assert seconds(EFFICIENCY * 1e12, 1e12) == pytest.approx(1)
 
 

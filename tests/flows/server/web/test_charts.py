@@ -86,6 +86,17 @@ def test_a_loss_that_falls_goes_down() -> None:
     assert loss_chart([("1-night", [(1, float("inf"))])]) is None
 
 
+def test_the_loss_on_held_out_rows_is_over_the_same_steps() -> None:
+    """Its curve begins and ends where that of the training does, under a name of its own; runs without it have one."""
+    trained = [("1-night", [(1, 3.0), (4, 1.0)]), ("2-day", [(1, 2.0), (6, 0.5)])]
+    chart = loss_chart(trained, {"2-day": [(1, 2.5), (6, 2.2)]})
+    assert chart and [curve.task for curve in chart.curves] == ["1-night", "2-day", "held-out 2-day"]
+    _, day, heldout = chart.curves
+    assert [x for x, _ in heldout.points] == [x for x, _ in day.points]
+    assert heldout.points[0][1] < day.points[0][1] and heldout.points[1][1] < day.points[1][1]
+    assert loss_chart(trained) == loss_chart(trained, {"1-night": [(2, float("nan"))]})
+
+
 @pytest.mark.parametrize(("losses", "points"), [([], 0), ([1.0], 0), ([1.0, 1.0], 2), ([3.0, float("nan"), 1.0], 2)])
 def test_a_small_curve_needs_two_numbers(losses: list[float], points: int) -> None:
     """Fewer are no curve."""

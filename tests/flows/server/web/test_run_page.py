@@ -199,9 +199,12 @@ def test_the_loss_comes_from_mlflow(mlflow: str, support: LineMaker, pages: Page
         child = track.create_run(experiment, tags=tags | {"backprop.run_id": uuid4().hex}, run_name=name)
         for step in range(1, 6):
             track.log_metric(child.info.run_id, "loss", 3 / step, step=step)
+    track.log_metric(child.info.run_id, "heldout_loss", 2.5, step=4)
     browser = pages(mlflow=mlflow)
     text = browser.get(f"/runs/{run_id(2)}").text
-    assert text.count("<polyline") == 2 and "1-night" in text and "2-day" in text
+    assert text.count("<polyline") == 3 and "held-out 2-day" in text
+    assert "1-night" in text and "2-day" in text
     assert f"{mlflow}/#/experiments/{experiment}/runs/{parent.info.run_id}" in text
     curves = browser.get(f"/api/v1/runs/{run_id(2)}").json()["mlflow"]["curves"]
-    assert curves[0] == {"name": "1-night", "points": [[step, 3 / step] for step in range(1, 6)]}
+    assert curves[0] == {"name": "1-night", "points": [[step, 3 / step] for step in range(1, 6)], "heldout": []}
+    assert curves[1]["heldout"] == [[4, 2.5]]
