@@ -12,7 +12,16 @@ from rich.console import Console, RenderableType
 
 from backprop_core.errors import ConfigInvalid
 from backprop_core.runtime.settings import Settings
-from backprop_core.schema.refs import DatasetSummary, Drift, Evaluation, GGUFRecord, Located, RunRecord, RunResult
+from backprop_core.schema.refs import (
+    DatasetSummary,
+    Drift,
+    Evaluation,
+    GGUFRecord,
+    KeptStep,
+    Located,
+    RunRecord,
+    RunResult,
+)
 from flows.cli import run_text, tables
 from flows.cli.console import Bar, configure_logging, error_text, trace_text
 from tasks.runs.outcome import as_coded
@@ -182,6 +191,17 @@ def test_matrix_as_a_table() -> None:
     assert lines[start + 5].split() == ["forgotten", "0.100", "0.000", "0.200"]
     assert "backward transfer -0.100" in lines[start + 6]
     assert lines[start + 7] == "[red]second merged: λ 0.707, A moved by 120.0%, B by 4.5%"
+
+
+def test_the_best_step_is_told() -> None:
+    """Where a run stopped and which step it kept, or that it ran to its end; nothing without early stopping."""
+    plain = result()
+    kept = [KeptStep(step=3, loss=0.51234, planned=20), KeptStep(step=4, loss=1.0, planned=5)]
+    runs = [run.model_copy(update={"kept": one}) for run, one in zip(plain.runs, kept, strict=True)]
+    found = "\n".join(drawn(run_text.run(result(runs=runs))))
+    assert "first: stopped at step 5 of 20, best step 3, held-out loss 0.5123" in found
+    assert "[red]second: best step 4 of 5, held-out loss 1.0000" in found
+    assert "best step" not in "\n".join(drawn(run_text.run(plain)))
 
 
 def test_another_metric_has_a_matrix_of_its_own() -> None:
