@@ -22,7 +22,7 @@ from backprop_core.training.loop import train
 from tests.backprop_core import nano
 
 SPEC = TrainSpec(
-    steps=16,
+    steps=30,
     batch_size=8,
     learning_rate=2e-2,
     max_length=128,
@@ -35,10 +35,10 @@ Metrics = list[dict[str, float]]
 
 
 def other_answers() -> list[dict[str, Any]]:
-    """Rows like those of the training, with an answer in which only the ending is the same."""
+    """Rows like those of the training, with another answer: learning the right ones soon makes these less likely."""
     rows = nano.chats(12, seed=1)
     for row in rows:
-        row["messages"][1]["content"] = "unknown!"
+        row["messages"][1]["content"] = "no!"
     return rows
 
 
@@ -103,10 +103,10 @@ def test_the_best_step_is_kept(base: LoadedBase, rows: RowsRef, store: Store, he
     result = run(base, rows, store, heldout, metrics=metrics, keep_checkpoints=True, **spec)
     losses = curve(metrics)
     best = min(losses, key=losses.__getitem__)
-    assert result.kept == KeptStep(step=best, loss=losses[best], planned=16)
-    assert result.steps == len(metrics) == best + 4 < 16
+    assert result.kept == KeptStep(step=best, loss=losses[best], planned=30)
+    assert result.steps == len(metrics) == best + 4 < 30
     assert list(losses) == list(range(2, result.steps + 1, 2))
-    assert result.kept.after(result.steps) == f"stopped at step {best + 4} of 16, best step {best}"
+    assert result.kept.after(result.steps) == f"stopped at step {best + 4} of 30, best step {best}"
     kept = read_adapter(store.local(result.adapter)).tensors
     there = safetensors.torch.load_file(store.layout.checkpoints("key") / f"step-{best:06d}" / "adapter.safetensors")
     assert all(torch.equal(tensor, there[name]) for name, tensor in kept.items())
@@ -118,20 +118,20 @@ def test_evaluating_leaves_the_training_as_it_is(base: LoadedBase, rows: RowsRef
     plain, evaluated = [], []  # type: ignore[var-annotated]
     without = run(base, rows, store, None, metrics=plain, early_stopping=None)
     result = run(base, rows, store, rows, metrics=evaluated, key="other", early_stopping=PATIENT)
-    assert len(curve(evaluated)) == 8
+    assert len(curve(evaluated)) == 15
     assert [{name: one[name] for name in plain[0]} for one in evaluated] == plain
-    assert result.kept and (result.kept.step, without.kept) == (16, None)
+    assert result.kept and (result.kept.step, without.kept) == (30, None)
     assert result.adapter == without.adapter
-    assert result.kept.after(16) == "best step 16 of 16"
+    assert result.kept.after(30) == "best step 30 of 30"
 
 
-@pytest.mark.parametrize("after", [3, 6, 8])
+@pytest.mark.parametrize("after", [3, 12, 14])
 def test_stopped_by_hand_and_run_again(
     base: LoadedBase, rows: RowsRef, store: Store, heldout: RowsRef, after: int
 ) -> None:
     """Interrupted before, at and after the best step, a run ends at the same step, with the same adapter."""
     whole = run(base, rows, store, heldout, key="other")
-    with pytest.raises(Interrupted, match=f"after step {after} of 16"):
+    with pytest.raises(Interrupted, match=f"after step {after} of 30"):
         run(base, rows, store, heldout, stop_after=after)
     again = run(base, rows, store, heldout)
     assert again.model_copy(update={"seconds": whole.seconds}) == whole
@@ -185,6 +185,6 @@ def test_a_loss_that_is_not_finite(path: Path, rows: RowsRef, store: Store, held
         return output if torch.is_grad_enabled() else output * poison
 
     hook = broken.model.model.norm.register_forward_hook(spoil)
-    with pytest.raises(LossNotFinite, match="held-out rows is nan after step 2 of 16"):
+    with pytest.raises(LossNotFinite, match="held-out rows is nan after step 2 of 30"):
         run(broken, rows, store, heldout)
     hook.remove()
