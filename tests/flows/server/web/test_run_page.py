@@ -19,7 +19,7 @@ from prefect.states import Cancelled, Completed, Crashed, Failed, Late, Running,
 from starlette.testclient import TestClient
 
 from backprop_core.runtime.settings import settings
-from backprop_core.schema.refs import ErrorRecord, RunResult
+from backprop_core.schema.refs import DatasetSummary, ErrorRecord, KeptStep, Located, RunRecord, RunResult
 from backprop_core.store.artifacts import write_atomic
 from tests.flows.server.web.conftest import EVIL, LineMaker, Pages, run_id
 from tests.flows.server.web.test_actions import HERE
@@ -75,6 +75,19 @@ def test_an_error_says_what_to_do(support: LineMaker, pages: Pages) -> None:
     ended(support, run_id(7), status="failed", error=error)
     text = pages().get(f"/runs/{run_id(7)}").text
     assert "line 241: &lt;script&gt;" in text and "What to do: mend it." in text and "INPUT_VALIDATION_FAILED" in text
+
+
+def test_which_step_was_kept(support: LineMaker, pages: Pages) -> None:
+    """A run that stopped early says at which step, and which step's adapter it has kept; its dataset's name escaped."""
+    place = Located(digest="a" * 64, path="/t")
+    dataset = DatasetSummary(name=EVIL, task="t", digest="b" * 64, train_rows=9, heldout_rows=3, dropped={})
+    made = {"run_id": "c" * 32, "dataset": dataset, "tuned": place, "merged": place, "steps": 80, "tokens": 9}
+    kept = KeptStep(step=60, loss=0.5, planned=120)
+    record = RunRecord(**made, seconds=1, train_loss=1, cached=False, accepted=True, kept=kept)
+    ended(support, run_id(7), status="finished", runs=[record])
+    text = pages().get(f"/runs/{run_id(7)}").text
+    assert "stopped at step 80 of 120, best step 60, held-out loss 0.5000" in text and "&lt;script&gt;" in text
+    assert "best step" not in pages().get(f"/runs/{run_id(2)}").text
 
 
 @pytest.mark.parametrize(
