@@ -213,9 +213,9 @@ def linear_names(model: Any) -> list[str]:
 
 @contextmanager
 def injected(base: LoadedBase, config: dict[str, Any], tensors: Tensors | None) -> Iterator[Any]:
-    """Add LoRA layers in float32 to `base.model`; on exit restore it bitwise. Yields the PEFT model.
+    """Add LoRA layers in float32 to `base.model`; on exit restore it bitwise.
 
-    Without `tensors`, PEFT initializes them from torch's random generator. Raises AdapterMismatch if the adapter does
+    Yields the PEFT model in evaluation mode. Without `tensors`, PEFT initializes them from torch's random generator. Raises AdapterMismatch if the adapter does
     not fit the base.
     """
     peft = peft_module()
@@ -231,7 +231,7 @@ def injected(base: LoadedBase, config: dict[str, Any], tensors: Tensors | None) 
     try:
         if tensors is not None:
             put(model, tensors)
-        yield model
+        yield model.eval()  # new layers are in training mode: their dropout would be part of each score
     finally:
         model.base_model.unload()
         base.keep_activations(True)

@@ -9,6 +9,7 @@ import torch
 from backprop_core.data import chat_encoding
 from backprop_core.errors import NoRows
 from backprop_core.evaluation.scoring import evaluate
+from backprop_core.models.adapter_tensors import Adapter, read_adapter, write_adapter
 from backprop_core.models.loading import LoadedBase, adapted
 from backprop_core.schema.refs import AdapterRef, RowsRef, Scores
 from backprop_core.store.artifacts import Store
@@ -85,6 +86,18 @@ def test_the_same_cell_is_the_same_digest(base: LoadedBase, store: Store, heldou
     assert evaluate(base, None, heldout, max_length=128, store=store) == bare
     assert evaluate(base, tuned, heldout, max_length=128, store=store) == first
     assert first.digest != bare.digest
+
+
+def test_dropout_is_for_training_alone(base: LoadedBase, store: Store, heldout: RowsRef, tuned: AdapterRef) -> None:
+    """An adapter whose config has dropout scores exactly as the same tensors without it."""
+    adapter = read_adapter(store.local(tuned))
+    made = []
+    for dropout in (0.0, 0.5):
+        with store.begin("adapter") as directory:
+            write_adapter(Adapter({**adapter.config, "lora_dropout": dropout}, adapter.tensors), directory)
+            ref = store.commit(directory, AdapterRef, kind="tuned", record={})
+        made.append(evaluate(base, ref, heldout, max_length=128, store=store))
+    assert made[0] == made[1]
 
 
 def test_no_rows_is_refused(base: LoadedBase, store: Store) -> None:
