@@ -215,8 +215,8 @@ def linear_names(model: Any) -> list[str]:
 def injected(base: LoadedBase, config: dict[str, Any], tensors: Tensors | None) -> Iterator[Any]:
     """Add LoRA layers in float32 to `base.model`; on exit restore it bitwise.
 
-    Yields the PEFT model in evaluation mode. Without `tensors`, PEFT initializes them from torch's random generator. Raises AdapterMismatch if the adapter does
-    not fit the base.
+    Yields the PEFT model in evaluation mode. Without `tensors`, PEFT initializes them from torch's random generator.
+    Raises AdapterMismatch if the adapter does not fit the base.
     """
     peft = peft_module()
     settings = {**config, "inference_mode": False, "base_model_name_or_path": base.model.name_or_path}
