@@ -172,7 +172,7 @@ def some(field: Mapping[str, Any], root: Mapping[str, Any]) -> Any:
         case {"type": "array", "items": items}:
             return [some(items, root)]
         case {"type": "object", "properties": properties}:
-            return {name: some(properties[name], root) for name in field["required"]}
+            return {name: some(properties[name], root) for name in field.get("required", ())}
     return "a"
 
 
