@@ -97,7 +97,7 @@ class ReadRows:
         elif self._forgotten and names(row) & self._forgotten:
             self.dropped.add(FORGOTTEN, item.place, "it was forgotten".__str__, "".__str__)
         elif is_preference(row):
-            self._drop(item, JUDGED, "judged answers are kept apart, not trained")
+            self._drop(item, JUDGED, "a preference, trained only with training.preference.loss")
         elif not teaches(row):
             self._drop(item, EMPTY, "no answer to learn from")
         else:

@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from statistics import mean
 
-from backprop_core.data.batching import Item, load
-from backprop_core.data.judged_answers import are_preferences
-from backprop_core.errors import NoRows
-from backprop_core.evaluation.scoring import score
+from backprop_core.evaluation.row_score import Scorer
+from backprop_core.evaluation.scoring import scorer
 from backprop_core.merging.strategies import STRATEGIES, runs_of
 from backprop_core.models import adapter_tensors
 from backprop_core.models.loading import LoadedBase, injected, put
@@ -32,29 +30,23 @@ def search(
 ) -> Searched:
     """Of ten λ, the one with the lowest loss per label token, averaged over the tasks (one held-out set each).
 
-    Preferences have no such loss, and do not count.
     `on_progress` gets (done, total) λ. Raises NoRows, RankMismatch, AdapterMismatch.
     """
-    answered = [rows for rows in heldout if not are_preferences(store.local(rows))]
-    if not answered:
-        raise NoRows(
-            "only preferences are held out, by which no lambda is searched", hint="set merge.lambda to a number"
-        )
-    tasks = [load(base, rows, max_length=max_length, store=store) for rows in answered]
+    tasks = [scorer(base, rows, max_length=max_length, store=store) for rows in heldout]
     new = adapter_tensors.read_adapter(store.local(tuned))
     runs = runs_of(merged, new, count=count, store=store)
     tried: dict[float, float] = {}
     with injected(base, new.config, new.tensors) as model:
         for weight in WEIGHTS:
             put(model, STRATEGIES[spec.strategy](runs, spec.model_copy(update={"weight": weight})))
-            tried[weight] = mean(loss(base, items) for items in tasks)
+            tried[weight] = mean(map(loss, tasks))
             if on_progress:
                 on_progress(len(tried), len(WEIGHTS))
     best = min(tried, key=tried.__getitem__)
     return Searched(weight=best, tried={str(weight): value for weight, value in tried.items()})
 
 
-def loss(base: LoadedBase, items: list[Item]) -> float:
-    """Mean negative log-likelihood per label token, in nats."""
-    scores = score(base, items)
+def loss(measure: Scorer) -> float:
+    """Mean negative log-likelihood per label token, in nats; of preferences, their own loss."""
+    scores = measure()
     return sum(row.loss for row in scores) / sum(row.tokens for row in scores)

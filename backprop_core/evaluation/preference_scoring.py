@@ -14,10 +14,10 @@ import torch
 from backprop_core.data.batching import Item, by_budget
 from backprop_core.data.log_probs import log_probs
 from backprop_core.data.preference_items import Pair, Rating, load
-from backprop_core.evaluation.row_score import RowScore
-from backprop_core.models.loading import LoadedBase, adapted
+from backprop_core.evaluation.row_score import RowScore, Scorer
+from backprop_core.models.loading import LoadedBase
 from backprop_core.runtime.progress import OnProgress
-from backprop_core.schema.refs import AdapterRef, RowsRef
+from backprop_core.schema.refs import RowsRef
 from backprop_core.schema.specs import Limit
 from backprop_core.store.artifacts import Store
 
@@ -25,31 +25,25 @@ POINTS = 2
 TOKENS = 8192  # padded tokens per batch
 
 
-def scored(
-    base: LoadedBase,
-    adapter: AdapterRef | None,
-    heldout: RowsRef,
-    *,
-    max_length: int | Limit,
-    store: Store,
-    on_progress: OnProgress | None = None,
-) -> list[RowScore]:
-    """One score per preference that fits into `max_length`; `on_progress` gets (done, total) answers.
+def scorer(base: LoadedBase, heldout: RowsRef, *, max_length: int | Limit, store: Store) -> Scorer:
+    """Scores the preferences that fit into `max_length`; see `scoring.scorer`. Raises NoRows.
 
-    The loss is -log σ(margin) a point; the margin is that of the means per token. Raises NoRows, AdapterMismatch.
+    The loss is -log σ(margin) a point; the margin is that of the means per token.
     """
     units = load(base, heldout, pairs_as="dpo", max_length=max_length, store=store)
     pairs = [unit for unit in units if isinstance(unit, Pair)]
     ratings = [unit for unit in units if isinstance(unit, Rating)]
-    rated = [unit.answer for unit in ratings]
+    sides, rated = [side for pair in pairs for side in pair.sides], [unit.answer for unit in ratings]
     before = means(base, rated)
-    with adapted(base, adapter, store):
-        sides = means(base, [side for pair in pairs for side in pair.sides], on_progress)
-        after = means(base, rated, on_progress)
-    margins = {pair.row: sides[2 * place] - sides[2 * place + 1] for place, pair in enumerate(pairs)}
-    for rating, was, now in zip(ratings, before, after, strict=True):
-        margins[rating.row] = now - was if rating.good else was - now
-    return [row_score(row, margins[row]) for row in sorted(margins)]
+
+    def measure(on_progress: OnProgress | None = None) -> list[RowScore]:
+        of_sides, after = means(base, sides, on_progress), means(base, rated, on_progress)
+        margins = {pair.row: of_sides[2 * place] - of_sides[2 * place + 1] for place, pair in enumerate(pairs)}
+        for rating, was, now in zip(ratings, before, after, strict=True):
+            margins[rating.row] = now - was if rating.good else was - now
+        return [row_score(row, margins[row]) for row in sorted(margins)]
+
+    return measure
 
 
 def row_score(row: int, margin: float) -> RowScore:

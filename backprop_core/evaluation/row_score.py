@@ -1,5 +1,8 @@
-"""The score of one held-out row."""
+"""The score of one held-out row, and what makes such scores."""
 
+from typing import Protocol
+
+from backprop_core.runtime.progress import OnProgress
 from backprop_core.schema.records import Record
 
 
@@ -14,3 +17,9 @@ class RowScore(Record):
     @property
     def exact(self) -> bool:
         return self.correct == self.tokens
+
+
+class Scorer(Protocol):
+    """Scores the rows that it holds, one by one; `on_progress` gets (done, total) examples."""
+
+    def __call__(self, on_progress: OnProgress | None = None) -> list[RowScore]: ...

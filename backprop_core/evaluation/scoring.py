@@ -11,7 +11,7 @@ from backprop_core.data.batching import Batch, Item, by_budget, collate, load
 from backprop_core.data.judged_answers import are_preferences
 from backprop_core.errors import LossNotFinite
 from backprop_core.evaluation import preference_scoring
-from backprop_core.evaluation.row_score import RowScore
+from backprop_core.evaluation.row_score import RowScore, Scorer
 from backprop_core.models.loading import LoadedBase, adapted
 from backprop_core.runtime.progress import OnProgress
 from backprop_core.schema.refs import AdapterRef, RowsRef, Scores
@@ -37,15 +37,9 @@ def evaluate(
     A row is an exact match if argmax predicts every label token: then greedy decoding produces the reference.
     Preferences are scored as `preference_scoring` does. Raises NoRows, AdapterMismatch, LossNotFinite.
     """
-    judged = are_preferences(store.local(heldout))
-    if judged:
-        scores = preference_scoring.scored(
-            base, adapter, heldout, max_length=max_length, store=store, on_progress=on_progress
-        )
-    else:
-        items = load(base, heldout, max_length=max_length, store=store)
-        with adapted(base, adapter, store):
-            scores = score(base, items, on_progress)
+    measure = scorer(base, heldout, max_length=max_length, store=store)
+    with adapted(base, adapter, store):
+        scores = measure(on_progress)
     tokens = sum(row.tokens for row in scores)
     if not math.isfinite(sum(row.loss for row in scores)):
         raise LossNotFinite(
@@ -64,8 +58,19 @@ def evaluate(
             loss=sum(row.loss for row in scores) / tokens,
             token_accuracy=sum(row.correct for row in scores) / tokens,
             exact_match=sum(row.exact for row in scores) / len(scores),
-            preferences=judged,
+            preferences=are_preferences(store.local(heldout)),
         )
+
+
+def scorer(base: LoadedBase, heldout: RowsRef, *, max_length: int | Limit, store: Store) -> Scorer:
+    """Scores rows, or preferences, with whatever adapter the base has when it is called. It has none now.
+
+    Raises NoRows.
+    """
+    if are_preferences(store.local(heldout)):
+        return preference_scoring.scorer(base, heldout, max_length=max_length, store=store)
+    items = load(base, heldout, max_length=max_length, store=store)
+    return lambda on_progress=None: score(base, items, on_progress)
 
 
 @torch.no_grad()
