@@ -98,23 +98,27 @@ def replay_by_task(
     least: int,
     passes: int,
     seed: int,
+    general: RowsRef | None = None,
+    of_general: int = 0,
     store: Store,
 ) -> RowsRef:
     """Mix new rows with replayed ones: each epoch adds `least` rows of each earlier task, or `share` of them if more.
 
     `earlier` has the datasets of each task. However many they are, each of their rows is as likely to be drawn: by
     `seed` and the number of all datasets, so each run draws anew. Within a run no row repeats before all others of its
-    task were used. Held-out rows and a curriculum are treated as by `replay`.
+    task were used. Of `general`, each epoch adds `of_general` rows. Held-out rows and a curriculum are treated as by
+    `replay`.
     """
     out, salt = index_all(heldout, store).keys, f"{seed}:{sum(map(len, earlier))}:"
     draws: list[list[RowIndex]] = [[] for _ in range(passes)]
-    for datasets in earlier:
+    wanted = [(datasets, least, share) for datasets in earlier] + ([([general], of_general, 0.0)] if general else [])
+    for datasets, fewest, part in wanted:
         old = unique([index(ref, store) for ref in datasets])
         order = old.take(~old.among(out)).by_hash(salt)
-        count = min(max(least, math.ceil(share * len(order))), len(order))
+        count = min(max(fewest, math.ceil(part * len(order))), len(order))
         for number, draw in enumerate(draws):
             draw.append(part_of(order, number, count))
-    refs = [[ref.digest for ref in datasets] for datasets in earlier]
+    refs = [[ref.digest for ref in datasets] for datasets, *_ in wanted]
     return mixed(rows, draws, store, {"stage": "replay_by_task", "earlier": refs})
 
 

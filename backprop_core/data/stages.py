@@ -1,9 +1,19 @@
-"""Data stages: curate, sift, split, pool, apart, unseen, first, replay, replay_by_task."""
+"""Data stages: curate, sift, split, pool, apart, unseen, first, replay, replay_by_task, own_answers."""
 
-from backprop_core.data import curation, perplexity_tails, row_sets, splits
+from backprop_core.data import curation, general_rows, perplexity_tails, row_sets, splits
 from backprop_core.data.token_lengths import Counter
 from backprop_core.models import base as bases
-from backprop_core.schema.refs import BaseRef, Batch, ChatTemplate, Curated, Perplexities, RowsRef, SourceRef, Split
+from backprop_core.schema.refs import (
+    Answers,
+    BaseRef,
+    Batch,
+    ChatTemplate,
+    Curated,
+    Perplexities,
+    RowsRef,
+    SourceRef,
+    Split,
+)
 from backprop_core.schema.specs import CurationSpec, DatasetSpec
 from backprop_core.stages import Workplace, stage
 
@@ -85,10 +95,27 @@ def replay_by_task(
     least: int,
     passes: int,
     seed: int,
+    general: RowsRef | None = None,
+    of_general: int = 0,
     *,
     at: Workplace,
 ) -> RowsRef:
     """New rows and the datasets of each earlier task → new rows mixed with some of each task."""
     return row_sets.replay_by_task(
-        rows, earlier, heldout=heldout, share=share, least=least, passes=passes, seed=seed, store=at.store
+        rows,
+        earlier,
+        heldout=heldout,
+        share=share,
+        least=least,
+        passes=passes,
+        seed=seed,
+        general=general,
+        of_general=of_general,
+        store=at.store,
     )
+
+
+@stage(version=1, runs_in="parent", planned=True)
+def own_answers(questions: list[str], answers: Answers, *, at: Workplace) -> RowsRef:
+    """Questions and the base's answers to them → rows."""
+    return general_rows.own_answers(questions, answers, store=at.store)

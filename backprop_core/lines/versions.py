@@ -8,7 +8,7 @@ from pydantic import Field
 
 from backprop_core.errors import LineConflict, RunUnknown
 from backprop_core.schema.gate_report import Act, GateReport
-from backprop_core.schema.records import NO_KEY, Record
+from backprop_core.schema.records import KEY_IF_SET, NO_KEY, Record
 from backprop_core.schema.refs import AdapterRef, BaseRef, Cell, DatasetRef, Ratings, RowsRef, RunId, Scores
 from backprop_core.schema.specs import LoraSpec, MergeSpec
 from backprop_core.store.artifacts import Store, write_atomic
@@ -44,6 +44,11 @@ class LineVersion(Record):
         None,
         description="The gate's report; None in records older than this field.",
         json_schema_extra=NO_KEY,
+    )
+    replay_rows: int | None = Field(
+        None,
+        description="Rows of each earlier task that its next run replays, unless that says otherwise; None: none.",
+        json_schema_extra=KEY_IF_SET,
     )
     act: Act | None = Field(None, description="Manual promotion, if a person promoted it.", json_schema_extra=NO_KEY)
 

@@ -12,7 +12,7 @@ from backprop_core.store.cache_keys import canonical
 
 RECIPE = {  # spec fields that the card shows
     "training": "steps epochs learning_rate batch_size max_length weight_decay max_grad_norm precision "
-    "replay replay_rows seed",
+    "replay replay_rows replay_general seed",
     "training.lora": "variant rank alpha dropout target_modules",
     "merge": "strategy",
 }

@@ -1,16 +1,22 @@
 """One LoRA run, and its merge into the runs before it."""
 
+import logging
 import math
 
 from backprop_core.data import stages as data
 from backprop_core.errors import ConfigInvalid
 from backprop_core.evaluation import stages as evaluation
 from backprop_core.merging import stages as merging
+from backprop_core.schema.general_prompts import PROMPTS
 from backprop_core.schema.refs import AdapterRef, DatasetRef, Drift, ReferenceLogProbs, RowsRef, Start, TrainResult
-from backprop_core.schema.specs import TEACHER_FORCED, PreferenceSpec, TrainSpec
+from backprop_core.schema.specs import TEACHER_FORCED, GenerationSpec, PreferenceSpec, TrainSpec
 from backprop_core.training import stages as training
 from flows.steps.models import base_model
 from tasks.runs.flow_run import Run
+from tasks.runs.resolve_line import REPLAY
+
+LONGEST = 256  # tokens of an answer of the base
+log = logging.getLogger(__name__)
 
 
 def trained(
@@ -27,13 +33,13 @@ def trained(
     held-out rows, which never scores, chooses the best step.
     """
     spec = run.spec.training
-    replays = before and (spec.replay or spec.replay_rows)
-    rows = with_replay(run, dataset.train, before, list(heldout.values())) if replays else dataset.train
+    again = replayable(run, before)
+    rows = with_replay(run, dataset.train, again, list(heldout.values()))
     merge = run.spec.merge
     start = Start(tuned=tuned, orthonormal=merge.orthonormal_start, keep=merge.keeps_function) if tuned else None
     own = spec.of_run(later=bool(before))
-    alone = own.model_copy(update={"replay": 0, "replay_rows": 0})  # `rows` contain the replay
-    judges = any(one.judges for one in (dataset, *(before if replays else ())))
+    alone = own.model_copy(update={"replay": 0, "replay_rows": 0, "replay_general": 0})  # `rows` contain the replay
+    judges = any(one.judges for one in (dataset, *again))
     return run.call(
         training.train,
         base=run.base,
@@ -75,13 +81,39 @@ def reference(run: Run, rows: RowsRef, merged: AdapterRef | None) -> ReferenceLo
     )
 
 
-def with_replay(run: Run, rows: RowsRef, before: list[DatasetRef], heldout: list[RowsRef]) -> RowsRef:
-    """New rows, mixed with a share of each earlier dataset, or with rows of each earlier task."""
+def replayable(run: Run, before: list[DatasetRef]) -> list[DatasetRef]:
+    """The earlier datasets to replay. If replay was chosen, not set, preferences are left out where no loss is set."""
     spec = run.spec.training
+    if not (spec.replay or spec.replay_rows):
+        return []
+    if spec.preference.loss or REPLAY not in [choice.field for choice in run.prepared.defaults]:
+        return before
+    if judged := [dataset.name for dataset in before if dataset.judges]:
+        log.warning("preferences are not replayed, as training.preference.loss is not set: %s", ", ".join(judged))
+    return [dataset for dataset in before if not dataset.judges]
+
+
+def with_replay(run: Run, rows: RowsRef, before: list[DatasetRef], heldout: list[RowsRef]) -> RowsRef:
+    """New rows, mixed with a share of each earlier dataset, or with rows of each earlier task and the base's own."""
+    spec = run.spec.training
+    if not (before or spec.replay_general):
+        return rows
     drawn = {"rows": rows, "heldout": heldout, "share": spec.replay, "passes": passes(spec, rows), "seed": spec.seed}
-    if spec.replay_rows:
-        return run.call(data.replay_by_task, **drawn, earlier=by_task(before), least=spec.replay_rows)
+    if spec.replay_rows or spec.replay_general:
+        general = {"general": own_answers(run), "of_general": spec.replay_general} if spec.replay_general else {}
+        return run.call(data.replay_by_task, **drawn, **general, earlier=by_task(before), least=spec.replay_rows)
     return run.call(data.replay, **drawn, earlier=[dataset.train for dataset in before])
+
+
+def own_answers(run: Run) -> RowsRef:
+    """The answers of the untouched base to general prompts, as rows."""
+    asked = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    spec = GenerationSpec(max_new_tokens=LONGEST)
+    answers = run.call(evaluation.answer, **base_model(run), adapter=None, conversations=asked, spec=spec)
+    rows: RowsRef = run.call(data.own_answers, questions=list(PROMPTS), answers=answers)
+    if rows.rows < run.spec.training.replay_general:
+        log.warning("replay_general: the base has only %d complete answers to %d prompts", rows.rows, len(PROMPTS))
+    return rows
 
 
 def by_task(datasets: list[DatasetRef]) -> list[list[RowsRef]]:

@@ -107,6 +107,7 @@ def version_of(run: "Run", outcome: "Outcome", made: Made) -> LineVersion:
         watch=run.prepared.watched,
         parent=run.prepared.live.number if run.prepared.live else None,
         scored={task: rows for task, rows in made.scored.items() if rows != made.heldout[task]},
+        replay_rows=live.replay_rows if live else run.spec.training.replay_rows or None,
         gate=outcome.made.gate,
         act=outcome.made.act,
     )

@@ -255,7 +255,8 @@ def with_replay(data: Data, prepared: prepared_run.Prepared) -> Data:
     own = [source.task for source in prepared.sources]
     before = [[dataset.task for dataset in line] + own[:index] for index in range(len(own))]
     share = training.replay * sum(map(len, before)) * data.examples
-    rows = max(share, training.replay_rows * sum(len(set(tasks)) for tasks in before)) / len(own)
+    earlier = max(share, training.replay_rows * sum(len(set(tasks)) for tasks in before))
+    rows = earlier / len(own) + training.replay_general
     more = 1 + rows / data.examples
     sizes = {name: round(more * getattr(data, name)) for name in ("examples", "tokens", "label_tokens")}
     return data.model_copy(update=sizes)

@@ -34,6 +34,7 @@ from tasks.runs.line_splits import of_run
 from tasks.runs.line_state import working_on
 from tasks.runs.prepared_run import Prepared, load
 from tasks.runs.prune import remove_tag
+from tasks.runs.resolve_line import chosen_again
 from tasks.runs.sources import Source
 from tasks.tracking.withdrawal import remove_model, remove_versions
 
@@ -95,7 +96,7 @@ def night(line: str, number: int, store: Store) -> Night:
 
 def spec_of(prepared: Prepared, made: Sequence[DatasetRef], store: Store) -> RunSpec:
     """The spec of a run as it was asked for, without what would leave this machine; its rows are where they are now."""
-    spec = RunSpec.model_validate(without(prepared.spec.model_dump(), [one.field for one in prepared.defaults]))
+    spec = RunSpec.model_validate(without(prepared.spec.model_dump(), chosen_again(prepared.defaults)))
     alone = {"publish": PublishSpec(), "approval": ApprovalSpec(), "export": ExportSpec(), "notify": []}
     datasets = [dataset_of(*each, store) for each in zip(spec.datasets, prepared.sources, made, strict=True)]
     watch = [

@@ -19,6 +19,7 @@ from backprop_core.store.artifacts import Store
 from tasks.runs.preflight_checks import check_export, check_metric, check_training, harness_tasks
 from tasks.runs.prepared_run import Prepared
 from tasks.runs.resolve_defaults import decide
+from tasks.runs.resolve_line import with_memory
 from tasks.runs.sources import downloads, refuse_collisions, sources
 from tasks.runs.worker_process import interpreter
 
@@ -49,13 +50,14 @@ def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
     refuse_collisions([*([] if task else spec.datasets), *spec.evaluation.watch])
     found = sources(spec.datasets, scratch, task=task)
     watched = sources(spec.evaluation.watch, scratch)
+    spec, about_line = with_memory(spec, live)
     spec, chosen = decide(spec, base, [source.data for source in found], store, later=live is not None)
     continues = live is not None or len(spec.datasets) > 1
     check_training(spec.training, bases.local(base, store), spec.export, continues=continues)
     return Prepared(
         flow=flow,
         spec=spec,
-        defaults=chosen,
+        defaults=[*chosen, *about_line],
         base=base,
         sources=found,
         watch=watched,

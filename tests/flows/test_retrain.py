@@ -327,6 +327,20 @@ def test_a_line_keeps_what_its_strategy_and_replay_need(base, lines, tmp_path):
     assert live.version.earlier == [lines.version("all", 1).tuned]
 
 
+def test_a_new_line_replays_as_it_began(base, lines, tmp_path):
+    """Its first run chooses merge and replay; the nights after it replay as many rows, but one that says otherwise."""
+    nights = [
+        retrain("memory", batch(tmp_path, number), model=str(base), training=training, gate=OPEN)
+        for number, training in ((61, SHORT), (62, GOOD), (63, SHORT.model_copy(update={"replay_rows": 0})))
+    ]
+    assert [[stage.stage for stage in night.stages].count("replay_by_task") for night in nights] == [0, 1, 0]
+    chosen = [choice.reason for choice in nights[1].defaults if choice.field == "training.replay_rows"]
+    assert chosen == ["as line memory began"] and nights[1].version == 2
+    first, second = (lines.version("memory", number) for number in (1, 2))
+    assert first.merge == second.merge == MergeSpec(merge_a=True)
+    assert first.replay_rows == second.replay_rows == nights[1].spec["training"]["replay_rows"] > 0
+
+
 def test_what_chooses_lambda_does_not_score(base, lines, tmp_path):
     """A line that searches for λ finds one each night but the first, on held-out rows that no score counts."""
     spec = MergeSpec(merge_a=True, weight="search")

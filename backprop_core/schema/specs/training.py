@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from backprop_core.schema.field_types import HUB_ID, NAME, ROWS_FILE, Encoding, PathOrAddress
+from backprop_core.schema.general_prompts import PROMPTS
 from backprop_core.schema.records import KEY_IF_SET, NO_KEY, Record, Spec
 from backprop_core.schema.specs.curation import CurationSpec
 
@@ -288,7 +289,15 @@ class TrainSpec(Spec):
         ge=0,
         le=1_000_000,
         description="Rows of each earlier task that every later epoch trains on again, at least; each epoch draws "
-        "other rows.",
+        "other rows. Default: chosen for a new line, which keeps it.",
+        json_schema_extra=KEY_IF_SET,
+    )
+    replay_general: int = Field(
+        0,
+        ge=0,
+        le=len(PROMPTS),
+        description="Answers of the untouched base to general prompts that every epoch trains on, to keep what no "
+        "dataset has; each epoch draws others.",
         json_schema_extra=KEY_IF_SET,
     )
     preference: PreferenceSpec = Field(PreferenceSpec(), json_schema_extra=KEY_IF_SET)
@@ -341,7 +350,12 @@ class MergeSpec(Spec):
     model_config = ConfigDict(validate_by_name=True, serialize_by_alias=True)
 
     strategy: Strategy = Field("slao", description="Merge strategy; docs/continual.md says which to choose.")
-    merge_a: bool = Field(False, description="Average A like B, instead of replacing A.", json_schema_extra=KEY_IF_SET)
+    merge_a: bool = Field(
+        False,
+        description="Average A like B, instead of replacing A. Default: true in a new line that sets "
+        "neither strategy nor lambda.",
+        json_schema_extra=KEY_IF_SET,
+    )
     weight: Literal["1/sqrt(i)", "1/i", "search"] | Annotated[float, Field(gt=0, le=1)] | None = Field(
         None,
         alias="lambda",

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
+from backprop_core.data.general_rows import own_answers
 from backprop_core.data.row_files import passes as passes_of
 from backprop_core.data.row_sets import replay, replay_by_task
-from backprop_core.schema.refs import RowsRef
+from backprop_core.schema.general_prompts import PROMPTS
+from backprop_core.schema.refs import Answers, Generated, RowsRef
 from backprop_core.schema.specs import TrainSpec
 from backprop_core.store.cache_keys import stage_key
 from tests.backprop_core.data.test_curation import Bench, numbered
@@ -88,6 +91,35 @@ def test_each_row_of_a_task_is_as_likely(bench: Bench) -> None:
         found = sum(counts[row] for row in texts(bench, [night]))
         assert abs(found - expected) < 4 * (expected * (1 - least / 200)) ** 0.5
     assert max(counts.values()) < 20  # six on average
+
+
+def test_rows_of_the_base_are_beside_those_of_the_tasks(bench: Bench) -> None:
+    """Each epoch has its own number of them, other ones while there are any, and none that is held out."""
+    new, old, own = (bench.read(numbered(count, start)).rows for count, start in ((9, 0), (50, 100), (30, 500)))
+    mixed = replay_by_task(
+        new, [[old]], heldout=[], share=0, least=5, passes=3, seed=0, general=own, of_general=10, store=bench.store
+    )
+    rows = list(map(json.dumps, bench.rows(mixed)))
+    parts = [{rows[number] for number in epoch} for epoch in passes_of(bench.store.local(mixed))]
+    counts = [(len(part & texts(bench, [old])), len(part & texts(bench, [own]))) for part in parts]
+    assert counts == [(5, 10)] * 3 and texts(bench, [own]) < set().union(*parts)
+    assert drawn(bench, new, [], 0, general=own, of_general=10, heldout=[own]) == []
+
+
+def test_only_complete_answers_are_rows(bench: Bench) -> None:
+    """An answer that was cut off, or is empty, would teach the wrong end: it is no row; the others are as given."""
+    texts_ = [("Lisbon.", True), ("It goes on and", False), (" ", True), ("  Sí.\n", True)]
+    answers = Answers(answers=[Generated(text=text, tokens=3, stopped=stopped) for text, stopped in texts_])
+    made = own_answers([f"Question {number}?" for number in range(4)], answers, store=bench.store)
+    found = [[turn["content"] for turn in row["messages"]] for row in bench.rows(made)]
+    assert found == [["Question 0?", "Lisbon."], ["Question 3?", "  Sí.\n"]] and made.rows == 2
+
+
+def test_as_many_answers_as_prompts_can_be_asked_for() -> None:
+    """No prompt is there twice, and more answers than prompts are refused."""
+    assert len(set(PROMPTS)) == len(PROMPTS) == TrainSpec(replay_general=len(PROMPTS)).replay_general
+    with pytest.raises(ValidationError):
+        TrainSpec(replay_general=len(PROMPTS) + 1)
 
 
 def test_keys_and_bytes_of_earlier_runs_stay(bench: Bench) -> None:

@@ -108,6 +108,17 @@ def test_the_average_is_the_mean(store: Store) -> None:
         assert np.allclose(found[key], np.mean([tensors(store, ref)[key] for ref in tuned], 0), atol=1e-6)
 
 
+def test_a_number_is_an_exponential_moving_average(store: Store) -> None:
+    """With λ a number and A merged, the merged adapter is SuRe's slow one, step for run: Σ λ·(1-λ)^(n-i)·θ_i."""
+    tuned, spec = [commit(store, seed) for seed in range(6)], MergeSpec(merge_a=True, weight=0.3)
+    last = tensors(store, merge_all(store, tuned, spec)[-1])
+    weights = [(1 - 0.3) ** 5, *(0.3 * (1 - 0.3) ** (5 - i) for i in range(1, 6))]
+    assert sum(weights) == pytest.approx(1)
+    for key in (A, B):
+        expected = sum(w * tensors(store, ref)[key] for w, ref in zip(weights, tuned, strict=True))
+        assert np.abs(last[key] - expected).max() < 1e-6
+
+
 def test_sequential_is_the_last_run_alone(store: Store) -> None:
     """Without a merge, what ships is what was tuned last."""
     tuned = [commit(store, seed) for seed in range(3)]

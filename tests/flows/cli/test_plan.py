@@ -78,7 +78,8 @@ def test_a_plan_is_what_happens(spec: RunSpec, tmp_path: Path, monkeypatch: pyte
     assert [stage.key for stage in after.stages] == [stage.key for stage in result.stages]
     assert todo(after) == [] and after.disk == after.seconds == 0
     third = planned(spec, datasets=[*spec.datasets, spec.datasets[0].model_copy(update={"task": "again"})])
-    assert todo(third)[:4] == ["split", "train", "merge", "evaluate"] and todo(third).count("train") == 1
+    mixed = ["replay_by_task"] * 2  # the held-out rows are more; the second run's rows are the same
+    assert todo(third)[:5] == ["split", *mixed, "train", "merge"] and todo(third).count("train") == 1
     sequential = todo(planned(spec, merge=MergeSpec(strategy="sequential")))
     assert (sequential.count("train"), sequential.count("merge"), sequential.count("curate")) == (1, 2, 0)
     assert len(todo(run_here.plan("multi-run", spec, fresh=True))) == len(result.stages)
@@ -104,6 +105,26 @@ def test_replay_changes_the_rows_of_later_runs_and_nothing_else(spec: RunSpec) -
     assert mixed.count("replay") == by_task.count("replay_by_task") == len(spec.datasets) - 1
     keys = [[stage.key for stage in plan.stages if stage.stage == "train"] for plan in made]
     assert len({first for first, *_ in keys}) == 1 and len({second for _, second, *_ in keys}) == 3
+
+
+@pytest.mark.usefixtures("home")
+def test_the_base_answers_general_prompts_once(spec: RunSpec) -> None:
+    """Its rows are in every run, the first one too; without them, keys are what they were."""
+    fields: tuple[dict[str, int], ...] = ({"replay_rows": 3}, {"replay_rows": 3, "replay_general": 5})
+    made = [planned(spec, training=TRAINING.model_copy(update=one)) for one in fields]
+    [without, with_] = ([stage.stage for stage in plan.stages] for plan in made)
+    assert "answer" not in without and with_.count("replay_by_task") == len(spec.datasets)
+    assert [stage.cached for stage in made[1].stages if stage.stage == "answer"] == [False, True]
+    keys = [[stage.key for stage in plan.stages if stage.stage == "train"] for plan in made]
+    assert not set(keys[0]) & set(keys[1])
+
+
+@pytest.mark.usefixtures("home")
+def test_a_plan_says_what_a_new_line_does(spec: RunSpec) -> None:
+    """Merging and replay of a new line are among the chosen defaults, and their stages in the plan."""
+    made = planned(spec)
+    assert {"merge.merge_a", "training.replay_rows"} <= {choice.field for choice in made.defaults}
+    assert [stage.stage for stage in made.stages].count("replay_by_task") == len(spec.datasets) - 1
 
 
 @pytest.mark.usefixtures("home")
