@@ -7,10 +7,8 @@ its error stays what its confidence says.
 from collections.abc import Sequence
 from statistics import mean
 
-from backprop_core.data.batching import Item, load
-from backprop_core.data.judged_answers import are_preferences
-from backprop_core.errors import NoRows
-from backprop_core.evaluation.scoring import score
+from backprop_core.evaluation.row_score import Scorer
+from backprop_core.evaluation.scoring import scorer
 from backprop_core.merging.strategies import between, check_same
 from backprop_core.models import adapter_tensors
 from backprop_core.models.adapter_tensors import Adapter
@@ -20,7 +18,6 @@ from backprop_core.schema.refs import AdapterRef, BackedOff, RowsRef
 from backprop_core.schema.specs import Limit
 from backprop_core.store.artifacts import Store
 
-HINT = "set merge.back_off to false"
 SHARES = (1.0, 0.75, 0.5, 0.25)  # of ΔW_candidate - ΔW_champion
 
 
@@ -38,20 +35,17 @@ def back_off(
     """Of ΔW_champion + s·(ΔW_candidate - ΔW_champion), the one with the best mean score over the held-out sets.
 
     `metric` is exact_match, loss, or token_accuracy, which also stands for all others. Of equal scores the largest
-    share wins; s = 1 is the candidate itself. Preferences do not count. `on_progress` gets (done, total) shares.
-    Raises NoRows, RankMismatch, AdapterMismatch.
+    share wins; s = 1 is the candidate itself. `on_progress` gets (done, total) shares. Raises NoRows, RankMismatch,
+    AdapterMismatch.
     """
-    answered = [rows for rows in heldout if not are_preferences(store.local(rows))]
-    if not answered:
-        raise NoRows("only preferences are held out, by which no part of a change is chosen", hint=HINT)
-    tasks = [load(base, rows, max_length=max_length, store=store) for rows in answered]
+    tasks = [scorer(base, rows, max_length=max_length, store=store) for rows in heldout]
     old, new = (adapter_tensors.read_adapter(store.local(ref)) for ref in (champion, candidate))
     check_same(old, new)
     tried: dict[float, float] = {}
     with injected(base, new.config, new.tensors) as model:
         for share in SHARES:
             put(model, between(old.tensors, new.tensors, share))
-            tried[share] = mean(score_of(base, items, metric) for items in tasks)
+            tried[share] = mean(score_of(task, metric) for task in tasks)
             if on_progress:
                 on_progress(len(tried), len(SHARES))
     best = max(SHARES, key=tried.__getitem__)
@@ -64,9 +58,9 @@ def back_off(
     return BackedOff(adapter=adapter, share=best, tried={str(share): value for share, value in tried.items()})
 
 
-def score_of(base: LoadedBase, items: list[Item], metric: str) -> float:
+def score_of(task: Scorer, metric: str) -> float:
     """The score of the model on a held-out set; loss is negated."""
-    rows = score(base, items)
+    rows = task()
     if metric == "exact_match":
         return mean(row.exact for row in rows)
     tokens = sum(row.tokens for row in rows)

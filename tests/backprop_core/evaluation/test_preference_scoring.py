@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from backprop_core.data import chat_encoding
-from backprop_core.evaluation.gate import hits
+from backprop_core.evaluation.back_off import back_off
+from backprop_core.evaluation.hits import hits
 from backprop_core.evaluation.lambda_search import search
 from backprop_core.evaluation.scoring import evaluate
 from backprop_core.models.loading import LoadedBase, adapted
@@ -87,3 +88,12 @@ def test_lambda_is_searched_by_preferences_too(base: LoadedBase, shared: Store, 
     found = search(base, tuned, tuned, count=2, spec=spec, heldout=[rows], max_length=256, store=shared)
     expected = evaluate(base, tuned, rows, max_length=256, store=shared).loss
     assert list(found.tried.values()) == pytest.approx([expected] * 10, rel=1e-4)
+
+
+def test_back_off_looks_at_preferences_too(base: LoadedBase, shared: Store, tuned: AdapterRef) -> None:
+    """From a candidate that is its own champion nothing is taken back, and each share scores as its evaluation."""
+    rows = nano.commit_rows(shared, PAIRS)
+    options: dict[str, Any] = {"heldout": [rows], "metric": "token_accuracy", "max_length": 256, "store": shared}
+    found = back_off(base, tuned, tuned, **options)
+    expected = evaluate(base, tuned, rows, max_length=256, store=shared).token_accuracy
+    assert found.share == 1 and list(found.tried.values()) == pytest.approx([expected] * 4)
