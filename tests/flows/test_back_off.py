@@ -90,9 +90,10 @@ def test_back_off_may_change_from_run_to_run(first, lines, tmp_path):
         assert lines.version("careful", without.version).merge.back_off is False
 
 
-def test_the_runs_of_a_multi_run_back_off_too(base, data, home):
-    """Each run after the first is taken as far as the tasks so far bear it; train has nothing to back off from."""
-    result = multi_run([DatasetSpec(path=path) for path in data[:2]], model=str(base), training=SHORT, merge=BACKS_OFF)
+def test_the_runs_of_a_multi_run_back_off_too(base, home, tmp_path):
+    """Each run after the first is taken as far as the tasks so far bear it."""
+    nights = [DatasetSpec(path=batch(tmp_path, number)) for number in (21, 22)]
+    result = multi_run(nights, model=str(base), training=SHORT, merge=BACKS_OFF)
     assert [record.taken is None for record in result.runs] == [True, False]
     assert called(result, "back_off") == 1
 
