@@ -189,6 +189,8 @@ LIKE: dict[str, Any] = {  # where the schema alone does not say what a value loo
     "merge.lambda": 0.5,
     "notify": ["slack-webhook/team"],
     "publish.repo": "a/b",
+    "training.early_stopping": {"patience": 2},
+    "training.guard.pause_at": 90,
     "training.lora.target_modules": ["q_proj"],
     "training.steps": 7,
 }
