@@ -42,14 +42,14 @@ SUITES: dict[str, dict[str, Any]] = {
         "batch_size": 16,
         "rank": 8,
         "rates": {"mild": 1e-3, "stressed": 4e-3},
-        "replays": [0, 0.05],
+        "replays": [0, 20, 50, 0.05],
         "methods": list(METHODS),
     },
     "real": {
         "rows": 100,
         "heldout": 50,
         "epochs": 2,
-        "batch_size": 8,
+        "batch_size": 4,
         "rank": 16,
         "rates": {"default": 5e-4},
         "replays": [0, 20, 50],
@@ -62,14 +62,12 @@ def main() -> None:
     """Measure every cell that is not measured; what is done so far is kept after each."""
     asked = arguments(sys.argv[1:])
     plan, results = opened(asked)
-    results.base = results.base or base_scores(plan)
+    results.base = results.base or cells.base_scores(plan)
     results.add([])
-    every = cells_of(plan)
-    for done, (cell, made) in enumerate(measured(plan, results, asked.processes), 1):
+    for cell, made in measured(plan, results, asked.processes):
         results.add(made)
-        if made and done % len(plan.rates) == 0:  # the table has them side by side
-            table.keep(plan, in_order(plan, results), results.base, asked.name)
-        print(f"{done} of {len(every)}: {cell}", file=sys.stderr, flush=True)
+        table.keep(plan, in_order(plan, results), results.base, asked.name)
+        print(f"{cell}: {', '.join(one.method for one in made)}", file=sys.stderr, flush=True)
     table.keep(plan, in_order(plan, results), results.base, asked.name)
 
 
@@ -198,20 +196,15 @@ def in_order(plan: Plan, results: Results) -> list[Result]:
 
 
 def measured(plan: Plan, results: Results, processes: int) -> Iterator[tuple[Cell, list[Result]]]:
-    """The missing results of every cell; on a GPU in this process, on a CPU in several with a thread each."""
+    """The missing results of every cell; in this process, or in several with a thread each."""
     todo = [(cell, results.missing(cells.methods_in(plan, cell), cell)) for cell in cells_of(plan)]
     if plan.device == "cuda" or processes == 1:
-        yield from ((cell, cells.run(plan, cell, methods) if methods else []) for cell, methods in todo)
+        every = ((cell, method) for cell, methods in todo for method in methods)
+        yield from ((cell, cells.run(plan, cell, [method])) for cell, method in every)
         return
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        futures = [(cell, pool.submit(cells.run, plan, cell, methods) if methods else None) for cell, methods in todo]
-        yield from ((cell, future.result() if future else []) for cell, future in futures)
-
-
-def base_scores(plan: Plan) -> dict[str, float]:
-    """Exact match of the untouched base, by task."""
-    bench = cells.opened(plan)
-    return {task: bench.score(None, task) for task in plan.tasks}
+        futures = [(cell, pool.submit(cells.run, plan, cell, methods)) for cell, methods in todo if methods]
+        yield from ((cell, future.result()) for cell, future in futures)
 
 
 if __name__ == "__main__":

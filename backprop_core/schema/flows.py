@@ -136,6 +136,20 @@ FLOWS = {
             only_scores=True,
             rows="earlier",
         ),
+        FlowInfo(
+            "bench",
+            "compare-settings",
+            Verb(
+                "bench",
+                "benchmarking",
+                "Compare strategies, replay and rates on your datasets or a line's, and say what to set.",
+                "backprop bench support --replay 0,50 --orders 3",
+                after="evaluate",
+            ),
+            alone=True,
+            only_scores=True,
+            keeps_result=True,
+        ),
         FlowInfo("generate", "answer-prompts", resumable=False, only_scores=True, rows="earlier if known"),
         FlowInfo(
             "export",

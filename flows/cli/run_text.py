@@ -20,6 +20,7 @@ from backprop_core.schema.refs import (
     RunResult,
     StageRecord,
 )
+from flows.cli.bench_text import comparison
 from flows.cli.console import one_line
 from flows.cli.tables import duration, known, number, size, status_text, table, whole_line
 from tasks.runs.results import early_stopping
@@ -40,6 +41,8 @@ def run(result: RunResult) -> RenderableType:
         parts += map(Text, [*judged_rows(result), *cut_rows(result), *stopped])
     if result.evaluation:
         parts += ["", *matrix(result.evaluation, result.runs)]
+    if result.bench:
+        parts += ["", comparison(result.bench)]
     if result.harness:
         parts += ["", harness(result.harness)]
     if result.gate:

@@ -199,7 +199,8 @@ def plan(plan: "Plan") -> RenderableType:
         choices.add_row(choice.field, str(choice.value), one_line(choice.reason))
     reasons: list[RenderableType] = [choices, ""] if plan.defaults else []
     shows: list[RenderableType] = [Text(plan.power.sentence), ""] if plan.power else []
-    return Group(planned_rows(plan), "", made, "", *reasons, *shows, *needs(plan))
+    cells: list[RenderableType] = [Text(f"{len(plan.cells)} cells, the base apart"), ""] if plan.cells else []
+    return Group(planned_rows(plan), "", *cells, made, "", *reasons, *shows, *needs(plan))
 
 
 def planned_rows(plan: "Plan") -> RenderableType:

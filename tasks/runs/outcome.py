@@ -17,6 +17,7 @@ from backprop_core.schema.flows import flow_info
 from backprop_core.schema.gate_report import Act, Decision, GateReport, Power
 from backprop_core.schema.refs import (
     BaseRecord,
+    BenchReport,
     Curated,
     DatasetRef,
     ErrorRecord,
@@ -62,6 +63,14 @@ class Notes:
 
     def lora_run_done(self, made: LoraRun) -> None:
         """What the LoRA run made."""
+
+    @contextmanager
+    def cell(self, number: int, name: str, parameters: dict[str, str]) -> Iterator[None]:
+        """A cell of a comparison, within the block."""
+        yield
+
+    def compared(self, report: BenchReport, last: dict[str, float]) -> None:
+        """A comparison so far, and the figures of its last cell."""
 
     def evaluated(self, cells: Row, base: Row) -> None:
         """The scores of an existing adapter."""
@@ -192,6 +201,16 @@ class Outcome(Notes):
             base=made.base,
             metric=self._prepared.spec.evaluation.metric,
         )
+
+    @contextmanager
+    def cell(self, number: int, name: str, parameters: dict[str, str]) -> Iterator[None]:
+        """Its metrics go to a child of this run's record."""
+        with self.journal.cell(child_id(self.made.run_id, number), name, parameters):
+            yield
+
+    def compared(self, report: BenchReport, last: dict[str, float]) -> None:
+        self.add(bench=report, reason=report.advice)
+        self.journal.metrics(0, last)
 
     def evaluated(self, cells: Row, base: Row) -> None:
         tasks, metric = list(cells), self._prepared.spec.evaluation.metric

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +27,9 @@ from backprop_core.schema.refs import (
     GGUFRef,
     Harnessed,
     Perplexities,
+    Ratings,
     RowsRef,
+    Scores,
     Searched,
     Split,
     StageRecord,
@@ -40,8 +43,8 @@ from backprop_core.store.key_changes import KeyChanges
 from backprop_core.training import time_estimate
 from backprop_core.training.defaults import Data
 from backprop_core.training.vram_estimate import GIB, Setting, Shape, memory, micro_batch
-from tasks.runs import disk_space, prepared_run, resolve
-from tasks.runs.flow_run import Run, new_run_id
+from tasks.runs import disk_space, prepared_run, resolve, resolve_bench
+from tasks.runs.flow_run import Run, Start, new_run_id
 from tasks.runs.machine_speed import speed_of
 from tasks.runs.outcome import Notes
 from tasks.runs.resolve_defaults import data_in
@@ -72,6 +75,7 @@ class Plan(Record):
 
     rows: list[PlannedRows] = Field(default_factory=list, description="By dataset, in the order of the runs.")
     defaults: list[Choice] = Field(default_factory=list, description="What of the spec was chosen, and why.")
+    cells: list[str] = Field(default_factory=list, description="Of a comparison: settings, orders and seeds.")
     stages: list[StageRecord] = Field(description="In order; those not cached would run.")
     power: Power | None = Field(None, description="What the held-out rows can show; None for a run without a gate.")
     device: str
@@ -99,8 +103,16 @@ class PlanNotes(Notes):
 
     power: Power | None = None
 
+    def __init__(self) -> None:
+        self.cells: list[str] = []
+
     def can_show(self, power: Power | None) -> None:
         self.power = power
+
+    @contextmanager
+    def cell(self, number: int, name: str, parameters: dict[str, str]) -> Iterator[None]:
+        self.cells.append(name)
+        yield
 
 
 class Lookup:
@@ -164,6 +176,10 @@ def stand_in(kind: type[R], key: str) -> R:
         made = Harnessed(scores={})
     elif issubclass(kind, Perplexities):
         made = Perplexities(digest=key, rows=0)
+    elif issubclass(kind, Scores):
+        made = Scores(digest=key, rows=1, tokens=0, loss=0, token_accuracy=0, exact_match=0)
+    elif issubclass(kind, Ratings):
+        made = Ratings(digest=key, metric="", rows=1, score=0)
     elif issubclass(kind, Answers):
         made = Answers(answers=[Generated(text=key, tokens=0, stopped=True)])
     elif issubclass(kind, GateReport):
@@ -178,19 +194,27 @@ def stand_in(kind: type[R], key: str) -> R:
 
 def plan(flow: str, spec: RunSpec, body: Callable[[Run], object], *, fresh: bool) -> Plan:
     """What `body` would do with this spec. Raises what `prepare` raises."""
+    return planned(lambda store: resolve.prepare(flow, spec, store), body, fresh=fresh)
+
+
+def planned(start: Start, body: Callable[[Run], object], *, fresh: bool) -> Plan:
+    """What `body` would do with what `start` resolves. Raises what `start` raises."""
     store = Store(settings().store_path)
     try:
-        prepared = resolve.prepare(flow, spec, store).model_copy(update={"fresh": fresh})
+        prepared = start(store).model_copy(update={"fresh": fresh})
         lookup, notes = Lookup(prepared, store), PlanNotes()
         body(Run(new_run_id(), prepared, store, lookup, notes))
         training, shape = prepared.spec.training, disk_space.known_shape(prepared.spec.model)
         base, _ = bases.locate(prepared.base.name, prepared.base.revision)
-        inputs = zip(prepared.sources, prepared.spec.datasets, strict=True)
+        inputs = zip(prepared.sources, prepared.spec.datasets, strict=bool(prepared.sources))
         measured = [data_in(source.data, dataset, base, store) for source, dataset in inputs]
+        if prepared.bench and prepared.live:
+            measured = [*resolve_bench.sizes(prepared.live.version, base, store)]
         card = devices.memory() if training.device == "cuda" else None
         return Plan(
             rows=rows_of(lookup.rows, measured, prepared.spec),
             defaults=prepared.defaults,
+            cells=notes.cells,
             stages=lookup.stages,
             power=notes.power,
             device=training.device,

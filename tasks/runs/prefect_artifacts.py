@@ -12,7 +12,8 @@ from prefect.context import FlowRunContext
 from backprop_core.publishing.model_card import fidelity, plain, table
 from backprop_core.schema.dataset_reports import CuratedReport
 from backprop_core.schema.gate_report import GateReport, TaskVerdict
-from backprop_core.schema.refs import Answers, Evaluation, GGUFRecord, RunRecord, RunResult
+from backprop_core.schema.refs import Answers, BenchReport, Evaluation, GGUFRecord, RunRecord, RunResult
+from tasks.runs.bench_figures import points
 from tasks.runs.results import early_stopping
 from tasks.tracking.plots import forgetting_matrix
 
@@ -30,6 +31,8 @@ def publish(result: RunResult, reports: Sequence[CuratedReport], *, namespace: s
         create_markdown_artifact(datasets(reports, mlflow_link), key=f"{prefix}-data", description=rows_said(reports))
     if result.evaluation:
         create_markdown_artifact(report(result, result.evaluation), key=f"{prefix}-matrix", description=said)
+    if result.bench:
+        create_markdown_artifact(text(result), key=f"{prefix}-comparison", description=said)
     if result.gguf:
         create_markdown_artifact(files(result.gguf), key=f"{prefix}-files", description=said)
     if mlflow_link:
@@ -110,11 +113,29 @@ def text(result: RunResult) -> str:
         f"**{plain(name + sentence(result))}**\n",
         gate_table(result.gate) if result.gate else "",
         matrix_table(result.evaluation) if result.evaluation else "",
+        comparison(result.bench) if result.bench else "",
         merges(result.runs),
         "".join(f"{plain(said)}\n" for said in early_stopping(result.runs)),
         "\n".join(fidelity(result.gguf, [file.quantization for file in result.gguf])),
     ]
     return "\n".join(filter(None, parts))
+
+
+def comparison(report: BenchReport) -> str:
+    """The settings that were compared, the present one first, in Markdown."""
+    head = ["setting", "average", "backward transfer", "worst task", "over present", "cells"]
+    rows = [
+        [
+            row.name,
+            f"{row.average:.3f}",
+            "" if row.backward_transfer is None else f"{row.backward_transfer:+.3f}",
+            f"{row.worst:.3f}",
+            points(row.over_present, report.metric) if row.over_present else "",
+            str(row.cells) if row.setting else "",
+        ]
+        for row in report.rows
+    ]
+    return "\n".join(table(head, rows))
 
 
 def picture(evaluation: Evaluation) -> str:

@@ -10,9 +10,7 @@ from backprop_core.models import base as bases
 from backprop_core.schema.gate_report import Act
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import AdapterRef, BaseRef, Choice, ConverterRef, OwnTasks, RunId
-from backprop_core.schema.specs import (
-    RunSpec,
-)
+from backprop_core.schema.specs import BenchSpec, RunSpec
 from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.store.cache_keys import digest_of, part
 from tasks.runs.recorded_spec import without_passwords
@@ -35,6 +33,7 @@ class Prepared(Record):
     live: Live | None = Field(None, description="The champion that a retrain continues; None: the line's first run.")
     converter: ConverterRef | None = Field(None, description="Writes the GGUF files if there is no writer here.")
     tasks: OwnTasks | None = Field(None, description="Custom lm-evaluation-harness tasks.")
+    bench: BenchSpec | None = Field(None, description="What `bench` compares.")
     act: Act | None = Field(None, description="Manual promotion; not part of the digest.")
     fresh: bool = Field(False, description="Recompute every stage even if cached; not part of the digest.")
 
@@ -56,7 +55,8 @@ class Prepared(Record):
         """Digest of everything that determines the run's results: equal digests mean equal results."""
         inputs = [[part(source.data), part(source.heldout)] for source in self.sources + self.watch]
         parts = [self.flow, part(self.spec), part(self.base), inputs, part(self.adapter), part(self.live)]
-        return digest_of([*parts, *(each.digest for each in (self.converter, self.tasks) if each)])
+        compared = [part(self.bench)] if self.bench else []
+        return digest_of([*parts, *(each.digest for each in (self.converter, self.tasks) if each), *compared])
 
 
 def begun(prepared: Prepared, run_id: str, store: Store) -> Prepared:

@@ -61,6 +61,15 @@ class RunJournal:
         child.end("finished")
         self._child = None
 
+    @contextmanager
+    def cell(self, run_id: str, name: str, parameters: dict[str, str]) -> Iterator[None]:
+        """Record a cell of a comparison within the block; it gets the metrics of its trainings."""
+        self._child = child = self._journal.child(run_id)
+        child.start(line=self._prepared.spec.line, name=name, params=self._params | parameters)
+        yield
+        child.end("finished")
+        self._child = None
+
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Record metrics of the current training."""
         assert self._child is not None

@@ -59,7 +59,7 @@ def test_replay_and_all_at_once(plan: Plan) -> None:
     replayed = continual_cell.run(plan, Cell(rate="mild", replay=0.05, order=0, seed=0), list(METHODS))
     trained = [note for note in notes(plan) if "train_loss" in note.read_text()]
     assert len(notes(plan)) > before and len(trained) == 5 and len(replayed) == len(METHODS)
-    [bound] = continual_cell.run(plan, Cell(rate="mild", replay=0, order=None, seed=0), list(METHODS))
+    [bound] = continual_cell.run(plan, Cell(rate="mild", replay=0, order=None, seed=0), ["all-at-once"])
     assert bound.method == "all-at-once" and len(bound.last) == 2
 
 
@@ -80,9 +80,26 @@ def test_figures(plan: Plan) -> None:
     assert found["base"]["average"] == 20 and found["base"]["worst"] == 10
     slao = found["slao"]
     assert (slao["average"], slao["backward_transfer"], slao["learned"], slao["worst"]) == (45, -15, 52.5, 40)
-    assert slao["over_sequential"] == {"mean": 5, "std": 21.21, "won": 1} and slao["by_order"] == [45]
-    assert "| slao | 0% | 45.0 ± 21.2 | -15.0 | 52.5 | 40.0 | +5.0 ± 21.2 (1 of 2) |" in continual_table.table_of(
-        rows, "mild", 1
+    half = 12.706 * 15  # t with one degree of freedom, times 21.2 / √2
+    over = slao["over_sequential"]
+    assert (over["mean"], over["won"], over["cells"]) == (5, 1, 2) and slao["by_order"] == [45]
+    assert (over["low"], over["high"]) == (pytest.approx(5 - half, abs=0.1), pytest.approx(5 + half, abs=0.1))
+    line = "| slao | 0% | 45.0 ± 21.2 | -15.0 | 52.5 | 40.0 | +5.0 (-185.6 to +195.6; 1 of 2) |"
+    assert line in continual_table.table_of(rows, "mild", 1)
+
+
+def test_replay_is_compared_with_slao_as_published(plan: Plan) -> None:
+    """A method with replay is compared with SLAO without, cell by cell, where both are measured."""
+    rows = [result("slao", seed, [0.5, 0.5], [0.5, 0.5]) for seed in (0, 1)]
+    more = result("slao, A merged", 0, [0.5, 0.75], [0.5, 0.75])
+    replayed = more.model_copy(update={"cell": more.cell.model_copy(update={"replay": 20})})
+    figures = continual_table.figures(plan, [*rows, replayed], {"first": 0.1})
+    [found] = [row for row in figures if row["strategy"] == "recommended"]
+    assert found["over_slao"] is None and found["over_sequential"] is None
+    assert found["over_published"] == {"mean": 12.5, "low": None, "high": None, "won": 1, "cells": 1}
+    [claim] = continual_table.claims(figures)
+    assert claim == (
+        "mild: slao, A merged, 20 rows: 62.5 %, over SLAO as published +12.5 (1 of 1); the untouched base 10.0 %"
     )
 
 
@@ -110,6 +127,6 @@ def test_a_fresh_machine_goes_on_from_the_results(plan: Plan, place: Path, tmp_p
     cell, at_once = continual.cells_of(plan.model_copy(update=few))
     Results(file, settings(plan, "base")).add(continual_cell.run(plan, cell, plan.methods))
     empty = planned_in(tmp_path / "store", place).model_copy(update=few)
-    done = dict(continual.measured(empty, Results(file, settings(empty, "base")), processes=1))
-    assert not done[cell] and [result.method for result in done[at_once]] == ["all-at-once"]
+    done = list(continual.measured(empty, Results(file, settings(empty, "base")), processes=1))
+    assert [(where, [result.method for result in made]) for where, made in done] == [(at_once, ["all-at-once"])]
     assert len([note for note in notes(empty) if "train_loss" in note.read_text()]) == 1

@@ -114,6 +114,7 @@ def test_a_resumed_flow_is_given_what_it_needs() -> None:
         "retrain": {"line": "support", "data": one, "run_id": "abc"},
         "promote": {"ref": "abc", "line": "support", "run_id": "abc"},
         "evaluate": {"ref": "abc", "run_id": "abc"},
+        "bench": {"run_id": "abc"},
         "export": {"ref": "abc", "run_id": "abc"},
         "publish": {"ref": "abc", "repo": "me/it", "run_id": "abc"},
         "release": {"line": "support", "run_id": "abc"},

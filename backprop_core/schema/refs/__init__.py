@@ -1,6 +1,7 @@
 """Refs: what exists (artifacts in the store), and RunResult with its records. Plain JSON."""
 
 from backprop_core.schema.refs.artifact import ArtifactRef, Digest, RunId, artifacts_in
+from backprop_core.schema.refs.bench import BenchReport, BenchResult, BenchRow, BenchSetting, PairedDifference
 from backprop_core.schema.refs.datasets import (
     Batch,
     Curated,
@@ -73,6 +74,10 @@ __all__ = [
     "BaseRecord",
     "BaseRef",
     "Batch",
+    "BenchReport",
+    "BenchResult",
+    "BenchRow",
+    "BenchSetting",
     "Cell",
     "ChatTemplate",
     "Choice",
@@ -99,6 +104,7 @@ __all__ = [
     "OwnTasks",
     "PackageRecord",
     "PackageRef",
+    "PairedDifference",
     "Perplexities",
     "Ratings",
     "Reading",

@@ -7,6 +7,7 @@ from pydantic import Field
 from backprop_core.schema.gate_report import Act, GateReport
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs.artifact import Digest, RunId
+from backprop_core.schema.refs.bench import BenchReport
 from backprop_core.schema.refs.datasets import Split
 from backprop_core.schema.refs.exports import FileAnswer
 from backprop_core.schema.refs.models import Drift, KeptStep
@@ -176,6 +177,7 @@ class RunResult(Record):
     split: Split | None = Field(None, description="Which rows were trained and which scored; None in older records.")
     evaluation: Evaluation | None = None
     harness: list[HarnessRecord] = Field(default_factory=list)
+    bench: BenchReport | None = Field(None, description="The settings that `bench` compared.")
     gate: GateReport | None = None
     act: Act | None = Field(None, description="The manual promotion of this version; null: the gate decided.")
     merged: Located | None = None

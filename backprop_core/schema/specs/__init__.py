@@ -1,5 +1,6 @@
 """Specs: all fields a user can configure, with type, range, unit and one line of help."""
 
+from backprop_core.schema.specs.bench import BenchSpec, merge_of, method_of
 from backprop_core.schema.specs.curation import CurationSpec
 from backprop_core.schema.specs.jobs import (
     ApprovalSpec,
@@ -47,6 +48,7 @@ __all__ = [
     "TEACHER_FORCED",
     "ApprovalSpec",
     "Backend",
+    "BenchSpec",
     "BlockName",
     "CanarySpec",
     "CurationSpec",
@@ -78,4 +80,6 @@ __all__ = [
     "TimeSplit",
     "TooLong",
     "TrainSpec",
+    "merge_of",
+    "method_of",
 ]

@@ -1,0 +1,92 @@
+"""What a comparison says of its results: averages by hand, and a sentence that says what to set."""
+
+import pytest
+
+from backprop_core.schema.refs import BenchReport, BenchResult, BenchSetting
+from tasks.runs.bench_figures import NOTHING, ONE_CELL, average, report, transfer
+
+PRESENT = BenchSetting(strategy="slao", replay=0, rate=1e-3)
+BETTER = BenchSetting(strategy="slao+a", replay=50, rate=1e-3)
+
+
+def result(
+    setting: BenchSetting, last: list[float], seed: int = 0, *, order: int | None = 0, seconds: float = 10
+) -> BenchResult:
+    then = [0.9] * len(last)
+    tasks = ["a", "b", "c"][: len(last)]
+    return BenchResult(setting=setting, order=order, seed=seed, tasks=tasks, then=then, last=last, seconds=seconds)
+
+
+def compared(results: list[BenchResult]) -> BenchReport:
+    return report("exact_match", [["a", "b"]], PRESENT, {"a": 0.1, "b": 0.3}, results)
+
+
+def test_a_task_that_comes_twice_counts_once() -> None:
+    """The average is over tasks; a task is compared with the last run that trained it."""
+    made = BenchResult(
+        setting=PRESENT, order=0, seed=0, tasks=["a", "b", "a"], then=[0.2, 0.8, 0.7], last=[0.6, 0.5, 0.6], seconds=1
+    )
+    assert average(made) == pytest.approx(0.55)  # of 0.6 and 0.5
+    assert transfer(made) == pytest.approx(-0.3)  # of b; the last run is of a
+    assert transfer(made.model_copy(update={"order": None})) is None
+
+
+def test_the_best_that_beats_noise_is_advised_with_its_cost() -> None:
+    """The sentence has the fields that differ, the gain with its interval, and the time."""
+    cells = [
+        result(setting, [score + seed / 100, score + gain / 100], seed, seconds=seconds)
+        for setting, score, seconds in ((PRESENT, 0.5, 10), (BETTER, 0.55, 12))
+        for seed, gain in ((0, 0), (1, 1), (2, 2))
+    ]
+    made = compared([*cells, result(PRESENT, [0.8, 0.9], order=None)])
+    assert [row.name for row in made.rows] == [
+        "slao, no replay, rate 0.001",
+        "slao+a, replay 50 rows, rate 0.001",
+        "all at once",
+        "base",
+    ]
+    present, better, bound, base = made.rows
+    assert (present.average, present.worst, present.over_present) == (pytest.approx(0.51), pytest.approx(0.51), None)
+    assert better.over_present and better.over_present.mean == pytest.approx(0.05) and better.over_present.won == 3
+    assert (bound.average, bound.backward_transfer, base.average) == (pytest.approx(0.85), None, pytest.approx(0.2))
+    assert made.advice == (
+        "Set merge.merge_a=true and training.replay_rows=50: +5.0 points (5.0 to 5.0), 20% more training time."
+    )
+
+
+def test_noise_is_no_advice() -> None:
+    """A higher average with an interval that holds 0 is not advised, and one cell never is."""
+    noisy = [
+        result(setting, [score, score], seed)
+        for setting, scores in ((PRESENT, [0.5, 0.6, 0.4]), (BETTER, [0.8, 0.5, 0.5]))
+        for seed, score in enumerate(scores)
+    ]
+    assert compared(noisy).advice == NOTHING
+    assert compared(noisy[::3]).advice == ONE_CELL
+
+
+@pytest.mark.parametrize(
+    ("present", "wanted", "fields"),
+    [
+        ({"replay": 0.05}, {"replay": 0}, "training.replay=0"),
+        ({"replay": 50}, {"replay": 0}, "training.replay_rows=0"),
+        ({"replay": 0.05}, {"replay": 20}, "training.replay_rows=20 and training.replay=0"),
+        ({"strategy": "slao+a@1/i"}, {"strategy": "average"}, "merge.strategy=average and merge.merge_a=false and "),
+        ({"rate": 1e-3}, {"rate": 5e-4}, "training.learning_rate=0.0005"),
+    ],
+)
+def test_fields_to_set(present: dict[str, float], wanted: dict[str, float], fields: str) -> None:
+    """What is advised, set over the present settings, gives the better ones."""
+    old, new = (BenchSetting.model_validate({**PRESENT.model_dump(), **change}) for change in (present, wanted))
+    results = [result(setting, [score] * 2, seed) for setting, score in ((old, 0.5), (new, 0.6)) for seed in (0, 1)]
+    made = report("exact_match", [["a", "b"]], old, {"a": 0.1}, results)
+    assert f"Set {fields}" in made.advice
+
+
+def test_a_loss_has_no_percent() -> None:
+    """In the metric loss, which is negated, a difference is in nats."""
+    results = [
+        result(setting, [score] * 2, seed) for setting, score in ((PRESENT, -1.5), (BETTER, -1.25)) for seed in (0, 1)
+    ]
+    made = report("loss", [["a", "b"]], PRESENT, {"a": -2}, results)
+    assert "+0.250 (0.250 to 0.250)" in made.advice
