@@ -4,7 +4,7 @@ import logging
 
 from backprop_core.data import stages as data
 from backprop_core.errors import NoRows
-from backprop_core.schema.refs import AdapterRef, RowsRef, heldout_of
+from backprop_core.schema.refs import AdapterRef, RowsRef, Split, heldout_of
 from flows.steps.files import exports
 from flows.steps.rows import curated, held_out, part, tasks_of, without
 from flows.steps.scores import champion, harness, judged, score
@@ -27,10 +27,11 @@ def pipeline(run: Run) -> Made:
     return made
 
 
-def lora_runs(run: Run) -> Made:
-    """A LoRA run on each dataset, merged and scored after each."""
-    rows = curated(run)
-    datasets, heldout, watched = rows.datasets, held_out(run, rows), tasks_of(run.prepared.watch)
+def lora_runs(run: Run, stored: Split | None = None) -> Made:
+    """A LoRA run on each dataset, merged and scored after each; the datasets are the run's own, or `stored` ones."""
+    rows = stored or curated(run)
+    datasets, heldout = rows.datasets, held_out(run, rows)
+    watched = {*tasks_of(run.prepared.watch), *heldout.keys() - {dataset.task for dataset in datasets}}
     scored, to_choose_by = (part(run, heldout, to_choose_by=side) for side in (False, True))
     base_row = {task: score(run, None, rows) for task, rows in scored.items()}
     untouched = harness(run, None)

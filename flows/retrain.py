@@ -43,8 +43,8 @@ def ready(spec: RunSpec) -> None:
         hub_token()
 
 
-def rehearsed(run: Run) -> None:
-    """The body of a retrain for `--plan`, with the checks that come before its first stage."""
+def checked_first(run: Run) -> None:
+    """Raise for `--plan` what a run raises before its first stage."""
     spec = run.spec
     if spec.notify or spec.approval.ask or (spec.publish.repo and not os.environ.get("HF_TOKEN")):
         if get_current_settings().api.url is None:
@@ -52,6 +52,11 @@ def rehearsed(run: Run) -> None:
         with connected():
             Audience(spec.line).invite(spec.notify)
             ready(spec)
+
+
+def rehearsed(run: Run) -> None:
+    """The body of a retrain for `--plan`, with the checks that come before its first stage."""
+    checked_first(run)
     next_version(run)
 
 

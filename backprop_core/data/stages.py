@@ -1,6 +1,6 @@
-"""Data stages: curate, sift, split, pool, apart, unseen, first, replay, replay_by_task, own_answers."""
+"""Data stages: from sources to rows that are trained, replayed or scored."""
 
-from backprop_core.data import curation, general_rows, perplexity_tails, row_sets, splits
+from backprop_core.data import curation, general_rows, perplexity_tails, row_sets, rows_on_base, splits
 from backprop_core.data.token_lengths import Counter
 from backprop_core.models import base as bases
 from backprop_core.schema.refs import (
@@ -69,6 +69,12 @@ def unseen(rows: RowsRef, learned: list[RowsRef], *, at: Workplace) -> RowsRef:
 def first(rows: RowsRef, most: int, *, at: Workplace) -> RowsRef:
     """Rows → the first `most` of them."""
     return row_sets.first(rows, most=most, store=at.store)
+
+
+@stage(version=1, runs_in="parent", planned=True)
+def carried_over(rows: RowsRef, template: ChatTemplate, without: list[RowsRef], *, at: Workplace) -> RowsRef:
+    """Rows of a line → those that another base's chat template accepts, without those that score."""
+    return rows_on_base.carried_over(rows, template, without=without, store=at.store)
 
 
 @stage(version=3, runs_in="parent", planned=True)

@@ -221,6 +221,12 @@ class RebuildImpossible(BackpropError):
     code = "STATE_REBUILD_IMPOSSIBLE"
 
 
+class DatasetMissing(BackpropError):
+    """The store no longer has rows that a version of a line was trained or scored on."""
+
+    code = "STATE_DATASET_MISSING"
+
+
 class NotGated(BackpropError):
     """The gate rejected this version of a line, or never checked it."""
 

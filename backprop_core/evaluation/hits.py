@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from backprop_core.schema.refs import Ratings, Scores
+from backprop_core.schema.refs import ByteScores, Ratings, Scores
 from backprop_core.store.artifacts import Store
 
-Row = Mapping[str, Scores | Ratings]
+Row = Mapping[str, Scores | Ratings | ByteScores]
 
 
 class Hits(NamedTuple):
@@ -33,13 +33,18 @@ def hits_of(row: Row, metric: str, store: Store) -> dict[str, Hits]:
     return {task: hits(scores, metric, store) for task, scores in row.items()}
 
 
-def hits(scores: Scores | Ratings, metric: str, store: Store) -> Hits:
+def hits(scores: Scores | Ratings | ByteScores, metric: str, store: Store) -> Hits:
     """The score of each row: per label token for token_accuracy and (negated) loss, else for the row as a whole.
 
-    Rows without a label token are left out.
+    ByteScores count (negated) bits per byte, or whole rows. Rows without a label token are left out.
     """
     if scores.artifact == "ratings":
         return whole_rows([row["score"] for row in read_scores(store.local(scores) / "ratings.jsonl")])
+    if scores.artifact == "byte_scores":
+        rows = read_scores(store.local(scores) / ByteScores.FILE)
+        if metric == "exact_match":
+            return whole_rows([float(row["exact"]) for row in rows])
+        return Hits(np.array([-row["bits"] for row in rows]), np.array([row["bytes"] for row in rows], dtype=np.int64))
     rows = [row for row in read_scores(store.local(scores) / "scores.jsonl") if row["tokens"]]
     if metric == "exact_match":
         return whole_rows([float(row["exact"]) for row in rows])

@@ -1,8 +1,8 @@
-"""Evaluation stages: evaluate, perplexity, search, back_off, harness, generate, answer, reply, rate, judge, gate."""
+"""Evaluation stages: scores, generated answers and their ratings, comparisons of scores, the gate."""
 
+from backprop_core.evaluation import bits_per_byte, metrics
 from backprop_core.evaluation import gate as gating
 from backprop_core.evaluation import judge as judging
-from backprop_core.evaluation import metrics
 from backprop_core.schema.field_types import Precision
 from backprop_core.schema.gate_report import GateReport
 from backprop_core.schema.refs import (
@@ -10,6 +10,7 @@ from backprop_core.schema.refs import (
     Answers,
     BackedOff,
     BaseRef,
+    ByteScores,
     Generated,
     Generations,
     Harnessed,
@@ -202,11 +203,17 @@ def judge(generations: Generations, spec: JudgeSpec, *, at: Workplace) -> Rating
     return judging.judge(generations, spec=spec, store=at.store, on_progress=at.progress)
 
 
+@stage(version=1, runs_in="parent")
+def per_byte(scores: Scores, other: Scores, rows: RowsRef, *, at: Workplace) -> ByteScores:
+    """Scores, those of a model with another tokenizer, and their rows → bits per byte where both have a score."""
+    return bits_per_byte.per_byte(scores, other, rows, store=at.store)
+
+
 @stage(version=3, runs_in="parent")
 def gate(
-    candidate: dict[str, Scores | Ratings],
-    champion: dict[str, Scores | Ratings] | None,
-    base: dict[str, Scores | Ratings],
+    candidate: dict[str, Scores | Ratings | ByteScores],
+    champion: dict[str, Scores | Ratings | ByteScores] | None,
+    base: dict[str, Scores | Ratings | ByteScores],
     watch: list[str],
     metric: str,
     spec: GateSpec,

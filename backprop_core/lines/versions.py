@@ -2,6 +2,7 @@
 
 import os
 import uuid
+from itertools import takewhile
 from typing import Literal
 
 from pydantic import Field
@@ -159,6 +160,11 @@ class Lines:
             number = found[-1].parent
         return found[::-1]
 
+    def on_base(self, line: str, number: int | None, base: BaseRef) -> list[LineVersion]:
+        """A version and those before it that it continues on the same base, oldest first; empty on another base."""
+        newest_first = reversed(self.ancestors(line, number))
+        return [*takewhile(lambda version: version.base.digest == base.digest, newest_first)][::-1]
+
     def add(self, line: str, version: LineVersion, *, champion: int | None) -> int:
         """Append `version`, made while `champion` was live; returns its number. Idempotent per run.
 
@@ -179,11 +185,13 @@ class Lines:
             )
 
     def check_base(self, line: str, base: BaseRef) -> None:
-        """Raise LineConflict if the line exists with another base."""
-        if (numbers := self.versions(line)) and (known := self.version(line, numbers[-1]).base).digest != base.digest:
+        """Raise LineConflict if the line's champion, or its newest version if it has none, is on another base."""
+        number = self.champion(line) or max(self.versions(line), default=0)
+        if number and (known := self.version(line, number).base).digest != base.digest:
             raise LineConflict(
                 f"line {line} is built on {known.name} ({known.digest[:12]}), not on {base.name} ({base.digest[:12]})",
-                hint="set --model to the line's base, or use another --line",
+                hint="leave the model out, of --model and of the line's file, to keep the line's base, or use another "
+                f"--line; to move the line to another base: backprop rebase {line} --model {base.name}",
             )
 
     def _conflict(self, line: str, number: int) -> LineConflict:

@@ -10,7 +10,7 @@ from backprop_core.errors import ChatTemplateMissing, ChatTemplateUnusable, Inpu
 from backprop_core.models import chat_template as templates
 from backprop_core.schema.refs import BaseRef, ChatTemplate
 from backprop_core.schema.specs import ModelSpec
-from backprop_core.store.artifacts import Store
+from backprop_core.store.artifacts import Store, file_digest
 from backprop_core.store.cache_keys import digest_of
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ TOKENIZER_FILES = (
 )
 TEXT_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES, "model.safetensors.index.json")
 FILES = (*TEXT_FILES, "*.safetensors")
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 CODE_KEYS = {"auto_map", "_attn_implementation_internal", "trust_remote_code", "custom_pipelines"}
 OTHER_TOKENIZER = "use the model's own tokenizer, or resize the model's embeddings to fit this one"
 PICKLED = re.compile(r"\.(bin|pt|pth|ckpt|pkl|pickle)$")
@@ -313,6 +314,18 @@ def digest(directory: Path, store: Store) -> str:
     texts = [directory / name for name in TEXT_FILES if (directory / name).is_file()]
     files = sorted(texts + weights(directory))
     return digest_of([[file.name, store.digest_of_file(file)] for file in files])
+
+
+def same_tokens(one: BaseRef, other: BaseRef) -> bool:
+    """Whether two bases write and tokenize every row alike: by the same tokenizer, template and special tokens."""
+    return one.digest == other.digest or tokens_by(one) == tokens_by(other)
+
+
+def tokens_by(base: BaseRef) -> list[Any]:
+    """What decides the tokens of a row."""
+    directory, _ = locate(base.name, base.revision)
+    files = [directory / name for name in VOCABULARIES if (directory / name).is_file()]
+    return [base.bare, base.day, chat_template_in(directory), [[file.name, file_digest(file)] for file in files]]
 
 
 def tokenizer_digest(directory: Path, store: Store) -> str:

@@ -35,9 +35,9 @@ class FlowInfo(NamedTuple):
     makes_a_version: bool = False  # of a line, if the gate accepts what its runs have
     run_of_a_version: str = ""  # what a run that is about one version is called in MLflow
     keeps_result: bool = False  # `store prune` keeps its recent results
-    rows: Literal["own", "line", "earlier", "earlier if known"] = "own"
-    """Which rows its runs are about: their own; their own beside those of the line; those of the earlier run that they
-    are about, which have to be known, or may be unknown."""
+    rows: Literal["own", "line", "stored", "earlier", "earlier if known"] = "own"
+    """Which rows its runs are about: their own; their own beside those of the line; those that the line has stored;
+    those of the earlier run that they are about, which have to be known, or may be unknown."""
 
     @property
     def function(self) -> str:
@@ -47,7 +47,7 @@ class FlowInfo(NamedTuple):
     @property
     def makes_candidates(self) -> bool:
         """Whether its runs can be promoted to a line."""
-        return self.trains and not self.of_line
+        return self.trains and not (self.of_line or self.only_scores)
 
 
 FLOWS = {
@@ -122,6 +122,22 @@ FLOWS = {
             makes_a_version=True,
             keeps_result=True,
             rows="earlier",
+        ),
+        FlowInfo(
+            "rebase",
+            "rebase-a-line",
+            Verb(
+                "rebase",
+                "rebasing",
+                "Train the stored datasets of a line on another base; the line continues on it if the gate accepts.",
+                "backprop rebase support --model Qwen/Qwen3-8B --plan",
+                after="promote",
+            ),
+            trains=True,
+            of_line=True,
+            makes_a_version=True,
+            keeps_result=True,
+            rows="stored",
         ),
         FlowInfo(
             "evaluate",

@@ -14,7 +14,7 @@ from backprop_core.data.sql_query import is_sqlite, query_of
 from backprop_core.errors import OutputForbidden, PathForbidden
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.field_types import is_address, is_sql
-from backprop_core.schema.specs import DatasetSpec, RunSpec
+from backprop_core.schema.specs import DatasetSpec, ModelSpec, RunSpec
 
 REMOTE = {"http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf"}  # protocols that read no local files
 HINT = "put it there, or name its directory in BACKPROPAGATE_ALLOWED_PATHS of the worker"
@@ -37,6 +37,11 @@ def admitted(spec: RunSpec) -> RunSpec:
 def admit(datasets: Iterable[DatasetSpec]) -> None:
     """Raise PathForbidden unless this run may read the datasets."""
     refuse(files(datasets))
+
+
+def admit_model(base: ModelSpec) -> None:
+    """Raise PathForbidden unless this run may read the base model."""
+    refuse(model(base.name))
 
 
 def refuse(paths: Iterable[str]) -> None:

@@ -87,7 +87,7 @@ def version_of(run: "Run", outcome: "Outcome", made: Made) -> LineVersion:
     """
     live = run.prepared.live.version if run.prepared.live else None
     retrained = run.prepared.flow == "retrain"
-    known = live.datasets if live else []
+    known = live.datasets if live and live.base.digest == run.base.digest else []  # else all were trained anew
     learned = {(dataset.task, dataset.train.digest) for dataset in known}
     strategy = live.merge if live and not retrained else run.spec.merge
     return LineVersion(

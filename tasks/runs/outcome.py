@@ -103,7 +103,8 @@ class Outcome(Notes):
         live, line = prepared.live, prepared.spec.line
         self._prepared, self._store, self.journal = prepared, store, journal
         self._attempt: Attempt | None = None
-        earlier = Lines(store).ancestors(line, live.number if live else None) if prepared.flow == "retrain" else []
+        number = live.number if live and prepared.flow == "retrain" else None
+        earlier = Lines(store).on_base(line, number, prepared.base)  # scores on another base do not compare
         self._rows: list[Row] = [version.cells for version in earlier]
         self._trained = new_tasks(earlier)
         self._result: RunResult | None = None

@@ -101,10 +101,14 @@ class Beside(Store):
 class PlanNotes(Notes):
     """Of what the body notes, what a plan says."""
 
+    rows: Split | None = None
     power: Power | None = None
 
     def __init__(self) -> None:
         self.cells: list[str] = []
+
+    def splits(self, rows: Split) -> None:
+        self.rows = rows
 
     def can_show(self, power: Power | None) -> None:
         self.power = power
@@ -121,7 +125,6 @@ class Lookup:
     def __init__(self, prepared: prepared_run.Prepared, store: Store) -> None:
         self.stages: list[StageRecord] = []
         self.files: list[str] = []  # kinds of GGUF files to be written
-        self.rows: Split | None = None
         self._prepared, self._store, self._beside = prepared, store, Beside(store)
         self._changes = KeyChanges(store)
 
@@ -137,8 +140,6 @@ class Lookup:
             self.files += [written] if written else []
         if found is None and stage.planned:
             found = stage.carry_out(parameters, ParentPlace(self._beside, key, stage.name))
-        if isinstance(found, Split):
-            self.rows = found
         self._changes.learn(stage.name, key, parameters, found)
         return found or stand_in(stage.result, key)
 
@@ -212,7 +213,7 @@ def planned(start: Start, body: Callable[[Run], object], *, fresh: bool) -> Plan
             measured = [*resolve_bench.sizes(prepared.live.version, base, store)]
         card = devices.memory() if training.device == "cuda" else None
         return Plan(
-            rows=rows_of(lookup.rows, measured, prepared.spec),
+            rows=rows_of(notes.rows, measured, prepared.spec),
             defaults=prepared.defaults,
             cells=notes.cells,
             stages=lookup.stages,
@@ -232,6 +233,8 @@ def rows_of(rows: Split | None, measured: list[Data | None], spec: RunSpec) -> l
     """What of each dataset would be trained, and score."""
     if rows is None:
         return []
+    if len(measured) != len(rows.datasets):  # another base accepts no row of one
+        measured = [None] * len(rows.datasets)
     most = spec.evaluation.heldout_max
     scored = {task: min(one.rows, most) for task, one in rows.heldout.items()}
     return [

@@ -13,7 +13,8 @@ from backprop_core.schema.refs import AdapterRef, BaseRef, Choice, ConverterRef,
 from backprop_core.schema.specs import BenchSpec, RunSpec
 from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.store.cache_keys import digest_of, part
-from tasks.runs.recorded_spec import without_passwords
+from tasks.runs.recorded_spec import without, without_passwords
+from tasks.runs.resolve_line import chosen_again
 from tasks.runs.sources import Source, keep
 
 
@@ -45,6 +46,11 @@ class Prepared(Record):
         trained = {dataset.task for dataset in live.datasets} if live else set()
         trained |= {source.task for source in self.sources}
         return [task for task in dict.fromkeys(watched) if task not in trained]
+
+    @property
+    def asked(self) -> RunSpec:
+        """The spec without what was chosen automatically, but for what a line keeps."""
+        return RunSpec.model_validate(without(self.spec.model_dump(), chosen_again(self.defaults)))
 
     @property
     def forced(self) -> bool:

@@ -8,10 +8,9 @@ have seen the rows are withdrawn once another one is live: their adapters and fi
 import json
 import shutil
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
@@ -23,6 +22,7 @@ from backprop_core.errors import RebuildImpossible
 from backprop_core.lines.prune import digests_of, tag_remover
 from backprop_core.lines.versions import Lines, LineVersion
 from backprop_core.runtime.settings import Settings
+from backprop_core.schema.flows import flow_info
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import DatasetRef, RowsRef, SourceRef
 from backprop_core.schema.specs import ApprovalSpec, DatasetSpec, ExportSpec, PublishSpec, RunSpec
@@ -34,7 +34,6 @@ from tasks.runs.line_splits import of_run
 from tasks.runs.line_state import working_on
 from tasks.runs.prepared_run import Prepared, load
 from tasks.runs.prune import remove_tag
-from tasks.runs.resolve_line import chosen_again
 from tasks.runs.sources import Source
 from tasks.tracking.withdrawal import remove_model, remove_versions
 
@@ -96,8 +95,10 @@ def night(line: str, number: int, store: Store) -> Night:
 
 def spec_of(prepared: Prepared, made: Sequence[DatasetRef], store: Store) -> RunSpec:
     """The spec of a run as it was asked for, without what would leave this machine; its rows are where they are now."""
-    spec = RunSpec.model_validate(without(prepared.spec.model_dump(), chosen_again(prepared.defaults)))
+    spec = prepared.asked
     alone = {"publish": PublishSpec(), "approval": ApprovalSpec(), "export": ExportSpec(), "notify": []}
+    if flow_info(prepared.flow).rows == "stored":  # its rows are those of the version before
+        return spec.model_copy(update={**alone, "max_seconds": None})
     datasets = [dataset_of(*each, store) for each in zip(spec.datasets, prepared.sources, made, strict=True)]
     watch = [
         one.model_copy(update={"path": place_of(source.data, store) or one.path})
@@ -105,19 +106,6 @@ def spec_of(prepared: Prepared, made: Sequence[DatasetRef], store: Store) -> Run
     ]
     rows = {"datasets": datasets, "evaluation": spec.evaluation.model_copy(update={"watch": watch})}
     return spec.model_copy(update={**alone, **rows, "max_seconds": None})
-
-
-def without(spec: Mapping[str, Any], fields: Iterable[str]) -> dict[str, Any]:
-    """A spec as JSON without some fields, each named by its path."""
-    paths = [field.split(".") for field in fields]
-    gone = {path[0] for path in paths if len(path) == 1}
-    return {
-        name: without(value, [".".join(path[1:]) for path in paths if path[0] == name and len(path) > 1])
-        if isinstance(value, dict)
-        else value
-        for name, value in spec.items()
-        if name not in gone
-    }
 
 
 def dataset_of(spec: DatasetSpec, source: Source, made: DatasetRef, store: Store) -> DatasetSpec:

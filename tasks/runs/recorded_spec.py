@@ -1,4 +1,7 @@
-"""The spec of a run as it is recorded: without the passwords of databases."""
+"""The spec of a run as it is recorded: without the passwords of databases; and without some of its fields."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from backprop_core.data.sql_query import without_password
 from backprop_core.schema.specs import DatasetSpec, RunSpec
@@ -15,3 +18,16 @@ def without_passwords(spec: RunSpec) -> RunSpec:
 def blank(dataset: DatasetSpec) -> DatasetSpec:
     places = {"path": dataset.path, "heldout": dataset.heldout}
     return dataset.model_copy(update={name: place and without_password(place) for name, place in places.items()})
+
+
+def without(spec: Mapping[str, Any], fields: Iterable[str]) -> dict[str, Any]:
+    """A spec as JSON without some fields, each named by its path."""
+    paths = [field.split(".") for field in fields]
+    gone = {path[0] for path in paths if len(path) == 1}
+    return {
+        name: without(value, [".".join(path[1:]) for path in paths if path[0] == name and len(path) > 1])
+        if isinstance(value, dict)
+        else value
+        for name, value in spec.items()
+        if name not in gone
+    }

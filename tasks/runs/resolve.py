@@ -1,7 +1,5 @@
 """Resolves the spec of a new run before anything is computed: base, data, line, export. No Prefect."""
 
-from typing import TYPE_CHECKING
-
 from backprop_core.errors import ConfigInvalid, LineConflict
 from backprop_core.lines.renaming import first_name
 from backprop_core.lines.versions import Lines, Live
@@ -16,15 +14,14 @@ from backprop_core.schema.specs import (
     RunSpec,
 )
 from backprop_core.store.artifacts import Store
+from tasks.runs import rebase
 from tasks.runs.preflight_checks import check_export, check_metric, check_training, harness_tasks
 from tasks.runs.prepared_run import Prepared
+from tasks.runs.publish_targets import still_published
 from tasks.runs.resolve_defaults import decide
 from tasks.runs.resolve_line import with_memory
 from tasks.runs.sources import downloads, refuse_collisions, sources
 from tasks.runs.worker_process import interpreter
-
-if TYPE_CHECKING:
-    from backprop_core.publishing.release import Release
 
 
 def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
@@ -32,6 +29,8 @@ def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
 
     Raises the coded errors of base, data, export and lines, of `tasks.runs.resolve_defaults`, and UnslothNotAvailable.
     """
+    if flow == "rebase":
+        return rebase.prepare(spec, store)
     check_metric(spec.evaluation)
     interpreter(settings(), spec.training.backend)
     live = Lines(store).live(spec.line) if flow == "retrain" else None
@@ -94,22 +93,6 @@ def continued(spec: RunSpec, live: Live) -> RunSpec:
 def with_back_off(merge: MergeSpec, back_off: bool) -> MergeSpec:
     """The line's merge, with back-off on or off: unlike the strategy, it may change from run to run."""
     return merge.model_copy(update={"back_off": back_off})
-
-
-def still_published(spec: RunSpec, store: Store) -> RunSpec:
-    """Publish to the same targets as the line's champion, unless others are configured."""
-    if spec.publish != PublishSpec() or (known := last_release(spec.line, store)) is None:
-        return spec
-    export = spec.export if spec.export.quantizations else known.export
-    return spec.model_copy(update={"publish": known.publish, "export": export})
-
-
-def last_release(line: str, store: Store) -> "Release | None":
-    """The release of a line's champion; None if it was never published."""
-    from backprop_core.publishing.release import released
-
-    champion = Lines(store).champion(line)
-    return released(line, champion, store) if champion else None
 
 
 def like(own: LoraSpec, asked: LoraSpec) -> LoraSpec:

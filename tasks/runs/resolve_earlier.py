@@ -18,7 +18,7 @@ from backprop_core.store.artifacts import Store
 from tasks.runs.adapter_directory import adapter_in, holds_adapter, is_path
 from tasks.runs.preflight_checks import check_export, check_metric, check_repo, harness_tasks
 from tasks.runs.prepared_run import Prepared, full_run_id, load
-from tasks.runs.resolve import last_release, still_published
+from tasks.runs.publish_targets import last_release, still_published
 from tasks.runs.sources import downloads, refuse_collisions, sources
 
 

@@ -20,6 +20,7 @@ from backprop_core.schema.refs.datasets import (
 )
 from backprop_core.schema.refs.evaluation import (
     Answers,
+    ByteScores,
     Cell,
     Generated,
     Generations,
@@ -78,6 +79,7 @@ __all__ = [
     "BenchResult",
     "BenchRow",
     "BenchSetting",
+    "ByteScores",
     "Cell",
     "ChatTemplate",
     "Choice",

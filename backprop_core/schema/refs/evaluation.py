@@ -36,6 +36,19 @@ class Scores(ArtifactRef):
     preferences: bool = Field(False, description="Whether the rows are preferences.")
 
 
+class ByteScores(ArtifactRef):
+    """What a model scored on held-out rows, by the bytes of the answers: models with other tokenizers compare by it.
+
+    `bytes.jsonl` has bits and bytes of each row that both models of a comparison have scored.
+    """
+
+    artifact: ClassVar[str] = "byte_scores"
+    FILE: ClassVar[str] = "bytes.jsonl"
+    rows: int
+    bytes: int = Field(description="Of the answers, in UTF-8.")
+    bits: float = Field(description="Mean bits per byte; lower is better.")
+
+
 class Perplexities(ArtifactRef):
     """Perplexities of rows under the base: `perplexity.jsonl`, one line for each row that is short enough."""
 
