@@ -45,12 +45,12 @@ def rehearsed(run: Run) -> None:
 def rebase(
     line: LineName,
     model: str | ModelSpec,
-    training: TrainSpec | None = None,
-    evaluation: EvaluationSpec | None = None,
-    gate: GateSpec | None = None,
-    export: ExportSpec | None = None,
-    publish: PublishSpec | None = None,
-    approval: ApprovalSpec | None = None,
+    training: TrainSpec = TrainSpec(),
+    evaluation: EvaluationSpec = EvaluationSpec(),
+    gate: GateSpec = GateSpec(),
+    export: ExportSpec = ExportSpec(),
+    publish: PublishSpec = PublishSpec(),
+    approval: ApprovalSpec = ApprovalSpec(),
     notify: list[BlockName] | None = None,
     max_seconds: Annotated[float, Field(gt=0)] | None = None,
     run_id: str | None = None,
@@ -60,7 +60,7 @@ def rebase(
 
     The datasets are trained in the order in which the line learned them, by its merge strategy. The result is scored on
     all held-out rows of the line, and compared with the champion on its own base and with the untouched new base.
-    A part that is not given is as in the run behind the champion.
+    Fields that are not given are as in the run behind the champion.
 
     Args:
         line: The line to move.
@@ -76,7 +76,7 @@ def rebase(
         run_id: The interrupted run to continue; everything else is read from its record.
         fresh: Run every stage again, ignoring the cache.
     """
-    parts = {
+    given = {
         "training": training,
         "evaluation": evaluation,
         "gate": gate,
@@ -86,7 +86,6 @@ def rebase(
         "notify": notify,
         "max_seconds": max_seconds,
     }
-    given = {name: value for name, value in parts.items() if value is not None}
     base = ModelSpec(name=model) if isinstance(model, str) else model
     admit_model(base)  # the rows are in the store
     with (

@@ -1,6 +1,6 @@
 """Evaluation stages: scores, generated answers and their ratings, comparisons of scores, the gate."""
 
-from backprop_core.evaluation import bits_per_byte, metrics
+from backprop_core.evaluation import bits_per_byte, metrics, setting_choice
 from backprop_core.evaluation import gate as gating
 from backprop_core.evaluation import judge as judging
 from backprop_core.schema.field_types import Precision
@@ -11,6 +11,7 @@ from backprop_core.schema.refs import (
     BackedOff,
     BaseRef,
     ByteScores,
+    Contrast,
     Generated,
     Generations,
     Harnessed,
@@ -207,6 +208,12 @@ def judge(generations: Generations, spec: JudgeSpec, *, at: Workplace) -> Rating
 def per_byte(scores: Scores, other: Scores, rows: RowsRef, *, at: Workplace) -> ByteScores:
     """Scores, those of a model with another tokenizer, and their rows → bits per byte where both have a score."""
     return bits_per_byte.per_byte(scores, other, rows, store=at.store)
+
+
+@stage(version=1, runs_in="parent")
+def contrast(scores: list[Scores | Ratings], metric: str, confidence: float, *, at: Workplace) -> Contrast:
+    """Scores of several adapters on the same rows → each one compared with the best."""
+    return setting_choice.contrast(scores, metric=metric, confidence=confidence, store=at.store)
 
 
 @stage(version=3, runs_in="parent")

@@ -82,6 +82,20 @@ FLOWS = {
             keeps_result=True,
         ),
         FlowInfo(
+            "sweep",
+            "try-settings",
+            Verb(
+                "sweep",
+                "sweeping",
+                "Try values of training fields on a part of the data, and say which to take.",
+                "backprop sweep --data support.jsonl --rows 500 --set training.learning_rate=1e-4,5e-4",
+                after="multi-run",
+            ),
+            alone=True,
+            trains=True,
+            only_scores=True,
+        ),
+        FlowInfo(
             "retrain",
             "retrain-a-line",
             Verb(

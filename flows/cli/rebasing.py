@@ -6,11 +6,12 @@ from cyclopts import Parameter
 
 from backprop_core.schema.field_types import line_name
 from flows.cli.config import replayed
-from flows.cli.flags import PLAIN, SETTINGS, TASK, Explain, Flags, OutputFlags, do
+from flows.cli.flags import PLAIN, SETTINGS, TASK, Explain, Flags, OutputFlags
 from flows.cli.main import Answer
 from flows.cli.running import carry_out
 from tasks.runs.rebase import asked_here
 
+MODEL = "Hub id or local directory of the other base."
 FRESH = "Run every stage again, ignoring the cache."
 PLAN = "Show what would be trained, and the time, memory and disk it needs; then stop."
 SUBMIT = "Send the run to its deployment on the Prefect server and return, instead of running it here."
@@ -20,7 +21,7 @@ def rebase(
     line: Annotated[str, Parameter(help="The line to move.", show_default=False)],
     /,
     *,
-    model: Annotated[str, do("model.name")],
+    model: Annotated[str, Parameter(help=MODEL, show_default=False, group=TASK)],
     set: Annotated[list[str] | None, SETTINGS] = None,
     fresh: Annotated[bool, Parameter(help=FRESH, negative="", show_default=False, group=TASK)] = False,
     plan: Annotated[bool, Parameter(help=PLAN, negative="", show_default=False, group=TASK)] = False,

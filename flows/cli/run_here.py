@@ -1,5 +1,6 @@
 """Runs flows in this process. The worker process starts while Prefect is imported."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from backprop_core.runtime.settings import settings
@@ -8,28 +9,40 @@ from backprop_core.schema.specs import RunSpec
 from flows.cli.prefect_environment import connected, quiet_prefect
 from flows.parameters import parameters, to_resume
 from flows.registry import load, planned_body
-from tasks.runs import prestart
+from tasks.runs import prestart, resolve
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from backprop_core.store.artifacts import Store
     from flows.rebuild import Rebuilt
     from tasks.runs.plan import Plan
+    from tasks.runs.prepared_run import Prepared
     from tasks.runs.unfinished_rebuild import UnfinishedRebuild
 
 
-def run(flow: str, spec: RunSpec, *, fresh: bool = False) -> RunResult:
-    """Run a flow that trains: check the inputs, start the worker if a stage needs it, call the flow."""
+def run(flow: str, spec: RunSpec, *, fresh: bool = False, **more: Any) -> RunResult:
+    """Run a flow that trains: check the inputs, start the worker if a stage needs it, call the flow.
+
+    `more` are parameters of the flow that are not in a spec.
+    """
     prestart.start(flow, spec, fresh=fresh)
     called = load(flow)  # while Prefect's server starts
     with connected():
-        made: RunResult = called(**parameters(flow, spec, fresh=fresh))
+        made: RunResult = called(**parameters(flow, spec, fresh=fresh), **more)
         return made
 
 
 def plan(flow: str, spec: RunSpec, *, fresh: bool) -> "Plan":
     """What a flow that trains would do. Raises what the flow raises before its first stage."""
-    from tasks.runs.plan import plan
+    return plan_of(flow, partial(resolve.prepare, flow, spec), fresh=fresh)
 
-    return plan(flow, spec, planned_body(flow), fresh=fresh)
+
+def plan_of(flow: str, start: "Callable[[Store], Prepared]", *, fresh: bool) -> "Plan":
+    """What a run of a flow that starts so would do."""
+    from tasks.runs.plan import planned
+
+    return planned(start, planned_body(flow), fresh=fresh)
 
 
 def call(flow: str, **arguments: Any) -> RunResult:

@@ -19,6 +19,9 @@ from backprop_core.schema.refs import (
     RunRecord,
     RunResult,
     StageRecord,
+    Standing,
+    SweepReport,
+    SweepRow,
 )
 from flows.cli.bench_text import comparison
 from flows.cli.console import one_line
@@ -39,6 +42,8 @@ def run(result: RunResult) -> RenderableType:
         parts += ["", lora_runs(result), *(line for one in result.runs if (line := not_trained(one.dataset)))]
         stopped = map(one_line, early_stopping(result.runs))
         parts += map(Text, [*judged_rows(result), *cut_rows(result), *stopped])
+    if result.sweep:
+        parts += ["", sweep(result.sweep)]
     if result.evaluation:
         parts += ["", *matrix(result.evaluation, result.runs)]
     if result.bench:
@@ -127,6 +132,35 @@ def lora_runs(result: RunResult) -> Table:
             "cached" if record.cached else "",
         )
     return made
+
+
+def sweep(report: SweepReport) -> RenderableType:
+    """One row per combination of settings, compared with the best."""
+    figures = ("score", "±", "to the best", "from", "to", "steps", "took", "tokens/s")
+    made = table("settings", *figures, "", right=figures)
+    for row in report.cells:
+        settings = ", ".join(f"{name.removeprefix('training.')}={value}" for name, value in row.settings.items())
+        took = ("", "", "") if row.code else (str(row.steps), duration(row.seconds), number(row.tokens_per_second, 0))
+        made.add_row(one_line(settings), *standing(row.standing), *took, remark(row, report))
+    heading = f"{report.rows} training rows score, in {report.metric}; {report.confidence:.0%} confidence for all pairs"
+    return Group(Text(heading), made)
+
+
+def standing(found: Standing | None) -> tuple[str, ...]:
+    """A score, half the width of its interval, and its difference to the best with bounds."""
+    if found is None:
+        return ("",) * 5
+    width = (found.high - found.low) / 2
+    figures = (found.score, width, found.difference, found.difference_low, found.difference_high)
+    return tuple(number(value, 4) for value in figures)
+
+
+def remark(row: SweepRow, report: SweepReport) -> str:
+    """What is special about a combination."""
+    said = [f"[{row.code}]"] if row.code else []
+    said += ["take this"] if row.settings == report.take else []
+    said += ["default"] if row.is_default else []
+    return ", ".join([*said, *(["cached"] if row.cached else [])])
 
 
 def not_trained(dataset: DatasetSummary) -> Text | None:

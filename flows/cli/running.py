@@ -1,9 +1,9 @@
 """Verbs that compute."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
@@ -41,6 +41,9 @@ from tasks.runs.prestart import asked
 from tasks.runs.progress import listen
 from tasks.runs.sample_answers import answers
 from tasks.runs.unfinished_rebuild import UnfinishedRebuild, unfinished
+
+if TYPE_CHECKING:
+    from tasks.runs.plan import Plan
 
 INEXACT = "Resume on another machine or with other versions: the same order of rows, but not the same bits."
 GGUF = "gguf"
@@ -225,17 +228,22 @@ def carry_out(flow: str, spec: RunSpec, flags: Flags) -> Answer:
     if flags.submit:
         return handed_over(flow, spec, flags)
     if flags.plan:
-        configure_logging(settings(), verbose=flags.verbose)
-        quiet_prefect()
-        made = run_here.plan(flow, spec, fresh=flags.fresh)
-        shown = tables.plan(made)
-        text = run_text.explained(shown, made.stages) if flags.explain else shown
-        return Answer(made.model_dump(mode="json"), text)
+        return planned(lambda: run_here.plan(flow, spec, fresh=flags.fresh), flags)
     with watched(flags):
         return answer(run_here.run(flow, spec, fresh=flags.fresh), explain=flags.explain)
 
 
-def handed_over(flow: str, spec: RunSpec, flags: Flags) -> Answer:
+def planned(plan: Callable[[], "Plan"], flags: Flags) -> Answer:
+    """A plan, made without logs of Prefect."""
+    configure_logging(settings(), verbose=flags.verbose)
+    quiet_prefect()
+    made = plan()
+    shown = tables.plan(made)
+    text = run_text.explained(shown, made.stages) if flags.explain else shown
+    return Answer(made.model_dump(mode="json"), text)
+
+
+def handed_over(flow: str, spec: RunSpec, flags: Flags, **more: Any) -> Answer:
     """Submit a run to its deployment on a Prefect server."""
     if flags.plan:
         raise ConfigInvalid(
@@ -243,7 +251,7 @@ def handed_over(flow: str, spec: RunSpec, flags: Flags) -> Answer:
         )
     configure_logging(settings(), verbose=flags.verbose)
     quiet_prefect()
-    made = submit(flow, spec, fresh=flags.fresh)
+    made = submit(flow, spec, fresh=flags.fresh, **more)
     return Answer(made.model_dump(), f"{made.deployment} runs as {made.flow_run_id}\n{made.url}")
 
 

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backprop_core.errors import DeploymentMissing, PathForbidden, PrefectUnreachable
 from backprop_core.runtime.settings import settings
@@ -31,7 +31,7 @@ class Submitted(Record):
     deployment: str
 
 
-def submit(flow: str, spec: RunSpec, *, fresh: bool) -> Submitted:
+def submit(flow: str, spec: RunSpec, *, fresh: bool, **more: Any) -> Submitted:
     """Create a run of the flow's deployment with this spec. Relative paths start at the working directory.
 
     The server is PREFECT_API_URL, or else that of this home's `serve`. Raises PrefectUnreachable, DeploymentMissing,
@@ -42,7 +42,7 @@ def submit(flow: str, spec: RunSpec, *, fresh: bool) -> Submitted:
     if here and named in (None, here.api):
         refuse_paths(spec, here)
         named = here.api
-    return ask(named, flow, spec, fresh=fresh)
+    return ask(named, flow, spec, fresh=fresh, **more)
 
 
 def refuse_paths(spec: RunSpec, here: Addresses) -> None:
@@ -51,7 +51,7 @@ def refuse_paths(spec: RunSpec, here: Addresses) -> None:
         raise PathForbidden(f"{outside[0]} is outside of the allowed directories of {here.page}", hint=HINT)
 
 
-def ask(api: str | None, flow: str, spec: RunSpec, *, fresh: bool) -> Submitted:
+def ask(api: str | None, flow: str, spec: RunSpec, *, fresh: bool, **more: Any) -> Submitted:
     """Create the run on the server at this address; None: that of Prefect's own settings."""
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
@@ -63,7 +63,7 @@ def ask(api: str | None, flow: str, spec: RunSpec, *, fresh: bool) -> Submitted:
     with temporary_settings({PREFECT_API_URL: api}), connected():
         with get_client(sync_client=True) as client, refusals("update its deployments: backprop deploy"):
             deployment = find(client, flow, spec.line)
-            said = differing(parameters(flow, spec, fresh=fresh), deployment.parameters)
+            said = differing(parameters(flow, spec, fresh=fresh) | more, deployment.parameters)
             run = client.create_flow_run_from_deployment(deployment.id, parameters=said)
         page = url_for("flow-run", run.id) or ""
     return Submitted(flow_run_id=str(run.id), url=page, deployment=f"{flow}/{deployment.name}")

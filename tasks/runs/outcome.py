@@ -1,6 +1,5 @@
 """Records what a flow run has done: at once in the journal, at its end as its result."""
 
-import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,8 @@ from backprop_core.schema.gate_report import Act, Decision, GateReport, Power
 from backprop_core.schema.refs import (
     BaseRecord,
     BenchReport,
+    Cell,
+    Contrast,
     Curated,
     DatasetRef,
     ErrorRecord,
@@ -30,12 +31,23 @@ from backprop_core.schema.refs import (
     Split,
     StageRecord,
     Status,
+    TrainResult,
 )
 from backprop_core.store.artifacts import Store, write_atomic
 from tasks.runs.prepared_run import Prepared
 from tasks.runs.record import RunJournal
 from tasks.runs.rejections import Attempt
-from tasks.runs.results import LoraRun, gguf_record, harness_records, located, package_record, run_record, was_cached
+from tasks.runs.results import (
+    LoraRun,
+    child_id,
+    gguf_record,
+    harness_records,
+    located,
+    package_record,
+    run_record,
+    was_cached,
+)
+from tasks.runs.sweep_notes import SweepNotes, in_words
 
 if TYPE_CHECKING:
     from tasks.runs.notifications import Audience
@@ -71,6 +83,20 @@ class Notes:
 
     def compared(self, report: BenchReport, last: dict[str, float]) -> None:
         """A comparison so far, and the figures of its last cell."""
+
+    @contextmanager
+    def sweep_cell(self, index: int, dataset: DatasetRef) -> Iterator[None]:
+        """One combination of a sweep, within the block."""
+        yield
+
+    def sweep_cell_done(self, index: int, made: TrainResult, scores: Cell) -> None:
+        """What it made."""
+
+    def sweep_cell_failed(self, index: int, error: BackpropError) -> None:
+        """It cannot be trained."""
+
+    def swept(self, compared: Contrast | None, rows: int) -> None:
+        """The comparison of all that could be trained, on so many rows."""
 
     def evaluated(self, cells: Row, base: Row) -> None:
         """The scores of an existing adapter."""
@@ -108,6 +134,7 @@ class Outcome(Notes):
         self._rows: list[Row] = [version.cells for version in earlier]
         self._trained = new_tasks(earlier)
         self._result: RunResult | None = None
+        self._sweep = SweepNotes(run_id, prepared)
         self.made = RunResult(
             run_id=run_id,
             flow=prepared.flow,
@@ -133,10 +160,7 @@ class Outcome(Notes):
 
     def so_far(self, status: Status, error: BackpropError | None = None) -> RunResult:
         """The result as it is now, without secrets: it is printed, kept, and sent on."""
-        ended = error and ErrorRecord(
-            code=error.code, message=error.message, hint=error.hint, retryable=error.retryable
-        )
-        made = self.made.model_copy(update={"status": status, "error": ended})
+        made = self.made.model_copy(update={"status": status, "error": error and error_record(error)})
         return RunResult.model_validate(blank_json(made.model_dump(mode="json")))
 
     def __enter__(self) -> Self:
@@ -187,6 +211,24 @@ class Outcome(Notes):
         record, matrix = run_record(self._lora_run_id(), made, cached=cached, store=self._store), self._scored(made)
         self.add(runs=[*self.made.runs, record], merged=record.merged, evaluation=matrix)
         self.journal.lora_run_done(record, matrix)
+
+    @contextmanager
+    def sweep_cell(self, index: int, dataset: DatasetRef) -> Iterator[None]:
+        with self.journal.sweep_cell(self._sweep.run_id(index), self._prepared.cells[index], dataset):
+            yield
+
+    def sweep_cell_done(self, index: int, made: TrainResult, scores: Cell) -> None:
+        self._sweep.done(index, made, cached=was_cached(self.made.stages, "train"))
+        self.journal.sweep_cell_done(made, scores)
+
+    def sweep_cell_failed(self, index: int, error: BackpropError) -> None:
+        log.warning("%s: [%s] %s", in_words(self._prepared.cells[index].settings), error.code, error.message)
+        self._sweep.failed(index, error)
+        self.journal.sweep_cell_failed(error_record(error))
+
+    def swept(self, compared: Contrast | None, rows: int) -> None:
+        report = self._sweep.report(compared, rows)
+        self.add(sweep=report, reason=report.reason)
 
     def _scored(self, made: LoraRun) -> Evaluation:
         """The matrix with one more row."""
@@ -283,9 +325,9 @@ def act_at_first(prepared: Prepared) -> Act | None:
     return act.model_copy(update={"forced": False}) if act and prepared.flow == "promote" else act
 
 
-def child_id(run_id: str, index: int) -> str:
-    """The run_id of a run's index-th LoRA run: the same again after a resume."""
-    return hashlib.sha256(f"{run_id}/{index}".encode()).hexdigest()[:32]
+def error_record(error: BackpropError) -> ErrorRecord:
+    """An error as it is recorded."""
+    return ErrorRecord(code=error.code, message=error.message, hint=error.hint, retryable=error.retryable)
 
 
 def new_tasks(versions: Sequence[LineVersion]) -> list[list[str]]:

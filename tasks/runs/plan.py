@@ -22,6 +22,7 @@ from backprop_core.schema.refs import (
     ArtifactRef,
     BackedOff,
     Choice,
+    Contrast,
     Drift,
     Generated,
     GGUFRef,
@@ -183,6 +184,8 @@ def stand_in(kind: type[R], key: str) -> R:
         made = Ratings(digest=key, metric="", rows=1, score=0)
     elif issubclass(kind, Answers):
         made = Answers(answers=[Generated(text=key, tokens=0, stopped=True)])
+    elif issubclass(kind, Contrast):
+        made = Contrast(best=0, cells=[])
     elif issubclass(kind, GateReport):
         made = GateReport(
             accepted=True, reason="", against="base", metric="", average=0, rival_average=0, base_average=0, tasks=[]

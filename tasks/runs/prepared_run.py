@@ -1,6 +1,6 @@
 """The complete resolved spec of a run: committed before its first stage, read by `resume`. No Prefect."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -10,12 +10,19 @@ from backprop_core.models import base as bases
 from backprop_core.schema.gate_report import Act
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import AdapterRef, BaseRef, Choice, ConverterRef, OwnTasks, RunId
-from backprop_core.schema.specs import BenchSpec, RunSpec
+from backprop_core.schema.specs import BenchSpec, RunSpec, TrainSpec
 from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.store.cache_keys import digest_of, part
 from tasks.runs.recorded_spec import without, without_passwords
 from tasks.runs.resolve_line import chosen_again
 from tasks.runs.sources import Source, keep
+
+
+class SweepCell(Record):
+    """One combination of settings that a sweep tries."""
+
+    settings: dict[str, Any] = Field(description="The fields that are tried, with their values.")
+    training: TrainSpec = Field(description="The complete training spec.")
 
 
 class Prepared(Record):
@@ -35,6 +42,7 @@ class Prepared(Record):
     converter: ConverterRef | None = Field(None, description="Writes the GGUF files if there is no writer here.")
     tasks: OwnTasks | None = Field(None, description="Custom lm-evaluation-harness tasks.")
     bench: BenchSpec | None = Field(None, description="What `bench` compares.")
+    cells: list[SweepCell] = Field([], description="What a sweep tries; empty for other runs.")
     act: Act | None = Field(None, description="Manual promotion; not part of the digest.")
     fresh: bool = Field(False, description="Recompute every stage even if cached; not part of the digest.")
 
@@ -61,7 +69,7 @@ class Prepared(Record):
         """Digest of everything that determines the run's results: equal digests mean equal results."""
         inputs = [[part(source.data), part(source.heldout)] for source in self.sources + self.watch]
         parts = [self.flow, part(self.spec), part(self.base), inputs, part(self.adapter), part(self.live)]
-        compared = [part(self.bench)] if self.bench else []
+        compared = [part(self.bench)] if self.bench else [part(cell.training) for cell in self.cells]
         return digest_of([*parts, *(each.digest for each in (self.converter, self.tasks) if each), *compared])
 
 

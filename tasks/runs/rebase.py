@@ -10,6 +10,7 @@ from backprop_core.lines.versions import Lines, LineVersion, Live
 from backprop_core.models import base as bases
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.field_types import LineName
+from backprop_core.schema.records import Spec
 from backprop_core.schema.specs import DatasetSpec, ModelSpec, RunSpec
 from backprop_core.store.artifacts import Store
 from tasks.runs.preflight_checks import check_export, check_metric, check_training, harness_tasks
@@ -19,25 +20,45 @@ from tasks.runs.resolve_defaults import decide
 from tasks.runs.sources import Source, downloads
 from tasks.runs.worker_process import interpreter
 
+HINT = "remove evaluation.watch; a retrain of the line can add it afterwards"
+
 
 def asked(line: LineName, model: ModelSpec, given: Mapping[str, Any], store: Store) -> RunSpec:
-    """The spec of a rebase: that of the run behind the line's champion, on another base, with the parts in `given`.
+    """The spec of a rebase: that of the run behind the line's champion, on another base, with the fields in `given`.
 
-    What that run chose automatically is left open. Raises RunUnknown, DatasetMissing.
+    `given` has parts of a spec, in which the fields that are set count, and values; None counts as not given. What the
+    run chose automatically is left open. Raises RunUnknown, DatasetMissing.
     """
     version = champion(line, store).version
     spec = load(version.run_id, store).asked
-    training = spec.training.model_copy(update={"lora": version.lora})
     own = {
         "line": line,
         "model": model,
         "datasets": stored(line, version, store),
-        "training": training,
+        "training": spec.training.model_copy(update={"lora": version.lora}),
         "merge": version.merge,
         "evaluation": spec.evaluation.model_copy(update={"watch": []}),  # the line holds out what it watches
         "max_seconds": None,
     }
-    return spec.model_copy(update={**own, **given})
+    spec = spec.model_copy(update=own)
+    return spec.model_copy(update={name: over(getattr(spec, name), value) for name, value in given.items()})
+
+
+def over(known: Any, given: Any) -> Any:
+    """A value, or a part of a spec with the fields that are set in `given`."""
+    if not isinstance(given, Spec):
+        return known if given is None else given
+    tree = merged(known.model_dump(exclude_unset=True), given.model_dump(exclude_unset=True))
+    return type(given).model_validate(tree)
+
+
+def merged(known: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Two trees of fields as one, in which `given` wins."""
+    both = {
+        name: merged(known[name], value) if isinstance(value, dict) and isinstance(known.get(name), dict) else value
+        for name, value in given.items()
+    }
+    return {**known, **both}
 
 
 def asked_here(line: LineName, model: str) -> RunSpec:
@@ -57,6 +78,8 @@ def prepare(spec: RunSpec, store: Store) -> Prepared:
     """
     check_metric(spec.evaluation)
     interpreter(settings(), spec.training.backend)
+    if spec.evaluation.watch:
+        raise ConfigInvalid("a rebase scores what the line holds out, and watches nothing else", hint=HINT)
     live = champion(spec.line, store)
     version = live.version
     spec = spec.model_copy(update={"datasets": stored(spec.line, version, store), "merge": version.merge})

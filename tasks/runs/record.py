@@ -8,10 +8,10 @@ from typing import Literal
 
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.dataset_reports import CuratedReport
-from backprop_core.schema.refs import DatasetRef, Evaluation, RunRecord, RunResult
+from backprop_core.schema.refs import Cell, DatasetRef, ErrorRecord, Evaluation, RunRecord, RunResult, TrainResult
 from backprop_core.store.artifacts import Store, write_atomic
 from tasks.runs import prefect_artifacts, worker_process
-from tasks.runs.prepared_run import Prepared
+from tasks.runs.prepared_run import Prepared, SweepCell
 from tasks.runs.record_names import begun_name, ended_name, lora_run_name
 from tasks.runs.results import dataset_summary
 from tasks.runs.run_costs import costs
@@ -68,6 +68,37 @@ class RunJournal:
         child.start(line=self._prepared.spec.line, name=name, params=self._params | parameters)
         yield
         child.end("finished")
+        self._child = None
+
+    @contextmanager
+    def sweep_cell(self, run_id: str, cell: SweepCell, dataset: DatasetRef) -> Iterator[None]:
+        """Record one combination of a sweep within the block; it gets the training metrics."""
+        self._child = child = self._journal.child(run_id)
+        spec = self._prepared.spec
+        summary, own = dataset_summary(dataset), spec.model_copy(update={"training": cell.training})
+        params = dataset_parameters(summary, run_parameters(own, cell.settings))
+        name = ", ".join(f"{name.removeprefix('training.')}={value}" for name, value in cell.settings.items())
+        child.start(line=spec.line, name=name, params=params)
+        child.inputs([summary])
+        yield
+        child.end("finished")
+        self._child = None
+
+    def sweep_cell_done(self, made: TrainResult, cell: Cell) -> None:
+        """Record what one combination made, and its scores."""
+        assert self._child is not None
+        self._child.tags({"backprop.tuned": made.adapter.digest})
+        speed = {"tokens_per_second": made.tokens / made.seconds} if made.seconds else {}
+        trained = {"train_loss": made.train_loss, "seconds": made.seconds, "trained_tokens": float(made.tokens)}
+        names = ("token_accuracy", "exact_match", "loss")
+        scores = {f"sweep.{name}": float(getattr(cell.scores, name)) for name in names}
+        rated = {f"sweep.{cell.rating.metric}": cell.rating.score} if cell.rating else {}
+        self._child.metrics(made.steps, trained | speed | scores | rated)
+
+    def sweep_cell_failed(self, error: ErrorRecord) -> None:
+        """Record why one combination cannot be trained."""
+        assert self._child is not None
+        self._child.end("failed", error)
         self._child = None
 
     def metrics(self, step: int, values: dict[str, float]) -> None:

@@ -1,5 +1,6 @@
 """Builds the records of a RunResult from refs: runs, evaluation, GGUF files, packages. Pure functions."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -135,3 +136,8 @@ def package_record(ref: PackageRef, store: Store) -> PackageRecord:
 def was_cached(stages: Sequence[StageRecord], stage: str) -> bool:
     """Whether the newest call of this stage came from the cache."""
     return next(record.cached for record in reversed(stages) if record.stage == stage)
+
+
+def child_id(run_id: str, index: int) -> str:
+    """The run_id of a run's index-th LoRA run: the same again after a resume."""
+    return hashlib.sha256(f"{run_id}/{index}".encode()).hexdigest()[:32]

@@ -111,7 +111,9 @@ def test_a_resumed_flow_is_given_what_it_needs() -> None:
     assert {name: again(name) for name, flow in FLOWS.items() if flow.resumable} == {
         "train": {"data": one, "run_id": "abc"},
         "multi-run": {"datasets": both, "run_id": "abc"},
+        "sweep": {"data": one, "run_id": "abc"},
         "retrain": {"line": "support", "data": one, "run_id": "abc"},
+        "rebase": {"line": "support", "model": SPEC.model, "run_id": "abc"},
         "promote": {"ref": "abc", "line": "support", "run_id": "abc"},
         "evaluate": {"ref": "abc", "run_id": "abc"},
         "bench": {"run_id": "abc"},

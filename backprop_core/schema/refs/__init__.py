@@ -66,6 +66,7 @@ from backprop_core.schema.refs.results import (
     StageRecord,
     Status,
 )
+from backprop_core.schema.refs.sweeps import Contrast, Standing, SweepReport, SweepRow
 
 __all__ = [
     "AdapterRef",
@@ -83,6 +84,7 @@ __all__ = [
     "Cell",
     "ChatTemplate",
     "Choice",
+    "Contrast",
     "ConverterRef",
     "Curated",
     "DatasetRef",
@@ -123,9 +125,12 @@ __all__ = [
     "SourceRef",
     "Split",
     "StageRecord",
+    "Standing",
     "Start",
     "Status",
     "StepReport",
+    "SweepReport",
+    "SweepRow",
     "TokensRef",
     "TrainResult",
     "artifacts_in",

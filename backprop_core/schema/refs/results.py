@@ -11,6 +11,7 @@ from backprop_core.schema.refs.bench import BenchReport
 from backprop_core.schema.refs.datasets import Split
 from backprop_core.schema.refs.exports import FileAnswer
 from backprop_core.schema.refs.models import Drift, KeptStep
+from backprop_core.schema.refs.sweeps import SweepReport
 
 Status = Literal["finished", "unchanged", "rejected", "failed", "interrupted", "running"]
 
@@ -180,6 +181,7 @@ class RunResult(Record):
     bench: BenchReport | None = Field(None, description="The settings that `bench` compared.")
     gate: GateReport | None = None
     act: Act | None = Field(None, description="The manual promotion of this version; null: the gate decided.")
+    sweep: SweepReport | None = Field(None, description="What a sweep found; None for other runs.")
     merged: Located | None = None
     gguf: list[GGUFRecord] = Field(default_factory=list)
     packages: list[PackageRecord] = Field(default_factory=list)

@@ -96,13 +96,23 @@ def said(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 def enter(flow: str, data: str) -> dict[str, Any]:
     """The fields of a form that have to be filled in."""
+    if flow == "rebase":
+        return {"line": "support", "model": {"name": "other"}}
     line = {"line": "support"} if flow == "retrain" else {}
     return line | ({"datasets": [{"path": data}]} if flow == "multi-run" else {"data": data})
 
 
+def both(entered: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """What was entered, and more; of a part both."""
+    known = {name: entered.get(name) for name in more}
+    parts = {name: {**one, **more[name]} for name, one in known.items() if isinstance(one, dict)}
+    return {**entered, **more, **parts}
+
+
 def here(flow: str, data: str, *settings: str) -> dict[str, Any]:
     """What the same flow gets from a terminal."""
-    spec = Flags(data=[data], line="support" if flow == "retrain" else None, set=list(settings)).spec()
+    line, model = ("support" if flow in ("retrain", "rebase") else None), ("other" if flow == "rebase" else None)
+    spec = Flags(data=[data], line=line, model=model, set=list(settings)).spec()
     return parameters(flow, spec, fresh=False)
 
 
@@ -150,7 +160,7 @@ def test_one_field_of_a_form_is_one_flag(flow: str) -> None:
         tree: Any = value
         for name in reversed(place.split(".")):
             tree = {name: tree}
-        got = run_from(flow, schema, enter(flow, "/data/night.jsonl") | tree)
+        got = run_from(flow, schema, both(enter(flow, "/data/night.jsonl"), tree))
         setting = f"{place}={yaml.safe_dump(value, default_flow_style=True).partition(chr(10))[0]}"
         if as_spec(flow, got) != as_spec(flow, here(flow, "/data/night.jsonl", setting)):
             different.append(place)
