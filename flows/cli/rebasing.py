@@ -1,16 +1,20 @@
 """The verb that moves a line to another base."""
 
+import logging
 from typing import Annotated
 
 from cyclopts import Parameter
 
+from backprop_core.runtime.settings import settings
 from backprop_core.schema.field_types import line_name
+from flows.cli import lines_file
 from flows.cli.config import replayed
 from flows.cli.flags import PLAIN, SETTINGS, TASK, Explain, Flags, OutputFlags
 from flows.cli.main import Answer
 from flows.cli.running import carry_out
 from tasks.runs.rebase import asked_here
 
+log = logging.getLogger(__name__)
 MODEL = "Hub id or local directory of the other base."
 FRESH = "Run every stage again, ignoring the cache."
 PLAN = "Show what would be trained, and the time, memory and disk it needs; then stop."
@@ -34,4 +38,8 @@ def rebase(
     if submit:
         spec = spec.model_copy(update={"datasets": []})  # the rows are in the store, not in files to look for
     flags = Flags(fresh=fresh, plan=plan, submit=submit, explain=explain, json=output.json, verbose=output.verbose)
-    return carry_out("rebase", spec, flags)
+    done = carry_out("rebase", spec, flags)
+    job = lines_file.find(name, settings())
+    if job and job.job.model.name != model and done.status == 0 and not (plan or submit):
+        log.warning("%s names another base: change its model, or the next retrain is refused", job.path)
+    return done

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from backprop_core.lines import deletion
 from backprop_core.runtime.settings import Settings
+from backprop_core.schema.flows import flow_info
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import RunId
 from backprop_core.store.artifacts import Store
@@ -43,7 +44,8 @@ def rejected_report(line: str, path: Path, time: int) -> RejectedReport | None:
         result = ended_at(path, time)
     except UNREADABLE:  # nothing says whose it is
         return None
-    if (result.line, result.flow, result.status) != (line, "retrain", "rejected"):
+    info = flow_info(result.flow or "")
+    if (result.line, result.status) != (line, "rejected") or not (info.trains and info.makes_a_version):
         return None
     at = datetime.fromtimestamp(time / 1e9, UTC)
     return RejectedReport(run_id=path.parent.name, at=at, average=result.average, reason=result.reason)

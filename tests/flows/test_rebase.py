@@ -178,7 +178,7 @@ def test_bases_with_the_same_tokens_compare_token_by_token(nights, tmp_path_fact
 def test_what_cannot_be_moved_is_refused_at_once(nights, base, other, store, tmp_path, monkeypatch):
     """The base that the line has, and rows that the store no longer has: the error names them; nothing is trained."""
     Lines(store).set_champion("support", 2)
-    with pytest.raises(ConfigInvalid, match="on .* already"):
+    with pytest.raises(ConfigInvalid, match=r"is on .* already"):
         rebase("support", ModelSpec(name=str(base)))
     copy = tmp_path / "copy"
     shutil.copytree(store.root, copy / "store")

@@ -63,7 +63,7 @@ def test_the_better_rate_is_found(grid):
 
 
 def test_what_scores_versions_chooses_nothing(grid, base, rows):
-    """The rows that score a sweep are among those that a run of the same dataset trains, not among its held-out ones."""
+    """The rows that score a sweep are among those that a run of the same dataset trains; its held-out rows are not."""
     [trained] = train(rows, model=str(base), training=TRAINING).runs
     assert grid.sweep.rows == trained.dataset.train_rows // 5
     assert grid.split.datasets[0].train.rows == trained.dataset.train_rows

@@ -91,3 +91,35 @@ def test_another_base_is_refused(lines):
     lines.check_base("support", BaseRef(name="elsewhere", digest="a" * 64))
     with pytest.raises(LineConflict, match="built on base"):
         lines.check_base("support", BaseRef(name="other", digest="f" * 64))
+
+
+def test_the_base_of_a_line_is_that_of_its_champion(lines):
+    """After a move to another base and back, the line takes the base of the version that is live."""
+    lines.append("support", version(1), after=0)
+    lines.append("support", version(2, base="f").model_copy(update={"parent": 1}), after=1)
+    for champion, base, refused in [(2, "f", "a"), (1, "a", "f")]:
+        lines.set_champion("support", champion)
+        lines.check_base("support", BaseRef(name="it", digest=base * 64))
+        with pytest.raises(LineConflict) as error:
+            lines.check_base("support", BaseRef(name="other", digest=refused * 64))
+        assert "backprop rebase support --model other" in error.value.hint
+
+
+def on(base: str) -> BaseRef:
+    return BaseRef(name="", digest=base * 64)
+
+
+def test_versions_on_one_base_are_those_since_the_last_move(lines):
+    """Scores on another base do not compare, so they are not among the earlier ones."""
+    bases = "aafa"
+    for number, base in enumerate(bases, 1):
+        made = version(number, base=base).model_copy(update={"parent": number - 1 or None})
+        lines.append("support", made, after=number - 1)
+    runs = {
+        (number, base): [
+            int(one.run_id, 16) for one in lines.on_base("support", number, BaseRef(name="", digest=base * 64))
+        ]
+        for number, base in [(2, "a"), (3, "f"), (4, "a"), (4, "f")]
+    }
+    assert runs == {(2, "a"): [1, 2], (3, "f"): [3], (4, "a"): [4], (4, "f"): []}
+    assert lines.on_base("support", None, on("a")) == []
