@@ -12,6 +12,7 @@ from backprop_core.schema.gate_report import GateReport
 from backprop_core.schema.refs import (
     AdapterRef,
     BackedOff,
+    ByteScores,
     Curated,
     DatasetRef,
     Drift,
@@ -116,6 +117,8 @@ def outcome(result: BaseModel) -> str:
             return f"{steps}, loss {result.train_loss:.4f}"
         case Scores():
             return f"token accuracy {100 * result.token_accuracy:.1f} %, loss {result.loss:.4f}, {result.rows} rows"
+        case ByteScores():
+            return f"{result.bits:.4f} bits per byte, {result.rows} rows"
         case Ratings():
             return f"{result.metric} {result.score:.4f}, {result.rows} rows"
         case Generations():

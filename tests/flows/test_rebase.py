@@ -20,6 +20,7 @@ from backprop_core.store.artifacts import Store
 from flows.cli import run_here
 from flows.evaluate import evaluate
 from flows.rebase import rebase
+from flows.rebuild import rebuild
 from flows.retrain import retrain
 from flows.rollback import rollback
 from tasks.runs.data_forget import data_forget
@@ -187,3 +188,18 @@ def test_what_cannot_be_moved_is_refused_at_once(nights, base, other, store, tmp
     shutil.rmtree(Store(copy / "store").layout.artifact(version.datasets[1].train.digest))
     with pytest.raises(DatasetMissing, match="night-2"):
         rebase("support", str(other))
+
+
+def test_a_rebuild_repeats_the_move(base, other, tmp_path, store):
+    """A line that has learned a row and then moved is trained again without it: on its old base, then on the new one."""
+    first = retrain("kept", batch(tmp_path, 8, SECRET + "!"), model=str(base), training=SHORT, gate=OPEN)
+    second = rebase("kept", str(other), training=GOOD)
+    assert (first.version, second.version) == (1, 2), second.gate
+    forgotten = data_forget([SECRET + "!"], settings(), plan=False)
+    done = rebuild("kept", forgotten.identities, forgotten.seen, settings())
+    assert (done.error, done.reason, done.versions, done.rebuilt) == (None, None, [1, 2], [3, 4])
+    lines = Lines(store)
+    before, after = lines.version("kept", 3), lines.live("kept")
+    assert after.number == 4 and after.version.parent == 3
+    assert (before.base.name, after.version.base.name) == (str(base), str(other))
+    assert [one.train for one in after.version.datasets] == [one.train for one in before.datasets]
