@@ -191,7 +191,7 @@ def test_what_cannot_be_moved_is_refused_at_once(nights, base, other, store, tmp
 
 
 def test_a_rebuild_repeats_the_move(base, other, tmp_path, store):
-    """A line that has learned a row and then moved is trained again without it: on its old base, then on the new one."""
+    """A line that learned a row and then moved is trained again without it: on its old base, then on the new one."""
     first = retrain("kept", batch(tmp_path, 8, SECRET + "!"), model=str(base), training=SHORT, gate=OPEN)
     second = rebase("kept", str(other), training=GOOD)
     assert (first.version, second.version) == (1, 2), second.gate
