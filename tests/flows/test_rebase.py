@@ -29,7 +29,8 @@ from tests.backprop_core import nano, tiny_models
 
 LORA = LoraSpec(rank=8)
 GOOD = TrainSpec(steps=24, batch_size=8, learning_rate=1e-2, lora=LORA)
-SHORT = GOOD.model_copy(update={"steps": 4})
+NIGHTS = [GOOD.model_copy(update={"steps": steps}) for steps in (6, 24)]  # the second learns more than the first
+LONG = GOOD.model_copy(update={"steps": 60})
 IDLE = GOOD.model_copy(update={"steps": 2, "learning_rate": 1e-9})
 OPEN = GateSpec(max_drop=1)
 COLOURS = {"sky": "blue", "grass": "green", "snow": "white", "coal": "black"}
@@ -77,7 +78,7 @@ def nights(base, home, prefect, tmp_path_factory) -> None:
     place = tmp_path_factory.mktemp("nights")
     for number in (1, 2):
         file = batch(place, number, SECRET if number == 1 else "")
-        done = retrain("support", file, model=str(base), training=SHORT, gate=OPEN)
+        done = retrain("support", file, model=str(base), training=NIGHTS[number - 1], gate=OPEN)
         assert (done.status, done.version) == ("finished", number), done.gate
     data_forget([SECRET], settings(), plan=False)
 
@@ -85,7 +86,7 @@ def nights(base, home, prefect, tmp_path_factory) -> None:
 @pytest.fixture(scope="module")
 def moved(nights, other) -> RunResult:
     """The line on the other base."""
-    return rebase("support", str(other), training=GOOD)
+    return rebase("support", str(other), training=LONG)
 
 
 def trained(version: LineVersion, store: Store) -> list[set[bytes]]:
@@ -192,7 +193,7 @@ def test_what_cannot_be_moved_is_refused_at_once(nights, base, other, store, tmp
 
 def test_a_rebuild_repeats_the_move(base, other, tmp_path, store):
     """A line that learned a row and then moved is trained again without it: on its old base, then on the new one."""
-    first = retrain("kept", batch(tmp_path, 8, SECRET + "!"), model=str(base), training=SHORT, gate=OPEN)
+    first = retrain("kept", batch(tmp_path, 8, SECRET + "!"), model=str(base), training=NIGHTS[0], gate=OPEN)
     second = rebase("kept", str(other), training=GOOD)
     assert (first.version, second.version) == (1, 2), second.gate
     forgotten = data_forget([SECRET + "!"], settings(), plan=False)

@@ -93,7 +93,7 @@ def test_a_combination_that_fails_is_a_row(grid, base, rows, home):
     good, bad = result.sweep.cells
     assert (bad.code, bad.standing) == ("RUNTIME_LOSS_NOT_FINITE", None) and good.standing and good.code is None
     assert result.status == "finished" and result.sweep.take == {"training.lora.alpha": 16.0}
-    lines = [line for _, line in read_journal(settings().journal_path / f"{result.run_id}.jsonl")]
+    lines = [line for _, line in read_journal(next(settings().journal_path.rglob(f"{result.run_id}.jsonl")))]
     names = {line.run: line.name for line in lines if isinstance(line, Started) and line.parent}
     ends = {line.run: line.status for line in lines if isinstance(line, Ended)}
     assert names == {good.run_id: "lora.alpha=16.0", bad.run_id: "lora.alpha=1e+38"}
