@@ -31,10 +31,8 @@ def lora_runs(run: Run, stored: Split | None = None) -> Made:
     """A LoRA run on each dataset, merged and scored after each; the datasets are the run's own, or `stored` ones."""
     rows = stored or curated(run)
     datasets, heldout = rows.datasets, held_out(run, rows)
-    watched = {
-        *tasks_of(run.prepared.watch),
-        *heldout.keys() - {task for dataset in datasets for task in dataset.tasks},
-    }
+    trained_tasks = {task for dataset in datasets for task in dataset.tasks}
+    watched = {*tasks_of(run.prepared.watch), *heldout.keys() - trained_tasks}
     scored, to_choose_by = (part(run, heldout, to_choose_by=side) for side in (False, True))
     base_row = {task: score(run, None, rows) for task, rows in scored.items()}
     untouched = harness(run, None)

@@ -46,6 +46,10 @@ def tried(run: Run) -> None:
 def divided(run: Run, dataset: DatasetRef) -> DatasetRef:
     """The training rows, some of which score here; those that are held out score versions and choose nothing."""
     rows = dataset.train
+    if dataset.judges:
+        raise ConfigInvalid(
+            f"{dataset.name} has preferences, which a sweep does not score", hint="try settings on its other rows"
+        )
     count = min(rows.rows // SHARE, MOST)
     if count < FEWEST:
         raise NoRows(f"{rows.rows} training rows are too few to choose settings by", hint="give more rows")
@@ -60,7 +64,7 @@ def attempt(run: Run, index: int, dataset: DatasetRef) -> Cell | BackpropError:
     alike = trained_by(run, training.model_copy(update={"max_length": usual.max_length, "too_long": usual.too_long}))
     try:
         with run.notes.sweep_cell(index, dataset):
-            made = trained(own, dataset, [], None, {})
+            made = trained(own, dataset, [], None, {}, None)
             cell = score(alike, made.adapter, dataset.heldout)
             run.notes.sweep_cell_done(index, made, cell)
     except OF_A_SETTING as error:

@@ -8,7 +8,8 @@ called worse with a probability of at most 1 - confidence.
 import math
 from collections.abc import Sequence
 
-from backprop_core.evaluation.gate import Hits, bounds, hits
+from backprop_core.evaluation.bootstrap import bounds
+from backprop_core.evaluation.hits import Hits, hits
 from backprop_core.schema.refs import Contrast, Ratings, Scores, Standing
 from backprop_core.store.artifacts import Store
 

@@ -43,10 +43,10 @@ def judged_on_two_bases(run: Run, merged: AdapterRef, scored: dict[str, RowsRef]
 def compared(
     run: Run, row: dict[str, Cell], other: dict[str, Cell], scored: dict[str, RowsRef], *, by_bytes: bool
 ) -> Compared:
-    """The scores per row that the gate compares, by task."""
-    if not by_bytes:
-        return {task: cell.rows for task, cell in row.items()}
+    """The scores per row that the gate compares, by task. A preference counts as a whole, in any tokens."""
     return {
         task: run.call(evaluation.per_byte, scores=cell.scores, other=other[task].scores, rows=scored[task])
+        if by_bytes and not cell.scores.preferences
+        else cell.rows
         for task, cell in row.items()
     }

@@ -11,7 +11,8 @@ import pytest
 
 from backprop_core.errors import NoRows
 from backprop_core.evaluation.bits_per_byte import METRIC, answer_bytes, per_byte
-from backprop_core.evaluation.gate import gate, hits
+from backprop_core.evaluation.gate import gate
+from backprop_core.evaluation.hits import hits
 from backprop_core.schema.refs import ByteScores, RowsRef, Scores
 from backprop_core.schema.specs import GateSpec
 from backprop_core.store.artifacts import Store
