@@ -14,6 +14,7 @@ from tasks.runs import resolve
 from tasks.runs.preflight_checks import check_training
 from tasks.runs.prepared_run import Prepared, SweepCell
 from tasks.runs.resolve_defaults import decide
+from tasks.runs.resolve_line import with_memory
 
 MOST = 64  # combinations
 PART = "training."
@@ -54,7 +55,7 @@ def combinations(settings: Values) -> Iterator[dict[str, Any]]:
 def cell(found: Prepared, spec: RunSpec, tried: Mapping[str, Any], store: Store) -> SweepCell:
     """One combination, with all other fields as a run with it would choose them."""
     training = with_settings(spec.training, tried)
-    whole = spec.model_copy(update={"training": training})
+    whole, _ = with_memory(spec.model_copy(update={"training": training}), None)
     complete, _ = decide(whole, found.base, [one.data for one in found.sources], store, later=False)
     check_training(complete.training, bases.local(found.base, store), complete.export, continues=False)
     return SweepCell(settings={name: value_at(training, name) for name in tried}, training=complete.training)
