@@ -15,21 +15,23 @@ from backprop_core.lines.versions import Lines, LineVersion
 from backprop_core.models import base as bases
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.refs import RunResult
-from backprop_core.schema.specs import GateSpec, LoraSpec, ModelSpec, TrainSpec
+from backprop_core.schema.specs import DatasetSpec, GateSpec, LoraSpec, ModelSpec, TrainSpec
 from backprop_core.store.artifacts import Store
 from flows.cli import run_here
 from flows.evaluate import evaluate
+from flows.promote import promote
 from flows.rebase import rebase
 from flows.rebuild import rebuild
 from flows.retrain import retrain
 from flows.rollback import rollback
+from flows.train import train
 from tasks.runs.data_forget import data_forget
 from tasks.runs.rebase import asked_here
 from tests.backprop_core import nano, tiny_models
 
 LORA = LoraSpec(rank=8)
 GOOD = TrainSpec(steps=24, batch_size=8, learning_rate=1e-2, lora=LORA)
-NIGHTS = [GOOD.model_copy(update={"steps": steps}) for steps in (6, 24)]  # the second learns more than the first
+LITTLE = GOOD.model_copy(update={"steps": 4})
 LONG = GOOD.model_copy(update={"steps": 60})
 IDLE = GOOD.model_copy(update={"steps": 2, "learning_rate": 1e-9})
 OPEN = GateSpec(max_drop=1)
@@ -76,10 +78,10 @@ def batch(place: Path, number: int, secret: str = "") -> str:
 def nights(base, home, prefect, tmp_path_factory) -> None:
     """A line of two versions, of which both have learned little; one row was forgotten since."""
     place = tmp_path_factory.mktemp("nights")
-    for number in (1, 2):
-        file = batch(place, number, SECRET if number == 1 else "")
-        done = retrain("support", file, model=str(base), training=NIGHTS[number - 1], gate=OPEN)
-        assert (done.status, done.version) == ("finished", number), done.gate
+    first = retrain("support", batch(place, 1, SECRET), model=str(base), training=LITTLE, gate=OPEN)
+    made = train(DatasetSpec(path=batch(place, 2), task="support"), model=str(base), training=LITTLE)
+    second = promote(made.run_id, "support", force=True, reason="a second version, better or not")
+    assert (first.version, second.version) == (1, 2), first.gate
     data_forget([SECRET], settings(), plan=False)
 
 
@@ -193,7 +195,7 @@ def test_what_cannot_be_moved_is_refused_at_once(nights, base, other, store, tmp
 
 def test_a_rebuild_repeats_the_move(base, other, tmp_path, store):
     """A line that learned a row and then moved is trained again without it: on its old base, then on the new one."""
-    first = retrain("kept", batch(tmp_path, 8, SECRET + "!"), model=str(base), training=NIGHTS[0], gate=OPEN)
+    first = retrain("kept", batch(tmp_path, 8, SECRET + "!"), model=str(base), training=LITTLE, gate=OPEN)
     second = rebase("kept", str(other), training=GOOD)
     assert (first.version, second.version) == (1, 2), second.gate
     forgotten = data_forget([SECRET + "!"], settings(), plan=False)
