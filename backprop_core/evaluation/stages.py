@@ -26,7 +26,7 @@ from backprop_core.schema.specs import GateSpec, GenerationSpec, HarnessSpec, Ju
 from backprop_core.stages import WorkerPlace, Workplace, stage
 
 
-@stage(version=1, runs_in="worker")
+@stage(version=2, runs_in="worker")
 def evaluate(
     base: BaseRef,
     adapter: AdapterRef | None,
@@ -55,7 +55,7 @@ def perplexity(
     return scored.perplexities(model, rows, max_length=max_length, store=at.store, on_progress=at.progress)
 
 
-@stage(version=1, runs_in="worker")
+@stage(version=2, runs_in="worker")
 def search(
     base: BaseRef,
     merged: AdapterRef,
@@ -113,7 +113,7 @@ def back_off(
     )
 
 
-@stage(version=1, runs_in="worker")
+@stage(version=2, runs_in="worker")
 def harness(
     base: BaseRef,
     adapter: AdapterRef | None,
@@ -130,7 +130,7 @@ def harness(
     return lm_eval.harness(at.model(base, adapter, precision, device), adapter, spec=spec, own=own, store=at.store)
 
 
-@stage(version=1, runs_in="worker")
+@stage(version=2, runs_in="worker")
 def generate(
     base: BaseRef,
     adapter: AdapterRef | None,
@@ -148,7 +148,7 @@ def generate(
     return generation.generate(model, adapter, heldout, spec=spec, store=at.store, on_progress=at.progress)
 
 
-@stage(version=1, runs_in="worker")
+@stage(version=2, runs_in="worker")
 def answer(
     base: BaseRef,
     adapter: AdapterRef | None,

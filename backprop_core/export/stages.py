@@ -67,7 +67,7 @@ def convert_outside(
         return commit_gguf(at.store, directory, outtype, record)
 
 
-@stage(version=1, runs_in="worker")
+@stage(version=2, runs_in="worker")
 def importance(
     base: BaseRef,
     adapter: AdapterRef | None,
@@ -136,7 +136,7 @@ def package(base: BaseRef, adapter: AdapterRef, package: Package, hub_id: str | 
         return at.store.commit(directory, PackageRef, record=record, package=package, bytes=size)
 
 
-@stage(version=1, runs_in="worker")
+@stage(version=2, runs_in="worker")
 def reference(
     base: BaseRef, adapter: AdapterRef | None, heldout: RowsRef, rows: int, prompts: list[str], *, at: WorkerPlace
 ) -> ReferenceRef:
