@@ -10,7 +10,7 @@ from prefect.events.schemas.automations import EventTrigger
 from prefect.flow_engine import run_flow
 
 from backprop_core.schema.refs import RunResult
-from backprop_core.schema.specs import DatasetSpec, GateSpec, LoraSpec, TrainSpec
+from backprop_core.schema.specs import CanarySpec, DatasetSpec, GateSpec, LoraSpec, TrainSpec
 from flows import run_names
 from flows.retrain import retrain
 from flows.run_states import STATES
@@ -22,6 +22,7 @@ JOB = {
     "training": TrainSpec(steps=6, batch_size=8, learning_rate=1e-2, lora=LoraSpec(rank=8)),
     "gate": GateSpec(max_drop=1),
 }
+NEVER = CanarySpec(prompt="Say it.", expect="what no model says")
 NOTHING = TrainSpec(steps=1, batch_size=8, learning_rate=1e-9, lora=LoraSpec(rank=8))
 
 
@@ -69,8 +70,8 @@ def test_a_state_says_how_a_run_ended(
     lines_of_the_log(page)
     same, result = ended(client, retrain("seen", batch(tmp_path, 1), **JOB, return_state=True))
     assert (same.name, same.state_name, result.status) == ("seen", "Unchanged", "unchanged")
-    idle = JOB | {"training": NOTHING, "gate": GateSpec(max_drop=0)}
-    worse, result = ended(client, retrain("seen", batch(tmp_path, 2, poisoned=True), **idle, return_state=True))
+    idle = JOB | {"training": NOTHING, "gate": GateSpec(canaries=[NEVER], canary_pass_rate=1)}
+    worse, result = ended(client, retrain("seen", batch(tmp_path, 2), **idle, return_state=True))
     assert (worse.name, worse.state_name, result.status) == ("seen v2", "Rejected", "rejected")
     assert {run.state_type.value for run in (first, same, worse) if run.state_type} == {"COMPLETED"}
 

@@ -101,7 +101,7 @@ def test_flows_are_modules_of_the_worker(server: PrefectServer, flow: str, entry
     assert (deployment["entrypoint"], deployment["path"], deployment["pull_steps"]) == (entrypoint, None, [])
     assert deployment["work_pool_name"] == "backprop"
     limit = deployment["global_concurrency_limit"]
-    assert (limit and limit["limit"]) == (1 if flow in ("train", "multi-run") else None)
+    assert (limit and limit["limit"]) == (1 if flow in ("train", "multi-run", "sweep", "bench") else None)
 
 
 def test_old_names_find_their_deployments(server: PrefectServer) -> None:
