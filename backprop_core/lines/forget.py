@@ -33,7 +33,8 @@ from backprop_core.store.layout import MANIFEST
 from backprop_core.store.leases import leased
 
 REASON = "a row in it was forgotten"
-DERIVED = {"tokens", "generations", "ratings", "reference", "lineage"}  # kinds that are made of rows, row by row
+DERIVED = {"tokens", "generations", "ratings", "reference", "log-probs", "lineage"}  # made of rows, row by row
+BY_ROWS = ("tokens", "reference_log_probs")  # stages whose record names only the rows that they were computed of
 TEXTS = {".json", ".jsonl", ".txt", ".md", ".html", ""}  # suffixes of files that may quote a row
 
 
@@ -124,8 +125,8 @@ class Forgetting:
     def _came_from(self, digest: str, gone: set[str]) -> bool:
         record = self._store.record(digest)
         sources = digests_in(canonical(record))
-        absent = record.get("stage") == "tokens" and not self._store.layout.artifact(record["rows"]).is_dir()
-        return bool(sources & gone) or absent  # of rows that are gone, nothing says whose tokens these are
+        absent = record.get("stage") in BY_ROWS and not self._store.layout.artifact(record["rows"]).is_dir()
+        return bool(sources & gone) or absent  # of rows that are gone, nothing says whose these are
 
     def _in_lineage(self, path: Path) -> bool:
         import pyarrow.parquet  # type: ignore[import-untyped]

@@ -24,7 +24,7 @@ from backprop_core.errors import RefAmbiguous, RowUnknown
 from backprop_core.lines.row_trace import trace
 from backprop_core.lines.versions import Lines, LineVersion
 from backprop_core.runtime.settings import settings
-from backprop_core.schema.refs import Generations, artifacts_in
+from backprop_core.schema.refs import Generations, ReferenceLogProbs, artifacts_in
 from backprop_core.schema.specs import DatasetSpec
 from backprop_core.schema.specs.curation import CurationSpec
 from backprop_core.store.artifacts import Store
@@ -123,6 +123,27 @@ def test_other_rows_of_a_file_are_still_found_in_it(home: Path, store: Store, tm
     [found] = files_of({table[1]["row"]}, {}, store).values()
     assert {one.place for one in found} == {"line 3", "line 9"}
     assert forget(done.rows[0].row, plan=True).artifacts == []
+
+
+def test_log_probabilities_of_a_preference_are_forgotten(home: Path, store: Store, tmp_path: Path) -> None:
+    """What the champion thought of its answers is removed with it; that of other preferences stays."""
+
+    def judged(name: str) -> str:
+        rows = [{"prompt": f"{name} {one}?", "chosen": f"yes {name} {one}", "rejected": "no"} for one in range(6)]
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        spec = DatasetSpec(path=str(path), format="mixed")
+        made = curate(snapshot(spec.path, scratch=home), spec, store=store)
+        assert made.preferences
+        record = {"stage": "reference_log_probs", "adapter": None, "rows": made.preferences.digest}
+        with store.begin("log-probs") as directory:
+            (directory / ReferenceLogProbs.FILE).write_text(canonical({"row": 0, "log_probs": [-len(name), -2.0]}))
+            return store.commit(directory, ReferenceLogProbs, record=record, answers=2).digest
+
+    forgotten_ones, others = judged("pear"), judged("melon")
+    done = forget("yes pear 1")
+    assert forgotten_ones in {one.digest for one in done.artifacts if one.kind == "log-probs"}
+    assert not store.layout.artifact(forgotten_ones).is_dir() and store.layout.artifact(others).is_dir()
 
 
 def test_no_byte_of_a_row_is_left(home: Path, store: Store) -> None:
