@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from backprop_core.data import chat_encoding, chat_rendering, row_files
+from backprop_core.data.preference_rows import is_preference
 from backprop_core.errors import ArtifactDamaged, ArtifactMissing
 from backprop_core.models import base as bases
 from backprop_core.models import chat_template
@@ -44,7 +45,9 @@ def load(base: LoadedBase, rows: RowsRef, *, max_length: int | Limit, store: Sto
     note = store.layout.note("tokens", key_of(base, rows, max_length, store))
     ref = kept(note, store)
     if ref is None:
-        examples = chat_encoding.encode(base.tokenizer, row_files.load(store.local(rows)), max_length=max_length)
+        every = row_files.load(store.local(rows))
+        assert not any(map(is_preference, every)), "rows that judge answers are no answers to learn"
+        examples = chat_encoding.encode(base.tokenizer, every, max_length=max_length)
         day = chat_template.clock(chat_rendering.template_of(base.tokenizer))
         ref = keep(examples, store, record={"rows": rows.digest, "max_length": part(max_length), "day": day})
         write_atomic(note, ref.model_dump_json())

@@ -51,19 +51,28 @@ def in_a_row(run: Run, datasets: Sequence[DatasetRef], by: Scoring) -> Measured:
 
 def at_once(run: Run, datasets: Sequence[DatasetRef], by: Scoring) -> Measured:
     """One run on the rows of all datasets: what training them in a row can reach."""
-    first, *others = datasets
     rows = run.call(
         data.replay,
-        rows=first.train,
-        earlier=[one.train for one in others],
+        rows=datasets[0].train,
+        earlier=[one.train for one in datasets[1:]],
         heldout=list(by.heldout.values()),
         share=1.0,
         passes=1,
         seed=0,
     )
-    made = trained(run, first.model_copy(update={"train": rows}), [], None, by.heldout, None)
+    made = trained(run, together(datasets, rows), [], None, by.heldout, None)
     last = [value(run, made.adapter, dataset.tasks[0], by) for dataset in datasets]
     return Measured(then=last, last=last, seconds=made.seconds)
+
+
+def together(datasets: Sequence[DatasetRef], rows: RowsRef) -> DatasetRef:
+    """The rows of all datasets as one dataset, which judges answers if one of them does."""
+    counts = {
+        "pairs": sum(one.pairs for one in datasets),
+        "ratings": sum(one.ratings for one in datasets),
+        "only_preferences": all(one.only_preferences for one in datasets),
+    }
+    return datasets[0].model_copy(update={"train": rows, **counts})
 
 
 def value(run: Run, adapter: AdapterRef | None, task: str, by: Scoring) -> float:

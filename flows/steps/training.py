@@ -30,7 +30,7 @@ def trained(
     """One LoRA run on a dataset and rows of earlier ones, starting from the last tuned adapter.
 
     Preferences are compared with the merged adapter so far, or with the base. With early stopping, a part of the task's
-    held-out rows, which never scores, chooses the best step.
+    held-out rows, which never scores, chooses the best step; of preferences alone, all steps are trained.
     """
     spec = run.spec.training
     again = replayable(run, before)
@@ -47,12 +47,12 @@ def trained(
         spec=alone if judges else without_preferences(alone),
         start=start,
         reference=reference(run, rows, merged) if judges else None,
-        heldout=stopping_rows(run, heldout.get(dataset.task)),
+        heldout=None if dataset.only_preferences else stopping_rows(run, heldout.get(dataset.task)),
     )
 
 
 def stopping_rows(run: Run, heldout: RowsRef | None) -> RowsRef | None:
-    """The held-out rows by which early stopping chooses; None without it, or for a dataset of preferences alone."""
+    """The held-out rows by which early stopping chooses; None without it."""
     if not run.spec.training.early_stopping or heldout is None:
         return None
     return run.call(data.apart, heldout=heldout, to_choose_by=True)

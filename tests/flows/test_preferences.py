@@ -13,18 +13,22 @@ from backprop_core.lines.versions import Lines
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.refs import RunResult
 from backprop_core.schema.specs import (
+    BenchSpec,
     DatasetSpec,
+    EarlyStopping,
     EvaluationSpec,
     ExportSpec,
     GateSpec,
     GenerationSpec,
     LoraSpec,
+    MergeSpec,
     PreferenceSpec,
     RunSpec,
     TrainSpec,
 )
 from backprop_core.schema.specs.training import ModelSpec
 from backprop_core.store.artifacts import Store
+from flows.bench import bench
 from flows.multi_run import multi_run
 from flows.pipeline import pipeline
 from flows.retrain import retrain
@@ -106,6 +110,13 @@ def test_a_night_of_preferences_alone(first: RunResult, second: RunResult, store
     assert set(record.heldout) == {"support", JUDGING}
 
 
+def test_early_stopping_needs_answers(second: RunResult, base: Path, tmp_path: Path) -> None:
+    """A night of preferences alone trains all its steps: the line's older answers do not choose one of them."""
+    hasty = JUDGED.model_copy(update={"early_stopping": EarlyStopping(eval_steps=1, patience=1), "steps": 8})
+    night = retrain("support", write(tmp_path, pairs(range(300, 360))), model=str(base), training=hasty, gate=OPEN)
+    assert (night.runs[0].kept, night.runs[0].steps) == (None, 8)
+
+
 def test_later_nights_keep_the_preferences(second: RunResult, base: Path, tmp_path: Path, store: Store) -> None:
     """A night of answers is scored on them too, trains no answer of them, and stages no reference."""
     held = load(store.local(Lines(store).version("support", 2).heldout[JUDGING]))
@@ -148,6 +159,22 @@ def test_mixed_rows_with_a_metric_of_answers(base: Path, tmp_path: Path) -> None
     assert made.evaluation and made.evaluation.tasks == ["0", "0.preferences", "100", "100.preferences"]
     judged = [row[1] for row in made.evaluation.scores]
     assert judged == [row[1] for row in made.evaluation.matrix]
+    assert stages(made).count("reference_log_probs") == 2
+
+
+def test_a_comparison_judges_in_every_cell(base: Path, tmp_path: Path) -> None:
+    """All datasets at once train preferences as preferences, although the first dataset has none."""
+    night = [
+        write(tmp_path, rows, name) for rows, name in ((answers(range(60)), "a.jsonl"), (thumbs(range(60)), "b.jsonl"))
+    ]
+    made = bench(
+        datasets=night,
+        compare=BenchSpec(strategies=["slao"], replay=[0], orders=1),
+        model=str(base),
+        training=JUDGED.model_copy(update={"steps": 2}),
+        merge=MergeSpec(strategy="slao"),
+    )
+    assert made.bench and [result.order for result in made.bench.results] == [0, None]
     assert stages(made).count("reference_log_probs") == 2
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from backprop_core.data import batching
 from backprop_core.data.row_files import commit, index
 from backprop_core.data.row_sets import replay
 from backprop_core.errors import GPUOutOfMemory, Interrupted
@@ -228,3 +229,11 @@ def test_rows_without_preferences_are_trained_as_before(base: LoadedBase, store:
     )
     for one, other in zip(found, expected, strict=True):
         assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_judgments_are_never_answers(base: LoadedBase, store: Store) -> None:
+    """Without a loss for them, rows that judge answers are refused: a thumb down would be trained as a good answer."""
+    rows = nano.commit_rows(store, MIXED)
+    with pytest.raises(AssertionError, match="no answers to learn"):
+        batching.load(base, rows, max_length=128, store=store)
+    assert batching.load(base, nano.commit_rows(store, nano.chats(12)), max_length=128, store=store)
