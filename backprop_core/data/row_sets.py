@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from backprop_core.data.row_conversations import all_keys, sharing_conversations
 from backprop_core.data.row_files import commit, index, index_all
 from backprop_core.data.row_files import curriculum as order_in
 from backprop_core.data.row_index import SIZE, Keys, Mask, Positions, RowIndex, joined, salted, unique
@@ -78,11 +79,11 @@ def replay(
     others were used. `earlier` is sorted from oldest to newest. Rows in `heldout` are never replayed. If the new rows
     have a curriculum, the replayed ones are spread evenly between them.
     """
-    out = index_all(heldout, store).keys
+    held = index_all(heldout, store)
     draws: list[list[RowIndex]] = [[] for _ in range(passes)]
     for runs_since, ref in enumerate(reversed(earlier)):
         old = index(ref, store)
-        order = old.take(~old.among(out)).by_hash(f"{seed}:")
+        order = without(old, held).by_hash(f"{seed}:")
         count = math.ceil(share * ref.rows) if len(order) else 0
         for number, draw in enumerate(draws, runs_since * passes):
             draw.append(part_of(order, number, count))
@@ -109,17 +110,23 @@ def replay_by_task(
     task were used. Of `general`, each epoch adds `of_general` rows. Held-out rows and a curriculum are treated as by
     `replay`.
     """
-    out, salt = index_all(heldout, store).keys, f"{seed}:{sum(map(len, earlier))}:"
+    held, salt = index_all(heldout, store), f"{seed}:{sum(map(len, earlier))}:"
     draws: list[list[RowIndex]] = [[] for _ in range(passes)]
     wanted = [(datasets, least, share) for datasets in earlier] + ([([general], of_general, 0.0)] if general else [])
     for datasets, fewest, part in wanted:
         old = unique([index(ref, store) for ref in datasets])
-        order = old.take(~old.among(out)).by_hash(salt)
+        order = without(old, held).by_hash(salt)
         count = min(max(fewest, math.ceil(part * len(order))), len(order))
         for number, draw in enumerate(draws):
             draw.append(part_of(order, number, count))
     refs = [[ref.digest for ref in datasets] for datasets, *_ in wanted]
     return mixed(rows, draws, store, {"stage": "replay_by_task", "earlier": refs})
+
+
+def without(rows: RowIndex, held: RowIndex) -> RowIndex:
+    """The rows that are not held out, as rows or as conversations of preferences."""
+    keys = all_keys(held)
+    return rows.take(~(rows.among(keys) | sharing_conversations(rows, keys)))
 
 
 def part_of(order: RowIndex, number: int, count: int) -> RowIndex:

@@ -20,6 +20,7 @@ from backprop_core.data import preference_splits
 from backprop_core.data.heldout_leaks import is_redacted, redacted_keys, safe
 from backprop_core.data.preference_leaks import HELD_OUT, safe_preferences
 from backprop_core.data.preference_splits import Judged
+from backprop_core.data.row_conversations import all_keys, conversation_keys, sharing_conversations
 from backprop_core.data.row_files import commit, index, index_all, ranks, times
 from backprop_core.data.row_index import SIZE, Keys, Mask, Positions, RowIndex, among, joined, unique
 from backprop_core.data.row_sets import HINT, ORDER, spread
@@ -47,10 +48,14 @@ NOTHING = Side(joined([]), joined([]), 0)
 
 
 class Learned(NamedTuple):
-    """The rows that the line was trained on, and their identities after redaction if any night redacts."""
+    """The rows that the line was trained on: their identities, also after redaction if any night redacts, and groups.
 
-    rows: RowIndex
+    A preference has its own identity and those of its conversations.
+    """
+
+    keys: Keys
     redacted: Keys | None
+    groups: NDArray[np.uint64]
 
 
 def split(
@@ -76,7 +81,7 @@ def split(
     preference_splits.check_tasks(batches)
     parts = [part for batch in batches for part in preference_splits.parts(batch)]
     rows = index_all(learned, store)
-    before = Learned(rows, redacted_keys(rows) if redacts or is_redacted(rows) else None)
+    before = learned_from(rows, redacts=redacts or is_redacted(rows))
     tasks = dict.fromkeys([*held, *(batch.task for batch in [*parts, *watched])])
     sides = {
         task: side(
@@ -100,6 +105,12 @@ def split(
         aside={task: commit(one.aside, store, record) for task, one in sides.items() if len(one.aside)},
         not_scored={task: one.learned for task, one in sides.items() if one.learned},
     )
+
+
+def learned_from(rows: RowIndex, *, redacts: bool) -> Learned:
+    """What was learned with some rows. `redacts`: also what they are after redaction."""
+    redacted = np.concatenate([redacted_keys(rows), conversation_keys(rows, redacted=True)]) if redacts else None
+    return Learned(all_keys(rows), redacted, rows.entries["group"])
 
 
 def bound(
@@ -157,15 +168,19 @@ def latest(rows: RowIndex, times: Positions, share: float, kept: int, name: str)
 
 def known(rows: RowIndex, learned: Learned, *, redacts: bool) -> Mask:
     """Which rows the line has learned, or others of their group."""
-    return was_learned(rows, learned, redacts=redacts) | rows.grouped(learned.rows.entries["group"])
+    return was_learned(rows, learned, redacts=redacts) | rows.grouped(learned.groups)
 
 
 def was_learned(rows: RowIndex, learned: Learned, *, redacts: bool = False) -> Mask:
-    """Which rows the line has learned, with or without redaction. `redacts`: the rows are redacted already."""
-    same = rows.among(learned.rows.keys)
+    """Which rows, or conversations in them, the line has learned, with or without redaction.
+
+    `redacts`: the rows are redacted already.
+    """
+    same = rows.among(learned.keys) | sharing_conversations(rows, learned.keys)
     if learned.redacted is None:
         return same
-    return same | among(rows.keys if redacts else redacted_keys(rows), learned.redacted)
+    twins = among(rows.keys if redacts else redacted_keys(rows), learned.redacted)
+    return same | twins | sharing_conversations(rows, learned.redacted, redacted=not redacts)
 
 
 def by_hash(new: Sequence[RowIndex], kept: int) -> RowIndex:
