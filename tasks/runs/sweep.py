@@ -19,6 +19,13 @@ from tasks.runs.resolve_line import with_memory
 MOST = 64  # combinations
 PART = "training."
 HINT = "try fields of training, like --set training.learning_rate=1e-4,5e-4"
+UNUSED = {  # fields that change nothing in a sweep, and why
+    "early_stopping": "every combination trains all its steps, as no held-out row chooses one",
+    "replay": "there is no earlier dataset to replay",
+    "replay_rows": "there is no earlier dataset to replay",
+    "later_learning_rate": "no run continues another",
+    "preference": "preferences are not scored",
+}
 Values = Mapping[str, Sequence[Any]]
 
 
@@ -38,6 +45,9 @@ def check(spec: RunSpec, settings: Values) -> None:
         raise ConfigInvalid("no field has two values to try", hint=HINT)
     if others := [name for name in settings if not name.startswith(PART)]:
         raise ConfigInvalid(f"a sweep cannot try {others[0]}", hint=HINT)
+    for name in settings:
+        if reason := UNUSED.get(name.removeprefix(PART).split(".")[0]):
+            raise ConfigInvalid(f"{name} changes nothing in a sweep: {reason}", hint=HINT)
     if len(spec.datasets) > 1:
         raise ConfigInvalid(f"sweep takes one dataset, not {len(spec.datasets)}", hint="try settings on one of them")
     if spec.export != ExportSpec() or spec.merge != MergeSpec():

@@ -110,6 +110,10 @@ def test_a_combination_that_fails_is_a_row(grid, base, rows, home):
         ({"training.learning_rate.x": [1, 2]}, "training.learning_rate"),
         ({RATE: [1e-4, 5]}, "training.learning_rate=5"),
         ({RANK: list(range(1, 66))}, "65 combinations"),
+        ({"training.early_stopping.patience": [1, 2]}, "early_stopping.patience changes nothing .* no held-out row"),
+        ({"training.replay_rows": [0, 20]}, "replay_rows changes nothing in a sweep: there is no earlier dataset"),
+        ({RATE: [1e-4, 1e-3], "training.replay": [0.1]}, "training.replay changes nothing"),
+        ({"training.preference.loss": ["dpo", "kto"]}, "preferences are not scored"),
     ],
 )
 def test_what_cannot_be_tried_is_refused(base, rows, grid_, says):
