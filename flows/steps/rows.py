@@ -10,6 +10,7 @@ from tasks.runs.flow_run import Run
 from tasks.runs.sources import Source
 
 TRAIN_THEM = "set training.preference.loss=dpo to train them"
+WATCH_ANSWERS = "give rows with answers in evaluation.watch, or remove the file"
 NO_HELDOUT = "give more rows, or held-out rows that it has not learned (--heldout FILE)"
 
 
@@ -65,6 +66,8 @@ def batch(run: Run, spec: DatasetSpec, source: Source, *, trained: bool = True) 
         made = run.call(
             data.curate, source=run.decided(file, own), spec=own, template=run.template, tokenizer=tokenizer
         )
+        if not made.rows.rows and not trained:
+            raise NoRows(f"{path}: only preferences, and watched preferences are not scored", hint=WATCH_ANSWERS)
         if not made.rows.rows and not learns:
             raise NoRows(f"{path}: only preferences, which are not trained", hint=TRAIN_THEM)
         return sifted(run, made, curation) if curation.needs_perplexity and made.rows.rows else made

@@ -1,6 +1,7 @@
 """Checks a run's configuration before training: metric, judge, harness tasks, export, Ollama, Hub repository."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from backprop_core.errors import (
@@ -18,7 +19,7 @@ from backprop_core.models import peft_files
 from backprop_core.models.adapter_tokenizer import TEMPLATE
 from backprop_core.runtime.optional_packages import QLORA, require
 from backprop_core.runtime.settings import settings
-from backprop_core.schema.refs import AdapterRef, BaseRef, ConverterRef, OwnTasks
+from backprop_core.schema.refs import AdapterRef, BaseRef, ConverterRef, DatasetRef, OwnTasks
 from backprop_core.schema.specs import EvaluationSpec, ExportSpec, RunSpec, TrainSpec
 from backprop_core.store.artifacts import Store
 from backprop_core.training import lora_variants
@@ -36,6 +37,16 @@ def check_metric(evaluation: EvaluationSpec) -> None:
     if evaluation.metric == "judge" and None in (evaluation.judge.address, evaluation.judge.model):
         raise ConfigInvalid(
             "evaluation.metric=judge has no judge", hint="set evaluation.judge.address and evaluation.judge.model"
+        )
+
+
+def check_preferences(line: str, datasets: Sequence[DatasetRef], training: TrainSpec, *, hint: str) -> None:
+    """Raise ConfigInvalid if the stored datasets of a line have preferences and no loss is set for them."""
+    if training.preference.loss is None and (judging := [dataset.name for dataset in datasets if dataset.judges]):
+        raise ConfigInvalid(
+            f"the datasets of line {line} have preferences ({', '.join(judging)}), "
+            "and training.preference.loss is not set",
+            hint=hint,
         )
 
 

@@ -13,7 +13,7 @@ from backprop_core.schema.field_types import LineName
 from backprop_core.schema.records import Spec
 from backprop_core.schema.specs import DatasetSpec, ModelSpec, RunSpec
 from backprop_core.store.artifacts import Store
-from tasks.runs.preflight_checks import check_export, check_metric, check_training, harness_tasks
+from tasks.runs.preflight_checks import check_export, check_metric, check_preferences, check_training, harness_tasks
 from tasks.runs.prepared_run import Prepared, load
 from tasks.runs.publish_targets import still_published
 from tasks.runs.resolve_defaults import decide
@@ -21,6 +21,7 @@ from tasks.runs.sources import Source, downloads
 from tasks.runs.worker_process import interpreter
 
 HINT = "remove evaluation.watch; a retrain of the line can add it afterwards"
+JUDGED = "set training.preference.loss, as in the run that trained them"
 
 
 def asked(line: LineName, model: ModelSpec, given: Mapping[str, Any], store: Store) -> RunSpec:
@@ -82,6 +83,7 @@ def prepare(spec: RunSpec, store: Store) -> Prepared:
         raise ConfigInvalid("a rebase scores what the line holds out, and watches nothing else", hint=HINT)
     live = champion(spec.line, store)
     version = live.version
+    check_preferences(spec.line, version.datasets, spec.training, hint=JUDGED)
     spec = spec.model_copy(update={"datasets": stored(spec.line, version, store), "merge": version.merge})
     base = bases.resolve(spec.model, store)
     if base.digest == version.base.digest:

@@ -13,13 +13,14 @@ from backprop_core.schema.field_types import ROWS_FILE
 from backprop_core.schema.specs import BenchSpec, DatasetSpec, ExportSpec, PublishSpec, RunSpec
 from backprop_core.store.artifacts import Store
 from backprop_core.training.defaults import Data, data_by
-from tasks.runs.preflight_checks import check_metric
+from tasks.runs.preflight_checks import check_metric, check_preferences
 from tasks.runs.prepared_run import Prepared, load
 from tasks.runs.resolve import prepare
 from tasks.runs.sources import stem
 
 TRAIN, TEST = ".train", ".test"
 SAMPLE = 200  # rows of a dataset whose tokens are counted
+JUDGED = "a comparison has the settings of the line's last run: set training.preference.loss in its next retrain"
 
 
 def of_datasets(spec: RunSpec, compare: BenchSpec, store: Store) -> Prepared:
@@ -30,7 +31,10 @@ def of_datasets(spec: RunSpec, compare: BenchSpec, store: Store) -> Prepared:
 
 
 def of_line(line: str, compare: BenchSpec, store: Store) -> Prepared:
-    """Resolve a comparison on what a line has learned, with its base and settings. Raises RunUnknown, NoRows."""
+    """Resolve a comparison on what a line has learned, with its base and settings.
+
+    Raises RunUnknown, NoRows, and ConfigInvalid for preferences without a loss.
+    """
     live = Lines(store).live(line)
     if live is None:
         raise RunUnknown(f"line {line} has no champion", hint="`backprop lines` lists all lines")
@@ -39,6 +43,7 @@ def of_line(line: str, compare: BenchSpec, store: Store) -> Prepared:
         raise NoRows(f"line {line} has learned one dataset", hint="compare when it has learned two or more")
     earlier = load(version.run_id, store).spec
     check_metric(earlier.evaluation)
+    check_preferences(line, version.datasets, earlier.training, hint=JUDGED)
     training = earlier.training.model_copy(update={"lora": version.lora})
     spec = earlier.model_copy(
         update={

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from backprop_core.data.row_files import load
-from backprop_core.errors import NoRows
+from backprop_core.errors import ConfigInvalid, NoRows
 from backprop_core.lines.versions import Lines
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.refs import RunResult
@@ -34,6 +34,9 @@ from flows.pipeline import pipeline
 from flows.retrain import retrain
 from flows.train import train
 from tasks.runs.plan import plan
+from tasks.runs.rebase import moved
+from tasks.runs.resolve_bench import of_line
+from tests.backprop_core import nano
 
 LORA = LoraSpec(rank=8)
 PLAIN = TrainSpec(steps=6, batch_size=8, learning_rate=1e-2, lora=LORA)
@@ -122,10 +125,26 @@ def test_later_nights_keep_the_preferences(second: RunResult, base: Path, tmp_pa
     held = load(store.local(Lines(store).version("support", 2).heldout[JUDGING]))
     [giving] = [row for row in held if "chosen" in row][:1]
     said = {"messages": [*giving["messages"], *giving["rejected"]]}
-    night = retrain("support", write(tmp_path, [*answers(range(200, 280)), said]), model=str(base), training=PLAIN)
+    data = write(tmp_path, [*answers(range(200, 280)), said])
+    night = retrain("support", data, model=str(base), training=PLAIN, gate=OPEN)
     assert night.evaluation and night.evaluation.tasks == ["support", JUDGING]
     assert night.runs[0].dataset.not_trained["in_held_out_preference"] == 1
     assert "reference_log_probs" not in stages(night)
+    other = ModelSpec(name=str(nano.build(tmp_path / "other", seed=1)))
+    assert Lines(store).champion("support") == night.version
+    with pytest.raises(ConfigInvalid, match=r"line support have preferences .*training\.preference\.loss is not set"):
+        moved("support", other, {}, store)
+    with pytest.raises(ConfigInvalid, match="line support have preferences"):
+        of_line("support", BenchSpec(), store)
+    assert moved("support", other, {"training": TrainSpec(preference=PreferenceSpec(loss="dpo"))}, store).base
+
+
+def test_watched_preferences_are_not_scored(base: Path, tmp_path: Path) -> None:
+    """A watched file of preferences alone is refused by that reason, also where a loss is set."""
+    watch = write(tmp_path, pairs(range(30)), "judged.jsonl")
+    data = write(tmp_path, answers(range(60)))
+    with pytest.raises(NoRows, match="watched preferences are not scored"):
+        train(data, model=str(base), training=JUDGED, evaluation=EvaluationSpec(watch=[watch]))
 
 
 def test_without_a_loss_they_are_kept_apart(base: Path, tmp_path: Path) -> None:
