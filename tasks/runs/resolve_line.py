@@ -6,7 +6,7 @@ from backprop_core.lines.versions import Live
 from backprop_core.schema.refs import Choice
 from backprop_core.schema.specs import RunSpec
 
-REPLAY_ROWS = 20  # of each earlier task; docs/continual.md has the figures
+REPLAY_ROWS = 50  # of each earlier task; docs/continual.md has the figures
 AVERAGING = {"strategy", "merge_a", "weight"}  # fields of `merge`
 MERGE_A, REPLAY = "merge.merge_a", "training.replay_rows"
 

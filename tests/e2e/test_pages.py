@@ -26,7 +26,7 @@ BAD = REPLIES[0] + '{"prompt": "the kettle'
 SHELVES = [f'{{"prompt": "Where is article {number}?", "completion": "On shelf 7."}}\n' for number in range(60)]
 REASON = "it reads <b>well</b>"
 FIELDS = {"Name": "support", "Base model": str(BASE), "New rows that a run needs": "20", "Ollama model": "support"}
-BOLD, FAST = {"gate.confidence": "0.5"}, {"training.learning_rate": "0.001"}  # few rows and few steps are enough
+BOLD, FAST = {"gate.confidence": "0.5"}, {"training.learning_rate": "0.002"}  # few rows and few steps are enough
 
 
 @pytest.fixture
