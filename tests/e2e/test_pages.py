@@ -26,7 +26,8 @@ BAD = REPLIES[0] + '{"prompt": "the kettle'
 SHELVES = [f'{{"prompt": "Where is article {number}?", "completion": "On shelf 7."}}\n' for number in range(60)]
 REASON = "it reads <b>well</b>"
 FIELDS = {"Name": "support", "Base model": str(BASE), "New rows that a run needs": "20", "Ollama model": "support"}
-BOLD, FAST = {"gate.confidence": "0.5"}, {"training.learning_rate": "0.002"}  # few rows and few steps are enough
+BOLD = {"gate.confidence": "0.5"}  # few rows are enough
+FAST = {"training.learning_rate": "0.002", "training.replay_rows": "0"}  # an answer changes
 
 
 @pytest.fixture
@@ -98,7 +99,8 @@ def change_settings(page: Page, settings: Mapping[str, str]) -> None:
     look(page, "04-settings")
     for path, value in settings.items():
         field = page.locator(f"[name='{path}']")
-        page.locator("summary", has_text=path.partition(".")[0]).click()
+        if not field.is_visible():
+            page.locator("summary", has_text=path.partition(".")[0]).click()
         field.fill(value)
     page.get_by_role("button", name="Save and deploy").first.click()
     expect(page.get_by_text("Saved and deployed")).to_be_visible()
