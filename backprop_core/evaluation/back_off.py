@@ -7,6 +7,7 @@ its error stays what its confidence says.
 from collections.abc import Sequence
 from statistics import mean
 
+from backprop_core.data.judged_answers import are_preferences
 from backprop_core.evaluation.row_score import Scorer
 from backprop_core.evaluation.scoring import scorer
 from backprop_core.merging.strategies import between, check_same
@@ -34,18 +35,19 @@ def back_off(
 ) -> BackedOff:
     """Of ΔW_champion + s·(ΔW_candidate - ΔW_champion), the one with the best mean score over the held-out sets.
 
-    `metric` is exact_match, loss, or token_accuracy, which also stands for all others. Of equal scores the largest
-    share wins; s = 1 is the candidate itself. `on_progress` gets (done, total) shares. Raises NoRows, RankMismatch,
-    AdapterMismatch.
+    `metric` is exact_match, loss, or token_accuracy, which also stands for all others and for preferences. Of equal
+    scores the largest share wins; s = 1 is the candidate itself. `on_progress` gets (done, total) shares. Raises
+    NoRows, RankMismatch, AdapterMismatch.
     """
     tasks = [scorer(base, rows, max_length=max_length, store=store) for rows in heldout]
+    metrics = ["token_accuracy" if are_preferences(store.local(rows)) else metric for rows in heldout]
     old, new = (adapter_tensors.read_adapter(store.local(ref)) for ref in (champion, candidate))
     check_same(old, new)
     tried: dict[float, float] = {}
     with injected(base, new.config, new.tensors) as model:
         for share in SHARES:
             put(model, between(old.tensors, new.tensors, share))
-            tried[share] = mean(score_of(task, metric) for task in tasks)
+            tried[share] = mean(map(score_of, tasks, metrics))
             if on_progress:
                 on_progress(len(tried), len(SHARES))
     best = max(SHARES, key=tried.__getitem__)

@@ -37,7 +37,7 @@ def evaluation(
         loss=[[row[task].scores.loss if task in row else None for task in columns] for row in rows],
         exact_match=[in_metric(row, columns, "exact_match") for row in rows],
         base=[base[task].scores.token_accuracy for task in columns],
-        base_exact_match=[base[task].scores.exact_match for task in columns],
+        base_exact_match=[number(score) for score in in_metric(base, columns, "exact_match")],
         scores=scores,
         base_scores=base_scores,
         average=mean(last[: len(tasks)]),

@@ -197,7 +197,7 @@ def wrong(canaries: Sequence[CanaryVerdict], spec: GateSpec) -> list[str]:
 def too_few_passed(canaries: Sequence[CanaryVerdict], least: float) -> list[str]:
     """The reason, with the failed canaries, if less than this share passed; empty otherwise."""
     passed = sum(v.passed for v in canaries)
-    if passed >= least * len(canaries):
+    if passed + 1e-9 >= least * len(canaries):  # 0.07 * 100 is 7.000000000000001
         return []
     failures = "; ".join(failed(v) for v in canaries if not v.passed)
     return [f"{passed} of {len(canaries)} canaries passed, at least {least:.0%} needed: {failures}"]

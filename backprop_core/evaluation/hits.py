@@ -36,7 +36,8 @@ def hits_of(row: Row, metric: str, store: Store) -> dict[str, Hits]:
 def hits(scores: Scores | Ratings | ByteScores, metric: str, store: Store) -> Hits:
     """The score of each row: per label token for token_accuracy and (negated) loss, else for the row as a whole.
 
-    ByteScores count (negated) bits per byte, or whole rows. Rows without a label token are left out.
+    ByteScores count (negated) bits per byte, or whole rows. Preferences count their points in every metric: if a tie
+    were plainly wrong, noise alone would be a gain over the base. Rows without a label token are left out.
     """
     if scores.artifact == "ratings":
         return whole_rows([row["score"] for row in read_scores(store.local(scores) / "ratings.jsonl")])
@@ -45,6 +46,8 @@ def hits(scores: Scores | Ratings | ByteScores, metric: str, store: Store) -> Hi
         if metric == "exact_match":
             return whole_rows([float(row["exact"]) for row in rows])
         return Hits(np.array([-row["bits"] for row in rows]), np.array([row["bytes"] for row in rows], dtype=np.int64))
+    if isinstance(scores, Scores) and scores.preferences:
+        metric = "token_accuracy"
     rows = [row for row in read_scores(store.local(scores) / "scores.jsonl") if row["tokens"]]
     if metric == "exact_match":
         return whole_rows([float(row["exact"]) for row in rows])

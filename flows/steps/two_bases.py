@@ -6,7 +6,8 @@ from backprop_core.schema.refs import AdapterRef, ByteScores, Cell, Ratings, Row
 from backprop_core.schema.specs import TEACHER_FORCED
 from flows.steps.scores import canaries, score
 from tasks.runs.flow_run import Run
-from tasks.runs.two_bases import BITS_PER_BYTE, on_champions_base, tokens_alike, whole_rows_only
+from tasks.runs.rebase import compared_in
+from tasks.runs.two_bases import on_champions_base, tokens_alike, whole_rows_only
 
 Compared = dict[str, Scores | Ratings | ByteScores]
 
@@ -33,7 +34,7 @@ def judged_on_two_bases(run: Run, merged: AdapterRef, scored: dict[str, RowsRef]
         champion=compared(run, rival, row, scored, by_bytes=by_bytes),
         base=compared(run, base_row, rival, scored, by_bytes=by_bytes),
         watch=run.prepared.watched,
-        metric=BITS_PER_BYTE if by_bytes and metric != "exact_match" else metric,
+        metric=compared_in(metric, same_tokens=alike),
         spec=run.spec.gate,
         answers=canaries(run, merged),
         champion_answers=old_answers,

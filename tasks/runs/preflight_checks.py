@@ -12,6 +12,7 @@ from backprop_core.errors import (
     TokenizerUnsupported,
 )
 from backprop_core.evaluation import lm_eval_tasks
+from backprop_core.evaluation.bits_per_byte import METRIC as BITS_PER_BYTE
 from backprop_core.export import llamacpp_converter
 from backprop_core.export.gguf.support import check_supported, check_weights
 from backprop_core.models import base as bases
@@ -20,12 +21,13 @@ from backprop_core.models.adapter_tokenizer import TEMPLATE
 from backprop_core.runtime.optional_packages import QLORA, require
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.refs import AdapterRef, BaseRef, ConverterRef, DatasetRef, OwnTasks
-from backprop_core.schema.specs import EvaluationSpec, ExportSpec, RunSpec, TrainSpec
+from backprop_core.schema.specs import EvaluationSpec, ExportSpec, GateSpec, RunSpec, TrainSpec
 from backprop_core.store.artifacts import Store
 from backprop_core.training import lora_variants
 
 log = logging.getLogger(__name__)
 WITHOUT_LLAMA = {"f32", "f16", "bf16", "q8_0"}  # GGUF types that need no llama.cpp
+WITHOUT_WORST = {"loss", BITS_PER_BYTE}  # metrics in which a row can lose any amount
 
 
 def check_metric(evaluation: EvaluationSpec) -> None:
@@ -47,6 +49,16 @@ def check_preferences(line: str, datasets: Sequence[DatasetRef], training: Train
             f"the datasets of line {line} have preferences ({', '.join(judging)}), "
             "and training.preference.loss is not set",
             hint=hint,
+        )
+
+
+def check_question(gate: GateSpec, metric: str) -> None:
+    """Raise ConfigInvalid for `not_worse` in a metric without a worst value: a rare large loss would go unseen."""
+    if gate.question == "not_worse" and metric in WITHOUT_WORST:
+        raise ConfigInvalid(
+            "gate.question=not_worse needs a metric in which a row is right or wrong, or scores between 0 and 1; "
+            f"{metric.replace('_', ' ')} has no worst value",
+            hint="set evaluation.metric=exact_match, or gate.question=better",
         )
 
 

@@ -6,14 +6,22 @@ from typing import Any
 from backprop_core.data.loading import find
 from backprop_core.data.row_files import ROWS
 from backprop_core.errors import ConfigInvalid, DatasetMissing, RunUnknown
+from backprop_core.evaluation.bits_per_byte import METRIC as BITS_PER_BYTE
 from backprop_core.lines.versions import Lines, LineVersion, Live
 from backprop_core.models import base as bases
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.field_types import LineName
 from backprop_core.schema.records import Spec
-from backprop_core.schema.specs import DatasetSpec, ModelSpec, RunSpec
+from backprop_core.schema.specs import TEACHER_FORCED, DatasetSpec, ModelSpec, RunSpec
 from backprop_core.store.artifacts import Store
-from tasks.runs.preflight_checks import check_export, check_metric, check_preferences, check_training, harness_tasks
+from tasks.runs.preflight_checks import (
+    check_export,
+    check_metric,
+    check_preferences,
+    check_question,
+    check_training,
+    harness_tasks,
+)
 from tasks.runs.prepared_run import Prepared, load
 from tasks.runs.publish_targets import still_published
 from tasks.runs.resolve_defaults import decide
@@ -90,6 +98,7 @@ def prepare(spec: RunSpec, store: Store) -> Prepared:
         raise ConfigInvalid(
             f"line {spec.line} is on {base.name} already ({base.digest[:12]})", hint="name another base with --model"
         )
+    check_question(spec.gate, compared_in(spec.evaluation.metric, same_tokens=bases.same_tokens(base, version.base)))
     spec = still_published(spec, store)
     converter = check_export(base, spec, store)
     sources = [source(dataset.name, one, store) for dataset, one in zip(version.datasets, spec.datasets, strict=True)]
@@ -106,6 +115,12 @@ def prepare(spec: RunSpec, store: Store) -> Prepared:
         converter=converter,
         tasks=harness_tasks(spec.evaluation),
     )
+
+
+def compared_in(metric: str, *, same_tokens: bool) -> str:
+    """The metric in which two bases are compared: what counts tokens compares only where both make the same tokens."""
+    by_bytes = not same_tokens and metric in TEACHER_FORCED - {"exact_match"}
+    return BITS_PER_BYTE if by_bytes else metric
 
 
 def champion(line: LineName, store: Store) -> Live:

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from backprop_core.evaluation.bits_per_byte import METRIC as BITS_PER_BYTE
 from backprop_core.lines.versions import Live
 from backprop_core.models import base as bases
 from backprop_core.schema.specs import TrainSpec
@@ -10,7 +9,7 @@ from backprop_core.store.artifacts import Store
 from tasks.runs.flow_run import Run
 from tasks.runs.prepared_run import load
 
-__all__ = ["BITS_PER_BYTE", "on_champions_base", "tokens_alike", "whole_rows_only"]
+__all__ = ["on_champions_base", "tokens_alike", "whole_rows_only"]
 
 
 def tokens_alike(run: Run) -> bool:

@@ -106,14 +106,17 @@ class Cell(Record):
     )
 
     def score(self, metric: str) -> float | None:
-        """The score in this metric, higher is better (loss is negated). None if it was not measured."""
+        """The score in this metric, higher is better (loss is negated). None if it was not measured.
+
+        Preferences have one score for all metrics: how often the model agrees.
+        """
+        if self.scores.preferences:
+            return self.scores.token_accuracy
         match metric:
             case "loss":
                 return -self.scores.loss
             case "token_accuracy" | "exact_match":
                 return float(getattr(self.scores, metric))
-        if self.scores.preferences:
-            return self.scores.token_accuracy
         return self.rating.score if self.rating and self.rating.metric == metric else None
 
     @property

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from backprop_core.evaluation.bootstrap import bounds, spread
-from backprop_core.evaluation.gate import fewest, gain, gate, too_little, verdict
+from backprop_core.evaluation.gate import fewest, gain, gate, too_few_passed, too_little, verdict
 from backprop_core.evaluation.hits import Hits, hits
 from backprop_core.evaluation.metrics import commit
-from backprop_core.schema.gate_report import GateReport
+from backprop_core.schema.gate_report import CanaryVerdict, GateReport
 from backprop_core.schema.refs import Answers, Generated, Scores
 from backprop_core.schema.specs import CanarySpec, GateSpec, MinRowsSpec
 from backprop_core.store.artifacts import Store
@@ -430,6 +430,19 @@ def test_a_share_of_the_canaries_is_enough(bench, least, own, champion, refused)
     )
     assert report.accepted != refused
     assert ("canaries passed, at least" in report.reason and "'1+1?'" in report.reason) == refused
+
+
+def test_a_share_is_not_missed_by_rounding():
+    """Exactly the share that is asked for is enough, and one canary less is not: for each whole percentage."""
+    for percent, count in [(p, n) for p in range(1, 101) for n in range(1, 101) if p * n % 100 == 0]:
+        needed = percent * count // 100
+        assert not too_few_passed(canaries(needed, count), percent / 100), (percent, count)
+        assert too_few_passed(canaries(needed - 1, count), percent / 100), (percent, count)
+
+
+def canaries(passed: int, count: int) -> list[CanaryVerdict]:
+    known = {"prompt": "q", "expect": "e", "answer": "a", "rival_passed": None}
+    return [CanaryVerdict(**known, passed=place < passed) for place in range(count)]
 
 
 def test_without_canaries_no_share_is_missed(bench):
