@@ -31,6 +31,7 @@ from backprop_core.store.artifacts import Store
 from flows.bench import bench
 from flows.multi_run import multi_run
 from flows.pipeline import pipeline
+from flows.promote import promote
 from flows.retrain import retrain
 from flows.train import train
 from tasks.runs.plan import plan
@@ -131,7 +132,9 @@ def test_later_nights_keep_the_preferences(second: RunResult, base: Path, tmp_pa
     assert night.runs[0].dataset.not_trained["in_held_out_preference"] == 1
     assert "reference_log_probs" not in stages(night)
     other = ModelSpec(name=str(nano.build(tmp_path / "other", seed=1)))
-    assert Lines(store).champion("support") == night.version
+    more = write(tmp_path, answers(range(60)), "later.jsonl").model_copy(update={"task": "support"})
+    later = train(more, model=str(base), training=PLAIN)
+    promote(later.run_id, "support", force=True, reason="better or not")
     with pytest.raises(ConfigInvalid, match=r"line support have preferences .*training\.preference\.loss is not set"):
         moved("support", other, {}, store)
     with pytest.raises(ConfigInvalid, match="line support have preferences"):
