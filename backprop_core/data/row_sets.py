@@ -36,18 +36,24 @@ def pool(heldouts: list[RowsRef], *, heldout_max: int, store: Store) -> RowsRef:
 def apart(heldout: RowsRef, *, to_choose_by: bool, store: Store) -> RowsRef:
     """One of two parts of held-out rows: those that only choose (λ, the best step), or those that score.
 
-    The row's hash decides, so a row never changes sides. Raises NoRows if the part is empty.
+    The hash of the row decides, or of its group, so neither changes sides. Raises NoRows if the part is empty.
     """
     every = index(heldout, store)
     rows = every.take(chooses(every) == to_choose_by)
     if not len(rows):
-        raise NoRows(f"{heldout.rows} held-out rows are too few to choose by some and score by the others", hint=HINT)
+        groups = len(np.unique(every.entries["group"][every.entries["group"] != 0]))
+        few = f"{heldout.rows} held-out rows{f' (groups: {groups})' if groups else ''} are too few"
+        raise NoRows(f"{few} to choose by some and score by the others", hint=HINT)
     return commit(rows, store, {"stage": "apart", "heldout": heldout.digest})
 
 
 def chooses(rows: RowIndex) -> Mask:
-    """Which held-out rows only choose, and therefore do not score."""
-    lead = np.frombuffer(salted(rows, "search:"), np.uint8)[::SIZE]
+    """Which held-out rows only choose, and therefore do not score. The rows of a group are on one side."""
+    entries = rows.entries.copy()
+    grouped = entries["group"] != 0
+    entries["identity"][grouped] = 0
+    entries["identity"][grouped, :8] = entries["group"][grouped].view(np.uint8).reshape(-1, 8)
+    lead = np.frombuffer(salted(RowIndex(rows.paths, entries), "search:"), np.uint8)[::SIZE]
     return np.asarray(lead < 256 // SEARCH_SHARE, np.bool_)
 
 

@@ -53,7 +53,7 @@ def pool(heldouts: list[RowsRef], heldout_max: int, *, at: Workplace) -> RowsRef
     return row_sets.pool(heldouts, heldout_max=heldout_max, store=at.store)
 
 
-@stage(version=2, runs_in="parent", planned=True)
+@stage(version=3, runs_in="parent", planned=True)
 def apart(heldout: RowsRef, to_choose_by: bool, *, at: Workplace) -> RowsRef:
     """Held-out rows → those that only choose (λ, the best step), or those that score."""
     return row_sets.apart(heldout, to_choose_by=to_choose_by, store=at.store)

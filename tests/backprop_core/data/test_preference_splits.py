@@ -8,6 +8,7 @@ import pytest
 from backprop_core.data.curation import curate
 from backprop_core.data.loading import snapshot
 from backprop_core.data.row_files import index, load
+from backprop_core.data.row_sets import apart
 from backprop_core.data.splits import split
 from backprop_core.errors import ConfigInvalid
 from backprop_core.schema.refs import Batch, Curated, DatasetRef, RowsRef, Split
@@ -116,6 +117,16 @@ def test_one_question_stays_on_one_side(bench: Bench) -> None:
     assert not asked(night.datasets[0].train) & asked(held)
     assert not asked(night.heldout[TASK]) & asked(first.datasets[0].train)
     assert texts(bench.rows(held)) <= texts(bench.rows(night.heldout[TASK]))
+
+
+def test_one_question_chooses_or_scores(bench: Bench) -> None:
+    """Held-out preferences with one question all choose (λ, how much of a change is taken), or all score."""
+    several = [judged(f"Is {number} even?", f"Yes, {n}.", "No!") for number in range(300) for n in range(4)]
+    held = bench.split(bench.batch(several)).heldout[TASK]
+    sides = [bench.rows(apart(held, to_choose_by=side, store=bench.store)) for side in (True, False)]
+    chosen, scored = ({row["messages"][0]["content"] for row in rows} for rows in sides)
+    assert chosen and scored and not chosen & scored
+    assert [len(rows) for rows in sides] == [4 * len(chosen), 4 * len(scored)]
 
 
 def test_no_answer_of_a_held_out_preference_is_trained(bench: Bench) -> None:
