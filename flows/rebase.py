@@ -17,22 +17,18 @@ from backprop_core.schema.specs import (
     PublishSpec,
     TrainSpec,
 )
-from flows.approval import approved
 from flows.declared import declared
 from flows.pipeline import lora_runs
-from flows.retrain import checked_first, ready
+from flows.retrain import checked_first, version_of_line
 from flows.steps.files import exports
 from flows.steps.rows import held_out, part
 from flows.steps.stored_rows import stored
 from flows.steps.two_bases import judged_on_two_bases
 from tasks.runs.allowed_paths import admit_model
-from tasks.runs.flow_run import Run, recorded
-from tasks.runs.line_state import Made, working_on
-from tasks.runs.notifications import notifying
-from tasks.runs.prune import retain
+from tasks.runs.flow_run import Run
+from tasks.runs.line_state import Made
 from tasks.runs.rebase import moved
 from tasks.runs.unchanged import too_few_held_out
-from tasks.stages.publishing import advance
 
 
 def rehearsed(run: Run) -> None:
@@ -88,19 +84,9 @@ def rebase(
     }
     base = ModelSpec(name=model) if isinstance(model, str) else model
     admit_model(base)  # the rows are in the store
-    with (
-        notifying(line, notify or []) as audience,
-        working_on(line),
-        recorded(partial(moved, line, base, given), run_id=run_id, fresh=fresh) as (run, outcome),
-    ):
-        audience.invite(run.spec.notify)
-        outcome.audience = audience
-        ready(run.spec)
-        if (made := on_another_base(run)) and approved(run, outcome):
-            advance(run, outcome, made)
-    retain(run.spec, outcome.result)
-    audience.ended(outcome.result)
-    return outcome.result
+    return version_of_line(
+        line, notify or [], partial(moved, line, base, given), on_another_base, run_id=run_id, fresh=fresh
+    )
 
 
 def on_another_base(run: Run) -> Made | None:

@@ -1,6 +1,7 @@
 """The next run of a line: it trains the champion on new data, and the result goes live if it passes the gate."""
 
 import os
+from collections.abc import Callable
 from typing import Annotated
 
 from prefect.settings import get_current_settings
@@ -28,8 +29,8 @@ from flows.declared import declared
 from flows.pipeline import next_version
 from flows.run_names import version_to_be
 from tasks.runs.allowed_paths import admitted
-from tasks.runs.flow_run import Run, recorded
-from tasks.runs.line_state import working_on
+from tasks.runs.flow_run import Run, Start, recorded
+from tasks.runs.line_state import Made, working_on
 from tasks.runs.notifications import Audience, notifying
 from tasks.runs.prune import retain
 from tasks.runs.resolve import prepare
@@ -115,20 +116,35 @@ def retrain(
         notify=notify or [],
         max_seconds=max_seconds,
     )
-    return carry_out(spec, run_id=run_id, fresh=fresh)
+    return version_of_line(
+        line,
+        spec.notify,
+        lambda store: prepare("retrain", admitted(spec), store),
+        next_version,
+        run_id=run_id,
+        fresh=fresh,
+    )
 
 
-def carry_out(spec: RunSpec, *, run_id: str | None, fresh: bool) -> RunResult:
-    """Make the next version of a line. It goes live if the gate, and a person if asked, accept it."""
+def version_of_line(
+    line: LineName,
+    notify: list[BlockName],
+    start: Start,
+    body: Callable[[Run], Made | None],
+    *,
+    run_id: str | None,
+    fresh: bool,
+) -> RunResult:
+    """Make a version of a line with `body`. It goes live if the gate, and a person if asked, accept it."""
     with (
-        notifying(spec.line, spec.notify) as audience,
-        working_on(spec.line),
-        recorded(lambda store: prepare("retrain", admitted(spec), store), run_id=run_id, fresh=fresh) as (run, outcome),
+        notifying(line, notify) as audience,
+        working_on(line),
+        recorded(start, run_id=run_id, fresh=fresh) as (run, outcome),
     ):
         audience.invite(run.spec.notify)
         outcome.audience = audience
         ready(run.spec)
-        if (made := next_version(run)) and approved(run, outcome):
+        if (made := body(run)) and approved(run, outcome):
             advance(run, outcome, made)
     retain(run.spec, outcome.result)
     audience.ended(outcome.result)
