@@ -51,6 +51,15 @@ def home(tmp_path, monkeypatch) -> Path:
     return tmp_path / "home"
 
 
+@pytest.fixture(scope="module")
+def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty home for all tests of a file."""
+    with pytest.MonkeyPatch.context() as patch:
+        home = tmp_path_factory.mktemp("home")
+        patch.setenv("BACKPROPAGATE_HOME", str(home))
+        yield home
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> list[str]:
     """Three small datasets."""

@@ -43,12 +43,9 @@ pytestmark = pytest.mark.usefixtures("warm_worker", "prefect", "home")
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(shared_home: Path) -> Path:
     """One home for these tests: they share what is cached."""
-    with pytest.MonkeyPatch.context() as patch:
-        home = tmp_path_factory.mktemp("home")
-        patch.setenv("BACKPROPAGATE_HOME", str(home))
-        yield home
+    return shared_home
 
 
 @pytest.fixture(scope="module")
