@@ -12,8 +12,7 @@ from typing import Any
 from backprop_core.data import row_files
 from backprop_core.data.row_formats import ChatRow
 from backprop_core.data.row_turns import learned
-from backprop_core.errors import NoRows
-from backprop_core.evaluation.hits import read_scores
+from backprop_core.evaluation.scored_by_both import both
 from backprop_core.schema.refs import ByteScores, RowsRef, Scores
 from backprop_core.store.artifacts import Store
 from backprop_core.store.cache_keys import canonical
@@ -27,15 +26,11 @@ def per_byte(scores: Scores, other: Scores, rows: RowsRef, *, store: Store) -> B
 
     Raises NoRows if there is none.
     """
-    own, rival = by_row(scores, store), by_row(other, store)
-    sizes = map(answer_bytes, row_files.load(store.local(rows)))
+    sizes = [answer_bytes(row) for row in row_files.load(store.local(rows))]
     made = [
-        {"row": row, "bits": own[row]["loss"] / math.log(2), "bytes": size, "exact": own[row]["exact"]}
-        for row, size in enumerate(sizes)
-        if row in own and row in rival
+        {"row": row, "bits": score["loss"] / math.log(2), "bytes": sizes[row], "exact": score["exact"]}
+        for row, score in both(scores, other, store).items()
     ]
-    if not made:
-        raise NoRows("no held-out row fits both models, so they cannot be compared", hint="raise training.max_length")
     total = sum(one["bytes"] for one in made)
     record = {"stage": "per_byte", "scores": scores.digest, "heldout": rows.digest}
     with store.begin(ByteScores.artifact) as directory:
@@ -43,11 +38,6 @@ def per_byte(scores: Scores, other: Scores, rows: RowsRef, *, store: Store) -> B
         (directory / ByteScores.FILE).write_text(text, encoding="utf-8", newline="\n")
         bits = sum(one["bits"] for one in made) / total
         return store.commit(directory, ByteScores, record=record, rows=len(made), bytes=total, bits=bits)
-
-
-def by_row(scores: Scores, store: Store) -> dict[int, dict[str, Any]]:
-    """The scores of the rows that have a label token, by row."""
-    return {row["row"]: row for row in read_scores(store.local(scores) / "scores.jsonl") if row["tokens"]}
 
 
 def answer_bytes(row: ChatRow) -> int:

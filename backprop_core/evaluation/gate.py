@@ -215,7 +215,7 @@ def cut(text: str) -> str:
 
 def verdict(task: str, candidate: Hits, rival: Hits, spec: GateSpec) -> TaskVerdict:
     """The difference on one task, with one-sided bounds at the configured confidence; no bounds with too few rows."""
-    assert (candidate.all_r == rival.all_r).all(), "scores of two different held-out sets"
+    assert candidate.is_of_rows_of(rival), "scores of two different held-out sets"
     difference = candidate.score - rival.score
     known = {
         "task": task,

@@ -1,7 +1,6 @@
 """Scores one adapter on one held-out set by teacher forcing: loss, token accuracy, exact match."""
 
 import math
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +10,12 @@ from backprop_core.data.batching import Batch, Item, by_budget, collate, load
 from backprop_core.data.judged_answers import are_preferences
 from backprop_core.errors import LossNotFinite
 from backprop_core.evaluation import preference_scoring
-from backprop_core.evaluation.row_score import RowScore, Scorer
+from backprop_core.evaluation.row_score import RowScore, Scorer, commit
 from backprop_core.models.loading import LoadedBase, adapted
 from backprop_core.runtime.progress import OnProgress
 from backprop_core.schema.refs import AdapterRef, RowsRef, Scores
 from backprop_core.schema.specs import Limit
 from backprop_core.store.artifacts import Store
-from backprop_core.store.cache_keys import canonical
 
 TOKENS = 8192  # padded tokens per batch
 POSITIONS = 1024  # label tokens whose logits are in memory at once
@@ -40,26 +38,13 @@ def evaluate(
     measure = scorer(base, heldout, max_length=max_length, store=store)
     with adapted(base, adapter, store):
         scores = measure(on_progress)
-    tokens = sum(row.tokens for row in scores)
     if not math.isfinite(sum(row.loss for row in scores)):
         raise LossNotFinite(
             f"the loss of {f'adapter {adapter.digest[:12]}' if adapter else 'the base'} is not finite",
             hint="a weight is NaN or infinite: download the base's files again, or train with a smaller learning rate",
         )
     record = {"stage": "evaluate", "adapter": adapter and adapter.digest, "heldout": heldout.digest}
-    with store.begin("scores") as directory:
-        write_scores(scores, directory / "scores.jsonl")
-        return store.commit(
-            directory,
-            Scores,
-            record=record,
-            rows=len(scores),
-            tokens=tokens,
-            loss=sum(row.loss for row in scores) / tokens,
-            token_accuracy=sum(row.correct for row in scores) / tokens,
-            exact_match=sum(row.exact for row in scores) / len(scores),
-            preferences=are_preferences(store.local(heldout)),
-        )
+    return commit(scores, record, preferences=are_preferences(store.local(heldout)), store=store)
 
 
 def scorer(base: LoadedBase, heldout: RowsRef, *, max_length: int | Limit, store: Store) -> Scorer:
@@ -124,8 +109,3 @@ def sums_of(base: LoadedBase, batch: Batch) -> tuple[list[float], list[int]]:
 def token_scores(logits_nv: Tensor, labels_n: Tensor) -> tuple[Tensor, Tensor]:
     """The loss of each label token, and whether argmax predicts it."""
     return F.cross_entropy(logits_nv, labels_n, reduction="none"), logits_nv.argmax(-1) == labels_n
-
-
-def write_scores(scores: list[RowScore], path: Path) -> None:
-    lines = [canonical({**row.model_dump(), "exact": row.exact}) + "\n" for row in scores]
-    path.write_text("".join(lines), encoding="utf-8", newline="\n")

@@ -25,7 +25,7 @@ def contrast(scores: Sequence[Scores | Ratings], *, metric: str, confidence: flo
 
 def standing(cell: Hits, best: Hits, confidence: float, sure: float) -> Standing:
     """One combination beside the best. `sure`: confidence of each comparison, one-sided."""
-    assert (cell.all_r == best.all_r).all(), "scores of two different sets of rows"
+    assert cell.is_of_rows_of(best), "scores of two different sets of rows"
     low, high = bounds(cell.right_r, cell.all_r, (1 + confidence) / 2)
     down, up = bounds(cell.right_r - best.right_r, cell.all_r, sure)
     enough = cell.rows >= math.ceil(-math.log2(1 - sure))  # with fewer, chance alone can move every row

@@ -3,6 +3,7 @@
 from backprop_core.evaluation import bits_per_byte, metrics, setting_choice
 from backprop_core.evaluation import gate as gating
 from backprop_core.evaluation import judge as judging
+from backprop_core.evaluation import scored_by_both as comparable
 from backprop_core.schema.field_types import Precision
 from backprop_core.schema.gate_report import GateReport
 from backprop_core.schema.refs import (
@@ -208,6 +209,12 @@ def judge(generations: Generations, spec: JudgeSpec, *, at: Workplace) -> Rating
 def per_byte(scores: Scores, other: Scores, rows: RowsRef, *, at: Workplace) -> ByteScores:
     """Scores, those of a model with another tokenizer, and their rows → bits per byte where both have a score."""
     return bits_per_byte.per_byte(scores, other, rows, store=at.store)
+
+
+@stage(version=1, runs_in="parent")
+def scored_by_both(scores: Scores, other: Scores, *, at: Workplace) -> Scores:
+    """Scores, and those of a model with another tokenizer → the scores of the rows that both have."""
+    return comparable.scored_by_both(scores, other, store=at.store)
 
 
 @stage(version=1, runs_in="parent")

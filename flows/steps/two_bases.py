@@ -3,7 +3,6 @@
 from backprop_core.evaluation import stages as evaluation
 from backprop_core.schema.gate_report import GateReport
 from backprop_core.schema.refs import AdapterRef, ByteScores, Cell, Ratings, RowsRef, Scores
-from backprop_core.schema.specs import TEACHER_FORCED
 from flows.steps.scores import canaries, score
 from tasks.runs.flow_run import Run
 from tasks.runs.rebase import compared_in
@@ -27,12 +26,11 @@ def judged_on_two_bases(run: Run, merged: AdapterRef, scored: dict[str, RowsRef]
     row = {task: score(own, merged, rows) for task, rows in scored.items()}
     base_row = {task: score(own, None, rows) for task, rows in scored.items()}
     metric = run.spec.evaluation.metric
-    by_bytes = not alike and metric in TEACHER_FORCED
     return run.call(
         evaluation.gate,
-        candidate=compared(run, row, rival, scored, by_bytes=by_bytes),
-        champion=compared(run, rival, row, scored, by_bytes=by_bytes),
-        base=compared(run, base_row, rival, scored, by_bytes=by_bytes),
+        candidate=compared(run, row, rival, scored, alike=alike),
+        champion=compared(run, rival, row, scored, alike=alike),
+        base=compared(run, base_row, rival, scored, alike=alike),
         watch=run.prepared.watched,
         metric=compared_in(metric, same_tokens=alike),
         spec=run.spec.gate,
@@ -42,12 +40,20 @@ def judged_on_two_bases(run: Run, merged: AdapterRef, scored: dict[str, RowsRef]
 
 
 def compared(
-    run: Run, row: dict[str, Cell], other: dict[str, Cell], scored: dict[str, RowsRef], *, by_bytes: bool
+    run: Run, row: dict[str, Cell], other: dict[str, Cell], scored: dict[str, RowsRef], *, alike: bool
 ) -> Compared:
-    """The scores per row that the gate compares, by task. A preference counts as a whole, in any tokens."""
-    return {
-        task: run.call(evaluation.per_byte, scores=cell.scores, other=other[task].scores, rows=scored[task])
-        if by_bytes and not cell.scores.preferences
-        else cell.rows
-        for task, cell in row.items()
-    }
+    """The scores per row that the gate compares, by task, of the rows that both models have scored.
+
+    A generated answer and a preference count as a whole, in any tokens.
+    """
+    return {task: cell.rows if alike else in_both(run, cell, other[task], scored[task]) for task, cell in row.items()}
+
+
+def in_both(run: Run, cell: Cell, other: Cell, rows: RowsRef) -> Scores | Ratings | ByteScores:
+    """One cell of two tokenizers; a row that is too long for one of them is in neither."""
+    own, rival = cell.scores, other.scores
+    if cell.rating:
+        return cell.rating
+    if own.preferences:
+        return run.call(evaluation.scored_by_both, scores=own, other=rival)
+    return run.call(evaluation.per_byte, scores=own, other=rival, rows=rows)

@@ -13,6 +13,8 @@ from backprop_core.errors import NoRows
 from backprop_core.evaluation.bits_per_byte import METRIC, answer_bytes, per_byte
 from backprop_core.evaluation.gate import gate
 from backprop_core.evaluation.hits import hits
+from backprop_core.evaluation.row_score import RowScore, commit
+from backprop_core.evaluation.scored_by_both import scored_by_both
 from backprop_core.schema.refs import ByteScores, RowsRef, Scores
 from backprop_core.schema.specs import GateSpec
 from backprop_core.store.artifacts import Store
@@ -88,6 +90,40 @@ def test_a_row_counts_only_if_both_models_have_scored_it(store: Store, rows: Row
     assert judged(store, found[0], found[1], found[1], METRIC).accepted
     with pytest.raises(NoRows, match="no held-out row fits both"):
         per_byte(one, scored(store, [None] * len(ANSWERS), 5), rows, store=store)
+
+
+def agreeing(store: Store, points: Sequence[int | None]) -> Scores:
+    """What `evaluate` commits of preferences with these points of 2; None for one that is too long."""
+    found = [RowScore(row=row, loss=1, tokens=2, correct=one) for row, one in enumerate(points) if one is not None]
+    return commit(found, {}, preferences=True, store=store)
+
+
+def test_a_preference_counts_only_if_both_models_have_scored_it(store: Store) -> None:
+    """Each model leaves out another row, so as many are left: they are paired by number, or the gate refuses them.
+
+    The expected scores are those of the rows that both have, by hand.
+    """
+    good, bad = [0, None, *[2] * 18], [2, 0, None, *[0] * 17]
+    one, other = agreeing(store, good), agreeing(store, bad)
+    with pytest.raises(AssertionError, match="two different held-out sets"):
+        judged(store, one, other, other, "token_accuracy")
+    ours, theirs = scored_by_both(one, other, store=store), scored_by_both(other, one, store=store)
+    kept = [(mine, rival) for mine, rival in zip(good, bad, strict=True) if None not in (mine, rival)]
+    assert (ours.rows, theirs.rows) == (len(kept), len(kept)) == (18, 18)
+    assert (ours.token_accuracy, theirs.token_accuracy) == (17 / 18, 1 / 18) and ours.preferences
+    report = judged(store, ours, theirs, theirs, "bits_per_byte")
+    assert report.accepted and report.tasks[0].difference == pytest.approx(16 / 18)
+    with pytest.raises(NoRows, match="no held-out row fits both"):
+        scored_by_both(one, agreeing(store, [None, 2]), store=store)
+
+
+def test_what_both_have_scored_stays_as_it_is(store: Store) -> None:
+    """Where neither leaves a row out, the scores are those of `evaluate`, to the byte."""
+    one, other = agreeing(store, [2, 1, 0, 2]), agreeing(store, [0, 0, 1, 2])
+    same = scored_by_both(one, other, store=store)
+    files = [(store.local(each) / "scores.jsonl").read_bytes() for each in (one, same)]
+    assert files[0] == files[1]
+    assert one.model_dump(exclude={"digest"}) == same.model_dump(exclude={"digest"})
 
 
 def test_an_exact_answer_is_exact_in_any_tokens(store: Store, rows: RowsRef) -> None:

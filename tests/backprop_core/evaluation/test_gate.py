@@ -290,8 +290,9 @@ def blank(store: Store, correct: int, rows: int) -> Scores:
     """Scores of some rows, and of three that have no label token."""
     lines = [{"loss": 1.0, "tokens": TOKENS, "correct": correct, "exact": False}] * rows
     lines += [{"loss": 0.0, "tokens": 0, "correct": 0, "exact": True}] * 3
+    numbered = [{"row": row, **line} for row, line in enumerate(lines)]
     with store.begin("scores") as directory:
-        (directory / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (directory / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in numbered))
         some = {"rows": rows + 3, "tokens": TOKENS * rows, "loss": 1.0, "token_accuracy": 0.5, "exact_match": 0}
         return store.commit(directory, Scores, record={}, **some)
 

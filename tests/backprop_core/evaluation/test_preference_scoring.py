@@ -14,7 +14,8 @@ from backprop_core.evaluation.gate import gate
 from backprop_core.evaluation.hits import hits
 from backprop_core.evaluation.lambda_search import search
 from backprop_core.evaluation.preference_scoring import row_score
-from backprop_core.evaluation.scoring import evaluate, write_scores
+from backprop_core.evaluation.row_score import write_scores
+from backprop_core.evaluation.scoring import evaluate
 from backprop_core.models.loading import LoadedBase, adapted
 from backprop_core.schema.refs import AdapterRef, Cell, Scores
 from backprop_core.schema.specs import GateSpec, MergeSpec
