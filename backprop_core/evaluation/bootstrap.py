@@ -51,7 +51,7 @@ def losses(own: Hits, rival: Hits, generator: np.random.Generator) -> NDArray[np
 def lost_row(own: Hits, rival: Hits) -> float:
     """What a row can lose: the rival's mean; for loss, which has no worst value, the largest change of a row.
 
-    That is too little where large losses are rare, so `preflight_checks.check_question` refuses such a metric.
+    That is too little where large losses are rare, so `preflight_checks.check_gate` refuses such a metric.
     """
     if (rival.right_r < 0).any():
         return float(np.abs(own.right_r - rival.right_r).max())

@@ -52,8 +52,20 @@ def check_preferences(line: str, datasets: Sequence[DatasetRef], training: Train
         )
 
 
-def check_question(gate: GateSpec, metric: str) -> None:
-    """Raise ConfigInvalid for `not_worse` in a metric without a worst value: a rare large loss would go unseen."""
+def check_gate(gate: GateSpec, metric: str) -> None:
+    """Raise ConfigInvalid for fields that the gate would not use, and for a question that the metric cannot answer.
+
+    `not_worse` needs a metric with a worst value: else a rare large loss would go unseen.
+    """
+    if gate.canary_pass_rate is not None and not gate.canaries:
+        raise ConfigInvalid(
+            "gate.canary_pass_rate has no effect without gate.canaries", hint="set gate.canaries, or remove it"
+        )
+    if gate.question == "better" and gate.margin != GateSpec().margin:
+        raise ConfigInvalid(
+            "gate.margin has no effect with gate.question=better",
+            hint=f"set gate.question=not_worse, or leave gate.margin at {GateSpec().margin}",
+        )
     if gate.question == "not_worse" and metric in WITHOUT_WORST:
         raise ConfigInvalid(
             "gate.question=not_worse needs a metric in which a row is right or wrong, or scores between 0 and 1; "

@@ -16,9 +16,9 @@ from backprop_core.schema.specs import TEACHER_FORCED, DatasetSpec, ModelSpec, R
 from backprop_core.store.artifacts import Store
 from tasks.runs.preflight_checks import (
     check_export,
+    check_gate,
     check_metric,
     check_preferences,
-    check_question,
     check_training,
     harness_tasks,
 )
@@ -98,7 +98,7 @@ def prepare(spec: RunSpec, store: Store) -> Prepared:
         raise ConfigInvalid(
             f"line {spec.line} is on {base.name} already ({base.digest[:12]})", hint="name another base with --model"
         )
-    check_question(spec.gate, compared_in(spec.evaluation.metric, same_tokens=bases.same_tokens(base, version.base)))
+    check_gate(spec.gate, compared_in(spec.evaluation.metric, same_tokens=bases.same_tokens(base, version.base)))
     spec = still_published(spec, store)
     converter = check_export(base, spec, store)
     sources = [source(dataset.name, one, store) for dataset, one in zip(version.datasets, spec.datasets, strict=True)]

@@ -15,7 +15,7 @@ from backprop_core.schema.specs import (
 )
 from backprop_core.store.artifacts import Store
 from tasks.runs import rebase
-from tasks.runs.preflight_checks import check_export, check_metric, check_question, check_training, harness_tasks
+from tasks.runs.preflight_checks import check_export, check_gate, check_metric, check_training, harness_tasks
 from tasks.runs.prepared_run import Prepared
 from tasks.runs.publish_targets import still_published
 from tasks.runs.resolve_defaults import decide
@@ -32,7 +32,7 @@ def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
     if flow == "rebase":
         return rebase.prepare(spec, store)
     check_metric(spec.evaluation)
-    check_question(spec.gate, spec.evaluation.metric)
+    check_gate(spec.gate, spec.evaluation.metric)
     interpreter(settings(), spec.training.backend)
     live = Lines(store).live(spec.line) if flow == "retrain" else None
     if flow != "retrain" and spec.publish != PublishSpec():

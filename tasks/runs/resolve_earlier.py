@@ -16,7 +16,7 @@ from backprop_core.schema.specs import (
 )
 from backprop_core.store.artifacts import Store
 from tasks.runs.adapter_directory import adapter_in, holds_adapter, is_path
-from tasks.runs.preflight_checks import check_export, check_metric, check_question, check_repo, harness_tasks
+from tasks.runs.preflight_checks import check_export, check_gate, check_metric, check_repo, harness_tasks
 from tasks.runs.prepared_run import Prepared, full_run_id, load
 from tasks.runs.publish_targets import last_release, still_published
 from tasks.runs.sources import downloads, refuse_collisions, sources
@@ -207,7 +207,7 @@ def promoted(ref: str, line: str, act: Act, store: Store) -> Prepared:
     live = Lines(store).live(line)
     spec = earlier.spec.model_copy(update={"line": line})
     spec = still_published(judged_as(spec, live.version, store) if live else spec, store)
-    check_question(spec.gate, spec.evaluation.metric)
+    check_gate(spec.gate, spec.evaluation.metric)
     changes = {"flow": "promote", "of": run_id, "spec": spec, "converter": check_export(earlier.base, spec, store)}
     return earlier.model_copy(update={**changes, "live": live, "act": act})
 

@@ -1,10 +1,11 @@
-"""`not_worse` is refused in a metric without a worst value before anything is computed."""
+"""A gate that cannot answer its question, or would not use a field, is refused before anything is computed."""
 
 import json
 import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import pre_tokenizers
@@ -65,6 +66,31 @@ def test_a_retrain_by_loss_is_refused(spec: RunSpec, store: Store) -> None:
     for metric in ("token_accuracy", "exact_match", "token_f1"):
         assert resolve.prepare("retrain", by(spec, metric), store).spec.gate == NOT_WORSE
     assert resolve.prepare("retrain", by(spec, "loss").model_copy(update={"gate": GateSpec()}), store)
+
+
+CANARY = {"prompt": "2+2?", "expect": "4"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "refused"),
+    [
+        ({"canary_pass_rate": 0.9}, "gate.canary_pass_rate has no effect without gate.canaries"),
+        ({"margin": 0.05}, "gate.margin has no effect with gate.question=better"),
+        ({"canary_pass_rate": 0.9, "canaries": [CANARY]}, None),
+        ({"margin": 0.05, "question": "not_worse"}, None),
+        (GateSpec().model_dump(), None),
+    ],
+)
+def test_a_field_without_effect_is_refused(
+    spec: RunSpec, store: Store, fields: dict[str, Any], refused: str | None
+) -> None:
+    """A rate without canaries, and a margin that `better` ignores; a recorded spec, which has all fields, is not."""
+    asked = spec.model_copy(update={"gate": GateSpec.model_validate(fields)})
+    if refused:
+        with pytest.raises(ConfigInvalid, match=refused):
+            resolve.prepare("retrain", asked, store)
+    else:
+        assert resolve.prepare("retrain", asked, store).spec.gate == asked.gate
 
 
 @pytest.mark.parametrize(("metric", "refused"), [("loss", True), ("exact_match", False)])
