@@ -9,7 +9,7 @@ from typing import TypeVar
 from backprop_core.errors import ConfigInvalid
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.field_types import is_address, line_name
-from backprop_core.schema.specs import DatasetSpec, LineSpec, RunSpec
+from backprop_core.schema.specs import DatasetSpec, LineSpec, RunSpec, TrainSpec
 from flows.cli.config import Draft, LineFile, add_file, validated
 from flows.cli.spec_fields import spec_fields
 from flows.cli.yaml_edits import quoted
@@ -32,9 +32,9 @@ datasets:  # new rows; rows that the line has learned are skipped
 min_new_rows: {rows}  # with fewer new rows, the run waits for more
 
 # training:
-#   epochs: {epochs}
-#   learning_rate: {learning_rate}
-#   lora: {{rank: {rank}}}  # fixed for the whole line
+#   epochs: {training.epochs}
+#   learning_rate: {training.learning_rate}
+#   lora: {{rank: {training.lora.rank}}}  # fixed for the whole line
 
 # gate:
 #   max_drop: {drop}  # how much of its score a task may lose
@@ -150,14 +150,11 @@ def template(name: str, data: Path) -> str:
     fields = {
         "model": "model.name",
         "rows": "min_new_rows",
-        "epochs": "training.epochs",
-        "learning_rate": "training.learning_rate",
-        "rank": "training.lora.rank",
         "drop": "gate.max_drop",
         "ratio": "drift.max_loss_ratio",
     }
     defaults = {short: spec_fields()[path].default for short, path in fields.items()}
-    return TEMPLATE.format(schema=SCHEMA, name=name, data=quoted(str(data)), **defaults)
+    return TEMPLATE.format(schema=SCHEMA, name=name, data=quoted(str(data)), training=TrainSpec(), **defaults)
 
 
 def schema() -> dict[str, object]:

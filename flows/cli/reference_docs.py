@@ -28,6 +28,8 @@ Set a field in the file of `--config`, with `--set PATH=VALUE`, or in the enviro
 in capitals with `__` for each dot. N is the number of a list's entry, from 0. A flag overrides the file, the file
 overrides the environment, the environment overrides `.env` of the working directory. `BACKPROPAGATE_LORA__R` is short
 for `BACKPROPAGATE_TRAINING__LORA__RANK`, `BACKPROPAGATE_LORA__…` for the other fields of `training.lora`.
+
+A default that is *chosen* depends on model, data and GPU, or on how the line began; `--plan` shows it with its reason.
 """
 
 

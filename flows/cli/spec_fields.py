@@ -1,7 +1,7 @@
 """Every field that can be set, read from the pydantic models: its path, allowed values, default and help."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -12,6 +12,18 @@ from backprop_core.schema.specs import LineSpec
 
 Schema = Mapping[str, Any]
 ENTRY = "N"  # the number of an entry in the path of a list's field
+CHOSEN = (  # fields that a run chooses when they are left open, by model, data and GPU, or when a line begins
+    "training.epochs",
+    "training.learning_rate",
+    "training.batch_size",
+    "training.max_length",
+    "training.token_budget",
+    "training.replay_rows",
+    "training.lora.rank",
+    "training.lora.alpha",
+    "training.lora.target_modules",
+    "merge.merge_a",
+)
 SCALARS = {"integer": "an integer", "number": "a number", "boolean": "true or false", "null": "null"}
 PATTERNS = {  # what a text looks like, in words
     NAME: "lowercase letters, digits, '.', '_' and '-', at most 63",
@@ -42,7 +54,8 @@ class Field:
 @cache
 def spec_fields() -> Mapping[str, Field]:
     """The fields of a run's spec and of a line's job, by path, in order."""
-    return fields_of(LineSpec)
+    fields = fields_of(LineSpec)
+    return fields | {path: replace(fields[path], default="chosen") for path in CHOSEN}
 
 
 def fields_of(model: type[BaseModel]) -> dict[str, Field]:

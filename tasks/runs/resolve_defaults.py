@@ -27,13 +27,11 @@ from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.store.cache_keys import digest_of, part
 from backprop_core.training import time_estimate
 from backprop_core.training.defaults import GIVEN, Chosen, Data, choose, data_by, together, trained_on
-from backprop_core.training.presets import PRESETS
 from backprop_core.training.vram_estimate import Shape, shape_of
 
 VERSION = 3  # of the cached data measurements
 CPU_SECONDS = 30 * 60  # longer trainings use a CPU only with device=cpu
 SLOW = 1e10  # FLOP/s of a matrix product: what is short at this speed needs no speed measurement
-SOME_CARD = 8 << 30  # bytes
 UNREADABLE = (ConfigInvalid, FormatsMixed, FormatUnknown, InputNotFound, InputValidationFailed, NoRows)
 
 
@@ -145,9 +143,3 @@ def precision_of(spec: RunSpec, training: TrainSpec, device: Literal["cpu", "cud
             hint="remove one of them",
         )
     return spec.model.quantization
-
-
-def chosen_fields() -> list[str]:
-    """All fields of `training` that can be chosen automatically, as for a GPU."""
-    shape = next(iter(PRESETS.values())).shape
-    return [choice.field.removeprefix("training.") for choice in choose(shape, TrainSpec(), None, SOME_CARD).choices]

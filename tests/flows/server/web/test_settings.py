@@ -85,6 +85,20 @@ def test_every_field_can_be_set(file: Path, pages: Pages) -> None:
     assert "Learning rate" in page or "learning rate" in page
 
 
+def test_an_open_field_shows_what_happens(file: Path, pages: Pages) -> None:
+    """A field that a run chooses shows no number that it may not get, on the page and in the API."""
+    browser = pages()
+    page, known = browser.get("/lines/support/settings").text, browser.get("/api/v1/lines/support/settings").json()
+    defaults = {setting["path"]: setting["default"] for setting in known["settings"]}
+    for path in ("training.replay_rows", "training.learning_rate"):
+        assert re.search(f'name="{path}" value="" placeholder="chosen"', page) and defaults[path] == "chosen"
+    assert re.search('name="merge.merge_a"><option value="">default: chosen<', page)
+    assert (
+        defaults["training.weight_decay"] == "0.01"
+        and 'name="training.weight_decay" value="" placeholder="0.01"' in page
+    )
+
+
 def test_a_save_changes_what_was_changed(browser: TestClient, client: SyncPrefectClient, file: Path) -> None:
     """Values are set and removed, comments and order stay, the deployment has them, the schedule stays paused."""
     before, text = client.read_deployment_by_name("retrain/support"), file.read_text()
