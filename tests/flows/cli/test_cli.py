@@ -56,7 +56,7 @@ def test_help_loads_nothing_heavy() -> None:
 def test_help_of_a_verb_comes_from_the_specs(capsys: Capture) -> None:
     """A flag's help is its field's, with range and default; every verb has help."""
     status, out, _ = said(["train", "--help"], capsys)
-    text = " ".join(out.split())
+    text = " ".join(out.replace("│", " ").split())
     assert status == 0 and "Examples per optimizer step" in text and "[default: 0]" in text
     assert "from 1 to 65536. [default: chosen]" in text
     for verb in [*main.verbs(), "data", "store"]:
