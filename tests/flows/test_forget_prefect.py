@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterId
 
 from backprop_core.data.row_quotes import Quotes
 from backprop_core.runtime.settings import settings
@@ -26,6 +27,7 @@ def test_only_artifacts_with_quotes_are_removed(monkeypatch: pytest.MonkeyPatch,
         ]
         assert artifacts(settings(), quotes, delete=False) == [f"forgetful-result {quoting}"]
         assert artifacts(settings(), quotes, delete=True) == [f"forgetful-result {quoting}"]
-        left = {one.id for one in client.read_artifacts()}
-    assert {mine, other} <= left and quoting not in left
+        of_the_test = ArtifactFilter(id=ArtifactFilterId(any_=[mine, quoting, other]))
+        left = {one.id for one in client.read_artifacts(artifact_filter=of_the_test)}
+    assert left == {mine, other}
     assert artifacts(settings(), quotes, delete=False) == []

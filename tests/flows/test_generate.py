@@ -4,6 +4,7 @@ import json
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
 from backprop_core.errors import InputValidationFailed, RunUnknown
 from backprop_core.runtime.settings import settings
@@ -22,8 +23,7 @@ def test_the_answers_are_an_artifact() -> None:
     tiny_line.write(settings())
     made = generate("support", ASKED, generation=SPEC)
     with get_client(sync_client=True) as client:
-        artifacts = client.read_artifacts()
-    [artifact] = [each for each in artifacts if each.key == "backprop-answers"]
+        [artifact] = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["backprop-answers"])))
     told = json.loads(str(artifact.data).removeprefix("```json\n").removesuffix("\n```"))
     assert told == answers("support", ASKED, system=None, spec=SPEC).model_dump(mode="json")
     assert (made.status, made.reason) == ("finished", "2 prompts answered")

@@ -1,5 +1,6 @@
 """A session answers from one warm worker, gives the device to runs, and leaves nothing behind."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -183,7 +184,8 @@ def test_a_killed_worker_is_an_error_and_the_next_question_works(begin: Callable
     worker = worker_process.worker(settings(), session.model("support").trained)
 
     def kill(_: str) -> None:
-        os.kill(worker.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # pieces that were already sent arrive after the kill
+            os.kill(worker.pid, signal.SIGKILL)
 
     with pytest.raises(WorkerDied):
         ask_long(session, kill)
