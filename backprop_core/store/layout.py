@@ -43,6 +43,7 @@ runs/<run_id>/          of one run
   result.json             what it made
   decision.json           what the gate decided
   fresh.txt               what a run with `fresh` has done: `begun KEY` or `done KEY` a line
+  log.jsonl               what it has logged, a line of JSON each
   sources/<sha256>        what it has downloaded, from its begin to its end
 forgotten.jsonl         identities of rows that are not read any more
 restored.txt            identities of quarantined rows that a person has put back, one a line
@@ -129,6 +130,11 @@ class RunLayout:
         return self.root / "fresh.txt"
 
     @property
+    def log(self) -> Path:
+        """What the run has logged."""
+        return self.root / "log.jsonl"
+
+    @property
     def sources(self) -> Path:
         """Where the run holds what it has downloaded, each file by its digest."""
         return self.root / "sources"
@@ -168,9 +174,14 @@ class LineLayout:
         """One of them."""
         return self.moves / f"{run_id}.json"
 
+    @property
+    def votes(self) -> Path:
+        """The folder of all votes."""
+        return self.root / "votes"
+
     def votes_on(self, run_id: str) -> Path:
         """The folder of the votes on what a run made."""
-        return self.root / "votes" / run_id
+        return self.votes / run_id
 
     def vote(self, run_id: str, id: str) -> Path:
         """One vote."""
@@ -319,6 +330,10 @@ class StoreLayout:
     def begun(self, prefix: str = "") -> Iterator[RunLayout]:
         """The runs that have a spec and whose run_id begins with `prefix`, in no order."""
         return (RunLayout(spec.parent) for spec in self.runs.glob(f"{prefix}*/spec.json"))
+
+    def logged(self, prefix: str) -> Iterator[RunLayout]:
+        """The runs that have a log and whose run_id begins with `prefix`, in no order."""
+        return (RunLayout(log.parent) for log in self.runs.glob(f"{prefix}*/log.jsonl"))
 
     def ended(self) -> Iterator[RunLayout]:
         """The runs that have a result, in no order."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from cyclopts.types import PositiveFloat, PositiveInt
-from rich.console import Group
+from rich.console import Group, RenderableType
 
 from backprop_core.errors import BackpropError, ConfigInvalid, ConfirmationRequired, all_errors
 from backprop_core.runtime.settings import settings
@@ -20,7 +20,10 @@ from tasks.runs.estimate import estimate
 from tasks.runs.machine_info import facts
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from backprop_core.lines.prune import Pruned
+    from backprop_core.store.artifacts import Finding
 
 NO_DATA = "none"  # stands for the dataset of a spec that is only measured
 
@@ -192,15 +195,61 @@ def store_keep(
     return Answer({"name": name, "kept": True, "artifacts": count}, f"{name} is pinned: {count} artifacts")
 
 
-def store_check(*, output: OutputFlags = PLAIN) -> Answer:
-    from tasks.runs.store_check import check
+def store_check(
+    *,
+    repair: Annotated[
+        bool,
+        Parameter(
+            help="Move damaged artifacts aside, forget cached results that are gone, and say what to run again.",
+            negative="",
+            show_default=False,
+        ),
+    ] = False,
+    output: OutputFlags = PLAIN,
+) -> Answer:
+    from tasks.runs import store_check
 
-    count, findings = check(settings())
+    if not repair:
+        count, findings = store_check.check(settings())
+        return Answer(checked(count, findings), check_text(count, findings), 2 if findings else 0)
+    count, findings, done = store_check.repair(settings())
+    said = [f"{len(done.set_aside)} damaged artifacts set aside, {done.results} cached results dropped"]
+    said += [f"to make it again: backprop replay {run[:12]}" for run in done.replay]
+    text = Group(check_text(count, findings), *said)
+    return Answer(checked(count, findings) | {"repaired": done.model_dump()}, text, 3 if findings else 0)
+
+
+def checked(count: int, findings: "Sequence[Finding]") -> dict[str, Any]:
+    """What a check found, as a document."""
+    return {"artifacts": count, "findings": [finding.model_dump() for finding in findings]}
+
+
+def check_text(count: int, findings: "Sequence[Finding]") -> RenderableType:
+    """What a check found, as a table and a summary."""
     table = tables.table("artifact", "problem")
     for finding in findings:
         table.add_row(finding.digest[:12], one_line(finding.what))
     gone = sum(finding.missing for finding in findings)
     summary = f"{count} artifacts, {len(findings) - gone} damaged, {gone} missing"
-    text = Group(table, "", summary) if findings else summary
-    document = {"artifacts": count, "findings": [finding.model_dump() for finding in findings]}
-    return Answer(document, text, 2 if findings else 0)
+    return Group(table, "", summary) if findings else summary
+
+
+def presets(*, output: OutputFlags = PLAIN) -> Answer:
+    from backprop_core.training.presets import PRESETS, fields
+
+    rows = [
+        {
+            "preset": name,
+            "model": preset.models[0],
+            "parameters": preset.shape.parameters,
+            "context": preset.shape.max_position_embeddings,
+            "learning_rate": fields(name)["training.learning_rate"],
+        }
+        for name, preset in PRESETS.items()
+    ]
+    figures = ("parameters", "context", "rate")
+    table = tables.table("preset", *figures, "model", right=figures)
+    for row in rows:
+        counts = f"{row['parameters'] / 1e9:.1f}B", str(row["context"]), f"{row['learning_rate']:g}"
+        table.add_row(row["preset"], *counts, row["model"])
+    return Answer(rows, table)

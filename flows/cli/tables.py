@@ -54,12 +54,15 @@ def show(renderable: RenderableType) -> None:
     )
 
 
-def table(*columns: str, right: Sequence[str] = ()) -> Table:
-    """An empty table. Only cells of its last column wrap."""
+def table(*columns: str, right: Sequence[str] = (), wrap: Sequence[str] = ()) -> Table:
+    """An empty table. Only cells of its last column wrap, and those of `wrap`."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
         made.add_column(
-            name, justify="right" if name in right else "left", overflow="fold", no_wrap=name != columns[-1]
+            name,
+            justify="right" if name in right else "left",
+            overflow="fold",
+            no_wrap=name not in (columns[-1], *wrap),
         )
     return made
 

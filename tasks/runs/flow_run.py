@@ -24,7 +24,7 @@ from backprop_core.schema.specs import DatasetSpec, RunSpec
 from backprop_core.stages import Stage
 from backprop_core.store.artifacts import Store
 from backprop_core.store.leases import Lease
-from tasks.runs import prepared_run, retried_runs, sources, worker_process
+from tasks.runs import prepared_run, retried_runs, run_log, sources, worker_process
 from tasks.runs.dropped_signals import raised_again
 from tasks.runs.line_splits import held_by, learned_by, of_run
 from tasks.runs.outcome import Notes, Outcome
@@ -137,8 +137,8 @@ def recorded(start: Start, *, run_id: str | None, fresh: bool) -> Iterator[tuple
         prepared = prepared_run.begun(prepared, full_id, store)
         calls = StageCalls(full_id, prepared, config, store, lease, outcome)
         log.info("run_started run_id=%s", full_id)
-        get_run_logger().info("run_started run_id=%s", full_id)  # on the page of the flow run
-        with ending(lease, full_id, store), outcome:
+        with ending(lease, full_id, store), outcome, run_log.kept(store.layout.run(full_id).log):
+            get_run_logger().info("run_started run_id=%s", full_id)  # on the page of the flow run
             retried_runs.note(full_id, store)
             yield Run(full_id, prepared, store, calls, outcome), outcome
             prepared_run.mark_finished(prepared, store)

@@ -10,7 +10,7 @@ from backprop_core.runtime.settings import Settings
 from backprop_core.schema.dataset_reports import CuratedReport
 from backprop_core.schema.refs import Cell, DatasetRef, ErrorRecord, Evaluation, RunRecord, RunResult, TrainResult
 from backprop_core.store.artifacts import Store, write_atomic
-from tasks.runs import prefect_artifacts, worker_process
+from tasks.runs import prefect_artifacts, run_log, worker_process
 from tasks.runs.prepared_run import Prepared, SweepCell
 from tasks.runs.record_names import begun_name, ended_name, lora_run_name
 from tasks.runs.results import dataset_summary
@@ -143,6 +143,7 @@ class RunJournal:
         self._journal.describe(prefect_artifacts.text(result))
         self._journal.costs(costs(result))
         self._journal.inputs([run.dataset for run in result.runs])
+        self._journal.document("log.json", run_log.to_send(self._store.layout.run(self._run_id).log))
         self._journal.result(result)
         try:
             self._keep(result)  # before the journal is free: what MLflow gets about the line is read from it

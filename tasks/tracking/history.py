@@ -1,17 +1,19 @@
 """Reads the run history from MLflow, for `list-runs` and `show-run`."""
 
 import json
+import math
 import re
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from backprop_core.errors import ConfigInvalid, RefAmbiguous, RunUnknown
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.field_types import NAME
-from backprop_core.schema.refs import RunResult, Status
+from backprop_core.schema.refs import RunId, RunResult, Status
 from backprop_core.store.layout import JournalLayout
 from tasks.tracking.connection import LINE, NAMESPACE, answering, connect, is_own
 from tasks.tracking.journal import SECONDS, ending
@@ -39,10 +41,56 @@ class RunSummary(TypedDict):
     error: str | None  # code
 
 
-def list_runs(settings: Settings, condition: str = PARENTS, limit: int = 50) -> list[RunSummary]:
-    """The latest runs that match a condition, newest first. Raises MLflowUnreachable."""
+class ExportedRun(RunSummary):
+    """One run with its parameters and its last metrics."""
+
+    mlflow_run_id: str
+    params: dict[str, str]
+    metrics: dict[str, float]
+
+
+Sort = Literal["started", "took", "average", "line", "status"]
+ORDERS: Mapping[Sort, Callable[[RunSummary], Any]] = {  # runs without a figure last
+    "took": lambda run: math.inf if run["seconds"] is None else -run["seconds"],
+    "average": lambda run: math.inf if run["average"] is None else -run["average"],
+    "line": lambda run: run["line"],
+    "status": lambda run: run["status"],
+}
+
+
+def list_runs(
+    settings: Settings, condition: str = PARENTS, limit: int = 50, sort: Sort = "started"
+) -> list[RunSummary]:
+    """The first runs that match a condition, newest first or in another order. Raises MLflowUnreachable."""
     history = History(settings)
-    return [history.summary(run) for run in history.runs(condition, limit)]
+    if sort == "started":
+        return [history.summary(run) for run in history.runs(condition, limit)]
+    every = [history.summary(run) for run in history.runs(condition, sys.maxsize)]
+    return sorted(every, key=ORDERS[sort])[:limit]
+
+
+def status_of(settings: Settings, prefix: str) -> Status:
+    """The status of a run. Raises RunUnknown, RefAmbiguous, MLflowUnreachable."""
+    history = History(settings)
+    return history.state(history.find(prefix))[0]
+
+
+def document_of(settings: Settings, prefix: str, name: str) -> tuple[RunId, Any]:
+    """The full run_id of a run, and one of its JSON documents; None if it has no such one.
+
+    Raises RunUnknown, RefAmbiguous, MLflowUnreachable.
+    """
+    history = History(settings)
+    run = history.find(prefix)
+    return run.data.tags[RUN_ID], history.document(run, name)
+
+
+def exported(settings: Settings, condition: str) -> Iterator[ExportedRun]:
+    """All runs that match a condition with their parameters and last metrics. Raises MLflowUnreachable."""
+    history = History(settings)
+    for run in history.runs(condition, sys.maxsize):
+        params, metrics = dict(sorted(run.data.params.items())), dict(sorted(run.data.metrics.items()))
+        yield ExportedRun(**history.summary(run), mlflow_run_id=run.info.run_id, params=params, metrics=metrics)
 
 
 def matching(
@@ -113,8 +161,7 @@ class History:
         """The run's result.json if its status is current, else a result from tags and spec alone."""
         tags, known = run.data.tags, {"mlflow_run_id": run.info.run_id}
         status = self.state(run)[0]
-        with answering(self.settings):
-            names = {artifact.path for artifact in self._client.list_artifacts(run.info.run_id)}
+        names = self._names(run)
         if "result.json" in names:
             result = RunResult.model_validate(self._document(run, "result.json"))
             if result.status == status:
@@ -132,6 +179,14 @@ class History:
         """A run in the list."""
         times = run.info.start_time, run.info.end_time
         return summary(run.data.tags, run.data.metrics, *times, self.settings.layout.journal)
+
+    def document(self, run: "Run", name: str) -> Any:
+        """A JSON document of a run; None if it has no such one."""
+        return self._document(run, name) if name in self._names(run) else None
+
+    def _names(self, run: "Run") -> set[str]:
+        with answering(self.settings):
+            return {artifact.path for artifact in self._client.list_artifacts(run.info.run_id)}
 
     def _document(self, run: "Run", name: str) -> Any:
         with tempfile.TemporaryDirectory() as directory, answering(self.settings):
