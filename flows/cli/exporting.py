@@ -1,27 +1,19 @@
 """The verb that writes the history into a file."""
 
-import csv
-import io
-import json
-from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
-from backprop_core.errors import ConfigInvalid, PlaceUnusable
+from backprop_core.errors import ConfigInvalid
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.refs import Status
-from backprop_core.store.artifacts import write_atomic
 from flows.cli.console import configure_logging
 from flows.cli.flags import PLAIN, OutputFlags
 from flows.cli.main import Answer, Verbatim
 from tasks import tracking
-from tasks.tracking import ExportedRun, RunSummary
-
-Format = Literal["jsonl", "csv", "parquet"]
-Row = dict[str, Any]
+from tasks.runs.run_table import WRITERS, Format, save
 
 
 def export_runs(
@@ -55,60 +47,3 @@ def export_runs(
     save(output_file, written)
     document = {"path": str(output_file.absolute()), "format": format, "runs": len(runs)}
     return Answer(document, f"{len(runs)} runs written to {output_file}")
-
-
-def save(path: Path, content: bytes) -> None:
-    """Write the file, whole or not at all. Raises PlaceUnusable."""
-    try:
-        write_atomic(path, content)
-    except OSError as error:
-        raise PlaceUnusable(
-            f"{path} cannot be written: {error.strerror}", hint="choose another file with --output"
-        ) from error
-
-
-def as_jsonl(runs: Iterable[ExportedRun]) -> bytes:
-    """A line of JSON each."""
-    return "".join(json.dumps(run, ensure_ascii=False) + "\n" for run in runs).encode()
-
-
-def as_csv(runs: Sequence[ExportedRun]) -> bytes:
-    """A row each, with a column for every parameter and metric that any of them has."""
-    rows, file = list(map(flat, runs)), io.StringIO()
-    writer = csv.DictWriter(file, columns(rows), restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue().encode()
-
-
-def as_parquet(runs: Sequence[ExportedRun]) -> bytes:
-    """The same columns, with their types."""
-    import pyarrow as pa  # type: ignore[import-untyped]
-    from pyarrow import parquet
-
-    rows = list(map(flat, runs))
-    names = columns(rows)
-    types = {name: pa.float64() if name in NUMBERS or name.startswith("metric.") else pa.string() for name in names}
-    made = {name: pa.array([row.get(name) for row in rows], types[name]) for name in names}
-    sink = pa.BufferOutputStream()
-    parquet.write_table(pa.table(made), sink)
-    return bytes(sink.getvalue())
-
-
-WRITERS = {"jsonl": as_jsonl, "csv": as_csv, "parquet": as_parquet}
-FIRST = [*RunSummary.__annotations__, "mlflow_run_id"]
-NUMBERS = ("seconds", "average")
-
-
-def flat(run: ExportedRun) -> Row:
-    """A run as one row: `param.NAME` and `metric.NAME` beside its fields, the datasets as a JSON list."""
-    fixed = {name: value for name, value in run.items() if name not in ("params", "metrics")}
-    params = {f"param.{name}": value for name, value in run["params"].items()}
-    metrics = {f"metric.{name}": value for name, value in run["metrics"].items()}
-    return {**fixed, "datasets": json.dumps(run["datasets"], ensure_ascii=False), **params, **metrics}
-
-
-def columns(rows: Iterable[Row]) -> list[str]:
-    """The fields first, then parameters and metrics by name."""
-    more = sorted({name for row in rows for name in row} - set(FIRST))
-    return [*FIRST, *sorted(more, key=lambda name: not name.startswith("param."))]

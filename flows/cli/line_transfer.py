@@ -6,20 +6,18 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from backprop_core.errors import ConfigInvalid
-from backprop_core.lines import line_archive
-from backprop_core.lines.line_archive import Import, LineFile
 from backprop_core.runtime.local_user import local_user
 from backprop_core.runtime.settings import Settings, settings
 from backprop_core.schema.field_types import line_name
 from backprop_core.schema.records import Record
-from backprop_core.store.artifacts import Store
 from flows.cli import lines_file
 from flows.cli.console import configure_logging
 from flows.cli.flags import PLAIN, OutputFlags
 from flows.cli.line import for_line
 from flows.cli.main import Answer
 from flows.cli.tables import size, whole_line
-from tasks.runs import job_files
+from tasks.runs import job_files, line_archives
+from tasks.runs.line_archives import LineFile
 
 
 class Transferred(Record):
@@ -53,11 +51,7 @@ def line_export(
         raise ConfigInvalid(
             f"{file} exists already", hint="choose another file with --output, or overwrite with --force"
         )
-    store = Store(config.store_path)
-    try:
-        written = line_archive.write(name, job if job.is_file() else None, file, store)
-    finally:
-        store.close()
+    written = line_archives.write(name, job if job.is_file() else None, file, config)
     made = transferred(name, file, written.head, written.bytes, str(job) if job.is_file() else None)
     return Answer(made.model_dump(), whole_line(f"{summary(made)}\nread it elsewhere: backprop line import {file}"))
 
@@ -73,16 +67,11 @@ def line_import(
 ) -> Answer:
     config = settings()
     configure_logging(config, verbose=output.verbose)
-    store = Store(config.store_path)
-    try:
-        with line_archive.opened(file) as (archive, head):
-            name = line_name(to) if to else head.line
-            check_no_job(name, config)
-            reading = Import(file, archive, head, name, store)
-            reading.carry_out({"stage": "line import", "line": head.line, "by": local_user()})
-            job = write_job(reading.job, head.line, name, config) if reading.job is not None else None
-    finally:
-        store.close()
+    head = line_archives.head(file)
+    name = line_name(to) if to else head.line
+    check_no_job(name, config)
+    text = line_archives.read(file, name, local_user(), config)
+    job = write_job(text, head.line, name, config) if text is not None else None
     made = transferred(name, file, head, file.stat().st_size, str(job) if job else None)
     return Answer(made.model_dump(), whole_line(f"{summary(made)}\nshow it: backprop show-line {name}"))
 

@@ -235,21 +235,11 @@ def check_text(count: int, findings: "Sequence[Finding]") -> RenderableType:
 
 
 def presets(*, output: OutputFlags = PLAIN) -> Answer:
-    from backprop_core.training.presets import PRESETS, fields
+    from tasks.runs.estimate import preset_list
 
-    rows = [
-        {
-            "preset": name,
-            "model": preset.models[0],
-            "parameters": preset.shape.parameters,
-            "context": preset.shape.max_position_embeddings,
-            "learning_rate": fields(name)["training.learning_rate"],
-        }
-        for name, preset in PRESETS.items()
-    ]
+    known = preset_list()
     figures = ("parameters", "context", "rate")
     table = tables.table("preset", *figures, "model", right=figures)
-    for row in rows:
-        counts = f"{row['parameters'] / 1e9:.1f}B", str(row["context"]), f"{row['learning_rate']:g}"
-        table.add_row(row["preset"], *counts, row["model"])
-    return Answer(rows, table)
+    for one in known:
+        table.add_row(one.preset, f"{one.parameters / 1e9:.1f}B", str(one.context), f"{one.learning_rate:g}", one.model)
+    return Answer([one.model_dump() for one in known], table)
