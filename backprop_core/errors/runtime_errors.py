@@ -215,6 +215,24 @@ class LineConflict(BackpropError):
     code = "STATE_LINE_CONFLICT"
 
 
+class StoreUnreachable(BackpropError):
+    """The bucket of the store does not answer."""
+
+    code, exit_status, retryable = "STATE_STORE_UNREACHABLE", 2, True
+
+
+class StoreConflict(BackpropError):
+    """Another machine changed the same file of a shared store first."""
+
+    code = "STATE_STORE_CONFLICT"
+
+
+class LeaseLost(BackpropError):
+    """Another machine took over the work, because this one did not renew its lease in time."""
+
+    code, exit_status = "STATE_LEASE_LOST", 2
+
+
 class RebuildImpossible(BackpropError):
     """A version of a line cannot be trained again without forgotten rows."""
 

@@ -125,7 +125,7 @@ class Forgetting:
     def _came_from(self, digest: str, gone: set[str]) -> bool:
         record = self._store.record(digest)
         sources = digests_in(canonical(record))
-        absent = record.get("stage") in BY_ROWS and not self._store.layout.artifact(record["rows"]).is_dir()
+        absent = record.get("stage") in BY_ROWS and not self._store.has(record["rows"])
         return bool(sources & gone) or absent  # of rows that are gone, nothing says whose these are
 
     def _in_lineage(self, path: Path) -> bool:
@@ -188,8 +188,7 @@ class Forgetting:
         left |= {digest: remaining(digest, self._is_forgotten, self._store) for digest in lineages}
         swap(left, self._store)
         for result in self.cached:
-            self._store.layout.cache_key(result.name).unlink(missing_ok=True)
-            result.unlink()
+            self._store.drop_result(result.name)
         for path in self.checkpoints:
             shutil.rmtree(path, ignore_errors=True)
         for one in self.removed:

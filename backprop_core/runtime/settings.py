@@ -50,7 +50,10 @@ class Settings(BaseSettings):
 
     home: Place = Field(Path("~/.backpropagate"), description="Directory of everything that is kept.")
     store: Annotated[str, AfterValidator(addressable)] | None = Field(
-        None, description="Directory of the artifacts; default: store/ in the home directory."
+        None, description="Directory or s3:// address of the artifacts; default: store/ in the home directory."
+    )
+    store_cache_gb: float | None = Field(
+        None, gt=0, description="GB of artifacts kept locally of a store at an s3:// address; default: no limit."
     )
     namespace: str = Field("backprop", pattern=NAME, description="Prefix of all names in MLflow and Prefect.")
     pool: str = Field("backprop", min_length=1, description="Prefect work pool of the deployments.")
@@ -115,15 +118,21 @@ class Settings(BaseSettings):
 
     @property
     def store_path(self) -> Path:
-        """The store's directory, from a path or a `file:` URL. Raises StoreUnsupported for other URLs."""
+        """The store's directory, from a path or a `file:` URL; of an `s3://` address, that of its local copy.
+
+        Raises StoreUnsupported for other URLs.
+        """
         if self.store is None:
             return self.layout.store
         if self.store.lower().startswith("file:"):
             return file_path(self.store)
+        if self.store.lower().startswith("s3://"):
+            return self.layout.shared_store(self.store.rstrip("/"))
         if is_address(self.store):
             scheme = self.store.partition(":")[0]
             raise StoreUnsupported(
-                f"unsupported store URL scheme {scheme}:", hint="set BACKPROPAGATE_STORE to a directory"
+                f"unsupported store URL scheme {scheme}:",
+                hint="set BACKPROPAGATE_STORE to a directory or an s3:// address",
             )
         return Path(self.store).expanduser().absolute()
 

@@ -17,6 +17,7 @@ journal/                what MLflow gets
   registry.json           the lines as MLflow was last known to have them
 mlflow.db, mlruns/      MLflow's database and artifacts; mlflow.lock: held while its tables are made; mlflow.begun: they
                         are not complete
+shared-stores/<name>/   local copies of stores in buckets
 serve.json              where a running `serve` is; serve.new: the same, being written; serve-before.json: the last one
 serve.lock              held by `serve`
 serve-id                how the names of this home's workers begin
@@ -70,6 +71,14 @@ leases/<run_id>.txt     what a run uses, one digest or key a line, until it is f
 ollama-servers/<server>/<name>.json  what was made on an Ollama server under a name
 locks/<name>.lock       freed by the kernel when their holder dies
 tmp/<session>/          what a process is writing; swept once its `lock` is free
+shared.json             in the local copy of a store in a bucket: how leases name this copy
+shared.db               what of the bucket this copy has, by etag
+
+A store in a bucket has the same names, in these places below its prefix:
+
+artifacts/ records/ cache/ checkpoints/   as above; the manifest of an artifact is written last
+state/<path>            every other file that machines share (`SHARED`)
+locks/<name>            who holds a lock, and its token, which grows: see `store.remote_leases`
 
 All locks, in the one order in which they are taken. A process that waits for one holds none that comes after it:
 
@@ -89,13 +98,21 @@ users.lock and audit.lock of the home, sync.lock of the journals, the lock of a 
 Prefect's and MLflow's databases.
 """
 
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 REBUILD = re.compile(r"\.rebuild-[0-9a-f]{12}$")  # end of the name of a line in which versions are trained again
 MANIFEST = "artifact.json"  # in every artifact: kind, format, and the name, size and sha256 of each payload file
+
+SHARED_STORES = "shared-stores"
+SHARED = (  # of a store in a bucket, what all machines see; all else stays on one machine, or moves with an artifact
+    *("tombstones", "pins", "runs", "finished", "rejected", "flow-runs", "questions", "leases", "ollama-servers"),
+    *("lines", "deleted-lines", "renamed-lines", "forgotten.jsonl", "restored.txt"),
+)
 
 
 @dataclass(frozen=True)
@@ -438,6 +455,35 @@ class StoreLayout:
         return self.root / "locks" / f"{name}.lock"
 
     @property
+    def is_copy(self) -> bool:
+        """Whether this is the place of a local copy of a store in a bucket."""
+        return self.root.parent.name == SHARED_STORES
+
+    @property
+    def shared_note(self) -> Path:
+        """How leases name this local copy of a store in a bucket."""
+        return self.root / "shared.json"
+
+    @property
+    def shared_index(self) -> Path:
+        """What of the bucket this copy has."""
+        return self.root / "shared.db"
+
+    def shared(self) -> Iterator[Path]:
+        """The files that all machines share, but for locks and downloads, in no order."""
+        for name in SHARED:
+            place = self.root / name
+            for path in place.rglob("*") if place.is_dir() else [place]:
+                if self.is_shared(path) and path.is_file():
+                    yield path
+
+    def is_shared(self, path: Path) -> bool:
+        """Whether all machines share this file."""
+        first, *more = path.relative_to(self.root).parts
+        hidden = path.name.startswith(".") or path.suffix == ".lock"
+        return first in SHARED and not hidden and not (first == "runs" and "sources" in more)
+
+    @property
     def sessions(self) -> Path:
         """The folder of all temporary directories."""
         return self.root / "tmp"
@@ -449,6 +495,47 @@ class StoreLayout:
     def session_lock(self, name: str) -> Path:
         """Held by that process."""
         return self.session(name) / "lock"
+
+
+@dataclass(frozen=True)
+class BucketLayout:
+    """The keys of a store in a bucket, below its prefix."""
+
+    STATE: ClassVar[str] = "state"
+    ARTIFACTS: ClassVar[str] = "artifacts"
+    LOCKS: ClassVar[str] = "locks"
+
+    def state(self, path: str) -> str:
+        """A file that all machines share; `path` is relative to the store."""
+        return f"{self.STATE}/{path}"
+
+    def artifact(self, digest: str) -> str:
+        """The prefix of an artifact's files."""
+        return f"{self.ARTIFACTS}/{digest}"
+
+    def payload(self, digest: str, name: str) -> str:
+        """A file of an artifact."""
+        return f"{self.ARTIFACTS}/{digest}/{name}"
+
+    def record(self, digest: str) -> str:
+        """Where an artifact came from."""
+        return f"records/{digest}.json"
+
+    def cache_key(self, key: str) -> str:
+        """Prefect's record of a finished stage."""
+        return f"cache/keys/{key}"
+
+    def cache_result(self, key: str) -> str:
+        """What a stage returned."""
+        return f"cache/results/{key}"
+
+    def checkpoints(self, key: str) -> str:
+        """The prefix of a training's checkpoints."""
+        return f"checkpoints/{key}"
+
+    def lock(self, name: str) -> str:
+        """Who holds a lock."""
+        return f"{self.LOCKS}/{name}"
 
 
 @dataclass(frozen=True)
@@ -495,6 +582,11 @@ class HomeLayout:
     def store(self) -> Path:
         """The store, unless another place is set."""
         return self.root / "store"
+
+    def shared_store(self, address: str) -> Path:
+        """The local copy of the store at an address in a bucket."""
+        name = re.sub(r"[^a-z0-9._-]+", "-", address.partition("://")[2].lower()).strip("-")
+        return self.root / SHARED_STORES / f"{name}-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
 
     @property
     def data(self) -> Path:

@@ -84,7 +84,7 @@ def prepare(orders: Orders) -> "Runner":
 
     preload()
     garbage.begin()
-    return Runner(Store(orders.root), should_stop=should_stop, ranks=join(orders.processes))
+    return Runner(Store(orders.root, alone=True), should_stop=should_stop, ranks=join(orders.processes))
 
 
 def should_stop() -> bool:

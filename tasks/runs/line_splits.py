@@ -22,7 +22,7 @@ def held_by(line: str, live: Live, store: Store) -> dict[str, list[RowsRef]]:
     if version.aside is None:
         earlier = Lines(store).ancestors(line, live.number)[:-1]
         every = [one for each in earlier[::-1] for one in each.heldout.items()]
-        sets = [(task, rows) for task, rows in every if store.layout.artifact(rows.digest).is_dir()]  # else pruned
+        sets = [(task, rows) for task, rows in every if store.has(rows.digest)]  # else pruned
     for task, rows in sets:
         known = found.setdefault(task, [])
         if rows not in known:
@@ -77,6 +77,7 @@ def by_task(datasets: list[DatasetRef], live: Live | None) -> dict[str, list[Row
 
 def returned(key: str, store: Store) -> BaseModel | None:
     """The cached result of the stage with this key, if any."""
+    store.has_result(key)
     try:
         return read_result(store.layout.cache_result(key).read_bytes(), {**result_types(), **OLDER})
     except (FileNotFoundError, UnfitRecord):

@@ -53,7 +53,7 @@ def keep(ref: str, config: Settings) -> tuple[str, int]:
     """
     store = Store(config.store_path)
     name, named = meant(ref, store)
-    there = {digest for digest in named if store.layout.artifact(digest).is_dir()}
+    there = {digest for digest in named if store.has(digest)}
     pins.pin(name, there, store)
     return name, len(there)
 

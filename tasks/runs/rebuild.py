@@ -286,6 +286,7 @@ def made_by(line: str, numbers: Sequence[int], store: Store) -> set[str]:
 
 def kind_of(digest: str, store: Store) -> str | None:
     """The kind of an artifact; None if there is none."""
+    store.has(digest)
     manifest = store.layout.artifact(digest) / MANIFEST
     kind: str | None = json.loads(manifest.read_bytes())["kind"] if manifest.is_file() else None
     return kind

@@ -1,5 +1,6 @@
 """Calls the stages of a flow run as Prefect tasks: from the cache, in this process, or in the worker."""
 
+import functools
 import logging
 import math
 import shutil
@@ -21,12 +22,13 @@ from backprop_core.store.key_changes import KeyChanges
 from backprop_core.store.leases import Lease
 from backprop_core.store.locks import held
 from backprop_core.worker.client import Worker
-from tasks.runs import disk_space, worker_process
+from tasks.runs import disk_space, shared_work, worker_process
 from tasks.runs.outcome import Outcome
 from tasks.runs.prepared_run import Prepared
 from tasks.runs.progress import Progress, report
 from tasks.runs.recomputed import Afresh
 from tasks.runs.results import digest_in
+from tasks.runs.shared_work import carried_out
 from tasks.stages.cache_policy import is_recorded
 from tasks.stages.labels import Labels, outcome
 from tasks.stages.ollama import canary, register
@@ -77,6 +79,8 @@ class StageCalls:
         state = self._task(stage, label, again)(**parameters, return_state=True)
         result: R = state.result()
         self._keep(key, result)
+        if state.name != "Cached":
+            shared_work.end(stage, key, self._store)
         self._labels.learn(parameters, result)
         self._changes.learn(stage.name, key, parameters, result)
         self._changes.note(stage.name, key, parameters)
@@ -103,7 +107,7 @@ class StageCalls:
 
     def serve(self, file: GGUFRef, heldout: RowsRef) -> dict[str, str]:
         export, prompt = self._spec.export, canary(heldout, self._store)
-        path = self._store.layout.artifact(file.digest) / "model.gguf"
+        path = self._store.local(file) / "model.gguf"
         return {"model": f"{export.ollama}:latest", "prompt": prompt, "answer": register(path, export, prompt)}
 
     def _wait_for_device(self, stage: Stage[R], key: str) -> None:
@@ -156,18 +160,26 @@ class StageCalls:
         if stage.name == "train":
             self._say_device()
         report(Progress(stage=stage.name, done=0, total=0))
+        work = functools.partial(
+            self._worker(stage).call,
+            stage,
+            key=key,
+            on_event=lambda event: self._event(stage.name, event),
+            deadline=self._deadline,
+            **parameters,
+        )
         try:
-            return self._worker(stage).call(
-                stage,
-                key=key,
-                on_event=lambda event: self._event(stage.name, event),
-                deadline=self._deadline,
-                **parameters,
-            )
+            again = self._afresh.is_due(key)
+            return carried_out(stage, key, parameters, self._store, work, again=again, beat=self._beat)
         except Interrupted as error:
             if time.monotonic() > self._deadline:
                 raise self._late(f": {error.message}") from error
             raise
+
+    def _beat(self) -> None:
+        """Raise TimeLimit once there is no time left to wait."""
+        if time.monotonic() > self._deadline:
+            raise self._late(": another machine does the same training")
 
     def _say_device(self) -> None:
         """Log the device that was chosen, once, when a training begins."""

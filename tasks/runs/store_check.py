@@ -76,7 +76,7 @@ def missing(store: Store) -> Iterator[Finding]:
     for who, digest in [*of_versions(store), *of_runs(store), *of_cache(store)]:
         named.setdefault(digest, []).append(who)
     for digest, names in sorted(named.items()):
-        if not store.layout.artifact(digest).is_dir() and not store.was_removed(digest):
+        if not store.has(digest) and not store.was_removed(digest):
             what = f"missing, but used by {', '.join(dict.fromkeys(names))}"
             yield Finding(digest=digest, what=what, missing=True)
 

@@ -183,7 +183,7 @@ def test_a_store_under_an_address_that_was_not_decoded_is_found(tmp_path: Path) 
     assert Settings(store=f"file://{tmp_path}/my%20store").store_path == tmp_path / "my%20store"
 
 
-@pytest.mark.parametrize("store", ["s3://bucket/store", "memory://x"])
+@pytest.mark.parametrize("store", ["gs://bucket/store", "memory://x"])
 def test_a_store_elsewhere_is_refused(store: str) -> None:
     """A store at an address of another protocol is not supported, by name."""
     with pytest.raises(StoreUnsupported, match=store.partition(":")[0]):
