@@ -7,7 +7,7 @@ from backprop_core.errors import NoRows
 from backprop_core.schema.refs import AdapterRef, RowsRef, Split, heldout_of
 from flows.steps.files import exports
 from flows.steps.rows import curated, held_out, part, tasks_of, without
-from flows.steps.scores import champion, harness, judged, score
+from flows.steps.scores import champion, harness, judged, score_all
 from flows.steps.training import backed_off, drift, merge, trained
 from tasks.runs.flow_run import Run
 from tasks.runs.held_out_power import power_of
@@ -34,7 +34,7 @@ def lora_runs(run: Run, stored: Split | None = None) -> Made:
     trained_tasks = {task for dataset in datasets for task in dataset.tasks}
     watched = {*tasks_of(run.prepared.watch), *heldout.keys() - trained_tasks}
     scored, to_choose_by = (part(run, heldout, to_choose_by=side) for side in (False, True))
-    base_row = {task: score(run, None, rows) for task, rows in scored.items()}
+    base_row = score_all(run, None, scored)
     untouched = harness(run, None)
     history: list[AdapterRef] = []
     merged: AdapterRef | None = None
@@ -46,7 +46,7 @@ def lora_runs(run: Run, stored: Split | None = None) -> Made:
             old, merged = merged, merge(run, merged, tuned, history, index + 1, likes)
             merged, taken = backed_off(run, old, merged, likes)
             history.append(tuned.adapter)
-            cells = {task: score(run, merged, rows) for task, rows in scored.items() if task in seen}
+            cells = score_all(run, merged, {task: rows for task, rows in scored.items() if task in seen})
             moved = drift(run, old, tuned, merged)
             run.notes.lora_run_done(LoraRun(dataset, tuned, merged, moved, cells, base_row, taken=taken))
     assert merged, "a run has at least one dataset"
@@ -59,7 +59,7 @@ def promotion(run: Run) -> Made | None:
     made = lora_runs(run)
     if run.prepared.live:
         made = beside_the_champion(run, made)
-    base_row = {task: score(run, None, rows) for task, rows in made.scored.items()}
+    base_row = score_all(run, None, made.scored)
     report = judged(run, made.merged, made.cells, base_row, champion(run, made.scored))
     run.notes.gated(report)
     if not (report.accepted or run.prepared.forced):
@@ -89,7 +89,7 @@ def beside_the_champion(run: Run, made: Made) -> Made:
     scored = heldout
     if run.spec.sets_rows_apart or line.merge.chooses or line.scored:
         scored = {task: run.call(data.apart, heldout=rows, to_choose_by=False) for task, rows in heldout.items()}
-    cells = {task: score(run, made.merged, rows) for task, rows in scored.items()}
+    cells = score_all(run, made.merged, scored)
     return made._replace(heldout=heldout, aside=aside, scored=scored, cells=cells)
 
 
@@ -109,7 +109,7 @@ def next_version(run: Run) -> Made | None:
         run.notes.concludes(reason, "unchanged")
         return None
     run.notes.can_show(power_of(run.prepared, scored, run.store))
-    base_row = {task: score(run, None, rows) for task, rows in scored.items()}
+    base_row = score_all(run, None, scored)
     untouched = harness(run, None)
     with run.notes.lora_run(dataset):
         known = before.datasets if before else []
@@ -118,7 +118,7 @@ def next_version(run: Run) -> Made | None:
         history = [*before.earlier, before.tuned] if before else []
         likes = list(to_choose_by.values())
         merged, taken = backed_off(run, old, merge(run, old, tuned, history, count, likes), likes)
-        cells = {task: score(run, merged, rows) for task, rows in scored.items()}
+        cells = score_all(run, merged, scored)
         rivals = champion(run, scored)
         moved = drift(run, old, tuned, merged)
         run.notes.lora_run_done(LoraRun(dataset, tuned, merged, moved, cells, base_row, rivals, taken))
@@ -138,9 +138,9 @@ def score_again(run: Run) -> None:
     if not rows.datasets:
         say_what_was_learned(run, heldout)
     scored = part(run, heldout, to_choose_by=False) if rows.datasets else heldout
-    base_row = {task: score(run, None, rows) for task, rows in scored.items()}
+    base_row = score_all(run, None, scored)
     run.notes.harnessed(harness(run, None), harness(run, run.prepared.adapter))
-    run.notes.evaluated({task: score(run, run.prepared.adapter, rows) for task, rows in scored.items()}, base_row)
+    run.notes.evaluated(score_all(run, run.prepared.adapter, scored), base_row)
 
 
 def say_what_was_learned(run: Run, heldout: dict[str, RowsRef]) -> None:

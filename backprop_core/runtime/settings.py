@@ -58,7 +58,25 @@ class Settings(BaseSettings):
     namespace: str = Field("backprop", pattern=NAME, description="Prefix of all names in MLflow and Prefect.")
     pool: str = Field("backprop", min_length=1, description="Prefect work pool of the deployments.")
     queue: str = Field("default", min_length=1, description="Queue of the work pool.")
+    cpu_pool: str | None = Field(
+        None, min_length=1, description="Work pool of runs that need no GPU; default: that of the others."
+    )
+    cpu_queue: str | None = Field(
+        None, min_length=1, description="Queue of runs that need no GPU; default: that of the others."
+    )
     image: str | None = Field(None, description="Container image of the runs, if the work pool starts containers.")
+    fan_out: str | None = Field(
+        None,
+        pattern=r"^(local:[1-9][0-9]*|(tcp|tls|ws|wss)://.+)$",
+        description="Where independent stages of a run are computed at the same time: `local:N`, N processes of this "
+        "machine, or the address of a Dask scheduler (extra `dask`); default: one after another.",
+    )
+    cpu_slot: int = Field(
+        0,
+        ge=0,
+        description="Runs on a CPU that share a store take turns if they have the same number; give each machine, and "
+        "each worker that has cores of its own, another.",
+    )
     allowed_paths: Annotated[str, AfterValidator(all_expandable)] | None = Field(
         None,
         description="Directories that deployed runs may read and write, separated by `:`; default: data/ in the home.",

@@ -27,6 +27,7 @@ class FlowInfo(NamedTuple):
     verb: Verb | None = None
     module: str = ""  # in flows; by default called as the flow is
     alone: bool = False  # one run at a time is enough
+    cpu_only: bool = False  # its deployment goes where no GPU is
     per_line: bool = False  # the file of a line makes a deployment, too
     trains: bool = False
     resumable: bool = True
@@ -204,6 +205,7 @@ FLOWS = {
                 "backprop push support --repo OWNER/NAME",
                 after="generate",
             ),
+            cpu_only=True,
             rows="earlier if known",
         ),
         FlowInfo(
@@ -216,6 +218,7 @@ FLOWS = {
                 "backprop release support --ollama support",
                 after="push",
             ),
+            cpu_only=True,
             of_line=True,
             run_of_a_version="release {line} v{number}",
         ),
@@ -229,6 +232,7 @@ FLOWS = {
                 "backprop rollback support --to 3",
                 after="release",
             ),
+            cpu_only=True,
             of_line=True,
             run_of_a_version="roll back {line} to v{number}",
         ),

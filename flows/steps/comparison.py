@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import product
 from typing import NamedTuple
 
@@ -41,7 +42,9 @@ def compared(run: Run) -> None:
     orders = orders_of(datasets, spec.orders)
     named = [[dataset.name for dataset in order] for order in orders]
     results: list[BenchResult] = []
-    for number, cell in enumerate(cells(spec, present, len(orders), run.spec.training.seed)):
+    every = list(cells(spec, present, len(orders), run.spec.training.seed))
+    run.ahead([partial(measured, cell=cell, present=present, order=orders[cell.order or 0], by=by) for cell in every])
+    for number, cell in enumerate(every):
         with run.notes.cell(number, cell.title, parameters(cell)):
             order = orders[cell.order or 0]
             results.append(measured(run, cell, present, order, by))

@@ -1,5 +1,7 @@
 """The rows to train and the rows that score."""
 
+from functools import partial
+
 from backprop_core.data import stages as data
 from backprop_core.errors import NoRows
 from backprop_core.evaluation import stages as evaluation
@@ -39,7 +41,9 @@ def curated(run: Run) -> Split:
         run.notes.splits(earlier)
         return earlier
     prepared = run.prepared
-    datasets = zip(run.spec.datasets, prepared.sources, strict=bool(prepared.sources))  # no sources if other rows score
+    # no sources if other rows score
+    datasets = list(zip(run.spec.datasets, prepared.sources, strict=bool(prepared.sources)))
+    run.ahead([partial(batch, spec=spec, source=source) for spec, source in datasets])
     batches = [batch(run, spec, source) for spec, source in datasets]
     found: Split = run.call(
         data.split,

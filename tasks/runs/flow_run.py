@@ -3,9 +3,9 @@
 import importlib.util
 import logging
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -54,6 +54,17 @@ class Run:
     def call(self, stage: Stage[R], **parameters: Any) -> R:
         """The result of a stage."""
         return self.executor.call(stage, **parameters)
+
+    def ahead(self, work: Iterable[Callable[["Run"], object]]) -> None:
+        """Begin with calls that do not depend on each other, if there are workers to share them.
+
+        The body then makes each of them itself, and finds its stages done or under way.
+        """
+
+        def alone(call: Callable[[Run], object]) -> Callable[[Executor], object]:
+            return lambda executor: call(replace(self, executor=executor, notes=Notes()))
+
+        self.executor.ahead([alone(call) for call in work])
 
     @property
     def spec(self) -> RunSpec:
@@ -136,6 +147,7 @@ def recorded(start: Start, *, run_id: str | None, fresh: bool) -> Iterator[tuple
         lease = Lease(full_id, store, before_wait=worker_process.give_up)
         prepared = prepared_run.begun(prepared, full_id, store)
         calls = StageCalls(full_id, prepared, config, store, lease, outcome)
+        cleanup.callback(calls.close)
         log.info("run_started run_id=%s", full_id)
         with ending(lease, full_id, store), outcome, run_log.kept(store.layout.run(full_id).log):
             get_run_logger().info("run_started run_id=%s", full_id)  # on the page of the flow run

@@ -148,7 +148,7 @@ class ModelSession:
 
     def _check_free(self) -> None:
         store = Store(self._config.store_path)
-        if is_taken(slots_of(store, self._device, 1)):
+        if is_taken(slots_of(store, self._device, 1, self._config.cpu_slot)):
             raise busy()
 
     def _look(self, worker: Worker) -> None:
