@@ -6,7 +6,7 @@ from backprop_core.data import stages as data
 from backprop_core.errors import NoRows
 from backprop_core.schema.refs import AdapterRef, RowsRef, Split, heldout_of
 from flows.steps.files import exports
-from flows.steps.rows import curated, held_out, part, tasks_of, without
+from flows.steps.rows import curated, held_out, others, part, rows_apart, tasks_of
 from flows.steps.scores import champion, harness, judged, score_all
 from flows.steps.training import backed_off, drift, merge, trained
 from tasks.runs.flow_run import Run
@@ -33,7 +33,7 @@ def lora_runs(run: Run, stored: Split | None = None) -> Made:
     datasets, heldout = rows.datasets, held_out(run, rows)
     trained_tasks = {task for dataset in datasets for task in dataset.tasks}
     watched = {*tasks_of(run.prepared.watch), *heldout.keys() - trained_tasks}
-    scored, to_choose_by = (part(run, heldout, to_choose_by=side) for side in (False, True))
+    scored, to_choose_by = (part(run, heldout, datasets, to_choose_by=side) for side in (False, True))
     base_row = score_all(run, None, scored)
     untouched = harness(run, None)
     history: list[AdapterRef] = []
@@ -71,24 +71,28 @@ def promotion(run: Run) -> Made | None:
 def beside_the_champion(run: Run, made: Made) -> Made:
     """An adapter from outside a line, scored on the held-out rows of the line and its own.
 
-    Rows that either has learned do not score. Raises NoRows if no row of a task is left to score.
+    Rows that either has learned in any form do not score, nor others of their group. Raises NoRows if no row of a task
+    is left to score.
     """
     assert run.prepared.live
     line = run.prepared.live.version
-    learned = sorted({each.train for each in (*line.datasets, *made.datasets)}, key=lambda rows: rows.digest)
+    every = {*line.learned, *run.learned_before, *(each.train for each in made.datasets)}
+    learned = sorted(every, key=lambda rows: rows.digest)
     held = held_by(run.spec.line, run.prepared.live, run.store)
     heldout, aside = {}, {}
     for task in dict.fromkeys([*line.heldout, *made.heldout]):
         sets = [known[task] for known in (line.heldout, made.heldout) if task in known]
-        heldout[task] = without(run, sets, learned)
+        heldout[task] = others(run, sets, learned=learned)
         if not heldout[task].rows:
             raise NoRows(f"every held-out row of {task} was trained on", hint="train it without those rows")
-        others = [*held.get(task, []), *sets, *([made.aside[task]] if task in made.aside else [])]
-        if (rest := without(run, others, [*learned, heldout[task]])).rows:
+        ever = [*held.get(task, []), *sets, *([made.aside[task]] if task in made.aside else [])]
+        if (rest := others(run, ever, learned=learned, besides=[heldout[task]])).rows:
             aside[task] = rest
-    scored = heldout
-    if run.spec.sets_rows_apart or line.merge.chooses or line.scored:
-        scored = {task: run.call(data.apart, heldout=rows, to_choose_by=False) for task, rows in heldout.items()}
+    choosing = {*line.scored, *(task for task, rows in made.scored.items() if rows != made.heldout[task])}
+    scored = {
+        task: rows_apart(run, rows, to_choose_by=False) if line.merge.chooses or task in choosing else rows
+        for task, rows in heldout.items()
+    }
     cells = score_all(run, made.merged, scored)
     return made._replace(heldout=heldout, aside=aside, scored=scored, cells=cells)
 
@@ -103,7 +107,7 @@ def next_version(run: Run) -> Made | None:
         run.notes.concludes(reason, "unchanged")
         return None
     heldout = held_out(run, rows)
-    scored, to_choose_by = (part(run, heldout, to_choose_by=side) for side in (False, True))
+    scored, to_choose_by = (part(run, heldout, [dataset], to_choose_by=side) for side in (False, True))
     tried = attempt(run.run_id, run.prepared, dataset.train, heldout, run.store)
     if reason := too_few_held_out(scored, run.prepared) or rejected_before(tried, run.prepared, run.store):
         run.notes.concludes(reason, "unchanged")
@@ -137,7 +141,7 @@ def score_again(run: Run) -> None:
     heldout = held_out(run, rows)
     if not rows.datasets:
         say_what_was_learned(run, heldout)
-    scored = part(run, heldout, to_choose_by=False) if rows.datasets else heldout
+    scored = part(run, heldout, rows.datasets, to_choose_by=False) if rows.datasets else heldout
     base_row = score_all(run, None, scored)
     run.notes.harnessed(harness(run, None), harness(run, run.prepared.adapter))
     run.notes.evaluated(score_all(run, run.prepared.adapter, scored), base_row)

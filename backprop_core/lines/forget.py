@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from backprop_core.data.forgotten_rows import names
+from backprop_core.data.row_conversations import sharing_conversations
 from backprop_core.data.row_files import IDENTITIES, PASSES, ROWS, commit, curriculum, index, line_ends
 from backprop_core.data.row_formats import ChatRow
 from backprop_core.data.row_identity import identity
@@ -76,17 +77,22 @@ class Forgetting:
     def __init__(self, rows: Iterable[ChatRow], store: Store) -> None:
         self._store, every = store, list(rows)
         self.asked = [Asked(row=identity(row).hex(), text=excerpt(row, "")) for row in every]
-        self.names = sorted(set[str]().union(*map(names, every)))
-        self._forgotten = frozenset(self.names)
-        self._keys: Keys = np.array([bytes.fromhex(name) for name in self.names], "S32")
+        asked = set[str]().union(*map(names, every))
+        self._keys: Keys = np.array([bytes.fromhex(name) for name in asked], "S32")
         self._sets = [found for ref in datasets(store) if (found := self._affected(ref))]
+        others = {row.hex() for one in self._sets for row in one.rows.take(one.gone).identities()}
+        self.names = sorted(asked | others)  # preferences with a conversation that is asked for
+        self._forgotten = frozenset(self.names)
         lines = {line for row in every for line in lines_of(row)}
         self.quotes = Quotes(lines).without(self._shared(Quotes(lines)))
 
     def _affected(self, ref: RowsRef) -> Affected | None:
         rows = index(ref, self._store)
-        gone = rows.among(self._keys)
+        gone = self._are_gone(rows)
         return Affected(ref, rows, gone) if gone.any() else None
+
+    def _are_gone(self, rows: RowIndex) -> Mask:
+        return rows.among(self._keys) | sharing_conversations(rows, self._keys)
 
     def _shared(self, quotes: Quotes) -> Iterator[str]:
         """Pieces of text that other rows of the store have too: they are not the forgotten rows' own."""
@@ -94,7 +100,7 @@ class Forgetting:
             path = self._store.layout.artifact(ref.digest) / ROWS
             if hits := quotes.in_file(path):
                 ends = np.fromiter(line_ends(path), "<u8")
-                others = ~index(ref, self._store).among(self._keys)
+                others = ~self._are_gone(index(ref, self._store))
                 at = np.searchsorted(ends, [hit.start for hit in hits])
                 yield from (hit.piece for hit, row in zip(hits, at.tolist(), strict=True) if others[row])
 

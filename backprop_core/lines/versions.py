@@ -54,6 +54,14 @@ class LineVersion(Record):
         json_schema_extra=KEY_IF_SET,
     )
     act: Act | None = Field(None, description="Manual promotion, if a person promoted it.", json_schema_extra=NO_KEY)
+    general: list[RowsRef] = Field(
+        [], description="Answers of the untouched base that it has learned as well.", json_schema_extra=KEY_IF_SET
+    )
+
+    @property
+    def learned(self) -> list[RowsRef]:
+        """All rows that it has been trained on."""
+        return sorted({*(dataset.train for dataset in self.datasets), *self.general}, key=lambda rows: rows.digest)
 
     @property
     def cells(self) -> dict[str, Cell]:

@@ -409,6 +409,10 @@ class StoreLayout:
         """One line."""
         return LineLayout(self.lines / name)
 
+    def first_names(self) -> Iterator[Path]:
+        """The files that say the first names of renamed lines, in no order."""
+        return self.lines.glob("*/first-name")
+
     def with_versions(self) -> Iterator[LineLayout]:
         """The lines that have a version, each as often as it has versions, in no order."""
         return (LineLayout(path.parent.parent) for path in self.lines.glob("*/versions/*.json"))

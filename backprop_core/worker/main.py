@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from backprop_core.errors import BackpropError, GPUFault, Unexpected, system_error
 from backprop_core.models.devices import visible_gpus
-from backprop_core.runtime import garbage
+from backprop_core.runtime import garbage, parent_watch
 from backprop_core.runtime.redaction import blank_logs, blank_secrets
 from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.worker.client import Orders
@@ -105,7 +105,7 @@ def preload() -> None:
 
 def listen(jobs: "queue.SimpleQueue[Path]") -> None:
     """Queue the parent's jobs, and note when it says stop. Exit at once when the pipe closes."""
-    for line in sys.stdin:
+    while line := parent_watch.read_line().decode():
         word, _, folder = line.strip().partition(" ")
         if word == "next":
             stopped.clear()

@@ -8,6 +8,7 @@ killed, its runs end at once.
 import asyncio
 import logging
 import os
+import sys
 import threading
 from abc import ABC
 from contextlib import suppress
@@ -19,18 +20,20 @@ from prefect.exceptions import PrefectException
 from prefect.settings import get_current_settings
 from prefect.workers.process import ProcessWorker
 
-from backprop_core.errors import BackpropError
+from backprop_core.errors import BackpropError, PrefectUnreachable
 from backprop_core.runtime import parent_watch
+from backprop_core.runtime.redaction import blank_address
 from backprop_core.runtime.settings import Settings, settings
 from flows.cli.console import configure_logging
 from flows.server.dead_runs import give_up, worker_name
 from flows.server.line_files import LineFiles, say
-from flows.server.server_process import START
+from flows.server.server_process import START, STARTING
 from flows.server.watch import watching
 
 log = logging.getLogger("flows.server.flow_worker")
 PATIENCE = 75.0  # seconds for a run to finish its step, save it, and record the interruption
 LOOK = 15.0  # seconds between two checks for runs whose process is gone
+ANSWER = 30.0  # seconds for a Prefect server that runs already to answer
 ending = threading.Event()  # set when `serve` ends, and read by a class that Prefect makes
 
 
@@ -62,11 +65,25 @@ def look(config: Settings, name: str) -> None:
             log.warning("cannot check for dead runs: %s", error)
 
 
-def wait_for_prefect() -> None:
-    """Wait until Prefect answers: while its server starts, its socket is open already. One that is down fails later."""
-    if api := get_current_settings().api.url:
-        with suppress(httpx.HTTPError):
-            httpx.get(f"{api}/health", timeout=START)
+def wait_for_prefect(*, starting: bool) -> None:
+    """Wait until Prefect answers. One that is down fails later.
+
+    `starting`: `serve` has just started it; its socket is open already. Raises PrefectUnreachable for another one that
+    accepts connections and does not answer.
+    """
+    api = get_current_settings().api.url
+    if api is None:
+        return
+    try:
+        httpx.get(f"{api}/health", timeout=START if starting else ANSWER)
+    except httpx.TimeoutException as error:
+        if not starting:
+            raise PrefectUnreachable(
+                f"the Prefect server at {blank_address(api)} does not answer within {ANSWER:g} s",
+                hint="check it and PREFECT_API_URL, then run `backprop serve` again",
+            ) from error
+    except httpx.HTTPError:
+        pass
 
 
 def main() -> None:
@@ -74,7 +91,7 @@ def main() -> None:
     parent_watch.hold(stop=end)
     config = settings()
     configure_logging(config, verbose=False)
-    wait_for_prefect()
+    wait_for_prefect(starting=STARTING in sys.argv)
     name = worker_name(config)
     with watching([]) as watches:
         lines = LineFiles(config, config.pool, watches)

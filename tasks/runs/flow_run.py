@@ -28,6 +28,7 @@ from tasks.runs import prepared_run, retried_runs, run_log, sources, worker_proc
 from tasks.runs.dropped_signals import raised_again
 from tasks.runs.line_splits import held_by, learned_by, of_run
 from tasks.runs.outcome import Notes, Outcome
+from tasks.runs.preflight_checks import check_question
 from tasks.runs.record import RunJournal
 from tasks.runs.stage_calls import Executor, StageCalls
 
@@ -96,8 +97,7 @@ class Run:
     @property
     def learned(self) -> list[RowsRef]:
         """What that line has been trained on."""
-        datasets = self.line.version.datasets if self.line else []
-        return sorted((dataset.train for dataset in datasets), key=lambda rows: rows.digest)
+        return self.line.version.learned if self.line else []
 
     @property
     def learned_before(self) -> list[RowsRef]:
@@ -142,7 +142,7 @@ def recorded(start: Start, *, run_id: str | None, fresh: bool) -> Iterator[tuple
         cleanup.callback(sources.let_go)
         earlier = prepared_run.full_run_id(run_id, store) if run_id else retried_runs.left_over(store)
         full_id = earlier or new_run_id()
-        prepared = prepared_run.load(full_id, store) if earlier else start(store).model_copy(update={"fresh": fresh})
+        prepared = resumed(full_id, store) if earlier else start(store).model_copy(update={"fresh": fresh})
         outcome = Outcome(full_id, prepared, store, RunJournal(full_id, prepared, config, store))
         lease = Lease(full_id, store, before_wait=worker_process.give_up)
         prepared = prepared_run.begun(prepared, full_id, store)
@@ -154,6 +154,14 @@ def recorded(start: Start, *, run_id: str | None, fresh: bool) -> Iterator[tuple
             retried_runs.note(full_id, store)
             yield Run(full_id, prepared, store, calls, outcome), outcome
             prepared_run.mark_finished(prepared, store)
+
+
+def resumed(run_id: str, store: Store) -> prepared_run.Prepared:
+    """What an earlier run started from. Raises ConfigInvalid if its gate asks what its metric cannot answer."""
+    prepared = prepared_run.load(run_id, store)
+    if prepared.flow in ("retrain", "promote"):  # a rebase compares in a metric of its own
+        check_question(prepared.spec.gate, prepared.spec.evaluation.metric)
+    return prepared
 
 
 @contextmanager

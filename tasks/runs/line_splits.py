@@ -42,9 +42,15 @@ def of_run(run_id: str, store: Store) -> Split | None:
 def learned_by(run_id: str, store: Store) -> list[RowsRef]:
     """All rows that a run's adapter was trained on, including earlier runs of its line, as far as known."""
     prepared, rows = load(run_id, store), of_run(run_id, store)
-    before = prepared.live.version.datasets if prepared.live and prepared.flow == "retrain" else []
-    trained = {dataset.train for dataset in [*before, *(rows.datasets if rows else [])]}
-    return sorted(trained, key=lambda one: one.digest)
+    before = prepared.live.version.learned if prepared.live and prepared.flow == "retrain" else []
+    trained = [dataset.train for dataset in rows.datasets] if rows else []
+    return sorted({*before, *trained, *general_of(run_id, store)}, key=lambda one: one.digest)
+
+
+def general_of(run_id: str, store: Store) -> list[RowsRef]:
+    """Answers of the untouched base that a run has trained on."""
+    path = store.layout.run(run_id).result
+    return RunResult.model_validate_json(path.read_bytes()).general if path.is_file() else []
 
 
 def from_its_stages(result: RunResult, prepared: Prepared, store: Store) -> Split | None:

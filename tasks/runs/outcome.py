@@ -27,6 +27,7 @@ from backprop_core.schema.refs import (
     GGUFRef,
     Harnessed,
     PackageRef,
+    RowsRef,
     RunResult,
     Split,
     StageRecord,
@@ -64,6 +65,9 @@ class Notes:
 
     def curated(self, sources: Sequence[Curated], datasets: Sequence[DatasetRef]) -> None:
         """What curation and the split made of each dataset."""
+
+    def replays(self, general: RowsRef) -> None:
+        """Answers of the untouched base that are trained."""
 
     def can_show(self, power: Power | None) -> None:
         """What the held-out rows can show, if it is known."""
@@ -192,6 +196,10 @@ class Outcome(Notes):
     def curated(self, sources: Sequence[Curated], datasets: Sequence[DatasetRef]) -> None:
         pairs = zip(sources, datasets, strict=True)
         self.journal.datasets([curated_report(*pair) for pair in pairs])
+
+    def replays(self, general: RowsRef) -> None:
+        if general not in self.made.general:
+            self.add(general=[*self.made.general, general])
 
     def can_show(self, power: Power | None) -> None:
         if power:

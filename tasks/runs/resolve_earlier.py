@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from backprop_core.errors import ConfigInvalid, LineConflict, NotGated, RefAmbiguous, RunUnknown
+from backprop_core.lines.renaming import first_name
 from backprop_core.lines.versions import Lines, LineVersion, Live
 from backprop_core.schema.flows import flow_info
 from backprop_core.schema.gate_report import Act
@@ -190,7 +191,7 @@ def to_compare(line: str, dataset: DatasetSpec, store: Store) -> Prepared:
     earlier = by(live.version.run_id, live.version.merged, store)
     evaluation = earlier.spec.evaluation.model_copy(update={"watch": []})
     spec = earlier.spec.model_copy(update={"line": line, "datasets": [dataset], "evaluation": evaluation})
-    own = {"sources": sources([dataset], downloads(store), task=line), "watch": []}
+    own = {"sources": sources([dataset], downloads(store), task=first_name(line, store.layout)), "watch": []}
     return earlier.model_copy(update={"flow": "drift", "spec": spec, "live": live, **own})
 
 
