@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import (
+    bucket,
     checkpoints,
     convert,
     curation,
@@ -43,6 +44,7 @@ ROWS: dict[str, Callable[[], Row]] = {
     **curation.ROWS,
     tokenizing.NAME: tokenizing.against_map,
     tokenizing.NAME + tokenizing.TWO_THREADS: partial(tokenizing.against_map, 2),
+    bucket.NAME: bucket.against_transfer,
     history.NAME: history.against_query,
     pages.NAME: pages.against_query,
     serving.UP: serving.until_up,

@@ -116,6 +116,16 @@ class Store:
         self.share(digest)
         return ref(digest=digest, **fields)
 
+    def take(self, directory: Path, digest: str, record: bytes | None) -> None:
+        """Make a directory from `begin`, with an artifact of another store and its manifest, one of this store."""
+        manifest = (directory / MANIFEST).read_text(encoding="utf-8")
+        if not self._intact(digest):
+            (directory / MANIFEST).unlink()
+            self._publish(directory, digest, manifest)
+        if record and not self.layout.record(digest).is_file():
+            write_atomic(self.layout.record(digest), record)
+        self.share(digest)
+
     def share(self, digest: str) -> None:
         """Copy an artifact that is here to the bucket, if the store has one."""
         if self.shared:
@@ -296,13 +306,14 @@ class Store:
         return self.layout.tombstone(digest).is_file()
 
     def check(self) -> Iterator[Finding]:
-        """Read every artifact and yield what is wrong. Changes nothing on disk."""
-        for directory in sorted(self.layout.artifacts.glob("*")):
+        """Read every artifact, those of the bucket too, and yield what is wrong. Repairs nothing."""
+        for digest in sorted(self.digests()):
             try:
-                self._verify_bytes(directory, directory.name)
+                self.has(digest)
+                self._verify_bytes(self.layout.artifact(digest), digest)
             except (ArtifactDamaged, OSError, ValueError) as error:
-                self._verified.pop(directory.name, None)
-                yield Finding(digest=directory.name, what=str(error))
+                self._verified.pop(digest, None)
+                yield Finding(digest=digest, what=str(error))
 
     def count(self) -> int:
         """How many artifacts there are."""
@@ -341,6 +352,11 @@ class Store:
     def has_result(self, key: str) -> bool:
         """Whether there is a record under this key, good or not; one that is only in the bucket is copied here."""
         return self.layout.cache_key(key).is_file() or bool(self.shared and self.shared.fetch_result(key))
+
+    def results(self) -> set[str]:
+        """The keys of all records."""
+        here = {path.name for path in self.layout.cache_keys.glob("[!.]*")}
+        return here | self.shared.results() if self.shared else here
 
     def keep_result(self, key: str) -> None:
         """Copy the record under this key to the bucket, if the store has one."""

@@ -508,6 +508,7 @@ class BucketLayout:
     STATE: ClassVar[str] = "state"
     ARTIFACTS: ClassVar[str] = "artifacts"
     LOCKS: ClassVar[str] = "locks"
+    CACHE_KEYS: ClassVar[str] = "cache/keys"
 
     def state(self, path: str) -> str:
         """A file that all machines share; `path` is relative to the store."""
@@ -527,7 +528,7 @@ class BucketLayout:
 
     def cache_key(self, key: str) -> str:
         """Prefect's record of a finished stage."""
-        return f"cache/keys/{key}"
+        return f"{self.CACHE_KEYS}/{key}"
 
     def cache_result(self, key: str) -> str:
         """What a stage returned."""

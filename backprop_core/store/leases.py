@@ -34,7 +34,7 @@ class Lease:
         while not self._taken(store, before_wait):
             if time.monotonic() > deadline:
                 raise RunActive(f"run {run_id} is active", hint="wait until it ends, or stop it")
-            time.sleep(0.02)
+            time.sleep(LOOK if store.shared else 0.02)
         self._file = self._path.open("a", encoding="utf-8")
 
     def _taken(self, store: Store, before_wait: Callable[[], None]) -> bool:

@@ -21,6 +21,7 @@ from backprop_core.runtime.optional_packages import require
 R = TypeVar("R")
 PART = 16 * 2**20  # bytes of one request
 AT_ONCE = 4  # requests for one file
+PATIENCE = 120  # seconds
 DELAYS = (0.1, 0.3, 1.0, 3.0, 8.0, 15.0)  # seconds before a request is repeated
 FRESH = timedelta(minutes=5)  # for how long keys are used before botocore is asked again
 CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, of an account that may use the bucket"
@@ -39,12 +40,13 @@ class Listed(NamedTuple):
     key: str
     etag: str
     size: int
+    written: float  # seconds since the epoch, by the server's clock
 
 
 class Objects:
-    """The objects below `s3://bucket/prefix`."""
+    """The objects below `s3://bucket/prefix`. A request is given up, and repeated, after `patience` seconds."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, patience: int = PATIENCE) -> None:
         require(("obstore",), what=f"the store {address}", extra="s3")
         from obstore.store import S3Store
 
@@ -54,7 +56,7 @@ class Objects:
             parts.netloc,
             prefix=parts.path.strip("/") or None,
             retry_config={"max_retries": 3},
-            client_options={"allow_http": True, "timeout": "120s", "connect_timeout": "10s"},
+            client_options={"allow_http": True, "timeout": f"{patience}s", "connect_timeout": "10s"},
             **place(),
             **account(address),
         )
@@ -103,7 +105,10 @@ class Objects:
         def collect() -> list[Listed]:
             chunks = obstore.list(self._store, prefix=prefix)
             every = [one for chunk in chunks for one in chunk]
-            return [Listed(one["path"][len(prefix) + 1 :], str(one["e_tag"]), one["size"]) for one in every]
+            return [
+                Listed(one["path"][len(prefix) + 1 :], str(one["e_tag"]), one["size"], one["last_modified"].timestamp())
+                for one in every
+            ]
 
         return self._tried(collect)
 

@@ -139,9 +139,11 @@ class Leases:
 
     def held(self, prefix: str) -> list[str]:
         """The names with this prefix whose lease a process has, on any machine, by the clocks of both."""
-        found = []
+        found, recent = [], time.time() - LASTS - 2 * SKEW
         for listed in self._objects.list(KEYS.LOCKS):
-            if listed.key.startswith(prefix) and (one := self._objects.read(KEYS.lock(listed.key))):
+            if not listed.key.startswith(prefix) or listed.written < recent:
+                continue
+            if one := self._objects.read(KEYS.lock(listed.key)):
                 note = note_in(one)
                 if note.holder and time.time() - note.time < LASTS + SKEW:
                     found.append(listed.key.removeprefix(prefix))

@@ -52,7 +52,7 @@ def own_name(note: Path) -> str:
 
 def keeper(path: Path) -> "Shared | None":
     """The store that all machines share this file of, or None."""
-    for root, shared in _open.items():
+    for root, shared in list(_open.items()):
         if path.is_relative_to(root) and shared.layout.is_shared(path):
             return shared
     return None
@@ -65,7 +65,7 @@ class Shared:
         self.address, self.layout = address, layout
         self.objects = Objects(address)
         self.mirror = Mirror(self.objects, layout, self._drop_copy)
-        self.leases = Leases(self.objects, copy, self.sync)
+        self.leases = Leases(Objects(address, patience=5), copy, self.sync)
         self._synced = 0.0
         self._known = set[str]()  # artifacts that this process has seen in the bucket
 
@@ -162,6 +162,10 @@ class Shared:
         disk_files.replace(self.layout.cache_result(key), result.content)
         disk_files.replace(self.layout.cache_key(key), record.content)
         return True
+
+    def results(self) -> set[str]:
+        """The keys of all records of finished stages."""
+        return {one.key for one in self.objects.list(KEYS.CACHE_KEYS)}
 
     def drop_result(self, key: str) -> None:
         """Delete the record of a finished stage."""

@@ -195,6 +195,28 @@ def store_keep(
     return Answer({"name": name, "kept": True, "artifacts": count}, f"{name} is pinned: {count} artifacts")
 
 
+Place = Annotated[str, Parameter(help="A directory, or an s3:// address.")]
+
+
+def store_copy(source: Place, target: Place, /, *, output: OutputFlags = PLAIN) -> Answer:
+    from tasks.runs.store_copy import copy
+
+    config = settings()
+    configure_logging(config, verbose=output.verbose)
+    done = copy(source, target, config)
+    return Answer(done.model_dump(mode="json"), tables.copied(done))
+
+
+def store_sync(one: Place, other: Place, /, *, output: OutputFlags = PLAIN) -> Answer:
+    from tasks.runs.store_copy import sync
+
+    config = settings()
+    configure_logging(config, verbose=output.verbose)
+    there, back = sync(one, other, config)
+    both = Group(f"To {other}:", tables.copied(there), f"To {one}:", tables.copied(back))
+    return Answer({"there": there.model_dump(mode="json"), "back": back.model_dump(mode="json")}, both)
+
+
 def store_check(
     *,
     repair: Annotated[

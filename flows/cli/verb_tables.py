@@ -88,6 +88,11 @@ STORE = {  # verbs of `backprop store`: line in --help, example
         "List what no version, recent result, pin or unfinished run needs, ask, then delete it.",
         "backprop store prune --dry-run",
     ),
+    "copy": (
+        "Copy a store into another one, a directory or an s3:// address: what that lacks, verified.",
+        "backprop store copy ~/.backpropagate/store s3://team/store",
+    ),
+    "sync": ("Copy what either of two stores lacks to it.", "backprop store sync OLD_STORE s3://team/store"),
     "keep": ("Pin artifacts so that prune keeps them, or list the pins.", "backprop store keep RUN_ID"),
 }
 DATA = {  # verbs of `backprop data`: line in --help, example
@@ -161,7 +166,7 @@ class Group(NamedTuple):
 
 GROUPS = {
     "data": Group("Look into datasets before training on them.", "data", "", DATA),
-    "store": Group("Check, prune and pin artifacts.", "maintenance", "store_", STORE),
+    "store": Group("Check, prune, pin and copy artifacts.", "maintenance", "store_", STORE),
     "line": Group("Act on a line as a whole.", "line", "line_", LINE),
     "users": Group("Say who may sign in at the pages.", "users", "users_", USERS),
 }

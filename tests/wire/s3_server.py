@@ -1,6 +1,8 @@
 """A real S3 server on this machine, and a proxy before it that counts what passes and cuts connections."""
 
+import logging
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -106,3 +108,15 @@ class Cutter:
 
     def close(self) -> None:
         self._socket.close()
+
+
+def main() -> None:
+    """Serve until stdin closes; the address is the only line of stdout."""
+    logging.disable()
+    with s3_server() as address:
+        print(address, flush=True)
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()
