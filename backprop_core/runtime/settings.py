@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, ByteSize, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from backprop_core.errors import ConfigInvalid, StoreUnsupported
@@ -114,6 +114,17 @@ class Settings(BaseSettings):
         ge=0,
         le=100_000,
         description="Days that `store prune` keeps artifacts of runs that are not versions of a line.",
+    )
+    mlflow_artifact_limit: ByteSize = Field(
+        ByteSize(2**30),
+        description="Largest artifact that MLflow gets a copy of, such as 500MB; larger ones are recorded by digest "
+        "and place. 0: no copies.",
+    )
+    mlflow_checkpoint_seconds: float = Field(
+        600,
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds between two checkpoints of a training that MLflow gets a copy of; 0: every checkpoint.",
     )
     stall_seconds: float = Field(
         1800,

@@ -7,11 +7,11 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -72,6 +72,9 @@ class Store:
     If it is the local copy of a store in a bucket, artifacts go there when they are committed and come from there when
     they are read, unless this process works `alone`: a worker, whose parent does that.
     """
+
+    # brings an artifact that is not here, with `adopt`, if it knows it: it needs what the core does not know
+    elsewhere: ClassVar["Callable[[Store, str], None] | None"] = None
 
     def __init__(self, root: Path, *, alone: bool = False) -> None:
         self.root = root.absolute()
@@ -138,6 +141,17 @@ class Store:
         if self.shared and tombstone.is_file():
             self.shared.mirror.remove(tombstone)
         tombstone.unlink(missing_ok=True)
+
+    def adopt(self, directory: Path, digest: str, record: dict[str, Any]) -> None:
+        """Make a directory from `begin` an artifact that was committed to another store, its manifest included.
+
+        Raises ArtifactDamaged if it is not what this digest names.
+        """
+        self._verify_bytes(directory, digest)
+        self._publish(directory, digest, (directory / MANIFEST).read_text(encoding="utf-8"))
+        if record and not self.layout.record(digest).is_file():
+            write_atomic(self.layout.record(digest), canonical(record))
+        self.share(digest)
 
     def _intact(self, digest: str) -> bool:
         try:
@@ -218,7 +232,8 @@ class Store:
 
         What is only in the bucket is copied here first.
         """
-        self.has(digest)
+        if not self.has(digest) and Store.elsewhere and not self.was_removed(digest):
+            Store.elsewhere(self, digest)
         self._verify_here(digest)
 
     def has(self, digest: str) -> bool:
@@ -246,6 +261,11 @@ class Store:
             self._verified[digest] = state
         if self.shared:
             os.utime(directory)  # read now: `cache_limit` removes what was read longest ago
+
+    def bring(self, digest: str) -> None:
+        """Make sure that an artifact is here, but do not read it again. Raises ArtifactMissing."""
+        if not self.layout.artifact(digest).is_dir():
+            self.verify(digest)
 
     def _verify_bytes(self, directory: Path, digest: str) -> None:
         hint = "run the command that made it again; `backprop store check` lists everything that is damaged"

@@ -34,6 +34,7 @@ from tasks.runs import prefect_quotes
 from tasks.runs.line_splits import of_run
 from tasks.runs.rebuild import note_rewritten
 from tasks.tracking import quotes as mlflow_quotes
+from tasks.tracking.withdrawal import remove_copies
 
 NAMED = 10  # rows that an error lists
 NO_TEXT = {".safetensors", ".gguf", ".png", ".parquet", ".db", ".db-wal", ".db-shm", ".lock"}
@@ -156,7 +157,9 @@ class Work:
         quoted += [f"Prefect artifact {one}" for one in self._prefect(change=True)]
         self._left += mlflow_quotes.replace(self._config, resend)
         keep_splits(self._store)
-        return self._report(files, quoted, forgetting.carry_out(), planned=False)
+        removed = forgetting.carry_out()
+        self._left += remove_copies(self._config, [(one.kind, one.digest) for one in removed])
+        return self._report(files, quoted, removed, planned=False)
 
     def _report(
         self, files: list[ChangedFile], quoted: list[str], removed: list[Removed], *, planned: bool

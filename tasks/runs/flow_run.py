@@ -30,6 +30,7 @@ from tasks.runs.line_splits import held_by, learned_by, of_run
 from tasks.runs.outcome import Notes, Outcome
 from tasks.runs.preflight_checks import check_question
 from tasks.runs.record import RunJournal
+from tasks.runs.restored_runs import bring_artifacts
 from tasks.runs.stage_calls import Executor, StageCalls
 
 R = TypeVar("R", bound=BaseModel)
@@ -133,6 +134,7 @@ def recorded(start: Start, *, run_id: str | None, fresh: bool) -> Iterator[tuple
     began so.
     """
     blank_logs()
+    bring_artifacts()
     config = settings()
     store = Store(config.store_path)
     with ExitStack() as cleanup:
@@ -146,6 +148,7 @@ def recorded(start: Start, *, run_id: str | None, fresh: bool) -> Iterator[tuple
         outcome = Outcome(full_id, prepared, store, RunJournal(full_id, prepared, config, store))
         lease = Lease(full_id, store, before_wait=worker_process.give_up)
         prepared = prepared_run.begun(prepared, full_id, store)
+        outcome.journal.sources(prepared)
         calls = StageCalls(full_id, prepared, config, store, lease, outcome)
         cleanup.callback(calls.close)
         log.info("run_started run_id=%s", full_id)

@@ -15,6 +15,7 @@ from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.store.cache_keys import digest_of, part
 from tasks.runs.recorded_spec import without, without_passwords
 from tasks.runs.resolve_line import chosen_again
+from tasks.runs.restored_runs import restore_run
 from tasks.runs.sources import Source, keep
 
 
@@ -106,9 +107,14 @@ def allow_inexact(prepared: Prepared) -> Prepared:
 
 
 def full_run_id(prefix: str, store: Store) -> str:
-    """The one run_id that starts with `prefix`. Raises RunUnknown or RefAmbiguous."""
+    """The one run_id that starts with `prefix`; a run that only MLflow has is restored from it.
+
+    Raises RunUnknown, RefAmbiguous.
+    """
     found = sorted(run.run_id for run in store.layout.begun())
     matching = [name for name in found if name.startswith(prefix)]
+    if not matching and (restored := restore_run(prefix, store)):
+        return restored
     if not matching:
         raise RunUnknown(f"no run {prefix} in {store.root}", hint="`backprop list-runs` lists the runs")
     if len(matching) > 1:

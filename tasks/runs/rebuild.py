@@ -35,7 +35,7 @@ from tasks.runs.line_state import working_on
 from tasks.runs.prepared_run import Prepared, load
 from tasks.runs.prune import remove_tag
 from tasks.runs.sources import Source
-from tasks.tracking.withdrawal import remove_model, remove_versions
+from tasks.tracking.withdrawal import remove_copies, remove_model, remove_versions
 
 WITHDRAWN = {"adapter", "gguf", "package", "reference"}  # kinds of what a version has learned
 REWRITTEN = "rewritten"  # notes of files that `data forget` has rewritten: digest before -> digest after
@@ -261,11 +261,14 @@ def withdraw(line: str, numbers: Sequence[int], store: Store, config: Settings) 
     left = [f"{names[number]}: its Ollama tag could not be removed" for number in numbers if not tags(line, number)]
     kept = named_by_others(line, numbers, store)
     pins = set[str]().union(*pinned(store).values())
+    gone = list[tuple[str, str]]()
     for digest in sorted(made_by(line, numbers, store) - kept):
         if digest in pins:
             left.append(f"artifact {digest[:12]} is pinned; release it with `backprop store keep --undo`, then prune")
         else:
+            gone.append((str(kind_of(digest, store)), digest))
             store.remove(digest, f"withdrawn: a version of line {line} that has learned forgotten rows")
+    left += remove_copies(config, gone)
     runs = [Lines(store).version(line, number).run_id for number in numbers]
     return left + remove_versions(config, line, dict(zip(numbers, runs, strict=True)))
 

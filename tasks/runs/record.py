@@ -1,18 +1,34 @@
 """Records a run: journal (sent to MLflow), result in the store, and artifacts on the Prefect flow run."""
 
 import importlib.metadata
+import json
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Literal
+
+from pydantic import BaseModel
 
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.dataset_reports import CuratedReport
-from backprop_core.schema.refs import Cell, DatasetRef, ErrorRecord, Evaluation, RunRecord, RunResult, TrainResult
+from backprop_core.schema.gate_report import GateReport
+from backprop_core.schema.refs import (
+    Answers,
+    Cell,
+    DatasetRef,
+    ErrorRecord,
+    Evaluation,
+    RunRecord,
+    RunResult,
+    TrainResult,
+    artifacts_in,
+)
 from backprop_core.store.artifacts import Store, write_atomic
 from tasks.runs import prefect_artifacts, run_log, worker_process
 from tasks.runs.prepared_run import Prepared, SweepCell
 from tasks.runs.record_names import begun_name, ended_name, lora_run_name
+from tasks.runs.recorded_spec import without_passwords
 from tasks.runs.results import dataset_summary
 from tasks.runs.run_costs import costs
 from tasks.tracking import Sender, mlflow_run_id, run_link
@@ -20,6 +36,7 @@ from tasks.tracking.journal import Journal
 from tasks.tracking.run_parameters import dataset_parameters, run_parameters
 
 HEAD_START = 1.0  # seconds to wait before importing mlflow while a worker imports torch
+QUOTES = (Answers, GateReport)  # they quote what models have written, and are made again
 PACKAGES = ("torch", "transformers", "peft", "prefect", "mlflow-skinny")
 
 
@@ -32,6 +49,8 @@ class RunJournal:
         self._child: Journal | None = None
         self._datasets: Sequence[CuratedReport] = ()
         self._params = run_parameters(prepared.spec, [choice.field for choice in prepared.defaults])
+        pairs = zip(prepared.sources, without_passwords(prepared.spec).datasets, strict=False)
+        self._places = {source.name: dataset.path for source, dataset in pairs}
         self._started()
         self._sender = Sender(config, after=HEAD_START if worker_process.is_running() else 0)
         self._sender.start()
@@ -42,6 +61,29 @@ class RunJournal:
         self._journal.start(line=spec.line, name=name, params=self._params, tags=tags())
         self._journal.document("spec.json", spec.model_dump(mode="json"))
         self._journal.document("inputs.json", self._prepared.model_dump(mode="json"))
+
+    def sources(self, prepared: Prepared) -> None:
+        """Have MLflow copy the files that the run reads, unless personal data is removed from them."""
+        spec = prepared.spec
+        specs = [*spec.datasets, *spec.evaluation.watch]
+        for dataset, source in zip(specs, [*prepared.sources, *prepared.watch], strict=False):
+            if dataset.curation.personal_data in ("off", "flag"):
+                for ref in filter(None, (source.data, source.heldout)):
+                    self._journal.keep_source(ref)
+
+    def stage_done(self, key: str, result: BaseModel) -> None:
+        """Record what a stage returned, and have MLflow copy its artifacts."""
+        layout = self._store.layout
+        for ref in artifacts_in(result):
+            self._journal.keep(ref, layout.artifact(ref.digest), self._store.record(ref.digest))
+        if not isinstance(result, QUOTES):
+            with suppress(FileNotFoundError):
+                record, returned = (path.read_bytes() for path in (layout.cache_key(key), layout.cache_result(key)))
+                self._journal.staged(key, json.loads(record), json.loads(returned))
+
+    def checkpoint(self, key: str, path: Path | None) -> None:
+        """Have MLflow copy the newest checkpoint of a training; None once it is finished."""
+        self._journal.checkpoint(key, path)
 
     def datasets(self, reports: Sequence[CuratedReport]) -> None:
         """Record what was made of the run's datasets."""
@@ -56,7 +98,7 @@ class RunJournal:
         spec, summary = self._prepared.spec, dataset_summary(dataset)
         name = lora_run_name(dataset.name, index, len(spec.datasets))
         child.start(line=spec.line, name=name, params=dataset_parameters(summary, self._params))
-        child.inputs([summary])
+        child.inputs([summary], self._places)
         yield
         child.end("finished")
         self._child = None
@@ -79,7 +121,7 @@ class RunJournal:
         params = dataset_parameters(summary, run_parameters(own, cell.settings))
         name = ", ".join(f"{name.removeprefix('training.')}={value}" for name, value in cell.settings.items())
         child.start(line=spec.line, name=name, params=params)
-        child.inputs([summary])
+        child.inputs([summary], self._places)
         yield
         child.end("finished")
         self._child = None
@@ -142,7 +184,7 @@ class RunJournal:
             self._journal.name(name)
         self._journal.describe(prefect_artifacts.text(result))
         self._journal.costs(costs(result))
-        self._journal.inputs([run.dataset for run in result.runs])
+        self._journal.inputs([run.dataset for run in result.runs], self._places)
         self._journal.document("log.json", run_log.to_send(self._store.layout.run(self._run_id).log))
         self._journal.result(result)
         try:

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from backprop_core.errors import ConfigInvalid, Interrupted, TimeLimit
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.flows import flow_info
-from backprop_core.schema.refs import GGUFRef, RowsRef, StageRecord
+from backprop_core.schema.refs import GGUFRef, RowsRef, StageRecord, artifacts_in
 from backprop_core.stages import Stage
 from backprop_core.store.artifacts import Store
 from backprop_core.store.cache_keys import digests_in, stage_key
@@ -25,6 +25,7 @@ from backprop_core.store.leases import Lease
 from backprop_core.store.locks import held
 from backprop_core.worker.client import Worker
 from tasks.runs import disk_space, shared_work, worker_process
+from tasks.runs.checkpoint_notes import CheckpointNotes
 from tasks.runs.fan_out import Ahead, Dask, Done
 from tasks.runs.outcome import Outcome
 from tasks.runs.prepared_run import Prepared
@@ -70,6 +71,7 @@ class StageCalls:
         self._device_said = False
         self._dask, self._ahead = Dask(config) if config.fan_out else None, Ahead()
         self._noting = threading.Lock()  # what runs ahead notes beside the body
+        self._checkpoints = CheckpointNotes(noted.journal, store, every=config.mlflow_checkpoint_seconds)
         limit = self._spec.max_seconds if flow_info(prepared.flow).trains else None
         self._deadline = time.monotonic() + limit if limit else math.inf
 
@@ -81,7 +83,7 @@ class StageCalls:
             done = self._ahead.share(key, lambda: self._compute(stage, key, parameters))
             self._ahead.forget(key)
         for event in done.events:
-            self._event(stage.name, event)
+            self._event(stage.name, key, event)
         result: R = self._result(done)
         self._labels.learn(parameters, result)
         self._changes.learn(stage.name, key, parameters, result)
@@ -152,7 +154,7 @@ class StageCalls:
             done = Done(state, time.monotonic() - begin, why)
         if done.state.is_completed():
             with self._noting:
-                self._keep(key, done.state.result())
+                self._keep(stage.name, key, done.state.result())
             if done.state.name != "Cached":
                 shared_work.end(stage, key, self._store)
         return done
@@ -224,8 +226,11 @@ class StageCalls:
             task_run_name=label,
         )
 
-    def _keep(self, key: str, result: BaseModel) -> None:
+    def _keep(self, stage: str, key: str, result: BaseModel) -> None:
         """Keep what a stage made, now that Prefect has noted it; its checkpoints are needed no more."""
+        self._noted.journal.stage_done(key, result)
+        if stage == "train":
+            self._checkpoints.end(key)
         self._afresh.end(key)
         for name in digests_in(result.model_dump_json()):
             self._lease.add(name)
@@ -242,20 +247,24 @@ class StageCalls:
         """Run a stage in the worker process."""
         if stage.name == "train":
             self._say_device()
+        for ref in artifacts_in(list(parameters.values())):
+            self._store.bring(ref.digest)  # the worker asks no other place
         report(Progress(stage=stage.name, done=0, total=0))
         work = partial(
             self._worker(stage).call,
             stage,
             key=key,
-            on_event=lambda event: self._event(stage.name, event),
+            on_event=lambda event: self._event(stage.name, key, event),
             deadline=self._deadline,
             **parameters,
         )
         try:
             again = self._afresh.is_due(key)
             return carried_out(stage, key, parameters, self._store, work, again=again, beat=self._beat)
-        except Interrupted as error:
-            if time.monotonic() > self._deadline:
+        except BaseException as error:
+            if stage.name == "train":
+                self._checkpoints.look(key, at_once=True)
+            if isinstance(error, Interrupted) and time.monotonic() > self._deadline:
                 raise self._late(f": {error.message}") from error
             raise
 
@@ -280,9 +289,10 @@ class StageCalls:
     def _worker(self, stage: Stage[R]) -> Worker:
         return worker_process.worker(self._settings, self._spec.training, stage.name)
 
-    def _event(self, stage: str, event: dict[str, Any]) -> None:
+    def _event(self, stage: str, key: str, event: dict[str, Any]) -> None:
         if stage == "train":
             self._noted.journal.metrics(event["done"], event["values"])
+            self._checkpoints.look(key)
         report(Progress(stage=stage, **event))
 
 

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from backprop_core.errors import ConfigInvalid, RefAmbiguous, RunUnknown
+from backprop_core.runtime.redaction import blank_address
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.field_types import NAME
 from backprop_core.schema.refs import RunId, RunResult, Status
 from backprop_core.store.layout import JournalLayout
-from tasks.tracking.connection import LINE, NAMESPACE, answering, connect, is_own
+from tasks.tracking.artifact_copies import OF_ARTIFACTS
+from tasks.tracking.connection import LINE, NAMESPACE, answering, connect, is_own, tracking_uri
 from tasks.tracking.journal import SECONDS, ending
 from tasks.tracking.line_curve import OF_LINE
 from tasks.tracking.record import DATASETS, ERROR, ROLE, ROOT, RUN_ID, STATUS
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 PAGE = 1000  # runs a request
 PARENTS = f"tags.`{ROLE}` = 'parent'"
+OF_RUNS = f"tags.`{ROLE}` != '{OF_LINE}' and tags.`{ROLE}` != '{OF_ARTIFACTS}'"  # parents and children
 
 
 class RunSummary(TypedDict):
@@ -102,7 +105,7 @@ def matching(
     """
     if line and not re.fullmatch(NAME, line):
         raise ConfigInvalid(f"{line[:100]} is no name of a line", hint="`backprop lines` lists all lines")
-    parts = [f"tags.`{ROLE}` != '{OF_LINE}'" if children else PARENTS]
+    parts = [OF_RUNS if children else PARENTS]
     parts += [f"tags.`{LINE}` = '{line}'"] if line else []
     parts += [f"tags.`{STATUS}` = '{status}'"] if status else []
     parts += [f"attributes.start_time >= {int(since.timestamp() * 1000)}"] if since else []
@@ -125,12 +128,13 @@ class History:
     def __init__(self, settings: Settings) -> None:
         sync(settings)
         self.settings = settings
+        self.address = blank_address(tracking_uri(settings))
         self._experiments: list[str] = []
         if is_empty(settings):
             return
-        self._client = connect(settings)
+        self.client = connect(settings)
         with answering(settings):
-            ours = self._client.search_experiments(filter_string=f"tags.`{NAMESPACE}` = '{settings.namespace}'")
+            ours = self.client.search_experiments(filter_string=f"tags.`{NAMESPACE}` = '{settings.namespace}'")
         self._experiments = [experiment.experiment_id for experiment in ours]
 
     def runs(self, condition: str, limit: int) -> "Iterator[Run]":
@@ -138,7 +142,7 @@ class History:
         token = None
         while self._experiments and limit > 0:
             with answering(self.settings):
-                page = self._client.search_runs(
+                page = self.client.search_runs(
                     self._experiments, condition, max_results=min(limit, PAGE), page_token=token
                 )
             yield from page
@@ -186,13 +190,11 @@ class History:
 
     def _names(self, run: "Run") -> set[str]:
         with answering(self.settings):
-            return {artifact.path for artifact in self._client.list_artifacts(run.info.run_id)}
+            return {artifact.path for artifact in self.client.list_artifacts(run.info.run_id)}
 
     def _document(self, run: "Run", name: str) -> Any:
         with tempfile.TemporaryDirectory() as directory, answering(self.settings):
-            return json.loads(
-                Path(self._client.download_artifacts(run.info.run_id, name, directory)).read_text("utf-8")
-            )
+            return json.loads(Path(self.client.download_artifacts(run.info.run_id, name, directory)).read_text("utf-8"))
 
 
 def state(tags: Mapping[str, str], start: int, end: int | None, journals: JournalLayout) -> tuple[Status, float | None]:

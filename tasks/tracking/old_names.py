@@ -10,7 +10,7 @@ from backprop_core.lines.renaming import RenamedLine, noted
 from backprop_core.runtime.settings import Settings
 from backprop_core.store.artifacts import write_atomic
 from backprop_core.store.layout import DeletedLayout, RenamedLayout, StoreLayout
-from tasks.tracking import line_curve
+from tasks.tracking import artifact_copies, line_curve
 from tasks.tracking.connection import LINE, NAMESPACE
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def rename(client: "MlflowClient", settings: Settings, renamed: RenamedLine, pla
             client.rename_experiment(known.experiment_id, new)
             client.set_experiment_tag(known.experiment_id, LINE, renamed.to)
             line_curve.renamed(client, known.experiment_id, renamed.to)
+            artifact_copies.renamed(client, known.experiment_id, renamed.to)
     write_atomic(place.mirrored, new)
 
 

@@ -1,10 +1,10 @@
-"""Removes the adapters of withdrawn versions from MLflow: their files, and the versions of the registered model."""
+"""Removes from MLflow the adapters of withdrawn versions, and copies of artifacts that have forgotten rows."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from backprop_core.errors import BackpropError
 from backprop_core.runtime.settings import Settings
-from tasks.tracking import line_curve
+from tasks.tracking import artifact_copies, history, line_curve
 from tasks.tracking.connection import answering, connect
 from tasks.tracking.registry import known_versions, run_of
 
@@ -27,6 +27,19 @@ def remove_versions(settings: Settings, line: str, runs: Mapping[int, str]) -> l
                     get_artifact_repository(run.info.artifact_uri).delete_artifacts(ADAPTER)
     except BackpropError as error:
         return [f"{error.message}: the adapters of {line} that have learned the rows are still there"]
+    return []
+
+
+def remove_copies(settings: Settings, removed: Iterable[tuple[str, str]]) -> list[str]:
+    """Remove the copies of artifacts, by kind and digest, and all copies of files of rows; what is left, in words."""
+    if history.is_empty(settings):
+        return []
+    try:
+        client = connect(settings)
+        with answering(settings):
+            artifact_copies.forget(client, settings, list(removed))
+    except BackpropError as error:
+        return [f"{error.message}: MLflow's copies of the rows are still there; run this again once it answers"]
     return []
 
 
