@@ -64,7 +64,8 @@ def rows_of_the_line(run: Run) -> Rows:
     assert run.prepared.live
     version = run.prepared.live.version
     trained = {task for dataset in version.datasets for task in dataset.tasks}
-    return version.datasets, {task: rows for task, rows in version.heldout.items() if task in trained}
+    datasets = [with_rows(run, dataset, dataset.train) for dataset in version.datasets]
+    return datasets, {task: rows for task, rows in version.heldout.items() if task in trained}
 
 
 def scored(

@@ -26,8 +26,8 @@ def others(
 
 
 def with_rows(run: Run, dataset: DatasetRef, train: RowsRef) -> DatasetRef:
-    """A dataset with some of its training rows alone."""
-    counts = run.call(data.judgments, rows=train).model_dump() if dataset.judges and train != dataset.train else {}
+    """A dataset with these training rows, and how many of them judge answers: some may have been forgotten since."""
+    counts = run.call(data.judgments, rows=train).model_dump() if dataset.judges else {}
     return dataset.model_copy(update={"train": train, **counts})
 
 
