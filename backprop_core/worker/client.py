@@ -153,18 +153,22 @@ class Worker:
             raise rebuild(error["code"], error["message"], error["hint"])
         return dict(outcome["ok"])
 
-    def wait_for_slot(self, deadline: float = math.inf) -> None:
+    def wait_for_slot(self, deadline: float = math.inf, patience: float = math.inf) -> None:
         """Wait until the child has its device, or until the deadline; log a reminder while another run uses it.
 
+        `patience`: seconds for which another run may use the device; the child's start does not count.
         Raises WorkerStalled if the child does not begin to wait for the device.
         """
-        began = time.monotonic()
+        began = started = time.monotonic()
         reminder = began + 5
         while not self.has_device and self.alive and time.monotonic() < deadline:
             waited = time.monotonic() - began
             if not self._waits.is_file():
+                started = time.monotonic()
                 if 0 < self.stall_seconds < waited:
                     raise self._stall("its start")
+            elif time.monotonic() - started > patience:
+                return
             elif time.monotonic() > reminder:
                 reminder = time.monotonic() + REMINDER
                 log.warning("another run uses the device; waiting until it ends (%.0f s so far)", waited)

@@ -124,7 +124,7 @@ class ModelSession:
     def _worker(self) -> Worker:
         """The worker, with its device. Raises DeviceBusy."""
         worker = self._started()
-        worker.wait_for_slot(math.inf if self._waits else time.monotonic() + SOON)
+        worker.wait_for_slot(patience=math.inf if self._waits else SOON)
         if worker.alive and not worker.has_device:
             worker_process.stop()
             raise busy()

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from backprop_core.schema.refs import Generated
 from backprop_core.schema.specs import GenerationSpec
 from backprop_core.store.artifacts import Store
 from backprop_core.worker import gpu_slot
-from tasks.runs import worker_process
+from tasks.runs import model_session, worker_process
 from tasks.runs.model_session import ModelSession
 from tests import tiny_line
 
@@ -95,6 +96,19 @@ def test_a_device_in_use_is_said_at_once(begin: Callable[..., ModelSession], slo
         with pytest.raises(DeviceBusy, match="runs come before"):
             ask(begin())
         assert time.monotonic() - began < 5 and not worker_process.is_running()
+    assert ask(begin()).tokens
+
+
+def test_a_worker_that_starts_slowly_is_not_taken_for_a_run(
+    begin: Callable[..., ModelSession], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine a start takes longer than a session waits for a device; the device is free all the same."""
+    python = settings().worker_python or sys.executable
+    slow = tmp_path / "slow"
+    slow.write_text(f'#!/bin/sh\nsleep 2\nexec "{python}" "$@"\n', encoding="utf-8")
+    slow.chmod(0o755)
+    monkeypatch.setenv("BACKPROPAGATE_WORKER_PYTHON", str(slow))
+    monkeypatch.setattr(model_session, "SOON", 0.5)
     assert ask(begin()).tokens
 
 
