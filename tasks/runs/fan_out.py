@@ -5,6 +5,7 @@ runs ahead in a thread of its own, whose stages are computed on the workers. So 
 body, wherever its stages were computed, and the digests are those of one machine.
 """
 
+import logging
 import threading
 import time
 from collections import defaultdict
@@ -118,11 +119,17 @@ class Dask:
         from distributed import LocalCluster
         from prefect_dask.client import PrefectDaskClient
 
+        logging.getLogger("distributed").setLevel(logging.WARNING)
         where: Any = self._address
         if self.is_local:
             count = int(self._address.removeprefix(LOCAL))
             cluster = LocalCluster(
-                n_workers=count, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, memory_limit=None
+                n_workers=count,
+                threads_per_worker=1,
+                host="127.0.0.1",
+                dashboard_address=None,
+                memory_limit=None,
+                env={"PREFECT_LOGGING_LEVEL": "WARNING"},
             )
             where = self._cleanup.enter_context(cluster)
         try:
@@ -139,7 +146,7 @@ class Dask:
     def close(self) -> None:
         """Give back the devices, and end what was started here."""
         with self._lock:
-            if self._client and not self.is_local:
+            if self._client:
                 with suppress(OSError):
                     self._client.run(worker_process.stop)
             self._cleanup.close()
