@@ -218,7 +218,7 @@ class Outcome(Notes):
         cached = was_cached(self.made.stages, "train")
         record, matrix = run_record(self._lora_run_id(), made, cached=cached, store=self._store), self._scored(made)
         self.add(runs=[*self.made.runs, record], merged=record.merged, evaluation=matrix)
-        self.journal.lora_run_done(record, matrix)
+        self.journal.lora_run_done(record, matrix, made.trained.peak_memory_gib)
 
     @contextmanager
     def sweep_cell(self, index: int, dataset: DatasetRef) -> Iterator[None]:

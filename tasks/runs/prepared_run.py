@@ -89,8 +89,13 @@ def save(prepared: Prepared, run_id: str, store: Store) -> None:
 
 
 def load(run_id: str, store: Store) -> Prepared:
-    """The resolved spec of the run with this id. Raises ArtifactDamaged if it cannot be read."""
+    """The resolved spec of the run with this id, from MLflow if the store lacks it.
+
+    Raises RunUnknown; ArtifactDamaged if it cannot be read.
+    """
     path = store.layout.run(run_id).spec
+    if not path.is_file() and restore_run(run_id, store) is None:
+        raise unknown(run_id, store)
     try:
         prepared = Prepared.model_validate_json(path.read_bytes())
     except ValidationError as error:
@@ -116,12 +121,17 @@ def full_run_id(prefix: str, store: Store) -> str:
     if not matching and (restored := restore_run(prefix, store)):
         return restored
     if not matching:
-        raise RunUnknown(f"no run {prefix} in {store.root}", hint="`backprop list-runs` lists the runs")
+        raise unknown(prefix, store)
     if len(matching) > 1:
         raise RefAmbiguous(
             f"{prefix} is the start of {', '.join(name[:12] for name in matching)}", hint="use more digits"
         )
     return matching[0]
+
+
+def unknown(prefix: str, store: Store) -> RunUnknown:
+    """The error for a run that is neither in the store nor in MLflow."""
+    return RunUnknown(f"no run {prefix} in {store.root}", hint="`backprop list-runs` lists the runs")
 
 
 def is_warm(prepared: Prepared, store: Store) -> bool:

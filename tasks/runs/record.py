@@ -36,6 +36,7 @@ from tasks.tracking.journal import Journal
 from tasks.tracking.run_parameters import dataset_parameters, run_parameters
 
 HEAD_START = 1.0  # seconds to wait before importing mlflow while a worker imports torch
+ENERGY = "gpu_energy_wh"  # metric of a training: since its first reading
 QUOTES = (Answers, GateReport)  # they quote what models have written, and are made again
 PACKAGES = ("torch", "transformers", "peft", "prefect", "mlflow-skinny")
 
@@ -47,6 +48,7 @@ class RunJournal:
         self._run_id, self._prepared, self._config, self._store = run_id, prepared, config, store
         self._journal = Journal(config.journal_path, run_id)
         self._child: Journal | None = None
+        self._energy: dict[str, float] = {}  # Wh of each training since it was last started
         self._datasets: Sequence[CuratedReport] = ()
         self._params = run_parameters(prepared.spec, [choice.field for choice in prepared.defaults])
         pairs = zip(prepared.sources, without_passwords(prepared.spec).datasets, strict=False)
@@ -147,9 +149,11 @@ class RunJournal:
         """Record metrics of the current training."""
         assert self._child is not None
         self._child.metrics(step, values)
+        if ENERGY in values:
+            self._energy[self._child.run_id] = values[ENERGY]
 
-    def lora_run_done(self, record: RunRecord, evaluation: Evaluation) -> None:
-        """Record a LoRA run's adapters, and its row of the matrix."""
+    def lora_run_done(self, record: RunRecord, evaluation: Evaluation, peak: float | None) -> None:
+        """Record a LoRA run's adapters, its peak of memory in GiB, and its row of the matrix."""
         assert self._child is not None
         self._child.tags(
             {
@@ -161,7 +165,8 @@ class RunJournal:
         speed = {"tokens_per_second": record.tokens / record.seconds} if record.seconds else {}
         trained = {"train_loss": record.train_loss, "seconds": record.seconds, "trained_tokens": float(record.tokens)}
         kept = {"best_step": float(record.kept.step), "best_heldout_loss": record.kept.loss} if record.kept else {}
-        self._child.metrics(record.steps, trained | speed | kept)
+        memory = {} if peak is None else {"peak_memory_gib": peak}
+        self._child.metrics(record.steps, trained | speed | kept | memory)
         if record.taken is not None:
             self._journal.metrics(len(evaluation.matrix), {"merge.taken": record.taken})
         if record.drift:
@@ -183,7 +188,8 @@ class RunJournal:
         if name := ended_name(result, today()):
             self._journal.name(name)
         self._journal.describe(prefect_artifacts.text(result))
-        self._journal.costs(costs(result))
+        energy = {"cost.energy_wh": sum(self._energy.values())} if self._energy else {}
+        self._journal.costs(costs(result) | energy)
         self._journal.inputs([run.dataset for run in result.runs], self._places)
         self._journal.document("log.json", run_log.to_send(self._store.layout.run(self._run_id).log))
         self._journal.result(result)

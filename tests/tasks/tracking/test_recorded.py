@@ -22,7 +22,7 @@ from tasks.tracking.journal import Journal
 from tasks.tracking.sender import unsent
 from tests.backprop_core import nano
 from tests.backprop_core.lines.test_versions import version
-from tests.tasks.tracking.test_tracking import config, first_use, new_database  # noqa: F401  # fixtures
+from tests.tasks.tracking.test_tracking import DATASET, config, first_use, new_database  # noqa: F401  # fixtures
 
 RUN, KEY = "a1" * 16, "e" * 64
 
@@ -176,6 +176,20 @@ def test_an_unfinished_run_comes_back(home: Settings) -> None:
     assert sync(home).error is None
     assert losses(home) == [1.0, 1 / 2, 1 / 3, 1 / 4, 7.0, 7.0]
     assert copies(home, f"checkpoints/{KEY}/*") == []
+
+
+def test_a_dataset_of_mlflows_says_where_it_was_read(home: Settings) -> None:
+    """Its address without a password, whether a file or a URL, beside its digest and its task."""
+    with Journal(home.journal_path, RUN) as journal:
+        journal.start(line="support", name="train")
+        journal.inputs([DATASET], {"news": "https://ann:hunter2hunter2@data.example.com/news.jsonl"})
+        journal.end("finished")
+    assert sync(home).error is None
+    [run] = connect(home).search_runs([connect(home).get_experiment_by_name("backprop.support").experiment_id])
+    [given] = run.inputs.dataset_inputs
+    assert given.dataset.source_type == "https" and "data.example.com/news.jsonl" in given.dataset.source
+    assert "hunter2" not in given.dataset.source and given.dataset.digest == "1" * 36
+    assert {tag.key: tag.value for tag in given.tags} == {"mlflow.data.context": "training", "task": "news"}
 
 
 def losses(home: Settings) -> list[float]:
