@@ -5,6 +5,7 @@ they are named by name and digest. A file from elsewhere is read with suspicion:
 artifact is verified before it is committed, and the line appears at the end, whole or not at all.
 """
 
+import errno
 import hashlib
 import io
 import re
@@ -84,6 +85,8 @@ def write(line: str, job: Path | None, file: Path, store: Store) -> Written:
     )
     beside = file.with_name(f".{file.name}.part")
     try:
+        if file.exists() and not file.is_file():
+            raise OSError(errno.EINVAL, "it is no regular file")
         with tarfile.open(beside, "w", format=tarfile.PAX_FORMAT) as archive:
             put(archive, HEAD, canonical(head.model_dump()).encode())
             if job:

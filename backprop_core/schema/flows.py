@@ -60,7 +60,7 @@ FLOWS = {
             Verb(
                 "train",
                 "running",
-                "Train one LoRA adapter on one dataset and score it on held-out rows.",
+                "Train one LoRA adapter on one dataset and score it.",
                 "backprop train --data support.jsonl --steps 100",
                 after="demo",
             ),
@@ -74,7 +74,7 @@ FLOWS = {
             Verb(
                 "multi-run",
                 "running",
-                "Train on several datasets in a row, merge after each, and score every task.",
+                "Train on datasets in a row, merge after each, score all.",
                 "backprop multi-run --data april.jsonl --data may.jsonl",
                 after="train",
             ),
@@ -88,7 +88,7 @@ FLOWS = {
             Verb(
                 "sweep",
                 "sweeping",
-                "Try values of training fields on a part of the data, and say which to take.",
+                "Try values of training fields, and say which to take.",
                 "backprop sweep --data support.jsonl --rows 500 --set training.learning_rate=1e-4,5e-4",
                 after="multi-run",
             ),
@@ -102,7 +102,7 @@ FLOWS = {
             Verb(
                 "retrain",
                 "running",
-                "Train a line's champion on new data; the result goes live if it passes the gate.",
+                "Train a line on new data; it goes live if the gate accepts.",
                 "backprop retrain --line support --data night.jsonl",
                 after="multi-run",
             ),
@@ -144,7 +144,7 @@ FLOWS = {
             Verb(
                 "rebase",
                 "rebasing",
-                "Train the stored datasets of a line on another base; the line continues on it if the gate accepts.",
+                "Train a line's stored datasets on another base.",
                 "backprop rebase support --model Qwen/Qwen3-8B --plan",
                 after="promote",
             ),
@@ -160,7 +160,7 @@ FLOWS = {
             Verb(
                 "evaluate",
                 "running",
-                "Score the adapter of a run on its held-out rows or on other rows.",
+                "Score the adapter of a run, on its held-out or other rows.",
                 "backprop evaluate support --data new.jsonl",
                 after="replay",
             ),
@@ -173,7 +173,7 @@ FLOWS = {
             Verb(
                 "bench",
                 "benchmarking",
-                "Compare strategies, replay and rates on your datasets or a line's, and say what to set.",
+                "Compare strategies, replay and rates on your datasets.",
                 "backprop bench support --replay 0,50 --orders 3",
                 after="evaluate",
             ),
@@ -188,7 +188,7 @@ FLOWS = {
             Verb(
                 "export",
                 "running",
-                "Write the model of a run as GGUF or other files and check that they answer alike.",
+                "Write the model of a run as GGUF or other files.",
                 "backprop export support --quantization q4_k_m --output models",
                 after="replay",
             ),
@@ -201,7 +201,7 @@ FLOWS = {
             Verb(
                 "push",
                 "shipping",
-                "Push adapter, tokenizer and model card of a run to the Hugging Face Hub.",
+                "Push adapter, tokenizer and card of a run to the Hub.",
                 "backprop push support --repo OWNER/NAME",
                 after="generate",
             ),
@@ -214,7 +214,7 @@ FLOWS = {
             Verb(
                 "release",
                 "shipping",
-                "Publish a line's champion to Ollama and the Hub, all or nothing.",
+                "Publish a champion to Ollama and the Hub, all or nothing.",
                 "backprop release support --ollama support",
                 after="push",
             ),

@@ -25,7 +25,12 @@ def fsync(path: Path) -> None:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write beside, fsync, rename: `path` holds the old content or the new one, and keeps its mode."""
+    """Write beside, fsync, rename: `path` holds the old content or the new one, and keeps its mode.
+
+    Raises OSError for a device or a directory: a rename would put a file in its place.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file")
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:

@@ -21,7 +21,7 @@ def build() -> App:
     """All verbs, none of them imported."""
     app = App(
         name="backprop",
-        help="New data in, the next version of a fine-tuned model out, without losing what it knew.",
+        help="New data in, the next version of a fine-tuned model out, nothing forgotten.",
         help_epilogue="Example: backprop train --data support.jsonl --steps 100",
         version=version,
         version_flags=["--version", "-V"],

@@ -20,10 +20,8 @@ from tasks.runs.estimate import estimate
 from tasks.runs.machine_info import facts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from backprop_core.lines.prune import Pruned
-    from backprop_core.store.artifacts import Finding
+    from tasks.runs.store_check import Checked
 
 NO_DATA = "none"  # stands for the dataset of a spec that is only measured
 
@@ -231,29 +229,26 @@ def store_check(
 ) -> Answer:
     from tasks.runs import store_check
 
-    if not repair:
+    if repair:
+        found = store_check.repair(settings())
+    else:
         count, findings = store_check.check(settings())
-        return Answer(checked(count, findings), check_text(count, findings), 2 if findings else 0)
-    count, findings, done = store_check.repair(settings())
-    said = [f"{len(done.set_aside)} damaged artifacts set aside, {done.results} cached results dropped"]
-    said += [f"to make it again: backprop replay {run[:12]}" for run in done.replay]
-    text = Group(check_text(count, findings), *said)
-    return Answer(checked(count, findings) | {"repaired": done.model_dump()}, text, 3 if findings else 0)
+        found = store_check.Checked(artifacts=count, findings=findings)
+    status = 0 if not found.findings else 3 if repair else 2
+    return Answer(found.model_dump(), check_text(found), status)
 
 
-def checked(count: int, findings: "Sequence[Finding]") -> dict[str, Any]:
-    """What a check found, as a document."""
-    return {"artifacts": count, "findings": [finding.model_dump() for finding in findings]}
-
-
-def check_text(count: int, findings: "Sequence[Finding]") -> RenderableType:
+def check_text(found: "Checked") -> RenderableType:
     """What a check found, as a table and a summary."""
     table = tables.table("artifact", "problem")
-    for finding in findings:
+    for finding in found.findings:
         table.add_row(finding.digest[:12], one_line(finding.what))
-    gone = sum(finding.missing for finding in findings)
-    summary = f"{count} artifacts, {len(findings) - gone} damaged, {gone} missing"
-    return Group(table, "", summary) if findings else summary
+    gone = sum(finding.missing for finding in found.findings)
+    said = [f"{found.artifacts} artifacts, {len(found.findings) - gone} damaged, {gone} missing"]
+    if done := found.repaired:
+        said.append(f"{len(done.set_aside)} damaged artifacts set aside, {done.results} cached results dropped")
+        said += [f"to make it again: backprop replay {run[:12]}" for run in done.replay]
+    return Group(table, "", *said) if found.findings else Group(*said)
 
 
 def presets(*, output: OutputFlags = PLAIN) -> Answer:

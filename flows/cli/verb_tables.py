@@ -5,7 +5,7 @@ from typing import NamedTuple
 from backprop_core.schema.flows import FLOWS
 
 NO_FLOWS = {  # the other verbs: module, line in --help, example
-    "demo": ("running", "Train, merge, score and export on small example data; no GPU needed.", "backprop demo"),
+    "demo": ("running", "Train, merge, score and export a small example; no GPU.", "backprop demo"),
     "resume": ("running", "Resume an interrupted run.", "backprop resume RUN_ID"),
     "replay": (
         "running",
@@ -19,7 +19,7 @@ NO_FLOWS = {  # the other verbs: module, line in --help, example
     ),
     "chat": (
         "talking",
-        "Talk to the model of a run or line; its answers appear while they are written.",
+        "Talk to the model of a run or line.",
         "backprop chat support",
     ),
     "compare": (
@@ -31,13 +31,13 @@ NO_FLOWS = {  # the other verbs: module, line in --help, example
     "show-run": ("history", "Show a run: its outcome, forgetting matrix and files.", "backprop show-run RUN_ID"),
     "diff-runs": (
         "comparing",
-        "Show two runs side by side: fields that differ, data, scores and matrix.",
+        "Show two runs side by side: fields, data, scores, matrix.",
         "backprop diff-runs RUN_ID RUN_ID",
     ),
     "logs": ("history", "Print the log of a run.", "backprop logs RUN_ID"),
     "export-runs": (
         "exporting",
-        "Write the history with parameters and metrics as JSON lines, CSV or Parquet.",
+        "Write the history as JSON lines, CSV or Parquet.",
         "backprop export-runs --format csv --output runs.csv",
     ),
     "lines": ("history", "List lines with their champions, versions and tasks.", "backprop lines"),
@@ -49,32 +49,32 @@ NO_FLOWS = {  # the other verbs: module, line in --help, example
     "sync": ("history", "Send MLflow what was recorded while it was unreachable.", "backprop sync"),
     "serve": (
         "serving",
-        "Serve Prefect, MLflow and every deployment, with a worker, until Ctrl-C.",
+        "Serve Prefect, MLflow and all deployments until Ctrl-C.",
         "backprop serve --port 8800",
     ),
     "ui": ("serving", "Same as serve.", "backprop ui --port 8800"),
     "deploy": (
         "serving",
-        "Create or update deployments, schedules and automations on a Prefect server.",
+        "Create or update the deployments on a Prefect server.",
         "backprop deploy --dry-run",
     ),
     "watch": (
         "serving",
-        "Start retrains on a Prefect server when lines have new data, until Ctrl-C.",
+        "Retrain lines that have new data, until Ctrl-C.",
         "backprop watch",
     ),
     "init": ("maintenance", "Write a commented job file for a line: lines/LINE.yaml.", "backprop init support"),
     "estimate-vram": (
         "maintenance",
-        "Estimate the GPU memory of a run and show which settings fit.",
+        "Estimate the GPU memory of a run; show which settings fit.",
         "backprop estimate-vram --model qwen2.5-7b --vram 16GB",
     ),
     "presets": ("maintenance", "List the models that --preset knows.", "backprop presets"),
     "doctor": ("maintenance", "Check this machine part by part and say how to fix problems.", "backprop doctor"),
-    "info": ("maintenance", "Show versions, devices, settings and paths, or all error codes.", "backprop info"),
+    "info": ("maintenance", "Show versions, devices, settings, paths, or error codes.", "backprop info"),
     "completion": (
         "shell",
-        "Print the script that completes verbs and flags in a shell: bash, zsh or fish.",
+        "Print the completion script of bash, zsh or fish.",
         "backprop completion bash",
     ),
     "help": ("shell", "Show the help of a verb.", "backprop help train"),

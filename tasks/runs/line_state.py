@@ -3,7 +3,9 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple
+
+from typing_extensions import TypedDict
 
 from backprop_core.lines.prune import sizes
 from backprop_core.lines.renaming import check_begins

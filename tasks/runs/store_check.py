@@ -27,7 +27,15 @@ class Repaired(Record):
     replay: list[str] = Field(description="Runs of this store that have made or used what is missing.")
 
 
-def repair(config: Settings) -> tuple[int, list[Finding], Repaired]:
+class Checked(Record):
+    """What a check found."""
+
+    artifacts: int
+    findings: list[Finding]
+    repaired: Repaired | None = Field(None, description="Null without --repair.")
+
+
+def repair(config: Settings) -> Checked:
     """Set damaged artifacts aside and drop cached results whose artifacts are gone; then check again.
 
     What is missing after that is made again by the same work: a stage whose result is gone runs again.
@@ -38,8 +46,8 @@ def repair(config: Settings) -> tuple[int, list[Finding], Repaired]:
         store.set_aside(digest)
     results = drop_results(store)
     left = [*missing(store)]
-    count = store.count()
-    return count, left, Repaired(set_aside=aside, results=results, replay=makers(store, {one.digest for one in left}))
+    done = Repaired(set_aside=aside, results=results, replay=makers(store, {one.digest for one in left}))
+    return Checked(artifacts=store.count(), findings=left, repaired=done)
 
 
 def drop_results(store: Store) -> int:

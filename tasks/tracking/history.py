@@ -8,7 +8,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal
+
+from typing_extensions import TypedDict
 
 from backprop_core.errors import ConfigInvalid, RefAmbiguous, RunUnknown
 from backprop_core.runtime.redaction import blank_address

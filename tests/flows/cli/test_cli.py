@@ -58,7 +58,7 @@ def test_help_of_a_verb_comes_from_the_specs(capsys: Capture) -> None:
     status, out, _ = said(["train", "--help"], capsys)
     text = " ".join(out.replace("│", " ").split())
     assert status == 0 and "Examples per optimizer step" in text and "[default: 0]" in text
-    assert "from 1 to 65536. [default: chosen]" in text
+    assert "From 1 to 65536. [default: chosen]" in text
     for verb in [*main.verbs(), "data", "store"]:
         assert said([verb, "--help"], capsys)[0] == 0
 
@@ -221,7 +221,7 @@ def test_doctor_asks_the_converter(home: Path, tmp_path: Path, monkeypatch: pyte
 def test_an_empty_home(capsys: Capture) -> None:
     """Where nothing was done yet, the history is empty, the store is sound, and there is nothing to send."""
     assert said(["list-runs", "--json"], capsys)[:2] == (0, "[]\n")
-    assert said(["store", "check", "--json"], capsys)[:2] == (0, '{"artifacts": 0, "findings": []}\n')
+    assert said(["store", "check", "--json"], capsys)[:2] == (0, '{"artifacts": 0, "findings": [], "repaired": null}\n')
     assert said(["sync"], capsys)[0] == 0
 
 

@@ -166,3 +166,5 @@ def test_the_history_as_rows(history: Path, tmp_path: Path, capsys: Capture) -> 
     assert (row["average"], row["param.steps"], row["metric.loss"]) == (0.9, "3", 1.5)
     assert said(["export-runs", "--format", "parquet"], capsys)[0] == 1
     assert said(["export-runs", "--output", str(tmp_path)], capsys)[0] == 1
+    status, _, err = said(["export-runs", "--output", "/dev/null"], capsys)
+    assert status == 1 and "no regular file" in err and Path("/dev/null").is_char_device()
