@@ -20,6 +20,7 @@ from tasks.tracking import sync
 from tasks.tracking.connection import connect
 from tasks.tracking.journal import Journal
 from tasks.tracking.sender import unsent
+from tasks.tracking.withdrawal import remove_copies
 from tests.backprop_core import nano
 from tests.backprop_core.lines.test_versions import version
 from tests.tasks.tracking.test_tracking import DATASET, config, first_use, new_database  # noqa: F401  # fixtures
@@ -120,6 +121,25 @@ def test_what_was_removed_on_purpose_stays_away(home: Settings) -> None:
     with pytest.raises(ArtifactMissing) as raised:
         store.local(rows)
     assert "pruned" in raised.value.hint
+
+
+def test_copies_of_forgotten_rows_are_removed(home: Settings) -> None:
+    """Those of the artifacts that were removed, with their notes, and all files of rows; other copies stay."""
+    rows, file = rows_in(home)
+    other = nano.commit_rows(Store(home.store_path), nano.chats(3, seed=9))
+    journaled(home, rows, file)
+    with Journal(home.journal_path, "c3" * 16) as journal:
+        journal.start(line="support", name="train")
+        journal.keep(other, Store(home.store_path).layout.artifact(other.digest), {})
+        journal.end("finished")
+    assert sync(home).error is None and copies(home, "artifacts/source/*")
+    assert remove_copies(home, [("rows", rows.digest)]) == []
+    assert copies(home, "artifacts/source/*") == []
+    assert [path.name for path in copies(home, "artifacts/rows/*")] == [other.digest]
+    assert [path.name for path in copies(home, "records/*")] == [other.digest]
+    store = lose(home)
+    with pytest.raises(ArtifactMissing):
+        store.local(rows)
 
 
 def test_what_is_too_large_is_named_by_its_place(home: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
