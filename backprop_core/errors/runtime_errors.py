@@ -263,6 +263,12 @@ class HistoryDamaged(BackpropError):
     code, exit_status = "STATE_HISTORY_DAMAGED", 2
 
 
+class FormatNewer(BackpropError):
+    """The home, the store or the MLflow database was written by a newer version, which this one cannot read."""
+
+    code, exit_status = "STATE_FORMAT_NEWER", 2
+
+
 class ServerActive(BackpropError):
     """Another `serve` is already running for this home."""
 

@@ -15,6 +15,7 @@ from backprop_core.schema.field_types import NAME, is_address
 from backprop_core.store.layout import HomeLayout
 
 USER_OFFLINE = "BACKPROPAGATE_USER_OFFLINE"  # the user's HF_HUB_OFFLINE; a worker always sets its own
+TRACKERS = ("tensorboard", "wandb")
 SHOWN = 60  # characters of a rejected value that an error shows
 
 
@@ -38,6 +39,19 @@ def addressable(address: str) -> str:
     """The URL or path. Raises ValueError if it is malformed or starts with an unknown home directory."""
     expandable(Path(urlsplit(address).path))
     return address
+
+
+def trackers(names: str) -> str:
+    """Names of trackers, separated by commas. Raises ValueError if one is unknown."""
+    for name in names_in(names):
+        if name not in TRACKERS:
+            raise ValueError(f"{name} is not one of {', '.join(TRACKERS)}")
+    return names
+
+
+def names_in(text: str) -> list[str]:
+    """The names in a list with commas, each once."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 Place = Annotated[Path, AfterValidator(expandable)]
@@ -131,6 +145,9 @@ class Settings(BaseSettings):
         ge=0,
         allow_inf_nan=False,
         description="Seconds without progress after which a worker is killed and its stage retried; 0: never.",
+    )
+    report_to: Annotated[str, AfterValidator(trackers)] = Field(
+        "", description="Trackers that get each run besides MLflow, separated by commas: tensorboard, wandb."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Minimum level of log lines.")
     log_json: bool = Field(False, description="Write log lines as JSON.")

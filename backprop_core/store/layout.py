@@ -15,9 +15,17 @@ journal/                what MLflow gets
   sent/                   journals that MLflow has to the end, with their .sent
   sync.lock               held by the process that sends
   registry.json           the lines as MLflow was last known to have them
+  trackers/<tracker>/     what another tracker (BACKPROPAGATE_REPORT_TO) gets of the same journals
+    <run_id>.json           how much of it this tracker has
+    <run_id>.lock           held by the process that sends it
+    sent/                   the notes of journals that this tracker has to the end
 mlflow.db, mlruns/      MLflow's database and artifacts; mlflow.lock: held while its tables are made; mlflow.begun: they
                         are not complete
 shared-stores/<name>/   local copies of stores in buckets
+tensorboard/<line>/     event files of TensorBoard, a folder for each run
+wandb/                  what the client of W&B keeps until it is sent; of offline runs, until a person sends it
+format.json             the number of its format
+backups/<time>/         what `upgrade` has changed, as it was: home/ and store/, to be copied back
 serve.json              where a running `serve` is; serve.new: the same, being written; serve-before.json: the last one
 serve.lock              held by `serve`
 serve-id                how the names of this home's workers begin
@@ -29,6 +37,7 @@ prefect-ui/             Prefect's pages
 
 The store:
 
+format.json             the number of its format
 artifacts/<digest>/     payload files and `artifact.json`, whose sha256 is the digest; read-only
 records/<digest>.json   where it came from: outside the digest
 tombstones/<digest>.json  removed on purpose
@@ -263,6 +272,11 @@ class StoreLayout:
     """A store."""
 
     root: Path
+
+    @property
+    def format(self) -> Path:
+        """The number of its format."""
+        return self.root / "format.json"
 
     @property
     def artifacts(self) -> Path:
@@ -576,6 +590,34 @@ class JournalLayout:
         """The lines as MLflow was last known to have them."""
         return self.root / "registry.json"
 
+    def tracker(self, name: str) -> "TrackerLayout":
+        """What a tracker beside MLflow has of the journals."""
+        return TrackerLayout(self.root / "trackers" / name)
+
+
+@dataclass(frozen=True)
+class TrackerLayout:
+    """How much of each journal a tracker beside MLflow has."""
+
+    root: Path
+
+    def note(self, run_id: str) -> Path:
+        """How much of a journal it has."""
+        return self.root / f"{run_id}.json"
+
+    def lock(self, run_id: str) -> Path:
+        """Held by the process that sends this journal."""
+        return self.root / f"{run_id}.lock"
+
+    @property
+    def sent(self) -> "TrackerLayout":
+        """The notes of journals that it has to the end."""
+        return TrackerLayout(self.root / "sent")
+
+    def waiting(self) -> list[str]:
+        """The runs of which something is still to be sent."""
+        return [path.stem for path in sorted(self.root.glob("*.json"))]
+
 
 @dataclass(frozen=True)
 class HomeLayout:
@@ -635,6 +677,26 @@ class HomeLayout:
     def mlflow_artifacts(self) -> Path:
         """MLflow's artifacts, a folder for each experiment."""
         return self.root / "mlruns"
+
+    @property
+    def format(self) -> Path:
+        """The number of its format."""
+        return self.root / "format.json"
+
+    @property
+    def backups(self) -> Path:
+        """What upgrades have changed, as it was."""
+        return self.root / "backups"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files of TensorBoard."""
+        return self.root / "tensorboard"
+
+    @property
+    def wandb(self) -> Path:
+        """What the client of W&B keeps."""
+        return self.root / "wandb"
 
     @property
     def serve(self) -> Path:

@@ -13,7 +13,8 @@ from typing import Any
 from cyclopts import App, CycloptsError
 
 from backprop_core.errors import BackpropError, Interrupted, Unexpected, system_error
-from flows.cli.console import error_text, one_line, say, trace_text
+from backprop_core.runtime import json_lines
+from flows.cli.console import one_line, say, say_error, trace_text
 from flows.cli.verb_tables import ELSEWHERE, GROUPS, verbs
 
 
@@ -75,6 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     as_json, verbose = "--json" in words, "--verbose" in words
+    stderr = sys.stderr
+    if json_lines.is_wanted():
+        json_lines.use()
     try:
         command, given, _ = build().parse_args(words, exit_on_error=False, print_error=False)
         if command.__module__.startswith(VERBS):  # else it is --help or --version
@@ -89,6 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return closed_stdout()
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # the outermost frame
         return failed(error, as_json=as_json, verbose=verbose)
+    finally:
+        sys.stderr = stderr
 
 
 def stop(number: int, frame: FrameType | None) -> None:
@@ -110,7 +116,7 @@ def printed(answer: Answer, *, as_json: bool) -> int:
         show(answer.text)
         sys.stdout.flush()
     if answer.error:
-        say(error_text(answer.error))
+        say_error(answer.error)
         return answer.error.exit_status
     return answer.status
 
@@ -120,7 +126,7 @@ def failed(error: BaseException, *, as_json: bool, verbose: bool) -> int:
     coded = as_coded(error)
     if verbose:
         say(trace_text(error))
-    say(error_text(coded))
+    say_error(coded)
     if as_json:
         print(json.dumps({"run_id": coded.run_id, "error": described(coded)}, ensure_ascii=False), flush=True)
     return coded.exit_status

@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,8 @@ from backprop_core.data.restored_rows import decided
 from backprop_core.errors import RunUnknown
 from backprop_core.lines.versions import Live
 from backprop_core.models import base as bases
+from backprop_core.runtime import log_context, log_lines
+from backprop_core.runtime.json_lines import JsonLines
 from backprop_core.runtime.redaction import blank_logs
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.flows import flow_info
@@ -136,6 +139,8 @@ def recorded(start: Start, *, run_id: str | None, fresh: bool) -> Iterator[tuple
     blank_logs()
     bring_artifacts()
     config = settings()
+    if config.log_json and not isinstance(sys.stderr, JsonLines):  # a flow run that Prefect has started
+        log_lines.rewrite_handlers()
     store = Store(config.store_path)
     with ExitStack() as cleanup:
         cleanup.enter_context(raised_again())
@@ -151,6 +156,7 @@ def recorded(start: Start, *, run_id: str | None, fresh: bool) -> Iterator[tuple
         outcome.journal.sources(prepared)
         calls = StageCalls(full_id, prepared, config, store, lease, outcome)
         cleanup.callback(calls.close)
+        cleanup.enter_context(log_context.about(run_id=full_id, line=prepared.spec.line))
         log.info("run_started run_id=%s", full_id)
         with ending(lease, full_id, store), outcome, run_log.kept(store.layout.run(full_id).log):
             get_run_logger().info("run_started run_id=%s", full_id)  # on the page of the flow run

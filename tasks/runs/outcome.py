@@ -186,6 +186,7 @@ class Outcome(Notes):
     def staged(self, stage: StageRecord) -> None:
         """A stage that was called."""
         self.add(stages=[*self.made.stages, stage])
+        self.journal.called(stage)
 
     def splits(self, rows: Split) -> None:
         if flow_info(self._prepared.flow).trains or self._prepared.flow == "promote":

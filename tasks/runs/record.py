@@ -21,6 +21,7 @@ from backprop_core.schema.refs import (
     Evaluation,
     RunRecord,
     RunResult,
+    StageRecord,
     TrainResult,
     artifacts_in,
 )
@@ -34,6 +35,7 @@ from tasks.runs.run_costs import costs
 from tasks.tracking import Sender, mlflow_run_id, run_link
 from tasks.tracking.journal import Journal
 from tasks.tracking.run_parameters import dataset_parameters, run_parameters
+from tasks.tracking.trackers.process import Trackers
 
 HEAD_START = 1.0  # seconds to wait before importing mlflow while a worker imports torch
 ENERGY = "gpu_energy_wh"  # metric of a training: since its first reading
@@ -46,6 +48,7 @@ class RunJournal:
 
     def __init__(self, run_id: str, prepared: Prepared, config: Settings, store: Store) -> None:
         self._run_id, self._prepared, self._config, self._store = run_id, prepared, config, store
+        self._trackers = Trackers(config, run_id)
         self._journal = Journal(config.journal_path, run_id)
         self._child: Journal | None = None
         self._energy: dict[str, float] = {}  # Wh of each training since it was last started
@@ -54,6 +57,7 @@ class RunJournal:
         pairs = zip(prepared.sources, without_passwords(prepared.spec).datasets, strict=False)
         self._places = {source.name: dataset.path for source, dataset in pairs}
         self._started()
+        self._trackers.start()
         self._sender = Sender(config, after=HEAD_START if worker_process.is_running() else 0)
         self._sender.start()
 
@@ -173,6 +177,10 @@ class RunJournal:
             self._journal.drift(len(evaluation.matrix), record.drift)
         self.evaluated(evaluation)
 
+    def called(self, stage: StageRecord) -> None:
+        """Record a stage that was called."""
+        self._journal.called(stage)
+
     def evaluated(self, evaluation: Evaluation) -> None:
         """Record the current forgetting matrix."""
         self._journal.evaluation(evaluation)
@@ -197,7 +205,9 @@ class RunJournal:
             self._keep(result)  # before the journal is free: what MLflow gets about the line is read from it
         finally:
             self._journal.close()
+        self._trackers.end()
         self._sender.finish()
+        self._trackers.finish()
         result = result.model_copy(update={"mlflow_run_id": mlflow_run_id(self._config, self._run_id)})
         self._keep(result)
         if prefect_artifacts.flow_run_id():

@@ -14,6 +14,7 @@ from prefect.logging import get_run_logger
 from pydantic import BaseModel
 
 from backprop_core.errors import ConfigInvalid, Interrupted, TimeLimit
+from backprop_core.runtime import log_context
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.flows import flow_info
 from backprop_core.schema.refs import GGUFRef, RowsRef, StageRecord, artifacts_in
@@ -76,6 +77,10 @@ class StageCalls:
         self._deadline = time.monotonic() + limit if limit else math.inf
 
     def call(self, stage: Stage[R], **parameters: Any) -> R:
+        with log_context.about(stage=stage.name):
+            return self._call(stage, parameters)
+
+    def _call(self, stage: Stage[R], parameters: dict[str, Any]) -> R:
         key = stage_key(stage.name, parameters)
         if self._dask is None:
             done = self._compute(stage, key, parameters)

@@ -29,6 +29,7 @@ from backprop_core.schema.refs import (
     Located,
     RunResult,
     SourceRef,
+    StageRecord,
     Status,
 )
 from backprop_core.schema.specs import TEACHER_FORCED
@@ -36,6 +37,7 @@ from backprop_core.store.layout import JournalLayout
 from tasks.tracking.journal_lines import (
     LINE,
     AnyLine,
+    Called,
     Checkpointed,
     Described,
     Directory,
@@ -325,6 +327,10 @@ class Journal:
         if key not in self._file.kept:
             self._file.kept.add(key)
             self._file.append(Staged(**self._head(), key=key, record=record, result=result))
+
+    def called(self, stage: StageRecord) -> None:
+        """A stage was called, and has its result."""
+        self._file.append(Called(**self._head(), stage=stage))
 
     def checkpoint(self, key: str, path: Path | None) -> None:
         """The newest checkpoint of a training; None once that is finished."""

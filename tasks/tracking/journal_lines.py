@@ -6,7 +6,17 @@ from pydantic import ConfigDict, Field, JsonValue, TypeAdapter
 
 from backprop_core.schema.dataset_reports import CuratedReport
 from backprop_core.schema.records import Record
-from backprop_core.schema.refs import DatasetSummary, Digest, ErrorRecord, Evaluation, Located, RunId, SourceRef, Status
+from backprop_core.schema.refs import (
+    DatasetSummary,
+    Digest,
+    ErrorRecord,
+    Evaluation,
+    Located,
+    RunId,
+    SourceRef,
+    StageRecord,
+    Status,
+)
 
 
 class Line(Record):
@@ -124,6 +134,13 @@ class Staged(Line):
     result: JsonValue
 
 
+class Called(Line):
+    """A stage was called; it ended at this time."""
+
+    kind: Literal["stage"] = "stage"
+    stage: StageRecord
+
+
 class Checkpointed(Line):
     """The newest checkpoint of an unfinished training, by its stage's key; no path once the training is finished."""
 
@@ -144,6 +161,7 @@ AnyLine = (
     | Waited
     | Kept
     | KeptSource
+    | Called
     | Staged
     | Checkpointed
     | Ended
