@@ -8,7 +8,7 @@ _now = dict(NOTHING)  # module state: threads of libraries log, too
 
 
 @contextmanager
-def about(**known: str) -> Iterator[None]:
+def about(**known: str | None) -> Iterator[None]:
     """Within the block, log lines are about this `run_id`, `line` or `stage`."""
     before = dict(_now)
     _now.update(known)

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeVar
 from filelock import FileLock, Timeout
 
 from backprop_core.errors import ArtifactDamaged, ArtifactMissing, DiskFull, system_error
+from backprop_core.runtime import log_context
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import ArtifactRef
 from backprop_core.store import cache_limit, disk_files, sharing
@@ -115,7 +116,8 @@ class Store:
             self._publish(directory, digest, text)
         self._clear_tombstone(digest)
         if not self.layout.record(digest).is_file():  # the first origin stays: a first merge is its tuned adapter
-            write_atomic(self.layout.record(digest), canonical({"format": 1, "kind": ref.artifact, **record}))
+            made_by = {"format": 1, "kind": ref.artifact, "run_id": log_context.current()["run_id"]}
+            write_atomic(self.layout.record(digest), canonical({**made_by, **record}))
         self.share(digest)
         return ref(digest=digest, **fields)
 

@@ -20,9 +20,7 @@ def format_of(mark: Path) -> int:
     except FileNotFoundError:
         return 1
     except (ValueError, KeyError, TypeError) as error:
-        raise FormatNewer(
-            f"{mark} cannot be read", hint="write it again: backprop upgrade of its own version"
-        ) from error
+        raise FormatNewer(f"{mark} cannot be read", hint=f'write {{"format": {FORMAT}}} into it') from error
 
 
 def check(mark: Path) -> None:

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from backprop_core.errors import BackpropError, GPUFault, Unexpected, system_error
 from backprop_core.models.devices import visible_gpus
 from backprop_core.runtime import garbage, parent_watch
+from backprop_core.runtime.log_context import about
 from backprop_core.runtime.redaction import blank_logs, blank_secrets
 from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.worker.client import Orders
@@ -154,7 +155,11 @@ def run(folder: Path, stage: Callable[[str, str, dict[str, Any], Emit], BaseMode
     several processes train together, because the state of the others is unknown.
     """
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-    with (folder / "events.jsonl").open("a", encoding="utf-8", buffering=1) as events, Spoken(events) as told:
+    with (
+        (folder / "events.jsonl").open("a", encoding="utf-8", buffering=1) as events,
+        Spoken(events) as told,
+        about(**job["about"]),
+    ):
         outcome = attempt(lambda: stage(job["stage"], job["key"], job["parameters"], told.event))
     failed = outcome.get("error")
     outcome["spent"] = failed is not None and (not alone or failed["code"] == GPUFault.code)

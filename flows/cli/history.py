@@ -16,6 +16,9 @@ from flows.cli.flags import PLAIN, Explain, OutputFlags, RunRef
 from flows.cli.main import Answer
 from tasks import tracking
 from tasks.runs import run_log
+from tasks.tracking import SyncReport
+from tasks.tracking.trackers import process as trackers
+from tasks.tracking.trackers.forwarding import Forwarded
 
 
 def list_runs(
@@ -98,7 +101,15 @@ def sync(*, output: OutputFlags = PLAIN) -> Answer:
     config = settings()
     configure_logging(config, verbose=output.verbose)
     report = tracking.sync(config, look=True)
-    text = (
-        f"{report.sent} journals sent, {report.waiting} waiting{f': {one_line(report.error)}' if report.error else ''}"
-    )
-    return Answer(report.model_dump(mode="json"), text, 3 if report.waiting or report.error else 0)
+    others = trackers.sync(config)
+    text = "\n".join(sent_text(name, each) for name, each in [("", report), *((each.tracker, each) for each in others)])
+    document = report.model_dump(mode="json") | ({"trackers": [each.model_dump() for each in others]} if others else {})
+    is_left = any(each.waiting or each.error for each in (report, *others))
+    return Answer(document, text, 3 if is_left else 0)
+
+
+def sent_text(tracker: str, report: "SyncReport | Forwarded") -> str:
+    """`2 journals sent, 0 waiting`, behind the name of a tracker other than MLflow."""
+    error = f": {one_line(report.error)}" if report.error else ""
+    name = f"{tracker}: " if tracker else ""
+    return f"{name}{report.sent} journals sent, {report.waiting} waiting{error}"

@@ -46,7 +46,7 @@ NO_FLOWS = {  # the other verbs: module, line in --help, example
         "Show a line: each version with its scores and its verdict.",
         "backprop show-line support",
     ),
-    "sync": ("history", "Send MLflow what was recorded while it was unreachable.", "backprop sync"),
+    "sync": ("history", "Send trackers what was recorded while they were down.", "backprop sync"),
     "serve": (
         "serving",
         "Serve Prefect, MLflow and all deployments until Ctrl-C.",
@@ -71,6 +71,7 @@ NO_FLOWS = {  # the other verbs: module, line in --help, example
     ),
     "presets": ("maintenance", "List the models that --preset knows.", "backprop presets"),
     "doctor": ("maintenance", "Check this machine part by part and say how to fix problems.", "backprop doctor"),
+    "upgrade": ("upgrading", "Bring the home to this version, after a backup.", "backprop upgrade --dry-run"),
     "info": ("maintenance", "Show versions, devices, settings, paths, or error codes.", "backprop info"),
     "completion": (
         "shell",

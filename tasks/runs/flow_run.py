@@ -5,7 +5,7 @@ import logging
 import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ from backprop_core.schema.flows import flow_info
 from backprop_core.schema.refs import BaseRef, ChatTemplate, RowsRef, SourceRef, Split
 from backprop_core.schema.specs import DatasetSpec, RunSpec
 from backprop_core.stages import Stage
+from backprop_core.store import formats
 from backprop_core.store.artifacts import Store
 from backprop_core.store.leases import Lease
 from tasks.runs import prepared_run, retried_runs, run_log, sources, worker_process
@@ -142,6 +143,9 @@ def recorded(start: Start, *, run_id: str | None, fresh: bool) -> Iterator[tuple
     if config.log_json and not isinstance(sys.stderr, JsonLines):  # a flow run that Prefect has started
         log_lines.rewrite_handlers()
     store = Store(config.store_path)
+    for place in (config.layout.format, store.layout.format):  # a full disk is for the run to report
+        with suppress(OSError):
+            formats.mark(place)
     with ExitStack() as cleanup:
         cleanup.enter_context(raised_again())
         cleanup.callback(store.close)

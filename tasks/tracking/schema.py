@@ -1,4 +1,4 @@
-"""Whether the tables of MLflow's database in the home are those of the installed MLflow, and how to bring them there."""
+"""Compares the tables of MLflow's database in the home with those of the installed MLflow, and upgrades them."""
 
 import os
 import sqlite3
