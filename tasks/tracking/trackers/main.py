@@ -22,7 +22,7 @@ def main(own: str | None) -> None:
     os.nice(5)  # a run computes beside it
     blank_logs()
     config, ended = settings(), threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+    threading.Thread(target=wait_for_end, args=(ended,), daemon=True).start()
     work = [
         threading.Thread(target=keep_sending, args=(Forwarder(config, name, own), ended)) for name in wanted(config)
     ]
@@ -30,6 +30,11 @@ def main(own: str | None) -> None:
         thread.start()
     for thread in work:
         thread.join()
+
+
+def wait_for_end(ended: threading.Event) -> None:
+    sys.stdin.read()
+    ended.set()
 
 
 def keep_sending(forwarder: Forwarder, ended: threading.Event) -> None:
