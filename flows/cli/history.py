@@ -102,13 +102,13 @@ def sync(*, output: OutputFlags = PLAIN) -> Answer:
     configure_logging(config, verbose=output.verbose)
     report = tracking.sync(config, look=True)
     others = trackers.sync(config)
-    text = "\n".join(sent_text(name, each) for name, each in [("", report), *((each.tracker, each) for each in others)])
+    text = "\n".join([sent_text("", report), *(sent_text(each.tracker, each) for each in others)])
     document = report.model_dump(mode="json") | ({"trackers": [each.model_dump() for each in others]} if others else {})
-    is_left = any(each.waiting or each.error for each in (report, *others))
+    is_left = report.waiting or report.error or any(each.waiting or each.error for each in others)
     return Answer(document, text, 3 if is_left else 0)
 
 
-def sent_text(tracker: str, report: "SyncReport | Forwarded") -> str:
+def sent_text(tracker: str, report: SyncReport | Forwarded) -> str:
     """`2 journals sent, 0 waiting`, behind the name of a tracker other than MLflow."""
     error = f": {one_line(report.error)}" if report.error else ""
     name = f"{tracker}: " if tracker else ""

@@ -109,7 +109,9 @@ class Spans:
         }
         name = start.name if start.parent else f"run {start.line}"
         ok = status not in ("failed", "interrupted")
-        return self._span(name, span_id(start), span_id(parent.start) if parent else None, (start.time, end), told, ok=ok)
+        return self._span(
+            name, span_id(start), span_id(parent.start) if parent else None, (start.time, end), told, ok=ok
+        )
 
     def _stage_span(self, line: Called, begun: Begun) -> ReadableSpan:
         stage = line.stage
