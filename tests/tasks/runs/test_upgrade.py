@@ -1,4 +1,4 @@
-"""`backprop upgrade`: what is older is brought up after a backup, what is newer is refused, a backup can be put back."""
+"""`backprop upgrade`: after a backup what is older is brought up, what is newer is refused."""
 
 import json
 import shutil
