@@ -110,6 +110,6 @@ def bucket(run: Known) -> dict[str, Any]:
         "logLineCount": 0,
         "eventsLineCount": 0,
         "eventsTail": "[]",
-        "wandbConfig": "{}",
+        "wandbConfig": json.dumps({"t": 1} if run.rows else {}),  # a run that has begun
         "readOnly": False,
     }
