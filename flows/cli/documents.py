@@ -22,7 +22,9 @@ from tasks.runs.machine_checks import Part
 from tasks.runs.plan import Plan
 from tasks.runs.run_log import LogLine
 from tasks.runs.run_table import Format
-from tasks.tracking import RunSummary, SyncReport
+from tasks.runs.upgrade import Upgrade
+from tasks.tracking import RunSummary
+from tasks.tracking.trackers.process import Synced
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 CLOSED = ConfigDict(extra="forbid")
@@ -190,7 +192,7 @@ def documents() -> dict[str, Any]:
         "export-runs": ExportedFile,
         "lines": list[LineSummary],
         "show-line": LineReport,
-        "sync": SyncReport,
+        "sync": Synced,
         "serve": Addresses,
         "ui": Addresses,
         "deploy": list[Change],
@@ -199,6 +201,7 @@ def documents() -> dict[str, Any]:
         "estimate-vram": Estimate,
         "presets": list[PresetRow],
         "doctor": list[Part],
+        "upgrade": Upgrade,
         "info": list[ErrorCode] | dict[str, JsonValue],
         "completion": Script,
         **of_data(),

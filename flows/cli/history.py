@@ -103,7 +103,7 @@ def sync(*, output: OutputFlags = PLAIN) -> Answer:
     report = tracking.sync(config, look=True)
     others = trackers.sync(config)
     text = "\n".join([sent_text("", report), *(sent_text(each.tracker, each) for each in others)])
-    document = report.model_dump(mode="json") | ({"trackers": [each.model_dump() for each in others]} if others else {})
+    document = trackers.Synced(**report.model_dump(), trackers=others).model_dump(mode="json")
     is_left = report.waiting or report.error or any(each.waiting or each.error for each in others)
     return Answer(document, text, 3 if is_left else 0)
 

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from contextlib import suppress
 
+from pydantic import Field
+
 from backprop_core.runtime import subprocesses
 from backprop_core.runtime.optional_packages import require
 from backprop_core.runtime.settings import Settings
+from tasks.tracking.sender import SyncReport
 from tasks.tracking.trackers import notes
 from tasks.tracking.trackers.forwarding import Forwarded
 
@@ -22,6 +25,12 @@ NEEDED = {
     notes.OTLP: (["opentelemetry.exporter"], "otel"),
 }
 log = logging.getLogger(__name__)
+
+
+class Synced(SyncReport):
+    """The result of one sync: of MLflow, and of each other tracker that lacked something."""
+
+    trackers: list[Forwarded] = Field(default_factory=list)
 
 
 class Trackers:
