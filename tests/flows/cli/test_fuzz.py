@@ -18,6 +18,7 @@ from cyclopts import App, CycloptsError
 from backprop_core.errors import BackpropError
 from backprop_core.lines.versions import Lines
 from backprop_core.runtime.settings import Settings, settings
+from backprop_core.schema.flows import FLOWS
 from backprop_core.schema.refs import RunId
 from backprop_core.schema.specs import DatasetSpec, ExportSpec, PublishSpec, RunSpec
 from backprop_core.store.artifacts import Store
@@ -463,7 +464,9 @@ def test_commands(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 MANY = 10_000 if "BACKPROP_FAULTS" in os.environ else 300
-NOT_RUN = ("demo", "serve", "ui")  # they would train, or serve until they are stopped: their words are only parsed
+PLANNED = ("train", "multi-run", "retrain", "sweep", "bench", "rebase")  # with --plan, up to the door of the flow
+FLOW_VERBS = {flow.verb.name for flow in FLOWS.values() if flow.verb} - set(PLANNED)
+NOT_RUN = {"demo", "serve", "ui", "resume", "replay", *FLOW_VERBS}  # they start Prefect: their words are only parsed
 
 
 def every_verb() -> dict[str, list[str]]:
@@ -480,7 +483,7 @@ def flags_of(verb: App) -> list[str]:
 def command_line(fuzz: Fuzz, known: dict[str, list[str]]) -> list[str]:
     """A verb, misspelt now and then, with any of its flags and any words."""
     verb = fuzz.choice(list(known))
-    words = verb.split()
+    words = [*verb.split(), *(["--plan"] if verb in PLANNED else [])]
     for _ in range(fuzz.randrange(5)):
         flag = fuzz.choice(known[verb] or ["--json"])
         match fuzz.randrange(6):

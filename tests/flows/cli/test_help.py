@@ -24,6 +24,7 @@ PARSED = {  # what an example would need, which is not here: only that its words
     **dict.fromkeys(("push", "release", "rollback", "serve", "ui", "deploy", "watch"), "a server"),
     **dict.fromkeys(("data preview", "data restore", "data forget", "users revoke", "store keep"), "an id or a base"),
     **dict.fromkeys(("store copy", "store sync"), "another store"),
+    "store check": "a store with all its rows",
 }
 PLANNED = ("train", "multi-run", "sweep")  # up to the door of the training: with --plan
 FILES = ("support.jsonl", "night.jsonl", "april.jsonl", "may.jsonl")
