@@ -28,6 +28,7 @@ from backprop_core.lines.prune import digests_of
 from backprop_core.lines.row_trace import TRAINED, runs_with, versions_with
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import LineageRef, RowsRef, RunResult
+from backprop_core.store import shared_checkpoints
 from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.store.cache_keys import canonical, digests_in
 from backprop_core.store.layout import MANIFEST
@@ -168,16 +169,17 @@ class Forgetting:
                 yield Learner(name=name, side=TRAINED, places=places(made) if made else [])
 
     @cached_property
-    def checkpoints(self) -> list[Path]:
-        """Checkpoints of unfinished trainings on the rows."""
+    def checkpoints(self) -> list[str]:
+        """Unfinished trainings on the rows that have checkpoints, by their stage's key."""
         sets = {one.ref.digest for one in self._sets}
         keys = {key for held in leased(self._store).values() if held & sets for key in held}
-        return [path for path in sorted(self._store.layout.trainings.glob("*")) if path.name in keys]
+        return sorted(keys & shared_checkpoints.sizes(self._store).keys())
 
     @cached_property
     def cached(self) -> list[Path]:
         """Results of stages in the cache that name a removed artifact, or quote the rows."""
         gone = {one.digest for one in self.removed}
+        self._store.bring_results()
         return [
             path
             for path in sorted(self._store.layout.cache_results.glob("*"))
@@ -195,12 +197,13 @@ class Forgetting:
         swap(left, self._store)
         for result in self.cached:
             self._store.drop_result(result.name)
-        for path in self.checkpoints:
-            shutil.rmtree(path, ignore_errors=True)
+        for key in self.checkpoints:
+            shared_checkpoints.remove(self._store, key)
         for one in self.removed:
             for copy in self._store.layout.damaged_copies(one.digest):
                 shutil.rmtree(copy, ignore_errors=True)
             self._store.remove(one.digest, REASON)
+        self._store.finish_removals()
         successors = {digest: ref.digest for digest, ref in left.items()}
         return [one.model_copy(update={"successor": successors.get(one.digest)}) for one in self.removed]
 

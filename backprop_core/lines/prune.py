@@ -107,8 +107,8 @@ class Plan:
         self._sizes = store.sizes()
         candidates = self._sizes.keys() if line is None else self._left_behind(line) & self._sizes.keys()
         self._artifacts = sorted(candidates - kept)
-        checkpoints = {path: size_of(path) for path in store.layout.trainings.glob("*")}
-        self._checkpoints = {path: size for path, size in checkpoints.items() if path.name not in kept}
+        checkpoints = shared_checkpoints.sizes(store)
+        self._checkpoints = {key: size for key, size in checkpoints.items() if key not in kept}
         self._all = sum(self._sizes.values()) + sum(checkpoints.values())
 
     @property
@@ -172,10 +172,9 @@ class Plan:
         """Remove everything; release records last, except those with a remaining tag, which the next prune retries."""
         for digest in self._artifacts:
             self._store.remove(digest, "pruned: not used by any kept version")
-        for path in self._checkpoints:
-            shutil.rmtree(path, ignore_errors=True)
-            if self._store.shared:
-                shared_checkpoints.drop(self._store.shared, path.name)
+        for key in self._checkpoints:
+            shared_checkpoints.remove(self._store, key)
+        self._store.finish_removals()
         self._forget(set(self._artifacts))
         for run in self._store.layout.holding():
             if not is_unfinished(run):

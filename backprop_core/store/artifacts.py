@@ -141,6 +141,7 @@ class Store:
         """The artifact that was removed is there again."""
         tombstone = self.layout.tombstone(digest)
         if self.shared and tombstone.is_file():
+            self.shared.look_again(digest)
             self.shared.mirror.remove(tombstone)
         tombstone.unlink(missing_ok=True)
 
@@ -307,7 +308,9 @@ class Store:
     # Keeping house
 
     def set_aside(self, digest: str) -> None:
-        """Move a damaged artifact out of sight, so that it can be made again."""
+        """Move a damaged artifact out of sight, so that it can be made again; in the bucket, if it is not here."""
+        if self.shared and not self.layout.artifact(digest).is_dir():
+            self.shared.set_aside(digest)
         damaged = self.layout.damaged
         damaged.mkdir(exist_ok=True)
         self._verified.pop(digest, None)
@@ -315,7 +318,8 @@ class Store:
             self.layout.artifact(digest).rename(damaged / f"{digest}-{uuid.uuid4().hex[:8]}")
 
     def remove(self, digest: str, reason: str) -> None:
-        """Delete an artifact and leave a tombstone with the reason."""
+        """Delete an artifact and leave a tombstone with the reason. Raises LeaseLost if this process lost the store."""
+        self.confirm("prune")
         write_atomic(self.layout.tombstone(digest), canonical({"reason": reason, "time": now()}))
         self._verified.pop(digest, None)
         with self.begin("removed") as directory, suppress(FileNotFoundError):
@@ -356,6 +360,17 @@ class Store:
         if self.shared:
             for digest in sorted(self.shared.digests()):
                 self.has(digest)
+
+    def bring_results(self) -> None:
+        """Copy every record of a finished stage of the bucket here."""
+        if self.shared:
+            for key in sorted(self.shared.results()):
+                self.has_result(key)
+
+    def finish_removals(self) -> None:
+        """Delete what removals that were cut off have left in the bucket. Only for who has the lock of a prune."""
+        if self.shared:
+            self.shared.finish_removals(self.was_removed)
 
     def lock(self, name: str) -> Lock:
         """A lock that is freed when its holder dies: by the kernel, or in a bucket by time."""

@@ -20,7 +20,7 @@ GB = 10**9
 def keep(layout: StoreLayout, shared: Shared, young: float = YOUNG) -> int:
     """Remove copies of artifacts that the bucket has and no run here uses, until the rest fits; how many."""
     limit = settings().store_cache_gb
-    if limit is None:
+    if limit is None or is_held(layout.lock("prune")):  # who has that lock may be reading all artifacts
         return 0
     sizes = {path: size_of(path) for path in layout.artifacts.glob("*")}
     left, gone = sum(sizes.values()), 0
@@ -41,7 +41,7 @@ def used_here(layout: StoreLayout) -> set[str]:
 
 
 def take_away(path: Path, layout: StoreLayout) -> None:
-    """Remove an artifact at one moment: whoever has it open keeps it."""
+    """Remove an artifact at one moment: a process that has it open keeps it."""
     layout.sessions.mkdir(exist_ok=True)
     aside = layout.session(f"evicted-{uuid.uuid4().hex}")
     aside.mkdir()

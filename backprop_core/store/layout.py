@@ -85,7 +85,7 @@ shared.db               what of the bucket this copy has, by etag
 
 A store in a bucket has the same names, in these places below its prefix:
 
-artifacts/ records/ cache/ checkpoints/   as above; the manifest of an artifact is written last
+artifacts/ records/ cache/ checkpoints/ damaged/  as above; the manifest of an artifact is written last
 state/<path>            every other file that machines share (`SHARED`)
 locks/<name>            who holds a lock, and its token, which grows: see `store.remote_leases`
 
@@ -523,6 +523,7 @@ class BucketLayout:
     ARTIFACTS: ClassVar[str] = "artifacts"
     LOCKS: ClassVar[str] = "locks"
     CACHE_KEYS: ClassVar[str] = "cache/keys"
+    CHECKPOINTS: ClassVar[str] = "checkpoints"
 
     def state(self, path: str) -> str:
         """A file that all machines share; `path` is relative to the store."""
@@ -550,7 +551,15 @@ class BucketLayout:
 
     def checkpoints(self, key: str) -> str:
         """The prefix of a training's checkpoints."""
-        return f"checkpoints/{key}"
+        return f"{self.CHECKPOINTS}/{key}"
+
+    def damaged(self, name: str) -> str:
+        """The prefix of an artifact's files that were found damaged."""
+        return f"damaged/{name}"
+
+    def clock(self, copy: str) -> str:
+        """What a machine writes to see the time of the server."""
+        return f"clocks/{copy}"
 
     def lock(self, name: str) -> str:
         """Who holds a lock."""

@@ -5,6 +5,7 @@ removal too. If both sides changed, the bucket wins, and the log says so.
 """
 
 import logging
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -163,6 +164,7 @@ class Mirror:
             log.warning("%s was changed here and on another machine; the other machine's stays", name)
         if not path.is_file() or path.read_bytes() != found.content:
             disk_files.replace(path, found.content)
+            os.utime(path, (found.written, found.written))  # the time of a run's result says when the run ended
         self._index.note(name, found.etag, stat_of(path))
         if path.parent == self._layout.tombstone("").parent:
             self._on_tombstone(path.stem)

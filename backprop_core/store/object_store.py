@@ -32,6 +32,7 @@ class Found(NamedTuple):
 
     content: bytes
     etag: str
+    written: float = 0.0  # seconds since the epoch, by the server's clock
 
 
 class Listed(NamedTuple):
@@ -67,7 +68,7 @@ class Objects:
 
         def get() -> Found:
             got = obstore.get(self._store, key)
-            return Found(bytes(got.bytes()), str(got.meta["e_tag"]))
+            return Found(bytes(got.bytes()), str(got.meta["e_tag"]), got.meta["last_modified"].timestamp())
 
         try:
             return self._tried(get)
@@ -118,6 +119,13 @@ class Objects:
 
         if keys:
             self._tried(lambda: obstore.delete(self._store, list(keys)))
+
+    def move(self, key: str, to: str) -> None:
+        """Give an object another key."""
+        import obstore
+
+        self._tried(lambda: obstore.copy(self._store, key, to))
+        self.delete([key])
 
     def send(self, key: str, path: Path) -> None:
         """Write a file, a large one in parts."""

@@ -1,8 +1,8 @@
 """Locks that hold across machines: leases in the bucket, each with a token that grows with every holder.
 
-A holder renews its lease in the background. It is taken over if nobody has renewed it for `LASTS` seconds, as the one
-who waits has seen by its own clock, or much longer by the clocks of both. Before a line moves, its holder confirms that
-it still has the lease; a holder that was cut off and replaced cannot move it.
+A holder renews its lease in the background. It is taken over if it was not renewed for `LASTS` seconds, as the one
+who waits has seen by its own clock, or for longer by the clock of the server. Before a line moves, its holder confirms
+that it still has the lease; a holder that was cut off and replaced cannot move it.
 A process of one machine takes the lock of a file first, which the kernel frees when it dies. So who has that file finds
 a lease of the same machine free.
 """
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 KEYS = BucketLayout()
 LASTS = 30.0  # seconds
 RENEWED = 10.0  # seconds between two renewals
-SKEW = 120.0  # seconds by which the clocks of two machines may differ
+SLACK = 15.0  # seconds more for a renewal that is late, by the clock of the server
 LOOK = 1.0  # seconds between two looks of one who waits
 
 
@@ -36,7 +36,7 @@ class Note(NamedTuple):
     holder: str | None  # which machine's copy of the store
     token: int  # how many holders there have been
     nonce: str  # makes every content another one
-    time: float  # of the last renewal, by the holder's clock
+    time: float  # of the last renewal, by the holder's clock: for a reader, as clocks differ
 
     @property
     def content(self) -> bytes:
@@ -53,12 +53,13 @@ class Leases:
         self._watched: dict[str, tuple[str, float]] = {}  # of others: the etag, and since when it is the same
         self._guard = threading.RLock()
         self._thread: threading.Thread | None = None
+        self._beats: threading.Thread | None = None
 
     def take(self, name: str) -> bool:
         """Take a lease if it is free; whether it was. Only for who has the file lock of this name."""
         found = self._objects.read(KEYS.lock(name))
         before = note_in(found) if found else Note(None, 0, "", 0)
-        if found and not self._is_free(name, before, found.etag):
+        if found and not self._is_free(name, before, found):
             return False
         note = Note(self._me, before.token + 1, uuid.uuid4().hex, time.time())
         etag = self._write(name, note, found.etag if found else None)
@@ -71,14 +72,22 @@ class Leases:
             self._renew_in_background()
         return True
 
-    def _is_free(self, name: str, note: Note, etag: str) -> bool:
-        """Whether nobody holds the lease any more."""
+    def _is_free(self, name: str, note: Note, found: Found) -> bool:
+        """Whether no machine holds the lease any more."""
         if note.holder in (None, self._me):
             return True
         known, since = self._watched.get(name, ("", 0.0))
-        if known != etag:
-            self._watched[name] = (etag, since := time.monotonic())
-        return time.monotonic() - since > LASTS or time.time() - note.time > LASTS + SKEW
+        if known != found.etag:
+            self._watched[name] = (found.etag, time.monotonic())
+            return self._now() - found.written > LASTS + SLACK
+        return time.monotonic() - since > LASTS
+
+    def _now(self) -> float:
+        """The time by the clock of the server: those of two machines may differ by hours."""
+        clock = KEYS.clock(self._me)
+        self._objects.write(clock, uuid.uuid4().bytes)
+        found = self._objects.read(clock)
+        return found.written if found else 0.0
 
     def _write(self, name: str, note: Note, etag: str | None) -> str | None:
         if etag is None:
@@ -133,21 +142,29 @@ class Leases:
             try:
                 for name in names:
                     self._renew(name)
-                self._beat()
+                self._beat_beside()
             except BackpropError as error:
                 log.warning("leases of the store were not renewed, the next try is in %g s: %s", RENEWED, error.message)
 
+    def _beat_beside(self) -> None:
+        """Begin a beat unless the last one has not ended: however long it takes, leases are renewed meanwhile."""
+        if self._beats is None or not self._beats.is_alive():
+            self._beats = threading.Thread(target=self._one_beat, daemon=True, name="store-beat")
+            self._beats.start()
+
+    def _one_beat(self) -> None:
+        try:
+            self._beat()
+        except BackpropError as error:
+            log.warning("the records of the store will be brought up to date later: %s", error.message)
+
     def held(self, prefix: str) -> list[str]:
-        """The names with this prefix whose lease a process has, on any machine, by the clocks of both."""
-        found, recent = [], time.time() - LASTS - 2 * SKEW
-        for listed in self._objects.list(KEYS.LOCKS):
-            if not listed.key.startswith(prefix) or listed.written < recent:
-                continue
-            if one := self._objects.read(KEYS.lock(listed.key)):
-                note = note_in(one)
-                if note.holder and time.time() - note.time < LASTS + SKEW:
-                    found.append(listed.key.removeprefix(prefix))
-        return found
+        """The names with this prefix whose lease a process has, on any machine, by the clock of the server."""
+        every = [one for one in self._objects.list(KEYS.LOCKS) if one.key.startswith(prefix)]
+        recent = self._now() - LASTS - SLACK if every else 0.0
+        names = [one.key for one in every if one.written > recent]
+        found = [(name, self._objects.read(KEYS.lock(name))) for name in names]
+        return [name.removeprefix(prefix) for name, one in found if one and note_in(one).holder]
 
 
 def note_in(found: Found) -> Note:

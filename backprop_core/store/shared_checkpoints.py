@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from backprop_core.errors import BackpropError
+from backprop_core.errors import ArtifactDamaged, BackpropError
+from backprop_core.store.artifacts import Store
+from backprop_core.store.disk_files import size_of
 from backprop_core.store.layout import MANIFEST, BucketLayout
 from backprop_core.store.sharing import Shared
 
@@ -20,7 +22,11 @@ BEAT = 0.5  # seconds between two looks for a new checkpoint
 @contextmanager
 def kept(shared: Shared, key: str) -> Iterator[None]:
     """Begin with the newest checkpoint of any machine, and copy new ones to the bucket while the block runs."""
-    fetch(shared, key)
+    try:
+        fetch(shared, key)
+    except ArtifactDamaged as error:
+        log.warning("the training begins without the checkpoint of another machine: %s", error.message)
+        drop(shared, key)
     done = threading.Event()
     thread = threading.Thread(target=follow, args=(shared, key, done), daemon=True, name="store-checkpoints")
     thread.start()
@@ -79,14 +85,34 @@ def fetch(shared: Shared, key: str) -> None:
     if found is None:
         return
     shutil.rmtree(beside, ignore_errors=True)
-    for name, size, sha256 in json.loads(found.content)["files"]:
-        shared.objects.fetch(f"{prefix}/{name}", beside / name, size, sha256)
-    (beside / MANIFEST).write_bytes(found.content)
-    beside.rename(folder / step)
+    try:
+        for name, size, sha256 in json.loads(found.content)["files"]:
+            shared.objects.fetch(f"{prefix}/{name}", beside / name, size, sha256)
+        (beside / MANIFEST).write_bytes(found.content)
+        beside.rename(folder / step)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
     log.info("continuing from a checkpoint of another machine: %s", step)
 
 
 def drop(shared: Shared, key: str) -> None:
     """Delete the checkpoints of a training that has ended."""
     prefix = KEYS.checkpoints(key)
-    shared.objects.delete([f"{prefix}/{one.key}" for one in shared.objects.list(prefix)])
+    names = sorted((one.key for one in shared.objects.list(prefix)), key=lambda name: not name.endswith(MANIFEST))
+    shared.objects.delete([f"{prefix}/{name}" for name in names])
+
+
+def sizes(store: Store) -> dict[str, int]:
+    """The trainings that have checkpoints, here or in the bucket, with their bytes."""
+    found = dict[str, int]()
+    for one in store.shared.objects.list(KEYS.CHECKPOINTS) if store.shared else []:
+        key = one.key.partition("/")[0]
+        found[key] = found.get(key, 0) + one.size
+    return found | {path.name: size_of(path) for path in store.layout.trainings.glob("*")}
+
+
+def remove(store: Store, key: str) -> None:
+    """Delete the checkpoints of a training, here and in the bucket."""
+    shutil.rmtree(store.layout.checkpoints(key), ignore_errors=True)
+    if store.shared:
+        drop(store.shared, key)

@@ -4,10 +4,12 @@ Artifacts go up when they are committed and come down when they are read. Small 
 """
 
 import json
+import platform
 import shutil
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
@@ -16,10 +18,11 @@ from backprop_core.runtime.settings import settings
 from backprop_core.store import disk_files
 from backprop_core.store.layout import MANIFEST, BucketLayout, StoreLayout
 from backprop_core.store.mirror import Mirror
-from backprop_core.store.object_store import Objects
+from backprop_core.store.object_store import Listed, Objects
 from backprop_core.store.remote_leases import Leases, SharedLock
 
 KEYS = BucketLayout()
+ABANDONED = 86400.0  # seconds after which an upload without a manifest is one that was cut off
 FRESH = 5.0  # seconds for which a look at the bucket is believed by one who only reads
 _open: dict[Path, "Shared"] = {}  # by local copy: settings are read anew for each Store
 _guard = threading.Lock()
@@ -44,10 +47,19 @@ def begin(root: Path, address: str) -> "Shared":
 
 
 def own_name(note: Path) -> str:
-    """How leases name this copy."""
-    if not note.is_file():
-        disk_files.replace(note, json.dumps({"copy": uuid.uuid4().hex}).encode())
-    return str(json.loads(note.read_text(encoding="utf-8"))["copy"])
+    """How leases name this copy; another name on another machine that was made from an image of this one."""
+    known = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+    if known.get("machine", machine()) != machine() or "copy" not in known:
+        known = {}
+    if "machine" not in known:
+        known = {"copy": known.get("copy", uuid.uuid4().hex), "machine": machine()}
+        disk_files.replace(note, json.dumps(known).encode())
+    return str(known["copy"])
+
+
+def machine() -> str:
+    """What tells this machine from others."""
+    return f"{platform.node()} {uuid.getnode():x}"
 
 
 def keeper(path: Path) -> "Shared | None":
@@ -93,8 +105,12 @@ class Shared:
     # Artifacts
 
     def has(self, digest: str) -> bool:
-        """Whether the bucket has the artifact."""
-        return digest in self._known or self.objects.read(self._manifest(digest)) is not None
+        """Whether the bucket has the artifact now."""
+        return self.objects.read(self._manifest(digest)) is not None
+
+    def look_again(self, digest: str) -> None:
+        """Another process may have removed an artifact that this one has seen in the bucket."""
+        self._known.discard(digest)
 
     def digests(self) -> dict[str, int]:
         """The artifacts in the bucket, and their bytes."""
@@ -137,11 +153,33 @@ class Shared:
         return found.content.decode()
 
     def remove(self, digest: str) -> None:
-        """Delete an artifact, its manifest first."""
+        """Delete an artifact, its manifest first, and its record."""
         self._known.discard(digest)
         prefix = KEYS.artifact(digest)
         self.objects.delete([self._manifest(digest)])
-        self.objects.delete([f"{prefix}/{one.key}" for one in self.objects.list(prefix)])
+        self.objects.delete([f"{prefix}/{one.key}" for one in self.objects.list(prefix)] + [KEYS.record(digest)])
+
+    def set_aside(self, digest: str) -> None:
+        """Move a damaged artifact out of sight, its manifest first."""
+        self._known.discard(digest)
+        names = [one.key for one in self.objects.list(KEYS.artifact(digest))]
+        aside = KEYS.damaged(f"{digest}-{uuid.uuid4().hex[:8]}")
+        for name in sorted(names, key=lambda name: name != MANIFEST):
+            self.objects.move(KEYS.payload(digest, name), f"{aside}/{name}")
+
+    def finish_removals(self, is_removed: Callable[[str], bool]) -> None:
+        """Delete what removals and uploads that were cut off have left. Only for who has the lock of a prune."""
+        every = self.objects.list(KEYS.ARTIFACTS)
+        whole = {digest for digest, _, name in (one.key.partition("/") for one in every) if name == MANIFEST}
+        self.sync()
+
+        def is_left(one: Listed) -> bool:
+            digest = one.key.partition("/")[0]
+            return is_removed(digest) or (digest not in whole and time.time() - one.written > ABANDONED)
+
+        left = sorted((one.key for one in every if is_left(one)), key=lambda key: not key.endswith(f"/{MANIFEST}"))
+        records = {KEYS.record(key.partition("/")[0]) for key in left}
+        self.objects.delete([*(f"{KEYS.ARTIFACTS}/{key}" for key in left), *sorted(records)])
 
     def _manifest(self, digest: str) -> str:
         return KEYS.payload(digest, MANIFEST)

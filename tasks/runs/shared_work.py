@@ -70,6 +70,13 @@ def returned(stage: Stage[R], key: str, store: Store) -> R | None:
     return result
 
 
+def forget_checkpoints(key: str, store: Store) -> None:
+    """Delete the checkpoints of a training from the bucket, once no other machine does the same training."""
+    if store.shared:
+        with held(store.lock(f"training-{key}"), "another machine does the same training"):
+            shared_checkpoints.drop(store.shared, key)
+
+
 def end(stage: Stage[R], key: str, store: Store) -> None:
     """Delete the checkpoints of a training from the bucket, now that its result is noted there."""
     if store.shared and stage.name == "train":

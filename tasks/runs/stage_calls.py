@@ -219,6 +219,7 @@ class StageCalls:
         if not self._afresh.has_begun(key):
             with held(self._store.lock(key), "another run trains the same"):
                 shutil.rmtree(self._store.layout.checkpoints(key), ignore_errors=True)
+            shared_work.forget_checkpoints(key, self._store)
 
     def _task(
         self, stage: Stage[R], label: str, again: bool, carry_out: Callable[[dict[str, Any]], R] | None = None

@@ -58,9 +58,8 @@ def drop_results(store: Store) -> int:
             refs = [*artifacts_in(read_result(path.read_bytes()))]
         except UnfitRecord:
             refs = []
-        if any(not store.layout.artifact(ref.digest).is_dir() for ref in refs):
-            store.layout.cache_key(path.name).unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
+        if any(not store.has(ref.digest) for ref in refs):
+            store.drop_result(path.name)
             dropped += 1
     return dropped
 

@@ -46,7 +46,8 @@ def members(kind: type) -> Iterator[tuple[str, object]]:
             yield name, getattr(made, name)
         elif inspect.isfunction(member) and not name.startswith("_"):
             types = [each.annotation for each in list(inspect.signature(member).parameters.values())[1:]]
-            yield name, getattr(made, name)(*("*" if each is str else 0 for each in types))
+            if Path not in types:  # which asks about a path
+                yield name, getattr(made, name)(*("*" if each is str else 0 for each in types))
 
 
 def patterns(kind: type) -> Iterator[tuple[str, bool]]:
