@@ -45,7 +45,7 @@ class Forwarded(Record):
 
 
 class Reading:
-    """A journal that this process sends, and nobody else while it holds the lock."""
+    """A journal that this process sends, and no other one while it holds the lock."""
 
     def __init__(self, lock: FileLock, note: Note, stream: Stream) -> None:
         self.lock, self.offset, self.stream, self.noted = lock, note.offset, stream, note
