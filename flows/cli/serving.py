@@ -94,7 +94,7 @@ def read(line: str | None, config: Settings) -> dict[str, LineFile]:
 
 def check_named(otherwise: str) -> None:
     """Raise PrefectUnreachable unless a Prefect server is named."""
-    if "PREFECT_API_URL" not in os.environ:
+    if not os.environ.get("PREFECT_API_URL"):
         raise PrefectUnreachable(
             "PREFECT_API_URL is not set", hint=f"set it to the address of a Prefect server, or run {otherwise}"
         )
