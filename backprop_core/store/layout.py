@@ -673,6 +673,11 @@ class HomeLayout:
         return self.root / "mlflow.db"
 
     @property
+    def mlflow_leftovers(self) -> list[Path]:
+        """What SQLite writes beside that database, and removes when all connections are closed."""
+        return [self.root / f"mlflow.db-{kind}" for kind in ("journal", "wal", "shm")]
+
+    @property
     def mlflow_lock(self) -> Path:
         """Held while the tables of that database are made."""
         return self.root / "mlflow.lock"

@@ -153,6 +153,7 @@ def recorded(start: Start, *, run_id: str | None, fresh: bool) -> Iterator[tuple
         cleanup.callback(sources.let_go)
         earlier = prepared_run.full_run_id(run_id, store) if run_id else retried_runs.left_over(store)
         full_id = earlier or new_run_id()
+        cleanup.enter_context(log_context.about(run_id=full_id))  # what is committed from here on is this run's
         prepared = resumed(full_id, store) if earlier else start(store).model_copy(update={"fresh": fresh})
         outcome = Outcome(full_id, prepared, store, RunJournal(full_id, prepared, config, store))
         lease = Lease(full_id, store, before_wait=worker_process.give_up)
@@ -160,7 +161,7 @@ def recorded(start: Start, *, run_id: str | None, fresh: bool) -> Iterator[tuple
         outcome.journal.sources(prepared)
         calls = StageCalls(full_id, prepared, config, store, lease, outcome)
         cleanup.callback(calls.close)
-        cleanup.enter_context(log_context.about(run_id=full_id, line=prepared.spec.line))
+        cleanup.enter_context(log_context.about(line=prepared.spec.line))
         log.info("run_started run_id=%s", full_id)
         with ending(lease, full_id, store), outcome, run_log.kept(store.layout.run(full_id).log):
             get_run_logger().info("run_started run_id=%s", full_id)  # on the page of the flow run

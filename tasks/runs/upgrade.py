@@ -99,7 +99,13 @@ def keep(path: Path, root: Path, to: Path) -> None:
 
 
 def put_back(config: Settings, backup: Path) -> None:
-    """Copy a backup over what there is, and remove the marks that it does not have."""
+    """Copy a backup over what there is, and remove the marks that it does not have.
+
+    What SQLite has left of a killed upgrade goes too: it would apply that to the database that is put back.
+    """
+    if (backup / HOME / config.layout.mlflow_database.name).is_file():
+        for path in config.layout.mlflow_leftovers:
+            path.unlink(missing_ok=True)
     for part, root in ((HOME, config.home_path), (STORE, config.store_path)):
         if (backup / part).is_dir():
             shutil.copytree(backup / part, root, dirs_exist_ok=True)

@@ -86,6 +86,15 @@ def test_everything_is_made_and_recorded(first):
     check_prefect(result)
 
 
+def test_every_record_names_its_run(first):
+    """The record beside each artifact that a stage made, here or in the worker, has the run_id."""
+    store = Store(settings().store_path)
+    made = {stage.digest for stage in first.stages if stage.digest in store.digests()}
+    assert {one.tuned.digest for one in first.runs} | {file.digest for file in first.gguf} <= made
+    assert {store.record(digest)["run_id"] for digest in made} == {first.run_id}
+    assert all(store.record(digest).get("run_id") for digest in store.digests())
+
+
 def check_prefect(result: RunResult) -> None:
     """Another service reads the result back from the Prefect artifact."""
     with get_client(sync_client=True) as client:

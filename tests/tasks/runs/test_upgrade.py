@@ -2,7 +2,10 @@
 
 import json
 import shutil
+import signal
 import sqlite3
+import subprocess
+import sys
 import tarfile
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +18,7 @@ from backprop_core.store import formats
 from backprop_core.store.layout import StoreLayout
 from tasks import tracking
 from tasks.runs import upgrade
-from tasks.tracking import schema
+from tasks.tracking import connection, schema
 from tasks.tracking.journal import Journal
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -60,9 +63,32 @@ def test_a_backup_can_be_put_back(config: Settings) -> None:
     assert rows(config.layout.mlflow_database) >= 4
 
 
+KILLED = """
+import os, signal, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1])
+connection.execute("PRAGMA cache_size = 1")
+connection.execute("CREATE TABLE more AS SELECT * FROM tags")
+connection.commit()
+connection.execute("UPDATE more SET value = value || ?", ("x" * 2000,))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_upgrade_of_the_database_is_undone(config: Settings) -> None:
+    """SQLite's journal of a process that was killed is not applied to the database that is put back."""
+    database, journal = config.layout.mlflow_database, config.layout.mlflow_leftovers[0]
+    before = database.read_bytes()
+    backup = upgrade.backed_up(config)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(database)])
+    assert killed.returncode == -signal.SIGKILL and journal.stat().st_size
+    upgrade.put_back(config, backup)
+    assert not journal.exists() and connection.damage(database) is None
+    assert rows(database) >= 4 and len(database.read_bytes()) == len(before)
+
+
 def rows(database: Path) -> int:
-    with closing(sqlite3.connect(database)) as connection:
-        return int(connection.execute("SELECT COUNT(*) FROM runs").fetchone()[0])
+    with closing(sqlite3.connect(database)) as opened:
+        return int(opened.execute("SELECT COUNT(*) FROM runs").fetchone()[0])
 
 
 @pytest.mark.parametrize("part", ["home", "store"])
@@ -77,9 +103,9 @@ def test_what_is_newer_is_refused(config: Settings, part: str) -> None:
 
 def test_a_newer_mlflow_database_is_refused(config: Settings) -> None:
     """Its revision is none that the installed MLflow knows."""
-    with closing(sqlite3.connect(config.layout.mlflow_database)) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
-        connection.commit()
+    with closing(sqlite3.connect(config.layout.mlflow_database)) as opened:
+        opened.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
+        opened.commit()
     with pytest.raises(FormatNewer, match="newer MLflow"):
         upgrade.planned(config)
 
@@ -94,8 +120,8 @@ def test_a_home_in_use_is_not_upgraded(config: Settings) -> None:
 def old_database(config: Settings) -> Settings:
     """The home's history as MLflow 3.9.0 wrote it."""
     config.layout.mlflow_database.unlink()
-    with closing(sqlite3.connect(config.layout.mlflow_database)) as connection:
-        connection.executescript((FIXTURES / "mlflow_3_9_0.sql").read_text(encoding="utf-8"))
+    with closing(sqlite3.connect(config.layout.mlflow_database)) as opened:
+        opened.executescript((FIXTURES / "mlflow_3_9_0.sql").read_text(encoding="utf-8"))
     return config
 
 
