@@ -11,6 +11,7 @@ import io
 import re
 import shutil
 import tarfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ from backprop_core.errors import (
     ConfigInvalid,
     InputNotFound,
     InputValidationFailed,
+    NotGated,
     PlaceUnusable,
     RunActive,
     RunUnknown,
@@ -32,6 +34,7 @@ from backprop_core.lines.deletion import has_records
 from backprop_core.lines.renaming import first_name
 from backprop_core.lines.versions import Lines, LineVersion, Move
 from backprop_core.schema.field_types import LineName
+from backprop_core.schema.gate_report import Act
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import ArtifactRef, Digest, RowsRef, artifacts_in
 from backprop_core.store.artifacts import Store, fsync, manifest_of, write_atomic
@@ -42,6 +45,7 @@ from backprop_core.store.locks import is_acquired
 FORMAT: Literal[1] = 1
 HEAD, JOB, RECORDS, ARTIFACTS = "line.json", "job.yaml", "records", "artifacts"  # members; the head comes first
 MEMBER = re.compile(r"(?:artifacts/([0-9a-f]{64})/|line/)((?:[\w.+@=,-]+/)*[\w.+@=,-]+)", re.ASCII)
+RECORD = re.compile(r"(?:versions/[0-9]{6}|moves/[0-9a-f]{32}|votes/[0-9a-f]{32}/[\w-]+)\.json", re.ASCII)
 LARGEST_RECORD = 64 * 2**20  # bytes of a member that is read into memory
 HINT = "write the file again: backprop line export LINE --output FILE"
 
@@ -193,10 +197,11 @@ class Import:
         self._records: dict[str, bytes] = {}
         self.job: str | None = None
 
-    def carry_out(self, by: dict[str, Any]) -> None:
+    def carry_out(self, by: dict[str, Any], act: Act) -> None:
         """Commit every artifact, then the line. `by` says in the artifacts' records where they came from.
 
-        Raises ConfigInvalid, RunActive, InputValidationFailed.
+        A champion that did not pass its gate is only made live by an `act` that forces it. Raises ConfigInvalid,
+        RunActive, InputValidationFailed, NotGated.
         """
         lock = self._store.lock(f"line-{self._to}")
         if not is_acquired(lock, timeout=0):
@@ -206,6 +211,7 @@ class Import:
             with self._store.begin("import") as directory:
                 self._unpack(directory)
                 refs = self._refs()
+                self._check_gate(act)
                 for digest in self._head.artifacts:
                     self._commit(directory / digest, refs, digest, by)
                 self._check_rows(refs)
@@ -224,6 +230,8 @@ class Import:
             if match is None or ".." in match[2].split("/"):
                 raise damaged(self._file, f"a member is named {member.name[:100]!r}")
             if match[1] is None:
+                if not RECORD.fullmatch(match[2]):
+                    raise damaged(self._file, f"{match[2][:100]} is no record of a line")
                 self._records[match[2]] = content_of(self._archive, member, self._file)
             elif match[1] in self._head.artifacts:
                 self._write(member, directory / match[1] / match[2])
@@ -248,10 +256,37 @@ class Import:
                     Move.model_validate_json(content)
         except (KeyError, ValidationError) as error:
             raise damaged(self._file, f"a version or promotion cannot be read ({type(error).__name__})") from error
+        known = {f"versions/{number:06d}.json" for number in self._head.versions}
+        if more := {name for name in self._records if name.startswith("versions/")} - known:
+            raise damaged(self._file, f"{HEAD} does not name {min(more)}")
         refs = refs_of(versions)
         if lacking := refs.keys() ^ {*self._head.artifacts, *self._head.pruned}:
             raise damaged(self._file, f"artifact {min(lacking)[:12]} is not in it, or not of the line")
         return refs
+
+    def _check_gate(self, act: Act) -> None:
+        """Let the champion be live only if it passed its gate, or was forced past it; note an act that forces it.
+
+        Raises NotGated.
+        """
+        number = self._head.champion
+        if number not in self._head.versions:
+            return
+        version = LineVersion.model_validate_json(self._records[f"versions/{number:06d}.json"])
+        moves = [Move.model_validate_json(text) for name, text in self._records.items() if name.startswith("moves/")]
+        forced = any(move.number == number and move.act.forced for move in moves)
+        if forced or (version.gate and version.gate.accepted) or (version.act and version.act.forced):
+            return
+        if not act.forced:
+            said = (
+                f"was rejected by the gate: {version.gate.reason}" if version.gate else "was never checked by the gate"
+            )
+            raise NotGated(
+                f"{self._file}: version {number}, which it makes live, {said}",
+                hint=f"to make it live anyway: backprop line import {self._file} --force --reason TEXT",
+            )
+        move = Move(number=number, before=None, run_id=uuid.uuid4().hex, act=act)
+        self._records[f"moves/{move.run_id}.json"] = move.model_dump_json().encode()
 
     def _commit(self, directory: Path, refs: dict[str, ArtifactRef], digest: str, by: dict[str, Any]) -> None:
         """Commit an artifact if its files are what its digest says. Raises InputValidationFailed."""

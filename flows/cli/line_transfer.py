@@ -1,5 +1,6 @@
 """Verbs that move a line between homes: `line export`, `line import`."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -9,10 +10,11 @@ from backprop_core.errors import ConfigInvalid
 from backprop_core.runtime.local_user import local_user
 from backprop_core.runtime.settings import Settings, settings
 from backprop_core.schema.field_types import line_name
+from backprop_core.schema.gate_report import Act
 from backprop_core.schema.records import Record
 from flows.cli import lines_file
 from flows.cli.console import configure_logging
-from flows.cli.flags import PLAIN, OutputFlags
+from flows.cli.flags import PLAIN, Force, OutputFlags, Reason
 from flows.cli.line import for_line
 from flows.cli.main import Answer
 from flows.cli.tables import size, whole_line
@@ -63,14 +65,19 @@ def line_import(
     to: Annotated[
         str | None, Parameter(help="Name of the line here; default: the name that it had.", show_default=False)
     ] = None,
+    force: Force = False,
+    reason: Reason = "",
     output: OutputFlags = PLAIN,
 ) -> Answer:
     config = settings()
     configure_logging(config, verbose=output.verbose)
+    act = Act(by=local_user(), at=datetime.now(UTC), reason=reason.strip(), forced=force)
+    if force and not act.reason:
+        raise ConfigInvalid("--force needs a reason for the record", hint="add --reason TEXT")
     head = line_archives.head(file)
     name = line_name(to) if to else head.line
     check_no_job(name, config)
-    text = line_archives.read(file, name, local_user(), config)
+    text = line_archives.read(file, name, act, config)
     job = write_job(text, head.line, name, config) if text is not None else None
     made = transferred(name, file, head, file.stat().st_size, str(job) if job else None)
     return Answer(made.model_dump(), whole_line(f"{summary(made)}\nshow it: backprop show-line {name}"))

@@ -261,14 +261,12 @@ def withdraw(line: str, numbers: Sequence[int], store: Store, config: Settings) 
     left = [f"{names[number]}: its Ollama tag could not be removed" for number in numbers if not tags(line, number)]
     kept = named_by_others(line, numbers, store)
     pins = set[str]().union(*pinned(store).values())
-    gone = list[tuple[str, str]]()
     for digest in sorted(made_by(line, numbers, store) - kept):
         if digest in pins:
             left.append(f"artifact {digest[:12]} is pinned; release it with `backprop store keep --undo`, then prune")
         else:
-            gone.append((str(kind_of(digest, store)), digest))
             store.remove(digest, f"withdrawn: a version of line {line} that has learned forgotten rows")
-    left += remove_copies(config, gone)
+    left += remove_copies(config, store.was_removed, rows=True)
     runs = [Lines(store).version(line, number).run_id for number in numbers]
     return left + remove_versions(config, line, dict(zip(numbers, runs, strict=True)))
 

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 OF_ARTIFACTS = "artifacts"  # role of the run, which is neither a parent nor a child
 WHERE = "backprop.artifacts"  # tag of a run: the MLflow run that has copies of its artifacts
-SOURCE, LINE_FILE, STAGES, CHECKPOINTS = "source", "line.json", "stages", "checkpoints"
+COPIES, SOURCE, LINE_FILE, STAGES, CHECKPOINTS = "artifacts", "source", "line.json", "stages", "checkpoints"
 ALONE = "rows"  # name of the copy of a source that is one file
 
 
@@ -52,7 +52,7 @@ class Copy(Record):
 
 def folder_of(kind: str, digest: str) -> str:
     """The folder of an artifact among the copies."""
-    return f"artifacts/{kind}/{digest}"
+    return f"{COPIES}/{kind}/{digest}"
 
 
 def note_of(digest: str) -> str:
@@ -264,19 +264,49 @@ def remove(files: "ArtifactRepository", folder: str) -> None:
         files.delete_artifacts(folder)
 
 
-def ours(client: "MlflowClient", settings: Settings) -> list[str]:
-    """The ids of our experiments."""
-    found = client.search_experiments(filter_string=f"tags.`{NAMESPACE}` = '{settings.namespace}'")
+def ours(client: "MlflowClient", settings: Settings, *, deleted: bool = False) -> list[str]:
+    """The ids of our experiments; with `deleted`, also of deleted ones, whose files MLflow keeps."""
+    from mlflow.entities import ViewType
+
+    view = ViewType.ALL if deleted else ViewType.ACTIVE_ONLY
+    found = client.search_experiments(view, filter_string=f"tags.`{NAMESPACE}` = '{settings.namespace}'")
     return [str(one.experiment_id) for one in found]
 
 
-def forget(client: "MlflowClient", settings: Settings, digests: Sequence[tuple[str, str]]) -> None:
-    """Remove the copies of artifacts, by kind and digest, and those of all files of rows."""
-    for files in all_copies(client, settings):
-        for kind, digest in digests:
-            remove(files, folder_of(kind, digest))
-            remove(files, str(Path(note_of(digest)).parent))
-        remove(files, folder_of(SOURCE, "").rstrip("/"))
+def is_copy(path: Path, settings: Settings) -> bool:
+    """Whether a file in the home is a copy, which may be a hard link to a file of the store: it is never edited."""
+    places = settings.layout.mlflow_artifacts
+    parts = path.relative_to(places).parts if path.is_relative_to(places) else ()
+    return parts[2:3] == ("artifacts",) and parts[3:4] in ((COPIES,), (CHECKPOINTS,))
+
+
+def remove_artifacts(client: "MlflowClient", settings: Settings, was_removed: Callable[[str], bool]) -> None:
+    """Remove the copies of artifacts that the store has removed on purpose."""
+    for files in everywhere(client, settings, f"tags.`{ROLE}` = '{OF_ARTIFACTS}'"):
+        for kind in folders(files, COPIES):
+            for digest in folders(files, f"{COPIES}/{kind}"):
+                if kind != SOURCE and was_removed(digest):
+                    remove(files, folder_of(kind, digest))
+                    remove(files, str(Path(note_of(digest)).parent))
+
+
+def remove_rows(client: "MlflowClient", settings: Settings) -> None:
+    """Remove the copies of all files of rows, and all checkpoints."""
+    for files in everywhere(client, settings, f"tags.`{ROLE}` = '{OF_ARTIFACTS}'"):
+        remove(files, f"{COPIES}/{SOURCE}")
+    for files in everywhere(client, settings, f"tags.`{ROLE}` = 'parent'"):
+        remove(files, CHECKPOINTS)
+
+
+def everywhere(client: "MlflowClient", settings: Settings, condition: str) -> "Iterator[ArtifactRepository]":
+    """The files of all our runs that match, also of deleted ones."""
+    from mlflow.entities import ViewType
+
+    experiments, token = ours(client, settings, deleted=True), None
+    while experiments and token != "":
+        page = client.search_runs(experiments, condition, ViewType.ALL, page_token=token)
+        yield from (repository(client, run) for run in page)
+        token = page.token or ""
 
 
 def all_copies(client: "MlflowClient", settings: Settings) -> "Iterator[ArtifactRepository]":

@@ -1,6 +1,6 @@
-"""Removes from MLflow the adapters of withdrawn versions, and copies of artifacts that have forgotten rows."""
+"""Removes from MLflow the adapters of withdrawn versions, and copies of artifacts that the store has removed."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 from backprop_core.errors import BackpropError
 from backprop_core.runtime.settings import Settings
@@ -30,16 +30,21 @@ def remove_versions(settings: Settings, line: str, runs: Mapping[int, str]) -> l
     return []
 
 
-def remove_copies(settings: Settings, removed: Iterable[tuple[str, str]]) -> list[str]:
-    """Remove the copies of artifacts, by kind and digest, and all copies of files of rows; what is left, in words."""
+def remove_copies(settings: Settings, was_removed: Callable[[str], bool], *, rows: bool) -> list[str]:
+    """Remove the copies of artifacts that the store has removed; what is left, in words.
+
+    With `rows`, also all copies of files of rows, and all checkpoints.
+    """
     if history.is_empty(settings):
         return []
     try:
         client = connect(settings)
         with answering(settings):
-            artifact_copies.forget(client, settings, list(removed))
+            artifact_copies.remove_artifacts(client, settings, was_removed)
+            if rows:
+                artifact_copies.remove_rows(client, settings)
     except BackpropError as error:
-        return [f"{error.message}: MLflow's copies of the rows are still there; run this again once it answers"]
+        return [f"{error.message}: MLflow still has copies of what was removed; run this again once it answers"]
     return []
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,21 @@ from backprop_core.errors import InputValidationFailed
 from backprop_core.lines import line_archive
 from backprop_core.lines.versions import Lines
 from backprop_core.runtime.settings import settings
-from backprop_core.store.artifacts import Store
+from backprop_core.schema.gate_report import Act, GateReport
+from backprop_core.store.artifacts import Store, write_atomic
 from flows.cli import lines_file, main
 from tests import tiny_line
 
+ACCEPTED = GateReport(
+    accepted=True,
+    reason="better by 0.1",
+    against="base",
+    metric="token_accuracy",
+    average=0.9,
+    rival_average=0.8,
+    base_average=0.8,
+    tasks=[],
+)
 Capture = pytest.CaptureFixture[str]
 
 
@@ -27,6 +39,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("BACKPROPAGATE_HOME", str(place / "home"))
         patch.chdir(place)
         tiny_line.write(settings(), versions=2)
+        passed(settings().store_path)
         (settings().layout.jobs).mkdir()
         (settings().layout.jobs / "support.yaml").write_text("line: support\nmodel: {name: x}\n")
         assert main.main(["line", "export", "support", "--output", "one.line"]) == 0
@@ -34,6 +47,15 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         assert (place / "one.line").read_bytes() == (place / "two.line").read_bytes()
         assert main.main(["line", "export", "support", "--output", "two.line"]) == 1
         yield place / "one.line"
+
+
+def passed(root: Path) -> None:
+    """Note in the versions of the line that they have passed the gate."""
+    store = Store(root)
+    for number in Lines(store).versions("support"):
+        version = Lines(store).version("support", number).model_copy(update={"gate": ACCEPTED})
+        write_atomic(store.layout.line("support").version(number), version.model_dump_json())
+    store.close()
 
 
 @pytest.fixture
@@ -102,6 +124,15 @@ BAD: dict[str, Callable[[Path], bytes]] = {
     "out of the directory": lambda file: rewritten(
         file, lambda name, content: (name.replace("line/versions", "line/../../versions"), content)
     ),
+    "its own champion": lambda file: rewritten(
+        file, lambda name, content: ("line/champion", b"1") if name == "job.yaml" else (name, content)
+    ),
+    "a release that has begun": lambda file: rewritten(
+        file, lambda name, content: ("line/transaction.json", b"{}") if name == "job.yaml" else (name, content)
+    ),
+    "a version that the head does not name": lambda file: rewritten(
+        file, lambda name, content: ("line/versions/000003.json", b"{}") if name == "job.yaml" else (name, content)
+    ),
     "a newer format": lambda file: rewritten(
         file, lambda name, content: (name, content.replace(b'"format":1', b'"format":2', 1))
     ),
@@ -115,8 +146,24 @@ def test_a_damaged_file_leaves_no_line(exported: Path, elsewhere: Store, tmp_pat
     file.write_bytes(BAD[how](exported))
     store = elsewhere
     with pytest.raises(InputValidationFailed, match=r"bad\.line"), line_archive.opened(file) as (archive, head):
-        line_archive.Import(file, archive, head, "support", store).carry_out({})
+        line_archive.Import(file, archive, head, "support", store).carry_out({}, Act(by="Ann", at=datetime.now(UTC)))
     assert Lines(store).names() == [] and not (tmp_path / "versions").exists()
+
+
+def test_a_file_is_no_way_around_the_gate(exported: Path, elsewhere: Store, tmp_path: Path, capsys: Capture) -> None:
+    """A champion that its gate rejected is imported only by force, with a reason, and the record says who did it."""
+    file = tmp_path / "rejected.line"
+    changed = rewritten(
+        exported, lambda name, content: (name, content.replace(b'"accepted":true', b'"accepted":false'))
+    )
+    file.write_bytes(changed)
+    assert main.main(["line", "import", str(file)]) != 0
+    assert "[STATE_NOT_GATED]" in capsys.readouterr().err and Lines(elsewhere).names() == []
+    assert main.main(["line", "import", str(file), "--force"]) == 1
+    assert main.main(["line", "import", str(file), "--force", "--reason", "a demo"]) == 0
+    act = Lines(elsewhere).act("support", 2)
+    assert act and act.forced and act.reason == "a demo"
+    assert Lines(elsewhere).champion("support") == 2
 
 
 def test_without_a_line_or_a_file(elsewhere: Store, capsys: Capture) -> None:

@@ -13,7 +13,9 @@ from backprop_core.runtime.settings import Settings
 from backprop_core.schema.refs import BaseRef, RowsRef, SourceRef
 from backprop_core.schema.specs import DatasetSpec, RunSpec
 from backprop_core.store.artifacts import Store, file_digest
+from tasks.runs.data_forget import data_forget
 from tasks.runs.prepared_run import Prepared, full_run_id, load
+from tasks.runs.prune import prune
 from tasks.runs.restored_runs import bring_artifacts, relocated, restore_line, write_line
 from tasks.runs.sources import Source
 from tasks.tracking import sync
@@ -133,13 +135,50 @@ def test_copies_of_forgotten_rows_are_removed(home: Settings) -> None:
         journal.keep(other, Store(home.store_path).layout.artifact(other.digest), {})
         journal.end("finished")
     assert sync(home).error is None and copies(home, "artifacts/source/*")
-    assert remove_copies(home, [("rows", rows.digest)]) == []
+    Store(home.store_path).remove(rows.digest, "a row in it was forgotten")
+    assert remove_copies(home, Store(home.store_path).was_removed, rows=True) == []
+    assert copies(home, "checkpoints/*") == []
     assert copies(home, "artifacts/source/*") == []
     assert [path.name for path in copies(home, "artifacts/rows/*")] == [other.digest]
     assert [path.name for path in copies(home, "records/*")] == [other.digest]
     store = lose(home)
     with pytest.raises(ArtifactMissing):
         store.local(rows)
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_prune_frees_the_disk(home: Settings, *, deleted: bool) -> None:
+    """MLflow's copy is a link to the same bytes, so it goes as well, also if its run was deleted there."""
+    rows, file = rows_in(home)
+    journaled(home, rows, file)
+    with Journal(home.journal_path, RUN) as journal:
+        journal.end("finished")
+    assert sync(home).error is None
+    if deleted:
+        client = connect(home)
+        client.delete_experiment(client.get_experiment_by_name("backprop.support").experiment_id)
+    held = Store(home.store_path).layout.artifact(rows.digest) / "rows.jsonl"
+    witness = home.home_path.parent / "witness"
+    witness.hardlink_to(held)
+    Store(home.store_path).layout.run(RUN).spec.unlink(missing_ok=True)
+    assert prune(home, dry_run=True).artifacts == 1 and witness.stat().st_nlink == 3
+    prune(home, dry_run=False)
+    assert witness.stat().st_nlink == 1 and copies(home, "artifacts/rows/*") == []
+
+
+def test_forgetting_edits_no_copy(home: Settings) -> None:
+    """A copy in MLflow is a link to a file of the store: it is removed whole, and its bytes are not written to."""
+    rows, file = rows_in(home)
+    journaled(home, rows, file)
+    with Journal(home.journal_path, RUN) as journal:
+        journal.end("finished")
+    assert sync(home).error is None
+    witness = home.home_path.parent / "witness"
+    witness.hardlink_to(Store(home.store_path).layout.artifact(rows.digest) / "rows.jsonl")
+    before = witness.read_bytes()
+    done = data_forget([DatasetSpec(path=str(file))], home, plan=False)
+    assert [one.digest for one in done.artifacts] == [rows.digest] and witness.read_bytes() == before
+    assert copies(home, "artifacts/*/*") == copies(home, "checkpoints/*") == []
 
 
 def test_what_is_too_large_is_named_by_its_place(home: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
