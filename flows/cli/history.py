@@ -90,10 +90,12 @@ def lines(*, output: OutputFlags = PLAIN) -> Answer:
 
 def show_line(line: Annotated[str, Parameter(help="Name of the line.")], /, *, output: OutputFlags = PLAIN) -> Answer:
     from tasks.runs.line_report import line_report
+    from tasks.runs.restored_runs import look_for_line
 
     config = settings()
     configure_logging(config, verbose=output.verbose)
-    report = line_report(line_name(line), config)
+    look_for_line(line_name(line), config)
+    report = line_report(line, config)
     return Answer(report.model_dump(mode="json"), line_text.versions(report))
 
 

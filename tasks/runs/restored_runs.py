@@ -18,7 +18,7 @@ from backprop_core.errors import ArtifactDamaged, MLflowUnreachable, RunUnknown
 from backprop_core.lines.deletion import DeletedLine
 from backprop_core.lines.renaming import noted
 from backprop_core.lines.versions import Lines
-from backprop_core.runtime.settings import settings
+from backprop_core.runtime.settings import Settings, settings
 from backprop_core.schema.refs import SourceRef
 from backprop_core.store.artifacts import Store, write_atomic
 
@@ -142,6 +142,11 @@ def restore_line(line: str, store: Store) -> bool:
     write_line(line, files, store)
     log.warning("line %s was restored from MLflow", line)
     return True
+
+
+def look_for_line(line: str, config: Settings) -> None:
+    """Restore a line that the store lacks, to show it. Raises what `restore_line` raises."""
+    restore_line(line, Store(config.store_path))
 
 
 def write_line(line: str, files: dict[str, str], store: Store) -> None:
