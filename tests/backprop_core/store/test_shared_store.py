@@ -20,8 +20,10 @@ from backprop_core.errors import (
 )
 from backprop_core.lines.versions import Lines
 from backprop_core.schema.refs import RowsRef
-from backprop_core.store import cache_limit, object_store, pins, remote_leases, sharing
-from backprop_core.store.artifacts import Store, write_atomic
+from backprop_core.store import cache_limit, object_store, pins, remote_leases, shared_checkpoints, sharing
+from backprop_core.store.artifacts import Store, manifest_of, write_atomic
+from backprop_core.store.cache_keys import canonical
+from backprop_core.store.layout import MANIFEST
 from backprop_core.store.leases import Lease, leased, living
 from tests.wire.s3_server import BUCKET, Cutter, environment, s3_server
 
@@ -267,3 +269,46 @@ def test_the_address_is_a_setting(wire, address, tmp_path, monkeypatch):
     assert store.shared and store.root.is_relative_to(tmp_path) and store.shared.address == address
     assert Store(store.root, alone=True).shared is None
     assert Store(tmp_path / "plain").shared is None
+
+
+def test_a_checkpoint_is_on_the_other_machine(machines):
+    """The newest whole checkpoint goes up while the training runs, and another machine begins with it; then it goes."""
+    one, two = machines
+    key = "d" * 64
+    with shared_checkpoints.kept(one.shared, key):
+        for step in (1, 2):
+            checkpoint(one, key, step)
+            deadline = time.monotonic() + 60
+            while not shared_checkpoints.newest(one.shared, key).endswith(str(step)):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        (one.layout.checkpoints(key) / "step-000003.tmp").mkdir()
+    with shared_checkpoints.kept(two.shared, key):
+        assert [path.name for path in two.layout.checkpoints(key).iterdir()] == ["step-000002"]
+    for path in one.layout.checkpoints(key).glob("step-000002/*"):
+        assert path.read_bytes() == (two.layout.checkpoints(key) / "step-000002" / path.name).read_bytes()
+    assert {name.key.partition("/")[0] for name in one.shared.objects.list(f"checkpoints/{key}")} == {"step-000002"}
+    shared_checkpoints.drop(two.shared, key)
+    assert one.shared.objects.list("checkpoints") == []
+
+
+def checkpoint(store: Store, key: str, step: int) -> None:
+    directory = store.layout.checkpoints(key) / f"step-{step:06d}"
+    beside = directory.with_suffix(".tmp")
+    beside.mkdir(parents=True)
+    (beside / "state.json").write_text(str(step))
+    (beside / MANIFEST).write_text(canonical(manifest_of(beside, "checkpoint", 2)))
+    beside.rename(directory)
+
+
+def test_a_result_is_on_the_other_machine(machines):
+    """The record of a finished stage is found on the other machine, until it is dropped."""
+    one, two = machines
+    write_atomic(one.layout.cache_result("k"), "result")
+    write_atomic(one.layout.cache_key("k"), "record")
+    assert not two.has_result("k")
+    one.keep_result("k")
+    assert two.has_result("k") and two.results() == {"k"}
+    assert (two.layout.cache_key("k").read_text(), two.layout.cache_result("k").read_text()) == ("record", "result")
+    two.drop_result("k")
+    assert one.shared.results() == set()
