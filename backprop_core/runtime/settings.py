@@ -19,6 +19,17 @@ TRACKERS = ("tensorboard", "wandb")
 SHOWN = 60  # characters of a rejected value that an error shows
 
 
+def bucket_address(address: str) -> str:
+    """An `s3://bucket/prefix` address. Raises ConfigInvalid if it has credentials, a query or no bucket."""
+    parts = urlsplit(address)
+    if "@" in parts.netloc or not parts.netloc or "?" in address or "#" in address:
+        raise ConfigInvalid(  # without the address, which may have a secret
+            "BACKPROPAGATE_STORE has more, or less, than a bucket and a prefix",
+            hint="set it to s3://BUCKET/PREFIX, and the credentials in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        )
+    return address.rstrip("/")
+
+
 def expandable(path: Path) -> Path:
     """The path. Raises ValueError if it starts with the home directory of an unknown user."""
     try:
@@ -166,14 +177,14 @@ class Settings(BaseSettings):
     def store_path(self) -> Path:
         """The store's directory, from a path or a `file:` URL; of an `s3://` address, that of its local copy.
 
-        Raises StoreUnsupported for other URLs.
+        Raises StoreUnsupported for other URLs, ConfigInvalid for an address with more than bucket and prefix.
         """
         if self.store is None:
             return self.layout.store
         if self.store.lower().startswith("file:"):
             return file_path(self.store)
         if self.store.lower().startswith("s3://"):
-            return self.layout.shared_store(self.store.rstrip("/"))
+            return self.layout.shared_store(bucket_address(self.store))
         if is_address(self.store):
             scheme = self.store.partition(":")[0]
             raise StoreUnsupported(
