@@ -84,15 +84,14 @@ def state(path: str | None) -> list[list[str | int]]:
 def found(dataset: DatasetSpec, scratch: Path, *, task: str | None) -> Source:
     """Find, download and hash a dataset's files."""
     name = stem(dataset.path)
+    heldout = dataset.heldout
     return Source(
         name=name,
         task=dataset.task or task or task_name(name),
         data=copied(dataset.path, dataset, scratch) or find(dataset, scratch=scratch),
-        heldout=dataset.heldout
-        and (
-            copied(dataset.heldout, dataset, scratch)
-            or snapshot(dataset.heldout, scratch=scratch, encoding=dataset.encoding)
-        ),
+        heldout=None
+        if heldout is None
+        else copied(heldout, dataset, scratch) or snapshot(heldout, scratch=scratch, encoding=dataset.encoding),
     )
 
 

@@ -338,9 +338,11 @@ def test_every_line_of_a_json_log_says_what_it_is_about(capsys: pytest.CaptureFi
         configure_logging(Settings(log_json=True), verbose=True)
         with log_context.about(run_id="a1", line="support"), log_context.about(stage="train"):
             logging.getLogger("prefect.flow_runs").warning("of Prefect")
-            logging.getLogger("transformers").warning("of %s", SECRET)
+            logging.getLogger("some.library").warning("of %s", SECRET)
             print(f"two lines\nof {SECRET}", file=sys.stderr)
-            warnings.warn("of a library", UserWarning, stacklevel=1)
+            with warnings.catch_warnings():
+                warnings.simplefilter("default")
+                warnings.warn("of a library", UserWarning, stacklevel=1)
         with Bar(every=0.02) as bar:
             bar(Progress(stage="train", done=3, total=60))
             time.sleep(0.1)

@@ -93,6 +93,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         rows = [{"prompt": f"hello number {n}", "completion": f"answer {n}"} for n in range(40)]
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         tiny_line.write(settings())
+        tiny_line.passed(settings().store_path)
         for run_id, average in (("a1" * 16, 0.5), ("b2" * 16, 0.9)):
             record(run_id, average)
         yield folder

@@ -13,21 +13,11 @@ from backprop_core.errors import InputValidationFailed
 from backprop_core.lines import line_archive
 from backprop_core.lines.versions import Lines
 from backprop_core.runtime.settings import settings
-from backprop_core.schema.gate_report import Act, GateReport
-from backprop_core.store.artifacts import Store, write_atomic
+from backprop_core.schema.gate_report import Act
+from backprop_core.store.artifacts import Store
 from flows.cli import lines_file, main
 from tests import tiny_line
 
-ACCEPTED = GateReport(
-    accepted=True,
-    reason="better by 0.1",
-    against="base",
-    metric="token_accuracy",
-    average=0.9,
-    rival_average=0.8,
-    base_average=0.8,
-    tasks=[],
-)
 Capture = pytest.CaptureFixture[str]
 
 
@@ -39,7 +29,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("BACKPROPAGATE_HOME", str(place / "home"))
         patch.chdir(place)
         tiny_line.write(settings(), versions=2)
-        passed(settings().store_path)
+        tiny_line.passed(settings().store_path)
         (settings().layout.jobs).mkdir()
         (settings().layout.jobs / "support.yaml").write_text("line: support\nmodel: {name: x}\n")
         assert main.main(["line", "export", "support", "--output", "one.line"]) == 0
@@ -47,15 +37,6 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         assert (place / "one.line").read_bytes() == (place / "two.line").read_bytes()
         assert main.main(["line", "export", "support", "--output", "two.line"]) == 1
         yield place / "one.line"
-
-
-def passed(root: Path) -> None:
-    """Note in the versions of the line that they have passed the gate."""
-    store = Store(root)
-    for number in Lines(store).versions("support"):
-        version = Lines(store).version("support", number).model_copy(update={"gate": ACCEPTED})
-        write_atomic(store.layout.line("support").version(number), version.model_dump_json())
-    store.close()
 
 
 @pytest.fixture

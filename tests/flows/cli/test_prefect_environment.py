@@ -88,6 +88,8 @@ def connect() -> None:
 def test_a_server_that_is_named_after_prefects_import(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is the one that is used: Prefect does not start one of its own beside it."""
     monkeypatch.setattr(prefect_environment, "_server", None)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    refresh_global_settings_context()
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:7/api")
     with pytest.raises(PrefectUnreachable, match=r"127\.0\.0\.1:7"):
         contextvars.Context().run(connect)
