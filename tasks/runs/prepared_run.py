@@ -91,11 +91,11 @@ def save(prepared: Prepared, run_id: str, store: Store) -> None:
 def load(run_id: str, store: Store) -> Prepared:
     """The resolved spec of the run with this id, from MLflow if the store lacks it.
 
-    Raises RunUnknown; ArtifactDamaged if it cannot be read.
+    Raises ArtifactDamaged if neither has it, or it cannot be read.
     """
     path = store.layout.run(run_id).spec
     if not path.is_file() and restore_run(run_id, store) is None:
-        raise unknown(run_id, store)
+        raise ArtifactDamaged(f"{path} is missing, and MLflow has no copy", hint="start the run again")
     try:
         prepared = Prepared.model_validate_json(path.read_bytes())
     except ValidationError as error:

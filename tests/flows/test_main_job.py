@@ -140,7 +140,8 @@ def test_a_run_ends_in_time(first, base, data):
 
 def test_replay_asks_for_the_same_again(first):
     """The spec of an earlier run decides the same results, and with a change others; a misspelt change is refused."""
-    before, store = prestart.asked(first.run_id[:10]), Store(settings().store_path)
+    before, _ = prestart.asked(first.run_id[:10])
+    store = Store(settings().store_path)
     again = replayed(before.spec, first.run_id, [])
     assert resolve.prepare("multi-run", again, store).digest() == before.digest()
     other = replayed(before.spec, first.run_id, ["training.seed=5"])
