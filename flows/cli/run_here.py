@@ -10,7 +10,6 @@ from flows.cli.prefect_environment import connected, quiet_prefect
 from flows.parameters import parameters, to_resume
 from flows.registry import load, planned_body
 from tasks.runs import prestart, resolve
-from tasks.runs.sources import Elsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,12 +21,12 @@ if TYPE_CHECKING:
     from tasks.runs.unfinished_rebuild import UnfinishedRebuild
 
 
-def run(flow: str, spec: RunSpec, *, fresh: bool = False, elsewhere: Elsewhere | None = None, **more: Any) -> RunResult:
+def run(flow: str, spec: RunSpec, *, fresh: bool = False, **more: Any) -> RunResult:
     """Run a flow that trains: check the inputs, start the worker if a stage needs it, call the flow.
 
-    `elsewhere` finds files of rows that are missing; `more` are parameters of the flow that are not in a spec.
+    `more` are parameters of the flow that are not in a spec.
     """
-    prestart.start(flow, spec, fresh=fresh, elsewhere=elsewhere)
+    prestart.start(flow, spec, fresh=fresh)
     called = load(flow)  # while Prefect's server starts
     with connected():
         made: RunResult = called(**parameters(flow, spec, fresh=fresh), **more)

@@ -95,10 +95,9 @@ def replay(
     fresh: Annotated[bool, Parameter(help="Run every stage again, ignoring the cache.", negative="")] = False,
     output: OutputFlags = PLAIN,
 ) -> Answer:
-    before, copies = asked(run_id)
+    before = asked(run_id)
     spec = replayed(before.spec, run_id, set or ())
-    with watched(output):
-        return answer(run_here.run(before.flow, spec, fresh=fresh, elsewhere=copies))
+    return carry_out(before.flow, spec, Flags(fresh=fresh, json=output.json, verbose=output.verbose))
 
 
 def promote(
