@@ -23,7 +23,9 @@ def test_the_answers_are_an_artifact() -> None:
     tiny_line.write(settings())
     made = generate("support", ASKED, generation=SPEC)
     with get_client(sync_client=True) as client:
-        [artifact] = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["backprop-answers"])))
+        [artifact] = client.read_artifacts(
+            artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["backprop-answers"]))
+        )
     told = json.loads(str(artifact.data).removeprefix("```json\n").removesuffix("\n```"))
     assert told == answers("support", ASKED, system=None, spec=SPEC).model_dump(mode="json")
     assert (made.status, made.reason) == ("finished", "2 prompts answered")
