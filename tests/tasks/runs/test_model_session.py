@@ -99,17 +99,31 @@ def test_a_device_in_use_is_said_at_once(begin: Callable[..., ModelSession], slo
     assert ask(begin()).tokens
 
 
-def test_a_worker_that_starts_slowly_is_not_taken_for_a_run(
-    begin: Callable[..., ModelSession], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a busy machine a start takes longer than a session waits for a device; the device is free all the same."""
+@pytest.fixture
+def slow_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a worker starts for longer than a session waits for a device."""
     python = settings().worker_python or sys.executable
     slow = tmp_path / "slow"
     slow.write_text(f'#!/bin/sh\nsleep 2\nexec "{python}" "$@"\n', encoding="utf-8")
     slow.chmod(0o755)
     monkeypatch.setenv("BACKPROPAGATE_WORKER_PYTHON", str(slow))
     monkeypatch.setattr(model_session, "SOON", 0.5)
+
+
+@pytest.mark.usefixtures("slow_start")
+def test_a_worker_that_starts_slowly_is_not_taken_for_a_run(begin: Callable[..., ModelSession]) -> None:
+    """The device is free, however long the start takes."""
     assert ask(begin()).tokens
+
+
+@pytest.mark.usefixtures("slow_start")
+def test_a_run_that_begins_during_the_start_has_the_device(begin: Callable[..., ModelSession], slot: Path) -> None:
+    """The question is refused as soon as the worker has started and waited; then it is answered."""
+    session = begin()
+    session.warm()
+    with gpu_slot.taken([slot]), pytest.raises(DeviceBusy, match="runs come before"):
+        ask(session)
+    assert ask(session).tokens
 
 
 def test_a_run_gets_the_device_from_an_idle_session(begin: Callable[..., ModelSession], slot: Path) -> None:
