@@ -13,7 +13,8 @@ from benchmarks.measure import BIN, Row, contenders, medians, take_turns
 from benchmarks.processes import run
 
 NAME = "history at 10,000 runs, against a bare query"
-RUNS, PAGE, REPEATS = 10_000, 50, 15
+LARGE = "history at 100,000 runs, against a bare query"
+RUNS, PAGE, REPEATS = {NAME: 10_000, LARGE: 100_000}, 50, 15
 ONE = 1 + len(jobs.TASKS)  # MLflow runs of one multi-run: itself and its LoRA runs
 RUN_COLUMNS = {  # what names a run, by table
     "runs": ["run_uuid"],
@@ -26,20 +27,20 @@ RUN_COLUMNS = {  # what names a run, by table
 RUN_TAGS = ("backprop.run_id", "backprop.root", "mlflow.parentRunId")
 
 
-def against_query() -> Row:
-    """`list_runs` of 50 parents among 10,000 runs, against one page of 50 by MLflow's own client."""
+def against_query(row: str) -> Row:
+    """`list_runs` of 50 parents among the runs of a row, against one page of 50 by MLflow's own client."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
         settings = {"BACKPROPAGATE_HOME": f"{name}/home", "PREFECT_HOME": f"{name}/prefect"}
         run([BIN / "backprop", *jobs.arguments()], **settings)
-        multiply(Path(name) / "home" / "mlflow.db")
+        multiply(Path(name) / "home" / "mlflow.db", RUNS[row])
         with contenders(("benchmarks.history", "ours"), ("benchmarks.history", "bare"), **settings) as [ours, bare]:
             turns = {"ours": lambda: ours.turn()["seconds"], "bare": lambda: bare.turn()["seconds"]}
             seconds = medians(turns, repeats=REPEATS)
-    return Row(NAME, seconds["ours"], seconds["bare"], "MlflowClient.search_runs of 50", "s", "less", REPEATS)
+    return Row(row, seconds["ours"], seconds["bare"], "MlflowClient.search_runs of 50", "s", "less", REPEATS)
 
 
-def multiply(path: Path) -> None:
-    """Make 10,000 runs of the four of one real multi-run: the same rows under other ids, each a minute older."""
+def multiply(path: Path, runs: int) -> None:
+    """Make so many runs of the four of one real multi-run: the same rows under other ids, each a minute older."""
     with closing(sqlite3.connect(path)) as database, database:
         for table, ids in RUN_COLUMNS.items():
             columns = [name for _, name, *_ in database.execute(f"PRAGMA table_info({table})")]
@@ -47,10 +48,10 @@ def multiply(path: Path) -> None:
             database.execute(
                 f"WITH RECURSIVE copies(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM copies WHERE n < ?) "
                 f"INSERT INTO {table} ({', '.join(columns)}) SELECT {values} FROM {table}, copies",
-                [RUNS // ONE - 1],
+                [runs // ONE - 1],
             )
         count = database.execute("SELECT count(*) FROM runs").fetchone()[0]
-    assert count == RUNS, count
+    assert count == runs, count
 
 
 def expression(table: str, column: str, ids: list[str]) -> str:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import (
+    bucket,
     checkpoints,
     convert,
     curation,
@@ -20,6 +21,7 @@ from benchmarks import (
     quantize,
     serving,
     tokenizing,
+    trackers,
     training,
 )
 from benchmarks.measure import Row
@@ -43,7 +45,10 @@ ROWS: dict[str, Callable[[], Row]] = {
     **curation.ROWS,
     tokenizing.NAME: tokenizing.against_map,
     tokenizing.NAME + tokenizing.TWO_THREADS: partial(tokenizing.against_map, 2),
-    history.NAME: history.against_query,
+    history.NAME: partial(history.against_query, history.NAME),
+    history.LARGE: partial(history.against_query, history.LARGE),
+    trackers.NAME: trackers.against_mlflow,
+    bucket.NAME: bucket.against_transfer,
     pages.NAME: pages.against_query,
     serving.UP: serving.until_up,
     serving.IDLE: serving.memory,

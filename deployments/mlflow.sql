@@ -1,2 +1,3 @@
--- MLflow's own database beside Prefect's; run once, when the volume is empty.
+-- MLflow's own databases beside Prefect's, made once, when the volume is empty.
 CREATE DATABASE mlflow;
+CREATE DATABASE mlflow_auth;

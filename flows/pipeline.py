@@ -6,8 +6,8 @@ from backprop_core.data import stages as data
 from backprop_core.errors import NoRows
 from backprop_core.schema.refs import AdapterRef, RowsRef, Split, heldout_of
 from flows.steps.files import exports
-from flows.steps.rows import curated, held_out, part, tasks_of, without
-from flows.steps.scores import champion, harness, judged, score
+from flows.steps.rows import curated, held_out, others, part, rows_apart, tasks_of
+from flows.steps.scores import champion, harness, judged, score_all
 from flows.steps.training import backed_off, drift, merge, trained
 from tasks.runs.flow_run import Run
 from tasks.runs.held_out_power import power_of
@@ -33,8 +33,8 @@ def lora_runs(run: Run, stored: Split | None = None) -> Made:
     datasets, heldout = rows.datasets, held_out(run, rows)
     trained_tasks = {task for dataset in datasets for task in dataset.tasks}
     watched = {*tasks_of(run.prepared.watch), *heldout.keys() - trained_tasks}
-    scored, to_choose_by = (part(run, heldout, to_choose_by=side) for side in (False, True))
-    base_row = {task: score(run, None, rows) for task, rows in scored.items()}
+    scored, to_choose_by = (part(run, heldout, datasets, to_choose_by=side) for side in (False, True))
+    base_row = score_all(run, None, scored)
     untouched = harness(run, None)
     history: list[AdapterRef] = []
     merged: AdapterRef | None = None
@@ -46,7 +46,7 @@ def lora_runs(run: Run, stored: Split | None = None) -> Made:
             old, merged = merged, merge(run, merged, tuned, history, index + 1, likes)
             merged, taken = backed_off(run, old, merged, likes)
             history.append(tuned.adapter)
-            cells = {task: score(run, merged, rows) for task, rows in scored.items() if task in seen}
+            cells = score_all(run, merged, {task: rows for task, rows in scored.items() if task in seen})
             moved = drift(run, old, tuned, merged)
             run.notes.lora_run_done(LoraRun(dataset, tuned, merged, moved, cells, base_row, taken=taken))
     assert merged, "a run has at least one dataset"
@@ -59,7 +59,7 @@ def promotion(run: Run) -> Made | None:
     made = lora_runs(run)
     if run.prepared.live:
         made = beside_the_champion(run, made)
-    base_row = {task: score(run, None, rows) for task, rows in made.scored.items()}
+    base_row = score_all(run, None, made.scored)
     report = judged(run, made.merged, made.cells, base_row, champion(run, made.scored))
     run.notes.gated(report)
     if not (report.accepted or run.prepared.forced):
@@ -71,25 +71,29 @@ def promotion(run: Run) -> Made | None:
 def beside_the_champion(run: Run, made: Made) -> Made:
     """An adapter from outside a line, scored on the held-out rows of the line and its own.
 
-    Rows that either has learned do not score. Raises NoRows if no row of a task is left to score.
+    Rows that either has learned in any form do not score, nor others of their group. Raises NoRows if no row of a task
+    is left to score.
     """
     assert run.prepared.live
     line = run.prepared.live.version
-    learned = sorted({each.train for each in (*line.datasets, *made.datasets)}, key=lambda rows: rows.digest)
+    every = {*line.learned, *run.learned_before, *(each.train for each in made.datasets)}
+    learned = sorted(every, key=lambda rows: rows.digest)
     held = held_by(run.spec.line, run.prepared.live, run.store)
     heldout, aside = {}, {}
     for task in dict.fromkeys([*line.heldout, *made.heldout]):
         sets = [known[task] for known in (line.heldout, made.heldout) if task in known]
-        heldout[task] = without(run, sets, learned)
+        heldout[task] = others(run, sets, learned=learned)
         if not heldout[task].rows:
             raise NoRows(f"every held-out row of {task} was trained on", hint="train it without those rows")
-        others = [*held.get(task, []), *sets, *([made.aside[task]] if task in made.aside else [])]
-        if (rest := without(run, others, [*learned, heldout[task]])).rows:
+        ever = [*held.get(task, []), *sets, *([made.aside[task]] if task in made.aside else [])]
+        if (rest := others(run, ever, learned=learned, besides=[heldout[task]])).rows:
             aside[task] = rest
-    scored = heldout
-    if run.spec.sets_rows_apart or line.merge.chooses or line.scored:
-        scored = {task: run.call(data.apart, heldout=rows, to_choose_by=False) for task, rows in heldout.items()}
-    cells = {task: score(run, made.merged, rows) for task, rows in scored.items()}
+    choosing = {*line.scored, *(task for task, rows in made.scored.items() if rows != made.heldout[task])}
+    scored = {
+        task: rows_apart(run, rows, to_choose_by=False) if line.merge.chooses or task in choosing else rows
+        for task, rows in heldout.items()
+    }
+    cells = score_all(run, made.merged, scored)
     return made._replace(heldout=heldout, aside=aside, scored=scored, cells=cells)
 
 
@@ -103,13 +107,13 @@ def next_version(run: Run) -> Made | None:
         run.notes.concludes(reason, "unchanged")
         return None
     heldout = held_out(run, rows)
-    scored, to_choose_by = (part(run, heldout, to_choose_by=side) for side in (False, True))
+    scored, to_choose_by = (part(run, heldout, [dataset], to_choose_by=side) for side in (False, True))
     tried = attempt(run.run_id, run.prepared, dataset.train, heldout, run.store)
     if reason := too_few_held_out(scored, run.prepared) or rejected_before(tried, run.prepared, run.store):
         run.notes.concludes(reason, "unchanged")
         return None
     run.notes.can_show(power_of(run.prepared, scored, run.store))
-    base_row = {task: score(run, None, rows) for task, rows in scored.items()}
+    base_row = score_all(run, None, scored)
     untouched = harness(run, None)
     with run.notes.lora_run(dataset):
         known = before.datasets if before else []
@@ -118,7 +122,7 @@ def next_version(run: Run) -> Made | None:
         history = [*before.earlier, before.tuned] if before else []
         likes = list(to_choose_by.values())
         merged, taken = backed_off(run, old, merge(run, old, tuned, history, count, likes), likes)
-        cells = {task: score(run, merged, rows) for task, rows in scored.items()}
+        cells = score_all(run, merged, scored)
         rivals = champion(run, scored)
         moved = drift(run, old, tuned, merged)
         run.notes.lora_run_done(LoraRun(dataset, tuned, merged, moved, cells, base_row, rivals, taken))
@@ -137,10 +141,10 @@ def score_again(run: Run) -> None:
     heldout = held_out(run, rows)
     if not rows.datasets:
         say_what_was_learned(run, heldout)
-    scored = part(run, heldout, to_choose_by=False) if rows.datasets else heldout
-    base_row = {task: score(run, None, rows) for task, rows in scored.items()}
+    scored = part(run, heldout, rows.datasets, to_choose_by=False) if rows.datasets else heldout
+    base_row = score_all(run, None, scored)
     run.notes.harnessed(harness(run, None), harness(run, run.prepared.adapter))
-    run.notes.evaluated({task: score(run, run.prepared.adapter, rows) for task, rows in scored.items()}, base_row)
+    run.notes.evaluated(score_all(run, run.prepared.adapter, scored), base_row)
 
 
 def say_what_was_learned(run: Run, heldout: dict[str, RowsRef]) -> None:

@@ -92,7 +92,7 @@ def rebase(
 def on_another_base(run: Run) -> Made | None:
     """All datasets of the line on another base, through the gate; None if there is no version to go live."""
     rows = stored(run)
-    scored = part(run, held_out(run, rows), to_choose_by=False)
+    scored = part(run, held_out(run, rows), rows.datasets, to_choose_by=False)
     if reason := too_few_held_out(scored, run.prepared):
         run.notes.concludes(reason, "unchanged")
         return None

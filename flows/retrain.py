@@ -48,7 +48,7 @@ def checked_first(run: Run) -> None:
     """Raise for `--plan` what a run raises before its first stage."""
     spec = run.spec
     if spec.notify or spec.approval.ask or (spec.publish.repo and not os.environ.get("HF_TOKEN")):
-        if get_current_settings().api.url is None:
+        if not get_current_settings().api.url:
             start_server(settings().layout.log("prefect-server"))
         with connected():
             Audience(spec.line).invite(spec.notify)

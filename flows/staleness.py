@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from backprop_core.data.stages import first
+from backprop_core.data.stages import first, unseen
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.field_types import LineName
 from backprop_core.schema.records import Record
@@ -88,7 +88,8 @@ def compared(run: Run, max_loss_ratio: float) -> Staleness | None:
     assert run.prepared.live
     champion = run.prepared.live.version
     [dataset] = curated(run).datasets
-    rows, heldout = dataset.train, champion.scores.get(dataset.task)
+    rows = run.call(unseen, rows=dataset.train, learned=run.learned)
+    heldout = champion.scores.get(dataset.task)
     if heldout is None:
         run.notes.concludes(f"cannot tell: line {run.spec.line} holds out no rows of {dataset.task}", "unchanged")
         return None

@@ -33,6 +33,7 @@ def tried(run: Run) -> None:
     """
     [dataset] = curated(run).datasets
     part = divided(run, dataset)
+    run.ahead([partial(attempt, index=index, dataset=part) for index in range(len(run.prepared.cells))])
     made = [attempt(run, index, part) for index in range(len(run.prepared.cells))]
     rows = [cell.rows for cell in made if isinstance(cell, Cell)]
     metric = run.spec.evaluation.metric

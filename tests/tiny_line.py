@@ -9,13 +9,24 @@ from backprop_core.models import adapter_tensors as adapters
 from backprop_core.models import base as bases
 from backprop_core.models.adapter_tensors import Adapter
 from backprop_core.runtime.settings import Settings
+from backprop_core.schema.gate_report import GateReport
 from backprop_core.schema.refs import AdapterRef, DatasetRef, RowsRef, Scores
 from backprop_core.schema.specs import DatasetSpec, LoraSpec, MergeSpec, ModelSpec, RunSpec, TrainSpec
-from backprop_core.store.artifacts import Store
+from backprop_core.store.artifacts import Store, write_atomic
 from tasks.runs.prepared_run import Prepared, save
 
 BASE = Path(__file__).parents[1] / "examples" / "base"
 LORA = LoraSpec(rank=2)
+ACCEPTED = GateReport(
+    accepted=True,
+    reason="better by 0.1",
+    against="base",
+    metric="token_accuracy",
+    average=0.9,
+    rival_average=0.8,
+    base_average=0.8,
+    tasks=[],
+)
 LAYERS = [f"base_model.model.model.layers.{number}.mlp.down_proj" for number in range(3)]
 
 
@@ -60,6 +71,15 @@ def write(config: Settings, versions: int = 1, line: str = "support") -> None:
         )
         Lines(store).append(line, version, after=number - 1)
         Lines(store).set_champion(line, number)
+    store.close()
+
+
+def passed(root: Path) -> None:
+    """Note in the versions of the line that they have passed the gate."""
+    store = Store(root)
+    for number in Lines(store).versions("support"):
+        version = Lines(store).version("support", number).model_copy(update={"gate": ACCEPTED})
+        write_atomic(store.layout.line("support").version(number), version.model_dump_json())
     store.close()
 
 

@@ -1,17 +1,19 @@
 """The rows that a store has forgotten, by identity, and which of them a source has. Curation drops them.
 
 The list has hashes and no text. Only the forgotten rows of a source are part of what is read from it, so of its cache
-keys: a source without any has the keys that it had before. A row counts with and without its personal data redacted.
+keys: a source without any has the keys that it had before. A row counts with and without its personal data redacted,
+and in any kind: as an answer to learn, and as one of a preference.
 """
 
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from pydantic import Field
 
 from backprop_core.data.loading import chat_rows
 from backprop_core.data.parsed_items import Malformed
+from backprop_core.data.preference_rows import conversations
 from backprop_core.data.row_formats import ChatRow
 from backprop_core.data.row_identity import identity
 from backprop_core.data.steps.personal_data import clean
@@ -22,7 +24,7 @@ from backprop_core.schema.specs import DatasetSpec
 from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.store.cache_keys import canonical, digest_of, part
 
-VERSION = 1  # of the notes on which forgotten rows a source has
+VERSION = 2  # of the notes on which forgotten rows a source has
 
 
 class ForgottenRow(Record):
@@ -61,6 +63,11 @@ def write(rows: Iterable[ForgottenRow], store: Store) -> None:
 
 
 def names(row: ChatRow) -> set[str]:
+    """The identities of a row and of the conversations in it, and those that they have once they are redacted."""
+    return own_names(row).union(*map(own_names, conversations(row)))
+
+
+def own_names(row: ChatRow) -> set[str]:
     """A row's identity, and the one that it has once it is redacted."""
     return {identity(row).hex(), identity(clean(row)).hex()}
 
@@ -80,12 +87,13 @@ def names_in(
     known: Collection[str],
     store: Store,
     template: ChatTemplate | None,
+    named: Callable[[ChatRow], set[str]] = names,
 ) -> list[str]:
-    """Which of some rows a source has, by identity; noted in the store as `kind`."""
+    """Which of some rows a source has, by the identities that `named` says; noted in the store as `kind`."""
     how: list[Any] = [spec.format, spec.columns, spec.tools, template and template.model_dump()]
     note = store.layout.note(kind, digest_of([VERSION, part(source), how, sorted(known)]))
     if not note.is_file():
-        found = sorted({name for row in readable(source, spec, template) for name in names(row) & set(known)})
+        found = sorted({name for row in readable(source, spec, template) for name in named(row) & set(known)})
         write_atomic(note, canonical(found))
     found_before: list[str] = json.loads(note.read_bytes())
     return found_before

@@ -38,7 +38,7 @@ def safe_among(every: RowIndex, batch: Batch, scoring: RowIndex, store: Store) -
         kept, _ = safe(rest, scoring, batch.curation, store, whole_questions=batch.whole_questions)
         lost = np.bincount(said.entries["group"].astype(np.int64), minlength=len(every))
         lost -= np.bincount(kept.entries["group"].astype(np.int64), minlength=len(every))
-    return every.take((lost == 0) & ~every.grouped(scoring.entries["group"]))
+    return every.take((lost == 0) & ~every.grouped(scoring.groups))
 
 
 def spoken(every: RowIndex, scratch: Path, files: ExitStack) -> RowIndex:

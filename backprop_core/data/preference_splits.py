@@ -4,22 +4,22 @@ Preferences with one question stay on one side, throughout a run and a line: the
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-
-from backprop_core.data.judged_answers import kinds, question
+from backprop_core.data.judged_answers import kinds
 from backprop_core.data.preference_leaks import safe_among, spoken
-from backprop_core.data.row_files import commit, index
-from backprop_core.data.row_identity import hashed, part
+from backprop_core.data.question_groups import by_question
+from backprop_core.data.row_files import index
 from backprop_core.data.row_index import RowIndex, joined
 from backprop_core.errors import ConfigInvalid
 from backprop_core.schema.refs import Batch, Curated, RowsRef, preference_task
 from backprop_core.schema.refs.datasets import PREFERENCES
 from backprop_core.store.artifacts import Store
+
+Read = Callable[[RowsRef], RowIndex]  # the rows of an artifact, with what their groups are one of
 
 
 class Judged(NamedTuple):
@@ -39,21 +39,6 @@ def with_groups(batch: Batch, store: Store) -> Batch:
     grouped = {name: by_question(ref, store) for name, ref in sets.items() if ref}
     source = batch.source.model_copy(update={"preferences": grouped.pop("preferences")})
     return batch.model_copy(update={"source": source, **grouped})
-
-
-def by_question(ref: RowsRef, store: Store) -> RowsRef:
-    """Preferences, each in the group of its question unless it has another one."""
-    rows = index(ref, store)
-    entries = rows.entries.copy()
-    asked = np.array([group_of(json.loads(line)) for line in rows.lines()], np.uint64)
-    entries["group"] = np.where(entries["group"], entries["group"], asked)
-    return commit(RowIndex(rows.paths, entries), store, {"stage": "split", "side": "preferences"}, identified=True)
-
-
-def group_of(row: dict[str, Any]) -> int:
-    """A hash of the question."""
-    ids: dict[str, int] = {}
-    return int.from_bytes(hashed(part(turn, ids) for turn in question(row))[:8]) or 1
 
 
 def parts(batch: Batch) -> Iterator[Batch]:
@@ -90,12 +75,12 @@ def answers_in(scored: Mapping[str, RowIndex], scratch: Path, files: ExitStack) 
     return found
 
 
-def to_train(batch: Batch, scored: RowIndex, aside: RowIndex, scoring: RowIndex, store: Store) -> Judged:
+def to_train(batch: Batch, scored: RowIndex, aside: RowIndex, scoring: RowIndex, read: Read, store: Store) -> Judged:
     """The preferences of a batch that are trained; `scored` and `aside` are those of its task that are not."""
     if not batch.trains_preferences:
         return Judged(joined([]), joined([]), 0, 0)
     assert batch.source.preferences
-    every = index(batch.source.preferences, store)
+    every = read(batch.source.preferences)
     out = every.among(scored.keys) | every.among(aside.keys)
     kept = safe_among(every.take(~out), batch, scoring, store)
     own = index(batch.heldout_preferences, store).keys if batch.heldout_preferences else every.take(out).keys

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from backprop_core.data import forgotten_rows
-from backprop_core.data.forgotten_rows import forgotten, names_in
+from backprop_core.data.forgotten_rows import forgotten, names_in, own_names
 from backprop_core.data.row_files import index
 from backprop_core.data.row_search import TracedFile, datasets, files_of
 from backprop_core.data.sources import in_order
@@ -45,7 +45,7 @@ def marked(source: SourceRef, spec: DatasetSpec, store: Store, template: ChatTem
     known = restored(store)
     if not known or spec.curation.personal_data != "quarantine":
         return source
-    return source.model_copy(update={"restored": names_in("restored", source, spec, known, store, template)})
+    return source.model_copy(update={"restored": names_in("restored", source, spec, known, store, template, own_names)})
 
 
 def decided(source: SourceRef, spec: DatasetSpec, store: Store, template: ChatTemplate | None = None) -> SourceRef:

@@ -8,6 +8,7 @@ import numpy as np
 from backprop_core.data.preference_rows import conversations, is_preference
 from backprop_core.data.row_identity import identity
 from backprop_core.data.row_index import SIZE, Keys, Mask, Positions, RowIndex, among, keys_of
+from backprop_core.data.row_turns import learned
 from backprop_core.data.steps.personal_data import clean
 
 MARKS = (b'"chosen"', b'"label"')  # every preference has one of them; an answer may quote them too
@@ -30,6 +31,21 @@ def sharing_conversations(rows: RowIndex, keys: Keys, *, redacted: bool = False)
         return found
     said, positions = in_preferences(rows, redacted=redacted)
     found[positions[among(said, keys)]] = True
+    return found
+
+
+def beginning_with(rows: RowIndex, keys: Keys) -> Mask:
+    """Which rows begin with one of these conversations and go on: training learns its answer too."""
+    found, made, positions = np.zeros(len(rows), np.bool_), bytearray(), list[int]()
+    for position, line in enumerate(rows.lines() if len(keys) else ()):
+        row = json.loads(line)
+        turns = row.get("messages", ())
+        for end in range(2, len(turns)):
+            if learned(turns[end - 1]):
+                made += identity({**row, "messages": turns[:end]})
+                positions.append(position)
+    said = keys_of(np.frombuffer(made, np.uint8).reshape(-1, SIZE))
+    found[np.array(positions, np.int64)[among(said, keys)]] = True
     return found
 
 

@@ -1,4 +1,4 @@
-"""Indexes rows that stay in their files: per row its identity, file, offset, size, group and repeats, 55 bytes."""
+"""Indexes rows that stay in their files: per row its identity, file, offset, size, groups and repeats, 63 bytes."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 SIZE = 32  # bytes of an identity
 FIELDS = [("identity", "u1", SIZE), ("path", "<u2"), ("offset", "<u8"), ("size", "<u4"), ("group", "<u8")]
-ENTRY = np.dtype([*FIELDS, ("repeats", "u1")])
+ENTRY = np.dtype([*FIELDS, ("repeats", "u1"), ("kin", "<u8")])
 PLACE = ["path", "offset", "size"]
 WORDS = SIZE // 8
 GROUP = 2**12  # rows turned into Python objects together
@@ -27,7 +27,7 @@ class RowIndex:
     """Rows in some order. `entries` are (rows,) records of type ENTRY; `path` is an index into `paths`.
 
     `group` is the hash of what rows have in common that stay on one side (`group_by`); 0 for none. `repeats` is how
-    often an epoch trains the row again.
+    often an epoch trains the row again. `kin`, if it is not 0, is what several groups are one of; it is not stored.
     """
 
     paths: tuple[Path, ...]
@@ -70,9 +70,14 @@ class RowIndex:
         """Which rows have one of these identities."""
         return among(self.keys, keys)
 
+    @property
+    def groups(self) -> NDArray[np.uint64]:
+        """The rows' groups, as far as they are one with others."""
+        return np.where(self.entries["kin"] != 0, self.entries["kin"], self.entries["group"]).astype(np.uint64)
+
     def grouped(self, groups: NDArray[np.uint64]) -> Mask:
         """Which rows belong to one of these groups."""
-        mine = self.entries["group"]
+        mine = self.groups
         return np.asarray(np.isin(mine, groups) & (mine != 0), np.bool_)
 
     def by_hash(self, salt: str) -> "RowIndex":

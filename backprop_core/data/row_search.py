@@ -45,6 +45,7 @@ def search(asked: str, store: Store) -> list[Hit]:
 
 def datasets(store: Store) -> Iterator[RowsRef]:
     """The sets of rows of a store, in the order of their digests."""
+    store.bring_all()
     for manifest in sorted(store.layout.manifests()):
         if json.loads(manifest.read_bytes())["kind"] == RowsRef.artifact:
             yield RowsRef(digest=manifest.parent.name, rows=0)

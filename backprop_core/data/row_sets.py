@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from backprop_core.data.row_conversations import all_keys, sharing_conversations
+from backprop_core.data.learned_rows import in_any_form
 from backprop_core.data.row_files import commit, index, index_all
 from backprop_core.data.row_files import curriculum as order_in
 from backprop_core.data.row_index import SIZE, Keys, Mask, Positions, RowIndex, joined, salted, unique
@@ -57,10 +57,16 @@ def chooses(rows: RowIndex) -> Mask:
     return np.asarray(lead < 256 // SEARCH_SHARE, np.bool_)
 
 
-def unseen(rows: RowsRef, *, learned: Sequence[RowsRef], store: Store) -> RowsRef:
-    """The rows that are in none of the `learned` sets, by identity, in order."""
+def unseen(
+    rows: RowsRef, *, learned: Sequence[RowsRef], besides: Sequence[RowsRef] = (), whole_groups: bool, store: Store
+) -> RowsRef:
+    """The rows that are in no form in one of the `learned` sets, and not in `besides`, in order.
+
+    With `whole_groups`, rows of a group of which something was learned are left out too.
+    """
     every = index(rows, store)
-    new = every.take(~every.among(index_all(learned, store).keys))
+    out = in_any_form(every, index_all(learned, store), whole_groups=whole_groups)
+    new = every.take(~out & ~every.among(index_all(besides, store).keys))
     return commit(new, store, {"stage": "unseen", "rows": rows.digest})
 
 
@@ -130,9 +136,8 @@ def replay_by_task(
 
 
 def without(rows: RowIndex, held: RowIndex) -> RowIndex:
-    """The rows that are not held out, as rows or as conversations of preferences."""
-    keys = all_keys(held)
-    return rows.take(~(rows.among(keys) | sharing_conversations(rows, keys)))
+    """The rows that are not held out, in any form."""
+    return rows.take(~in_any_form(rows, held))
 
 
 def part_of(order: RowIndex, number: int, count: int) -> RowIndex:

@@ -7,6 +7,7 @@ import numpy as np
 
 from backprop_core.data import row_files
 from backprop_core.data.file_readers import Malformed
+from backprop_core.data.learned_rows import in_any_form
 from backprop_core.data.row_index import Mask
 from backprop_core.data.template_refusals import Refusals
 from backprop_core.schema.refs import ChatTemplate, RowsRef
@@ -16,9 +17,9 @@ BATCH = 1024  # rows in memory
 
 
 def carried_over(rows: RowsRef, template: ChatTemplate, *, without: Sequence[RowsRef], store: Store) -> RowsRef:
-    """The rows that the template accepts and that are in none of `without`, in their order; as they are if all are."""
+    """The rows that the template accepts and that are in no form in `without`, in order; unchanged if all are."""
     every, directory = row_files.index(rows, store), store.local(rows)
-    kept = accepted(rows, template, store) & ~every.among(row_files.index_all(without, store).keys)
+    kept = accepted(rows, template, store) & ~in_any_form(every, row_files.index_all(without, store))
     if kept.all():
         return rows
     record = {"stage": "carried_over", "rows": rows.digest}

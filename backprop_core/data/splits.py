@@ -11,21 +11,25 @@ the rows that its curation calls too close to them. Preferences, if they are tra
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backprop_core.data import preference_splits
-from backprop_core.data.heldout_leaks import is_redacted, redacted_keys, safe
+from backprop_core.data.heldout_leaks import safe
+from backprop_core.data.learned_rows import Learned, known, learned_from, was_learned
 from backprop_core.data.preference_leaks import HELD_OUT, safe_preferences
-from backprop_core.data.preference_splits import Judged
-from backprop_core.data.row_conversations import all_keys, conversation_keys, sharing_conversations
-from backprop_core.data.row_files import commit, index, index_all, ranks, times
-from backprop_core.data.row_index import SIZE, Keys, Mask, Positions, RowIndex, among, joined, unique
+from backprop_core.data.preference_splits import Judged, Read
+from backprop_core.data.question_groups import kin_of, related
+from backprop_core.data.row_conversations import beginning_with
+from backprop_core.data.row_files import commit, index, ranks, times
+from backprop_core.data.row_index import SIZE, Mask, Positions, RowIndex, joined, unique
 from backprop_core.data.row_sets import HINT, ORDER, spread
 from backprop_core.errors import NoRows
 from backprop_core.schema.refs import Batch, DatasetRef, RowsRef, Split, preference_task
+from backprop_core.schema.refs.datasets import PREFERENCES
 from backprop_core.schema.specs import MinRowsSpec
 from backprop_core.store.artifacts import Store
 
@@ -47,17 +51,6 @@ class Side(NamedTuple):
 NOTHING = Side(joined([]), joined([]), 0)
 
 
-class Learned(NamedTuple):
-    """The rows that the line was trained on: their identities, also after redaction if any night redacts, and groups.
-
-    A preference has its own identity and those of its conversations.
-    """
-
-    keys: Keys
-    redacted: Keys | None
-    groups: NDArray[np.uint64]
-
-
 def split(
     batches: Sequence[Batch],
     *,
@@ -76,18 +69,20 @@ def split(
     `Split.heldout` omits tasks without rows to score. Raises NoRows if a batch has no rows to train on, unless it
     continues a line.
     """
-    held, redacts = held or {}, any(map(redacted, batches))
+    held, redacts = held or {}, any(map(redacted, [*batches, *watched]))
     batches = [preference_splits.with_groups(batch, store) for batch in batches]
     preference_splits.check_tasks(batches)
     parts = [part for batch in batches for part in preference_splits.parts(batch)]
-    rows = index_all(learned, store)
-    before = learned_from(rows, redacts=redacts or is_redacted(rows))
+    read = reader(parts, [*learned, *chain(*held.values())], store)
+    rows = joined([read(ref) for ref in learned])
+    before = learned_from(rows, redacts=redacts)
     tasks = dict.fromkeys([*held, *(batch.task for batch in [*parts, *watched])])
     sides = {
         task: side(
-            unique([index(ref, store) for ref in bound(task, parts, watched, held)]),
+            unique([read(ref) for ref in bound(task, parts, watched, held)]),
             {batch.source.rows: batch for batch in parts if batch.task == task and batch.heldout is None},
             before,
+            read,
             heldout_max=heldout_max,
             store=store,
         )
@@ -97,7 +92,7 @@ def split(
     not_trained = {task: joined([one.scored, one.aside]) for task, one in sides.items()}
     with store.begin("scoring") as scratch, ExitStack() as files:
         told = preference_splits.answers_in(not_trained, scratch, files)
-        datasets = [dataset(batch, sides, told, rows, store, **seen_by) for batch in batches]
+        datasets = [dataset(batch, sides, told, rows, read, store, **seen_by) for batch in batches]
     record = {"stage": "split", "side": "heldout"}
     return Split(
         datasets=datasets,
@@ -107,10 +102,12 @@ def split(
     )
 
 
-def learned_from(rows: RowIndex, *, redacts: bool) -> Learned:
-    """What was learned with some rows. `redacts`: also what they are after redaction."""
-    redacted = np.concatenate([redacted_keys(rows), conversation_keys(rows, redacted=True)]) if redacts else None
-    return Learned(all_keys(rows), redacted, rows.entries["group"])
+def reader(parts: Sequence[Batch], earlier: Sequence[RowsRef], store: Store) -> Read:
+    """Reads rows with what their groups are one of, by the questions of preferences that are trained now or were."""
+    judging = [part for part in parts if part.task.endswith(PREFERENCES)]
+    refs = [ref for part in judging for ref in (part.source.rows, part.heldout) if ref]
+    kin = kin_of(index(ref, store) for ref in [*refs, *earlier]) if judging else {}
+    return lambda ref: related(index(ref, store), kin)
 
 
 def bound(
@@ -128,13 +125,13 @@ def redacted(batch: Batch) -> bool:
 
 
 def side(
-    every: RowIndex, sources: Mapping[RowsRef, Batch], learned: Learned, *, heldout_max: int, store: Store
+    every: RowIndex, sources: Mapping[RowsRef, Batch], learned: Learned, read: Read, *, heldout_max: int, store: Store
 ) -> Side:
     """One task's sides: holds out all of `every`, and some of the rows of `sources`, by time or by hash."""
     bound = kept = every.take(~was_learned(every, learned))
     new: list[RowIndex] = []
     for ref, batch in sources.items():
-        rows = index(ref, store)
+        rows = read(ref)
         is_new = ~rows.among(bound.keys) & ~known(rows, learned, redacts=redacted(batch))
         if batch.last is None:
             new.append(rows.take(is_new))
@@ -166,23 +163,6 @@ def latest(rows: RowIndex, times: Positions, share: float, kept: int, name: str)
     return rows.take(times >= begin)
 
 
-def known(rows: RowIndex, learned: Learned, *, redacts: bool) -> Mask:
-    """Which rows the line has learned, or others of their group."""
-    return was_learned(rows, learned, redacts=redacts) | rows.grouped(learned.groups)
-
-
-def was_learned(rows: RowIndex, learned: Learned, *, redacts: bool = False) -> Mask:
-    """Which rows, or conversations in them, the line has learned, with or without redaction.
-
-    `redacts`: the rows are redacted already.
-    """
-    same = rows.among(learned.keys) | sharing_conversations(rows, learned.keys)
-    if learned.redacted is None:
-        return same
-    twins = among(rows.keys if redacts else redacted_keys(rows), learned.redacted)
-    return same | twins | sharing_conversations(rows, learned.redacted, redacted=not redacts)
-
-
 def by_hash(new: Sequence[RowIndex], kept: int) -> RowIndex:
     """The lowest tenth by hash of some rows; more if, with `kept`, there are fewer than FEWEST. Groups stay whole."""
     tenth = unique([rows.take(lowest_tenth(rows)) for rows in new])
@@ -201,21 +181,28 @@ def fewest_of(rows: int) -> int:
 def lead(rows: RowIndex) -> NDArray[np.uint64]:
     """What decides on which side each row is: the start of its identity, or its group."""
     start = np.ascontiguousarray(rows.entries["identity"][:, :8]).view(">u8").reshape(-1)
-    return np.where(rows.entries["group"] != 0, rows.entries["group"], start).astype(np.uint64)
+    return np.where(rows.groups != 0, rows.groups, start).astype(np.uint64)
 
 
 def lowest_tenth(rows: RowIndex) -> Mask:
     """Which rows are in the lowest tenth of the hash space."""
     alone = rows.keys <= np.bytes_(LAST_HELD_OUT.to_bytes(SIZE))
-    together = rows.entries["group"] <= LAST_HELD_OUT >> 8 * (SIZE - 8)
-    return np.where(rows.entries["group"] != 0, together, alone)
+    together = rows.groups <= LAST_HELD_OUT >> 8 * (SIZE - 8)
+    return np.where(rows.groups != 0, together, alone)
 
 
 def dataset(
-    batch: Batch, sides: Mapping[str, Side], told: RowIndex, learned: RowIndex, store: Store, *, watched: Sequence[str]
+    batch: Batch,
+    sides: Mapping[str, Side],
+    told: RowIndex,
+    learned: RowIndex,
+    read: Read,
+    store: Store,
+    *,
+    watched: Sequence[str],
 ) -> DatasetRef:
     """A batch's training rows and its scored rows; `told` are the conversations of preferences that score."""
-    every = index(batch.source.rows, store)
+    every = read(batch.source.rows)
     out, counts = np.zeros(len(every), np.bool_), Counter[str]()
     for reason, rows in not_trained(batch.task, sides, watched):
         found = every.among(rows.keys) & ~out
@@ -223,13 +210,14 @@ def dataset(
     own = index(batch.heldout, store).keys if batch.heldout else every.take(out).keys
     scoring = joined([*(rows for side in sides.values() for rows in (side.scored, side.aside)), told])
     rest = every.take(~out)
-    given, beside = rest.among(told.keys), rest.grouped(scoring.entries["group"])
+    given = rest.among(told.keys) | beginning_with(rest, told.keys)
+    beside = rest.grouped(scoring.groups)
     counts[IN_PREFERENCE], counts["group_held_out"] = int(given.sum()), int((beside & ~given).sum())
     whole = batch.whole_questions
     rest, leaks = safe(rest.take(~beside & ~given), scoring, batch.curation, store, whole_questions=whole)
     counts.update(leaks)
     judging = sides.get(preference_task(batch.task), NOTHING)
-    judged = preference_splits.to_train(batch, judging.scored, judging.aside, scoring, store)
+    judged = preference_splits.to_train(batch, judging.scored, judging.aside, scoring, read, store)
     counts["held_out"] += judged.held_out
     trainable = joined([rest, judged.rows])
     cut = window(trainable, batch, continues=bool(len(learned)))

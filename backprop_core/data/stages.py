@@ -1,6 +1,15 @@
 """Data stages: from sources to rows that are trained, replayed or scored."""
 
-from backprop_core.data import curation, general_rows, perplexity_tails, row_sets, rows_on_base, splits
+from backprop_core.data import (
+    curation,
+    general_rows,
+    perplexity_tails,
+    preference_splits,
+    row_sets,
+    rows_on_base,
+    splits,
+)
+from backprop_core.data.row_files import index
 from backprop_core.data.token_lengths import Counter
 from backprop_core.models import base as bases
 from backprop_core.schema.refs import (
@@ -9,6 +18,7 @@ from backprop_core.schema.refs import (
     Batch,
     ChatTemplate,
     Curated,
+    Judgments,
     Perplexities,
     RowsRef,
     SourceRef,
@@ -33,7 +43,7 @@ def sift(curated: Curated, scores: Perplexities, spec: CurationSpec, *, at: Work
     return perplexity_tails.sift(curated, scores, spec, store=at.store)
 
 
-@stage(version=2, runs_in="parent", planned=True)
+@stage(version=3, runs_in="parent", planned=True)
 def split(
     batches: list[Batch],
     watched: list[Batch],
@@ -59,10 +69,17 @@ def apart(heldout: RowsRef, to_choose_by: bool, *, at: Workplace) -> RowsRef:
     return row_sets.apart(heldout, to_choose_by=to_choose_by, store=at.store)
 
 
-@stage(version=2, runs_in="parent", planned=True)
-def unseen(rows: RowsRef, learned: list[RowsRef], *, at: Workplace) -> RowsRef:
-    """Training rows → those that the line has not learned."""
-    return row_sets.unseen(rows, learned=learned, store=at.store)
+@stage(version=3, runs_in="parent", planned=True)
+def unseen(
+    rows: RowsRef,
+    learned: list[RowsRef],
+    besides: list[RowsRef] | None = None,
+    whole_groups: bool = False,
+    *,
+    at: Workplace,
+) -> RowsRef:
+    """Rows → those that were learned in no form, and are not in other sets."""
+    return row_sets.unseen(rows, learned=learned, besides=besides or [], whole_groups=whole_groups, store=at.store)
 
 
 @stage(version=1, runs_in="parent", planned=True)
@@ -72,12 +89,18 @@ def first(rows: RowsRef, most: int, *, at: Workplace) -> RowsRef:
 
 
 @stage(version=1, runs_in="parent", planned=True)
+def judgments(rows: RowsRef, *, at: Workplace) -> Judgments:
+    """Rows → how many of them judge answers."""
+    return Judgments(**preference_splits.counted(index(rows, at.store)))
+
+
+@stage(version=2, runs_in="parent", planned=True)
 def carried_over(rows: RowsRef, template: ChatTemplate, without: list[RowsRef], *, at: Workplace) -> RowsRef:
     """Rows of a line → those that another base's chat template accepts, without those that score."""
     return rows_on_base.carried_over(rows, template, without=without, store=at.store)
 
 
-@stage(version=3, runs_in="parent", planned=True)
+@stage(version=4, runs_in="parent", planned=True)
 def replay(
     rows: RowsRef,
     earlier: list[RowsRef],
@@ -92,7 +115,7 @@ def replay(
     return row_sets.replay(rows, earlier, heldout=heldout, share=share, passes=passes, seed=seed, store=at.store)
 
 
-@stage(version=1, runs_in="parent", planned=True)
+@stage(version=2, runs_in="parent", planned=True)
 def replay_by_task(
     rows: RowsRef,
     earlier: list[list[RowsRef]],

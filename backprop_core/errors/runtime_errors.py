@@ -215,6 +215,24 @@ class LineConflict(BackpropError):
     code = "STATE_LINE_CONFLICT"
 
 
+class StoreUnreachable(BackpropError):
+    """The bucket of the store does not answer."""
+
+    code, exit_status, retryable = "STATE_STORE_UNREACHABLE", 2, True
+
+
+class StoreConflict(BackpropError):
+    """Another machine changed the same file of a shared store first."""
+
+    code = "STATE_STORE_CONFLICT"
+
+
+class LeaseLost(BackpropError):
+    """Another machine took over the work, because this one did not renew its lease in time."""
+
+    code, exit_status = "STATE_LEASE_LOST", 2
+
+
 class RebuildImpossible(BackpropError):
     """A version of a line cannot be trained again without forgotten rows."""
 
@@ -243,6 +261,12 @@ class HistoryDamaged(BackpropError):
     """The MLflow database in the home is damaged or from another MLflow version. The journals still hold every run."""
 
     code, exit_status = "STATE_HISTORY_DAMAGED", 2
+
+
+class FormatNewer(BackpropError):
+    """The home, the store or the MLflow database was written by a newer version, which this one cannot read."""
+
+    code, exit_status = "STATE_FORMAT_NEWER", 2
 
 
 class ServerActive(BackpropError):

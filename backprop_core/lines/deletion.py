@@ -27,6 +27,7 @@ class DeletedLine(Record):
     versions: list[int]
     live: int | None = Field(description="The version that was live.")
     bytes: int = Field(description="Of the artifacts that its versions use; another line may use some of them too.")
+    runs: list[str] | None = Field(None, description="The runs that it had; None in records older than this field.")
 
 
 def check_idle(line: str, store: Store) -> None:
@@ -67,6 +68,28 @@ def last(line: str, store: Store) -> datetime | None:
     return max((DeletedLine.model_validate_json(tombstone).at for tombstone in whole), default=None)
 
 
+def runs_of(line: str, store: Store) -> Iterator[str]:
+    """All runs that are recorded under this name."""
+    name = json.dumps(line).encode()
+    named = (run.run_id for run in store.layout.begun() if name in run.spec.read_bytes())
+    return (run_id for run_id in named if line_of(run_id, store) == line)
+
+
+def deleted_runs(line: str, store: Store) -> set[str]:
+    """The runs of deleted lines of this name; of records without a list, those that had begun by then."""
+    found = set[str]()
+    for gone in store.layout.deletions():
+        tombstone = DeletedLine.model_validate_json(gone.tombstone.read_bytes())
+        if tombstone.line == line:
+            found |= set(begun_before(tombstone.at, store) if tombstone.runs is None else tombstone.runs)
+    return found
+
+
+def begun_before(time: datetime, store: Store) -> Iterator[str]:
+    """The runs whose spec was written before a time."""
+    return (run.run_id for run in store.layout.begun() if run.spec.stat().st_mtime < time.timestamp())
+
+
 def described(line: str, by: str, store: Store) -> DeletedLine:
     """What deleting a line would remove. Raises RunUnknown if the store has nothing of it."""
     lines = Lines(store)
@@ -101,7 +124,8 @@ def delete(line: str, by: str, store: Store, first: Callable[[], None] = nothing
 
 def move_aside(line: str, by: str, store: Store) -> DeletedLine:
     """Move the records of a line. If that is cut off, the line is still there."""
-    gone = described(line, by, store)
+    own = set(runs_of(line, store)) - deleted_runs(line, store)
+    gone = described(line, by, store).model_copy(update={"runs": sorted(own)})
     aside = store.layout.deleted(line, gone.at.strftime(STAMP))
     write_atomic(aside.tombstone, gone.model_dump_json())
     store.layout.line(line).root.rename(aside.records)

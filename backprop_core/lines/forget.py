@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from backprop_core.data.forgotten_rows import names
+from backprop_core.data.row_conversations import sharing_conversations
 from backprop_core.data.row_files import IDENTITIES, PASSES, ROWS, commit, curriculum, index, line_ends
 from backprop_core.data.row_formats import ChatRow
 from backprop_core.data.row_identity import identity
@@ -27,6 +28,7 @@ from backprop_core.lines.prune import digests_of
 from backprop_core.lines.row_trace import TRAINED, runs_with, versions_with
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import LineageRef, RowsRef, RunResult
+from backprop_core.store import shared_checkpoints
 from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.store.cache_keys import canonical, digests_in
 from backprop_core.store.layout import MANIFEST
@@ -76,17 +78,22 @@ class Forgetting:
     def __init__(self, rows: Iterable[ChatRow], store: Store) -> None:
         self._store, every = store, list(rows)
         self.asked = [Asked(row=identity(row).hex(), text=excerpt(row, "")) for row in every]
-        self.names = sorted(set[str]().union(*map(names, every)))
-        self._forgotten = frozenset(self.names)
-        self._keys: Keys = np.array([bytes.fromhex(name) for name in self.names], "S32")
+        asked = set[str]().union(*map(names, every))
+        self._keys: Keys = np.array([bytes.fromhex(name) for name in asked], "S32")
         self._sets = [found for ref in datasets(store) if (found := self._affected(ref))]
+        others = {row.hex() for one in self._sets for row in one.rows.take(one.gone).identities()}
+        self.names = sorted(asked | others)  # preferences with a conversation that is asked for
+        self._forgotten = frozenset(self.names)
         lines = {line for row in every for line in lines_of(row)}
         self.quotes = Quotes(lines).without(self._shared(Quotes(lines)))
 
     def _affected(self, ref: RowsRef) -> Affected | None:
         rows = index(ref, self._store)
-        gone = rows.among(self._keys)
+        gone = self._are_gone(rows)
         return Affected(ref, rows, gone) if gone.any() else None
+
+    def _are_gone(self, rows: RowIndex) -> Mask:
+        return rows.among(self._keys) | sharing_conversations(rows, self._keys)
 
     def _shared(self, quotes: Quotes) -> Iterator[str]:
         """Pieces of text that other rows of the store have too: they are not the forgotten rows' own."""
@@ -94,7 +101,7 @@ class Forgetting:
             path = self._store.layout.artifact(ref.digest) / ROWS
             if hits := quotes.in_file(path):
                 ends = np.fromiter(line_ends(path), "<u8")
-                others = ~index(ref, self._store).among(self._keys)
+                others = ~self._are_gone(index(ref, self._store))
                 at = np.searchsorted(ends, [hit.start for hit in hits])
                 yield from (hit.piece for hit, row in zip(hits, at.tolist(), strict=True) if others[row])
 
@@ -125,7 +132,7 @@ class Forgetting:
     def _came_from(self, digest: str, gone: set[str]) -> bool:
         record = self._store.record(digest)
         sources = digests_in(canonical(record))
-        absent = record.get("stage") in BY_ROWS and not self._store.layout.artifact(record["rows"]).is_dir()
+        absent = record.get("stage") in BY_ROWS and not self._store.has(record["rows"])
         return bool(sources & gone) or absent  # of rows that are gone, nothing says whose these are
 
     def _in_lineage(self, path: Path) -> bool:
@@ -162,16 +169,17 @@ class Forgetting:
                 yield Learner(name=name, side=TRAINED, places=places(made) if made else [])
 
     @cached_property
-    def checkpoints(self) -> list[Path]:
-        """Checkpoints of unfinished trainings on the rows."""
+    def checkpoints(self) -> list[str]:
+        """Unfinished trainings on the rows that have checkpoints, by their stage's key."""
         sets = {one.ref.digest for one in self._sets}
         keys = {key for held in leased(self._store).values() if held & sets for key in held}
-        return [path for path in sorted(self._store.layout.trainings.glob("*")) if path.name in keys]
+        return sorted(keys & shared_checkpoints.sizes(self._store).keys())
 
     @cached_property
     def cached(self) -> list[Path]:
         """Results of stages in the cache that name a removed artifact, or quote the rows."""
         gone = {one.digest for one in self.removed}
+        self._store.bring_results()
         return [
             path
             for path in sorted(self._store.layout.cache_results.glob("*"))
@@ -188,14 +196,14 @@ class Forgetting:
         left |= {digest: remaining(digest, self._is_forgotten, self._store) for digest in lineages}
         swap(left, self._store)
         for result in self.cached:
-            self._store.layout.cache_key(result.name).unlink(missing_ok=True)
-            result.unlink()
-        for path in self.checkpoints:
-            shutil.rmtree(path, ignore_errors=True)
+            self._store.drop_result(result.name)
+        for key in self.checkpoints:
+            shared_checkpoints.remove(self._store, key)
         for one in self.removed:
             for copy in self._store.layout.damaged_copies(one.digest):
                 shutil.rmtree(copy, ignore_errors=True)
             self._store.remove(one.digest, REASON)
+        self._store.finish_removals()
         successors = {digest: ref.digest for digest, ref in left.items()}
         return [one.model_copy(update={"successor": successors.get(one.digest)}) for one in self.removed]
 

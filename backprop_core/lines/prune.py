@@ -20,8 +20,10 @@ from backprop_core.lines.versions import Lines
 from backprop_core.publishing.release import released
 from backprop_core.schema.flows import flow_info
 from backprop_core.schema.records import Record
+from backprop_core.store import shared_checkpoints
 from backprop_core.store.artifacts import Store
 from backprop_core.store.cache_keys import digests_in
+from backprop_core.store.disk_files import size_of as size_of
 from backprop_core.store.layout import RunLayout
 from backprop_core.store.leases import leased, living
 from backprop_core.store.locks import held
@@ -102,11 +104,11 @@ class Plan:
         names = self._lines.names()
         self._dropped = {name: self._not_kept(name, keep) for name in names if line in (None, name)}
         kept = self._held_by_versions(names) | self._held_by_runs(names, young) | self._pinned
-        self._sizes = {path.name: size_of(path) for path in store.layout.artifacts.glob("*")}
+        self._sizes = store.sizes()
         candidates = self._sizes.keys() if line is None else self._left_behind(line) & self._sizes.keys()
         self._artifacts = sorted(candidates - kept)
-        checkpoints = {path: size_of(path) for path in store.layout.trainings.glob("*")}
-        self._checkpoints = {path: size for path, size in checkpoints.items() if path.name not in kept}
+        checkpoints = shared_checkpoints.sizes(store)
+        self._checkpoints = {key: size for key, size in checkpoints.items() if key not in kept}
         self._all = sum(self._sizes.values()) + sum(checkpoints.values())
 
     @property
@@ -170,8 +172,9 @@ class Plan:
         """Remove everything; release records last, except those with a remaining tag, which the next prune retries."""
         for digest in self._artifacts:
             self._store.remove(digest, "pruned: not used by any kept version")
-        for path in self._checkpoints:
-            shutil.rmtree(path, ignore_errors=True)
+        for key in self._checkpoints:
+            shared_checkpoints.remove(self._store, key)
+        self._store.finish_removals()
         self._forget(set(self._artifacts))
         for run in self._store.layout.holding():
             if not is_unfinished(run):
@@ -188,8 +191,7 @@ class Plan:
         """Remove cache records of removed artifacts."""
         for result in self._store.layout.cache_results.glob("*"):
             if gone & digests_in(result.read_text(encoding="utf-8")):
-                self._store.layout.cache_key(result.name).unlink(missing_ok=True)
-                result.unlink()
+                self._store.drop_result(result.name)
 
     def _not_kept(self, line: str, keep: int) -> list[int]:
         versions, live = self._lines.versions(line), self._lines.live(line)
@@ -261,11 +263,6 @@ def named_by(run: RunLayout) -> set[str]:
 
 def digests_of(path: Path) -> set[str]:
     return digests_in(path.read_text(encoding="utf-8")) if path.is_file() else set()
-
-
-def size_of(directory: Path) -> int:
-    """Total bytes of a directory's files."""
-    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
 def tag_remover(store: Store, remove: Callable[[str], None]) -> RemoveTag:

@@ -9,7 +9,8 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pydantic import Field
 
 from backprop_core.data.forgotten_rows import forgotten, write
 from backprop_core.errors import ConfigInvalid, RunActive
-from backprop_core.lines.deletion import STAMP, check_idle, has_records
+from backprop_core.lines.deletion import STAMP, check_idle, deleted_runs, has_records
 from backprop_core.lines.versions import Lines
 from backprop_core.schema.records import Record
 from backprop_core.store.artifacts import Store, fsync, write_atomic
@@ -42,6 +43,43 @@ def first_name(line: str, layout: StoreLayout) -> str:
     return path.read_text(encoding="utf-8") if path.is_file() else line
 
 
+def keeper(name: str, layout: StoreLayout) -> str | None:
+    """The renamed line whose rows stand under this name, which was its first; None if there is none."""
+    files = [path for path in layout.first_names() if path.read_text(encoding="utf-8") == name]
+    oldest = min(files, key=lambda path: (path.stat().st_mtime_ns, path), default=None)  # of several the first one
+    return oldest.parent.name if oldest else None
+
+
+def check_rows(line: str, layout: StoreLayout) -> None:
+    """Raise ConfigInvalid if where rows of this line would stand, those of another one do."""
+    name = first_name(line, layout)
+    other = keeper(name, layout)
+    if other not in (None, line):
+        raise ConfigInvalid(
+            f"line {other} was called {name}, and its rows stand under that name",
+            hint=f"for that line name it by its new name, {other}; for a new line choose another name",
+        )
+
+
+def check_begins(line: str, store: Store) -> None:
+    """Raise ConfigInvalid if a line of this name would begin while a renaming of the one before is cut off."""
+    if has_records(line, store):
+        return
+    for note, _ in noted(store.layout):
+        if note.line == line and not note.done:
+            raise ConfigInvalid(
+                f"line {line} is being renamed to {note.to}, which was cut off",
+                hint=f"finish it: backprop line rename {line} {note.to}",
+            )
+
+
+def forget_others(line: str, to: str, store: Store) -> None:
+    """Remove the notes of renamings of a line to other names that were cut off before anything moved."""
+    for note, place in noted(store.layout):
+        if note.line == line and note.to != to and not note.done and has_records(line, store):
+            place.note.unlink()
+
+
 def noted(layout: StoreLayout) -> list[tuple[RenamedLine, RenamedLayout]]:
     """All renamings, the first one first."""
     found = [(RenamedLine.model_validate_json(one.note.read_bytes()), one) for one in layout.renamings()]
@@ -60,6 +98,13 @@ def unfinished(line: str, to: str, layout: StoreLayout) -> RenamedLayout | None:
     """A renaming that was cut off."""
     found = (place for note, place in noted(layout) if (note.line, note.to, note.done) == (line, to, False))
     return next(found, None)
+
+
+def new_place(note: RenamedLine, layout: StoreLayout) -> RenamedLayout:
+    """Where the note of a renaming goes: its name has whole seconds, and two lines may have had one name in one."""
+    seconds = (note.at + timedelta(seconds=more) for more in count())
+    places = (layout.renamed(note.line, at.strftime(STAMP)) for at in seconds)
+    return next(place for place in places if not place.note.is_file())
 
 
 def check_free(line: str, to: str, store: Store) -> None:
@@ -87,10 +132,13 @@ def rename(
     with locked(line, store), locked(to, store):
         check_free(line, to, store)
         first()
+        forget_others(line, to, store)
         note = RenamedLine(line=line, to=to, at=datetime.now(UTC), by=by)
-        place = unfinished(line, to, store.layout) or store.layout.renamed(line, note.at.strftime(STAMP))
-        if place.note.is_file():
+        place = unfinished(line, to, store.layout)
+        if place:
             note = RenamedLine.model_validate_json(place.note.read_bytes())
+        else:
+            place = new_place(note, store.layout)
         write_atomic(place.note, note.model_dump_json())
         carry_out(note, store)
         last()
@@ -122,11 +170,14 @@ def carry_out(note: RenamedLine, store: Store) -> None:
         fsync(layout.lines)
     for release in sorted(new.releases.glob("*.json")):
         written_again(release, line, to)
+    others = deleted_runs(line, store)
     for run in layout.begun():
-        written_again(run.spec, line, to, "spec")
+        if run.run_id not in others:
+            written_again(run.spec, line, to, "spec")
     for run in layout.ended():
-        written_again(run.result, line, to)
-        written_again(run.result, line, to, "spec")
+        if run.run_id not in others:
+            written_again(run.result, line, to)
+            written_again(run.result, line, to, "spec")
     for number in Lines(store).versions(to):
         pin = layout.pin(f"{line}@{number}")
         if pin.is_file():

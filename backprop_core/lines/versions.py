@@ -3,16 +3,18 @@
 import os
 import uuid
 from itertools import takewhile
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from backprop_core.errors import LineConflict, RunUnknown
+from backprop_core.errors import LineConflict, RunUnknown, StoreConflict
 from backprop_core.schema.gate_report import Act, GateReport
 from backprop_core.schema.records import KEY_IF_SET, NO_KEY, Record
 from backprop_core.schema.refs import AdapterRef, BaseRef, Cell, DatasetRef, Ratings, RowsRef, RunId, Scores
 from backprop_core.schema.specs import LoraSpec, MergeSpec
 from backprop_core.store.artifacts import Store, write_atomic
+from backprop_core.store.sharing import Shared
 
 
 class LineVersion(Record):
@@ -52,6 +54,14 @@ class LineVersion(Record):
         json_schema_extra=KEY_IF_SET,
     )
     act: Act | None = Field(None, description="Manual promotion, if a person promoted it.", json_schema_extra=NO_KEY)
+    general: list[RowsRef] = Field(
+        [], description="Answers of the untouched base that it has learned as well.", json_schema_extra=KEY_IF_SET
+    )
+
+    @property
+    def learned(self) -> list[RowsRef]:
+        """All rows that it has been trained on."""
+        return sorted({*(dataset.train for dataset in self.datasets), *self.general}, key=lambda rows: rows.digest)
 
     @property
     def cells(self) -> dict[str, Cell]:
@@ -84,7 +94,7 @@ class Lines:
     """The lines of a store."""
 
     def __init__(self, store: Store) -> None:
-        self._layout = store.layout
+        self._store, self._layout = store, store.layout
 
     def names(self) -> list[str]:
         """The lines that have a version; a line has votes before."""
@@ -105,7 +115,10 @@ class Lines:
         number = after + 1
         if self.versions(line)[-1:] not in ([after], []) or (after and not self.versions(line)):
             raise self._conflict(line, number)
+        self._store.confirm(f"line-{line}")
         path = self._layout.line(line).version(number)
+        if self._store.shared:
+            return self._append_everywhere(line, number, version, self._store.shared)
         beside = path.with_name(f".{uuid.uuid4().hex}")
         write_atomic(beside, version.model_dump_json())
         try:
@@ -116,6 +129,17 @@ class Lines:
             beside.unlink()
         return number
 
+    def _append_everywhere(self, line: str, number: int, version: LineVersion, shared: Shared) -> int:
+        """Add the version to all machines: the first one to write it has it."""
+        path = self._layout.line(line).version(number)
+        if path.is_file():
+            raise self._conflict(line, number)
+        try:
+            shared.mirror.put(path, version.model_dump_json().encode())
+        except StoreConflict as error:
+            raise self._conflict(line, number) from error
+        return number
+
     def champion(self, line: str) -> int | None:
         """The number of the live version, or None."""
         path = self._layout.line(line).champion
@@ -123,11 +147,18 @@ class Lines:
 
     def set_champion(self, line: str, number: int | None) -> None:
         """Make a version the champion; None: no champion."""
+        self._store.confirm(f"line-{line}")
+        path = self._layout.line(line).champion
         if number is None:
-            self._layout.line(line).champion.unlink(missing_ok=True)
+            self._remove(path)
             return
         self.version(line, number)
-        write_atomic(self._layout.line(line).champion, str(number))
+        write_atomic(path, str(number))
+
+    def _remove(self, path: Path) -> None:
+        if self._store.shared:
+            self._store.shared.mirror.remove(path)
+        path.unlink(missing_ok=True)
 
     def moves(self, line: str) -> list[Move]:
         """Manual promotions, oldest first."""
@@ -140,7 +171,7 @@ class Lines:
 
     def forget_move(self, line: str, run_id: str) -> None:
         """Remove the record of a promotion that was undone."""
-        self._layout.line(line).move(run_id).unlink(missing_ok=True)
+        self._remove(self._layout.line(line).move(run_id))
 
     def act(self, line: str, number: int) -> Act | None:
         """The act that forced a version past the gate, else its newest manual promotion; None without any."""

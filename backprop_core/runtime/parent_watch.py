@@ -25,12 +25,23 @@ def hold(stop: Callable[[], None]) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def listen() -> None:
-        if sys.stdin.buffer.readline() == STOP:
+        if read_line() == STOP:
             stop()
         else:
             os._exit(1)
 
     threading.Thread(target=listen, name="lifeline", daemon=True).start()
+
+
+def read_line() -> bytes:
+    """The next line of stdin, or what comes before its end.
+
+    Read from the descriptor: a thread that waits in `sys.stdin` holds its lock, on which an exiting interpreter aborts.
+    """
+    said = b""
+    while not said.endswith(b"\n") and (more := os.read(0, 1)):
+        said += more
+    return said
 
 
 def name_self() -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, ByteSize, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from backprop_core.errors import ConfigInvalid, StoreUnsupported
@@ -15,7 +15,19 @@ from backprop_core.schema.field_types import NAME, is_address
 from backprop_core.store.layout import HomeLayout
 
 USER_OFFLINE = "BACKPROPAGATE_USER_OFFLINE"  # the user's HF_HUB_OFFLINE; a worker always sets its own
+TRACKERS = ("tensorboard", "wandb")
 SHOWN = 60  # characters of a rejected value that an error shows
+
+
+def bucket_address(address: str) -> str:
+    """An `s3://bucket/prefix` address. Raises ConfigInvalid if it has credentials, a query or no bucket."""
+    parts = urlsplit(address)
+    if "@" in parts.netloc or not parts.netloc or "?" in address or "#" in address:
+        raise ConfigInvalid(  # without the address, which may have a secret
+            "BACKPROPAGATE_STORE has more, or less, than a bucket and a prefix",
+            hint="set it to s3://BUCKET/PREFIX, and the credentials in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        )
+    return address.rstrip("/")
 
 
 def expandable(path: Path) -> Path:
@@ -40,6 +52,19 @@ def addressable(address: str) -> str:
     return address
 
 
+def trackers(names: str) -> str:
+    """Names of trackers, separated by commas. Raises ValueError if one is unknown."""
+    for name in names_in(names):
+        if name not in TRACKERS:
+            raise ValueError(f"{name} is not one of {', '.join(TRACKERS)}")
+    return names
+
+
+def names_in(text: str) -> list[str]:
+    """The names in a list with commas, each once."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
 Place = Annotated[Path, AfterValidator(expandable)]
 
 
@@ -50,12 +75,33 @@ class Settings(BaseSettings):
 
     home: Place = Field(Path("~/.backpropagate"), description="Directory of everything that is kept.")
     store: Annotated[str, AfterValidator(addressable)] | None = Field(
-        None, description="Directory of the artifacts; default: store/ in the home directory."
+        None, description="Directory or s3:// address of the artifacts; default: store/ in the home directory."
+    )
+    store_cache_gb: float | None = Field(
+        None, gt=0, description="GB of artifacts kept locally of a store at an s3:// address; default: no limit."
     )
     namespace: str = Field("backprop", pattern=NAME, description="Prefix of all names in MLflow and Prefect.")
     pool: str = Field("backprop", min_length=1, description="Prefect work pool of the deployments.")
     queue: str = Field("default", min_length=1, description="Queue of the work pool.")
+    cpu_pool: str | None = Field(
+        None, min_length=1, description="Work pool of runs that need no GPU; default: that of the others."
+    )
+    cpu_queue: str | None = Field(
+        None, min_length=1, description="Queue of runs that need no GPU; default: that of the others."
+    )
     image: str | None = Field(None, description="Container image of the runs, if the work pool starts containers.")
+    fan_out: str | None = Field(
+        None,
+        pattern=r"^(local:[1-9][0-9]*|(tcp|tls|ws|wss)://.+)$",
+        description="Where independent stages of a run are computed at the same time: `local:N`, N processes of this "
+        "machine, or the address of a Dask scheduler (extra `dask`); default: one after another.",
+    )
+    cpu_slot: int = Field(
+        0,
+        ge=0,
+        description="Runs on a CPU that share a store take turns if they have the same number; give each machine, and "
+        "each worker that has cores of its own, another.",
+    )
     allowed_paths: Annotated[str, AfterValidator(all_expandable)] | None = Field(
         None,
         description="Directories that deployed runs may read and write, separated by `:`; default: data/ in the home.",
@@ -94,11 +140,25 @@ class Settings(BaseSettings):
         le=100_000,
         description="Days that `store prune` keeps artifacts of runs that are not versions of a line.",
     )
+    mlflow_artifact_limit: ByteSize = Field(
+        ByteSize(2**30),
+        description="Largest artifact that MLflow gets a copy of, such as 500MB; larger ones are recorded by digest "
+        "and place. 0: no copies.",
+    )
+    mlflow_checkpoint_seconds: float = Field(
+        600,
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds between two checkpoints of a training that MLflow gets a copy of; 0: every checkpoint.",
+    )
     stall_seconds: float = Field(
         1800,
         ge=0,
         allow_inf_nan=False,
         description="Seconds without progress after which a worker is killed and its stage retried; 0: never.",
+    )
+    report_to: Annotated[str, AfterValidator(trackers)] = Field(
+        "", description="Trackers that get each run besides MLflow, separated by commas: tensorboard, wandb."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Minimum level of log lines.")
     log_json: bool = Field(False, description="Write log lines as JSON.")
@@ -115,15 +175,21 @@ class Settings(BaseSettings):
 
     @property
     def store_path(self) -> Path:
-        """The store's directory, from a path or a `file:` URL. Raises StoreUnsupported for other URLs."""
+        """The store's directory, from a path or a `file:` URL; of an `s3://` address, that of its local copy.
+
+        Raises StoreUnsupported for other URLs, ConfigInvalid for an address with more than bucket and prefix.
+        """
         if self.store is None:
             return self.layout.store
         if self.store.lower().startswith("file:"):
             return file_path(self.store)
+        if self.store.lower().startswith("s3://"):
+            return self.layout.shared_store(bucket_address(self.store))
         if is_address(self.store):
             scheme = self.store.partition(":")[0]
             raise StoreUnsupported(
-                f"unsupported store URL scheme {scheme}:", hint="set BACKPROPAGATE_STORE to a directory"
+                f"unsupported store URL scheme {scheme}:",
+                hint="set BACKPROPAGATE_STORE to a directory or an s3:// address",
             )
         return Path(self.store).expanduser().absolute()
 

@@ -27,6 +27,7 @@ class FlowInfo(NamedTuple):
     verb: Verb | None = None
     module: str = ""  # in flows; by default called as the flow is
     alone: bool = False  # one run at a time is enough
+    cpu_only: bool = False  # its deployment goes where no GPU is
     per_line: bool = False  # the file of a line makes a deployment, too
     trains: bool = False
     resumable: bool = True
@@ -59,7 +60,7 @@ FLOWS = {
             Verb(
                 "train",
                 "running",
-                "Train one LoRA adapter on one dataset and score it on held-out rows.",
+                "Train one LoRA adapter on one dataset and score it.",
                 "backprop train --data support.jsonl --steps 100",
                 after="demo",
             ),
@@ -73,7 +74,7 @@ FLOWS = {
             Verb(
                 "multi-run",
                 "running",
-                "Train on several datasets in a row, merge after each, and score every task.",
+                "Train on datasets in a row, merge after each, score all.",
                 "backprop multi-run --data april.jsonl --data may.jsonl",
                 after="train",
             ),
@@ -87,7 +88,7 @@ FLOWS = {
             Verb(
                 "sweep",
                 "sweeping",
-                "Try values of training fields on a part of the data, and say which to take.",
+                "Try values of training fields, and say which to take.",
                 "backprop sweep --data support.jsonl --rows 500 --set training.learning_rate=1e-4,5e-4",
                 after="multi-run",
             ),
@@ -101,7 +102,7 @@ FLOWS = {
             Verb(
                 "retrain",
                 "running",
-                "Train a line's champion on new data; the result goes live if it passes the gate.",
+                "Train a line on new data; it goes live if the gate accepts.",
                 "backprop retrain --line support --data night.jsonl",
                 after="multi-run",
             ),
@@ -143,7 +144,7 @@ FLOWS = {
             Verb(
                 "rebase",
                 "rebasing",
-                "Train the stored datasets of a line on another base; the line continues on it if the gate accepts.",
+                "Train a line's stored datasets on another base.",
                 "backprop rebase support --model Qwen/Qwen3-8B --plan",
                 after="promote",
             ),
@@ -159,7 +160,7 @@ FLOWS = {
             Verb(
                 "evaluate",
                 "running",
-                "Score the adapter of a run on its held-out rows or on other rows.",
+                "Score the adapter of a run, on its held-out or other rows.",
                 "backprop evaluate support --data new.jsonl",
                 after="replay",
             ),
@@ -172,7 +173,7 @@ FLOWS = {
             Verb(
                 "bench",
                 "benchmarking",
-                "Compare strategies, replay and rates on your datasets or a line's, and say what to set.",
+                "Compare strategies, replay and rates on your datasets.",
                 "backprop bench support --replay 0,50 --orders 3",
                 after="evaluate",
             ),
@@ -187,7 +188,7 @@ FLOWS = {
             Verb(
                 "export",
                 "running",
-                "Write the model of a run as GGUF or other files and check that they answer alike.",
+                "Write the model of a run as GGUF or other files.",
                 "backprop export support --quantization q4_k_m --output models",
                 after="replay",
             ),
@@ -200,10 +201,11 @@ FLOWS = {
             Verb(
                 "push",
                 "shipping",
-                "Push adapter, tokenizer and model card of a run to the Hugging Face Hub.",
+                "Push adapter, tokenizer and card of a run to the Hub.",
                 "backprop push support --repo OWNER/NAME",
                 after="generate",
             ),
+            cpu_only=True,
             rows="earlier if known",
         ),
         FlowInfo(
@@ -212,10 +214,11 @@ FLOWS = {
             Verb(
                 "release",
                 "shipping",
-                "Publish a line's champion to Ollama and the Hub, all or nothing.",
+                "Publish a champion to Ollama and the Hub, all or nothing.",
                 "backprop release support --ollama support",
                 after="push",
             ),
+            cpu_only=True,
             of_line=True,
             run_of_a_version="release {line} v{number}",
         ),
@@ -229,6 +232,7 @@ FLOWS = {
                 "backprop rollback support --to 3",
                 after="release",
             ),
+            cpu_only=True,
             of_line=True,
             run_of_a_version="roll back {line} to v{number}",
         ),

@@ -5,22 +5,27 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from filelock import FileLock, Timeout
 
 from backprop_core.errors import ArtifactDamaged, ArtifactMissing, DiskFull, system_error
+from backprop_core.runtime import log_context
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import ArtifactRef
+from backprop_core.store import cache_limit, disk_files, sharing
 from backprop_core.store.cache_keys import canonical, digest_of
+from backprop_core.store.disk_files import fsync as fsync
+from backprop_core.store.disk_files import size_of
 from backprop_core.store.layout import MANIFEST, StoreLayout
+from backprop_core.store.locks import Lock
+from backprop_core.store.sharing import Shared
 
 LARGE = 64 * 2**20  # bytes
 Stat = tuple[object, ...]  # names, sizes, times and inodes of a directory's files
@@ -43,36 +48,16 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fsync(path: Path) -> None:
-    """Force a file or a directory to disk; Windows opens no directory, and syncs only what may be written."""
-    windows = sys.platform == "win32"
-    if windows and path.is_dir():
-        return
-    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some file systems cannot sync a directory
-            raise
-    finally:
-        os.close(descriptor)
-
-
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write beside, fsync, rename: `path` holds the old content or the new one, never a part, and keeps its mode."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with beside.open("xb") as file:
-            with suppress(FileNotFoundError):
-                shutil.copymode(path, beside)  # before there is anything to read
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-        fsync(path.parent)
-    finally:
-        beside.unlink(missing_ok=True)
+    """Write beside, fsync, rename: `path` holds the old content or the new one, never a part, and keeps its mode.
+
+    A file that all machines share is written in the bucket of its store first. Raises StoreConflict.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    if shared := sharing.keeper(path):
+        shared.mirror.put(path, data)
+    else:
+        disk_files.replace(path, data)
 
 
 def manifest_of(directory: Path, kind: str, version: int) -> dict[str, Any]:
@@ -83,15 +68,25 @@ def manifest_of(directory: Path, kind: str, version: int) -> dict[str, Any]:
 
 
 class Store:
-    """A directory of artifacts. Safe for any number of processes."""
+    """A directory of artifacts. Safe for any number of processes.
 
-    def __init__(self, root: Path) -> None:
+    If it is the local copy of a store in a bucket, artifacts go there when they are committed and come from there when
+    they are read, unless this process works `alone`: a worker, whose parent does that.
+    """
+
+    # brings an artifact that is not here, with `adopt`, if it knows it: it needs what the core does not know
+    elsewhere: ClassVar["Callable[[Store, str], None] | None"] = None
+
+    def __init__(self, root: Path, *, alone: bool = False) -> None:
         self.root = root.absolute()
         self.layout = StoreLayout(self.root)
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._session: Path | None = None
         self._verified = _verified.setdefault(self.root, {})
         self._guard = threading.Lock()
+        self.shared = None if alone else sharing.at(self.root)
+        if self.shared:
+            self.shared.refresh()
 
     # Writing
 
@@ -119,14 +114,51 @@ class Store:
         digest = hashlib.sha256(text.encode()).hexdigest()
         if not self._intact(digest):
             self._publish(directory, digest, text)
-        self.layout.tombstone(digest).unlink(missing_ok=True)
+        self._clear_tombstone(digest)
         if not self.layout.record(digest).is_file():  # the first origin stays: a first merge is its tuned adapter
-            write_atomic(self.layout.record(digest), canonical({"format": 1, "kind": ref.artifact, **record}))
+            made_by = {"format": 1, "kind": ref.artifact, "run_id": log_context.current()["run_id"]}
+            write_atomic(self.layout.record(digest), canonical({**made_by, **record}))
+        self.share(digest)
         return ref(digest=digest, **fields)
+
+    def take(self, directory: Path, digest: str, record: bytes | None) -> None:
+        """Make a directory from `begin`, with an artifact of another store and its manifest, one of this store."""
+        manifest = (directory / MANIFEST).read_text(encoding="utf-8")
+        if not self._intact(digest):
+            (directory / MANIFEST).unlink()
+            self._publish(directory, digest, manifest)
+        if record and not self.layout.record(digest).is_file():
+            write_atomic(self.layout.record(digest), record)
+        self.share(digest)
+
+    def share(self, digest: str) -> None:
+        """Copy an artifact that is here to the bucket, if the store has one."""
+        if self.shared:
+            self._clear_tombstone(digest)
+            self.shared.send(digest)
+
+    def _clear_tombstone(self, digest: str) -> None:
+        """The artifact that was removed is there again."""
+        tombstone = self.layout.tombstone(digest)
+        if self.shared and tombstone.is_file():
+            self.shared.look_again(digest)
+            self.shared.mirror.remove(tombstone)
+        tombstone.unlink(missing_ok=True)
+
+    def adopt(self, directory: Path, digest: str, record: dict[str, Any]) -> None:
+        """Make a directory from `begin` an artifact that was committed to another store, its manifest included.
+
+        Raises ArtifactDamaged if it is not what this digest names.
+        """
+        self._verify_bytes(directory, digest)
+        self._publish(directory, digest, (directory / MANIFEST).read_text(encoding="utf-8"))
+        if record and not self.layout.record(digest).is_file():
+            write_atomic(self.layout.record(digest), canonical(record))
+        self.share(digest)
 
     def _intact(self, digest: str) -> bool:
         try:
-            self.verify(digest)
+            self._verify_here(digest)
         except ArtifactMissing:
             return False
         except ArtifactDamaged:
@@ -188,6 +220,8 @@ class Store:
                 self._session_lock.release()
                 self._session = None
         self.sweep()
+        if self.shared:
+            cache_limit.keep(self.layout, self.shared)
 
     # Reading
 
@@ -197,7 +231,30 @@ class Store:
         return self.layout.artifact(ref.digest)
 
     def verify(self, digest: str) -> None:
-        """Read every byte and compare. Once per process, unless a file's size or time changed since."""
+        """Read every byte and compare. Once per process, unless a file's size or time changed since.
+
+        What is only in the bucket is copied here first.
+        """
+        if not self.has(digest) and Store.elsewhere and not self.was_removed(digest):
+            Store.elsewhere(self, digest)
+        self._verify_here(digest)
+
+    def has(self, digest: str) -> bool:
+        """Whether the store has an artifact; what is only in the bucket is copied here."""
+        directory = self.layout.artifact(digest)
+        if self.shared and not directory.is_dir() and not self.was_removed(digest):
+            self._fetch(digest, self.shared)
+        return directory.is_dir()
+
+    def _fetch(self, digest: str, shared: Shared) -> None:
+        with self.begin("fetched") as directory:
+            text = shared.fetch(digest, directory)
+            if text is None or hashlib.sha256(text.encode()).hexdigest() != digest:
+                return  # there is none, or what is there is none
+            self._publish(directory, digest, text)
+            self._verified[digest] = stat_of(self.layout.artifact(digest))  # each file was, as it came
+
+    def _verify_here(self, digest: str) -> None:
         directory = self.layout.artifact(digest)
         if not directory.is_dir():
             raise ArtifactMissing(f"the store has no artifact {digest[:12]}", hint=self._missing_hint(digest))
@@ -205,6 +262,13 @@ class Store:
         if self._verified.get(digest) != state:
             self._verify_bytes(directory, digest)
             self._verified[digest] = state
+        if self.shared:
+            os.utime(directory)  # read now: `cache_limit` removes what was read longest ago
+
+    def bring(self, digest: str) -> None:
+        """Make sure that an artifact is here, but do not read it again. Raises ArtifactMissing."""
+        if not self.layout.artifact(digest).is_dir():
+            self.verify(digest)
 
     def _verify_bytes(self, directory: Path, digest: str) -> None:
         hint = "run the command that made it again; `backprop store check` lists everything that is damaged"
@@ -244,7 +308,9 @@ class Store:
     # Keeping house
 
     def set_aside(self, digest: str) -> None:
-        """Move a damaged artifact out of sight, so that it can be made again."""
+        """Move a damaged artifact out of sight, so that it can be made again; in the bucket, if it is not here."""
+        if self.shared and not self.layout.artifact(digest).is_dir():
+            self.shared.set_aside(digest)
         damaged = self.layout.damaged
         damaged.mkdir(exist_ok=True)
         self._verified.pop(digest, None)
@@ -252,34 +318,94 @@ class Store:
             self.layout.artifact(digest).rename(damaged / f"{digest}-{uuid.uuid4().hex[:8]}")
 
     def remove(self, digest: str, reason: str) -> None:
-        """Delete an artifact and leave a tombstone with the reason."""
+        """Delete an artifact and leave a tombstone with the reason. Raises LeaseLost if this process lost the store."""
+        self.confirm("prune")
         write_atomic(self.layout.tombstone(digest), canonical({"reason": reason, "time": now()}))
         self._verified.pop(digest, None)
         with self.begin("removed") as directory, suppress(FileNotFoundError):
             self.layout.artifact(digest).rename(directory / digest)
+        if self.shared:
+            self.shared.remove(digest)
 
     def was_removed(self, digest: str) -> bool:
         """Whether an artifact was removed on purpose."""
         return self.layout.tombstone(digest).is_file()
 
     def check(self) -> Iterator[Finding]:
-        """Read every artifact and yield what is wrong. Changes nothing on disk."""
-        for directory in sorted(self.layout.artifacts.glob("*")):
+        """Read every artifact, those of the bucket too, and yield what is wrong. Repairs nothing."""
+        for digest in sorted(self.digests()):
             try:
-                self._verify_bytes(directory, directory.name)
+                self.has(digest)
+                self._verify_bytes(self.layout.artifact(digest), digest)
             except (ArtifactDamaged, OSError, ValueError) as error:
-                self._verified.pop(directory.name, None)
-                yield Finding(digest=directory.name, what=str(error))
+                self._verified.pop(digest, None)
+                yield Finding(digest=digest, what=str(error))
 
     def count(self) -> int:
         """How many artifacts there are."""
-        return sum(1 for _ in self.layout.artifacts.glob("*"))
+        return len(self.digests())
 
-    def lock(self, name: str) -> FileLock:
-        """A lock that the kernel frees when its holder dies."""
+    def digests(self) -> set[str]:
+        """All artifacts, here and in the bucket."""
+        here = {path.name for path in self.layout.artifacts.glob("*")}
+        return here | self.shared.digests().keys() if self.shared else here
+
+    def sizes(self) -> dict[str, int]:
+        """All artifacts with their bytes, here and in the bucket."""
+        here = {path.name: size_of(path) for path in self.layout.artifacts.glob("*")}
+        return (self.shared.digests() | here) if self.shared else here
+
+    def bring_all(self) -> None:
+        """Copy every artifact of the bucket here, for what reads them all."""
+        if self.shared:
+            for digest in sorted(self.shared.digests()):
+                self.has(digest)
+
+    def bring_results(self) -> None:
+        """Copy every record of a finished stage of the bucket here."""
+        if self.shared:
+            for key in sorted(self.shared.results()):
+                self.has_result(key)
+
+    def finish_removals(self) -> None:
+        """Delete what removals that were cut off have left in the bucket. Only for who has the lock of a prune."""
+        if self.shared:
+            self.shared.finish_removals(self.was_removed)
+
+    def lock(self, name: str) -> Lock:
+        """A lock that is freed when its holder dies: by the kernel, or in a bucket by time."""
         path = self.layout.lock(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(path, thread_local=False)
+        file = FileLock(path, thread_local=False)
+        return self.shared.lock(name, file) if self.shared else file
+
+    def confirm(self, name: str) -> None:
+        """Raise LeaseLost if another machine has taken over a lock that this process took."""
+        if self.shared:
+            self.shared.leases.confirm(name)
+
+    # Results of finished stages
+
+    def has_result(self, key: str) -> bool:
+        """Whether there is a record under this key, good or not; one that is only in the bucket is copied here."""
+        return self.layout.cache_key(key).is_file() or bool(self.shared and self.shared.fetch_result(key))
+
+    def results(self) -> set[str]:
+        """The keys of all records."""
+        here = {path.name for path in self.layout.cache_keys.glob("[!.]*")}
+        return here | self.shared.results() if self.shared else here
+
+    def keep_result(self, key: str) -> None:
+        """Copy the record under this key to the bucket, if the store has one."""
+        if self.shared:
+            self.shared.send_result(key)
+
+    def drop_result(self, key: str) -> None:
+        """Remove the record under this key."""
+        self.layout.cache_key(key).unlink(missing_ok=True)
+        self.layout.cache_result(key).unlink(missing_ok=True)
+        if self.shared:
+            self.shared.drop_result(key)
 
 
 def stat_of(directory: Path) -> Stat:

@@ -15,8 +15,17 @@ journal/                what MLflow gets
   sent/                   journals that MLflow has to the end, with their .sent
   sync.lock               held by the process that sends
   registry.json           the lines as MLflow was last known to have them
+  trackers/<tracker>/     what another tracker (BACKPROPAGATE_REPORT_TO) gets of the same journals
+    <run_id>.json           how much of it this tracker has
+    <run_id>.lock           held by the process that sends it
+    sent/                   the notes of journals that this tracker has to the end
 mlflow.db, mlruns/      MLflow's database and artifacts; mlflow.lock: held while its tables are made; mlflow.begun: they
                         are not complete
+shared-stores/<name>/   local copies of stores in buckets
+tensorboard/<line>/     event files of TensorBoard, a folder for each run
+wandb/                  what the client of W&B keeps until it is sent; of offline runs, until a person sends it
+format.json             the number of its format
+backups/<time>/         what `upgrade` has changed, as it was: home/ and store/, to be copied back
 serve.json              where a running `serve` is; serve.new: the same, being written; serve-before.json: the last one
 serve.lock              held by `serve`
 serve-id                how the names of this home's workers begin
@@ -28,6 +37,7 @@ prefect-ui/             Prefect's pages
 
 The store:
 
+format.json             the number of its format
 artifacts/<digest>/     payload files and `artifact.json`, whose sha256 is the digest; read-only
 records/<digest>.json   where it came from: outside the digest
 tombstones/<digest>.json  removed on purpose
@@ -43,6 +53,7 @@ runs/<run_id>/          of one run
   result.json             what it made
   decision.json           what the gate decided
   fresh.txt               what a run with `fresh` has done: `begun KEY` or `done KEY` a line
+  log.jsonl               what it has logged, a line of JSON each
   sources/<sha256>        what it has downloaded, from its begin to its end
 forgotten.jsonl         identities of rows that are not read any more
 restored.txt            identities of quarantined rows that a person has put back, one a line
@@ -69,6 +80,14 @@ leases/<run_id>.txt     what a run uses, one digest or key a line, until it is f
 ollama-servers/<server>/<name>.json  what was made on an Ollama server under a name
 locks/<name>.lock       freed by the kernel when their holder dies
 tmp/<session>/          what a process is writing; swept once its `lock` is free
+shared.json             in the local copy of a store in a bucket: how leases name this copy
+shared.db               what of the bucket this copy has, by etag
+
+A store in a bucket has the same names, in these places below its prefix:
+
+artifacts/ records/ cache/ checkpoints/ damaged/  as above; the manifest of an artifact is written last
+state/<path>            every other file that machines share (`SHARED`)
+locks/<name>            who holds a lock, and its token, which grows: see `store.remote_leases`
 
 All locks, in the one order in which they are taken. A process that waits for one holds none that comes after it:
 
@@ -88,13 +107,21 @@ users.lock and audit.lock of the home, sync.lock of the journals, the lock of a 
 Prefect's and MLflow's databases.
 """
 
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 REBUILD = re.compile(r"\.rebuild-[0-9a-f]{12}$")  # end of the name of a line in which versions are trained again
 MANIFEST = "artifact.json"  # in every artifact: kind, format, and the name, size and sha256 of each payload file
+
+SHARED_STORES = "shared-stores"
+SHARED = (  # of a store in a bucket, what all machines see; all else stays on one machine, or moves with an artifact
+    *("tombstones", "pins", "runs", "finished", "rejected", "flow-runs", "questions", "leases", "ollama-servers"),
+    *("lines", "deleted-lines", "renamed-lines", "forgotten.jsonl", "restored.txt"),
+)
 
 
 @dataclass(frozen=True)
@@ -127,6 +154,11 @@ class RunLayout:
     def fresh(self) -> Path:
         """What a run with `fresh` has done."""
         return self.root / "fresh.txt"
+
+    @property
+    def log(self) -> Path:
+        """What the run has logged."""
+        return self.root / "log.jsonl"
 
     @property
     def sources(self) -> Path:
@@ -168,9 +200,14 @@ class LineLayout:
         """One of them."""
         return self.moves / f"{run_id}.json"
 
+    @property
+    def votes(self) -> Path:
+        """The folder of all votes."""
+        return self.root / "votes"
+
     def votes_on(self, run_id: str) -> Path:
         """The folder of the votes on what a run made."""
-        return self.root / "votes" / run_id
+        return self.votes / run_id
 
     def vote(self, run_id: str, id: str) -> Path:
         """One vote."""
@@ -235,6 +272,11 @@ class StoreLayout:
     """A store."""
 
     root: Path
+
+    @property
+    def format(self) -> Path:
+        """The number of its format."""
+        return self.root / "format.json"
 
     @property
     def artifacts(self) -> Path:
@@ -320,6 +362,10 @@ class StoreLayout:
         """The runs that have a spec and whose run_id begins with `prefix`, in no order."""
         return (RunLayout(spec.parent) for spec in self.runs.glob(f"{prefix}*/spec.json"))
 
+    def logged(self, prefix: str) -> Iterator[RunLayout]:
+        """The runs that have a log and whose run_id begins with `prefix`, in no order."""
+        return (RunLayout(log.parent) for log in self.runs.glob(f"{prefix}*/log.jsonl"))
+
     def ended(self) -> Iterator[RunLayout]:
         """The runs that have a result, in no order."""
         return (RunLayout(result.parent) for result in self.runs.glob("*/result.json"))
@@ -377,6 +423,10 @@ class StoreLayout:
         """One line."""
         return LineLayout(self.lines / name)
 
+    def first_names(self) -> Iterator[Path]:
+        """The files that say the first names of renamed lines, in no order."""
+        return self.lines.glob("*/first-name")
+
     def with_versions(self) -> Iterator[LineLayout]:
         """The lines that have a version, each as often as it has versions, in no order."""
         return (LineLayout(path.parent.parent) for path in self.lines.glob("*/versions/*.json"))
@@ -423,6 +473,35 @@ class StoreLayout:
         return self.root / "locks" / f"{name}.lock"
 
     @property
+    def is_copy(self) -> bool:
+        """Whether this is the place of a local copy of a store in a bucket."""
+        return self.root.parent.name == SHARED_STORES
+
+    @property
+    def shared_note(self) -> Path:
+        """How leases name this local copy of a store in a bucket."""
+        return self.root / "shared.json"
+
+    @property
+    def shared_index(self) -> Path:
+        """What of the bucket this copy has."""
+        return self.root / "shared.db"
+
+    def shared(self) -> Iterator[Path]:
+        """The files that all machines share, but for locks and downloads, in no order."""
+        for name in SHARED:
+            place = self.root / name
+            for path in place.rglob("*") if place.is_dir() else [place]:
+                if self.is_shared(path) and path.is_file():
+                    yield path
+
+    def is_shared(self, path: Path) -> bool:
+        """Whether all machines share this file."""
+        first, *more = path.relative_to(self.root).parts
+        hidden = path.name.startswith(".") or path.suffix == ".lock"
+        return first in SHARED and not hidden and not (first == "runs" and "sources" in more)
+
+    @property
     def sessions(self) -> Path:
         """The folder of all temporary directories."""
         return self.root / "tmp"
@@ -434,6 +513,57 @@ class StoreLayout:
     def session_lock(self, name: str) -> Path:
         """Held by that process."""
         return self.session(name) / "lock"
+
+
+@dataclass(frozen=True)
+class BucketLayout:
+    """The keys of a store in a bucket, below its prefix."""
+
+    STATE: ClassVar[str] = "state"
+    ARTIFACTS: ClassVar[str] = "artifacts"
+    LOCKS: ClassVar[str] = "locks"
+    CACHE_KEYS: ClassVar[str] = "cache/keys"
+    CHECKPOINTS: ClassVar[str] = "checkpoints"
+
+    def state(self, path: str) -> str:
+        """A file that all machines share; `path` is relative to the store."""
+        return f"{self.STATE}/{path}"
+
+    def artifact(self, digest: str) -> str:
+        """The prefix of an artifact's files."""
+        return f"{self.ARTIFACTS}/{digest}"
+
+    def payload(self, digest: str, name: str) -> str:
+        """A file of an artifact."""
+        return f"{self.ARTIFACTS}/{digest}/{name}"
+
+    def record(self, digest: str) -> str:
+        """Where an artifact came from."""
+        return f"records/{digest}.json"
+
+    def cache_key(self, key: str) -> str:
+        """Prefect's record of a finished stage."""
+        return f"{self.CACHE_KEYS}/{key}"
+
+    def cache_result(self, key: str) -> str:
+        """What a stage returned."""
+        return f"cache/results/{key}"
+
+    def checkpoints(self, key: str) -> str:
+        """The prefix of a training's checkpoints."""
+        return f"{self.CHECKPOINTS}/{key}"
+
+    def damaged(self, name: str) -> str:
+        """The prefix of an artifact's files that were found damaged."""
+        return f"damaged/{name}"
+
+    def clock(self, copy: str) -> str:
+        """What a machine writes to see the time of the server."""
+        return f"clocks/{copy}"
+
+    def lock(self, name: str) -> str:
+        """Who holds a lock."""
+        return f"{self.LOCKS}/{name}"
 
 
 @dataclass(frozen=True)
@@ -469,6 +599,34 @@ class JournalLayout:
         """The lines as MLflow was last known to have them."""
         return self.root / "registry.json"
 
+    def tracker(self, name: str) -> "TrackerLayout":
+        """What a tracker beside MLflow has of the journals."""
+        return TrackerLayout(self.root / "trackers" / name)
+
+
+@dataclass(frozen=True)
+class TrackerLayout:
+    """How much of each journal a tracker beside MLflow has."""
+
+    root: Path
+
+    def note(self, run_id: str) -> Path:
+        """How much of a journal it has."""
+        return self.root / f"{run_id}.json"
+
+    def lock(self, run_id: str) -> Path:
+        """Held by the process that sends this journal."""
+        return self.root / f"{run_id}.lock"
+
+    @property
+    def sent(self) -> "TrackerLayout":
+        """The notes of journals that it has to the end."""
+        return TrackerLayout(self.root / "sent")
+
+    def waiting(self) -> list[str]:
+        """The runs of which something is still to be sent."""
+        return [path.stem for path in sorted(self.root.glob("*.json"))]
+
 
 @dataclass(frozen=True)
 class HomeLayout:
@@ -480,6 +638,11 @@ class HomeLayout:
     def store(self) -> Path:
         """The store, unless another place is set."""
         return self.root / "store"
+
+    def shared_store(self, address: str) -> Path:
+        """The local copy of the store at an address in a bucket."""
+        name = re.sub(r"[^a-z0-9._-]+", "-", address.partition("://")[2].lower()).strip("-")
+        return self.root / SHARED_STORES / f"{name}-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
 
     @property
     def data(self) -> Path:
@@ -510,6 +673,11 @@ class HomeLayout:
         return self.root / "mlflow.db"
 
     @property
+    def mlflow_leftovers(self) -> list[Path]:
+        """What SQLite writes beside that database, and removes when all connections are closed."""
+        return [self.root / f"mlflow.db-{kind}" for kind in ("journal", "wal", "shm")]
+
+    @property
     def mlflow_lock(self) -> Path:
         """Held while the tables of that database are made."""
         return self.root / "mlflow.lock"
@@ -523,6 +691,26 @@ class HomeLayout:
     def mlflow_artifacts(self) -> Path:
         """MLflow's artifacts, a folder for each experiment."""
         return self.root / "mlruns"
+
+    @property
+    def format(self) -> Path:
+        """The number of its format."""
+        return self.root / "format.json"
+
+    @property
+    def backups(self) -> Path:
+        """What upgrades have changed, as it was."""
+        return self.root / "backups"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files of TensorBoard."""
+        return self.root / "tensorboard"
+
+    @property
+    def wandb(self) -> Path:
+        """What the client of W&B keeps."""
+        return self.root / "wandb"
 
     @property
     def serve(self) -> Path:

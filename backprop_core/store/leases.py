@@ -12,8 +12,10 @@ from filelock import FileLock
 
 from backprop_core.errors import RunActive
 from backprop_core.store.artifacts import Store
-from backprop_core.store.locks import held, is_acquired, is_held, nothing
+from backprop_core.store.locks import Lock, held, is_acquired, is_held, nothing
+from backprop_core.store.remote_leases import LASTS
 
+RUN = "run-"  # begins the names of these locks in a bucket
 LOOK = 1.0  # seconds: who only looks whether a run lives holds its lock for a moment
 
 
@@ -26,12 +28,13 @@ class Lease:
     def __init__(self, run_id: str, store: Store, before_wait: Callable[[], None] = nothing) -> None:
         self._path, self._lock_path = store.layout.lease(run_id), store.layout.lease_lock(run_id)
         self._path.parent.mkdir(exist_ok=True)
-        self._lock = FileLock(self._lock_path, thread_local=False)
-        deadline = time.monotonic() + LOOK
+        file = FileLock(self._lock_path, thread_local=False)
+        self._lock: Lock = store.shared.lock(RUN + run_id, file) if store.shared else file
+        deadline = time.monotonic() + (LASTS + 5 * LOOK if store.shared else LOOK)
         while not self._taken(store, before_wait):
             if time.monotonic() > deadline:
                 raise RunActive(f"run {run_id} is active", hint="wait until it ends, or stop it")
-            time.sleep(0.02)
+            time.sleep(LOOK if store.shared else 0.02)
         self._file = self._path.open("a", encoding="utf-8")
 
     def _taken(self, store: Store, before_wait: Callable[[], None]) -> bool:
@@ -48,7 +51,7 @@ class Lease:
         """The process works on the run no more; of a finished run, what it has made is kept by those who name it."""
         self._file.close()
         if finished:
-            self._path.unlink()
+            self._path.unlink(missing_ok=True)
         self._lock.release()
         with suppress(PermissionError):  # Windows keeps a file that is open
             self._lock_path.unlink(missing_ok=True)
@@ -62,7 +65,8 @@ def leased(store: Store) -> dict[str, set[str]]:
 
 def living(store: Store) -> Iterator[str]:
     """Runs whose process lives."""
-    return (path.stem for path in locks(store) if is_held(path))
+    here = {path.stem for path in locks(store) if is_held(path)}
+    return iter(here | set(store.shared.leases.held(RUN)) if store.shared else here)
 
 
 def killed(store: Store) -> Iterator[str]:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
@@ -16,13 +18,29 @@ BEAT = 1.0  # seconds between two signs of life of one who waits
 REMINDER = 300.0  # seconds between two log lines of one who waits
 
 
+class Lock(Protocol):
+    """A lock of one machine, or of all that share a store."""
+
+    def acquire(self, timeout: float = -1) -> Any:
+        """Take it. Raises filelock's Timeout if that is not possible within so many seconds."""
+
+    def release(self) -> None:
+        """Give it back."""
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
 def nothing() -> None:
     """There is nothing to do."""
 
 
 @contextmanager
 def held(
-    lock: FileLock, what: str, *, before: Callable[[], None] = nothing, beat: Callable[[], None] = nothing
+    lock: Lock, what: str, *, before: Callable[[], None] = nothing, beat: Callable[[], None] = nothing
 ) -> Iterator[None]:
     """Hold the lock while the block runs. If it is taken, `before` is called once, then `beat` every second.
 
@@ -35,9 +53,7 @@ def held(
         lock.release()
 
 
-def acquire(
-    lock: FileLock, what: str, *, before: Callable[[], None] = nothing, beat: Callable[[], None] = nothing
-) -> None:
+def acquire(lock: Lock, what: str, *, before: Callable[[], None] = nothing, beat: Callable[[], None] = nothing) -> None:
     """Take the lock, as `held` does."""
     if is_acquired(lock, timeout=0):
         return
@@ -51,7 +67,7 @@ def acquire(
             log.warning("%s; waiting for %d minutes now", what, (said - began) / 60)
 
 
-def is_acquired(lock: FileLock, *, timeout: float) -> bool:
+def is_acquired(lock: Lock, *, timeout: float) -> bool:
     """Take the lock if that is possible within so many seconds; whether it was."""
     try:
         lock.acquire(timeout=timeout)

@@ -14,6 +14,8 @@ def unpin(name: str, store: Store) -> bool:
     """Keep them no longer; whether they were kept."""
     path = store.layout.pin(name)
     known = path.is_file()
+    if known and store.shared:
+        store.shared.mirror.remove(path)
     path.unlink(missing_ok=True)
     return known
 

@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     import torch
 
 INTERVAL = 5.0  # seconds between readings
+MILLIJOULES = 3.6e6  # in a watt-hour
 TEMPERATURE, MEMORY, POWER, ECC = "gpu_temperature", "gpu_memory_gib", "gpu_power", "gpu_ecc_errors"
 SHARE = "gpu_memory_share"
-# °C, GiB in use and their share of all, W, uncorrected errors since the driver was loaded; absent: unknown
+ENERGY = "gpu_energy_wh"
+# °C, GiB in use and their share of all, W, uncorrected errors since the driver was loaded, Wh since the first reading;
+# absent: unknown
 Reading = dict[str, float]
 Probe = Callable[[], Reading]
 log = logging.getLogger(__name__)
@@ -52,6 +55,7 @@ class Guard:
         self._due = -math.inf
         self._hot = self._said_blind = False
         self._errors = math.inf
+        self._before: float | None = None  # Wh at the first reading
         self._above: set[str] = set()
 
     def readings(self) -> Reading:
@@ -91,6 +95,9 @@ class Guard:
             self._said_blind = True
         self._hot = must_rest(self._hot, reading.get(TEMPERATURE), self._marks)
         self._note_errors(reading)
+        if ENERGY in reading:
+            self._before = reading[ENERGY] if self._before is None else self._before
+            reading = reading | {ENERGY: reading[ENERGY] - self._before}
         self._note_above(SHARE, reading, self._marks.memory, "%.2f of the GPU's memory is in use, above %g")
         self._note_above(POWER, reading, self._marks.power, "the GPU draws %.0f W, above %g W")
         return reading
@@ -160,6 +167,7 @@ def read_sensors(gpu: Any) -> Reading:
         SHARE: lambda: share_in_use(pynvml.nvmlDeviceGetMemoryInfo(gpu)),
         POWER: lambda: pynvml.nvmlDeviceGetPowerUsage(gpu) / 1000,
         ECC: lambda: pynvml.nvmlDeviceGetTotalEccErrors(gpu, *volatile),
+        ENERGY: lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu) / MILLIJOULES,
     }
     unknown = pynvml.NVMLError_NotSupported, pynvml.NVMLError_NoPermission, pynvml.NVMLError_FunctionNotFound
     reading = Reading()

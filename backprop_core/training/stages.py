@@ -26,12 +26,13 @@ def train(
     at: WorkerPlace,
 ) -> TrainResult:
     """Rows → a tuned adapter; with early stopping, the best on `heldout`."""
-    from backprop_core.training import gpu_guard, loop
+    from backprop_core.training import gpu_guard, loop, peak_memory
 
     asked = train.job(base=base, rows=rows, spec=spec, start=start, reference=reference, heldout=heldout)
     at.ranks.told([at.key, asked.model_dump(mode="json")])
     loaded = base_to_train(base, spec, at)
-    return loop.train(
+    peak = peak_memory.of(loaded.device)
+    made = loop.train(
         loaded,
         rows,
         spec=spec,
@@ -47,6 +48,7 @@ def train(
         ranks=at.ranks,
         reference=reference,
     )
+    return made.model_copy(update={"peak_memory_gib": peak()})
 
 
 @stage(version=1, runs_in="worker")

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from backprop_core.errors import WorkerDied, WorkerStalled, rebuild
-from backprop_core.runtime import subprocesses
+from backprop_core.runtime import log_context, subprocesses
 from backprop_core.runtime.settings import USER_OFFLINE
 from backprop_core.runtime.subprocesses import POLL
 from backprop_core.schema.records import Record
@@ -117,7 +117,8 @@ class Worker:
         self._jobs += 1
         job.mkdir()
         plain = stage.job(**parameters).model_dump(mode="json")
-        write_atomic(job / "job.json", json.dumps({"stage": stage.name, "key": key, "parameters": plain}))
+        given = {"stage": stage.name, "key": key, "parameters": plain, "about": log_context.current()}
+        write_atomic(job / "job.json", json.dumps(given))
         self._say(f"next {job}")
         return stage.result.model_validate(self._wait(job, stage.name, on_event, deadline))
 

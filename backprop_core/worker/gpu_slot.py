@@ -12,10 +12,10 @@ from backprop_core.store.artifacts import Store
 from backprop_core.store.locks import is_acquired, is_held
 
 
-def slots_of(store: Store, device: str, gpus: int) -> list[Path]:
-    """The lock files of a device: the store's for a CPU, the machine's for each of the first `gpus` GPUs."""
+def slots_of(store: Store, device: str, gpus: int, cpu_slot: int = 0) -> list[Path]:
+    """The lock files of a device: the store's for a CPU, by number; the machine's for each of the first `gpus` GPUs."""
     if device == "cpu":
-        return [store.layout.lock("cpu")]
+        return [store.layout.lock(f"cpu-{cpu_slot}" if cpu_slot else "cpu")]
     return [Path(tempfile.gettempdir()) / f"backpropagate-{uuid}.lock" for uuid in visible_gpus()[:gpus]]
 
 

@@ -18,7 +18,8 @@ from pydantic import BaseModel
 
 from backprop_core.errors import BackpropError, GPUFault, Unexpected, system_error
 from backprop_core.models.devices import visible_gpus
-from backprop_core.runtime import garbage
+from backprop_core.runtime import garbage, parent_watch
+from backprop_core.runtime.log_context import about
 from backprop_core.runtime.redaction import blank_logs, blank_secrets
 from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.worker.client import Orders
@@ -84,7 +85,7 @@ def prepare(orders: Orders) -> "Runner":
 
     preload()
     garbage.begin()
-    return Runner(Store(orders.root), should_stop=should_stop, ranks=join(orders.processes))
+    return Runner(Store(orders.root, alone=True), should_stop=should_stop, ranks=join(orders.processes))
 
 
 def should_stop() -> bool:
@@ -105,7 +106,7 @@ def preload() -> None:
 
 def listen(jobs: "queue.SimpleQueue[Path]") -> None:
     """Queue the parent's jobs, and note when it says stop. Exit at once when the pipe closes."""
-    for line in sys.stdin:
+    while line := parent_watch.read_line().decode():
         word, _, folder = line.strip().partition(" ")
         if word == "next":
             stopped.clear()
@@ -154,7 +155,11 @@ def run(folder: Path, stage: Callable[[str, str, dict[str, Any], Emit], BaseMode
     several processes train together, because the state of the others is unknown.
     """
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-    with (folder / "events.jsonl").open("a", encoding="utf-8", buffering=1) as events, Spoken(events) as told:
+    with (
+        (folder / "events.jsonl").open("a", encoding="utf-8", buffering=1) as events,
+        Spoken(events) as told,
+        about(**job["about"]),
+    ):
         outcome = attempt(lambda: stage(job["stage"], job["key"], job["parameters"], told.event))
     failed = outcome.get("error")
     outcome["spent"] = failed is not None and (not alone or failed["code"] == GPUFault.code)

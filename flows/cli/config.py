@@ -32,6 +32,7 @@ S = TypeVar("S", bound=Spec)
 PREFIX = "BACKPROPAGATE_"
 SHORT_SECTIONS = {"lora": ("training", "lora")}
 SHORT_FIELDS = {("training", "lora", "r"): ("training", "lora", "rank")}
+MOST = 5  # invalid values that one error names
 SHOWN = 60  # characters of an invalid value that an error repeats
 
 
@@ -271,12 +272,18 @@ def faults_of(model: type[Spec], draft: Draft) -> dict[str, BackpropError]:
 
 
 def refusal(faults: Sequence[ErrorDetails], draft: Draft, part: Place) -> BackpropError:
-    """The error to show for pydantic's: a misspelt name first, because the others may follow from it."""
-    fault = min(faults, key=lambda fault: fault["type"] != "extra_forbidden")
-    place = (*part, *map(str, fault["loc"]))
-    if fault["type"] == "extra_forbidden":
-        return unknown(place, draft)
-    place = known_part(place)
+    """The error to show for pydantic's: the misspelt names first, because others may follow from them."""
+    misspelt = [fault for fault in faults if fault["type"] == "extra_forbidden"]
+    if misspelt:
+        return unknown([(*part, *map(str, fault["loc"])) for fault in misspelt], draft)
+    if len(faults) > 1:
+        return together([refused(fault, draft, part) for fault in faults])
+    return refused(faults[0], draft, part)
+
+
+def refused(fault: ErrorDetails, draft: Draft, part: Place) -> BackpropError:
+    """The error for one value that is missing or invalid."""
+    place = known_part((*part, *map(str, fault["loc"])))
     path, named = ".".join(place), spec_fields()[pattern_of(place)]
     if fault["type"] == "missing" or (fault["type"] == "too_short" and path == "datasets"):
         return missing(path)
@@ -286,6 +293,13 @@ def refusal(faults: Sequence[ErrorDetails], draft: Draft, part: Place) -> Backpr
         f"invalid value {path}={shown(fault['input'])} ({draft.origin(place)})",
         hint=str(reason) if reason else f"{path} takes {named.allowed}: {named.help}",
     )
+
+
+def together(errors: Sequence[BackpropError]) -> BackpropError:
+    """Several errors as one, of the first one's kind; a union of types says the same twice."""
+    first, messages = errors[0], list(dict.fromkeys(error.message for error in errors))
+    hints = list(dict.fromkeys(error.hint for error in errors))
+    return type(first)("; ".join(messages[:MOST]), hint="; ".join(hints[:MOST]))
 
 
 def known_part(place: Place) -> Place:
@@ -305,16 +319,24 @@ def missing(path: str) -> ConfigInvalid:
     )
 
 
-def unknown(place: Place, draft: Draft) -> ConfigInvalid:
-    """The error for an unknown field, with the field that was probably meant."""
-    origin, parent = draft.origin(place), place[:-1]
+def unknown(places: Sequence[Place], draft: Draft) -> ConfigInvalid:
+    """The error for unknown fields, all of them, with the fields that were probably meant."""
+    named = [f"{'.'.join(place)} ({draft.origin(place)})" for place in places]
+    hints = [meant_by(place, draft) for place in places]
+    if len(places) == 1:
+        return ConfigInvalid(f"unknown field {named[0]}", hint=hints[0])
+    said = [f"{'.'.join(place)}: {hint}" for place, hint in zip(places, hints, strict=True)]
+    return ConfigInvalid(f"unknown fields {', '.join(named)}", hint="; ".join(said))
+
+
+def meant_by(place: Place, draft: Draft) -> str:
+    """What was probably meant by an unknown field."""
+    parent = place[:-1]
     if pattern_of(place) in spec_fields():
-        hint = "this field belongs in a line's file; `backprop init LINE` writes one"
-    elif meant := closest(place, spec_fields()):
-        hint = f"did you mean `{variable_of(meant) if PREFIX in origin else meant}`?"
-    else:
-        hint = f"fields of {'.'.join(parent) or 'a spec'}: {', '.join(children_of(pattern_of(parent)))}"
-    return ConfigInvalid(f"unknown field {'.'.join(place)} ({origin})", hint=hint)
+        return "this field belongs in a line's file; `backprop init LINE` writes one"
+    if meant := closest(place, spec_fields()):
+        return f"did you mean `{variable_of(meant) if PREFIX in draft.origin(place) else meant}`?"
+    return f"fields of {'.'.join(parent) or 'a spec'}: {', '.join(children_of(pattern_of(parent)))}"
 
 
 def variable_of(path: str) -> str:

@@ -5,12 +5,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import MutableMapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TextIO
+from typing import TYPE_CHECKING, Self, TextIO
 
 from backprop_core.errors import BackpropError, ConfigInvalid
-from backprop_core.runtime.redaction import blank_logs, blank_secrets, blank_trace
+from backprop_core.runtime import json_lines
+from backprop_core.runtime.log_lines import formatter
+from backprop_core.runtime.redaction import blank_logs, blank_secrets
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,6 +33,15 @@ def one_line(text: str) -> str:
 def error_text(error: BackpropError) -> str:
     """An error in two lines: its code and message, then how to fix it."""
     return f"[{error.code}] {one_line(error.message)}\n{one_line(error.hint)}"
+
+
+def say_error(error: BackpropError) -> None:
+    """Print an error to stderr: two lines, or one JSON document."""
+    if isinstance(sys.stderr, json_lines.JsonLines):
+        told = {"code": error.code, "hint": one_line(error.hint), "run_id": error.run_id}
+        sys.stderr.document(one_line(error.message), level="error", logger="backprop", **told)
+    else:
+        say(error_text(error))
 
 
 def trace_text(error: BaseException) -> str:
@@ -59,7 +69,7 @@ class ToStderr(logging.StreamHandler[TextIO]):
 
     @property
     def stream(self) -> TextIO:  # type: ignore[override]  # a property where the base class has an attribute
-        return sys.stderr
+        return json_lines.plain_stderr()
 
 
 def is_for_people(record: logging.LogRecord) -> bool:
@@ -73,6 +83,8 @@ def configure_logging(config: "Settings", *, verbose: bool) -> None:
     Raises ConfigInvalid if the file cannot be written.
     """
     blank_logs()
+    if config.log_json:
+        json_lines.use()
     screen: logging.Handler = ToStderr()
     if not verbose:
         screen.addFilter(is_for_people)
@@ -96,38 +108,6 @@ def to_file(path: Path) -> logging.Handler:
             f"the log file {path} cannot be written: {error.strerror}",
             hint="set BACKPROPAGATE_LOG_FILE to a file in a directory that exists and is writable",
         ) from error
-
-
-def plain_traceback(file: TextIO, error: Any) -> None:
-    """Write a traceback like Python's, without secrets."""
-    file.write(f"\n{blank_trace(error)}")
-
-
-def formatter(*, as_json: bool, colors: bool) -> logging.Formatter:
-    """One line per record, as text or as JSON."""
-    import structlog
-
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer()
-        if as_json
-        else structlog.dev.ConsoleRenderer(
-            colors=colors, pad_event_to=0, pad_level=False, exception_formatter=plain_traceback
-        )
-    )
-    chain: list[structlog.typing.Processor] = [
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso" if as_json else "%H:%M:%S", utc=as_json),
-    ]
-    if as_json:
-        chain += [structlog.stdlib.add_logger_name, structlog.processors.format_exc_info]
-    last = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, blank, renderer]
-    return structlog.stdlib.ProcessorFormatter(foreign_pre_chain=chain, processors=last)
-
-
-def blank(_: object, __: str, event: "MutableMapping[str, Any]") -> "MutableMapping[str, Any]":
-    """Blank secrets in the text of a record before it is rendered; level, time and names stay."""
-    texts = {name: blank_secrets(str(event[name])) for name in ("event", "exception") if name in event}
-    return {**event, **texts}
 
 
 class Stage:

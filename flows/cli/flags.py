@@ -20,10 +20,10 @@ SHIPPING = Group("Where it goes", sort_key=3)
 SPEC = Group("Any other field", sort_key=4)
 OUTPUT = Group("Output", sort_key=5)
 NUMBERS = {"an integer": "INT", "a number": "FLOAT"}  # flags that take a number, and what --help shows for it
-UNSAID = ("text", "true or false")  # what a flag shows without words
+UNSAID = ("text", "true or false", "")  # what a flag shows without words
 
 SETTINGS = Parameter(
-    help="Set any field, like --set training.lora.rank=8. Repeat it for more fields.",
+    help="Set any field: --set training.lora.rank=8. Repeat it for more.",
     negative="",
     show_default=False,
     group=SPEC,
@@ -35,11 +35,15 @@ def flag(group: Group) -> Callable[[str], Any]:
 
     def of(path: str) -> Any:
         known = spec_fields()[path]
-        default = f"[default: {known.default}]" if known.default not in ("none", "required") else ""
+        default = f"[default: {known.default}]" if known.default not in ("none", "required", "false") else ""
         may_be = known.allowed.removesuffix(", or null").replace("a list, each one of", "comma-separated, each one of")
-        parts = [known.help, "" if may_be in UNSAID else f"{may_be[0].upper()}{may_be[1:]}.", default]
-        number = next((word for text, word in NUMBERS.items() if known.allowed.startswith(text)), None)
-        return Parameter(help=" ".join(filter(None, parts)), group=group, show_default=False, metavar=number)
+        number = next((text for text in NUMBERS if known.allowed.startswith(text)), None)
+        if number:  # what --help shows for it says that it is one
+            may_be = may_be.removeprefix(number).lstrip()
+        parts = [known.help, f"{may_be[:1].upper()}{may_be[1:]}." if may_be not in UNSAID else "", default]
+        return Parameter(
+            help=" ".join(filter(None, parts)), group=group, show_default=False, metavar=NUMBERS.get(number or "")
+        )
 
     return of
 
@@ -56,7 +60,7 @@ Reason = Annotated[str, Parameter(help="Why; kept in the record with your name."
 Explain = Annotated[
     bool,
     Parameter(
-        help="Also show why each stage that was not in the cache ran: which input, field or version changed.",
+        help="Also say why a stage was not taken from the cache.",
         negative="",
         show_default=False,
         group=OUTPUT,
@@ -107,7 +111,7 @@ class Flags(Output):
     plan: Annotated[
         bool,
         Parameter(
-            help="Show what is cached, what would run, and the time, memory and disk it needs; then stop.",
+            help="Show what would run and what it needs; then stop.",
             negative="",
             show_default=False,
             group=TASK,
@@ -116,7 +120,7 @@ class Flags(Output):
     submit: Annotated[
         bool,
         Parameter(
-            help="Send the run to its deployment on the Prefect server and return, instead of running it here.",
+            help="Run it at its deployment on the Prefect server instead.",
             negative="",
             show_default=False,
             group=TASK,
@@ -125,9 +129,7 @@ class Flags(Output):
     explain: Explain = False
     preset: Annotated[
         str | None,
-        Parameter(
-            help="A common model with settings that suit it, like llama-3.2-1b; file and flags override it.", group=SPEC
-        ),
+        Parameter(help="A common model with settings: see `backprop presets`.", group=SPEC),
     ] = None
     config: Annotated[Path | None, Parameter(help="YAML file with any fields of the spec.", group=SPEC)] = None
     set: Annotated[list[str] | None, SETTINGS] = None

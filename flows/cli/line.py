@@ -243,15 +243,20 @@ def move(planned: Renaming, who: str, config: Settings, address: str | None) -> 
 
 def rename_job_file(job: Path, line: str, to: str) -> None:
     """Rename a job file, and write its name where it says it: in `line`, and in the comments that `init` wrote."""
-    text = job.read_text(encoding="utf-8")
-    if "line" in yaml_edits.keys_of(yaml_edits.composed(text)):
-        text = yaml_edits.with_value(text, ("line",), to)
-    for words in ("The job of the line {}.", "backprop retrain --line {}`", "the deployment retrain/{} "):
-        text = text.replace(words.format(line), words.format(to))
+    text = for_line(job.read_text(encoding="utf-8"), line, to)
     new = job.with_name(f"{to}.yaml")
     if not new.is_file() or new.read_text(encoding="utf-8") != text:  # else a kill came between these two
         job_files.create(new, text)
     job.unlink()
+
+
+def for_line(text: str, line: str, to: str) -> str:
+    """The text of a job file with another name of the line."""
+    if "line" in yaml_edits.keys_of(yaml_edits.composed(text)):
+        text = yaml_edits.with_value(text, ("line",), to)
+    for words in ("The job of the line {}.", "backprop retrain --line {}`", "the deployment retrain/{} "):
+        text = text.replace(words.format(line), words.format(to))
+    return text
 
 
 def is_paused(line: str, address: str) -> bool:

@@ -127,9 +127,12 @@ def of_draft(draft: Draft, path: Path) -> LineFile:
 
 def write(name: str, config: Settings) -> Path:
     """Write a new job file with comments. Raises ConfigInvalid."""
+    from tasks.runs import line_renaming
+
     data = config.layout.dataset(name)
     draft = Draft({"line": name, "datasets": [{"path": str(data)}]}, {("line",): "LINE"})
     path = folders(config)[0] / f"{validated(LineSpec, draft).line}.yaml"
+    line_renaming.check_rows(name, config)
     create(path, template(name, data))
     return path
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from cyclopts.types import PositiveFloat, PositiveInt
-from rich.console import Group
+from rich.console import Group, RenderableType
 
 from backprop_core.errors import BackpropError, ConfigInvalid, ConfirmationRequired, all_errors
 from backprop_core.runtime.settings import settings
@@ -21,6 +21,7 @@ from tasks.runs.machine_info import facts
 
 if TYPE_CHECKING:
     from backprop_core.lines.prune import Pruned
+    from tasks.runs.store_check import Checked
 
 NO_DATA = "none"  # stands for the dataset of a spec that is only measured
 
@@ -192,15 +193,70 @@ def store_keep(
     return Answer({"name": name, "kept": True, "artifacts": count}, f"{name} is pinned: {count} artifacts")
 
 
-def store_check(*, output: OutputFlags = PLAIN) -> Answer:
-    from tasks.runs.store_check import check
+Place = Annotated[str, Parameter(help="A directory, or an s3:// address.")]
 
-    count, findings = check(settings())
+
+def store_copy(source: Place, target: Place, /, *, output: OutputFlags = PLAIN) -> Answer:
+    from tasks.runs.store_copy import copy
+
+    config = settings()
+    configure_logging(config, verbose=output.verbose)
+    done = copy(source, target, config)
+    return Answer(done.model_dump(mode="json"), tables.copied(done))
+
+
+def store_sync(one: Place, other: Place, /, *, output: OutputFlags = PLAIN) -> Answer:
+    from tasks.runs.store_copy import sync
+
+    config = settings()
+    configure_logging(config, verbose=output.verbose)
+    there, back = sync(one, other, config)
+    both = Group(f"To {other}:", tables.copied(there), f"To {one}:", tables.copied(back))
+    return Answer({"there": there.model_dump(mode="json"), "back": back.model_dump(mode="json")}, both)
+
+
+def store_check(
+    *,
+    repair: Annotated[
+        bool,
+        Parameter(
+            help="Move damaged artifacts aside, forget cached results that are gone, and say what to run again.",
+            negative="",
+            show_default=False,
+        ),
+    ] = False,
+    output: OutputFlags = PLAIN,
+) -> Answer:
+    from tasks.runs import store_check
+
+    if repair:
+        found = store_check.repair(settings())
+    else:
+        count, findings = store_check.check(settings())
+        found = store_check.Checked(artifacts=count, findings=findings)
+    status = 0 if not found.findings else 3 if repair else 2
+    return Answer(found.model_dump(), check_text(found), status)
+
+
+def check_text(found: "Checked") -> RenderableType:
+    """What a check found, as a table and a summary."""
     table = tables.table("artifact", "problem")
-    for finding in findings:
+    for finding in found.findings:
         table.add_row(finding.digest[:12], one_line(finding.what))
-    gone = sum(finding.missing for finding in findings)
-    summary = f"{count} artifacts, {len(findings) - gone} damaged, {gone} missing"
-    text = Group(table, "", summary) if findings else summary
-    document = {"artifacts": count, "findings": [finding.model_dump() for finding in findings]}
-    return Answer(document, text, 2 if findings else 0)
+    gone = sum(finding.missing for finding in found.findings)
+    said = [f"{found.artifacts} artifacts, {len(found.findings) - gone} damaged, {gone} missing"]
+    if done := found.repaired:
+        said.append(f"{len(done.set_aside)} damaged artifacts set aside, {done.results} cached results dropped")
+        said += [f"to make it again: backprop replay {run[:12]}" for run in done.replay]
+    return Group(table, "", *said) if found.findings else Group(*said)
+
+
+def presets(*, output: OutputFlags = PLAIN) -> Answer:
+    from tasks.runs.estimate import preset_list
+
+    known = preset_list()
+    figures = ("parameters", "context", "rate")
+    table = tables.table("preset", *figures, "model", right=figures)
+    for one in known:
+        table.add_row(one.preset, f"{one.parameters / 1e9:.1f}B", str(one.context), f"{one.learning_rate:g}", one.model)
+    return Answer([one.model_dump() for one in known], table)

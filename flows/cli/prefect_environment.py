@@ -60,7 +60,9 @@ _server: TemporaryServer | None = None  # Prefect, too, has one server a process
 def start_server(log: Path) -> None:
     """Start a temporary server unless the user has set one. Returns at once; `connected` waits for it."""
     global _server
-    if "PREFECT_API_URL" not in os.environ and os.name == "posix" and _server is None:  # Windows cannot inherit sockets
+    if (
+        not os.environ.get("PREFECT_API_URL") and os.name == "posix" and _server is None
+    ):  # Windows: no inherited sockets
         _server = TemporaryServer(log)
 
 
@@ -76,13 +78,15 @@ def connected() -> Iterator[None]:
     from prefect.settings import get_current_settings, temporary_settings
 
     garbage.begin()
+    if not get_current_settings().api.url and os.environ.get("PREFECT_API_URL"):
+        refresh_global_settings_context()  # Prefect was imported before the variable was set
     url = get_current_settings().api.url
-    if _server is None or url not in (
-        None,
-        _server.url,
-    ):  # the user's, from a profile or a file that only Prefect finds
-        if url:
-            check_answers(url)
+    if url and (_server is None or url != _server.url):  # the user's, also from a profile that only Prefect finds
+        check_answers(url)
+        yield
+        return
+    if _server is None:
+        start_prefects_own()
         yield
         return
     _server.wait()
@@ -103,6 +107,20 @@ def check_answers(url: str) -> None:
             f"no Prefect server answers at {url}: {problem}",
             hint="start it, or unset PREFECT_API_URL to run without a server",
         )
+
+
+def start_prefects_own() -> None:
+    """Let Prefect start a temporary server itself, where ours cannot be. Raises PrefectUnreachable."""
+    import httpx
+    from prefect.client.orchestration import get_client
+
+    try:
+        get_client(sync_client=True)
+    except (RuntimeError, ValueError, httpx.HTTPError) as error:  # it is late or has died, or the user has forbidden it
+        raise PrefectUnreachable(
+            f"Prefect could not start a temporary server: {str(error).strip().partition(chr(10))[0]}",
+            hint="run it again, or start a server and name it in PREFECT_API_URL",
+        ) from error
 
 
 @contextmanager

@@ -19,7 +19,8 @@ Written by `python -m flows.cli.reference_docs`; do not edit.
 
 Exit status: 0 done (also when nothing changed), 1 invalid input, 2 failure, 3 done in part or rejected, 130
 interrupted. The result goes to stdout, with `--json` as one JSON document, on failure too. Logs, progress bars and
-warnings go to stderr. An error is two lines there: its code with what went wrong, and how to fix it.
+warnings go to stderr. An error is two lines there: its code with what went wrong, and how to fix it. The directory
+`docs/schemas` has a JSON Schema of each verb's document, and `failure.json` is that of a failure of any verb.
 """
 FIELDS = """\
 ## Fields of a spec

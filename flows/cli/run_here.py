@@ -10,6 +10,7 @@ from flows.cli.prefect_environment import connected, quiet_prefect
 from flows.parameters import parameters, to_resume
 from flows.registry import load, planned_body
 from tasks.runs import prestart, resolve
+from tasks.runs.sources import Elsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
     from tasks.runs.unfinished_rebuild import UnfinishedRebuild
 
 
-def run(flow: str, spec: RunSpec, *, fresh: bool = False, **more: Any) -> RunResult:
+def run(flow: str, spec: RunSpec, *, fresh: bool = False, elsewhere: Elsewhere | None = None, **more: Any) -> RunResult:
     """Run a flow that trains: check the inputs, start the worker if a stage needs it, call the flow.
 
-    `more` are parameters of the flow that are not in a spec.
+    `elsewhere` finds files of rows that are missing; `more` are parameters of the flow that are not in a spec.
     """
-    prestart.start(flow, spec, fresh=fresh)
+    prestart.start(flow, spec, fresh=fresh, elsewhere=elsewhere)
     called = load(flow)  # while Prefect's server starts
     with connected():
         made: RunResult = called(**parameters(flow, spec, fresh=fresh), **more)

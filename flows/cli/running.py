@@ -95,9 +95,10 @@ def replay(
     fresh: Annotated[bool, Parameter(help="Run every stage again, ignoring the cache.", negative="")] = False,
     output: OutputFlags = PLAIN,
 ) -> Answer:
-    before = asked(run_id)
+    before, copies = asked(run_id)
     spec = replayed(before.spec, run_id, set or ())
-    return carry_out(before.flow, spec, Flags(fresh=fresh, json=output.json, verbose=output.verbose))
+    with watched(output):
+        return answer(run_here.run(before.flow, spec, fresh=fresh, elsewhere=copies))
 
 
 def promote(

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -39,21 +40,46 @@ def deploy(
     dry_run: Annotated[
         bool, Parameter(help="Show what would change, and change nothing.", negative="", show_default=False)
     ] = False,
+    follow: Annotated[
+        bool,
+        Parameter(
+            help="Go on until Ctrl-C: deploy job files as they are added, changed and removed, and watch for new data.",
+            negative="",
+            show_default=False,
+        ),
+    ] = False,
     output: OutputFlags = PLAIN,
-) -> Answer:
+) -> Answer | None:
     config = settings()
     configure_logging(config, verbose=output.verbose)
+    if follow and (line or dry_run):
+        raise ConfigInvalid("--follow is for all lines, and changes the server", hint="leave out --line and --dry-run")
     jobs = {name: file.job for name, file in read(line, config).items()}
     quiet_prefect()
     check_named("backprop serve, which deploys by itself")
     with connected():
         from flows.server.deploy import deploy, deploy_line
 
+        if follow:
+            follow_files(config, pool or config.pool, as_json=output.json)
+            return None
         if line:
             changes = deploy_line(config, jobs[line], pool=pool or config.pool, dry_run=dry_run)
         else:
             changes = deploy(config, jobs, pool=pool or config.pool, dry_run=dry_run)
     return Answer([change.model_dump() for change in changes], table(changes, dry_run=dry_run))
+
+
+def follow_files(config: Settings, pool: str, *, as_json: bool) -> None:
+    """Deploy and watch what the job files say, until Ctrl-C."""
+    from flows.server.line_files import LineFiles
+    from flows.server.watch import watching
+
+    with suppress(KeyboardInterrupt), watching([]) as watches:
+        lines = LineFiles(config, pool, watches)
+        changes = lines.update()
+        printed(Answer([change.model_dump() for change in changes], table(changes, dry_run=False)), as_json=as_json)
+        lines.follow(threading.Event())
 
 
 def read(line: str | None, config: Settings) -> dict[str, LineFile]:
@@ -68,7 +94,7 @@ def read(line: str | None, config: Settings) -> dict[str, LineFile]:
 
 def check_named(otherwise: str) -> None:
     """Raise PrefectUnreachable unless a Prefect server is named."""
-    if "PREFECT_API_URL" not in os.environ:
+    if not os.environ.get("PREFECT_API_URL"):
         raise PrefectUnreachable(
             "PREFECT_API_URL is not set", hint=f"set it to the address of a Prefect server, or run {otherwise}"
         )

@@ -29,6 +29,8 @@ PATTERNS = {  # what a text looks like, in words
     NAME: "lowercase letters, digits, '.', '_' and '-', at most 63",
     r"^https?://[^@\s]+$": "an http or https address",
     r"^[a-z0-9-]+/[a-z0-9-]+$": "TYPE/NAME",
+    r"^(local:[1-9][0-9]*|(tcp|tls|ws|wss)://.+)$": "local:N or the address of a Dask scheduler",
+    r"^\s*(\d*\.?\d+)\s*(\w+)?": "a size such as 500MB",
     r"^[a-z]{2,3}$": "two or three lowercase letters",
 }
 BOUNDS = {

@@ -18,6 +18,7 @@ from tasks.stages.labels import NOT_TRAINED, preferences
 
 if TYPE_CHECKING:
     from backprop_core.lines.prune import Pruned
+    from backprop_core.store.copying import Copied
     from tasks.runs.estimate import Estimate
     from tasks.runs.line_state import LineSummary
     from tasks.runs.plan import Plan, PlannedRows
@@ -54,12 +55,15 @@ def show(renderable: RenderableType) -> None:
     )
 
 
-def table(*columns: str, right: Sequence[str] = ()) -> Table:
-    """An empty table. Only cells of its last column wrap."""
+def table(*columns: str, right: Sequence[str] = (), wrap: Sequence[str] = ()) -> Table:
+    """An empty table. Only cells of its last column wrap, and those of `wrap`."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
         made.add_column(
-            name, justify="right" if name in right else "left", overflow="fold", no_wrap=name != columns[-1]
+            name,
+            justify="right" if name in right else "left",
+            overflow="fold",
+            no_wrap=name not in (columns[-1], *wrap),
         )
     return made
 
@@ -160,6 +164,13 @@ def pruned(done: "Pruned", *, dry_run: bool) -> RenderableType:
     text = f"{'would delete' if dry_run else 'deleted'} {done.artifacts} artifacts, {done.checkpoints} checkpoints: "
     total = Text(f"{text}{size(done.bytes)}, {size(done.left)} left")
     return Group(listed, "", total) if done.items else total
+
+
+def copied(done: "Copied") -> RenderableType:
+    """What a copy of a store did, and what it left as it was."""
+    text = f"copied {done.artifacts} artifacts ({size(done.bytes)}) and {done.records} records"
+    kept = [Text(f"differs there, and stays: {printable(name)}") for name in done.kept]
+    return Group(Text(text), *kept)
 
 
 def answers(said: Answers) -> RenderableType:

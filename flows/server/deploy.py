@@ -6,13 +6,13 @@ so does every schedule without such a slug. Parameters of a schedule are removed
 when.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolCreate
+from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import DeploymentSchedule
 from prefect.client.schemas.schedules import CronSchedule
@@ -30,6 +30,7 @@ from flows.registry import entrypoint, load
 from flows.server.automations import automation, automations, left_over, remove_automation
 from flows.server.deployment_forms import form_of
 from flows.server.deployment_names import OF_FILE, OLD, path_of, slug_of
+from flows.server.work_pools import Place, place_of, work_pools
 
 if TYPE_CHECKING:
     from prefect.client.schemas.responses import DeploymentResponse
@@ -73,7 +74,7 @@ def deploy(config: Settings, jobs: Mapping[str, LineSpec], *, pool: str, dry_run
         known = those_of(client, FLOWS)
         every += with_old_name(known, config, pool, [wanted.path for wanted in every])
         changes = [
-            work_pool(client, pool, dry_run=dry_run),
+            *work_pools(client, pools_of(every), dry_run=dry_run),
             *(reconcile(client, wanted, known.get(wanted.path), dry_run=dry_run) for wanted in every),
             *(gone for line, job in jobs.items() if not job.drift for gone in remove(client, f"drift/{line}", dry_run)),
             *(gone for line, _ in left_over(client, config, jobs) for gone in forget(client, line, dry_run)),
@@ -88,7 +89,7 @@ def deploy_line(config: Settings, job: LineSpec, *, pool: str, dry_run: bool) ->
     with get_client(sync_client=True) as client, refusals("check the work pool's variables"):
         known = those_of(client, [wanted.flow for wanted in every])
         changes = [
-            work_pool(client, pool, dry_run=dry_run),
+            *work_pools(client, pools_of(every), dry_run=dry_run),
             *(reconcile(client, wanted, known.get(wanted.path), dry_run=dry_run) for wanted in every),
             *(() if job.drift else remove(client, f"drift/{job.line}", dry_run)),
             automation(client, config, job.line, dry_run=dry_run),
@@ -113,7 +114,14 @@ def of_job(job: LineSpec, config: Settings, pool: str) -> Iterator[Deployment]:
 
 def of_flow(flow: str, name: str, config: Settings, pool: str) -> Deployment:
     """The deployment of a flow, without parameters of its own."""
-    return Deployment(flow, name, fields_of(flow, config, pool, {}), 1 if FLOWS[flow].alone else None)
+    return Deployment(
+        flow, name, fields_of(flow, config, place_of(config, pool, flow), {}), 1 if FLOWS[flow].alone else None
+    )
+
+
+def pools_of(wanted: Iterable[Deployment]) -> Iterator[str]:
+    """The work pools of deployments."""
+    return (each.fields["work_pool_name"] for each in wanted)
 
 
 def those_of(client: SyncPrefectClient, flows: Collection[str]) -> "dict[str, DeploymentResponse]":
@@ -139,12 +147,12 @@ def of_line(
     name: str, job: LineSpec, given: Mapping[str, Any], schedule: ScheduleSpec | None, config: Settings, pool: str
 ) -> Deployment:
     """A deployment from the job file of a line."""
-    fields = fields_of(name, config, pool, given)
+    fields = fields_of(name, config, place_of(config, pool, name, job), given)
     made = scheduled(schedule, job.line, "schedule" if schedule is job.schedule else "drift") if schedule else None
     return Deployment(name, job.line, fields, 1, made, of_file=True)
 
 
-def fields_of(name: str, config: Settings, pool: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+def fields_of(name: str, config: Settings, place: Place, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a deployment. Its entrypoint is a module of the worker's environment, so nothing is downloaded."""
     flow = load(name)
     variables: dict[str, Any] = {"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT)}}
@@ -155,8 +163,8 @@ def fields_of(name: str, config: Settings, pool: str, parameters: Mapping[str, A
         "parameter_openapi_schema": form_of(flow, parameters.keys()),
         "enforce_parameter_schema": True,
         "tags": sorted({config.namespace, flow.name}),
-        "work_pool_name": pool,
-        "work_queue_name": config.queue,
+        "work_pool_name": place.pool,
+        "work_queue_name": place.queue,
         "job_variables": variables | ({"image": config.image} if config.image else {}),
         "pull_steps": [],
     }
@@ -183,18 +191,6 @@ def scheduled(schedule: ScheduleSpec, line: str, part: str) -> DeploymentSchedul
             hint='write cron: "0 3 * * *" and a time zone like Europe/Berlin',
         ) from error
     return DeploymentScheduleCreate(schedule=cron, slug=slug_of(schedule))
-
-
-def work_pool(client: SyncPrefectClient, name: str, *, dry_run: bool) -> tuple[str, bool, list[str]]:
-    """Create a process pool with this name if there is none."""
-    what = f"work pool {name}"
-    try:
-        client.read_work_pool(name)
-    except ObjectNotFound:
-        if not dry_run:
-            client.create_work_pool(WorkPoolCreate(name=name, type="process"))
-        return what, True, ["type: process"]
-    return what, False, []
 
 
 def reconcile(

@@ -25,7 +25,7 @@ from backprop_core.runtime.settings import Settings
 from backprop_core.schema.records import Record
 from flows.server import users
 from flows.server.passwords import check_strength
-from flows.server.server_process import Child
+from flows.server.server_process import STARTING, Child
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -177,7 +177,8 @@ class Service:
             listening = self._listen(ports[2], known.get("mlflow"))
             mlflow = self._url(listening)
             self._wanted.append(("mlflow", ["flows.server.server_main", "mlflow"], listening))
-        self._wanted.append(("worker", ["flows.server.flow_worker"], None))
+        beside = [STARTING] if self._owns("prefect") else []
+        self._wanted.append(("worker", ["flows.server.flow_worker", *beside], None))
         self._api, self._tracking = prefect, mlflow
 
     def _listen(self, port: int, before: str | None) -> socket.socket:

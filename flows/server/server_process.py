@@ -1,5 +1,6 @@
 """A child process that prints "up" when it is ready, and ends when this process stops it or dies."""
 
+import re
 import selectors
 import sys
 import time
@@ -9,10 +10,13 @@ from pathlib import Path
 from subprocess import PIPE
 
 from backprop_core.errors import BackpropError, ServerFailed
+from backprop_core.errors.root import KINDS
 from backprop_core.runtime import subprocesses
 from backprop_core.runtime.parent_watch import STOP
 
 START = 300.0  # seconds: a first start with new databases takes half a minute, on a busy machine minutes
+STARTING = "starting"  # tells a child that the server of its address starts beside it
+CODED = re.compile(rf"\[(?:{'|'.join(KINDS)})_[A-Z0-9_]+\] .+")  # an error of ours
 END = 100.0  # seconds: the worker of `serve` gives its runs 75 to save their state
 
 
@@ -64,8 +68,7 @@ class Child:
             raise self.failure(f"{self.name} did not start: {said}", hint=f"see {self.log}, then run it again")
         self._up = bool(self._process.stdout.readline())
         if not self._up:
-            last = self.log.read_text(errors="replace").strip().splitlines()[-1:] or ["its log is empty"]
-            raise self.failure(f"{self.name} did not start: {last[0]}", hint=f"see {self.log}")
+            raise self.failure(f"{self.name} did not start: {why(self.log)}", hint=f"see {self.log}")
 
     @property
     def is_late(self) -> bool:
@@ -94,3 +97,10 @@ class Child:
             self._process.kill()
             subprocesses.ends(self._process)
         self._process.stdout.close()
+
+
+def why(log: Path) -> str:
+    """Why a process has ended, by its log: its last coded error, or else its last line."""
+    said = log.read_text(errors="replace").strip()
+    coded = CODED.findall(said)
+    return coded[-1] if coded else (said.splitlines() or ["its log is empty"])[-1]

@@ -106,6 +106,11 @@ class Watches:
     def __init__(self) -> None:
         self._running: dict[str, Running] = {}
 
+    @property
+    def running(self) -> list[str]:
+        """The lines that are watched."""
+        return sorted(self._running)
+
     def update(self, jobs: Iterable[LineSpec]) -> None:
         """Watch the sources of these jobs. A watch whose job is as before goes on; others end or begin."""
         wanted = {job.line: job for job in jobs if job.poll_seconds}

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import product
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from backprop_core.data import stages as data
 from backprop_core.schema.refs import BenchResult, BenchSetting, DatasetRef, RowsRef
 from backprop_core.schema.specs import BenchSpec, RunSpec, merge_of, method_of
 from flows.steps.in_a_row import Scoring, at_once, in_a_row, replay_fields, under, value
-from flows.steps.rows import curated, held_out
+from flows.steps.rows import curated, held_out, part, rows_apart, with_rows
 from tasks.runs.bench_figures import average, name, report, transfer
 from tasks.runs.flow_run import Run
 
@@ -36,12 +37,14 @@ def compared(run: Run) -> None:
     datasets, heldout = rows_of_the_line(run) if run.prepared.live else own_rows(run)
     datasets = shortened(run, datasets, spec.rows)
     present = present_setting(run.spec)
-    by = Scoring(heldout, scored(run, heldout, settings(spec, present)), run.spec.evaluation.metric)
+    by = Scoring(heldout, scored(run, heldout, datasets, settings(spec, present)), run.spec.evaluation.metric)
     base = {task: value(run, None, task, by) for task in dict.fromkeys(one.tasks[0] for one in datasets)}
     orders = orders_of(datasets, spec.orders)
     named = [[dataset.name for dataset in order] for order in orders]
     results: list[BenchResult] = []
-    for number, cell in enumerate(cells(spec, present, len(orders), run.spec.training.seed)):
+    every = list(cells(spec, present, len(orders), run.spec.training.seed))
+    run.ahead([partial(measured, cell=cell, present=present, order=orders[cell.order or 0], by=by) for cell in every])
+    for number, cell in enumerate(every):
         with run.notes.cell(number, cell.title, parameters(cell)):
             order = orders[cell.order or 0]
             results.append(measured(run, cell, present, order, by))
@@ -61,14 +64,17 @@ def rows_of_the_line(run: Run) -> Rows:
     assert run.prepared.live
     version = run.prepared.live.version
     trained = {task for dataset in version.datasets for task in dataset.tasks}
-    return version.datasets, {task: rows for task, rows in version.heldout.items() if task in trained}
+    datasets = [with_rows(run, dataset, dataset.train) for dataset in version.datasets]
+    return datasets, {task: rows for task, rows in version.heldout.items() if task in trained}
 
 
-def scored(run: Run, heldout: dict[str, RowsRef], compared: list[BenchSetting]) -> dict[str, RowsRef]:
+def scored(
+    run: Run, heldout: dict[str, RowsRef], datasets: Sequence[DatasetRef], compared: list[BenchSetting]
+) -> dict[str, RowsRef]:
     """The rows that score all settings: without those by which one of them searches or backs off."""
-    if not (run.spec.sets_rows_apart or any(merge_of(setting.strategy).searches for setting in compared)):
-        return heldout
-    return {task: run.call(data.apart, heldout=rows, to_choose_by=False) for task, rows in heldout.items()}
+    if any(merge_of(setting.strategy).searches for setting in compared):
+        return {task: rows_apart(run, rows, to_choose_by=False) for task, rows in heldout.items()}
+    return part(run, heldout, datasets, to_choose_by=False)
 
 
 def shortened(run: Run, datasets: Sequence[DatasetRef], most: int | None) -> list[DatasetRef]:
@@ -76,7 +82,7 @@ def shortened(run: Run, datasets: Sequence[DatasetRef], most: int | None) -> lis
     if most is None:
         return list(datasets)
     rows = [run.call(data.first, rows=one.train, most=most) if one.train.rows > most else one.train for one in datasets]
-    return [one.model_copy(update={"train": few}) for one, few in zip(datasets, rows, strict=True)]
+    return [with_rows(run, one, few) for one, few in zip(datasets, rows, strict=True)]
 
 
 def present_setting(spec: RunSpec) -> BenchSetting:

@@ -30,7 +30,7 @@ class Measured(NamedTuple):
 
 def in_a_row(run: Run, datasets: Sequence[DatasetRef], by: Scoring) -> Measured:
     """Train on one dataset after another, merge after each; score each task right after its run and at the end."""
-    to_choose_by = part(run, by.heldout, to_choose_by=True)
+    to_choose_by = part(run, by.heldout, datasets, to_choose_by=True)
     tuned: list[TrainResult] = []
     merged: list[AdapterRef] = []
     for index, dataset in enumerate(datasets):
@@ -60,18 +60,14 @@ def at_once(run: Run, datasets: Sequence[DatasetRef], by: Scoring) -> Measured:
         passes=1,
         seed=0,
     )
-    made = trained(run, together(datasets, rows), [], None, by.heldout, None)
+    made = trained(run, together(run, datasets, rows), [], None, by.heldout, None)
     last = [value(run, made.adapter, dataset.tasks[0], by) for dataset in datasets]
     return Measured(then=last, last=last, seconds=made.seconds)
 
 
-def together(datasets: Sequence[DatasetRef], rows: RowsRef) -> DatasetRef:
+def together(run: Run, datasets: Sequence[DatasetRef], rows: RowsRef) -> DatasetRef:
     """The rows of all datasets as one dataset, which judges answers if one of them does."""
-    counts = {
-        "pairs": sum(one.pairs for one in datasets),
-        "ratings": sum(one.ratings for one in datasets),
-        "only_preferences": all(one.only_preferences for one in datasets),
-    }
+    counts = run.call(data.judgments, rows=rows).model_dump() if any(one.judges for one in datasets) else {}
     return datasets[0].model_copy(update={"train": rows, **counts})
 
 

@@ -1,9 +1,12 @@
 """The rows to train and the rows that score."""
 
+from collections.abc import Sequence
+from functools import partial
+
 from backprop_core.data import stages as data
 from backprop_core.errors import NoRows
 from backprop_core.evaluation import stages as evaluation
-from backprop_core.schema.refs import Batch, Curated, RowsRef, SourceRef, Split
+from backprop_core.schema.refs import Batch, Curated, DatasetRef, RowsRef, SourceRef, Split
 from backprop_core.schema.specs import CurationSpec, DatasetSpec
 from flows.steps.models import base_model
 from tasks.runs.flow_run import Run
@@ -14,20 +17,54 @@ WATCH_ANSWERS = "give rows with answers in evaluation.watch, or remove the file"
 NO_HELDOUT = "give more rows, or held-out rows that it has not learned (--heldout FILE)"
 
 
-def without(run: Run, sets: list[RowsRef], others: list[RowsRef]) -> RowsRef:
-    """The rows of `sets` that are in none of `others`."""
+def others(
+    run: Run, sets: list[RowsRef], *, learned: Sequence[RowsRef] = (), besides: Sequence[RowsRef] = ()
+) -> RowsRef:
+    """The rows of `sets` of which nothing was `learned`, and that are not in `besides`."""
     pooled = run.call(data.pool, heldouts=sets, heldout_max=sum(rows.rows for rows in sets))
-    return run.call(data.unseen, rows=pooled, learned=others)
+    return run.call(data.unseen, rows=pooled, learned=list(learned), besides=list(besides), whole_groups=True)
 
 
-def part(run: Run, heldout: dict[str, RowsRef], *, to_choose_by: bool) -> dict[str, RowsRef]:
+def with_rows(run: Run, dataset: DatasetRef, train: RowsRef) -> DatasetRef:
+    """A dataset with these training rows, and how many of them judge answers: some may have been forgotten since."""
+    counts = run.call(data.judgments, rows=train).model_dump() if dataset.judges else {}
+    return dataset.model_copy(update={"train": train, **counts})
+
+
+def part(
+    run: Run, heldout: dict[str, RowsRef], datasets: Sequence[DatasetRef], *, to_choose_by: bool
+) -> dict[str, RowsRef]:
     """The held-out rows that only choose (λ, back-off, the best step), or those that score, by task.
 
-    If nothing is to be chosen, all score.
+    `datasets` are what the run trains. Of a task by which nothing is chosen, all rows score.
     """
+    choosing = tasks_to_choose_by(run, heldout, datasets)
+    if to_choose_by:
+        return {task: rows_apart(run, heldout[task], to_choose_by=True) for task in heldout if task in choosing}
+    return {
+        task: rows_apart(run, rows, to_choose_by=False) if task in choosing else rows for task, rows in heldout.items()
+    }
+
+
+def rows_apart(run: Run, heldout: RowsRef, *, to_choose_by: bool) -> RowsRef:
+    """The held-out rows of a task that only choose, or those that score."""
+    rows: RowsRef = run.call(data.apart, heldout=heldout, to_choose_by=to_choose_by)
+    return rows
+
+
+def tasks_to_choose_by(run: Run, heldout: dict[str, RowsRef], datasets: Sequence[DatasetRef]) -> set[str]:
+    """The tasks whose held-out rows choose.
+
+    A merge chooses by all of them. Early stopping chooses by those of answers that are trained; those by which earlier
+    runs of the line chose do not score either.
+    """
+    if run.spec.merge.chooses:
+        return set(heldout)
     if not run.spec.sets_rows_apart:
-        return {} if to_choose_by else heldout
-    return {task: run.call(data.apart, heldout=rows, to_choose_by=to_choose_by) for task, rows in heldout.items()}
+        return set()
+    live = run.prepared.live
+    before = live.version.scored if live else {}
+    return {*before, *(dataset.task for dataset in datasets if dataset.learns_answers)} & set(heldout)
 
 
 def curated(run: Run) -> Split:
@@ -39,7 +76,9 @@ def curated(run: Run) -> Split:
         run.notes.splits(earlier)
         return earlier
     prepared = run.prepared
-    datasets = zip(run.spec.datasets, prepared.sources, strict=bool(prepared.sources))  # no sources if other rows score
+    # no sources if other rows score
+    datasets = list(zip(run.spec.datasets, prepared.sources, strict=bool(prepared.sources)))
+    run.ahead([partial(batch, spec=spec, source=source) for spec, source in datasets])
     batches = [batch(run, spec, source) for spec, source in datasets]
     found: Split = run.call(
         data.split,

@@ -1,5 +1,8 @@
 """The scores of an adapter, and the gate's report on them."""
 
+from collections.abc import Mapping
+from functools import partial
+
 from backprop_core.evaluation import stages as evaluation
 from backprop_core.schema.gate_report import GateReport
 from backprop_core.schema.refs import AdapterRef, Answers, Cell, Harnessed, Ratings, RowsRef, Scores
@@ -11,7 +14,7 @@ from tasks.runs.flow_run import Run
 def champion(run: Run, scored: dict[str, RowsRef]) -> dict[str, Cell] | None:
     """The champion's scores on these rows; None without a champion."""
     live = run.prepared.live
-    return {task: score(run, live.version.merged, rows) for task, rows in scored.items()} if live else None
+    return score_all(run, live.version.merged, scored) if live else None
 
 
 def judged(
@@ -46,6 +49,12 @@ def score(run: Run, adapter: AdapterRef | None, rows: RowsRef) -> Cell:
     """One cell of the matrix."""
     found = scores(run, adapter, rows)
     return Cell(scores=found, rating=None if found.preferences else rating(run, adapter, rows), heldout=rows.digest)
+
+
+def score_all(run: Run, adapter: AdapterRef | None, heldout: Mapping[str, RowsRef]) -> dict[str, Cell]:
+    """Cells of the matrix, by task."""
+    run.ahead([partial(score, adapter=adapter, rows=rows) for rows in heldout.values()])
+    return {task: score(run, adapter, rows) for task, rows in heldout.items()}
 
 
 def scores(run: Run, adapter: AdapterRef | None, rows: RowsRef) -> Scores:

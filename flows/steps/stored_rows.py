@@ -5,7 +5,7 @@ import logging
 from backprop_core.data import stages as data
 from backprop_core.errors import NoRows
 from backprop_core.schema.refs import DatasetRef, RowsRef, Split
-from flows.steps.rows import without
+from flows.steps.rows import others, with_rows
 from tasks.runs.flow_run import Run
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,10 @@ def accepted(run: Run, name: str, rows: RowsRef, scoring: list[RowsRef] | None =
     """The rows that the base's chat template accepts, without those that score."""
     left: RowsRef = run.call(data.carried_over, rows=rows, template=run.template, without=scoring or [])
     if rows.rows > left.rows:
-        log.warning("%s: %d of %d rows are left out on %s", name, rows.rows - left.rows, rows.rows, run.base.name)
+        why = "its template refuses them" + (", or they score" if scoring else "")
+        log.warning(
+            "%s: %d of %d rows are left out on %s: %s", name, rows.rows - left.rows, rows.rows, run.base.name, why
+        )
     return left
 
 
@@ -42,9 +45,9 @@ def set_aside(run: Run, task: str, scored: RowsRef) -> RowsRef:
     assert run.prepared.live
     version = run.prepared.live.version
     before = (version.aside or {}).get(task)
-    return without(run, [version.heldout[task], *([before] if before else [])], [scored])
+    return others(run, [version.heldout[task], *([before] if before else [])], besides=[scored])
 
 
 def trainable(run: Run, dataset: DatasetRef, scoring: list[RowsRef]) -> DatasetRef:
     """A dataset of the line as the run trains it."""
-    return dataset.model_copy(update={"train": accepted(run, dataset.name, dataset.train, scoring)})
+    return with_rows(run, dataset, accepted(run, dataset.name, dataset.train, scoring))

@@ -47,7 +47,7 @@ def trained(
         spec=alone if judges else without_preferences(alone),
         start=start,
         reference=reference(run, rows, merged) if judges else None,
-        heldout=None if dataset.only_preferences else stopping_rows(run, heldout.get(dataset.task)),
+        heldout=stopping_rows(run, heldout.get(dataset.task)) if dataset.learns_answers else None,
     )
 
 
@@ -113,6 +113,7 @@ def own_answers(run: Run) -> RowsRef:
     rows: RowsRef = run.call(data.own_answers, questions=list(PROMPTS), answers=answers)
     if rows.rows < run.spec.training.replay_general:
         log.warning("replay_general: the base has only %d complete answers to %d prompts", rows.rows, len(PROMPTS))
+    run.notes.replays(rows)
     return rows
 
 

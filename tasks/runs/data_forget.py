@@ -34,6 +34,8 @@ from tasks.runs import prefect_quotes
 from tasks.runs.line_splits import of_run
 from tasks.runs.rebuild import note_rewritten
 from tasks.tracking import quotes as mlflow_quotes
+from tasks.tracking.artifact_copies import is_copy
+from tasks.tracking.withdrawal import remove_copies
 
 NAMED = 10  # rows that an error lists
 NO_TEXT = {".safetensors", ".gguf", ".png", ".parquet", ".db", ".db-wal", ".db-shm", ".lock"}
@@ -156,7 +158,9 @@ class Work:
         quoted += [f"Prefect artifact {one}" for one in self._prefect(change=True)]
         self._left += mlflow_quotes.replace(self._config, resend)
         keep_splits(self._store)
-        return self._report(files, quoted, forgetting.carry_out(), planned=False)
+        removed = forgetting.carry_out()
+        self._left += remove_copies(self._config, self._store.was_removed, rows=True)
+        return self._report(files, quoted, removed, planned=False)
 
     def _report(
         self, files: list[ChangedFile], quoted: list[str], removed: list[Removed], *, planned: bool
@@ -240,6 +244,8 @@ class Work:
         for root in dict.fromkeys([self._config.home_path, self._store.root]):
             for path in sorted(root.rglob("*")):
                 if path.suffix in NO_TEXT or not path.is_file() or any(map(path.is_relative_to, whole)):
+                    continue
+                if is_copy(path, self._config):
                     continue
                 if path.parent == layout.jobs:
                     self._unread(path, "it is a job file that you have written")

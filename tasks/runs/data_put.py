@@ -16,7 +16,7 @@ from backprop_core.schema.field_types import NAME
 from backprop_core.schema.specs import DatasetSpec, RunSpec
 from backprop_core.store.artifacts import Store
 from tasks.runs.data_preview import tokenizer_files
-from tasks.runs.line_renaming import directory_of_rows
+from tasks.runs.line_renaming import check_rows, directory_of_rows
 
 STDIN = "-"
 
@@ -28,6 +28,7 @@ def data_put(dataset: DatasetSpec, stdin: BinaryIO, to: str, config: Settings) -
     """
     if not re.fullmatch(NAME, to):
         raise ConfigInvalid(f"--to {to} is not a name", hint="use letters, digits, dots, dashes and underscores")
+    check_rows(to, config)
     directory = directory_of_rows(to, config)
     try:
         if dataset.path == STDIN:

@@ -24,9 +24,9 @@ class Reports:
     def __init__(self, specs: Sequence[RunSpec], config: Settings) -> None:
         """Examine every dataset. Raises what reading the data and the base's tokenizer raises."""
         self._directory, self._forgotten = base_directory(specs[0]), forgotten_in(config)
-        self.all = [self._examine(spec, dataset) for spec in specs for dataset in spec.datasets]
+        self.all = [self.examine(spec, dataset) for spec in specs for dataset in spec.datasets]
 
-    def _examine(self, spec: RunSpec, dataset: DatasetSpec) -> DatasetReport:
+    def examine(self, spec: RunSpec, dataset: DatasetSpec) -> DatasetReport:
         directory = self._directory
         template = bases.chat_template_in(directory) if directory else None
         with TemporaryDirectory() as scratch, ExitStack() as files:

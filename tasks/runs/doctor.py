@@ -1,10 +1,14 @@
 """`backprop doctor`: checks disk, GPU, optional packages, Prefect, MLflow, Ollama and the Hub on this machine."""
 
+import importlib.metadata
 import os
 from collections.abc import Iterator
 from contextlib import suppress
 
 import httpx
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion, Version
 from prefect.settings import Settings as PrefectSettings
 
 from backprop_core.errors import BackpropError
@@ -35,12 +39,40 @@ def prefect() -> Part:
     except httpx.HTTPError as error:
         todo = "start it, correct PREFECT_API_URL, or unset it"
         return Part(name="Prefect", state="wrong", found=f"{blank_secrets(url)}: {error}", todo=todo)
-    return Part(name="Prefect", state="ok", found=blank_secrets(url))
+    return server_part("Prefect", url, f"{url}/admin/version")
 
 
 def mlflow(config: Settings) -> Part:
     """The MLflow server; while it is unreachable, records wait in the journal."""
-    return attempt("MLflow", blank_secrets(tracking_uri(config)), lambda: connect(config), otherwise="missing")
+    uri = tracking_uri(config)
+    part = attempt("MLflow", blank_secrets(uri), lambda: connect(config), otherwise="missing")
+    is_server = part.state == "ok" and uri.startswith("http")
+    return server_part("MLflow", uri, f"{uri.rstrip('/')}/version") if is_server else part
+
+
+def server_part(name: str, url: str, version_url: str) -> Part:
+    """A server that answers, and whether its version is one that was tested."""
+    found, todo = blank_secrets(url), ""
+    if version := server_version(version_url):
+        tested = tested_versions(name.lower())
+        found += f", version {version}"
+        if not tested.contains(version, prereleases=True):
+            todo = f"versions {tested} were tested: upgrade the server, or this program"
+    return Part(name=name, state="missing" if todo else "ok", found=found, todo=todo)
+
+
+def server_version(url: str) -> str | None:
+    """What a server says its version is; None if it does not say."""
+    with suppress(httpx.HTTPError, InvalidVersion):
+        answer = httpx.get(url, timeout=5).raise_for_status()
+        return str(Version(answer.text.strip().strip('"')))
+    return None
+
+
+def tested_versions(package: str) -> SpecifierSet:
+    """The versions of a package that this program was tested with."""
+    needed = map(Requirement, importlib.metadata.requires("backpropagate-pipeline") or [])
+    return next((each.specifier for each in needed if each.name == package), SpecifierSet())
 
 
 def champions(config: Settings) -> Iterator[Part]:

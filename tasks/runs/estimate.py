@@ -115,3 +115,27 @@ def data_in(dataset: DatasetSpec, base: Path | None) -> Data:
     with TemporaryDirectory() as scratch:
         rows = sampled(find(dataset, scratch=Path(scratch)), dataset)
         return trained_on(data_by(*rows, Counter(base)), dataset)
+
+
+class PresetRow(Record):
+    """A model that `--preset` knows."""
+
+    preset: str
+    model: str
+    parameters: int
+    context: int = Field(description="Its longest sequence, in tokens.")
+    learning_rate: float
+
+
+def preset_list() -> list[PresetRow]:
+    """All presets."""
+    return [
+        PresetRow(
+            preset=name,
+            model=known.models[0],
+            parameters=known.shape.parameters,
+            context=known.shape.max_position_embeddings,
+            learning_rate=presets.fields(name)["training.learning_rate"],
+        )
+        for name, known in presets.PRESETS.items()
+    ]

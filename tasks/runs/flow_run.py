@@ -2,10 +2,11 @@
 
 import importlib.util
 import logging
+import sys
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -16,19 +17,24 @@ from backprop_core.data.restored_rows import decided
 from backprop_core.errors import RunUnknown
 from backprop_core.lines.versions import Live
 from backprop_core.models import base as bases
+from backprop_core.runtime import log_context, log_lines
+from backprop_core.runtime.json_lines import JsonLines
 from backprop_core.runtime.redaction import blank_logs
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.flows import flow_info
 from backprop_core.schema.refs import BaseRef, ChatTemplate, RowsRef, SourceRef, Split
 from backprop_core.schema.specs import DatasetSpec, RunSpec
 from backprop_core.stages import Stage
+from backprop_core.store import formats
 from backprop_core.store.artifacts import Store
 from backprop_core.store.leases import Lease
-from tasks.runs import prepared_run, retried_runs, sources, worker_process
+from tasks.runs import prepared_run, retried_runs, run_log, sources, worker_process
 from tasks.runs.dropped_signals import raised_again
 from tasks.runs.line_splits import held_by, learned_by, of_run
 from tasks.runs.outcome import Notes, Outcome
+from tasks.runs.preflight_checks import check_question
 from tasks.runs.record import RunJournal
+from tasks.runs.restored_runs import bring_artifacts
 from tasks.runs.stage_calls import Executor, StageCalls
 
 R = TypeVar("R", bound=BaseModel)
@@ -54,6 +60,17 @@ class Run:
     def call(self, stage: Stage[R], **parameters: Any) -> R:
         """The result of a stage."""
         return self.executor.call(stage, **parameters)
+
+    def ahead(self, work: Iterable[Callable[["Run"], object]]) -> None:
+        """Begin with calls that do not depend on each other, if there are workers to share them.
+
+        The body then makes each of them itself, and finds its stages done or under way.
+        """
+
+        def alone(call: Callable[[Run], object]) -> Callable[[Executor], object]:
+            return lambda executor: call(replace(self, executor=executor, notes=Notes()))
+
+        self.executor.ahead([alone(call) for call in work])
 
     @property
     def spec(self) -> RunSpec:
@@ -85,8 +102,7 @@ class Run:
     @property
     def learned(self) -> list[RowsRef]:
         """What that line has been trained on."""
-        datasets = self.line.version.datasets if self.line else []
-        return sorted((dataset.train for dataset in datasets), key=lambda rows: rows.digest)
+        return self.line.version.learned if self.line else []
 
     @property
     def learned_before(self) -> list[RowsRef]:
@@ -122,8 +138,14 @@ def recorded(start: Start, *, run_id: str | None, fresh: bool) -> Iterator[tuple
     began so.
     """
     blank_logs()
+    bring_artifacts()
     config = settings()
+    if config.log_json and not isinstance(sys.stderr, JsonLines):  # a flow run that Prefect has started
+        log_lines.rewrite_handlers()
     store = Store(config.store_path)
+    for place in (config.layout.format, store.layout.format):  # a full disk is for the run to report
+        with suppress(OSError):
+            formats.mark(place)
     with ExitStack() as cleanup:
         cleanup.enter_context(raised_again())
         cleanup.callback(store.close)
@@ -131,17 +153,29 @@ def recorded(start: Start, *, run_id: str | None, fresh: bool) -> Iterator[tuple
         cleanup.callback(sources.let_go)
         earlier = prepared_run.full_run_id(run_id, store) if run_id else retried_runs.left_over(store)
         full_id = earlier or new_run_id()
-        prepared = prepared_run.load(full_id, store) if earlier else start(store).model_copy(update={"fresh": fresh})
+        cleanup.enter_context(log_context.about(run_id=full_id))  # what is committed from here on is this run's
+        prepared = resumed(full_id, store) if earlier else start(store).model_copy(update={"fresh": fresh})
         outcome = Outcome(full_id, prepared, store, RunJournal(full_id, prepared, config, store))
         lease = Lease(full_id, store, before_wait=worker_process.give_up)
         prepared = prepared_run.begun(prepared, full_id, store)
+        outcome.journal.sources(prepared)
         calls = StageCalls(full_id, prepared, config, store, lease, outcome)
+        cleanup.callback(calls.close)
+        cleanup.enter_context(log_context.about(line=prepared.spec.line))
         log.info("run_started run_id=%s", full_id)
-        get_run_logger().info("run_started run_id=%s", full_id)  # on the page of the flow run
-        with ending(lease, full_id, store), outcome:
+        with ending(lease, full_id, store), outcome, run_log.kept(store.layout.run(full_id).log):
+            get_run_logger().info("run_started run_id=%s", full_id)  # on the page of the flow run
             retried_runs.note(full_id, store)
             yield Run(full_id, prepared, store, calls, outcome), outcome
             prepared_run.mark_finished(prepared, store)
+
+
+def resumed(run_id: str, store: Store) -> prepared_run.Prepared:
+    """What an earlier run started from. Raises ConfigInvalid if its gate asks what its metric cannot answer."""
+    prepared = prepared_run.load(run_id, store)
+    if prepared.flow in ("retrain", "promote"):  # a rebase compares in a metric of its own
+        check_question(prepared.spec.gate, prepared.spec.evaluation.metric)
+    return prepared
 
 
 @contextmanager

@@ -52,6 +52,11 @@ def name_now(line: str, config: Settings) -> str | None:
     return renaming.name_now(line, StoreLayout(config.store_path))
 
 
+def check_rows(line: str, config: Settings) -> None:
+    """Raise ConfigInvalid if where `data put` would put rows of this line, those of a renamed one stand."""
+    renaming.check_rows(line, StoreLayout(config.store_path))
+
+
 def directory_of_rows(line: str, config: Settings) -> Path:
     """Where `data put` puts the rows of a line: a renamed one keeps its directory."""
     return config.layout.received(first_name(line, StoreLayout(config.store_path)))

@@ -22,7 +22,7 @@ def held_by(line: str, live: Live, store: Store) -> dict[str, list[RowsRef]]:
     if version.aside is None:
         earlier = Lines(store).ancestors(line, live.number)[:-1]
         every = [one for each in earlier[::-1] for one in each.heldout.items()]
-        sets = [(task, rows) for task, rows in every if store.layout.artifact(rows.digest).is_dir()]  # else pruned
+        sets = [(task, rows) for task, rows in every if store.has(rows.digest)]  # else pruned
     for task, rows in sets:
         known = found.setdefault(task, [])
         if rows not in known:
@@ -42,9 +42,15 @@ def of_run(run_id: str, store: Store) -> Split | None:
 def learned_by(run_id: str, store: Store) -> list[RowsRef]:
     """All rows that a run's adapter was trained on, including earlier runs of its line, as far as known."""
     prepared, rows = load(run_id, store), of_run(run_id, store)
-    before = prepared.live.version.datasets if prepared.live and prepared.flow == "retrain" else []
-    trained = {dataset.train for dataset in [*before, *(rows.datasets if rows else [])]}
-    return sorted(trained, key=lambda one: one.digest)
+    before = prepared.live.version.learned if prepared.live and prepared.flow == "retrain" else []
+    trained = [dataset.train for dataset in rows.datasets] if rows else []
+    return sorted({*before, *trained, *general_of(run_id, store)}, key=lambda one: one.digest)
+
+
+def general_of(run_id: str, store: Store) -> list[RowsRef]:
+    """Answers of the untouched base that a run has trained on."""
+    path = store.layout.run(run_id).result
+    return RunResult.model_validate_json(path.read_bytes()).general if path.is_file() else []
 
 
 def from_its_stages(result: RunResult, prepared: Prepared, store: Store) -> Split | None:
@@ -77,6 +83,7 @@ def by_task(datasets: list[DatasetRef], live: Live | None) -> dict[str, list[Row
 
 def returned(key: str, store: Store) -> BaseModel | None:
     """The cached result of the stage with this key, if any."""
+    store.has_result(key)
     try:
         return read_result(store.layout.cache_result(key).read_bytes(), {**result_types(), **OLDER})
     except (FileNotFoundError, UnfitRecord):

@@ -3,9 +3,12 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple
+
+from typing_extensions import TypedDict
 
 from backprop_core.lines.prune import sizes
+from backprop_core.lines.renaming import check_begins
 from backprop_core.lines.versions import Lines, LineVersion
 from backprop_core.publishing.release import released
 from backprop_core.runtime.settings import Settings, settings
@@ -42,13 +45,15 @@ def working_on(line: str) -> Iterator[None]:
     """Hold the line's lock: only one run at a time continues a line; others wait, then continue from its result.
 
     Before waiting, gives up a worker that was started early: the run that has the line may need its device. First
-    finishes or undoes an interrupted release.
+    finishes or undoes an interrupted release. Raises ConfigInvalid for the old name of a line that is being renamed.
     """
     from tasks.stages.publishing import recover
 
-    lock = Store(settings().store_path).lock(f"line-{line}")
+    store = Store(settings().store_path)
+    lock = store.lock(f"line-{line}")
     with held(lock, f"another run is working on line {line}", before=worker_process.give_up):
         recover(line)
+        check_begins(line, store)
         yield
 
 
@@ -87,7 +92,8 @@ def version_of(run: "Run", outcome: "Outcome", made: Made) -> LineVersion:
     """
     live = run.prepared.live.version if run.prepared.live else None
     retrained = run.prepared.flow == "retrain"
-    known = live.datasets if live and live.base.digest == run.base.digest else []  # else all were trained anew
+    before = live if live and live.base.digest == run.base.digest else None  # else all were trained anew
+    known = before.datasets if before else []
     learned = {(dataset.task, dataset.train.digest) for dataset in known}
     strategy = live.merge if live and not retrained else run.spec.merge
     return LineVersion(
@@ -108,6 +114,7 @@ def version_of(run: "Run", outcome: "Outcome", made: Made) -> LineVersion:
         parent=run.prepared.live.number if run.prepared.live else None,
         scored={task: rows for task, rows in made.scored.items() if rows != made.heldout[task]},
         replay_rows=live.replay_rows if live else run.spec.training.replay_rows or None,
+        general=list(dict.fromkeys([*(before.general if before else []), *outcome.made.general])),
         gate=outcome.made.gate,
         act=outcome.made.act,
     )

@@ -48,6 +48,8 @@ class Model(NamedTuple):
 def model_of(ref: str, store: Store, *, base: str | None = None) -> Model:
     """The model behind a reference; `base` names that of a directory. Raises what `resolve_earlier.made` raises."""
     made = resolve_earlier.made(ref, store, model=base)
+    if made.adapter:
+        store.bring(made.adapter.digest)  # the worker asks no other place
     return Model(made.base, made.adapter, made.spec.training)
 
 
@@ -148,7 +150,7 @@ class ModelSession:
 
     def _check_free(self) -> None:
         store = Store(self._config.store_path)
-        if is_taken(slots_of(store, self._device, 1)):
+        if is_taken(slots_of(store, self._device, 1, self._config.cpu_slot)):
             raise busy()
 
     def _look(self, worker: Worker) -> None:

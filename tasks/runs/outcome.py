@@ -27,6 +27,7 @@ from backprop_core.schema.refs import (
     GGUFRef,
     Harnessed,
     PackageRef,
+    RowsRef,
     RunResult,
     Split,
     StageRecord,
@@ -64,6 +65,9 @@ class Notes:
 
     def curated(self, sources: Sequence[Curated], datasets: Sequence[DatasetRef]) -> None:
         """What curation and the split made of each dataset."""
+
+    def replays(self, general: RowsRef) -> None:
+        """Answers of the untouched base that are trained."""
 
     def can_show(self, power: Power | None) -> None:
         """What the held-out rows can show, if it is known."""
@@ -182,6 +186,7 @@ class Outcome(Notes):
     def staged(self, stage: StageRecord) -> None:
         """A stage that was called."""
         self.add(stages=[*self.made.stages, stage])
+        self.journal.called(stage)
 
     def splits(self, rows: Split) -> None:
         if flow_info(self._prepared.flow).trains or self._prepared.flow == "promote":
@@ -192,6 +197,10 @@ class Outcome(Notes):
     def curated(self, sources: Sequence[Curated], datasets: Sequence[DatasetRef]) -> None:
         pairs = zip(sources, datasets, strict=True)
         self.journal.datasets([curated_report(*pair) for pair in pairs])
+
+    def replays(self, general: RowsRef) -> None:
+        if general not in self.made.general:
+            self.add(general=[*self.made.general, general])
 
     def can_show(self, power: Power | None) -> None:
         if power:
@@ -210,7 +219,7 @@ class Outcome(Notes):
         cached = was_cached(self.made.stages, "train")
         record, matrix = run_record(self._lora_run_id(), made, cached=cached, store=self._store), self._scored(made)
         self.add(runs=[*self.made.runs, record], merged=record.merged, evaluation=matrix)
-        self.journal.lora_run_done(record, matrix)
+        self.journal.lora_run_done(record, matrix, made.trained.peak_memory_gib)
 
     @contextmanager
     def sweep_cell(self, index: int, dataset: DatasetRef) -> Iterator[None]:

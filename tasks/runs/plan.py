@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,6 +49,7 @@ from tasks.runs.flow_run import Run, Start, new_run_id
 from tasks.runs.machine_speed import speed_of
 from tasks.runs.outcome import Notes
 from tasks.runs.resolve_defaults import data_in
+from tasks.runs.stage_calls import Executor
 from tasks.stages.cache_policy import Records, UnfitRecord, is_recorded, read_result
 from tasks.stages.parent_place import ParentPlace
 
@@ -146,6 +147,9 @@ class Lookup:
 
     def _why(self, stage: Stage[R], key: str, parameters: dict[str, Any]) -> list[str]:
         return ["--fresh"] if self._prepared.fresh else self._changes.why(stage.name, key, parameters)
+
+    def ahead(self, work: Sequence[Callable[[Executor], object]]) -> None:
+        """Nothing is computed."""
 
     def serve(self, file: GGUFRef, heldout: RowsRef) -> dict[str, str]:
         return {}

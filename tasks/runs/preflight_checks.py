@@ -66,6 +66,11 @@ def check_gate(gate: GateSpec, metric: str) -> None:
             "gate.margin has no effect with gate.question=better",
             hint=f"set gate.question=not_worse, or leave gate.margin at {GateSpec().margin}",
         )
+    check_question(gate, metric)
+
+
+def check_question(gate: GateSpec, metric: str) -> None:
+    """Raise ConfigInvalid for a question of the gate that the metric cannot answer."""
     if gate.question == "not_worse" and metric in WITHOUT_WORST:
         raise ConfigInvalid(
             "gate.question=not_worse needs a metric in which a row is right or wrong, or scores between 0 and 1; "

@@ -15,6 +15,7 @@ from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.store.cache_keys import digest_of, part
 from tasks.runs.recorded_spec import without, without_passwords
 from tasks.runs.resolve_line import chosen_again
+from tasks.runs.restored_runs import restore_run
 from tasks.runs.sources import Source, keep
 
 
@@ -88,8 +89,13 @@ def save(prepared: Prepared, run_id: str, store: Store) -> None:
 
 
 def load(run_id: str, store: Store) -> Prepared:
-    """The resolved spec of the run with this id. Raises ArtifactDamaged if it cannot be read."""
+    """The resolved spec of the run with this id, from MLflow if the store lacks it.
+
+    Raises ArtifactDamaged if neither has it, or it cannot be read.
+    """
     path = store.layout.run(run_id).spec
+    if not path.is_file() and restore_run(run_id, store) is None:
+        raise ArtifactDamaged(f"{path} is missing, and MLflow has no copy", hint="start the run again")
     try:
         prepared = Prepared.model_validate_json(path.read_bytes())
     except ValidationError as error:
@@ -106,16 +112,26 @@ def allow_inexact(prepared: Prepared) -> Prepared:
 
 
 def full_run_id(prefix: str, store: Store) -> str:
-    """The one run_id that starts with `prefix`. Raises RunUnknown or RefAmbiguous."""
+    """The one run_id that starts with `prefix`; a run that only MLflow has is restored from it.
+
+    Raises RunUnknown, RefAmbiguous.
+    """
     found = sorted(run.run_id for run in store.layout.begun())
     matching = [name for name in found if name.startswith(prefix)]
+    if not matching and (restored := restore_run(prefix, store)):
+        return restored
     if not matching:
-        raise RunUnknown(f"no run {prefix} in {store.root}", hint="`backprop list-runs` lists the runs")
+        raise unknown(prefix, store)
     if len(matching) > 1:
         raise RefAmbiguous(
             f"{prefix} is the start of {', '.join(name[:12] for name in matching)}", hint="use more digits"
         )
     return matching[0]
+
+
+def unknown(prefix: str, store: Store) -> RunUnknown:
+    """The error for a run that is neither in the store nor in MLflow."""
+    return RunUnknown(f"no run {prefix} in {store.root}", hint="`backprop list-runs` lists the runs")
 
 
 def is_warm(prepared: Prepared, store: Store) -> bool:

@@ -9,14 +9,18 @@ from backprop_core.schema.specs import RunSpec
 from backprop_core.store.artifacts import Store
 from backprop_core.store.layout import REBUILD
 from tasks.runs import prepared_run, resolve, sources, worker_process
+from tasks.runs.recorded_sources import RecordedSources
 from tasks.tracking.connection import prepare as import_mlflow
 
 
-def start(flow: str, spec: RunSpec, *, fresh: bool) -> None:
-    """Check the inputs; start the worker unless everything is cached. Leaves downloads to the run."""
+def start(flow: str, spec: RunSpec, *, fresh: bool, elsewhere: sources.Elsewhere | None = None) -> None:
+    """Check the inputs; start the worker unless everything is cached. Leaves downloads to the run.
+
+    `elsewhere` finds files of rows that are missing.
+    """
     config = settings()
     store = Store(config.store_path)
-    sources.hand_on(store)
+    sources.hand_on(store, elsewhere)
     try:
         prepared = resolve.prepare(flow, spec, store)
     except BaseException:
@@ -28,15 +32,15 @@ def start(flow: str, spec: RunSpec, *, fresh: bool) -> None:
         threading.Thread(target=import_mlflow, daemon=True).start()  # while Prefect's server starts
 
 
-def asked(prefix: str) -> prepared_run.Prepared:
-    """The resolved spec of the run that starts with `prefix`. Raises RunUnknown or RefAmbiguous."""
+def asked(prefix: str) -> tuple[prepared_run.Prepared, RecordedSources]:
+    """The resolved spec of the run that starts with `prefix`, and its files. Raises RunUnknown or RefAmbiguous."""
     store = Store(settings().store_path)
     run_id = prepared_run.full_run_id(prefix, store)
     prepared = prepared_run.load(run_id, store)
     if not flow_info(prepared.flow).trains:
         training = ", ".join(flow.name for flow in FLOWS.values() if flow.trains)
         raise RunUnknown(f"run {run_id} is a {prepared.flow} run", hint=f"choose a run of {training}")
-    return prepared
+    return prepared, RecordedSources(run_id, prepared)
 
 
 def restart(prefix: str, *, inexact: bool) -> tuple[str, prepared_run.Prepared]:

@@ -13,6 +13,7 @@ from backprop_core.store import pins
 from backprop_core.store.artifacts import Store
 from backprop_core.store.cache_keys import digests_in
 from tasks.runs.prepared_run import full_run_id
+from tasks.tracking.withdrawal import remove_copies
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ def prune(
     """
     store = Store(config.store_path)
     try:
-        return core.prune(
+        pruned = core.prune(
             store,
             keep=keep,
             keep_days=config.keep_days,
@@ -42,6 +43,10 @@ def prune(
             dry_run=dry_run,
             remove_tag=core.tag_remover(store, remove_tag),
         )
+        if not dry_run:  # a copy on the same disk is a link: as long as it is there, nothing is freed
+            for left in remove_copies(config, store.was_removed, rows=False):
+                log.warning("%s", left)
+        return pruned
     finally:
         store.close()
 
@@ -53,7 +58,7 @@ def keep(ref: str, config: Settings) -> tuple[str, int]:
     """
     store = Store(config.store_path)
     name, named = meant(ref, store)
-    there = {digest for digest in named if store.layout.artifact(digest).is_dir()}
+    there = {digest for digest in named if store.has(digest)}
     pins.pin(name, there, store)
     return name, len(there)
 

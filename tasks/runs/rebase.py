@@ -135,7 +135,7 @@ def stored(line: LineName, version: LineVersion, store: Store) -> list[DatasetSp
     """The stored datasets of a version, in the order in which they were trained. Raises DatasetMissing."""
     needed = [(one.name, one.train) for one in version.datasets]
     needed += [(f"held-out rows of {task}", rows) for task, rows in version.heldout.items()]
-    if gone := [name for name, rows in needed if not store.layout.artifact(rows.digest).is_dir()]:
+    if gone := [name for name, rows in needed if not store.has(rows.digest)]:
         raise DatasetMissing(
             f"the store no longer has what line {line} was trained and scored on: {', '.join(gone)}",
             hint="start another line from the files: backprop retrain --line OTHER --model MODEL --data FILE",

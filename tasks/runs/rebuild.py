@@ -35,7 +35,7 @@ from tasks.runs.line_state import working_on
 from tasks.runs.prepared_run import Prepared, load
 from tasks.runs.prune import remove_tag
 from tasks.runs.sources import Source
-from tasks.tracking.withdrawal import remove_model, remove_versions
+from tasks.tracking.withdrawal import remove_copies, remove_model, remove_versions
 
 WITHDRAWN = {"adapter", "gguf", "package", "reference"}  # kinds of what a version has learned
 REWRITTEN = "rewritten"  # notes of files that `data forget` has rewritten: digest before -> digest after
@@ -266,6 +266,7 @@ def withdraw(line: str, numbers: Sequence[int], store: Store, config: Settings) 
             left.append(f"artifact {digest[:12]} is pinned; release it with `backprop store keep --undo`, then prune")
         else:
             store.remove(digest, f"withdrawn: a version of line {line} that has learned forgotten rows")
+    left += remove_copies(config, store.was_removed, rows=True)
     runs = [Lines(store).version(line, number).run_id for number in numbers]
     return left + remove_versions(config, line, dict(zip(numbers, runs, strict=True)))
 
@@ -286,6 +287,7 @@ def made_by(line: str, numbers: Sequence[int], store: Store) -> set[str]:
 
 def kind_of(digest: str, store: Store) -> str | None:
     """The kind of an artifact; None if there is none."""
+    store.has(digest)
     manifest = store.layout.artifact(digest) / MANIFEST
     kind: str | None = json.loads(manifest.read_bytes())["kind"] if manifest.is_file() else None
     return kind

@@ -20,6 +20,7 @@ from tasks.runs.prepared_run import Prepared
 from tasks.runs.publish_targets import still_published
 from tasks.runs.resolve_defaults import decide
 from tasks.runs.resolve_line import with_memory
+from tasks.runs.restored_runs import restore_line
 from tasks.runs.sources import downloads, refuse_collisions, sources
 from tasks.runs.worker_process import interpreter
 
@@ -34,6 +35,8 @@ def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
     check_metric(spec.evaluation)
     check_gate(spec.gate, spec.evaluation.metric)
     interpreter(settings(), spec.training.backend)
+    if flow == "retrain":
+        restore_line(spec.line, store)
     live = Lines(store).live(spec.line) if flow == "retrain" else None
     if flow != "retrain" and spec.publish != PublishSpec():
         raise ConfigInvalid(f"{flow} publishes nothing", hint="promote its run to a line, or retrain a line")

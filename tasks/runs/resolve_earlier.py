@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from backprop_core.errors import ConfigInvalid, LineConflict, NotGated, RefAmbiguous, RunUnknown
+from backprop_core.lines.renaming import first_name
 from backprop_core.lines.versions import Lines, LineVersion, Live
 from backprop_core.schema.flows import flow_info
 from backprop_core.schema.gate_report import Act
@@ -19,6 +20,7 @@ from tasks.runs.adapter_directory import adapter_in, holds_adapter, is_path
 from tasks.runs.preflight_checks import check_export, check_gate, check_metric, check_repo, harness_tasks
 from tasks.runs.prepared_run import Prepared, full_run_id, load
 from tasks.runs.publish_targets import last_release, still_published
+from tasks.runs.restored_runs import bring_artifacts, restore_line
 from tasks.runs.sources import downloads, refuse_collisions, sources
 
 
@@ -42,6 +44,8 @@ def to_release(
     Fields of `publish` and `export` that are not set are those of the champion's release. Raises RunUnknown,
     ConfigInvalid without a target, or NotGated if the version did not pass the gate and `act` does not force it.
     """
+    bring_artifacts()
+    restore_line(line, store)
     lines = Lines(store)
     known = last_release(line, store)
     live = Live(number=number, version=lines.version(line, number)) if number else lines.live(line)
@@ -83,6 +87,7 @@ def is_forced(flow: str, line: str, live: Live, act: Act, store: Store) -> bool:
 
 def to_rollback(line: str, number: int | None, act: Act, store: Store) -> Prepared:
     """Resolve a rollback to a version, by default the one before the champion. Raises RunUnknown and NotGated."""
+    restore_line(line, store)
     live = Lines(store).live(line)
     before = number or ((live.version.parent or live.number - 1) if live else 0)
     if not before:
@@ -107,7 +112,10 @@ def made(ref: str, store: Store, *, model: str | None = None) -> Prepared:
 
     Raises RunUnknown, RefAmbiguous for a name that could be two things, ConfigInvalid, and what `adapter_in` raises.
     """
+    bring_artifacts()
     line, _, version = ref.partition("@")
+    if not is_path(ref) and not is_known(line, store):
+        restore_line(line, store)
     if is_path(ref) or (holds_adapter(ref) and not is_known(line, store)):
         return of_directory(ref, model, store)
     if holds_adapter(ref):
@@ -184,13 +192,15 @@ def to_compare(line: str, dataset: DatasetSpec, store: Store) -> Prepared:
 
     Raises RunUnknown if the line has none, and what `source` raises.
     """
+    bring_artifacts()
+    restore_line(line, store)
     live = Lines(store).live(line)
     if live is None:
         raise RunUnknown(f"line {line} has no champion", hint="retrain it once; `backprop lines` lists what there is")
     earlier = by(live.version.run_id, live.version.merged, store)
     evaluation = earlier.spec.evaluation.model_copy(update={"watch": []})
     spec = earlier.spec.model_copy(update={"line": line, "datasets": [dataset], "evaluation": evaluation})
-    own = {"sources": sources([dataset], downloads(store), task=line), "watch": []}
+    own = {"sources": sources([dataset], downloads(store), task=first_name(line, store.layout)), "watch": []}
     return earlier.model_copy(update={"flow": "drift", "spec": spec, "live": live, **own})
 
 
@@ -199,6 +209,8 @@ def promoted(ref: str, line: str, act: Act, store: Store) -> Prepared:
 
     Raises RunUnknown, RefAmbiguous, or LineConflict if the line has another base or another LoRA shape.
     """
+    bring_artifacts()
+    restore_line(line, store)
     run_id = full_run_id(ref, store)
     earlier = load(run_id, store)
     if not flow_info(earlier.flow).makes_candidates:

@@ -20,6 +20,8 @@ def answers(
     store = Store(config.store_path)
     try:
         made = resolve_earlier.made(ref, store, model=model)
+        if made.adapter:
+            store.bring(made.adapter.digest)  # the worker asks no other place
         device = devices.resolve("auto")
         first = [{"role": "system", "content": system}] if system else []
         report(Progress(stage="generate", done=0, total=0))

@@ -47,12 +47,16 @@ def sources(datasets: Sequence[DatasetSpec], scratch: Path, *, task: str | None 
     return [source(dataset, scratch, task=task) for dataset in datasets]
 
 
+Elsewhere = Callable[[str, str | None, Path], SourceRef | None]  # (path, encoding, scratch) -> what is missing there
+
+
 class HandedOn(NamedTuple):
     """What a command found before its run: the directory of its downloads, and its sources by dataset."""
 
     store: Store
     scratch: Path
     known: dict[str, Source]
+    elsewhere: Elsewhere | None
 
 
 _handed_on: list[HandedOn] = []  # one at most; Prefect starts the run, so it cannot be passed
@@ -80,12 +84,21 @@ def state(path: str | None) -> list[list[str | int]]:
 def found(dataset: DatasetSpec, scratch: Path, *, task: str | None) -> Source:
     """Find, download and hash a dataset's files."""
     name = stem(dataset.path)
+    heldout = dataset.heldout
     return Source(
         name=name,
         task=dataset.task or task or task_name(name),
-        data=find(dataset, scratch=scratch),
-        heldout=snapshot(dataset.heldout, scratch=scratch, encoding=dataset.encoding) if dataset.heldout else None,
+        data=copied(dataset.path, dataset, scratch) or find(dataset, scratch=scratch),
+        heldout=None
+        if heldout is None
+        else copied(heldout, dataset, scratch) or snapshot(heldout, scratch=scratch, encoding=dataset.encoding),
     )
+
+
+def copied(path: str, dataset: DatasetSpec, scratch: Path) -> SourceRef | None:
+    """A file that is missing here, where this command knows a copy of it."""
+    elsewhere = _handed_on[0].elsewhere if _handed_on else None
+    return elsewhere(path, dataset.encoding, scratch) if elsewhere else None
 
 
 def refuse_collisions(datasets: Sequence[DatasetSpec]) -> None:
@@ -124,10 +137,10 @@ def downloads(store: Store) -> Path:
     return _handed_on[0].scratch if _handed_on else store.scratch("source")
 
 
-def hand_on(store: Store) -> None:
+def hand_on(store: Store, elsewhere: Elsewhere | None = None) -> None:
     """Keep what is found from now on for the run that follows in this process, until `let_go`."""
     let_go()
-    _handed_on.append(HandedOn(store, store.scratch("source"), {}))
+    _handed_on.append(HandedOn(store, store.scratch("source"), {}, elsewhere))
 
 
 def let_go() -> None:

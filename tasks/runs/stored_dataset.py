@@ -105,7 +105,7 @@ def sampled(dataset: DatasetRef, store: Store) -> dict[str, list[DroppedSample]]
     """The first rows of each reason, from what was recorded of the source; none in older records."""
     found: dict[str, list[DroppedSample]] = {}
     file = store.layout.artifact(dataset.lineage.digest) / SAMPLES if dataset.lineage else None
-    if file is None or not file.is_file():
+    if file is None or not (dataset.lineage and store.has(dataset.lineage.digest)) or not file.is_file():
         return found
     for one in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
         place = " ".join(str(part) for part in (one["file"], one["unit"], one["number"]) if part is not None)
@@ -117,7 +117,7 @@ def sampled(dataset: DatasetRef, store: Store) -> dict[str, list[DroppedSample]]
 def texts(dataset: DatasetRef, store: Store) -> Iterator[str]:
     """The text of the first training rows; none if they were pruned."""
     file = store.layout.artifact(dataset.train.digest) / "rows.jsonl"
-    if file.is_file():
+    if store.has(dataset.train.digest) and file.is_file():
         with file.open(encoding="utf-8") as rows:
             for row in map(json.loads, islice(rows, MEASURED)):
                 turns = row.get("messages") or [{"content": row.get("text", "")}]

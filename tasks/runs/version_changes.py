@@ -100,7 +100,8 @@ def differences(before: Any, after: Any, path: str = "") -> Iterator[SettingChan
 
 def samples(store: Store, datasets: list[DatasetRef]) -> Iterator[Sample]:
     """The first training rows of datasets."""
-    files = [store.layout.artifact(dataset.train.digest) / "rows.jsonl" for dataset in datasets]
+    here = [dataset.train.digest for dataset in datasets if store.has(dataset.train.digest)]
+    files = [store.layout.artifact(digest) / "rows.jsonl" for digest in here]
     rows = (json.loads(line) for file in files if file.is_file() for line in lines_of(file))
     for row in islice(rows, MOST_SAMPLES):
         turns = row.get("messages") or [{"role": "text", "content": row.get("text", "")}]

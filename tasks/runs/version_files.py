@@ -48,6 +48,7 @@ def of_artifact(store: Store, digest: str, wanted: dict[str, tuple[str, str]]) -
 
     Nothing if the artifact was removed, or its list of files is not the one that it is named after.
     """
+    store.has(digest)
     directory = store.layout.artifact(digest)
     try:
         listed = files_at(directory / MANIFEST, (directory / MANIFEST).stat().st_mtime_ns, digest)

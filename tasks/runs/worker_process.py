@@ -25,8 +25,10 @@ _is_early = False
 
 
 def start_early(config: Settings, training: TrainSpec) -> None:
-    """Start the worker before a stage needs it. Until one does, `give_up` ends it."""
+    """Start the worker before a stage needs it, unless Dask has the workers. Until one does, `give_up` ends it."""
     global _is_early
+    if config.fan_out:
+        return
     worker(config, training)
     _is_early = True
 
@@ -52,7 +54,7 @@ def worker(config: Settings, training: TrainSpec, stage: str = "evaluate", *, re
             store = Store(config.store_path)
             handle = Worker(
                 store,
-                slots=slots_of(store, training.device, training.processes),
+                slots=slots_of(store, training.device, training.processes, config.cpu_slot),
                 rests=rests,
                 python=interpreter(config, backend),
                 backend=backend,

@@ -44,6 +44,7 @@ class Records(WritableFileSystem):
 
     def read_path(self, path: str, **_: Any) -> bytes:  # type: ignore[override]  # Prefect calls it from sync code
         store = Store(settings().store_path)
+        store.has_result(path)
         content = store.layout.cache_key(path).read_bytes()
         result = store.layout.cache_result(path)
         try:
@@ -56,7 +57,9 @@ class Records(WritableFileSystem):
         return json.dumps(metadata | {"storage_key": str(result), "serializer": serializer}).encode()
 
     def write_path(self, path: str, content: bytes, **_: Any) -> None:  # type: ignore[override]
-        write_atomic(Store(settings().store_path).layout.cache_key(path), content.decode())
+        store = Store(settings().store_path)
+        write_atomic(store.layout.cache_key(path), content.decode())
+        store.keep_result(path)
 
     async def aread_path(self, path: str, **_: Any) -> bytes:
         return self.read_path(path)
@@ -67,7 +70,7 @@ class Records(WritableFileSystem):
 
 def is_recorded(store: Store, key: str) -> bool:
     """Whether there is a record under this key, good or not."""
-    return store.layout.cache_key(key).is_file()
+    return store.has_result(key)
 
 
 def read_metadata(content: bytes) -> dict[str, Any]:

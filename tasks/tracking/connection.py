@@ -113,7 +113,7 @@ def broken(settings: Settings, said: str) -> BackpropError | None:
     if "database schema" in said or "Can't locate revision" in said:
         return HistoryDamaged(
             f"{path} was created by another version of MLflow",
-            hint=f"if that was older: mlflow db upgrade '{own_uri(settings)}'; or start a new one: {aside}",
+            hint=f"if that was older: backprop upgrade; or start a new one: {aside}",
         )
     if any(each in said for each in ("no such table", "no such column", "already exists", "duplicate column")):
         return HistoryDamaged(f"{path} is incomplete", hint=f"set it aside: {aside}")

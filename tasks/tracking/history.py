@@ -1,19 +1,25 @@
 """Reads the run history from MLflow, for `list-runs` and `show-run`."""
 
 import json
+import math
 import re
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal
+
+from typing_extensions import TypedDict
 
 from backprop_core.errors import ConfigInvalid, RefAmbiguous, RunUnknown
+from backprop_core.runtime.redaction import blank_address
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.field_types import NAME
-from backprop_core.schema.refs import RunResult, Status
+from backprop_core.schema.refs import RunId, RunResult, Status
 from backprop_core.store.layout import JournalLayout
-from tasks.tracking.connection import LINE, NAMESPACE, answering, connect, is_own
+from tasks.tracking.artifact_copies import OF_ARTIFACTS
+from tasks.tracking.connection import LINE, NAMESPACE, answering, connect, is_own, tracking_uri
 from tasks.tracking.journal import SECONDS, ending
 from tasks.tracking.line_curve import OF_LINE
 from tasks.tracking.record import DATASETS, ERROR, ROLE, ROOT, RUN_ID, STATUS
@@ -24,6 +30,7 @@ if TYPE_CHECKING:
 
 PAGE = 1000  # runs a request
 PARENTS = f"tags.`{ROLE}` = 'parent'"
+OF_RUNS = f"tags.`{ROLE}` != '{OF_LINE}' and tags.`{ROLE}` != '{OF_ARTIFACTS}'"  # parents and children
 
 
 class RunSummary(TypedDict):
@@ -39,10 +46,56 @@ class RunSummary(TypedDict):
     error: str | None  # code
 
 
-def list_runs(settings: Settings, condition: str = PARENTS, limit: int = 50) -> list[RunSummary]:
-    """The latest runs that match a condition, newest first. Raises MLflowUnreachable."""
+class ExportedRun(RunSummary):
+    """One run with its parameters and its last metrics."""
+
+    mlflow_run_id: str
+    params: dict[str, str]
+    metrics: dict[str, float]
+
+
+Sort = Literal["started", "took", "average", "line", "status"]
+ORDERS: Mapping[Sort, Callable[[RunSummary], Any]] = {  # runs without a figure last
+    "took": lambda run: math.inf if run["seconds"] is None else -run["seconds"],
+    "average": lambda run: math.inf if run["average"] is None else -run["average"],
+    "line": lambda run: run["line"],
+    "status": lambda run: run["status"],
+}
+
+
+def list_runs(
+    settings: Settings, condition: str = PARENTS, limit: int = 50, sort: Sort = "started"
+) -> list[RunSummary]:
+    """The first runs that match a condition, newest first or in another order. Raises MLflowUnreachable."""
     history = History(settings)
-    return [history.summary(run) for run in history.runs(condition, limit)]
+    if sort == "started":
+        return [history.summary(run) for run in history.runs(condition, limit)]
+    every = [history.summary(run) for run in history.runs(condition, sys.maxsize)]
+    return sorted(every, key=ORDERS[sort])[:limit]
+
+
+def status_of(settings: Settings, prefix: str) -> Status:
+    """The status of a run. Raises RunUnknown, RefAmbiguous, MLflowUnreachable."""
+    history = History(settings)
+    return history.state(history.find(prefix))[0]
+
+
+def document_of(settings: Settings, prefix: str, name: str) -> tuple[RunId, Any]:
+    """The full run_id of a run, and one of its JSON documents; None if it has no such one.
+
+    Raises RunUnknown, RefAmbiguous, MLflowUnreachable.
+    """
+    history = History(settings)
+    run = history.find(prefix)
+    return run.data.tags[RUN_ID], history.document(run, name)
+
+
+def exported(settings: Settings, condition: str) -> Iterator[ExportedRun]:
+    """All runs that match a condition with their parameters and last metrics. Raises MLflowUnreachable."""
+    history = History(settings)
+    for run in history.runs(condition, sys.maxsize):
+        params, metrics = dict(sorted(run.data.params.items())), dict(sorted(run.data.metrics.items()))
+        yield ExportedRun(**history.summary(run), mlflow_run_id=run.info.run_id, params=params, metrics=metrics)
 
 
 def matching(
@@ -54,7 +107,7 @@ def matching(
     """
     if line and not re.fullmatch(NAME, line):
         raise ConfigInvalid(f"{line[:100]} is no name of a line", hint="`backprop lines` lists all lines")
-    parts = [f"tags.`{ROLE}` != '{OF_LINE}'" if children else PARENTS]
+    parts = [OF_RUNS if children else PARENTS]
     parts += [f"tags.`{LINE}` = '{line}'"] if line else []
     parts += [f"tags.`{STATUS}` = '{status}'"] if status else []
     parts += [f"attributes.start_time >= {int(since.timestamp() * 1000)}"] if since else []
@@ -77,12 +130,13 @@ class History:
     def __init__(self, settings: Settings) -> None:
         sync(settings)
         self.settings = settings
+        self.address = blank_address(tracking_uri(settings))
         self._experiments: list[str] = []
         if is_empty(settings):
             return
-        self._client = connect(settings)
+        self.client = connect(settings)
         with answering(settings):
-            ours = self._client.search_experiments(filter_string=f"tags.`{NAMESPACE}` = '{settings.namespace}'")
+            ours = self.client.search_experiments(filter_string=f"tags.`{NAMESPACE}` = '{settings.namespace}'")
         self._experiments = [experiment.experiment_id for experiment in ours]
 
     def runs(self, condition: str, limit: int) -> "Iterator[Run]":
@@ -90,7 +144,7 @@ class History:
         token = None
         while self._experiments and limit > 0:
             with answering(self.settings):
-                page = self._client.search_runs(
+                page = self.client.search_runs(
                     self._experiments, condition, max_results=min(limit, PAGE), page_token=token
                 )
             yield from page
@@ -113,8 +167,7 @@ class History:
         """The run's result.json if its status is current, else a result from tags and spec alone."""
         tags, known = run.data.tags, {"mlflow_run_id": run.info.run_id}
         status = self.state(run)[0]
-        with answering(self.settings):
-            names = {artifact.path for artifact in self._client.list_artifacts(run.info.run_id)}
+        names = self._names(run)
         if "result.json" in names:
             result = RunResult.model_validate(self._document(run, "result.json"))
             if result.status == status:
@@ -133,11 +186,17 @@ class History:
         times = run.info.start_time, run.info.end_time
         return summary(run.data.tags, run.data.metrics, *times, self.settings.layout.journal)
 
+    def document(self, run: "Run", name: str) -> Any:
+        """A JSON document of a run; None if it has no such one."""
+        return self._document(run, name) if name in self._names(run) else None
+
+    def _names(self, run: "Run") -> set[str]:
+        with answering(self.settings):
+            return {artifact.path for artifact in self.client.list_artifacts(run.info.run_id)}
+
     def _document(self, run: "Run", name: str) -> Any:
         with tempfile.TemporaryDirectory() as directory, answering(self.settings):
-            return json.loads(
-                Path(self._client.download_artifacts(run.info.run_id, name, directory)).read_text("utf-8")
-            )
+            return json.loads(Path(self.client.download_artifacts(run.info.run_id, name, directory)).read_text("utf-8"))
 
 
 def state(tags: Mapping[str, str], start: int, end: int | None, journals: JournalLayout) -> tuple[Status, float | None]:

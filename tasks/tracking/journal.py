@@ -1,6 +1,6 @@
 """The journal: what MLflow is to get, first written to disk as lines of JSON. A run and its child runs share a file.
 
-Times are in ms since 1970. `backprop_core.store.layout` names the files in a directory of journals.
+`backprop_core.store.layout` names the files in a directory of journals.
 """
 
 import errno
@@ -11,19 +11,48 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from filelock import FileLock, Timeout
-from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+from pydantic import JsonValue, ValidationError
 
 from backprop_core.errors import RunActive
 from backprop_core.runtime.redaction import blank_item, blank_json, blank_secrets
 from backprop_core.schema.dataset_reports import CuratedReport
 from backprop_core.schema.gate_report import GateReport
-from backprop_core.schema.records import Record
-from backprop_core.schema.refs import DatasetSummary, Drift, ErrorRecord, Evaluation, Located, RunId, RunResult, Status
+from backprop_core.schema.refs import (
+    ArtifactRef,
+    DatasetSummary,
+    Drift,
+    ErrorRecord,
+    Evaluation,
+    Located,
+    RunResult,
+    SourceRef,
+    StageRecord,
+    Status,
+)
 from backprop_core.schema.specs import TEACHER_FORCED
 from backprop_core.store.layout import JournalLayout
+from tasks.tracking.journal_lines import (
+    LINE,
+    AnyLine,
+    Called,
+    Checkpointed,
+    Described,
+    Directory,
+    Document,
+    Ended,
+    Evaluated,
+    Inputs,
+    Kept,
+    KeptSource,
+    Measured,
+    Staged,
+    Started,
+    Tagged,
+    Waited,
+)
 
 LONGEST_PARAMETER = 500  # characters; the complete spec stands in spec.json
 LONGEST_TAG = 5000
@@ -33,98 +62,6 @@ WORTH_NOTING = 1000  # ms
 Measures = dict[str, Sequence[float | None]]
 LARGEST_LOSS = 700.0  # nats, whose exponential is still a number
 log = logging.getLogger(__name__)
-
-
-class Line(Record):
-    """One event of one run."""
-
-    model_config = ConfigDict(ser_json_inf_nan="constants")
-    time: int = Field(description="Milliseconds since 1970.")
-    run: RunId
-
-
-class Started(Line):
-    """The run starts, or resumes after an interruption."""
-
-    kind: Literal["start"] = "start"
-    format: Literal[1] = 1
-    line: str
-    name: str
-    parent: RunId | None
-    params: dict[str, str]
-    tags: dict[str, str]
-
-
-class Measured(Line):
-    """Values at one step."""
-
-    kind: Literal["metrics"] = "metrics"
-    step: int
-    values: dict[str, float]
-
-
-class Tagged(Line):
-    """Labels; a later one replaces an earlier one."""
-
-    kind: Literal["tags"] = "tags"
-    tags: dict[str, str]
-
-
-class Inputs(Line):
-    """The datasets that the run works on."""
-
-    kind: Literal["inputs"] = "inputs"
-    datasets: list[DatasetSummary]
-
-
-class Document(Line):
-    """A small JSON artifact."""
-
-    kind: Literal["document"] = "document"
-    name: str
-    value: JsonValue
-
-
-class Described(Line):
-    """What was made of the run's datasets."""
-
-    kind: Literal["described"] = "described"
-    datasets: list[CuratedReport]
-
-
-class Directory(Line):
-    """An artifact of the store."""
-
-    kind: Literal["directory"] = "directory"
-    name: str
-    artifact: Located
-
-
-class Evaluated(Line):
-    """The current forgetting matrix."""
-
-    kind: Literal["evaluation"] = "evaluation"
-    evaluation: Evaluation
-
-
-class Waited(Line):
-    """From `since` until now the run waited for a person, or for a device that another run used."""
-
-    kind: Literal["waited"] = "waited"
-    since: int = Field(description="Milliseconds since 1970.")
-    on: Literal["person", "device"]
-
-
-class Ended(Line):
-    """The run is over."""
-
-    kind: Literal["end"] = "end"
-    status: Status
-    error: ErrorRecord | None
-
-
-AnyLine = Started | Measured | Tagged | Inputs | Document | Described | Directory | Evaluated | Waited | Ended
-LINE: TypeAdapter[AnyLine] = TypeAdapter(Annotated[AnyLine, Field(discriminator="kind")])
 
 
 class Clock:
@@ -245,6 +182,7 @@ class JournalFile:
         self._guard = threading.Lock()
         self._warned = False
         self.started: set[str] = set()
+        self.kept: set[str] = set()  # digests and keys that are noted
         self.clock = Clock()
         self._highest: dict[tuple[str, str], int] = {}
         self._file = self.path.open("ab", buffering=0)
@@ -258,6 +196,8 @@ class JournalFile:
             self.clock.see(line)
             if isinstance(line, Started):
                 self.started.add(line.run)
+            if isinstance(line, Kept | Staged):
+                self.kept.add(line.digest if isinstance(line, Kept) else line.key)
             if isinstance(line, Measured):
                 self._highest.update({(line.run, name): line.step for name in line.values})
         return text.rfind(b"\n") + 1
@@ -354,9 +294,10 @@ class Journal:
         """What came of the run, in Markdown."""
         self.tags({NOTE: text})
 
-    def inputs(self, datasets: Sequence[DatasetSummary]) -> None:
-        """The datasets that the run works on, with their digests."""
-        self._file.append(Inputs(**self._head(), datasets=list(datasets)))
+    def inputs(self, datasets: Sequence[DatasetSummary], places: Mapping[str, str] | None = None) -> None:
+        """The datasets that the run works on, with their digests and, by name, where they were read."""
+        blanked = {name: blank_secrets(place) for name, place in (places or {}).items()}
+        self._file.append(Inputs(**self._head(), datasets=list(datasets), places=blanked))
 
     def document(self, name: str, value: JsonValue) -> None:
         """A small JSON artifact, such as `spec.json`; secrets in its text are blanked."""
@@ -369,6 +310,31 @@ class Journal:
     def directory(self, name: str, artifact: Located) -> None:
         """An artifact of the store, such as the merged adapter; its files are read when they are sent."""
         self._file.append(Directory(**self._head(), name=name, artifact=artifact))
+
+    def keep(self, ref: ArtifactRef, path: Path, record: dict[str, Any]) -> None:
+        """An artifact that MLflow gets a copy of, unless it was noted before."""
+        if ref.digest not in self._file.kept:
+            self._file.kept.add(ref.digest)
+            line = Kept(**self._head(), artifact=ref.artifact, digest=ref.digest, path=str(path), record=record)
+            self._file.append(line)
+
+    def keep_source(self, source: SourceRef) -> None:
+        """Files of rows that MLflow gets a copy of."""
+        self._file.append(KeptSource(**self._head(), source=source))
+
+    def staged(self, key: str, record: JsonValue, result: JsonValue) -> None:
+        """A finished stage, unless it was noted before."""
+        if key not in self._file.kept:
+            self._file.kept.add(key)
+            self._file.append(Staged(**self._head(), key=key, record=record, result=result))
+
+    def called(self, stage: StageRecord) -> None:
+        """A stage was called, and has its result."""
+        self._file.append(Called(**self._head(), stage=stage))
+
+    def checkpoint(self, key: str, path: Path | None) -> None:
+        """The newest checkpoint of a training; None once that is finished."""
+        self._file.append(Checkpointed(**self._head(), key=key, path=path and str(path)))
 
     def evaluation(self, evaluation: Evaluation) -> None:
         """Record the current matrix as table, plot and metrics by task: step 0 is the base, step i is run i."""

@@ -10,7 +10,7 @@ from backprop_core.lines.renaming import RenamedLine, noted
 from backprop_core.runtime.settings import Settings
 from backprop_core.store.artifacts import write_atomic
 from backprop_core.store.layout import DeletedLayout, RenamedLayout, StoreLayout
-from tasks.tracking import line_curve
+from tasks.tracking import artifact_copies, line_curve
 from tasks.tracking.connection import LINE, NAMESPACE
 
 if TYPE_CHECKING:
@@ -63,12 +63,13 @@ def rename(client: "MlflowClient", settings: Settings, renamed: RenamedLine, pla
         client.rename_registered_model(old, new)
         client.set_registered_model_tag(new, LINE, renamed.to)
     if known := client.get_experiment_by_name(old):
-        for run in runs_of(client, known.experiment_id, renamed.line):
+        for run in runs_of(client, known.experiment_id, renamed.line, since=deleted_before(settings, renamed)):
             client.set_tag(run, LINE, renamed.to)
         if client.get_experiment_by_name(new) is None:
             client.rename_experiment(known.experiment_id, new)
             client.set_experiment_tag(known.experiment_id, LINE, renamed.to)
             line_curve.renamed(client, known.experiment_id, renamed.to)
+            artifact_copies.renamed(client, known.experiment_id, renamed.to)
     write_atomic(place.mirrored, new)
 
 
@@ -78,11 +79,19 @@ def own_model(client: "MlflowClient", settings: Settings, name: str) -> "Registe
     return known if known and known.tags.get(NAMESPACE) == settings.namespace else None
 
 
-def runs_of(client: "MlflowClient", experiment: str, line: str) -> list[str]:
-    """MLflow's ids of the runs of a line, child runs and the curve among them."""
+def deleted_before(settings: Settings, renamed: RenamedLine) -> datetime | None:
+    """When an earlier line of the same name was deleted; None if none was."""
+    gone = StoreLayout(settings.store_path).deletions()
+    tombstones = (DeletedLine.model_validate_json(one.tombstone.read_bytes()) for one in gone)
+    return max((one.at for one in tombstones if one.line == renamed.line and one.at < renamed.at), default=None)
+
+
+def runs_of(client: "MlflowClient", experiment: str, line: str, *, since: datetime | None) -> list[str]:
+    """MLflow's ids of the runs of a line that began since then, child runs and the curve among them."""
+    start = int(since.timestamp() * 1000) if since else 0
     found, token = list[str](), None
     while token != "":
         page = client.search_runs([experiment], f"tags.`{LINE}` = '{line}'", max_results=PAGE, page_token=token)
-        found += [run.info.run_id for run in page]
+        found += [run.info.run_id for run in page if run.info.start_time >= start]
         token = page.token or ""
     return found

@@ -10,7 +10,8 @@ from backprop_core.data.row_quotes import Quotes
 from backprop_core.runtime.settings import Settings
 from backprop_core.store.layout import JournalLayout
 from tasks.tracking.connection import SQLITE, is_own, tracking_uri
-from tasks.tracking.journal import Started, bring_back, read_journal
+from tasks.tracking.journal import bring_back, read_journal
+from tasks.tracking.journal_lines import Started
 from tasks.tracking.sender import noted, sync
 
 

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from backprop_core.schema.dataset_reports import CuratedReport
 from backprop_core.schema.refs import DatasetSummary, Evaluation, Located, Status
 from tasks.tracking.connection import LINE
-from tasks.tracking.journal import (
+from tasks.tracking.journal_lines import (
     AnyLine,
     Described,
     Directory,
@@ -115,7 +116,7 @@ def slices(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 def log_file(client: "MlflowClient", run: str, line: AnyLine) -> None:
     match line:
         case Inputs():
-            client.log_inputs(run, [dataset_input(dataset) for dataset in line.datasets])
+            client.log_inputs(run, [dataset_input(one, line.places.get(one.name)) for one in line.datasets])
         case Document():
             client.log_text(run, json.dumps(line.value, ensure_ascii=False, indent=1), line.name)
         case Described():
@@ -162,13 +163,15 @@ def table(evaluation: Evaluation) -> dict[str, Any]:
     return {"columns": ["after run", *evaluation.tasks], "data": rows}
 
 
-def dataset_input(dataset: DatasetSummary) -> "DatasetInput":
+def dataset_input(dataset: DatasetSummary, place: str | None) -> "DatasetInput":
+    """A dataset as MLflow's: `place` is where it was read, in older records only the store."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    source = json.dumps({"uri": f"store:{dataset.digest}"})
+    source = json.dumps({"uri": place or f"store:{dataset.digest}"})
     profile = dataset.model_dump_json(include={"train_rows", "heldout_rows", "dropped", "not_trained"})
     digest = dataset.digest[:LONGEST_DATASET_DIGEST]
-    entity = Dataset(dataset.name[:500], digest, "store", source, profile=profile)
+    kind = "store" if place is None else urlsplit(place).scheme or "local"
+    entity = Dataset(dataset.name[:500], digest, kind, source, profile=profile)
     return DatasetInput(entity, [InputTag("mlflow.data.context", "training"), InputTag("task", dataset.task)])
 
 

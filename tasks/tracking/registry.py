@@ -18,6 +18,7 @@ from backprop_core.runtime.settings import Settings
 from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.store.layout import StoreLayout
 from tasks.tracking import old_names
+from tasks.tracking.artifact_copies import send_line
 from tasks.tracking.connection import LINE, NAMESPACE, tracking_uri
 from tasks.tracking.journal import is_written
 from tasks.tracking.loadable_model import make_loadable
@@ -50,13 +51,14 @@ def wanted(settings: Settings) -> dict[str, Any]:
         ]
         for name in lines.names()
     }
-    return {"uri": blank_address(tracking_uri(settings)), "lines": known}
+    return {"uri": blank_address(tracking_uri(settings)), "copies": settings.mlflow_artifact_limit, "lines": known}
 
 
 def last_change(layout: StoreLayout, line: str) -> int:
-    """When a version of a line was made live or released last, in ns since 1970; 0 for never."""
-    files = [layout.line(line).champion, *layout.line(line).releases.glob("*.json")]
-    return max((path.stat().st_mtime_ns for path in files if path.is_file()), default=0)
+    """When a record of a line was written last, or a version was made live or released, in ns; 0 for never."""
+    own = layout.line(line)
+    places = [own.versions, own.champion, *own.releases.glob("*.json")]
+    return max((path.stat().st_mtime_ns for path in places if path.exists()), default=0)
 
 
 def noted(settings: Settings) -> dict[str, Any]:
@@ -142,6 +144,7 @@ def mirror_line(client: "MlflowClient", settings: Settings, line: str, lines: Li
         from tasks.tracking.line_pages import describe  # its imports take longer than listing runs
 
         describe(client, settings, name, line)
+        send_line(client, settings, line)
     return complete
 
 

@@ -23,6 +23,7 @@ from backprop_core.runtime.settings import Settings
 from backprop_core.schema.records import Record
 from backprop_core.store.artifacts import write_atomic
 from backprop_core.store.layout import JournalLayout
+from tasks.tracking.artifact_copies import send_copies
 from tasks.tracking.connection import (
     answering,
     connect,
@@ -32,17 +33,8 @@ from tasks.tracking.connection import (
     prepare,
     tracking_uri,
 )
-from tasks.tracking.journal import (
-    SECONDS,
-    AnyLine,
-    Clock,
-    Ended,
-    Started,
-    bring_back,
-    is_written,
-    read_journal,
-    retire,
-)
+from tasks.tracking.journal import SECONDS, Clock, bring_back, is_written, read_journal, retire
+from tasks.tracking.journal_lines import AnyLine, Ended, Started
 from tasks.tracking.record import close, deliver, find_or_create
 from tasks.tracking.registry import is_mirrored, mirror, set_back
 
@@ -215,6 +207,8 @@ def send_chunk(client: "MlflowClient", settings: Settings, sent: Sent, lines: li
             runs[line.run] = find_or_create(client, experiment, line, parent=runs.get(line.parent or ""))
     for run in dict.fromkeys(line.run for line in lines if line.run in runs):
         deliver(client, runs[run], [line for line in lines if line.run == run])
+    if experiment:
+        send_copies(client, settings, experiment, runs, [line for line in lines if line.run in runs])
     return Sent(uri=sent.uri, offset=offset, experiment=experiment, runs=runs)
 
 

@@ -1,10 +1,10 @@
-"""Removes the adapters of withdrawn versions from MLflow: their files, and the versions of the registered model."""
+"""Removes from MLflow the adapters of withdrawn versions, and copies of artifacts that the store has removed."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from backprop_core.errors import BackpropError
 from backprop_core.runtime.settings import Settings
-from tasks.tracking import line_curve
+from tasks.tracking import artifact_copies, history, line_curve
 from tasks.tracking.connection import answering, connect
 from tasks.tracking.registry import known_versions, run_of
 
@@ -27,6 +27,24 @@ def remove_versions(settings: Settings, line: str, runs: Mapping[int, str]) -> l
                     get_artifact_repository(run.info.artifact_uri).delete_artifacts(ADAPTER)
     except BackpropError as error:
         return [f"{error.message}: the adapters of {line} that have learned the rows are still there"]
+    return []
+
+
+def remove_copies(settings: Settings, was_removed: Callable[[str], bool], *, rows: bool) -> list[str]:
+    """Remove the copies of artifacts that the store has removed; what is left, in words.
+
+    With `rows`, also all copies of files of rows, and all checkpoints.
+    """
+    if history.is_empty(settings):
+        return []
+    try:
+        client = connect(settings)
+        with answering(settings):
+            artifact_copies.remove_artifacts(client, settings, was_removed)
+            if rows:
+                artifact_copies.remove_rows(client, settings)
+    except BackpropError as error:
+        return [f"{error.message}: MLflow still has copies of what was removed; run this again once it answers"]
     return []
 
 

@@ -13,10 +13,12 @@ import yaml
 ROOT = Path(__file__).parents[2]
 FILES = [ROOT / "docker-compose.yml", ROOT / "docker-compose.gpu.yml"]
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(FILES[0].read_text())["services"]
-REQUIRED = {"POSTGRES_PASSWORD", "PREFECT_AUTH_STRING"}
+REQUIRED = {"POSTGRES_PASSWORD", "PREFECT_AUTH_STRING", "MLFLOW_USERNAME", "MLFLOW_PASSWORD", "MLFLOW_SECRET_KEY"}
+PLACES = {"MLFLOW_AUTH_CONFIG_PATH"}  # of a file in the image that has no secret in it
 SECRET = re.compile("PASSWORD|AUTH|TOKEN|SECRET|CREDENTIAL")
 FROM_ENVIRONMENT = re.compile(r"\$\{[A-Z_]+(:\?[^}]*|:-)\}")
 COMPOSE = shutil.which("docker-compose")
+DOCKERFILE = (ROOT / "deployments/Dockerfile").read_text()
 
 every_service = pytest.mark.parametrize("name", SERVICES)
 
@@ -24,14 +26,16 @@ every_service = pytest.mark.parametrize("name", SERVICES)
 def literal_secrets(environment: dict[str, str]) -> list[str]:
     """Variables that are secrets by their name and do not come from outside."""
     return [
-        name for name, value in environment.items() if SECRET.search(name) and not FROM_ENVIRONMENT.fullmatch(value)
+        name
+        for name, value in environment.items()
+        if SECRET.search(name) and name not in PLACES and not FROM_ENVIRONMENT.fullmatch(value)
     ]
 
 
 def test_services() -> None:
-    """Database, broker, Prefect with its services, MLflow, Ollama, the deployments and a worker."""
+    """Database, broker, Prefect with its services, MLflow, Ollama, the deployments, those of lines, and a worker."""
     servers = {"postgres", "redis", "prefect", "services", "mlflow", "ollama"}
-    assert servers | {"deploy", "worker"} == SERVICES.keys()
+    assert servers | {"deploy", "lines", "worker"} == SERVICES.keys()
 
 
 def test_only_servers_reach_the_databases() -> None:
@@ -75,9 +79,36 @@ def test_health_is_watched(name: str) -> None:
     assert stays == ("healthcheck" in SERVICES[name]) == (name != "deploy")
 
 
+def test_mlflow_asks_for_a_password() -> None:
+    """Its own access control, with users in PostgreSQL; the worker has the name and the password of the first one."""
+    assert "--app-name=basic-auth" in SERVICES["mlflow"]["command"]
+    users = ROOT / "deployments/mlflow-auth.ini"
+    assert "postgresql" in users.read_text() and "admin_password" not in users.read_text()
+    assert f"COPY deployments/{users.name} {SERVICES['mlflow']['environment']['MLFLOW_AUTH_CONFIG_PATH']}" in DOCKERFILE
+    told = SERVICES["worker"]["environment"]
+    assert told["MLFLOW_TRACKING_PASSWORD"] == SERVICES["mlflow"]["environment"]["MLFLOW_AUTH_ADMIN_PASSWORD"]
+
+
+def test_job_files_are_deployed() -> None:
+    """lines/ of the checkout has the job files, for the same machine each time; no container writes there."""
+    for name in ("deploy", "lines"):
+        assert any(place.endswith(":/home/backpropagate/lines:ro") for place in SERVICES[name]["volumes"])
+        assert SERVICES[name]["hostname"] == "lines"
+    assert "--follow" in SERVICES["lines"]["command"]
+
+
+def test_the_image_is_pinned_and_listed() -> None:
+    """Both stages take the base image that a digest names, a user runs it, and it has a list of what is in it."""
+    assert re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE) == 2 * ["${PYTHON_IMAGE:-python:3.11-slim-bookworm}"]
+    assert re.search(r"^USER backpropagate$", DOCKERFILE, re.MULTILINE)
+    assert "cyclonedx-py environment" in DOCKERFILE
+    gpu = yaml.safe_load(FILES[1].read_text())["services"]["worker"]
+    assert "qlora" in gpu["build"]["args"]["EXTRAS"].split(",") and gpu["image"].endswith("-gpu")
+
+
 def test_nothing_is_reported_to_anyone() -> None:
     """Telemetry is off wherever there is some, and MLflow runs no jobs and knows its hosts."""
-    for name in ("prefect", "services", "mlflow", "deploy", "worker"):
+    for name in ("prefect", "services", "mlflow", "deploy", "lines", "worker"):
         assert SERVICES[name]["environment"]["DO_NOT_TRACK"] == "1"
     for name in ("prefect", "services"):
         assert SERVICES[name]["environment"]["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
@@ -91,7 +122,7 @@ def test_example_names_every_variable_and_gives_none() -> None:
     example = dict(
         line.split("=") for line in (ROOT / ".env.example").read_text().splitlines() if re.match("[A-Z]", line)
     )
-    read = set(re.findall(r"\$\{([A-Z_]+)", FILES[0].read_text())) | {"PIP_INDEX_URL"}
+    read = set(re.findall(r"\$\{([A-Z_]+)", FILES[0].read_text())) | {"PIP_INDEX_URL", "PYTHON_IMAGE"}
     assert example == dict.fromkeys(read, "")
 
 

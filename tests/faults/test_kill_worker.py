@@ -79,7 +79,7 @@ class Work:
         ready, waits = self.folder / "ready", self.folder / "waits"
         orders = Orders(root=job.store.root, ready=ready, waits=waits, slots=[slot])
         self.worker = start([orders.model_dump_json()])
-        text = json.dumps({"stage": "train", "key": KEY, "parameters": job.parameters})
+        text = json.dumps({"stage": "train", "key": KEY, "parameters": job.parameters, "about": {}})
         (self.folder / "job.json").write_text(text)
         self.worker.pipe.write(f"next {self.folder}\n".encode())
 

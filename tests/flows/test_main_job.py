@@ -86,6 +86,15 @@ def test_everything_is_made_and_recorded(first):
     check_prefect(result)
 
 
+def test_every_record_names_its_run(first):
+    """The record beside each artifact that a stage made, here or in the worker, has the run_id."""
+    store = Store(settings().store_path)
+    made = {stage.digest for stage in first.stages if stage.digest in store.digests()}
+    assert {one.tuned.digest for one in first.runs} | {file.digest for file in first.gguf} <= made
+    assert {store.record(digest)["run_id"] for digest in made} == {first.run_id}
+    assert all(store.record(digest).get("run_id") for digest in store.digests())
+
+
 def check_prefect(result: RunResult) -> None:
     """Another service reads the result back from the Prefect artifact."""
     with get_client(sync_client=True) as client:
@@ -131,7 +140,8 @@ def test_a_run_ends_in_time(first, base, data):
 
 def test_replay_asks_for_the_same_again(first):
     """The spec of an earlier run decides the same results, and with a change others; a misspelt change is refused."""
-    before, store = prestart.asked(first.run_id[:10]), Store(settings().store_path)
+    before, _ = prestart.asked(first.run_id[:10])
+    store = Store(settings().store_path)
     again = replayed(before.spec, first.run_id, [])
     assert resolve.prepare("multi-run", again, store).digest() == before.digest()
     other = replayed(before.spec, first.run_id, ["training.seed=5"])

@@ -115,7 +115,7 @@ def test_an_old_run_is_scored_on_what_it_held_out(store: Store) -> None:
 
 def test_a_killed_training_is_resumed(home: Path) -> None:
     """It starts from the rows and the base that it had, and ends."""
-    asked = prestart.asked(KILLED[:8])
+    asked, _ = prestart.asked(KILLED[:8])
     done = train(asked.spec.datasets[0], run_id=KILLED)
     assert (done.status, done.runs[0].steps) == ("finished", 60)
 

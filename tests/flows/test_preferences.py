@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,10 @@ from flows.bench import bench
 from flows.multi_run import multi_run
 from flows.pipeline import pipeline
 from flows.promote import promote
+from flows.rebase import rehearsed
 from flows.retrain import retrain
 from flows.train import train
-from tasks.runs.plan import plan
+from tasks.runs.plan import plan, planned
 from tasks.runs.rebase import moved
 from tasks.runs.resolve_bench import of_line
 from tests.backprop_core import nano
@@ -111,11 +113,16 @@ def test_a_night_of_preferences_alone(first: RunResult, second: RunResult, store
     assert set(record.heldout) == {"support", JUDGING}
 
 
-def test_early_stopping_needs_answers(second: RunResult, base: Path, tmp_path: Path) -> None:
-    """A night of preferences alone trains all its steps: the line's older answers do not choose one of them."""
+@pytest.mark.parametrize("known", [0, 120])
+def test_early_stopping_needs_answers(second: RunResult, base: Path, tmp_path: Path, store: Store, known: int) -> None:
+    """A night that trains preferences alone trains all its steps, also where the file has the answers that the line
+    knows; no answer chooses, so all held-out rows score."""
     hasty = JUDGED.model_copy(update={"early_stopping": EarlyStopping(eval_steps=1, patience=1), "steps": 8})
-    night = retrain("support", write(tmp_path, pairs(range(300, 360))), model=str(base), training=hasty, gate=OPEN)
+    rows = [*answers(range(known)), *pairs(range(300 + known, 360 + known))]
+    night = retrain("support", write(tmp_path, rows), model=str(base), training=hasty, gate=OPEN)
     assert (night.runs[0].kept, night.runs[0].steps) == (None, 8)
+    assert night.runs[0].dataset.train_rows == night.runs[0].dataset.pairs > 0
+    assert "apart" not in stages(night)
 
 
 def test_later_nights_keep_the_preferences(second: RunResult, base: Path, tmp_path: Path, store: Store) -> None:
@@ -137,6 +144,22 @@ def test_later_nights_keep_the_preferences(second: RunResult, base: Path, tmp_pa
     with pytest.raises(ConfigInvalid, match="line support have preferences"):
         of_line("support", BenchSpec(), store)
     assert moved("support", other, {"training": TrainSpec(preference=PreferenceSpec(loss="dpo"))}, store).base
+
+
+def test_a_row_that_was_learned_and_is_held_out(second: RunResult, tmp_path: Path, store: Store) -> None:
+    """A line of an older checkout that holds out an answer of a trained pair is rebased without the pair."""
+    lines = Lines(store)
+    version = lines.version("support", 2)
+    trained = version.datasets[-1]
+    pair = next(row for row in load(store.local(trained.train)) if "chosen" in row)
+    said = nano.commit_rows(store, [{"messages": [*pair["messages"], *pair["chosen"]]}])
+    lines.append("clash", version.model_copy(update={"heldout": {**version.heldout, "clash": said}}), after=0)
+    lines.set_champion("clash", 1)
+    given = {"training": TrainSpec(preference=PreferenceSpec(loss="dpo"))}
+    start = partial(moved, "clash", ModelSpec(name=str(nano.build(tmp_path / "other", seed=1))), given)
+    left = planned(start, rehearsed, fresh=False).rows[-1]
+    assert (left.train, left.pairs) == (trained.train.rows - 1, trained.pairs - 1)
+    assert left.ratings == trained.ratings > 0
 
 
 def test_watched_preferences_are_not_scored(base: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from backprop_core.schema.specs import EvaluationSpec, LoraSpec, TrainSpec
 from flows.cli import run_here
 from flows.retrain import retrain
 from flows.staleness import FEWEST, drift
+from tasks.runs.line_renaming import rename
 from tasks.tracking import show_run
 from tests.backprop_core import nano
 from tests.wire.prefect_server import wait_until
@@ -102,6 +103,16 @@ def test_what_came_of_it_is_in_the_record(folder: Path, monkeypatch: pytest.Monk
     assert refused.value.run_id
     run = show_run(settings(), refused.value.run_id)
     assert (run.status, run.flow, run.error and run.error.code) == ("failed", "drift", PrefectUnreachable.code)
+
+
+def test_a_renamed_line_is_still_looked_at(folder: Path) -> None:
+    """Its rows have the task of its first name, which its held-out rows score."""
+    rename("colours", "hues", "ann", settings())
+    try:
+        look = drift("hues", night(folder, 2))
+    finally:
+        rename("hues", "colours", "ann", settings())
+    assert look.status == "finished" and "not more than 1.3 times" in (look.reason or ""), look.reason
 
 
 def test_where_it_cannot_be_told(folder: Path, line: RunResult) -> None:

@@ -13,7 +13,8 @@ from backprop_core.schema.specs import LoraSpec, TrainSpec
 from flows.cli import main
 from flows.sweep import sweep
 from flows.train import train
-from tasks.tracking.journal import Ended, Started, read_journal
+from tasks.tracking.journal import read_journal
+from tasks.tracking.journal_lines import Ended, Started
 
 TRAINING = TrainSpec(steps=12, batch_size=8, learning_rate=1e-2, lora=LoraSpec(rank=4))
 COLOURS = {"sky": "blue", "grass": "green", "snow": "white", "coal": "black"}

@@ -40,11 +40,19 @@ class Composed:
         own = {key: value for key, value in os.environ.items() if not key.startswith((*FOREIGN, "PG"))}
         given = self.services[name].get("environment", {})
         told = {key: self.here(name, str(value)) for key, value in given.items()}
+        if "MLFLOW_AUTH_CONFIG_PATH" in told:
+            told["MLFLOW_AUTH_CONFIG_PATH"] = str(self.users_of_mlflow(name))
         image = {
             "PREFECT_HOME": f"{self.volume(name)}/prefect",
             "PREFECT_WORKER_WEBSERVER_PORT": str(self.ports["8080"]),
         }
         return own | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | image | told
+
+    def users_of_mlflow(self, name: str) -> Path:
+        """The file of the image that says where MLflow keeps its users."""
+        path = self.volume(name) / "mlflow-auth.ini"
+        path.write_text(self.here(name, (ROOT / "deployments" / path.name).read_text()))
+        return path
 
     def here(self, name: str, text: str) -> str:
         """A text of the file, with the places of this machine and the secrets."""
@@ -123,7 +131,8 @@ class Composed:
         for volume in self.services["postgres"]["volumes"]:
             source, _, target = volume.partition(":")
             if target.startswith("/docker-entrypoint-initdb.d/"):
-                self.query(told["POSTGRES_DB"], (ROOT / source).read_text())
+                for statement in (ROOT / source).read_text().split(";")[:-1]:  # each by itself, as psql reads a file
+                    self.query(told["POSTGRES_DB"], statement)
 
     def query(self, database: str, statement: str) -> str:
         """What psql answers."""

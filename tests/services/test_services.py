@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,21 @@ from tests.backprop_core import nano
 from tests.services.composed import Composed, composed, missing
 from tests.wire.prefect_server import PrefectServer, wait_until
 
-SECRETS = {"POSTGRES_PASSWORD": "horse", "PREFECT_AUTH_STRING": "team:battery staple"}
+SECRETS = {
+    "POSTGRES_PASSWORD": "horse",
+    "PREFECT_AUTH_STRING": "team:battery staple",
+    "MLFLOW_USERNAME": "team",
+    "MLFLOW_PASSWORD": "correct horse battery",
+    "MLFLOW_SECRET_KEY": "0123456789abcdef0123456789abcdef",
+}
+JOB = """
+model: {{name: {base}}}
+datasets: [{{path: {rows}}}]
+training: {{steps: 2, lora: {{rank: 4}}}}
+evaluation: {{heldout_max: 5}}
+min_new_rows: 1
+schedule: {{cron: "* * * * *"}}
+"""
 LACKS = missing()
 MESSAGE = f"there is no {', '.join(LACKS)}; Debian: apt-get install postgresql redis-server; pip install .[services]"
 pytestmark = [
@@ -79,8 +94,13 @@ def test_a_run_goes_through_all_of_it(running: Composed, server: PrefectServer, 
     mlflow_run = result["mlflow_run_id"]
     assert running.query("mlflow", f"SELECT status FROM runs WHERE run_uuid = '{mlflow_run}'") == "FINISHED"
     address = f"http://127.0.0.1:{running.ports['5000']}/api/2.0/mlflow/artifacts/list?run_id={mlflow_run}"
-    with urllib.request.urlopen(address, timeout=60) as answer:
+    login = base64.b64encode(f"{SECRETS['MLFLOW_USERNAME']}:{SECRETS['MLFLOW_PASSWORD']}".encode()).decode()
+    request = urllib.request.Request(address, headers={"Authorization": f"Basic {login}"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
         assert "result.json" in {file["path"] for file in json.load(answer)["files"]}
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(address, timeout=60)
+    assert refused.value.code == 401
 
 
 @pytest.mark.usefixtures("trained")
@@ -97,3 +117,22 @@ def test_what_happens_goes_through_redis(server: PrefectServer) -> None:
         return any(run["auto_scheduled"] for run in server.call("POST", "/flow_runs/filter", wanted)[1])
 
     wait_until(scheduled, 300, "run of the schedule")
+
+
+def test_a_schedule_retrains_a_line(running: Composed, server: PrefectServer, trained: str) -> None:
+    """A job file that is written now is deployed, and its schedule makes the first version; removed, it stops."""
+    place, lines = running.place / "datasets", running.volume("lines") / "lines"
+    lines.mkdir()
+    running.healthy("lines", running.start("lines"))
+    (lines / "nightly.yaml").write_text(JOB.format(base=place / "base", rows=place / "rows.jsonl"))
+    wait_until(lambda: server.call("GET", "/deployments/name/retrain/nightly")[0] == 200, 120, "deployment")
+    deployment = server.deployment("retrain/nightly")
+    wanted = {"deployments": {"id": {"any_": [deployment["id"]]}}, "sort": "EXPECTED_START_TIME_ASC"}
+
+    def made() -> bool:
+        runs = server.call("POST", "/flow_runs/filter", wanted)[1]
+        return any(run["auto_scheduled"] and run["state_type"] == "COMPLETED" for run in runs)
+
+    wait_until(made, 900, "scheduled run", running.place / "worker.log")
+    (lines / "nightly.yaml").unlink()
+    wait_until(lambda: not server.deployment("retrain/nightly")["schedules"], 120, "end of the schedule")

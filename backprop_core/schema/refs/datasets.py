@@ -125,9 +125,21 @@ class DatasetRef(Record):
         return [self.heldout, *([self.heldout_preferences] if self.heldout_preferences else [])]
 
     @property
+    def learns_answers(self) -> bool:
+        """Whether some of its training rows have an answer to learn: not all are preferences."""
+        return self.pairs + self.ratings < self.train.rows
+
+    @property
     def judges(self) -> bool:
         """Whether some of its rows are preferences that are trained."""
         return bool(self.pairs or self.ratings)
+
+
+class Judgments(Record):
+    """How many of some rows judge answers."""
+
+    pairs: int = Field(ge=0, description="Rows that have a chosen and a rejected answer.")
+    ratings: int = Field(ge=0, description="Rows whose answer was rated good or bad.")
 
 
 class StepReport(Record):

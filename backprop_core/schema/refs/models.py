@@ -93,3 +93,6 @@ class TrainResult(Record):
     cut: int = Field(0, description="Rows shortened to max_length.")
     left_out: int = Field(0, description="Rows or answers left out, mostly because they are too long.")
     kept: KeptStep | None = Field(None, description="The best step; null without early stopping.")
+    peak_memory_gib: float | None = Field(
+        None, description="Of the GPU, or of the process on a CPU; null in older records."
+    )

@@ -8,7 +8,7 @@ from backprop_core.schema.gate_report import Act, GateReport
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs.artifact import Digest, RunId
 from backprop_core.schema.refs.bench import BenchReport
-from backprop_core.schema.refs.datasets import Split
+from backprop_core.schema.refs.datasets import RowsRef, Split
 from backprop_core.schema.refs.exports import FileAnswer
 from backprop_core.schema.refs.models import Drift, KeptStep
 from backprop_core.schema.refs.sweeps import SweepReport
@@ -176,6 +176,9 @@ class RunResult(Record):
     base: BaseRecord | None = None
     runs: list[RunRecord] = Field(default_factory=list)
     split: Split | None = Field(None, description="Which rows were trained and which scored; None in older records.")
+    general: list[RowsRef] = Field(
+        default_factory=list, description="Answers of the untouched base that it trained on as well (replay_general)."
+    )
     evaluation: Evaluation | None = None
     harness: list[HarnessRecord] = Field(default_factory=list)
     bench: BenchReport | None = Field(None, description="The settings that `bench` compared.")

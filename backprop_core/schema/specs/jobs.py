@@ -139,6 +139,12 @@ class LineSpec(RunSpec):
     drift: StalenessSpec | None = Field(
         None, description="When to check the champion on new rows automatically; only in a line file."
     )
+    queue: str | None = Field(
+        None,
+        min_length=1,
+        description="Queue of the work pool whose machines run the line, like those with enough memory for its model; "
+        "default: BACKPROPAGATE_QUEUE, or BACKPROPAGATE_CPU_QUEUE with training.device=cpu; only in a line file.",
+    )
 
     def run(self) -> RunSpec:
         """The configuration of one run of the job."""

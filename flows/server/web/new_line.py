@@ -20,6 +20,7 @@ from flows.server.web.job_file import JobFile
 from flows.server.web.state import Sources
 from tasks.runs.allowed_paths import files, may_read, model
 from tasks.runs.known_bases import hub_id
+from tasks.runs.line_renaming import check_rows
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 TIME = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])")
@@ -97,6 +98,7 @@ def create(form: Mapping[str, str], sources: Sources) -> Refused | None:
     """Write the job file of a new line and deploy it; what is wrong if it is refused. Raises PrefectUnreachable."""
     try:
         file = JobFile(job_file.place_of_new(line_name(form["name"]), sources.config), "")
+        check_rows(form["name"], sources.config)
     except ConfigInvalid as error:
         return Refused({"name": error})
     try:

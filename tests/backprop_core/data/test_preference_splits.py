@@ -183,3 +183,42 @@ def test_the_questions_group_is_kept_with_the_rows(bench: Bench) -> None:
     """The group of a preference is in the artifact, so that later nights of the line know it."""
     train = index(bench.dataset(PAIRS).train, bench.store)
     assert train.entries["group"].all() and len(set(train.entries["group"].tolist())) == len(train)
+
+
+def by_customer(bench: Bench, rows: Rows) -> Batch:
+    """A batch whose rows of one customer stay together."""
+    path = bench.directory / f"customers-{bench.files}.jsonl"
+    bench.files += 1
+    path.write_text("".join(canonical(row) + "\n" for row in rows), encoding="utf-8")
+    spec = DatasetSpec(path=str(path), format="mixed", group_by="customer")
+    source = curate(snapshot(str(path), scratch=bench.directory), spec, store=bench.store)
+    return Batch(name="data", task="task", source=source, trains_preferences=True)
+
+
+def of_customer(customer: int, question: int, *, night: int = 0) -> dict[str, Any]:
+    return judged(f"Is {question} even?", f"Yes, {customer}, {night}.", "No.") | {"customer": f"c{customer}"}
+
+
+def both(bench: Bench, ref: RowsRef) -> tuple[set[str], set[str]]:
+    """The questions and the customers of preferences."""
+    rows = bench.rows(ref)
+    return (
+        {row["messages"][0]["content"] for row in rows},
+        {row["chosen"][0]["content"].split(", ")[1] for row in rows},
+    )
+
+
+def test_questions_and_groups_stay_on_one_side(bench: Bench) -> None:
+    """With `group_by`, neither a question nor a group has preferences on both sides, in this night and the next."""
+    first = bench.split(by_customer(bench, [of_customer(c, q) for c in range(200) for q in (c // 2, 200 + c)]))
+    held, learned = first.heldout[TASK], first.datasets[0].train
+    for one, other in zip(both(bench, held), both(bench, learned), strict=True):
+        assert one and other and not one & other
+    chained = [of_customer(c + 1000, c // 2, night=1) for c in range(200)]
+    again = [of_customer(c, q, night=2) for c in range(200) for q in (c + 1000,)]
+    night = bench.split(by_customer(bench, [*chained, *again]), held={TASK: [held]}, learned=[learned])
+    for scoring in (held, night.heldout[TASK]):
+        for rows in (learned, night.datasets[0].train):
+            for one, other in zip(both(bench, scoring), both(bench, rows), strict=True):
+                assert not one & other
+    assert night.datasets[0].train.rows > 200 and texts(bench.rows(held)) <= texts(bench.rows(night.heldout[TASK]))

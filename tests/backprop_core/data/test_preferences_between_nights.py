@@ -62,6 +62,20 @@ def asked(bench: Bench, ref: RowsRef) -> set[str]:
     return {row["messages"][0]["content"] for row in bench.rows(ref)}
 
 
+def test_no_longer_chat_begins_with_a_held_out_preference(bench: Bench) -> None:
+    """An answer of a preference that scores is not trained as a turn of a longer conversation either."""
+    held = bench.split(bench.batch(BETTER)).heldout[TASK]
+    more = [{"role": "user", "content": "Are you sure?"}, {"role": "assistant", "content": "Yes."}]
+    longer = [{"messages": [*row["messages"], *more]} for row in ANSWERS]
+    silent = [{"messages": [row["messages"][0], {**row["messages"][1], "weight": 0}, *more]} for row in ANSWERS]
+    made = bench.split(bench.batch(longer, trained=False), held={TASK: [held]})
+    [dataset] = made.datasets
+    assert not asked(bench, dataset.train) & asked(bench, held)
+    assert dataset.not_trained["in_held_out_preference"] >= held.rows - made.heldout["task"].rows > 0
+    [free] = bench.split(bench.batch(silent, trained=False), held={TASK: [held]}).datasets
+    assert "in_held_out_preference" not in free.not_trained
+
+
 def test_redacted_rows_are_known_in_another_kind(bench: Bench) -> None:
     """An answer that was learned with an address in it is known in a pair from which the address was redacted."""
     plain = [answered(question, f"Ask {number}@example.com.") for number, question in enumerate(QUESTIONS)]

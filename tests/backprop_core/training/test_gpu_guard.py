@@ -151,6 +151,16 @@ def test_new_memory_errors_are_said_when_they_appear(caplog):
     assert [record.args for record in caplog.records] == [(3,), (5,)]
 
 
+def test_energy_is_counted_from_the_first_reading():
+    """The driver counts since it was loaded; a training says what it has used itself."""
+    readings = [{"gpu_temperature": 60, "gpu_energy_wh": used} for used in (500.0, 500.5, 503.0)]
+    scene, seen = Scene(readings), []
+    for _ in readings:
+        scene.now += 10
+        seen.append(scene.guard.readings()["gpu_energy_wh"])
+    assert seen == [0, 0.5, 3.0]
+
+
 def test_without_a_driver_the_probe_is_blind():
     """The real library on a machine where this UUID is nobody's."""
     with pytest.raises(Blind):
@@ -173,6 +183,7 @@ int nvmlDeviceGetMemoryInfo(void *gpu, Memory *memory) {
     return 0;
 }
 int nvmlDeviceGetPowerUsage(void *gpu, unsigned *milliwatts) { *milliwatts = 123500; return 0; }
+int nvmlDeviceGetTotalEnergyConsumption(void *gpu, unsigned long long *used) { *used = 7200000; return 0; }
 int nvmlDeviceGetTotalEccErrors(void *gpu, int type, int counter, unsigned long long *count) {
     return 3; /* not supported */
 }
@@ -202,12 +213,21 @@ def driver(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     "uuid, seen",
     [
-        ("GPU-bbbb", {"gpu_temperature": 71, "gpu_memory_gib": 1.5, "gpu_memory_share": 0.25, "gpu_power": 123.5}),
+        (
+            "GPU-bbbb",
+            {
+                **{"gpu_temperature": 71, "gpu_memory_gib": 1.5, "gpu_memory_share": 0.25},
+                **{"gpu_power": 123.5, "gpu_energy_wh": 2.0},
+            },
+        ),
         ("GPU-aaaa", "Not Found"),
     ],
 )
 def test_the_probe_asks_for_the_gpu_by_its_uuid(driver, uuid, seen):
-    """°C, GiB and W from the driver's °C, bytes and mW; what it does not support is left out; another GPU is not it."""
+    """°C, GiB, W and Wh from the driver's °C, bytes, mW and mJ; what it does not support is left out.
+
+    Another GPU is not it.
+    """
     environment = {**os.environ, "LD_LIBRARY_PATH": str(driver)}
     done = subprocess.run([sys.executable, "-c", ASK, uuid], env=environment, capture_output=True, check=True)
     assert json.loads(done.stdout) == seen

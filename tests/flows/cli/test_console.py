@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from backprop_core.errors import ConfigInvalid
+from backprop_core.runtime import log_context
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.refs import (
     DatasetSummary,
@@ -23,7 +25,7 @@ from backprop_core.schema.refs import (
     RunResult,
 )
 from flows.cli import run_text, tables
-from flows.cli.console import Bar, configure_logging, error_text, trace_text
+from flows.cli.console import Bar, configure_logging, error_text, say_error, trace_text
 from tasks.runs.outcome import as_coded
 from tasks.runs.progress import Progress
 from tasks.tracking import RunSummary
@@ -327,3 +329,30 @@ def test_a_log_file_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path, 
     (tmp_path / "file").touch()
     with pytest.raises(ConfigInvalid, match="log file"):
         configure_logging(Settings(log_file=tmp_path / place), verbose=False)
+
+
+def test_every_line_of_a_json_log_says_what_it_is_about(capsys: pytest.CaptureFixture[str]) -> None:
+    """Records of ours and of libraries, prints, bars and errors: one document each, with run_id, line and stage."""
+    stderr = sys.stderr
+    try:
+        configure_logging(Settings(log_json=True), verbose=True)
+        with log_context.about(run_id="a1", line="support"), log_context.about(stage="train"):
+            logging.getLogger("prefect.flow_runs").warning("of Prefect")
+            logging.getLogger("some.library").warning("of %s", SECRET)
+            print(f"two lines\nof {SECRET}", file=sys.stderr)
+            with warnings.catch_warnings():
+                warnings.simplefilter("default")
+                warnings.warn("of a library", UserWarning, stacklevel=1)
+        with Bar(every=0.02) as bar:
+            bar(Progress(stage="train", done=3, total=60))
+            time.sleep(0.1)
+        say_error(ConfigInvalid("it is wrong", hint="mend it"))
+    finally:
+        sys.stderr = stderr
+    text = capsys.readouterr().err
+    lines = [json.loads(line) for line in text.splitlines()]
+    about = [(line["run_id"], line["line"], line["stage"]) for line in lines]
+    assert about[:5] == [("a1", "support", "train")] * 5 and set(about[5:]) == {(None, None, None)}
+    assert [line["event"] for line in lines[2:4]] == ["two lines", "of ***"] and SECRET not in text
+    assert all({"event", "level", "logger", "timestamp"} <= line.keys() for line in lines)
+    assert (lines[-1]["code"], lines[-1]["hint"], lines[-1]["level"]) == ("CONFIG_INVALID", "mend it", "error")

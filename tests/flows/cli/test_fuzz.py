@@ -9,13 +9,16 @@ import os
 import random
 import signal
 from collections.abc import Callable, Iterator
+from functools import reduce
 from pathlib import Path
 
 import pytest
+from cyclopts import App, CycloptsError
 
 from backprop_core.errors import BackpropError
 from backprop_core.lines.versions import Lines
 from backprop_core.runtime.settings import Settings, settings
+from backprop_core.schema.flows import FLOWS
 from backprop_core.schema.refs import RunId
 from backprop_core.schema.specs import DatasetSpec, ExportSpec, PublishSpec, RunSpec
 from backprop_core.store.artifacts import Store
@@ -23,6 +26,7 @@ from flows.cli import lines_file, main
 from flows.cli.config import evaluation_spec, export_spec, generation_spec, publish_spec, replayed, run_spec
 from flows.cli.console import configure_logging, error_text
 from flows.cli.spec_fields import ENTRY, spec_fields
+from flows.cli.verb_tables import GROUPS, verbs
 from tasks.runs import prepared_run, resolve, resolve_earlier, sources
 from tasks.tracking import list_runs, matching, sync
 from tests.tasks.runs.test_manual_promotion import ANN
@@ -457,6 +461,68 @@ def test_commands(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert "RUNTIME_UNEXPECTED" not in said and "Traceback" not in said, (words, said)
         assert status in (0, 1), (words, status, said)
         assert status == 0 or said.strip().splitlines()[-2].startswith("["), (words, said)
+
+
+MANY = 10_000 if "BACKPROP_FAULTS" in os.environ else 300
+PLANNED = ("train", "multi-run", "retrain", "sweep", "bench", "rebase")  # with --plan, up to the door of the flow
+FLOW_VERBS = {flow.verb.name for flow in FLOWS.values() if flow.verb} - set(PLANNED)
+NOT_RUN = {"demo", "serve", "ui", "resume", "replay", *FLOW_VERBS}  # they start Prefect: their words are only parsed
+
+
+def every_verb() -> dict[str, list[str]]:
+    """The names of all flags of each verb."""
+    names = [*verbs(), *(f"{name} {verb}" for name, group in GROUPS.items() for verb in group.verbs)]
+    app = main.build()
+    return {name: flags_of(reduce(App.__getitem__, name.split(), app)) for name in names}
+
+
+def flags_of(verb: App) -> list[str]:
+    return [name for argument in verb.assemble_argument_collection() for name in argument.names if name[0] == "-"]
+
+
+def command_line(fuzz: Fuzz, known: dict[str, list[str]]) -> list[str]:
+    """A verb, misspelt now and then, with any of its flags and any words."""
+    verb = fuzz.choice(list(known))
+    words = [*verb.split(), *(["--plan"] if verb in PLANNED else [])]
+    for _ in range(fuzz.randrange(5)):
+        flag = fuzz.choice(known[verb] or ["--json"])
+        match fuzz.randrange(6):
+            case 0 | 1:
+                words.append(fuzz.text())
+            case 2:
+                words.append(flag)
+            case 3:
+                words.append(flag[:-1])
+            case _:
+                words += [flag, fuzz.text()]
+    return words
+
+
+def test_every_verb_takes_any_words(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever follows a verb: it is done, or a coded error says what to correct; never a traceback or a bug."""
+    known, found = every_verb(), set[int]()
+    for number in range(MANY * TIMES):
+        fuzz = Fuzz(f"verbs {SEED} {number}")
+        words = command_line(fuzz, known)
+        out, err = io.StringIO(), io.StringIO()
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(fuzz.text().encode(errors="replace"))))
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = parsed(words) if words[0] in NOT_RUN else main.main(words)
+        said = err.getvalue()
+        assert "RUNTIME_UNEXPECTED" not in said, (words, said)
+        assert status in (0, 1, 2, 3), (words, status, said)
+        assert status in (0, 3) or words[0] == "doctor" or "[" in said, (words, said)
+        found.add(status)
+    assert {0, 1} <= found
+
+
+def parsed(words: list[str]) -> int:
+    """The exit status of a command whose words are only parsed."""
+    try:
+        main.build().parse_args(words, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        return main.failed(error, as_json=False, verbose=False)
+    return 0
 
 
 def test_a_home_that_cannot_be_one(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The temporary Prefect server of one command."""
 
+import contextvars
 import os
 import subprocess
 import sys
@@ -8,10 +9,20 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prefect.context import refresh_global_settings_context
+from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import temporary_settings
 
 from backprop_core.errors import PrefectUnreachable
-from flows.cli.prefect_environment import DEFAULTS, TemporaryServer, check_answers, quiet_prefect
+from flows.cli import prefect_environment
+from flows.cli.prefect_environment import (
+    DEFAULTS,
+    TemporaryServer,
+    check_answers,
+    connected,
+    quiet_prefect,
+    start_server,
+)
 
 
 @pytest.fixture
@@ -66,3 +77,41 @@ def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DO_NOT_TRACK", "0")
     quiet_prefect()
     assert {name: os.environ[name] for name in DEFAULTS} == DEFAULTS | {"DO_NOT_TRACK": "0"}
+
+
+def connect() -> None:
+    """Connect, with the settings that Prefect has of this process alone."""
+    with connected():
+        pass
+
+
+def test_a_server_that_is_named_after_prefects_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the one that is used: Prefect does not start one of its own beside it."""
+    monkeypatch.setattr(prefect_environment, "_server", None)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    refresh_global_settings_context()
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:7/api")
+    with pytest.raises(PrefectUnreachable, match=r"127\.0\.0\.1:7"):
+        contextvars.Context().run(connect)
+    monkeypatch.undo()
+    refresh_global_settings_context()
+
+
+def test_a_variable_without_a_value_names_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty PREFECT_API_URL, as Compose writes it, is none: ours starts."""
+    monkeypatch.setattr(prefect_environment, "_server", None)
+    monkeypatch.setenv("PREFECT_API_URL", "")
+    start_server(tmp_path / "log")
+    started = prefect_environment._server
+    assert started is not None
+    started.stop(within=0)
+
+
+def test_a_server_of_prefects_own_that_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Prefect starts one itself, as on Windows, and waits in vain, the error has the code of a server's."""
+    monkeypatch.setattr(prefect_environment, "_server", None)
+    monkeypatch.setattr(SubprocessASGIServer, "_instances", {})
+    late = temporary_settings({"api.url": None, "server.ephemeral.startup_timeout_seconds": 0})  # type: ignore[dict-item]
+    with late, pytest.raises(PrefectUnreachable, match="temporary server: Timed out"), connected():
+        pass
+    SubprocessASGIServer().stop()

@@ -18,6 +18,7 @@ from flows.cli.flags import Flags
 from flows.parameters import parameters
 from flows.registry import load
 from flows.server import deploy
+from flows.server.work_pools import Place
 from tasks.runs import resolve
 
 CONFIG = Settings(namespace="formtest")
@@ -28,7 +29,7 @@ JSON = {"__prefect_kind": "json"}  # what Prefect's UI sends for a mapping that 
 
 def form(flow: str) -> dict[str, Any]:
     """What Prefect's UI knows of a flow's own deployment."""
-    schema: dict[str, Any] = deploy.fields_of(flow, CONFIG, "pool", {})["parameter_openapi_schema"]
+    schema: dict[str, Any] = deploy.fields_of(flow, CONFIG, Place("pool", "default"), {})["parameter_openapi_schema"]
     return schema
 
 

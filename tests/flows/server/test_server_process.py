@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from backprop_core.errors import ServerFailed
-from flows.server.server_process import Child
+from backprop_core.errors import PrefectUnreachable, ServerFailed
+from flows.server import flow_worker
+from flows.server.server_process import Child, why
 
 ROOT = Path(__file__).parents[3]
 PARENT = """
@@ -39,6 +42,15 @@ run.stdout.readline()
 print("up", flush=True)
 while True:
     time.sleep(1)
+"""
+
+FAILING = """
+import sys
+sys.path.insert(0, {root!r})
+from backprop_core.errors import ConfigInvalid
+from backprop_core.runtime import parent_watch
+parent_watch.hold(stop=lambda: None)
+raise ConfigInvalid("the pool is full", hint="empty it")
 """
 
 
@@ -95,3 +107,41 @@ def test_a_child_that_does_not_end_is_killed(tmp_path):
     began = time.monotonic()
     child.stop(within=1)
     assert not child.alive and time.monotonic() - began < 20
+
+
+def test_why_a_child_does_not_start_is_said(tmp_path):
+    """A child that waits for its parent's word, and fails, ends as other programs do; its coded error is shown."""
+    child = Child("worker", ["stubborn"], log=tmp_path / "log", environment=module(tmp_path, FAILING))
+    with pytest.raises(ServerFailed, match=r"worker did not start: \[CONFIG_INVALID\] the pool is full; empty it"):
+        child.wait()
+    child.stop()
+    assert "Fatal Python error" not in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        ("x.ConfigInvalid: [CONFIG_INVALID] a; b\nFatal Python error\n<no Python frame>\n", "[CONFIG_INVALID] a; b"),
+        ("[INPUT_NOT_FOUND] a; b\n[CONFIG_INVALID] c; d\nbye\n", "[CONFIG_INVALID] c; d"),
+        ("Traceback\nKeyError: 'x'\n", "KeyError: 'x'"),
+        ("", "its log is empty"),
+    ],
+)
+def test_the_last_coded_error_of_a_log_is_its_reason(tmp_path, log, said):
+    """What the interpreter says after it is no reason; without one the last line is."""
+    (tmp_path / "log").write_text(log)
+    assert why(tmp_path / "log") == said
+
+
+def test_a_worker_waits_for_the_server_beside_it_alone(monkeypatch):
+    """A Prefect server elsewhere that accepts connections and never answers is an error after a while."""
+    monkeypatch.setattr(flow_worker, "ANSWER", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
+        with temporary_settings({PREFECT_API_URL: url}):
+            with pytest.raises(PrefectUnreachable, match="does not answer within 1 s"):
+                flow_worker.wait_for_prefect(starting=False)
+            monkeypatch.setattr(flow_worker, "START", 2.0)
+            flow_worker.wait_for_prefect(starting=True)
+    with temporary_settings({PREFECT_API_URL: url}):
+        flow_worker.wait_for_prefect(starting=False)  # it is down: deploying says so

@@ -71,6 +71,33 @@ def said(path: Path) -> str:
     return "\n".join(parts)
 
 
+ANSWER = {"prompt": "Who is Ann?", "completion": "Ann Smith of Oak Street."}
+OTHER_KINDS = [
+    {"prompt": "Who is Ann?", "chosen": "Ann Smith of Oak Street.", "rejected": "No idea."},
+    {"prompt": "Who is Ann?", "chosen": "I may not say.", "rejected": "Ann Smith of Oak Street."},
+    ANSWER | {"label": False},
+]
+
+
+@pytest.mark.parametrize("judged", OTHER_KINDS)
+def test_a_forgotten_row_comes_back_as_no_other_kind(home: Path, store: Store, judged: dict[str, object]) -> None:
+    """Nor does an answer as one of a preference, nor a preference's answer as a row; the curated sets lose both."""
+    for first, then in ((ANSWER, judged), (judged, ANSWER)):
+        paths = [home.parent / name for name in ("first.jsonl", "then.jsonl")]
+        for path, row in zip(paths, (first, then), strict=True):
+            kept = {"prompt": f"Who is {path.stem}?", "completion": "Somebody else."}
+            path.write_text("".join(json.dumps(each) + "\n" for each in (row, kept)))
+        spec = DatasetSpec(path=str(paths[1]), format="mixed")
+        source = snapshot(str(paths[1]), scratch=home)
+        before = curate(source, spec, store=store)
+        done = forget(DatasetSpec(path=str(paths[0]), format="mixed"))
+        assert done.artifacts
+        after = curate(marked(source, spec, store), spec, store=store)
+        assert before.preferences or before.rows.rows == 2
+        assert (after.rows.rows, after.preferences) == (1, None) and after.dropped == {"forgotten": 1}
+        store.layout.forgotten.unlink()
+
+
 def forget(*rows: str | DatasetSpec, plan: bool = False) -> Forgotten:
     return data_forget(rows, settings(), plan=plan)
 

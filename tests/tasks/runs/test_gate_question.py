@@ -25,6 +25,7 @@ from backprop_core.schema.specs import (
 )
 from backprop_core.store.artifacts import Store
 from tasks.runs import rebase, resolve
+from tasks.runs.flow_run import resumed
 from tasks.runs.prepared_run import Prepared, save
 from tasks.runs.resolve_earlier import promoted
 from tests.backprop_core import nano, tiny_models
@@ -66,6 +67,18 @@ def test_a_retrain_by_loss_is_refused(spec: RunSpec, store: Store) -> None:
     for metric in ("token_accuracy", "exact_match", "token_f1"):
         assert resolve.prepare("retrain", by(spec, metric), store).spec.gate == NOT_WORSE
     assert resolve.prepare("retrain", by(spec, "loss").model_copy(update={"gate": GateSpec()}), store)
+
+
+@pytest.mark.parametrize(("metric", "refused"), [("loss", True), ("exact_match", False)])
+def test_an_older_run_is_resumed_by_the_same_rule(spec: RunSpec, store: Store, metric: str, refused: bool) -> None:
+    """A run that began before the rule is not resumed to a gate that cannot answer its question."""
+    run, base = "2" * 32, bases.resolve(spec.model, store)
+    save(Prepared(flow="retrain", spec=by(spec, metric), base=base, sources=[], watch=[]), run, store)
+    if refused:
+        with pytest.raises(ConfigInvalid, match=REFUSED):
+            resumed(run, store)
+    else:
+        assert resumed(run, store).spec.gate == NOT_WORSE
 
 
 CANARY = {"prompt": "2+2?", "expect": "4"}

@@ -183,8 +183,16 @@ def test_a_store_under_an_address_that_was_not_decoded_is_found(tmp_path: Path) 
     assert Settings(store=f"file://{tmp_path}/my%20store").store_path == tmp_path / "my%20store"
 
 
-@pytest.mark.parametrize("store", ["s3://bucket/store", "memory://x"])
+@pytest.mark.parametrize("store", ["gs://bucket/store", "memory://x"])
 def test_a_store_elsewhere_is_refused(store: str) -> None:
     """A store at an address of another protocol is not supported, by name."""
     with pytest.raises(StoreUnsupported, match=store.partition(":")[0]):
         _ = Settings(store=store).store_path
+
+
+@pytest.mark.parametrize("store", ["s3://KEY:geheimnis@bucket/store", "s3://bucket/a?b=geheimnis", "s3:///geheimnis"])
+def test_an_address_of_a_bucket_has_no_credentials(store: str) -> None:
+    """They would stand in the name of the local copy and in messages; the refusal does not repeat them."""
+    with pytest.raises(ConfigInvalid, match="bucket and a prefix") as refused:
+        _ = Settings(store=store).store_path
+    assert "geheimnis" not in f"{refused.value.message} {refused.value.hint}"

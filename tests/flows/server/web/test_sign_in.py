@@ -216,7 +216,8 @@ def test_a_thousand_logins(support: LineMaker, pages: Pages) -> None:
         answer = here.post("/login", data=data | {"password": f"guess number {number}"}, headers=HERE)
         statuses.append(answer.status_code)
     seconds = time.monotonic() - began
-    assert statuses[:10] == [401] * 10 and set(statuses[10:]) == {429}
+    assert statuses[:10] == [401] * 10 and set(statuses[10:]) <= {401, 429}
+    assert statuses[10:].count(401) <= seconds / 60  # one attempt a minute is let through
     assert "INPUT_TOO_MANY_ATTEMPTS" in answer.text and 0 < int(answer.headers["retry-after"]) <= 61
     assert here.post("/login", data=data | {"password": SECRET}, headers=HERE).status_code == 429  # not even looked at
     assert here.get("/", auth=("ann", SECRET)).status_code == 429
@@ -230,10 +231,13 @@ def test_names_cannot_be_tried_either(support: LineMaker, pages: Pages) -> None:
     """Other names from one address are refused after a while, whether they exist or not; an IPv6 /64 is one address."""
     people(ann="act")
     app = pages().app
-    for number in range(25):
-        client = TestClient(app, client=(f"2001:db8::{number + 1:x}", 1))
-        answer = client.get("/api/v1/lines", auth=(f"name{number}", "wrong guess 1"))
-        assert answer.status_code == (401 if number < 20 else 429)
+    statuses, began = list[int](), time.monotonic()
+    while 429 not in statuses and len(statuses) < 100:
+        client = TestClient(app, client=(f"2001:db8::{len(statuses) + 1:x}", 1))
+        answer = client.get("/api/v1/lines", auth=(f"name{len(statuses)}", "wrong guess 1"))
+        statuses.append(answer.status_code)
+    faded = (time.monotonic() - began) / 10  # on a busy machine the first attempts are forgiven before the last
+    assert set(statuses[:-1]) == {401} and statuses[-1] == 429 and 20 <= len(statuses[:-1]) <= 20 + faded
     assert TestClient(app, client=("2001:db8:0:1::1", 1)).get("/api/v1/lines", auth=("ann", SECRET)).status_code == 200
 
 

@@ -1,0 +1,14 @@
+"""The peak of memory on a machine without a GPU; `make gpu` trains on one."""
+
+import torch
+
+from backprop_core.training import peak_memory
+
+
+def test_the_peak_of_a_process_does_not_fall() -> None:
+    """What was used for a moment is in it after it was freed."""
+    peak = peak_memory.of(torch.device("cpu"))
+    before = peak()
+    block = torch.ones(2**27, dtype=torch.float32)  # half a GiB
+    del block
+    assert peak() > before + 0.25
