@@ -3,7 +3,7 @@
 Nothing is kept here: an action is one write to Prefect, the same as in its own pages or from the command line.
 """
 
-import time
+from datetime import UTC, datetime, timedelta
 
 from backprop_core.errors import AlreadyAnswered, BackpropError, ConfigInvalid, DeploymentMissing, RunActive, RunUnknown
 from backprop_core.schema.flows import BY, FLOWS
@@ -59,10 +59,11 @@ def start(path: str, parameters: dict[str, object], key: str, by: Person, source
         raise DeploymentMissing(
             f"Prefect has no deployment {path}", hint="create the job file (backprop init), and start `serve` again"
         )
+    before = line_runs.newest(sources.prefect, deployment["id"], datetime.now(UTC) - timedelta(seconds=AT_ONCE))
     body = {
         "state": {"type": "SCHEDULED"},
         "tags": [f"{BY}{by.name}"] if by.name else [],
-        "idempotency_key": f"page-{path}-{key}-{int(time.time()) // AT_ONCE}",
+        "idempotency_key": f"page-{path}-{key}-after-{before}",
         **({"parameters": parameters} if parameters else {}),
     }
     made = sources.prefect.send("POST", f"/deployments/{deployment['id']}/create_flow_run", body)

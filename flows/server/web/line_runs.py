@@ -176,7 +176,7 @@ def last_retrains(api: PrefectApi) -> list[FlowRun]:
         "sort": "END_TIME_DESC",
         "limit": SOME,
     }
-    return [flow_run(known) for known in api.send("POST", "/flow_runs/filter", wanted)]
+    return [flow_run(known) for known in api.query("/flow_runs/filter", wanted)]
 
 
 def broken(api: PrefectApi) -> list[FlowRun]:
@@ -188,6 +188,17 @@ def broken(api: PrefectApi) -> list[FlowRun]:
         "limit": MOST_BROKEN,
     }
     return [flow_run(known) for known in api.query("/flow_runs/filter", wanted)]
+
+
+def newest(api: PrefectApi, deployment: str, before: datetime) -> str:
+    """The id of the last run of a deployment that was due by a time; empty if there was none."""
+    wanted = {
+        "deployments": {"id": {"any_": [deployment]}},
+        "flow_runs": {"expected_start_time": {"before_": before.isoformat()}},
+        "sort": "EXPECTED_START_TIME_DESC",
+        "limit": 1,
+    }
+    return "".join(known["id"] for known in api.send("POST", "/flow_runs/filter", wanted))
 
 
 def at_work(api: PrefectApi, line: str) -> list[FlowRun]:

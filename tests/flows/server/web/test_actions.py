@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -24,6 +25,7 @@ from backprop_core.lines import votes
 from backprop_core.runtime.settings import settings
 from flows import approval
 from flows.server import audit
+from flows.server.web import actions
 from flows.server.web.forms import MOST_FIELDS
 from tasks.runs.prefect_artifacts import as_json
 from tests.flows.server.web.conftest import EVIL, LineMaker, Pages, gate, people, result, run_id, sign_in, vote
@@ -131,13 +133,26 @@ def test_clicks_at_once_are_one_run(
     assert len(runs(client, deployments["retrain"])) == 1
 
 
+def test_clicks_around_any_moment_are_one_run(
+    browser: TestClient, client: SyncPrefectClient, deployments: dict[str, UUID], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What counts is the time between clicks, not on which side of a round second they fall."""
+    monkeypatch.setattr(actions, "AT_ONCE", 1)
+    time.sleep(1 - time.time() % 1 - 0.02)
+    assert {press(browser, "rollback", to="1").status_code for _ in range(3)} == {303}
+    assert len(runs(client, deployments["rollback"])) == 1
+    time.sleep(1)
+    assert press(browser, "rollback", to="1").status_code == 303
+    assert len(runs(client, deployments["rollback"])) == 2
+
+
 def test_a_click_is_never_lost(browser: TestClient, client: SyncPrefectClient, deployments: dict[str, UUID]) -> None:
     """A click just after the run of the last one has ended starts nothing, and says so."""
     assert press(browser, "rollback", to="1").status_code == 303
     [run] = runs(client, deployments["rollback"])
     client.set_flow_run_state(run.id, Cancelled(), force=True)
     again = press(browser, "rollback", to="1")
-    if again.status_code == 303:  # the clock has passed to the next ten seconds
+    if again.status_code == 303:  # ten seconds have passed
         assert len(runs(client, deployments["rollback"])) == 2
     else:
         assert again.status_code == 409 and "STATE_RUN_ACTIVE" in again.text
