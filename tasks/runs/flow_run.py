@@ -173,7 +173,8 @@ def recorded(start: Start, *, run_id: str | None, fresh: bool) -> Iterator[tuple
 def resumed(run_id: str, store: Store) -> prepared_run.Prepared:
     """What an earlier run started from. Raises ConfigInvalid if its gate asks what its metric cannot answer."""
     prepared = prepared_run.load(run_id, store)
-    if prepared.flow in ("retrain", "promote"):  # a rebase compares in a metric of its own
+    flow = flow_info(prepared.flow)
+    if flow.makes_a_version and flow.rows != "stored":  # a rebase compares in a metric of its own
         check_question(prepared.spec.gate, prepared.spec.evaluation.metric)
     return prepared
 

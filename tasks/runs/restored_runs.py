@@ -32,8 +32,9 @@ def bring_artifacts() -> None:
     """From now on, artifacts that the store lacks are looked up in MLflow."""
     from tasks.tracking.recorded import Fetcher
 
-    if Store.elsewhere is None:
-        Store.elsewhere = staticmethod(Fetcher(settings()))
+    config = settings()
+    if not (isinstance(Store.elsewhere, Fetcher) and Store.elsewhere.settings == config):
+        Store.elsewhere = staticmethod(Fetcher(config))
 
 
 def restore_run(prefix: str, store: Store) -> str | None:

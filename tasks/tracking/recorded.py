@@ -171,10 +171,10 @@ def recorded_line(settings: Settings, line: str) -> dict[str, str] | None:
 
 
 class Fetcher:
-    """Brings artifacts that a store lacks from MLflow, verified. One for a process."""
+    """Brings artifacts that a store lacks from MLflow, verified. One for a process and its settings."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self.settings = settings
         self._guard = threading.Lock()
         self._silent_until = 0.0
         self._why = ""
@@ -185,7 +185,7 @@ class Fetcher:
         Raises ArtifactDamaged if what MLflow has is not what the digest names, ArtifactMissing if it has only the place
         of the artifact, or does not answer.
         """
-        if store.root != self._settings.store_path or is_empty(self._settings):
+        if store.root != self.settings.store_path or is_empty(self.settings):
             return
         with self._guard:
             if time.monotonic() < self._silent_until:
@@ -195,11 +195,11 @@ class Fetcher:
 
     def _fetch(self, store: Store, digest: str) -> None:
         try:
-            client = connect(self._settings)
-            with answering(self._settings):
+            client = connect(self.settings)
+            with answering(self.settings):
                 found = [
                     (files, Copy.model_validate(note))
-                    for files in all_copies(client, self._settings)
+                    for files in all_copies(client, self.settings)
                     if (note := json_in(files, note_of(digest)))
                 ]
                 for files, note in found:

@@ -16,7 +16,8 @@ from backprop_core.runtime.settings import Settings
 from backprop_core.schema.flows import FLOWS, FlowInfo, Verb, flow_info
 from backprop_core.schema.refs import BaseRef, RunResult
 from backprop_core.schema.specs import DatasetSpec, ModelSpec, PublishSpec, RunSpec, TrainSpec
-from flows.cli.main import NO_FLOWS, build, verbs
+from flows.cli.main import build
+from flows.cli.verb_tables import NO_FLOWS, verbs
 from flows.declared import BODIES, declared
 from flows.parameters import parameters, signature, to_resume
 from flows.pipeline import pipeline

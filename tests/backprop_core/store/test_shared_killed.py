@@ -32,7 +32,7 @@ def test_a_line_moves_once_for_each_version(tmp_path: Path, monkeypatch: pytest.
         assert first.stdout and first.stdout.readline() == "took\n"
         second = started(tmp_path / "two", address, 100)
         first.send_signal(signal.SIGKILL)
-        first.wait()
+        first.communicate()
         said = second.communicate(timeout=240)[0]
         again = started(tmp_path / "one", address, 1).communicate(timeout=240)[0]
         sharing.begin(tmp_path / "look", address)

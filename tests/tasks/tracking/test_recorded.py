@@ -99,6 +99,19 @@ def test_an_artifact_comes_back_with_its_record(home: Settings) -> None:
     assert store.record(rows.digest) == {"stage": "curate"} and list(store.check()) == []
 
 
+def test_each_home_has_its_own_mlflow(home: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that used another home before looks where its settings say now."""
+    rows, file = rows_in(home)
+    journaled(home, rows, file)
+    sync(home)
+    store = lose(home)
+    monkeypatch.setattr(Store, "elsewhere", None)
+    for place in (tmp_path / "other", home.home_path):
+        monkeypatch.setenv("BACKPROPAGATE_HOME", str(place))
+        bring_artifacts()
+    assert store.local(rows).is_dir()
+
+
 def test_a_copy_that_was_changed_is_refused(home: Settings) -> None:
     """One byte more in MLflow: an error with a code, and nothing in the store."""
     rows, file = rows_in(home)
