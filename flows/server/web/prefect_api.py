@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import threading
 import time
 import uuid
@@ -18,7 +19,9 @@ PATIENCE = httpx.Timeout(5.0)  # seconds: a page says that Prefect is away rathe
 KEEP, SOON = 15.0, 1.5  # seconds that an answer is kept: while nothing happens, and while something does
 SETTLING = 15.0  # seconds after a sign of change in which something happens
 MOST_KEPT = 200  # answers
-BUSY = (0.1, 0.3, 0.9, 2.7, 0)  # seconds until the next try: Prefect says 503 while its database is locked
+BUSY = (0.1, 0.3, 0.9, 2.7, 2.7)  # seconds until the next try: Prefect says 503 while its database is locked
+BROKEN_OFF = (httpx.ReadError, httpx.RemoteProtocolError)  # it also resets connections while it has many
+IDLE = httpx.Limits(keepalive_expiry=2.0)  # seconds: uvicorn closes a connection after five
 
 
 class PrefectApi:
@@ -114,16 +117,17 @@ class PrefectApi:
     def _send(self, method: str, path: str, body: Any, headers: dict[str, str]) -> httpx.Response:
         with self._guard:
             if self._client is None:
-                self._client = httpx.Client(base_url=self._api, headers=self._headers, timeout=PATIENCE)
-        try:
-            for pause in BUSY:
+                self._client = httpx.Client(base_url=self._api, headers=self._headers, timeout=PATIENCE, limits=IDLE)
+        pauses = list(BUSY)
+        while True:
+            try:
                 answer = self._client.request(method, path, json=body, headers=headers)
-                if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
-                    break
-                time.sleep(pause)
-            return answer
-        except httpx.HTTPError as error:
-            raise self._away(type(error).__name__) from error
+                if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or not pauses:
+                    return answer
+            except httpx.HTTPError as error:
+                if not isinstance(error, BROKEN_OFF) or not pauses:
+                    raise self._away(type(error).__name__) from error
+            time.sleep(pauses.pop(0) * random.uniform(0.5, 1.5))  # others that were refused try at other moments
 
     def _answer(self, answer: httpx.Response) -> Any:
         status = answer.status_code

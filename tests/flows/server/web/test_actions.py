@@ -122,14 +122,14 @@ def test_the_start_page_says_how_the_last_run_ended(
 def test_clicks_at_once_are_one_run(
     browser: TestClient, client: SyncPrefectClient, deployments: dict[str, UUID]
 ) -> None:
-    """Four clicks in a moment start one run."""
+    """Sixteen clicks in a moment start one run, also while Prefect has more to do than its database takes."""
     data = {"token": token(browser)}
 
     def click(_: int) -> Any:
         return browser.post("/lines/support/retrain", data=data, headers=HERE)
 
-    with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(click, range(4)))
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(click, range(16)))
     assert {answer.status_code for answer in answers} <= {303, 409}, [answer.text for answer in answers]
     assert len(runs(client, deployments["retrain"])) == 1
 
