@@ -10,7 +10,7 @@ def main() -> None:
     """The same server, journal and sender as a real run; no stage, no store, no worker."""
     config = settings()
     quiet_prefect()
-    start_server(config.layout.log("prefect-server"))
+    start_server()
     with connected():
         from prefect import flow
 

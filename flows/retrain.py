@@ -7,7 +7,6 @@ from typing import Annotated
 from prefect.settings import get_current_settings
 from pydantic import Field
 
-from backprop_core.runtime.settings import settings
 from backprop_core.schema.field_types import LineName
 from backprop_core.schema.refs import RunResult
 from backprop_core.schema.specs import (
@@ -49,7 +48,7 @@ def checked_first(run: Run) -> None:
     spec = run.spec
     if spec.notify or spec.approval.ask or (spec.publish.repo and not os.environ.get("HF_TOKEN")):
         if not get_current_settings().api.url:
-            start_server(settings().layout.log("prefect-server"))
+            start_server()
         with connected():
             Audience(spec.line).invite(spec.notify)
             ready(spec)

@@ -16,7 +16,7 @@ from backprop_core.schema.refs import SourceFile, SourceRef
 from backprop_core.schema.specs import DatasetSpec
 from backprop_core.store.cache_keys import digest_of
 
-__all__ = ["Bad", "ChatRow", "Parsed", "Read", "chat_rows", "find", "good_rows", "read_rows", "snapshot"]
+__all__ = ["Bad", "ChatRow", "Parsed", "Read", "chat_rows", "check", "find", "good_rows", "read_rows", "snapshot"]
 
 BATCH = 1024  # rows that the chat template is tried on together
 SHOWN = 3  # malformed rows in an error
@@ -105,6 +105,15 @@ def chat_rows(source: SourceRef, spec: DatasetSpec, *, refusals: Refuse | None =
     convert, items = opened(source, spec)
     while some := [read(item, convert, spec) for item in islice(items, BATCH)]:
         yield from accepted(some, refusals) if refusals else some
+
+
+def check(source: SourceRef, spec: DatasetSpec) -> None:
+    """Read the first rows of a source. Raises what `read_rows` raises for them, and for a short source all of it."""
+    tally = BadRows()
+    for place, row, *_ in islice(chat_rows(source, spec), DETECTED_FROM):
+        tally.add(place, row)
+    if tally.read < DETECTED_FROM:
+        tally.check(spec)
 
 
 def read(item: Item, convert: Conversion, spec: DatasetSpec) -> Read:

@@ -107,7 +107,8 @@ def on_directory(spec: RunSpec, compare: BenchSpec, flags: Compared) -> Answer:
         return planned(lambda store: of_datasets(spec, compare, store), flags)
     with watched(flags):
         fields = {name: getattr(spec, name) for name in ("datasets", "model", "training", "merge", "evaluation")}
-        return answer(run_here.call(NAME, compare=compare, fresh=flags.fresh, **fields))
+        files = run_here.files_of(NAME, spec)
+        return answer(run_here.call(NAME, files=files, compare=compare, fresh=flags.fresh, **fields))
 
 
 def on_line(line: str, compare: BenchSpec, flags: Compared) -> Answer:

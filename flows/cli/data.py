@@ -249,13 +249,14 @@ def forget(
 
 def rebuilt(done: "Forgotten", *, plan: bool, output: Output) -> "list[Rebuilt]":
     """Rebuild every line that has seen the rows, or say what that would be."""
-    from flows.cli.prefect_environment import connected
+    from flows.cli.prefect_environment import connected, start_server
     from flows.cli.running import watched
     from flows.rebuild import planned, rebuild
 
     lines = sorted({name.partition("@")[0] for name in done.seen})
     if plan:
         return [planned(line, done.seen, settings()) for line in lines]
+    start_server()
     with watched(output), connected():
         return [rebuild(line, done.identities, done.seen, settings()) for line in lines]
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from backprop_core.errors import DeploymentRefused, PrefectUnreachable
 from backprop_core.runtime import garbage
+from backprop_core.runtime.settings import settings
 from flows.server.server_process import Child
 
 DEFAULTS = {
@@ -57,13 +58,13 @@ class TemporaryServer(Child):
 _server: TemporaryServer | None = None  # Prefect, too, has one server a process
 
 
-def start_server(log: Path) -> None:
+def start_server() -> None:
     """Start a temporary server unless the user has set one. Returns at once; `connected` waits for it."""
     global _server
     if (
         not os.environ.get("PREFECT_API_URL") and os.name == "posix" and _server is None
     ):  # Windows: no inherited sockets
-        _server = TemporaryServer(log)
+        _server = TemporaryServer(settings().layout.log("prefect-server"))
 
 
 def is_temporary() -> bool:

@@ -1,12 +1,14 @@
 """Runs flows in this process. The worker process starts while Prefect is imported."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from backprop_core.runtime.settings import settings
+from backprop_core.schema.flows import flow_info
 from backprop_core.schema.refs import RunResult
-from backprop_core.schema.specs import RunSpec
-from flows.cli.prefect_environment import connected, quiet_prefect
+from backprop_core.schema.specs import DatasetSpec, RunSpec
+from flows.cli.prefect_environment import connected, quiet_prefect, start_server
 from flows.parameters import parameters, to_resume
 from flows.registry import load, planned_body
 from tasks.runs import prestart, resolve
@@ -27,11 +29,18 @@ def run(flow: str, spec: RunSpec, *, fresh: bool = False, elsewhere: Elsewhere |
 
     `elsewhere` finds files of rows that are missing; `more` are parameters of the flow that are not in a spec.
     """
-    prestart.start(flow, spec, fresh=fresh, elsewhere=elsewhere)
-    called = load(flow)  # while Prefect's server starts
-    with connected():
-        made: RunResult = called(**parameters(flow, spec, fresh=fresh), **more)
-        return made
+    with prestart.checked(files_of(flow, spec), elsewhere):
+        start_server()
+        prestart.start(flow, spec, fresh=fresh)
+        called = load(flow)  # while Prefect's server starts
+        with connected():
+            made: RunResult = called(**parameters(flow, spec, fresh=fresh), **more)
+            return made
+
+
+def files_of(flow: str, spec: RunSpec) -> list[DatasetSpec]:
+    """The datasets whose files a flow reads."""
+    return [] if flow_info(flow).rows == "stored" else [*spec.datasets, *spec.evaluation.watch]
 
 
 def plan(flow: str, spec: RunSpec, *, fresh: bool) -> "Plan":
@@ -46,15 +55,18 @@ def plan_of(flow: str, start: "Callable[[Store], Prepared]", *, fresh: bool) -> 
     return planned(start, planned_body(flow), fresh=fresh)
 
 
-def call(flow: str, **arguments: Any) -> RunResult:
-    """Run a flow that starts from an earlier run or a line. Raises what the flow raises."""
-    with connected():
-        made: RunResult = load(flow)(**arguments)
-        return made
+def call(flow: str, *, files: Sequence[DatasetSpec] = (), **arguments: Any) -> RunResult:
+    """Run a flow that starts from an earlier run or a line, or reads `files`. Raises what the flow raises."""
+    with prestart.checked(files):
+        start_server()
+        with connected():
+            made: RunResult = load(flow)(**arguments)
+            return made
 
 
 def resume(prefix: str, *, inexact: bool = False) -> RunResult:
     """Continue an interrupted run from its record. Raises RunUnknown or RefAmbiguous."""
+    start_server()
     run_id, prepared = prestart.restart(prefix, inexact=inexact)
     with connected():
         made: RunResult = load(prepared.flow)(**to_resume(prepared.flow, run_id, prepared))
@@ -64,6 +76,7 @@ def resume(prefix: str, *, inexact: bool = False) -> RunResult:
 def rebuild(left: "UnfinishedRebuild") -> "Rebuilt":
     """Train the versions of a line again, as the rebuild that was killed would have."""
     quiet_prefect()
+    start_server()
     from flows.rebuild import rebuild
 
     with connected():

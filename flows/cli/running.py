@@ -12,7 +12,7 @@ from backprop_core.errors import ConfigInvalid
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.field_types import line_name
 from backprop_core.schema.refs import RunResult
-from backprop_core.schema.specs import RunSpec
+from backprop_core.schema.specs import DatasetSpec, RunSpec
 from flows.cli import lines_file, run_here, run_text, tables
 from flows.cli.config import evaluation_spec, export_spec, generation_spec, replayed, windows
 from flows.cli.console import Bar, configure_logging
@@ -35,7 +35,7 @@ from flows.cli.flags import (
     ship,
 )
 from flows.cli.main import Answer
-from flows.cli.prefect_environment import quiet_prefect, start_server
+from flows.cli.prefect_environment import quiet_prefect
 from flows.server.submit import submit
 from tasks.runs.prestart import asked
 from tasks.runs.progress import listen
@@ -203,7 +203,10 @@ def evaluate(
 ) -> Answer:
     wanted = evaluation_spec(metric, set or ())
     with watched(output):
-        return answer(run_here.call("evaluate", ref=ref, data=data or [], evaluation=wanted, model=model, fresh=fresh))
+        files = [DatasetSpec(path=path) for path in data or []]
+        return answer(
+            run_here.call("evaluate", files=files, ref=ref, data=files, evaluation=wanted, model=model, fresh=fresh)
+        )
 
 
 def generate(
@@ -258,9 +261,8 @@ def handed_over(flow: str, spec: RunSpec, flags: Flags, **more: Any) -> Answer:
 
 @contextmanager
 def watched(output: Output) -> Iterator[None]:
-    """Show logs and a progress bar, and keep Prefect's server, while the block runs."""
+    """Show logs and a progress bar, without those of Prefect, while the block runs."""
     quiet_prefect()
-    start_server(settings().layout.log("prefect-server"))
     with shown(output):
         yield
 

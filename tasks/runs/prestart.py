@@ -1,11 +1,13 @@
 """Work done before the slow import of Prefect: check the inputs, and start the worker if a stage is not cached."""
 
 import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from backprop_core.errors import RunUnknown
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.flows import FLOWS, flow_info
-from backprop_core.schema.specs import RunSpec
+from backprop_core.schema.specs import DatasetSpec, RunSpec
 from backprop_core.store.artifacts import Store
 from backprop_core.store.layout import REBUILD
 from tasks.runs import prepared_run, resolve, sources, worker_process
@@ -13,19 +15,26 @@ from tasks.runs.recorded_sources import RecordedSources
 from tasks.tracking.connection import prepare as import_mlflow
 
 
-def start(flow: str, spec: RunSpec, *, fresh: bool, elsewhere: sources.Elsewhere | None = None) -> None:
-    """Check the inputs; start the worker unless everything is cached. Leaves downloads to the run.
+@contextmanager
+def checked(datasets: Iterable[DatasetSpec], elsewhere: sources.Elsewhere | None = None) -> Iterator[None]:
+    """Refuse bad data before anything starts. Hands what was found on to the run in the block.
 
     `elsewhere` finds files of rows that are missing.
     """
-    config = settings()
-    store = Store(config.store_path)
+    store = Store(settings().store_path)
     sources.hand_on(store, elsewhere)
     try:
-        prepared = resolve.prepare(flow, spec, store)
-    except BaseException:
+        sources.check(datasets, sources.downloads(store))
+        yield
+    finally:
         sources.let_go()
-        raise
+
+
+def start(flow: str, spec: RunSpec, *, fresh: bool) -> None:
+    """Check the inputs; start the worker unless everything is cached. Leaves downloads to the run."""
+    config = settings()
+    store = Store(config.store_path)
+    prepared = resolve.prepare(flow, spec, store)
     if fresh or not prepared_run.is_warm(prepared, store):
         worker_process.start_early(config, prepared.spec.training)
     else:

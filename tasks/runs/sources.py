@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from backprop_core.data import loading
 from backprop_core.data.loading import find, snapshot
 from backprop_core.data.sources import is_web, members
 from backprop_core.errors import ConfigInvalid
@@ -24,6 +25,13 @@ from backprop_core.schema.refs import SourceRef
 from backprop_core.schema.specs import DatasetSpec
 from backprop_core.store.artifacts import Store, fsync
 from backprop_core.store.cache_keys import canonical
+
+
+class Files(NamedTuple):
+    """A dataset's files by digest."""
+
+    data: SourceRef
+    heldout: SourceRef | None
 
 
 class Source(Record):
@@ -51,11 +59,11 @@ Elsewhere = Callable[[str, str | None, Path], SourceRef | None]  # (path, encodi
 
 
 class HandedOn(NamedTuple):
-    """What a command found before its run: the directory of its downloads, and its sources by dataset."""
+    """What a command found before its run: the directory of its downloads, and the files by dataset."""
 
     store: Store
     scratch: Path
-    known: dict[str, Source]
+    known: dict[str, Files]
     elsewhere: Elsewhere | None
 
 
@@ -63,11 +71,29 @@ _handed_on: list[HandedOn] = []  # one at most; Prefect starts the run, so it ca
 
 
 def source(dataset: DatasetSpec, scratch: Path, *, task: str | None) -> Source:
+    """A dataset's files, with its name and task."""
+    name, files = stem(dataset.path), files_of(dataset, scratch)
+    return Source(name=name, task=dataset.task or task or task_name(name), data=files.data, heldout=files.heldout)
+
+
+def check(datasets: Iterable[DatasetSpec], scratch: Path) -> None:
+    """Find the files of datasets and read the first rows of each, as `flows.steps.rows` reads them.
+
+    Raises what `sources` and `loading.check` raise.
+    """
+    for dataset in datasets:
+        files = files_of(dataset, scratch)
+        loading.check(files.data, dataset)
+        if files.heldout and dataset.heldout:
+            loading.check(files.heldout, dataset.model_copy(update={"path": dataset.heldout}))
+
+
+def files_of(dataset: DatasetSpec, scratch: Path) -> Files:
     """Hash a dataset's files, or reuse the result of this command."""
     known = _handed_on[0].known if _handed_on else {}
-    asked = canonical([dataset.model_dump(mode="json"), task, state(dataset.path), state(dataset.heldout)])
+    asked = canonical([dataset.model_dump(mode="json"), state(dataset.path), state(dataset.heldout)])
     if asked not in known:
-        known[asked] = found(dataset, scratch, task=task)
+        known[asked] = found(dataset, scratch)
     return known[asked]
 
 
@@ -81,13 +107,10 @@ def state(path: str | None) -> list[list[str | int]]:
     return []
 
 
-def found(dataset: DatasetSpec, scratch: Path, *, task: str | None) -> Source:
+def found(dataset: DatasetSpec, scratch: Path) -> Files:
     """Find, download and hash a dataset's files."""
-    name = stem(dataset.path)
     heldout = dataset.heldout
-    return Source(
-        name=name,
-        task=dataset.task or task or task_name(name),
+    return Files(
         data=copied(dataset.path, dataset, scratch) or find(dataset, scratch=scratch),
         heldout=None
         if heldout is None

@@ -9,8 +9,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from backprop_core.lines.versions import Lines
+from backprop_core.runtime.settings import settings
 from backprop_core.store.artifacts import Store
+from flows.cli import prefect_environment
 from flows.cli.main import main
+from tasks.runs import worker_process
 from tests.backprop_core import nano
 from tests.backprop_core.lines.test_versions import version
 
@@ -109,7 +112,7 @@ CASES = {
     "an unknown run to show": (["show-run", "feedbeef"], "INPUT_REF_UNKNOWN", "feedbeef"),
     "an unknown run to export": (["export", "feedbeef"], "INPUT_REF_UNKNOWN", "feedbeef"),
 }
-READ_IN_THE_RUN = {"empty.jsonl", "prose.jsonl", "strange.jsonl", "silent.jsonl"}  # a failed run is in the history
+READ_IN_THE_RUN = {"silent.jsonl"}  # a failed run is in the history
 
 
 @pytest.mark.parametrize("arguments, code, named", CASES.values(), ids=CASES)
@@ -134,3 +137,44 @@ def test_bad_input(world, home, capsys, arguments, code, named):
         assert planned == json.loads(out)["error"]
     assert list((home / "store").glob("artifacts/*")) == []
     assert list((home / "store").glob("tmp/*")) == []
+
+
+SWEEP = ["sweep", "--model", "base", "--set", "training.lora.rank=2,4", "--data"]
+WATCH = "evaluation.watch=[{path: %s}]"
+READERS = {
+    "train": ["train", "--model", "base", "--data", "%s"],
+    "multi-run, the second": ["multi-run", "--model", "base", "--data", "good.jsonl", "--data", "%s"],
+    "retrain": ["retrain", "--line", "new", "--model", "base", "--data", "%s"],
+    "sweep": [*SWEEP, "%s"],
+    "held out": [*TRAIN, "--heldout", "%s"],
+    "watched": [*TRAIN, "--set", WATCH],
+    "evaluate": ["evaluate", "new", "--data", "%s"],
+}
+
+
+@pytest.mark.parametrize("name", ["nowhere.jsonl", "empty.jsonl", "prose.jsonl", "strange.jsonl", "turns.jsonl"])
+@pytest.mark.parametrize("reader", READERS)
+def test_bad_data_is_refused_before_anything_starts(
+    world: Path, home: Path, monkeypatch: pytest.MonkeyPatch, reader: str, name: str
+) -> None:
+    """No server and no worker starts, and no run begins, for data that its first rows show to be bad."""
+    monkeypatch.setattr(prefect_environment, "_server", None)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    (world / "turns.jsonl").write_text('{"messages": "hello"}\n' * 30)
+    assert main([word.replace("%s", name) for word in READERS[reader]]) == 1
+    assert not settings().layout.log("prefect-server").exists()
+    assert not worker_process.is_running()
+    assert list(Store(home / "store").layout.begun()) == []
+
+
+def test_bad_data_of_a_comparison_is_refused_before_anything_starts(
+    world: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it is in a directory of datasets."""
+    monkeypatch.setattr(prefect_environment, "_server", None)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    (world / "sets").mkdir()
+    for name in ("good", "strange"):
+        shutil.copy(world / f"{name}.jsonl", world / "sets")
+    assert main(["bench", "sets", "--model", "base"]) == 1
+    assert not settings().layout.log("prefect-server").exists()

@@ -97,11 +97,11 @@ def test_a_server_that_is_named_after_prefects_import(monkeypatch: pytest.Monkey
     refresh_global_settings_context()
 
 
-def test_a_variable_without_a_value_names_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_without_a_value_names_no_server(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty PREFECT_API_URL, as Compose writes it, is none: ours starts."""
     monkeypatch.setattr(prefect_environment, "_server", None)
     monkeypatch.setenv("PREFECT_API_URL", "")
-    start_server(tmp_path / "log")
+    start_server()
     started = prefect_environment._server
     assert started is not None
     started.stop(within=0)
