@@ -32,7 +32,7 @@ from backprop_core.errors import (
 )
 from backprop_core.lines.deletion import has_records
 from backprop_core.lines.renaming import first_name
-from backprop_core.lines.versions import Lines, LineVersion, Move
+from backprop_core.lines.versions import Lines, LineVersion, Move, why_not_live
 from backprop_core.schema.field_types import LineName
 from backprop_core.schema.gate_report import Act
 from backprop_core.schema.records import Record
@@ -274,15 +274,12 @@ class Import:
             return
         version = LineVersion.model_validate_json(self._records[f"versions/{number:06d}.json"])
         moves = [Move.model_validate_json(text) for name, text in self._records.items() if name.startswith("moves/")]
-        forced = any(move.number == number and move.act.forced for move in moves)
-        if forced or (version.gate and version.gate.accepted) or (version.act and version.act.forced):
+        why_not = why_not_live(number, version, moves)
+        if why_not is None:
             return
         if not act.forced:
-            said = (
-                f"was rejected by the gate: {version.gate.reason}" if version.gate else "was never checked by the gate"
-            )
             raise NotGated(
-                f"{self._file}: version {number}, which it makes live, {said}",
+                f"{self._file}: version {number}, which it makes live, {why_not}",
                 hint=f"to make it live anyway: backprop line import {self._file} --force --reason TEXT",
             )
         move = Move(number=number, before=None, run_id=uuid.uuid4().hex, act=act)

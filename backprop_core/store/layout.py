@@ -118,6 +118,11 @@ REBUILD = re.compile(r"\.rebuild-[0-9a-f]{12}$")  # end of the name of a line in
 MANIFEST = "artifact.json"  # in every artifact: kind, format, and the name, size and sha256 of each payload file
 
 SHARED_STORES = "shared-stores"
+LINE_RECORD = re.compile(  # a file in the directory of a line, but for a release that is going on
+    r"(?:(?:versions|releases)/[0-9]{6}|moves/[0-9a-f]{32}|votes/[0-9a-f]{32}/[\w-]+)\.json|champion|first-name",
+    re.ASCII,
+)
+
 SHARED = (  # of a store in a bucket, what all machines see; all else stays on one machine, or moves with an artifact
     *("tombstones", "pins", "runs", "finished", "rejected", "flow-runs", "questions", "leases", "ollama-servers"),
     *("lines", "deleted-lines", "renamed-lines", "forgotten.jsonl", "restored.txt"),

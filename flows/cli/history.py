@@ -90,7 +90,7 @@ def lines(*, output: OutputFlags = PLAIN) -> Answer:
 
 def show_line(line: Annotated[str, Parameter(help="Name of the line.")], /, *, output: OutputFlags = PLAIN) -> Answer:
     from tasks.runs.line_report import line_report
-    from tasks.runs.restored_runs import look_for_line
+    from tasks.runs.restored_lines import look_for_line
 
     config = settings()
     configure_logging(config, verbose=output.verbose)

@@ -20,7 +20,7 @@ from tasks.runs.prepared_run import Prepared
 from tasks.runs.publish_targets import still_published
 from tasks.runs.resolve_defaults import decide
 from tasks.runs.resolve_line import with_memory
-from tasks.runs.restored_runs import restore_line
+from tasks.runs.restored_lines import restore_line
 from tasks.runs.sources import downloads, refuse_collisions, sources
 from tasks.runs.worker_process import interpreter
 

@@ -20,7 +20,8 @@ from tasks.runs.adapter_directory import adapter_in, holds_adapter, is_path
 from tasks.runs.preflight_checks import check_export, check_gate, check_metric, check_repo, harness_tasks
 from tasks.runs.prepared_run import Prepared, full_run_id, load
 from tasks.runs.publish_targets import last_release, still_published
-from tasks.runs.restored_runs import bring_artifacts, restore_line
+from tasks.runs.restored_lines import restore_line
+from tasks.runs.restored_runs import bring_artifacts
 from tasks.runs.sources import downloads, refuse_collisions, sources
 
 

@@ -1,4 +1,4 @@
-"""Restores runs and lines from MLflow to a store that lacks them: its disk was lost, or it is on another machine.
+"""Restores runs from MLflow to a store that lacks them: its disk was lost, or it is on another machine.
 
 A run gets its spec, its result, its cache records, the newest checkpoints and, until it has ended, the files that it
 reads. Artifacts follow one by one, when they are needed: see `bring_artifacts`.
@@ -6,24 +6,21 @@ reads. Artifacts follow one by one, when they are needed: see `bring_artifacts`.
 
 import json
 import logging
-import re
 import shutil
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from backprop_core.errors import ArtifactDamaged, MLflowUnreachable, RunUnknown
-from backprop_core.lines.deletion import DeletedLine
-from backprop_core.lines.renaming import noted
-from backprop_core.lines.versions import Lines
-from backprop_core.runtime.settings import Settings, settings
-from backprop_core.schema.refs import SourceRef
+from backprop_core.runtime.settings import settings
+from backprop_core.schema.gate_report import GateReport
+from backprop_core.schema.records import Record
+from backprop_core.schema.refs import RunResult, SourceRef
 from backprop_core.store.artifacts import Store, write_atomic
 
 if TYPE_CHECKING:
-    from tasks.tracking.recorded import RecordedRun
+    from tasks.tracking.recorded import RecordedRun, RecordedStage
 
 log = logging.getLogger(__name__)
 
@@ -58,28 +55,68 @@ def restore_run(prefix: str, store: Store) -> str | None:
     except RunUnknown:
         return None
     except ValidationError as error:
-        raise ArtifactDamaged(
-            f"MLflow's record of run {prefix} cannot be read: {error.errors()[0]['msg']}",
-            hint="restore it there from a backup, or start the run again",
-        ) from error
+        raise unfit(prefix, error) from error
     log.warning("run %s was restored from MLflow; if it is still active elsewhere, stop it there", recorded.run_id)
     return recorded.run_id
 
 
 def write_run(recorded: "RecordedRun", inputs: Any, store: Store) -> None:
     """Write what MLflow has of a run, its spec last: that says that the rest is there."""
-    place = store.layout.run(recorded.run_id)
-    for stage in recorded.stages():
+    from tasks.runs.prepared_run import Prepared
+
+    place, result, stages = store.layout.run(recorded.run_id), recorded.document("result.json"), verified(recorded)
+    check("inputs.json", inputs, Prepared, recorded.run_id)
+    if result:
+        check("result.json", result, RunResult, recorded.run_id)
+    for stage in stages:
         if not store.layout.cache_key(stage.key).is_file():
             write_atomic(store.layout.cache_result(stage.key), json.dumps(stage.result))
             write_atomic(store.layout.cache_key(stage.key), json.dumps(stage.record))
-    if result := recorded.document("result.json"):
+    if result:
         write_atomic(place.result, json.dumps(relocated(result, store)))
     if not recorded.has_ended:
         write_checkpoints(recorded, store)
         inputs = with_sources(inputs, recorded, store)
         recorded.restore_journal()
     write_atomic(place.spec, json.dumps(inputs))
+
+
+def verified(recorded: "RecordedRun") -> "list[RecordedStage]":
+    """The cache records of a run that the store would read; the others are left out, and their stages run again.
+
+    A gate runs again too: what its report says is in no artifact, so nothing verifies it.
+    """
+    from tasks.runs.line_splits import OLDER
+    from tasks.stages.cache_policy import UnfitRecord, read_metadata, read_result, result_types
+
+    found = []
+    types: dict[str, type[BaseModel]] = {**result_types(), **OLDER}
+    for stage in recorded.stages():
+        try:
+            read_metadata(json.dumps(stage.record).encode())
+            if not isinstance(read_result(json.dumps(stage.result).encode(), types), GateReport):
+                found.append(stage)
+        except UnfitRecord as error:
+            log.warning("MLflow's cache record %s is ignored and the stage runs again: %s", stage.key[:12], error)
+    return found
+
+
+def check(name: str, content: Any, kind: type[Record], run_id: str) -> None:
+    """Raise ArtifactDamaged unless a document of MLflow's is in the form of its kind, and of this run."""
+    try:
+        found = kind.model_validate(content)
+    except ValidationError as error:
+        raise unfit(run_id, error, name) from error
+    if isinstance(found, RunResult) and found.run_id != run_id:
+        raise unfit(run_id, f"it is that of run {found.run_id}", name)
+
+
+def unfit(run_id: str, why: ValidationError | str, name: str = "a stage") -> ArtifactDamaged:
+    said = why if isinstance(why, str) else why.errors(include_url=False, include_input=False)[0]["msg"]
+    return ArtifactDamaged(
+        f"MLflow's record of run {run_id} cannot be read: {name}: {said}",
+        hint="restore it there from a backup, or start the run again",
+    )
 
 
 def write_checkpoints(recorded: "RecordedRun", store: Store) -> None:
@@ -122,47 +159,3 @@ def relocated(value: Any, store: Store) -> Any:
             return [relocated(one, store) for one in value]
         case _:
             return value
-
-
-def restore_line(line: str, store: Store) -> bool:
-    """Restore the versions of a line that the store lacks; whether MLflow has them.
-
-    A line that was deleted or renamed here is not restored. Raises ArtifactDamaged; an outage of MLflow is logged.
-    """
-    from tasks.tracking.recorded import recorded_line
-
-    if store.root != settings().store_path or Lines(store).versions(line) or line in left_behind(store):
-        return False
-    try:
-        files = recorded_line(settings(), line)
-    except MLflowUnreachable as error:
-        log.warning("whether MLflow has line %s is not known: %s", line, error.message)
-        return False
-    if not files:
-        return False
-    write_line(line, files, store)
-    log.warning("line %s was restored from MLflow", line)
-    return True
-
-
-def look_for_line(line: str, config: Settings) -> None:
-    """Restore a line that the store lacks, to show it. Raises what `restore_line` raises."""
-    restore_line(line, Store(config.store_path))
-
-
-def write_line(line: str, files: dict[str, str], store: Store) -> None:
-    """Write the directory of a line, its versions last. Raises ArtifactDamaged for a name that leads elsewhere."""
-    place = store.layout.line(line).root
-    for name in sorted(files, key=lambda name: name.startswith("versions/")):
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or not re.fullmatch(r"[\w./-]+", name):
-            raise ArtifactDamaged(f"MLflow's record of line {line} names a file {name[:100]}", hint="restore it there")
-        write_atomic(place / path, files[name])
-
-
-def left_behind(store: Store) -> Iterator[str]:
-    """Lines that this store had under these names: deleted, or renamed."""
-    for gone in store.layout.deletions():
-        yield DeletedLine.model_validate_json(gone.tombstone.read_bytes()).line
-    for renamed, _ in noted(store.layout):
-        yield renamed.line

@@ -16,14 +16,14 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import SourceRef
 from backprop_core.store.artifacts import Store
 from backprop_core.store.cache_keys import digests_in
-from backprop_core.store.layout import MANIFEST
+from backprop_core.store.layout import LINE_RECORD, MANIFEST
 from tasks.tracking.connection import LINE, NAMESPACE, experiment_of
 from tasks.tracking.journal_lines import AnyLine, Checkpointed, Kept, KeptSource, Staged
 from tasks.tracking.record import ROLE
@@ -48,6 +48,14 @@ class Copy(Record):
     uri: str
     copied: bool
     record: dict[str, Any]
+
+
+class LineCopy(Record):
+    """The directory of a line in the store: its files by relative name."""
+
+    format: Literal[1] = 1
+    line: str
+    files: dict[str, str]
 
 
 def folder_of(kind: str, digest: str) -> str:
@@ -194,12 +202,12 @@ def send_line(client: "MlflowClient", settings: Settings, line: str) -> None:
             if (directory / MANIFEST).is_file():
                 kind = json.loads((directory / MANIFEST).read_bytes())["kind"]
                 copy_artifact(files, kind, digest, directory, store.record(digest), settings.mlflow_artifact_limit)
-    write(files, LINE_FILE, json.dumps({"format": 1, "line": line, "files": texts}))
+    write(files, LINE_FILE, LineCopy(line=line, files=texts).model_dump_json())
 
 
 def is_record(name: str) -> bool:
     """Whether a file in the directory of a line is complete and belongs to it: not of a release that is going on."""
-    return name != "transaction.json" and not Path(name).name.startswith(".")
+    return LINE_RECORD.fullmatch(name) is not None
 
 
 def sizes(directory: Path) -> dict[str, int]:

@@ -9,9 +9,9 @@ import time
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import JsonValue, TypeAdapter
+from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from backprop_core.errors import ArtifactDamaged, ArtifactMissing, BackpropError
 from backprop_core.runtime.settings import Settings
@@ -27,6 +27,7 @@ from tasks.tracking.artifact_copies import (
     SOURCE,
     STAGES,
     Copy,
+    LineCopy,
     all_copies,
     checkpoint_folder,
     folder_of,
@@ -42,6 +43,7 @@ from tasks.tracking.journal import is_written
 from tasks.tracking.journal_lines import Measured, Started
 from tasks.tracking.old_names import own_model
 from tasks.tracking.record import ROOT, RUN_ID
+from tasks.tracking.registry import MERGED, model_versions
 from tasks.tracking.sender import Sent
 
 if TYPE_CHECKING:
@@ -155,19 +157,44 @@ def recorded_run(settings: Settings, prefix: str) -> RecordedRun:
     return RecordedRun(history, history.find(prefix))
 
 
-def recorded_line(settings: Settings, line: str) -> dict[str, str] | None:
-    """The files of a line's directory as MLflow has them, by relative name; None if it has no such line."""
+class RecordedLine(NamedTuple):
+    """A line as MLflow has it.
+
+    `files` has its directory by relative name; `registered` the run_id and the merged adapter of each version that the
+    registered model has.
+    """
+
+    files: dict[str, str]
+    registered: dict[int, tuple[str, str]]
+
+
+def recorded_line(settings: Settings, line: str) -> RecordedLine | None:
+    """A line as MLflow has it; None if it has no such line. Raises ArtifactDamaged."""
     if is_empty(settings) or not re.fullmatch(NAME, line):
         return None
-    client = connect(settings)
+    client, name = connect(settings), f"{settings.namespace}.{line}"
     with answering(settings):
-        if own_model(client, settings, f"{settings.namespace}.{line}") is None:
+        if own_model(client, settings, name) is None:
             return None
-        known = client.get_experiment_by_name(f"{settings.namespace}.{line}")
+        known = client.get_experiment_by_name(name)
         for run in runs_with_copies(client, [known.experiment_id] if known else []):
             if found := json_in(repository(client, run), LINE_FILE):
-                return {str(name): str(text) for name, text in found["files"].items()}
+                tags = {number: one.tags for number, one in model_versions(client, name).items()}
+                both = {number: each for number, each in tags.items() if RUN_ID in each and MERGED in each}
+                registered = {number: (each[RUN_ID], each[MERGED]) for number, each in both.items()}
+                return RecordedLine(files_in(found, line), registered)
     return None
+
+
+def files_in(copy: Any, line: str) -> dict[str, str]:
+    """The files of a copy of a line's directory. Raises ArtifactDamaged."""
+    try:
+        return LineCopy.model_validate(copy).files
+    except ValidationError as error:
+        raise ArtifactDamaged(
+            f"MLflow's {LINE_FILE} of line {line} cannot be read: {error.errors()[0]['msg']}",
+            hint=f"nothing was written: restore {LINE_FILE} there from a backup, or start another line",
+        ) from error
 
 
 class Fetcher:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"
 NUMBER = "backprop.version"  # tag of a model version: its number in the line
+MERGED = "backprop.merged"  # tag of a model version: the digest of its adapter
 GATE, ACT = "backprop.gate", "backprop.act"  # tags of a model version: what the gate said, who made it live by hand
 LONGEST = 5000  # characters of a tag in MLflow
 PAGE = 100  # registered models a request
@@ -202,7 +203,7 @@ def register(
     tags = {
         NUMBER: str(number),
         RUN_ID: version.run_id,
-        "backprop.merged": version.merged.digest,
+        MERGED: version.merged.digest,
         "backprop.base": version.base.name,
         "backprop.base.revision": version.base.revision or "",
         "backprop.base.digest": version.base.digest,

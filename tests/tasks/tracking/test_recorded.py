@@ -2,22 +2,26 @@
 
 import json
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from backprop_core.errors import ArtifactDamaged, ArtifactMissing
-from backprop_core.lines.versions import Lines
+from backprop_core.lines.versions import Lines, Move
 from backprop_core.runtime.settings import Settings
+from backprop_core.schema.gate_report import Act, GateReport
 from backprop_core.schema.refs import BaseRef, RowsRef, SourceRef
 from backprop_core.schema.specs import DatasetSpec, RunSpec
 from backprop_core.store.artifacts import Store, file_digest
 from tasks.runs.data_forget import data_forget
 from tasks.runs.prepared_run import Prepared, full_run_id, load
 from tasks.runs.prune import prune
-from tasks.runs.restored_runs import bring_artifacts, relocated, restore_line, write_line
+from tasks.runs.restored_lines import restore_line, write_line
+from tasks.runs.restored_runs import bring_artifacts, relocated
 from tasks.runs.sources import Source
+from tasks.stages.cache_policy import SERIALIZER
 from tasks.tracking import sync
 from tasks.tracking.connection import connect
 from tasks.tracking.journal import Journal
@@ -69,7 +73,7 @@ def journaled(home: Settings, rows: RowsRef, file: Path) -> Prepared:
         journal.document("inputs.json", prepared.model_dump(mode="json"))
         journal.keep_source(source)
         journal.keep(rows, store.layout.artifact(rows.digest), {"stage": "curate"})
-        journal.staged(KEY, {"serializer": {}}, {"__class__": "RowsRef", "data": rows.model_dump()})
+        journal.staged(KEY, {"serializer": SERIALIZER}, {"__class__": "RowsRef", "data": rows.model_dump()})
         child = journal.child("b2" * 16)
         child.start(line="support", name="train night")
         for step in range(4):
@@ -291,6 +295,134 @@ def test_a_line_comes_back(home: Settings) -> None:
     assert again.champion("support") == 1
 
 
+def report(*, accepted: bool) -> GateReport:
+    """A gate's report on a candidate."""
+    return GateReport(
+        accepted=accepted,
+        reason="said so",
+        against="base",
+        metric="loss",
+        average=1.0,
+        rival_average=0.0,
+        base_average=0.0,
+        tasks=[],
+    )
+
+
+def a_line() -> dict[str, str]:
+    """The files of a line whose champion has passed its gate."""
+    first = version(1).model_copy(update={"gate": report(accepted=True)})
+    second = version(2).model_copy(update={"gate": report(accepted=False), "parent": 1})
+    texts = {f"versions/{number:06d}.json": one.model_dump_json() for number, one in ((1, first), (2, second))}
+    act = Act(by="ann", at=datetime(2026, 1, 1, tzinfo=UTC))
+    move = Move(number=1, before=None, run_id="f" * 32, act=act)
+    return {**texts, "champion": "1", f"moves/{'f' * 32}.json": move.model_dump_json()}
+
+
+def test_a_line_is_written_as_mlflow_has_it(home: Settings) -> None:
+    """Every file of a whole line."""
+    store = Store(home.store_path)
+    write_line("support", a_line(), store)
+    root = store.layout.line("support").root
+    assert {path.relative_to(root).as_posix(): path.read_text() for path in root.rglob("*.json")} == {
+        name: text for name, text in a_line().items() if name.endswith(".json")
+    }
+
+
+FIRST, SECOND = "versions/000001.json", "versions/000002.json"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"champion": "2"}, "rejected by the gate"),
+        ({"champion": "3"}, "champion"),
+        ({"champion": "one"}, "champion"),
+        ({"first-name": "../up"}, "first-name"),
+        ({"transaction.json": "{}"}, "transaction.json"),
+        ({"notes.txt": "x"}, "notes.txt"),
+        ({FIRST: "{}"}, FIRST),
+        ({FIRST: "no JSON"}, FIRST),
+        ({FIRST: version(1).model_dump_json()[:-1] + ', "more": 1}'}, FIRST),
+        ({SECOND: version(2).model_copy(update={"parent": 7}).model_dump_json()}, SECOND),
+        ({f"moves/{'e' * 32}.json": a_line()[f"moves/{'f' * 32}.json"]}, "moves/eeee"),
+        ({"votes/" + "e" * 32 + "/x.json": "{}"}, "votes/eeee"),
+        ({"releases/000001.json": "{}"}, "releases/000001.json"),
+    ],
+)
+def test_a_line_that_was_changed_in_mlflow_is_refused(home: Settings, change: dict[str, str], named: str) -> None:
+    """What does not fit its form, its name, or the gate: a code, the file, and nothing is written."""
+    store = Store(home.store_path)
+    with pytest.raises(ArtifactDamaged, match=r"line\.json of line support") as raised:
+        write_line("support", a_line() | change, store)
+    assert named in raised.value.message
+    assert not store.layout.line("support").root.exists()
+
+
+def test_a_line_must_fit_the_registered_model(home: Settings) -> None:
+    """A version with another run or adapter than the registry has is refused; one that was not registered is not."""
+    store = Store(home.store_path)
+    known = {number: (version(number).run_id, version(number).merged.digest) for number in (1, 2)}
+    with pytest.raises(ArtifactDamaged, match="version 2"):
+        write_line("support", a_line(), store, registered=known | {2: (known[2][0], "d" * 64)})
+    assert not store.layout.line("support").root.exists()
+    write_line("support", a_line(), store, registered={1: known[1]})
+    assert Lines(store).champion("support") == 1
+
+
+def test_a_damaged_copy_of_a_line_is_refused(home: Settings) -> None:
+    """A line.json that is none is named, and no line begins in its place."""
+    with Journal(home.journal_path, "1" * 32) as journal:
+        journal.start(line="support", name="retrain")
+        journal.end("finished")
+    Lines(Store(home.store_path)).append("support", version(1), after=0)
+    assert sync(home).error is None
+    [copied] = copies(home, "line.json")
+    store = lose(home)
+    for damage in ('{"format": 1, "line": "support"}', '{"format": 2, "line": "support", "files": {}}'):
+        copied.write_text(damage)
+        with pytest.raises(ArtifactDamaged, match=r"line\.json of line support"):
+            restore_line("support", store)
+    assert Lines(store).names() == []
+
+
+def staged(home: Settings, result: dict[str, Any]) -> None:
+    """A run in MLflow whose one stage has returned this."""
+    rows, file = rows_in(home)
+    journaled(home, rows, file)
+    sync(home)
+    [stages] = copies(home, "stages/*.json")
+    stages.write_text(json.dumps([{"key": KEY, "record": {"serializer": SERIALIZER}, "result": result}]))
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        {"__class__": "GateReport", "data": report(accepted=True).model_dump()},
+        {"__class__": "Popen", "data": {"args": "true"}},
+        {"__class__": "RowsRef", "data": {"digest": "no digest", "rows": 1}},
+    ],
+)
+def test_what_nothing_verifies_is_computed_again(home: Settings, result: dict[str, Any]) -> None:
+    """The report of a gate, and what is no result of a stage, do not come back; the run does."""
+    staged(home, result)
+    store = lose(home)
+    assert full_run_id(RUN, store) == RUN
+    assert not store.layout.cache_key(KEY).exists() and not store.layout.cache_result(KEY).exists()
+
+
+@pytest.mark.parametrize("name", ["inputs.json", "result.json"])
+def test_a_damaged_document_of_a_run_is_refused(home: Settings, name: str) -> None:
+    """It is named, and nothing is written that says that the run is here."""
+    staged(home, {"__class__": "Popen", "data": {}})
+    [inputs] = copies(home, "inputs.json")
+    inputs.with_name(name).write_text('{"format": 1, "spec": {}}')
+    store = lose(home)
+    with pytest.raises(ArtifactDamaged, match=name):
+        full_run_id(RUN, store)
+    assert list(store.layout.begun()) == []
+
+
 def test_a_result_names_the_places_of_this_store(home: Settings) -> None:
     """Each path beside a digest is where this store has it; other paths stay."""
     store, digest = Store(home.store_path), "c" * 64
@@ -311,6 +443,6 @@ def test_a_record_cannot_name_another_place(home: Settings) -> None:
     store = lose(home)
     with pytest.raises(ArtifactDamaged, match="record of run"):
         full_run_id(RUN, store)
-    with pytest.raises(ArtifactDamaged, match="names a file"):
+    with pytest.raises(ArtifactDamaged, match="no record of a line"):
         write_line("support", {"../escaped": ""}, store)
     assert list(home.home_path.rglob("*escaped*")) == [] and list(store.layout.runs.glob("*/*")) == []
