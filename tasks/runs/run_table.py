@@ -31,12 +31,31 @@ def as_jsonl(runs: Iterable[ExportedRun]) -> bytes:
 
 
 def as_csv(runs: Sequence[ExportedRun]) -> bytes:
-    """A row each, with a column for every parameter and metric that any of them has."""
+    """A row each, with a column for every parameter and metric that any of them has. [RFC 4180]"""
     rows, file = list(map(flat, runs)), io.StringIO()
-    writer = csv.DictWriter(file, columns(rows), restval="", lineterminator="\n")
+    writer = csv.DictWriter(file, columns(rows), restval="")  # ends lines with CR LF, so that it quotes either in a cell
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: as_text(value) for name, value in row.items()} for row in rows)
     return file.getvalue().encode()
+
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def as_text(value: Any) -> Any:
+    """A cell that a spreadsheet takes as text, not as a formula; a number stays one. [OWASP, CSV injection]"""
+    if not isinstance(value, str) or not value.startswith(FORMULA) or is_number(value):
+        return value
+    return f"'{value}"
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a number, such as the value of a parameter."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def as_parquet(runs: Sequence[ExportedRun]) -> bytes:
