@@ -13,6 +13,7 @@ from distributed import get_worker
 from pydantic import BaseModel
 
 from backprop_core.errors import Interrupted
+from backprop_core.runtime import log_context
 from backprop_core.runtime.settings import Settings, settings
 from backprop_core.schema.specs import TrainSpec
 from backprop_core.stages import Stage, every
@@ -36,6 +37,7 @@ class Order:
     seconds: float  # until the run's deadline
     topic: str
     again: bool  # even if it is cached
+    about: dict[str, str | None]  # the run, for records and logs
 
 
 def work(order: Order, parameters: dict[str, Any]) -> BaseModel:
@@ -47,7 +49,7 @@ def work(order: Order, parameters: dict[str, Any]) -> BaseModel:
     def send(**event: Any) -> None:
         worker.log_event(order.topic, {"key": key, **event})
 
-    with _turn:
+    with _turn, log_context.about(**order.about):
         wake()
         try:
             return carried_out(stage, key, order, parameters, lambda event: send(event=event))

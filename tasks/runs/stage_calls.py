@@ -178,7 +178,8 @@ class StageCalls:
         from tasks.runs.dask_worker import Order, work
 
         seconds = min(self._deadline - time.monotonic(), LONG)
-        order = Order(stage.name, self._spec.training, seconds, dask.topic, again)
+        about = log_context.current() | {"stage": stage.name}
+        order = Order(stage.name, self._spec.training, seconds, dask.topic, again, about)
         state, took, events = dask.run(self._task(stage, label, again, partial(work, order)), key, parameters)
         if state.is_completed() and not is_recorded(self._store, key):
             raise ConfigInvalid(

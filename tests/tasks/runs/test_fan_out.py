@@ -2,12 +2,17 @@
 
 import threading
 from contextvars import ContextVar
+from pathlib import Path
 
 import pytest
 from prefect.states import Completed
 
 from backprop_core.errors import NoRows
+from backprop_core.runtime.settings import settings
+from backprop_core.schema.specs import TrainSpec
+from backprop_core.store.artifacts import Store
 from tasks.runs.fan_out import Ahead, Done
+from tests.backprop_core import nano
 
 DONE = Done(Completed(), 1.0, [])
 HERE = ContextVar("HERE", default="")
@@ -54,3 +59,19 @@ def test_what_runs_ahead_sees_the_context_of_the_body():
     ahead.begin([lambda: (seen.append(HERE.get()), done.set())])
     assert done.wait(10) and seen == ["body"]
     ahead.close()
+
+
+def test_what_a_dask_worker_makes_is_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record of an artifact names the run for which a worker has made it."""
+    distributed = pytest.importorskip("distributed")
+    from tasks.runs.dask_worker import Order, work
+
+    monkeypatch.setenv("BACKPROPAGATE_HOME", str(tmp_path))
+    store = Store(settings().store_path)
+    rows = nano.commit_rows(store, nano.chats(5))
+    about = {"run_id": "a1" * 16, "line": "support", "stage": "first"}
+    order = Order("first", TrainSpec(), 60.0, "topic", False, about)
+    cluster = distributed.LocalCluster(n_workers=1, processes=False, dashboard_address=None)
+    with cluster, distributed.Client(cluster) as client:
+        made = client.submit(work, order, {"rows": rows, "most": 2}).result(timeout=60)
+    assert store.record(made.digest)["run_id"] == about["run_id"]
