@@ -10,7 +10,7 @@ from backprop_core.runtime.settings import Settings
 from backprop_core.schema.records import Record
 from backprop_core.store import formats
 from backprop_core.store.layout import StoreLayout
-from tasks.tracking import schema
+from tasks.tracking import connection, schema
 from tasks.tracking.journal import is_written
 
 HOME, STORE = "home", "store"
@@ -47,11 +47,17 @@ def changes(config: Settings) -> Iterator[str]:
 def upgrade(config: Settings) -> Upgrade:
     """Back up what is changed, then change it. If that fails, everything is as it was.
 
-    Raises FormatNewer, RunActive, HistoryDamaged.
+    Raises FormatNewer, RunActive, HistoryDamaged, MLflowUnreachable.
     """
-    plan = planned(config)
-    if not plan.changes:
-        return plan
+    if not planned(config).changes:
+        return Upgrade(changes=[])
+    with connection.alone(config):
+        plan = planned(config)  # another upgrade may have ended while this one waited
+        return carried_out(plan, config) if plan.changes else plan
+
+
+def carried_out(plan: Upgrade, config: Settings) -> Upgrade:
+    """Do what is planned, while no other process makes or changes the tables of MLflow's database."""
     refuse_active(config)
     backup = backed_up(config)
     try:

@@ -165,15 +165,8 @@ def migrating(settings: Settings) -> Iterator[None]:
     if own in _made or not is_own(settings):
         yield
         return
-    own.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    try:
-        held = FileLock(settings.layout.mlflow_lock).acquire(timeout=PATIENCE)
-    except Timeout as error:
-        raise MLflowUnreachable(
-            f"another command has been creating {own} for {PATIENCE:g} s", hint="end it, then run this again"
-        ) from error
     begun = settings.layout.mlflow_begun
-    with held:
+    with alone(settings):
         if begun.is_file():  # killed, or out of space, before the last table: nothing is in it yet
             own.unlink(missing_ok=True)
         if is_empty(own):
@@ -181,6 +174,25 @@ def migrating(settings: Settings) -> Iterator[None]:
         yield
         begun.unlink(missing_ok=True)
     _made.add(own)
+
+
+@contextmanager
+def alone(settings: Settings) -> Iterator[None]:
+    """Hold the lock under which the tables of the home's database are made, copied and upgraded.
+
+    Raises MLflowUnreachable if another process takes too long.
+    """
+    own = settings.layout.mlflow_database
+    own.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        held = FileLock(settings.layout.mlflow_lock).acquire(timeout=PATIENCE)
+    except Timeout as error:
+        raise MLflowUnreachable(
+            f"another command has been creating or upgrading {own} for {PATIENCE:g} s",
+            hint="end it, then run this again",
+        ) from error
+    with held:
+        yield
 
 
 def is_empty(database: Path) -> bool:

@@ -11,8 +11,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
-from backprop_core.errors import FormatNewer, RunActive
+from backprop_core.errors import FormatNewer, MLflowUnreachable, RunActive
 from backprop_core.runtime.settings import Settings
 from backprop_core.store import formats
 from backprop_core.store.layout import StoreLayout
@@ -61,6 +62,15 @@ def test_a_backup_can_be_put_back(config: Settings) -> None:
     assert {name for name in before if before[name] != after.get(name)} <= {"mlflow.db"}
     assert set(after) == set(before)
     assert rows(config.layout.mlflow_database) >= 4
+
+
+def test_an_upgrade_waits_for_who_makes_the_tables(config: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While another command has MLflow's lock nothing is copied or changed; afterwards it is."""
+    monkeypatch.setattr(connection, "PATIENCE", 0.2)
+    with FileLock(config.layout.mlflow_lock), pytest.raises(MLflowUnreachable, match="creating or upgrading"):
+        upgrade.upgrade(config)
+    assert not config.layout.backups.exists() and not config.layout.format.exists()
+    assert upgrade.upgrade(config).backup
 
 
 KILLED = """
