@@ -264,7 +264,7 @@ class HistoryDamaged(BackpropError):
 
 
 class FormatNewer(BackpropError):
-    """The home, the store or the MLflow database was written by a newer version, which this one cannot read."""
+    """The home, the store, a file in them or the MLflow database was written by a newer version."""
 
     code, exit_status = "STATE_FORMAT_NEWER", 2
 

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -13,7 +14,14 @@ from dotenv import dotenv_values
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from backprop_core.errors import BackpropError, ConfigInvalid, InputNotFound, InputValidationFailed, QuantizationUnknown
+from backprop_core.errors import (
+    BackpropError,
+    ConfigInvalid,
+    FormatNewer,
+    InputNotFound,
+    InputValidationFailed,
+    QuantizationUnknown,
+)
 from backprop_core.schema.records import Spec
 from backprop_core.schema.specs import (
     DatasetSpec,
@@ -32,6 +40,7 @@ S = TypeVar("S", bound=Spec)
 PREFIX = "BACKPROPAGATE_"
 SHORT_SECTIONS = {"lora": ("training", "lora")}
 SHORT_FIELDS = {("training", "lora", "r"): ("training", "lora", "rank")}
+FORMAT, FORMATS = "format", 1  # of a file of fields; one without it is of format 1
 MOST = 5  # invalid values that one error names
 SHOWN = 60  # characters of an invalid value that an error repeats
 
@@ -203,7 +212,7 @@ def place_of(variable: str) -> Place:
 
 
 def add_file(draft: Draft, file: Path) -> None:
-    """A YAML file of a spec's fields. Raises InputNotFound, InputValidationFailed, ConfigInvalid."""
+    """A YAML file of a spec's fields. Raises InputNotFound, InputValidationFailed, ConfigInvalid, FormatNewer."""
     try:
         text = file.read_text(encoding="utf-8")
     except OSError as error:
@@ -214,12 +223,27 @@ def add_file(draft: Draft, file: Path) -> None:
 
 
 def add_text(draft: Draft, text: str, file: Path) -> None:
-    """The text of such a file. Raises ConfigInvalid."""
+    """The text of such a file. Raises ConfigInvalid, FormatNewer."""
     document = parse(text, str(file))
     if not isinstance(document.value, dict | None):
         raise ConfigInvalid(f"{file} is not a mapping of fields", hint="write one FIELD: VALUE per line")
-    origins = {place: f"{file}:{line}" for place, line in document.lines.items()}
-    draft.lay(document.value or {}, origins, str(file))
+    values = dict(document.value or {})
+    check_format(values.pop(FORMAT, FORMATS), f"{file}:{document.lines.get((FORMAT,), 1)}")
+    origins = {place: f"{file}:{line}" for place, line in document.lines.items() if place != (FORMAT,)}
+    draft.lay(values, origins, str(file))
+
+
+def check_format(number: Any, where: str) -> None:
+    """Raise FormatNewer for the number of a later format, ConfigInvalid for what is no number of a format."""
+    if not re.fullmatch("[1-9][0-9]{0,5}", str(number)):
+        raise ConfigInvalid(
+            f"invalid value format={shown(number)} ({where})", hint=f"write format: {FORMATS}, or remove it"
+        )
+    if int(number) > FORMATS:
+        raise FormatNewer(
+            f"{where}: format {number}, and this version reads formats up to {FORMATS}",
+            hint="install the version that wrote the file",
+        )
 
 
 def names_datasets(file: Path) -> bool:

@@ -10,7 +10,7 @@ from backprop_core.errors import ConfigInvalid
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.field_types import is_address, line_name
 from backprop_core.schema.specs import DatasetSpec, LineSpec, RunSpec, TrainSpec
-from flows.cli.config import Draft, LineFile, add_file, validated
+from flows.cli.config import FORMAT, FORMATS, Draft, LineFile, add_file, validated
 from flows.cli.spec_fields import spec_fields
 from flows.cli.yaml_edits import quoted
 
@@ -21,6 +21,8 @@ TEMPLATE = """\
 # The job of the line {name}. `backprop retrain --line {name}` runs it now; `backprop serve` and `backprop deploy` make
 # the deployment retrain/{name} from it. Relative paths start at the directory that contains lines/. Fields not set here
 # have the defaults of docs/reference.md.
+
+format: {format}  # of this file
 
 model:
   name: {model}
@@ -106,7 +108,7 @@ def states(config: Settings) -> dict[str, tuple[int, int]]:
 def read(path: Path) -> LineFile:
     """Read a job file.
 
-    Raises InputNotFound, InputValidationFailed, ConfigInvalid, QuantizationUnknown.
+    Raises InputNotFound, InputValidationFailed, ConfigInvalid, QuantizationUnknown, FormatNewer.
     """
     draft = Draft()
     add_file(draft, path)
@@ -157,12 +159,20 @@ def template(name: str, data: Path) -> str:
         "ratio": "drift.max_loss_ratio",
     }
     defaults = {short: spec_fields()[path].default for short, path in fields.items()}
-    return TEMPLATE.format(schema=SCHEMA, name=name, data=quoted(str(data)), training=TrainSpec(), **defaults)
+    return TEMPLATE.format(
+        schema=SCHEMA, format=FORMATS, name=name, data=quoted(str(data)), training=TrainSpec(), **defaults
+    )
 
 
 def schema() -> dict[str, object]:
     """The JSON schema of job files, for editors."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **LineSpec.model_json_schema()}
+    found = LineSpec.model_json_schema()
+    number = {"const": FORMATS, "default": FORMATS, "description": "Format of the file."}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **found,
+        "properties": {FORMAT: number, **found["properties"]},
+    }
 
 
 def anchored(job: R, root: Path) -> R:

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache
 from typing import Any, ParamSpec, TypeVar
 
@@ -11,7 +12,7 @@ from prefect.context import TaskRunContext
 from prefect.filesystems import WritableFileSystem
 from pydantic import BaseModel
 
-from backprop_core.errors import ArtifactDamaged, ArtifactMissing, BackpropError
+from backprop_core.errors import ArtifactDamaged, ArtifactMissing, BackpropError, FormatNewer
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.refs import artifacts_in
 from backprop_core.stages import every
@@ -21,6 +22,7 @@ from backprop_core.store.cache_keys import stage_key
 P = ParamSpec("P")
 R = TypeVar("R")
 log = logging.getLogger(__name__)
+FORMAT = 1  # of a record
 
 
 @cache
@@ -58,7 +60,7 @@ class Records(WritableFileSystem):
 
     def write_path(self, path: str, content: bytes, **_: Any) -> None:  # type: ignore[override]
         store = Store(settings().store_path)
-        write_atomic(store.layout.cache_key(path), content.decode())
+        write_atomic(store.layout.cache_key(path), json.dumps({"format": FORMAT, **json.loads(content)}))
         store.keep_result(path)
 
     async def aread_path(self, path: str, **_: Any) -> bytes:
@@ -69,17 +71,29 @@ class Records(WritableFileSystem):
 
 
 def is_recorded(store: Store, key: str) -> bool:
-    """Whether there is a record under this key, good or not."""
-    return store.has_result(key)
+    """Whether there is a record under this key, good or not. Raises FormatNewer."""
+    if not store.has_result(key):
+        return False
+    with suppress(FileNotFoundError, UnfitRecord):
+        read_metadata(store.layout.cache_key(key).read_bytes())
+    return True
 
 
 def read_metadata(content: bytes) -> dict[str, Any]:
-    """A record's metadata; raises UnfitRecord unless it asks for plain JSON."""
+    """A record's metadata, of format 1 if it has no number.
+
+    Raises UnfitRecord unless it asks for plain JSON, FormatNewer.
+    """
     try:
         metadata: dict[str, Any] = json.loads(content)
-        serializer = dict(metadata["serializer"])
+        serializer, found = dict(metadata["serializer"]), int(metadata.pop("format", FORMAT))
     except (ValueError, KeyError, TypeError) as error:
         raise UnfitRecord(f"it is no record of ours ({type(error).__name__})") from error
+    if found > FORMAT:
+        raise FormatNewer(
+            f"a cache record has format {found}, and this version reads formats up to {FORMAT}",
+            hint="install the version that wrote it, or set another BACKPROPAGATE_STORE",
+        )
     if any(serializer.get(name) != value for name, value in SERIALIZER.items()):
         raise UnfitRecord(f"it asks for the deserializer {serializer.get('type')}")
     return metadata

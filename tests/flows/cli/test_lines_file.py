@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from backprop_core.errors import BackpropError, ConfigInvalid
+from backprop_core.errors import BackpropError, ConfigInvalid, FormatNewer
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.specs import LineSpec, RunSpec
 from flows.cli import lines_file
@@ -111,6 +111,20 @@ def test_a_wrong_file_is_named_by_its_line(text: str, parts: list[str], config: 
     assert [part for part in parts if part not in f"{error.message} {error.hint}"] == []
 
 
+def test_a_file_may_have_the_number_of_its_format(config: Settings) -> None:
+    """With or without it the job is the same; a later format, and what is no number of one, are refused by codes."""
+    put(JOB)
+    without = lines_file.find("support", config)
+    put(f"format: 1\n{JOB}")
+    numbered = lines_file.find("support", config)
+    assert numbered and without and (numbered.job, numbered.fields) == (without.job, without.fields)
+    newer = refused(f"format: 2\n{JOB}", config)
+    assert isinstance(newer, FormatNewer) and "support.yaml:1: format 2" in newer.message
+    for text in ("0", "x", "1.5", "true", "[1]", ""):
+        error = refused(f"format: {text}\n{JOB}", config)
+        assert isinstance(error, ConfigInvalid) and "support.yaml:1" in error.message
+
+
 def test_a_schedule_is_no_field_of_a_run() -> None:
     """`--set schedule.cron` of a run without a file is refused, and told where it belongs."""
     with pytest.raises(ConfigInvalid) as caught:
@@ -126,7 +140,9 @@ def test_init_writes_a_file_that_works(config: Settings) -> None:
     assert job.job.datasets[0].path == str(config.home_path / "data" / "support.jsonl")
     head, *rest = path.read_text().splitlines()
     text = "\n".join(line.removeprefix("# ") if ":" in line else line for line in rest[3:])
-    filled = LineSpec.model_validate({"line": "support", **yaml.safe_load(text)})
+    values = yaml.safe_load(text)
+    assert values.pop("format") == 1
+    filled = LineSpec.model_validate({"line": "support", **values})
     assert filled.schedule and filled.training == LineSpec(datasets=filled.datasets).training
     assert head.endswith(f"$schema={lines_file.SCHEMA}")
     assert "schedule" in json.loads((path.parent / lines_file.SCHEMA).read_text())["properties"]

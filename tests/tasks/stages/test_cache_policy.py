@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from prefect.serializers import Serializer
 
+from backprop_core.errors import FormatNewer
 from backprop_core.schema.refs import RowsRef, TrainResult, artifacts_in
 from backprop_core.stages import every
 from backprop_core.store.artifacts import Store
-from tasks.stages.cache_policy import Records, UnfitRecord, is_retryable, read_result, result_types
+from tasks.stages.cache_policy import Records, UnfitRecord, is_recorded, is_retryable, read_result, result_types
 
 KEY = "c" * 64
 SERIALIZER = {
@@ -127,6 +128,26 @@ def test_a_record_without_its_artifact_is_a_miss(store, ref):
     assert len(list((store.root / "damaged").iterdir())) == 1
     with pytest.raises(UnfitRecord):
         Records().read_path(KEY)
+
+
+def test_a_record_has_the_number_of_its_format(store, ref):
+    """Prefect is not shown it; a record without one, as earlier trees wrote it, is of format 1."""
+    record(store, genuine(ref))
+    path = store.layout.cache_key(KEY)
+    written = json.loads(path.read_bytes())
+    assert written.pop("format") == 1 and "format" not in json.loads(Records().read_path(KEY))
+    path.write_text(json.dumps(written))
+    assert is_recorded(store, KEY) and json.loads(Records().read_path(KEY))["storage_key"]
+
+
+def test_a_record_of_a_newer_version_is_refused(store, ref):
+    """It is neither read nor computed again in its place."""
+    record(store, genuine(ref))
+    path = store.layout.cache_key(KEY)
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"format": 2}))
+    for read in (lambda: is_recorded(store, KEY), lambda: Records().read_path(KEY)):
+        with pytest.raises(FormatNewer, match="format 2"):
+            read()
 
 
 class Bomb:
