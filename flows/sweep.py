@@ -54,8 +54,15 @@ def divided(run: Run, dataset: DatasetRef) -> DatasetRef:
     count = min(rows.rows // SHARE, MOST)
     if count < FEWEST:
         raise NoRows(f"{rows.rows} training rows are too few to choose settings by", hint="give more rows")
-    scoring = run.call(data.first, rows=rows, most=count)
-    return dataset.model_copy(update={"train": run.call(data.unseen, rows=rows, learned=[scoring]), "heldout": scoring})
+    scoring = run.call(data.first, rows=rows, most=count, whole_groups=True)
+    training = run.call(data.unseen, rows=rows, learned=[scoring])
+    if min(scoring.rows, training.rows) < FEWEST:
+        raise NoRows(
+            f"{scoring.rows} rows to score and {training.rows} to train are too few to choose settings by: "
+            "rows of a group stay together",
+            hint="give rows of more groups",
+        )
+    return dataset.model_copy(update={"train": training, "heldout": scoring})
 
 
 def attempt(run: Run, index: int, dataset: DatasetRef) -> Cell | BackpropError:

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from backprop_core.data.learned_rows import in_any_form
+from backprop_core.data.question_groups import kin_of, related
 from backprop_core.data.row_files import commit, index, index_all
 from backprop_core.data.row_files import curriculum as order_in
 from backprop_core.data.row_index import SIZE, Keys, Mask, Positions, RowIndex, joined, salted, unique
@@ -36,23 +38,29 @@ def pool(heldouts: list[RowsRef], *, heldout_max: int, store: Store) -> RowsRef:
 def apart(heldout: RowsRef, *, to_choose_by: bool, store: Store) -> RowsRef:
     """One of two parts of held-out rows: those that only choose (λ, the best step), or those that score.
 
-    The hash of the row decides, or of its group, so neither changes sides. Raises NoRows if the part is empty.
+    The hash of the row decides, or of its group, so neither changes sides; groups that are one, because preferences in
+    them have one question, are on one side. Raises NoRows if the part is empty.
     """
-    every = index(heldout, store)
+    every = with_kin(index(heldout, store))
     rows = every.take(chooses(every) == to_choose_by)
     if not len(rows):
-        groups = len(np.unique(every.entries["group"][every.entries["group"] != 0]))
+        groups = len(np.unique(every.groups[every.groups != 0]))
         few = f"{heldout.rows} held-out rows{f' (groups: {groups})' if groups else ''} are too few"
         raise NoRows(f"{few} to choose by some and score by the others", hint=HINT)
     return commit(rows, store, {"stage": "apart", "heldout": heldout.digest})
 
 
+def with_kin(rows: RowIndex) -> RowIndex:
+    """The rows with what their groups are one of."""
+    return related(rows, kin_of([rows])) if rows.entries["group"].any() else rows
+
+
 def chooses(rows: RowIndex) -> Mask:
     """Which held-out rows only choose, and therefore do not score. The rows of a group are on one side."""
-    entries = rows.entries.copy()
-    grouped = entries["group"] != 0
+    entries, groups = rows.entries.copy(), rows.groups
+    grouped = groups != 0
     entries["identity"][grouped] = 0
-    entries["identity"][grouped, :8] = entries["group"][grouped].view(np.uint8).reshape(-1, 8)
+    entries["identity"][grouped, :8] = groups[grouped].view(np.uint8).reshape(-1, 8)
     lead = np.frombuffer(salted(RowIndex(rows.paths, entries), "search:"), np.uint8)[::SIZE]
     return np.asarray(lead < 256 // SEARCH_SHARE, np.bool_)
 
@@ -70,9 +78,29 @@ def unseen(
     return commit(new, store, {"stage": "unseen", "rows": rows.digest})
 
 
-def first(rows: RowsRef, *, most: int, store: Store) -> RowsRef:
-    """The first `most` rows: a random sample, as curated rows are sorted by hash."""
-    return commit(index(rows, store).take(slice(most)), store, {"stage": "first", "rows": rows.digest})
+def first(rows: RowsRef, *, most: int, whole_groups: bool, store: Store) -> RowsRef:
+    """The first `most` rows: a random sample, as curated rows are sorted by hash.
+
+    With `whole_groups`, all rows of a group or none: groups that do not fit any more are passed over, and if none fits,
+    the smallest one is taken alone.
+    """
+    every = index(rows, store)
+    chosen = every.take(fitting(every.groups, most) if whole_groups else slice(most))
+    return commit(chosen, store, {"stage": "first", "rows": rows.digest})
+
+
+def fitting(groups: NDArray[np.uint64], most: int) -> Positions:
+    """Positions of at most `most` rows in order, all of a group or none; the smallest group if no group fits."""
+    _, unit, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    unit = np.where(groups != 0, unit, len(sizes) + np.arange(len(groups)))  # a row without a group is one by itself
+    sizes = np.concatenate([sizes, np.ones(len(groups), np.int64)])
+    order = unit[np.sort(np.unique(unit, return_index=True)[1])]
+    taken, left = list[int](), most
+    for one in order.tolist():
+        if sizes[one] <= left:
+            taken.append(one)
+            left -= int(sizes[one])
+    return np.flatnonzero(np.isin(unit, taken or [order[np.argmin(sizes[order])]]))
 
 
 def replay(

@@ -63,7 +63,7 @@ def pool(heldouts: list[RowsRef], heldout_max: int, *, at: Workplace) -> RowsRef
     return row_sets.pool(heldouts, heldout_max=heldout_max, store=at.store)
 
 
-@stage(version=3, runs_in="parent", planned=True)
+@stage(version=4, runs_in="parent", planned=True)
 def apart(heldout: RowsRef, to_choose_by: bool, *, at: Workplace) -> RowsRef:
     """Held-out rows → those that only choose (λ, the best step), or those that score."""
     return row_sets.apart(heldout, to_choose_by=to_choose_by, store=at.store)
@@ -83,9 +83,9 @@ def unseen(
 
 
 @stage(version=1, runs_in="parent", planned=True)
-def first(rows: RowsRef, most: int, *, at: Workplace) -> RowsRef:
+def first(rows: RowsRef, most: int, whole_groups: bool = False, *, at: Workplace) -> RowsRef:
     """Rows → the first `most` of them."""
-    return row_sets.first(rows, most=most, store=at.store)
+    return row_sets.first(rows, most=most, whole_groups=whole_groups, store=at.store)
 
 
 @stage(version=1, runs_in="parent", planned=True)

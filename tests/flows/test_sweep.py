@@ -3,18 +3,28 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from backprop_core.errors import ConfigInvalid
+from backprop_core.data.row_files import index
+from backprop_core.errors import ConfigInvalid, NoRows
 from backprop_core.runtime.settings import settings
-from backprop_core.schema.refs import RunResult
-from backprop_core.schema.specs import LoraSpec, TrainSpec
+from backprop_core.schema.refs import BaseRef, RunResult
+from backprop_core.schema.specs import DatasetSpec, LoraSpec, RunSpec, TrainSpec
+from backprop_core.stages import Stage
+from backprop_core.store.artifacts import Store
 from flows.cli import main
-from flows.sweep import sweep
+from flows.sweep import divided, sweep
 from flows.train import train
+from tasks.runs.flow_run import Run
+from tasks.runs.outcome import Notes
+from tasks.runs.prepared_run import Prepared
+from tasks.stages.parent_place import ParentPlace
 from tasks.tracking.journal import read_journal
 from tasks.tracking.journal_lines import Ended, Started
+from tests.backprop_core.data.test_curation import Bench
+from tests.backprop_core.data.test_rows_to_choose_by import customers
 
 TRAINING = TrainSpec(steps=12, batch_size=8, learning_rate=1e-2, lora=LoraSpec(rank=4))
 COLOURS = {"sky": "blue", "grass": "green", "snow": "white", "coal": "black"}
@@ -129,3 +139,36 @@ def test_the_command(grid, base, rows, capsys, prefect_home):
     assert main.main(words) == 0
     out = capsys.readouterr().out
     assert "learning_rate=0.01" in out and "take training.learning_rate=0.01" in out and Path(rows).is_file()
+
+
+class Here:
+    """Carries out each stage at once."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def call(self, stage: Stage[Any], **parameters: Any) -> Any:
+        return stage.carry_out(parameters, ParentPlace(self.store, "0" * 64, stage.name))
+
+    def ahead(self, work: Any) -> None:
+        """Nothing runs ahead."""
+
+    def serve(self, file: Any, heldout: Any) -> dict[str, str]:
+        raise AssertionError
+
+
+def test_a_group_trains_or_scores(tmp_path: Path) -> None:
+    """The rows that score a sweep are of whole groups; no row of theirs is trained. One group alone is too few."""
+    bench = Bench(tmp_path)
+    spec = RunSpec(datasets=[DatasetSpec(path="x")])
+    prepared = Prepared(flow="sweep", spec=spec, base=BaseRef(name="b", digest="b" * 64), sources=[], watch=[])
+    run = Run("a1" * 16, prepared, bench.store, Here(bench.store), Notes())
+    dataset = bench.curate(customers(60), group_by="customer")
+    part = divided(run, dataset)
+    trained, scored = (set(index(rows, bench.store).entries["group"]) for rows in (part.train, part.heldout))
+    assert trained and scored and not trained & scored
+    assert part.train.rows + part.heldout.rows == dataset.train.rows
+    assert 30 < part.heldout.rows <= dataset.train.rows // 5
+    alone = [{**row, "customer": 1} for row in customers(30)]
+    with pytest.raises(NoRows, match="a group stay together"):
+        divided(run, dataset.model_copy(update={"train": bench.read(alone, group_by="customer").rows}))
