@@ -24,6 +24,7 @@ from backprop_core.data.row_index import Keys, Mask, RowIndex
 from backprop_core.data.row_lineage import LINEAGE, remaining
 from backprop_core.data.row_quotes import Quotes, lines_of
 from backprop_core.data.row_search import datasets, excerpt
+from backprop_core.lines import exports
 from backprop_core.lines.prune import digests_of
 from backprop_core.lines.row_trace import TRAINED, runs_with, versions_with
 from backprop_core.schema.records import Record
@@ -195,6 +196,7 @@ class Forgetting:
         lineages = [one.digest for one in self.removed if one.kind == LineageRef.artifact]
         left |= {digest: remaining(digest, self._is_forgotten, self._store) for digest in lineages}
         swap(left, self._store)
+        exports.keep_track({digest: ref.digest for digest, ref in left.items()}, self._store)
         for result in self.cached:
             self._store.drop_result(result.name)
         for key in self.checkpoints:

@@ -19,8 +19,8 @@ from typing import IO, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
-from backprop_core.data.forgotten_rows import forgotten
-from backprop_core.data.row_files import index
+from backprop_core.data.forgotten_rows import forgotten, names
+from backprop_core.data.row_files import ROWS, lines
 from backprop_core.errors import (
     ConfigInvalid,
     InputNotFound,
@@ -30,6 +30,7 @@ from backprop_core.errors import (
     RunActive,
     RunUnknown,
 )
+from backprop_core.lines import exports
 from backprop_core.lines.deletion import has_records
 from backprop_core.lines.renaming import first_name
 from backprop_core.lines.versions import Lines, LineVersion, Move, why_not_live
@@ -72,16 +73,16 @@ class Written(NamedTuple):
 
 def write(line: str, job: Path | None, file: Path, store: Store) -> Written:
     """Write a line into a file. Raises RunUnknown, ArtifactDamaged, PlaceUnusable."""
-    lines = Lines(store)
-    numbers = lines.versions(line)
+    known = Lines(store)
+    numbers = known.versions(line)
     if not numbers:
         raise RunUnknown(f"line {line} has no version", hint="`backprop lines` lists all lines")
-    refs = refs_of([lines.version(line, number) for number in numbers])
+    refs = refs_of([known.version(line, number) for number in numbers])
     there = [digest for digest in sorted(refs) if store.layout.artifact(digest).is_dir()]
     head = LineFile(
         line=line,
         first_name=first_name(line, store.layout),
-        champion=lines.champion(line),
+        champion=known.champion(line),
         versions=numbers,
         artifacts=there,
         pruned=sorted(refs.keys() - set(there)),
@@ -100,6 +101,7 @@ def write(line: str, job: Path | None, file: Path, store: Store) -> Written:
             for digest in there:
                 put_artifact(archive, refs[digest], store)
         fsync(beside)
+        exports.note(line, file, there, store)
         beside.replace(file)
     except OSError as error:
         raise PlaceUnusable(
@@ -212,9 +214,9 @@ class Import:
                 self._unpack(directory)
                 refs = self._refs()
                 self._check_gate(act)
+                self._check_rows(directory, refs)
                 for digest in self._head.artifacts:
                     self._commit(directory / digest, refs, digest, by)
-                self._check_rows(refs)
                 self._publish(directory / "line")
         finally:
             lock.release()
@@ -295,12 +297,12 @@ class Import:
         fields = refs[digest].model_dump(exclude={"digest"})
         self._store.commit(directory, ref, record=by, **fields)
 
-    def _check_rows(self, refs: dict[str, ArtifactRef]) -> None:
-        """Raise InputValidationFailed if the line has rows that this home has forgotten."""
-        known = forgotten(self._store)
-        rows = [ref for ref in refs.values() if isinstance(ref, RowsRef) and ref.digest in self._head.artifacts]
-        for ref in rows if known else []:
-            if known.keys() & {bytes(each).hex() for each in index(ref, self._store).entries["identity"]}:
+    def _check_rows(self, directory: Path, refs: dict[str, ArtifactRef]) -> None:
+        """Raise InputValidationFailed if the line has rows that this home has forgotten, in any form."""
+        known = forgotten(self._store).keys()
+        for ref in refs.values() if known else ():
+            path = directory / ref.digest / ROWS
+            if isinstance(ref, RowsRef) and path.is_file() and any(names(row) & known for row in lines(path)):
                 raise InputValidationFailed(
                     f"{self._file} has rows that were forgotten here",
                     hint="forget them where the line comes from, with `backprop data forget ROW --rebuild`, and export "

@@ -73,6 +73,7 @@ lines/<line>/           of one line
 deleted-lines/<line>-<time>/  of a line that was deleted
   line.json               its tombstone: when, by whom, which versions
   records/                what lines/<line>/ was
+line-exports/<key>.json  a file that a line was written into, and which artifacts are in it
 renamed-lines/<line>-<time>/  of a line that was renamed
   line.json               both names, when, by whom, whether all is done
   mirrored                MLflow has the new name
@@ -117,15 +118,15 @@ from typing import ClassVar
 REBUILD = re.compile(r"\.rebuild-[0-9a-f]{12}$")  # end of the name of a line in which versions are trained again
 MANIFEST = "artifact.json"  # in every artifact: kind, format, and the name, size and sha256 of each payload file
 
-SHARED_STORES = "shared-stores"
 LINE_RECORD = re.compile(  # a file in the directory of a line, but for a release that is going on
     r"(?:(?:versions|releases)/[0-9]{6}|moves/[0-9a-f]{32}|votes/[0-9a-f]{32}/[\w-]+)\.json|champion|first-name",
     re.ASCII,
 )
 
+SHARED_STORES = "shared-stores"
 SHARED = (  # of a store in a bucket, what all machines see; all else stays on one machine, or moves with an artifact
     *("tombstones", "pins", "runs", "finished", "rejected", "flow-runs", "questions", "leases", "ollama-servers"),
-    *("lines", "deleted-lines", "renamed-lines", "forgotten.jsonl", "restored.txt"),
+    *("lines", "deleted-lines", "renamed-lines", "line-exports", "forgotten.jsonl", "restored.txt"),
 )
 
 
@@ -451,6 +452,15 @@ class StoreLayout:
     def renamings(self) -> Iterator[RenamedLayout]:
         """The renamings of lines, in no order."""
         return (RenamedLayout(path.parent) for path in self.root.glob("renamed-lines/*/line.json"))
+
+    @property
+    def line_exports(self) -> Path:
+        """The folder of what is known of the files that lines were written into."""
+        return self.root / "line-exports"
+
+    def line_export(self, key: str) -> Path:
+        """One such file, by a hash of its machine and path."""
+        return self.line_exports / f"{key}.json"
 
     @property
     def leases(self) -> Path:

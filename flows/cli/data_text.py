@@ -306,13 +306,18 @@ def forgotten(done: "Forgotten") -> RenderableType:
         made.add_row(LEARNED.get(learner.side, learner.side), one_line(f"{learner.name}{live}{places}"))
     for one in done.outside:
         made.add_row("not changed", in_file(one))
+    for copy in done.exported:
+        where = f"{copy.path} on {copy.host}: line {copy.line}, exported {copy.at:%Y-%m-%d}"
+        made.add_row("not changed", one_line(where))
     for words in done.left:
         made.add_row("still there", one_line(words))
     return Group(Text(head, style="bold"), made, *stays(done))
 
 
 def stays(done: "Forgotten") -> Iterator[RenderableType]:
-    """What a user has to know of adapters that were trained on the rows."""
+    """What a user has to know of exported lines with the rows, and of adapters that were trained on them."""
+    if done.exported:
+        yield Text("Exported lines above have these rows: delete the files, and export the lines again.")
     if any(learner.side == "trained" for learner in done.learned):
         yield Text(
             "The versions and runs above have learned from these rows. They are not changed: an adapter cannot unlearn."

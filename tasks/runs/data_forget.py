@@ -8,6 +8,7 @@ import json
 import re
 import sqlite3
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from backprop_core.data.row_formats import ChatRow
 from backprop_core.data.row_removal import contents, remove_rows, rows_in
 from backprop_core.data.row_search import TracedFile, files_of, search
 from backprop_core.errors import BackpropError, RefAmbiguous, RowUnknown, RunActive
+from backprop_core.lines import exports
 from backprop_core.lines.forget import Asked, Forgetting, Learner, Removed, rows_named
 from backprop_core.lines.row_trace import source_paths
 from backprop_core.runtime.settings import Settings
@@ -48,6 +50,15 @@ class ChangedFile(Record):
     rows: int = Field(description="Rows that were removed from it.")
 
 
+class ExportedLine(Record):
+    """A file that a line was written into, with the rows."""
+
+    path: str
+    host: str = Field(description="The machine that wrote it.")
+    line: str
+    at: datetime
+
+
 class Forgotten(Record):
     """What was removed, or would be, and what has learned the rows."""
 
@@ -59,6 +70,9 @@ class Forgotten(Record):
     files: list[ChangedFile]
     quoted: list[str] = Field(description="Records, reports, logs and databases in which their text was blanked.")
     outside: list[TracedFile] = Field(description="Files elsewhere that have the rows: they are not changed.")
+    exported: list[ExportedLine] = Field(
+        [], description="Files of `line export` that have the rows: they are not changed."
+    )
     learned: list[Learner] = Field(description="What has been trained on the rows or scored on them, and stays.")
     identities: list[str] = Field(description="The rows, with those that were forgotten before.")
     seen: list[str] = Field(description="LINE@NUMBER of all versions that were ever known to have seen the rows.")
@@ -175,6 +189,10 @@ class Work:
             files=files,
             quoted=quoted,
             outside=self._outside,
+            exported=[
+                ExportedLine(path=one.path, host=one.host, line=one.line, at=one.at)
+                for one in exports.having({one.digest for one in removed}, self._store)
+            ],
             learned=forgetting.learners,
             identities=[],
             seen=[],

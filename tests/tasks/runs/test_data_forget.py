@@ -10,6 +10,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -20,10 +21,12 @@ from backprop_core.data.curation import curate
 from backprop_core.data.forgotten_rows import forgotten, marked
 from backprop_core.data.loading import snapshot
 from backprop_core.data.row_search import files_of
-from backprop_core.errors import RefAmbiguous, RowUnknown
+from backprop_core.errors import InputValidationFailed, RefAmbiguous, RowUnknown
+from backprop_core.lines import line_archive
 from backprop_core.lines.row_trace import trace
 from backprop_core.lines.versions import Lines, LineVersion
 from backprop_core.runtime.settings import settings
+from backprop_core.schema.gate_report import Act
 from backprop_core.schema.refs import Generations, ReferenceLogProbs, artifacts_in
 from backprop_core.schema.specs import DatasetSpec
 from backprop_core.schema.specs.curation import CurationSpec
@@ -96,6 +99,33 @@ def test_a_forgotten_row_comes_back_as_no_other_kind(home: Path, store: Store, j
         assert before.preferences or before.rows.rows == 2
         assert (after.rows.rows, after.preferences) == (1, None) and after.dropped == {"forgotten": 1}
         store.layout.forgotten.unlink()
+
+
+def test_exported_lines_with_the_row_are_named(home: Path, store: Store) -> None:
+    """They are not changed, and named again when another row of the same set is forgotten; other exports are not."""
+    for line, name in (("support", "one.line"), ("billing", "two.line")):
+        line_archive.write(line, None, home.parent / name, store)
+    before = (home.parent / "one.line").read_bytes()
+    for planned in (True, False):
+        assert [Path(one.path).name for one in forget(TEXT, plan=planned).exported] == ["one.line"]
+    [again] = forget(OTHER).exported
+    assert (again.line, again.path) == ("support", str(home.parent / "one.line"))
+    assert (home.parent / "one.line").read_bytes() == before
+
+
+def test_an_exported_line_with_a_forgotten_row_is_not_imported(home: Path, store: Store) -> None:
+    """No line begins, and nothing of the row comes back into the store."""
+    file = home.parent / "support.line"
+    line_archive.write("support", None, file, store)
+    forget(TEXT)
+    act = Act(by="Ann", at=datetime.now(UTC), reason="a test", forced=True)
+    with (
+        pytest.raises(InputValidationFailed, match="forgotten here"),
+        line_archive.opened(file) as (archive, head),
+    ):
+        line_archive.Import(file, archive, head, "again", store).carry_out({}, act)
+    assert "again" not in Lines(store).names()
+    assert places(store.layout.artifacts, TEXT) == set()
 
 
 def forget(*rows: str | DatasetSpec, plan: bool = False) -> Forgotten:
