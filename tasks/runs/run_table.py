@@ -33,7 +33,7 @@ def as_jsonl(runs: Iterable[ExportedRun]) -> bytes:
 def as_csv(runs: Sequence[ExportedRun]) -> bytes:
     """A row each, with a column for every parameter and metric that any of them has. [RFC 4180]"""
     rows, file = list(map(flat, runs)), io.StringIO()
-    writer = csv.DictWriter(file, columns(rows), restval="")  # ends lines with CR LF, so that it quotes either in a cell
+    writer = csv.DictWriter(file, columns(rows), restval="")  # lines end with CR LF, so either is quoted in a cell
     writer.writeheader()
     writer.writerows({name: as_text(value) for name, value in row.items()} for row in rows)
     return file.getvalue().encode()
