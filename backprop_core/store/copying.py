@@ -1,23 +1,28 @@
 """Copies a store into another one, either a directory or in a bucket: by digest, verified, and only what is missing.
 
-What a copy that was cut off has done, the next one skips. Nothing in the target is overwritten, except a champion
-whose line is, version for version, the beginning of the source's.
+What a copy that was cut off has done, the next one skips. Nothing in the target is overwritten but a champion from
+which the source's line has moved on: by its versions and its moves, not by the times of files.
 """
 
+import json
+import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import Field
 
 from backprop_core.schema.records import Record
 from backprop_core.store.artifacts import Store, write_atomic
-from backprop_core.store.layout import StoreLayout
-from backprop_core.store.locks import held
+from backprop_core.store.layout import LineLayout
+from backprop_core.store.locks import held, is_acquired
 
-OWN = ("leases", "flow-runs", "questions")  # of processes at work on a store: not copied
+log = logging.getLogger(__name__)
+OWN = ("leases", "flow-runs", "questions", "moving")  # of processes at work on a store: not copied
 BUSY = "the store is being pruned"
 
 
@@ -27,18 +32,23 @@ class Copied(Record):
     artifacts: int = Field(description="Artifacts that the target did not have.")
     bytes: int = Field(description="Their bytes.")
     records: int = Field(description="Records of lines, runs, pins and finished stages that it did not have.")
-    kept: list[str] = Field(description="Records that differ in the target, and stay as they are there.")
+    kept: list[str] = Field(description="Records that differ there, and lines at work: they stay as they are there.")
 
 
 def copy(source: Store, target: Store, on_progress: Callable[[int, int], None]) -> Copied:
     """Copy everything that the target lacks. Waits for a prune of either; calls `on_progress(done, total)`."""
     with ExitStack() as locks:
-        for store in sorted({source, target}, key=lambda store: store.root):
+        for store in in_order(source, target):
             locks.enter_context(held(store.lock("prune"), BUSY))
         size, count = copy_artifacts(source, target, on_progress)
         results = copy_results(source, target)
         written, kept = copy_records(source, target)
         return Copied(artifacts=count, bytes=size, records=results + written, kept=kept)
+
+
+def in_order(source: Store, target: Store) -> list[Store]:
+    """Both stores, in the order in which their locks are taken."""
+    return sorted({source, target}, key=lambda store: store.root)
 
 
 def copy_artifacts(source: Store, target: Store, on_progress: Callable[[int, int], None]) -> tuple[int, int]:
@@ -90,27 +100,100 @@ def copy_results(source: Store, target: Store) -> int:
 
 
 def copy_records(source: Store, target: Store) -> tuple[int, list[str]]:
-    """Copy records of lines, runs and pins, versions before champions: how many, and which differ in the target."""
+    """Copy records of lines, runs and pins: how many, and which stay as they are in the target."""
+    mine = source.layout
+    rest = [path for path in mine.shared() if path.relative_to(mine.root).parts[0] not in (*OWN, mine.lines.name)]
+    lines = sorted(path.name for path in mine.lines.glob("*"))
+    done = [copy_missing(rest, source, target), *(copy_line(line, source, target) for line in lines)]
+    return sum(written for written, _ in done), [name for _, kept in done for name in kept]
+
+
+def copy_missing(paths: Iterable[Path], source: Store, target: Store) -> tuple[int, list[str]]:
+    """Copy the records that the target lacks: how many, and which differ there."""
     written, kept = 0, []
-    for path in sorted(source.layout.shared(), key=lambda path: (path.name == "champion", path)):
+    for path in sorted(paths):
         name = path.relative_to(source.root)
-        if name.parts[0] in OWN or (name.parts[0] == "tombstones" and target.has(path.stem)):
+        if source.layout.tombstone(path.stem) == path and target.has(path.stem):
             continue
-        content, place = path.read_bytes(), target.root / name
-        now = place.read_bytes() if place.is_file() else None
-        if now is None or (now != content and name.name == "champion" and continues(name.parts[1], source, target)):
-            write_atomic(place, content)
+        now = content_of(target.root / name)
+        if now is None:
+            write_atomic(target.root / name, path.read_bytes())
             written += 1
-        elif now != content:
+        elif now != path.read_bytes():
             kept.append(name.as_posix())
     return written, kept
 
 
-def continues(line: str, source: Store, target: Store) -> bool:
-    """Whether the target has, of this line, exactly the source's versions; the missing ones were just copied."""
-    return versions(line, source.layout) == versions(line, target.layout)
+def copy_line(line: str, source: Store, target: Store) -> tuple[int, list[str]]:
+    """The same for the records of a line, unless a run works on it in one of the stores: then it stays."""
+    with ExitStack() as locks:
+        for store in in_order(source, target):
+            lock = store.lock(f"line-{line}")
+            if not is_acquired(lock, timeout=0):
+                log.warning("line %s is not copied: a run is working on it in %s", line, store.root)
+                return 0, [source.layout.line(line).root.relative_to(source.root).as_posix()]
+            locks.callback(lock.release)
+        return copy_idle_line(line, source, target)
 
 
-def versions(line: str, layout: StoreLayout) -> dict[str, bytes]:
+def copy_idle_line(line: str, source: Store, target: Store) -> tuple[int, list[str]]:
+    """Copy the versions of a line and what else is only added; then the champion and the moves, if those continue."""
+    mine, theirs = source.layout.line(line), target.layout.line(line)
+    every = {path for path in files_below(mine.root) if source.layout.is_shared(path)}
+    moves = {path for path in every if path.parent == mine.moves}
+    begun = every & {mine.transaction}  # a release that was cut off is ended where it began
+    written, kept = copy_missing(every - moves - begun - {mine.champion}, source, target)
+    if begun or theirs.transaction.is_file() or not continues(mine, theirs):
+        left = [path for path in moves | begun | {mine.champion} if differs(path, source, target)]
+        return written, kept + sorted(path.relative_to(source.root).as_posix() for path in left)
+    if differs(mine.champion, source, target):
+        write_atomic(theirs.champion, mine.champion.read_bytes())
+        written += 1
+    more, differ = copy_missing(moves, source, target)
+    return written + more, kept + differ
+
+
+def continues(mine: LineLayout, theirs: LineLayout) -> bool:
+    """Whether this line has been in the state in which the other one is, and has moved on since, if at all.
+
+    Runs make higher versions the champion; whatever else does leaves a move, with the champion before it.
+    """
+    known, new = moves_of(theirs), moves_of(mine)
+    if versions(mine) != versions(theirs) or not known.items() <= new.items():
+        return False
+    live, there = champion(mine), champion(theirs)
+    since = sorted((move for name, move in new.items() if name not in known), key=lambda move: move.at)
+    return there in (0, live) or there <= (since[0].before if since else live)
+
+
+class Moved(NamedTuple):
+    """A manual promotion: when, and the champion before; 0: none."""
+
+    at: datetime
+    before: int
+
+
+def moves_of(line: LineLayout) -> dict[str, Moved]:
+    """The manual promotions of a line by file name."""
+    notes = {path.name: json.loads(path.read_bytes()) for path in line.moves.glob("[!.]*.json")}
+    return {name: Moved(datetime.fromisoformat(note["act"]["at"]), note["before"] or 0) for name, note in notes.items()}
+
+
+def versions(line: LineLayout) -> dict[str, bytes]:
     """The versions of a line by file name."""
-    return {path.name: path.read_bytes() for path in layout.line(line).versions.glob("*.json")}
+    return {path.name: path.read_bytes() for path in line.versions.glob("[!.]*.json")}
+
+
+def champion(line: LineLayout) -> int:
+    """The number of the live version; 0: none."""
+    return int(content_of(line.champion) or 0)
+
+
+def content_of(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def differs(path: Path, source: Store, target: Store) -> bool:
+    """Whether a record of the source is another one in the target, or is not there."""
+    content = content_of(path)
+    return content is not None and content_of(target.root / path.relative_to(source.root)) != content

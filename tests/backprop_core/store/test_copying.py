@@ -1,12 +1,15 @@
 """A store is copied into another one: by digest, verified, once; lines and pins too."""
 
+import os
 import uuid
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from backprop_core.errors import ArtifactDamaged
-from backprop_core.lines.versions import Lines
+from backprop_core.lines.versions import Lines, Move
+from backprop_core.schema.gate_report import Act
 from backprop_core.schema.refs import RowsRef
 from backprop_core.store import pins, sharing
 from backprop_core.store.artifacts import Store, write_atomic
@@ -104,3 +107,68 @@ def test_damage_is_not_copied(source, tmp_path):
         copied(source, target)
     path.write_bytes(before)
     assert copied(source, target).artifacts == 1
+
+
+def move(store: Store, number: int, before: int, day: int) -> None:
+    """Make a version the champion by hand, as a rollback does."""
+    act = Act(by="ann", at=datetime(2026, 12, day, tzinfo=UTC))
+    Lines(store).note_move("support", Move(number=number, before=before, run_id=f"{day:032x}", act=act))
+    write_atomic(store.layout.line("support").champion, str(number))
+
+
+def synced(source: Store, target: Store) -> tuple[int | None, int | None]:
+    """The champions after a sync."""
+    copied(source, target)
+    copied(target, source)
+    return Lines(source).champion("support"), Lines(target).champion("support")
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_newer_rollback_stays(source, tmp_path, backwards):
+    """A rollback goes to the other store and is not undone by its older champion, whatever the times of the files."""
+    target = Store(tmp_path / "target")
+    copied(source, target)
+    move(target if backwards else source, 1, before=2, day=3)
+    for store in (source, target):
+        os.utime(store.layout.line("support").champion, (1e9, 1e9) if store is target else (2e9, 2e9))
+    assert synced(source, target) == (1, 1)
+    move(source, 2, before=1, day=4)
+    assert synced(source, target) == (2, 2)
+
+
+def test_lines_that_parted_stay(source, tmp_path):
+    """Rolled back in one store and continued in the other: each keeps its champion, however often they are synced."""
+    target = Store(tmp_path / "target")
+    copied(source, target)
+    move(source, 1, before=2, day=3)
+    write_atomic(target.layout.line("support").version(3), '{"number": 3}')
+    write_atomic(target.layout.line("support").champion, "3")
+    for _ in range(3):
+        assert synced(source, target) == (1, 3)
+    assert "lines/support/champion" in copied(source, target).kept
+
+
+@pytest.mark.parametrize("at_work", ["source", "target"])
+def test_a_line_at_work_is_not_copied(source, tmp_path, at_work):
+    """While a run has the line in either store, nothing of it is copied, which is said; all else is."""
+    target = Store(tmp_path / "target")
+    with Store(tmp_path / at_work).lock("line-support"):
+        done = copied(source, target)
+        assert done.kept == ["lines/support"] and Lines(target).names() == []
+        assert pins.pinned(target) == pins.pinned(source)
+    assert copied(source, target).kept == [] and Lines(target).champion("support") == 2
+
+
+@pytest.mark.parametrize("releasing", ["source", "target"])
+def test_a_release_that_was_cut_off_is_ended_where_it_began(source, tmp_path, releasing):
+    """Its transaction is not copied, and the champion of its line stays until it has ended."""
+    target = Store(tmp_path / "target")
+    copied(source, target)
+    move(source, 1, before=2, day=3)
+    transaction = Store(tmp_path / releasing).layout.line("support").transaction
+    write_atomic(transaction, "{}")
+    assert "lines/support/champion" in copied(source, target).kept
+    assert Lines(target).champion("support") == 2
+    assert target.layout.line("support").transaction.is_file() == (releasing == "target")
+    transaction.unlink()
+    assert copied(source, target).kept == [] and Lines(target).champion("support") == 1
