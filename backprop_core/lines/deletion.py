@@ -10,7 +10,7 @@ from backprop_core.errors import RunActive, RunUnknown
 from backprop_core.lines.prune import digests_of, size_of
 from backprop_core.lines.versions import Lines
 from backprop_core.schema.records import Record
-from backprop_core.store.artifacts import Store, fsync, write_atomic
+from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.store.leases import living
 from backprop_core.store.locks import is_acquired, nothing
 
@@ -128,7 +128,5 @@ def move_aside(line: str, by: str, store: Store) -> DeletedLine:
     gone = described(line, by, store).model_copy(update={"runs": sorted(own)})
     aside = store.layout.deleted(line, gone.at.strftime(STAMP))
     write_atomic(aside.tombstone, gone.model_dump_json())
-    store.layout.line(line).root.rename(aside.records)
-    fsync(aside.root)
-    fsync(store.layout.lines)
+    store.move_records(store.layout.line(line).root, aside.records, f"line-{line}")
     return gone

@@ -6,7 +6,6 @@ they have the text that everything else is searched for, so a forgetting that wa
 """
 
 import json
-import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -202,9 +201,9 @@ class Forgetting:
         for key in self.checkpoints:
             shared_checkpoints.remove(self._store, key)
         for one in self.removed:
-            for copy in self._store.layout.damaged_copies(one.digest):
-                shutil.rmtree(copy, ignore_errors=True)
             self._store.remove(one.digest, REASON)
+        for digest in self._store.damaged().keys() - self._store.digests():  # nothing says whether these have the rows
+            self._store.remove(digest, REASON)
         self._store.finish_removals()
         successors = {digest: ref.digest for digest, ref in left.items()}
         return [one.model_copy(update={"successor": successors.get(one.digest)}) for one in self.removed]

@@ -21,7 +21,7 @@ from backprop_core.publishing.release import released
 from backprop_core.schema.flows import flow_info
 from backprop_core.schema.records import Record
 from backprop_core.store import shared_checkpoints
-from backprop_core.store.artifacts import Store
+from backprop_core.store.artifacts import Store, remove_file
 from backprop_core.store.cache_keys import digests_in
 from backprop_core.store.disk_files import size_of as size_of
 from backprop_core.store.layout import RunLayout
@@ -185,10 +185,12 @@ class Plan:
         for line, numbers in self._dropped.items():
             for number in numbers:
                 if remove_tag(line, number):
-                    self._store.layout.line(line).release(number).unlink(missing_ok=True)
+                    remove_file(self._store.layout.line(line).release(number))
 
     def _forget(self, gone: set[str]) -> None:
-        """Remove cache records of removed artifacts."""
+        """Remove cache records of removed artifacts, those of other machines too."""
+        if gone:
+            self._store.bring_results()
         for result in self._store.layout.cache_results.glob("*"):
             if gone & digests_in(result.read_text(encoding="utf-8")):
                 self._store.drop_result(result.name)

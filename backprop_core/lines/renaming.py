@@ -21,7 +21,7 @@ from backprop_core.errors import ConfigInvalid, RunActive
 from backprop_core.lines.deletion import STAMP, check_idle, deleted_runs, has_records
 from backprop_core.lines.versions import Lines
 from backprop_core.schema.records import Record
-from backprop_core.store.artifacts import Store, fsync, write_atomic
+from backprop_core.store.artifacts import Store, remove_file, write_atomic
 from backprop_core.store.layout import RenamedLayout, StoreLayout
 from backprop_core.store.locks import is_acquired, nothing
 
@@ -77,7 +77,7 @@ def forget_others(line: str, to: str, store: Store) -> None:
     """Remove the notes of renamings of a line to other names that were cut off before anything moved."""
     for note, place in noted(store.layout):
         if note.line == line and note.to != to and not note.done and has_records(line, store):
-            place.note.unlink()
+            remove_file(place.note)
 
 
 def noted(layout: StoreLayout) -> list[tuple[RenamedLine, RenamedLayout]]:
@@ -166,8 +166,7 @@ def carry_out(note: RenamedLine, store: Store) -> None:
     if old.root.is_dir():
         if not old.first_name.is_file():
             write_atomic(old.first_name, line)
-        old.root.rename(new.root)
-        fsync(layout.lines)
+        store.move_records(old.root, new.root, f"line-{line}")
     for release in sorted(new.releases.glob("*.json")):
         written_again(release, line, to)
     others = deleted_runs(line, store)

@@ -4,7 +4,6 @@ import os
 import uuid
 from collections.abc import Iterable
 from itertools import takewhile
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -14,7 +13,7 @@ from backprop_core.schema.gate_report import Act, GateReport
 from backprop_core.schema.records import KEY_IF_SET, NO_KEY, Record
 from backprop_core.schema.refs import AdapterRef, BaseRef, Cell, DatasetRef, Ratings, RowsRef, RunId, Scores
 from backprop_core.schema.specs import LoraSpec, MergeSpec
-from backprop_core.store.artifacts import Store, write_atomic
+from backprop_core.store.artifacts import Store, remove_file, write_atomic
 from backprop_core.store.sharing import Shared
 
 
@@ -159,15 +158,10 @@ class Lines:
         self._store.confirm(f"line-{line}")
         path = self._layout.line(line).champion
         if number is None:
-            self._remove(path)
+            remove_file(path)
             return
         self.version(line, number)
         write_atomic(path, str(number))
-
-    def _remove(self, path: Path) -> None:
-        if self._store.shared:
-            self._store.shared.mirror.remove(path)
-        path.unlink(missing_ok=True)
 
     def moves(self, line: str) -> list[Move]:
         """Manual promotions, oldest first."""
@@ -180,7 +174,7 @@ class Lines:
 
     def forget_move(self, line: str, run_id: str) -> None:
         """Remove the record of a promotion that was undone."""
-        self._remove(self._layout.line(line).move(run_id))
+        remove_file(self._layout.line(line).move(run_id))
 
     def act(self, line: str, number: int) -> Act | None:
         """The act that forced a version past the gate, else its newest manual promotion; None without any."""

@@ -24,7 +24,7 @@ from backprop_core.schema.gate_report import Act
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import GGUFRef, RunId
 from backprop_core.schema.specs import ExportSpec, PublishSpec
-from backprop_core.store.artifacts import Store, write_atomic
+from backprop_core.store.artifacts import Store, remove_file, write_atomic
 
 log = logging.getLogger(__name__)
 BEFORE, COMMIT, HAD_LATEST, OLD_RECORD, ANSWER = "before", "commit", "had latest", "old record", "answer"
@@ -147,7 +147,7 @@ class Steps:
         self._save()
         for step in reversed(self._begun()):
             step.undo()
-        self._store.layout.line(self._release.line).transaction.unlink()
+        remove_file(self._store.layout.line(self._release.line).transaction)
 
     def finish(self) -> Release:
         """Clean up after the point of no return. What cannot be cleaned up now is left to the next run on the line."""
@@ -155,7 +155,7 @@ class Steps:
             if self._publish.ollama:
                 with self._server() as server:
                     server.remove(self._model("previous"))
-            self._store.layout.line(self._release.line).transaction.unlink()
+            remove_file(self._store.layout.line(self._release.line).transaction)
         except BackpropError as error:
             log.warning("an Ollama tag could not be removed; the next run on the line retries: %s", error.message)
         return self._outcome()
@@ -282,7 +282,7 @@ class Steps:
         if old := self._state.notes[OLD_RECORD]:
             write_atomic(self._record, old)
         else:
-            self._record.unlink(missing_ok=True)
+            remove_file(self._record)
 
     def _crown(self) -> dict[str, str]:
         wanted = self._release

@@ -30,6 +30,11 @@ def bucket_address(address: str) -> str:
     return address.rstrip("/")
 
 
+def s3_endpoint() -> str:
+    """The S3 server, as AWS tools are told of it; empty: Amazon's."""
+    return (os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "").rstrip("/")
+
+
 def expandable(path: Path) -> Path:
     """The path. Raises ValueError if it starts with the home directory of an unknown user."""
     try:
@@ -184,7 +189,7 @@ class Settings(BaseSettings):
         if self.store.lower().startswith("file:"):
             return file_path(self.store)
         if self.store.lower().startswith("s3://"):
-            return self.layout.shared_store(bucket_address(self.store))
+            return self.layout.shared_store(bucket_address(self.store), s3_endpoint())
         if is_address(self.store):
             scheme = self.store.partition(":")[0]
             raise StoreUnsupported(

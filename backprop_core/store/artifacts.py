@@ -19,12 +19,12 @@ from backprop_core.errors import ArtifactDamaged, ArtifactMissing, DiskFull, sys
 from backprop_core.runtime import log_context
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import ArtifactRef
-from backprop_core.store import cache_limit, disk_files, sharing
+from backprop_core.store import cache_limit, disk_files, shared_moves, sharing
 from backprop_core.store.cache_keys import canonical, digest_of
 from backprop_core.store.disk_files import fsync as fsync
 from backprop_core.store.disk_files import size_of
 from backprop_core.store.layout import MANIFEST, StoreLayout
-from backprop_core.store.locks import Lock
+from backprop_core.store.locks import Lock, is_acquired
 from backprop_core.store.sharing import Shared
 
 LARGE = 64 * 2**20  # bytes
@@ -60,6 +60,21 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         disk_files.replace(path, data)
 
 
+def remove_file(path: Path) -> None:
+    """Remove a file, if there is one; one that all machines share in the bucket first. Raises StoreConflict."""
+    if (shared := sharing.keeper(path)) and path.is_file():
+        shared.mirror.remove(path)
+    path.unlink(missing_ok=True)
+
+
+def remove_records(directory: Path) -> None:
+    """Remove a directory of records, if there is one, as `remove_file` does."""
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            remove_file(path)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
 def manifest_of(directory: Path, kind: str, version: int) -> dict[str, Any]:
     """Kind, format and the (name, size, sha256) of every payload file, by name."""
     paths = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST)
@@ -87,6 +102,26 @@ class Store:
         self.shared = None if alone else sharing.at(self.root)
         if self.shared:
             self.shared.refresh()
+            self._end_moves(self.shared)
+
+    def _end_moves(self, shared: Shared) -> None:
+        """Finish or undo moves of records that were cut off: their lock, if it is free, does that."""
+        for name in shared_moves.locks(shared):
+            lock = self.lock(name)
+            if is_acquired(lock, timeout=0):
+                lock.release()
+
+    def move_records(self, old: Path, new: Path, lock: str) -> None:
+        """Give a directory of records another place: all of them, or none. Only for who has the lock.
+
+        Raises LeaseLost, StoreConflict.
+        """
+        if self.shared:
+            shared_moves.move(self.shared, old, new, lock)
+        else:
+            old.rename(new)
+        for place in {old.parent, new.parent}:
+            fsync(place)
 
     # Writing
 
@@ -351,9 +386,17 @@ class Store:
         return here | self.shared.digests().keys() if self.shared else here
 
     def sizes(self) -> dict[str, int]:
-        """All artifacts with their bytes, here and in the bucket."""
+        """All artifacts with their bytes, here and in the bucket; also those of which only damage is left."""
         here = {path.name: size_of(path) for path in self.layout.artifacts.glob("*")}
-        return (self.shared.digests() | here) if self.shared else here
+        return self.damaged() | (self.shared.digests() if self.shared else {}) | here
+
+    def damaged(self) -> dict[str, int]:
+        """What was set aside, by the digest that it should have, with its bytes, here and in the bucket."""
+        found = self.shared.damaged() if self.shared else {}
+        for path in self.layout.damaged.glob("*"):
+            digest = path.name.partition("-")[0]
+            found[digest] = found.get(digest, 0) + size_of(path)
+        return found
 
     def bring_all(self) -> None:
         """Copy every artifact of the bucket here, for what reads them all."""
@@ -368,7 +411,13 @@ class Store:
                 self.has_result(key)
 
     def finish_removals(self) -> None:
-        """Delete what removals that were cut off have left in the bucket. Only for who has the lock of a prune."""
+        """Delete what removals have left: what was set aside; in the bucket, also where they were cut off.
+
+        Only for who has the lock of a prune.
+        """
+        for digest in filter(self.was_removed, self.damaged()):
+            for path in self.layout.damaged_copies(digest):
+                shutil.rmtree(path, ignore_errors=True)
         if self.shared:
             self.shared.finish_removals(self.was_removed)
 

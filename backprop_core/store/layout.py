@@ -77,6 +77,7 @@ line-exports/<key>.json  a file that a line was written into, and which artifact
 renamed-lines/<line>-<time>/  of a line that was renamed
   line.json               both names, when, by whom, whether all is done
   mirrored                MLflow has the new name
+moving/<id>.json        in a bucket: records of a line that move to another place, until all have moved
 leases/<run_id>.txt     what a run uses, one digest or key a line, until it is finished; .lock: held by its process
 ollama-servers/<server>/<name>.json  what was made on an Ollama server under a name
 locks/<name>.lock       freed by the kernel when their holder dies
@@ -87,14 +88,15 @@ shared.db               what of the bucket this copy has, by etag
 A store in a bucket has the same names, in these places below its prefix:
 
 artifacts/ records/ cache/ checkpoints/ damaged/  as above; the manifest of an artifact is written last
-state/<path>            every other file that machines share (`SHARED`)
+state/<path>            every other file that machines share (`SHARED`); of those that are changed on a condition, one
+                        without content was removed
 locks/<name>            who holds a lock, and its token, which grows: see `store.remote_leases`
 
 All locks, in the one order in which they are taken. A process that waits for one holds none that comes after it:
 
 1. a slot of the deployment     Prefect's, before the run has a process
 2. locks/line-<name>            of a run that continues the line, and of its release; of a delete and a rename, which
-                                takes both names': not waited for, RunActive
+                                takes both names': not waited for, RunActive; of a copy, which leaves out a line at work
 3. the journal of the run       in the home; not waited for: RunActive
 4. locks/prune                  of a prune and of `data forget` to its end; of a run while it takes its lease
 5. leases/<run_id>              not waited for: RunActive
@@ -126,7 +128,7 @@ LINE_RECORD = re.compile(  # a file in the directory of a line, but for a releas
 SHARED_STORES = "shared-stores"
 SHARED = (  # of a store in a bucket, what all machines see; all else stays on one machine, or moves with an artifact
     *("tombstones", "pins", "runs", "finished", "rejected", "flow-runs", "questions", "leases", "ollama-servers"),
-    *("lines", "deleted-lines", "renamed-lines", "line-exports", "forgotten.jsonl", "restored.txt"),
+    *("lines", "deleted-lines", "renamed-lines", "moving", "line-exports", "forgotten.jsonl", "restored.txt"),
 )
 
 
@@ -453,6 +455,14 @@ class StoreLayout:
         """The renamings of lines, in no order."""
         return (RenamedLayout(path.parent) for path in self.root.glob("renamed-lines/*/line.json"))
 
+    def moving(self, id: str) -> Path:
+        """The note of records that move to another place."""
+        return self.root / "moving" / f"{id}.json"
+
+    def all_moving(self) -> Iterator[Path]:
+        """All of these notes, in no order."""
+        return self.root.glob("moving/*.json")
+
     @property
     def line_exports(self) -> Path:
         """The folder of what is known of the files that lines were written into."""
@@ -516,6 +526,15 @@ class StoreLayout:
         hidden = path.name.startswith(".") or path.suffix == ".lock"
         return first in SHARED and not hidden and not (first == "runs" and "sources" in more)
 
+    def is_log(self, path: Path) -> bool:
+        """Whether this file is the log of a run, which grows all the time."""
+        return path == self.run(path.parent.name).log
+
+    def run_of(self, path: Path) -> str | None:
+        """The run whose process alone writes this file; None: any may."""
+        first, *more = path.relative_to(self.root).parts
+        return Path(more[0]).stem if first in ("runs", "leases", "questions") and more else None
+
     @property
     def sessions(self) -> Path:
         """The folder of all temporary directories."""
@@ -539,6 +558,7 @@ class BucketLayout:
     LOCKS: ClassVar[str] = "locks"
     CACHE_KEYS: ClassVar[str] = "cache/keys"
     CHECKPOINTS: ClassVar[str] = "checkpoints"
+    DAMAGED: ClassVar[str] = "damaged"
 
     def state(self, path: str) -> str:
         """A file that all machines share; `path` is relative to the store."""
@@ -570,7 +590,7 @@ class BucketLayout:
 
     def damaged(self, name: str) -> str:
         """The prefix of an artifact's files that were found damaged."""
-        return f"damaged/{name}"
+        return f"{self.DAMAGED}/{name}"
 
     def clock(self, copy: str) -> str:
         """What a machine writes to see the time of the server."""
@@ -654,10 +674,10 @@ class HomeLayout:
         """The store, unless another place is set."""
         return self.root / "store"
 
-    def shared_store(self, address: str) -> Path:
-        """The local copy of the store at an address in a bucket."""
+    def shared_store(self, address: str, endpoint: str) -> Path:
+        """The local copy of the store at an address in a bucket of this S3 server; empty: Amazon's."""
         name = re.sub(r"[^a-z0-9._-]+", "-", address.partition("://")[2].lower()).strip("-")
-        return self.root / SHARED_STORES / f"{name}-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
+        return self.root / SHARED_STORES / f"{name}-{hashlib.sha256((address + endpoint).encode()).hexdigest()[:8]}"
 
     @property
     def data(self) -> Path:

@@ -13,9 +13,8 @@ from filelock import FileLock
 from backprop_core.errors import RunActive
 from backprop_core.store.artifacts import Store
 from backprop_core.store.locks import Lock, held, is_acquired, is_held, nothing
-from backprop_core.store.remote_leases import LASTS
+from backprop_core.store.remote_leases import LASTS, RUN
 
-RUN = "run-"  # begins the names of these locks in a bucket
 LOOK = 1.0  # seconds: who only looks whether a run lives holds its lock for a moment
 
 
@@ -26,6 +25,7 @@ class Lease:
     """
 
     def __init__(self, run_id: str, store: Store, before_wait: Callable[[], None] = nothing) -> None:
+        self._store, self._name = store, RUN + run_id
         self._path, self._lock_path = store.layout.lease(run_id), store.layout.lease_lock(run_id)
         self._path.parent.mkdir(exist_ok=True)
         file = FileLock(self._lock_path, thread_local=False)
@@ -42,10 +42,15 @@ class Lease:
         with held(store.lock("prune"), "the store is being pruned", before=before_wait):
             return is_acquired(self._lock, timeout=0)
 
-    def add(self, name: str) -> None:
-        """Keep what has this digest or this key."""
-        self._file.write(name + "\n")
+    def add(self, *names: str) -> None:
+        """Keep what has these digests or keys. Raises LeaseLost if another machine has taken the run over."""
+        self.confirm()
+        self._file.write("".join(f"{name}\n" for name in names))
         self._file.flush()
+
+    def confirm(self) -> None:
+        """Raise LeaseLost if another machine has taken the run over."""
+        self._store.confirm(self._name)
 
     def end(self, *, finished: bool) -> None:
         """The process works on the run no more; of a finished run, what it has made is kept by those who name it."""

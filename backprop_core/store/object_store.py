@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from backprop_core.errors import ArtifactDamaged, AuthRequired, PlaceUnusable, StoreUnreachable
 from backprop_core.runtime.optional_packages import require
+from backprop_core.runtime.settings import s3_endpoint
 
 R = TypeVar("R")
 PART = 16 * 2**20  # bytes of one request
@@ -220,7 +221,7 @@ def refusals() -> tuple[type[Exception], ...]:
 
 def place() -> dict[str, Any]:
     """Endpoint and region, from the environment."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    endpoint = s3_endpoint()
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
     return {"region": region} | ({"endpoint": endpoint} if endpoint else {})
 

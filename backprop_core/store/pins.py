@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from backprop_core.store.artifacts import Store, write_atomic
+from backprop_core.store.artifacts import Store, remove_file, write_atomic
 
 
 def pin(name: str, digests: Iterable[str], store: Store) -> None:
@@ -14,9 +14,7 @@ def unpin(name: str, store: Store) -> bool:
     """Keep them no longer; whether they were kept."""
     path = store.layout.pin(name)
     known = path.is_file()
-    if known and store.shared:
-        store.shared.mirror.remove(path)
-    path.unlink(missing_ok=True)
+    remove_file(path)
     return known
 
 

@@ -28,6 +28,7 @@ LASTS = 30.0  # seconds
 RENEWED = 10.0  # seconds between two renewals
 SLACK = 15.0  # seconds more for a renewal that is late, by the clock of the server
 LOOK = 1.0  # seconds between two looks of one who waits
+RUN = "run-"  # begins the names of the leases of runs
 
 
 class Note(NamedTuple):
@@ -98,7 +99,8 @@ class Leases:
         """End a lease. Its token stays, for the next holder to raise."""
         with self._guard:
             note, etag = self._held.pop(name, (None, ""))
-        if note and name not in self._lost:
+            self._lost.discard(name)
+        if note:
             self._write(name, note._replace(holder=None, nonce=uuid.uuid4().hex), etag)
 
     def confirm(self, name: str) -> None:
@@ -110,6 +112,15 @@ class Leases:
                 f"another machine has taken over {name} of the store {self._objects.address}",
                 hint="this machine was cut off from the store for too long; run it again",
             )
+
+    def is_others(self, name: str) -> bool:
+        """Whether another machine has the lease, or has taken it over from this process."""
+        with self._guard:
+            if name in self._held or name in self._lost:
+                self._renew(name)
+                return name in self._lost
+        found = self._objects.read(KEYS.lock(name))
+        return found is not None and note_in(found).holder not in (None, self._me)
 
     def _renew(self, name: str) -> None:
         with self._guard:

@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from backprop_core.runtime.settings import settings
-from backprop_core.store import disk_files
+from backprop_core.store import disk_files, shared_moves
 from backprop_core.store.layout import MANIFEST, BucketLayout, StoreLayout
 from backprop_core.store.mirror import Mirror
 from backprop_core.store.object_store import Listed, Objects
@@ -76,8 +76,8 @@ class Shared:
     def __init__(self, address: str, copy: str, layout: StoreLayout) -> None:
         self.address, self.layout = address, layout
         self.objects = Objects(address)
-        self.mirror = Mirror(self.objects, layout, self._drop_copy)
-        self.leases = Leases(Objects(address, patience=5), copy, self.sync)
+        self.leases = Leases(Objects(address, patience=5), copy, self.look)
+        self.mirror = Mirror(self.objects, layout, self.leases, self._drop_copy)
         self._synced = 0.0
         self._known = set[str]()  # artifacts that this process has seen in the bucket
 
@@ -85,22 +85,33 @@ class Shared:
 
     def sync(self) -> None:
         """Bring the small files of both sides to the same state."""
-        self.mirror.sync()
+        self.mirror.sync(logs=True)
+        self._synced = time.monotonic()
+
+    def look(self) -> None:
+        """The same, but for the logs of runs: this is done all the time, and each would be sent again as a whole."""
+        self.mirror.sync(logs=False)
         self._synced = time.monotonic()
 
     def refresh(self) -> None:
-        """The same, unless it was done a moment ago."""
+        """Look, unless that was done a moment ago."""
         if not self._synced or time.monotonic() - self._synced > FRESH:
-            self.sync()
+            self.look()
 
     def lock(self, name: str, file: FileLock) -> SharedLock:
-        """A lock of all machines, under which both sides are the same."""
-        return SharedLock(name, file, self.leases, self.sync, self.sync)
+        """A lock of all machines, under which both sides are the same, and no records are in the middle of a move."""
+
+        def settled() -> None:
+            self.sync()
+            shared_moves.settle(self, name)
+
+        return SharedLock(name, file, self.leases, settled, self.sync)
 
     def _drop_copy(self, digest: str) -> None:
-        """Remove the copy of an artifact that another machine removed."""
+        """Remove the copy of an artifact that another machine removed, and what was set aside of it."""
         self._known.discard(digest)
-        shutil.rmtree(self.layout.artifact(digest), ignore_errors=True)
+        for path in (self.layout.artifact(digest), *self.layout.damaged_copies(digest)):
+            shutil.rmtree(path, ignore_errors=True)
 
     # Artifacts
 
@@ -167,8 +178,19 @@ class Shared:
         for name in sorted(names, key=lambda name: name != MANIFEST):
             self.objects.move(KEYS.payload(digest, name), f"{aside}/{name}")
 
+    def damaged(self) -> dict[str, int]:
+        """What was set aside, by the digest that it should have, with its bytes."""
+        found = dict[str, int]()
+        for one in self.objects.list(KEYS.DAMAGED):
+            digest = one.key.partition("-")[0]
+            found[digest] = found.get(digest, 0) + one.size
+        return found
+
     def finish_removals(self, is_removed: Callable[[str], bool]) -> None:
-        """Delete what removals and uploads that were cut off have left. Only for who has the lock of a prune."""
+        """Delete what was set aside of removed artifacts, and what removals and uploads that were cut off have left.
+
+        Only for who has the lock of a prune.
+        """
         every = self.objects.list(KEYS.ARTIFACTS)
         whole = {digest for digest, _, name in (one.key.partition("/") for one in every) if name == MANIFEST}
         self.sync()
@@ -180,6 +202,8 @@ class Shared:
         left = sorted((one.key for one in every if is_left(one)), key=lambda key: not key.endswith(f"/{MANIFEST}"))
         records = {KEYS.record(key.partition("/")[0]) for key in left}
         self.objects.delete([*(f"{KEYS.ARTIFACTS}/{key}" for key in left), *sorted(records)])
+        aside = [one.key for one in self.objects.list(KEYS.DAMAGED) if is_removed(one.key.partition("-")[0])]
+        self.objects.delete([f"{KEYS.DAMAGED}/{key}" for key in aside])
 
     def _manifest(self, digest: str) -> str:
         return KEYS.payload(digest, MANIFEST)

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any, Self
 from prefect.exceptions import TerminationSignal
 
 from backprop_core.data.curated_report import curated_report
-from backprop_core.errors import BackpropError, Interrupted, TimeLimit, Unexpected, system_error
+from backprop_core.errors import (
+    BackpropError,
+    Interrupted,
+    LeaseLost,
+    StoreUnreachable,
+    TimeLimit,
+    Unexpected,
+    system_error,
+)
 from backprop_core.evaluation.forgetting_matrix import Row, evaluation
 from backprop_core.lines.versions import Lines, LineVersion
 from backprop_core.runtime.redaction import blank_json
@@ -35,6 +43,7 @@ from backprop_core.schema.refs import (
     TrainResult,
 )
 from backprop_core.store.artifacts import Store, write_atomic
+from backprop_core.store.remote_leases import RUN
 from tasks.runs.prepared_run import Prepared
 from tasks.runs.record import RunJournal
 from tasks.runs.rejections import Attempt
@@ -171,6 +180,9 @@ class Outcome(Notes):
         return self
 
     def __exit__(self, _: object, error: BaseException | None, trace: object) -> None:
+        if lost := self._lost():
+            self.journal.leave()
+            raise lost from error
         coded = self._coded(error) if error else None
         status = self.made.status if coded is None else "interrupted" if isinstance(coded, STOPPED) else "failed"
         try:
@@ -179,6 +191,16 @@ class Outcome(Notes):
             coded, error = coded or self._coded(failed), error or failed
         if coded:
             raise coded from error
+
+    def _lost(self) -> BackpropError | None:
+        """LeaseLost if another machine has taken the run over: its record is no longer for this process to write."""
+        try:
+            self._store.confirm(RUN + self.made.run_id)
+        except LeaseLost as error:
+            return self._coded(error)
+        except StoreUnreachable:  # the result is kept in the journal
+            return None
+        return None
 
     def _coded(self, error: BaseException) -> BackpropError:
         return as_coded(error, self.made.run_id, self._prepared.flow)

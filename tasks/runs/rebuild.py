@@ -6,7 +6,6 @@ have seen the rows are withdrawn once another one is live: their adapters and fi
 """
 
 import json
-import shutil
 import uuid
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from backprop_core.schema.flows import flow_info
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import DatasetRef, RowsRef, SourceRef
 from backprop_core.schema.specs import ApprovalSpec, DatasetSpec, ExportSpec, PublishSpec, RunSpec
-from backprop_core.store.artifacts import Store, file_digest, write_atomic
+from backprop_core.store.artifacts import Store, file_digest, remove_records, write_atomic
 from backprop_core.store.cache_keys import digests_in
 from backprop_core.store.layout import MANIFEST, REBUILD
 from backprop_core.store.pins import pinned
@@ -186,7 +185,7 @@ def begin(line: str, numbers: Sequence[int], rows: Collection[str], store: Store
     forget(rows, [f"{line}@{number}" for number in numbers], store)
     for name in lines.names():
         if REBUILD.search(name) and REBUILD.sub("", name) == line[:LONGEST]:
-            shutil.rmtree(store.layout.line(name).root)
+            remove_records(store.layout.line(name).root)
     made = f"{line[:LONGEST]}.rebuild-{uuid.uuid4().hex[:12]}"
     before = lines.ancestors(line, lines.version(line, numbers[0]).parent)
     for place, version in enumerate(before):
@@ -197,7 +196,7 @@ def begin(line: str, numbers: Sequence[int], rows: Collection[str], store: Store
 
 def end(name: str, store: Store, config: Settings) -> None:
     """Remove the line of a rebuild, here and in MLflow; its runs stay."""
-    shutil.rmtree(store.layout.line(name).root, ignore_errors=True)
+    remove_records(store.layout.line(name).root)
     remove_model(config, name)
 
 

@@ -205,15 +205,23 @@ class RunJournal:
             self._keep(result)  # before the journal is free: what MLflow gets about the line is read from it
         finally:
             self._journal.close()
-        self._trackers.end()
-        self._sender.finish()
-        self._trackers.finish()
+        self._send_rest()
         result = result.model_copy(update={"mlflow_run_id": mlflow_run_id(self._config, self._run_id)})
         self._keep(result)
         if prefect_artifacts.flow_run_id():
             link = run_link(self._config, self._run_id)
             prefect_artifacts.publish(result, self._datasets, namespace=self._config.namespace, mlflow_link=link)
         return result
+
+    def leave(self) -> None:
+        """End the record here: another machine continues it."""
+        self._journal.close()
+        self._send_rest()
+
+    def _send_rest(self) -> None:
+        self._trackers.end()
+        self._sender.finish()
+        self._trackers.finish()
 
     def _keep(self, result: RunResult) -> None:
         write_atomic(self._store.layout.run(self._run_id).result, result.model_dump_json())

@@ -41,6 +41,7 @@ def carried_out(
         result = known or work()
     for ref in artifacts_in(result):
         store.share(ref.digest)
+    store.shared.sync()  # the log of the run, too
     return result
 
 

@@ -239,8 +239,7 @@ class StageCalls:
         if stage == "train":
             self._checkpoints.end(key)
         self._afresh.end(key)
-        for name in digests_in(result.model_dump_json()):
-            self._lease.add(name)
+        self._lease.add(*digests_in(result.model_dump_json()))
         shutil.rmtree(self._store.layout.checkpoints(key), ignore_errors=True)
 
     def _carry_out(self, stage: Stage[R], parameters: dict[str, Any]) -> R:

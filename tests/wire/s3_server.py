@@ -45,6 +45,7 @@ class Cutter:
 
     target: str
     every: int = 0  # 0: never
+    last: int = 0  # after so many requests refuse everything, as if the machine had died; 0: never
     down: bool = False  # refuse everything
     requests: int = 0
     cuts: int = 0
@@ -94,6 +95,9 @@ class Cutter:
     def _is_due(self) -> str:
         with self.guard:
             self.requests += 1
+            self.down = self.down or 0 < self.last < self.requests
+            if self.down:
+                return "before"
             if not self.every or self.requests % self.every:
                 return ""
             self.cuts += 1

@@ -13,7 +13,7 @@ from backprop_core.errors import ArtifactDamaged, LeaseLost
 from backprop_core.schema.refs import RowsRef
 from backprop_core.store import cache_limit, remote_leases, shared_checkpoints, sharing
 from backprop_core.store.artifacts import Store, write_atomic
-from backprop_core.store.leases import living
+from backprop_core.store.leases import Lease, living
 from tests.wire.s3_server import BUCKET, environment, s3_server
 
 KEY = "c" * 64
@@ -214,3 +214,63 @@ def test_confirmed_lock(machines, monkeypatch):
     other.release()
     mine.release()
     assert two.has(ref.digest)
+
+
+def test_a_run_that_was_taken_over_writes_nothing_more(machines, monkeypatch):
+    """A run whose process slept while another machine took it over changes no record of the run any more.
+
+    Neither what it writes nor what lies in its local copy reaches the bucket, whichever process looks there.
+    """
+    monkeypatch.setattr(remote_leases, "LASTS", 0.5)
+    monkeypatch.setattr(remote_leases, "RENEWED", 60.0)
+    one, two = machines
+    run, id = one.layout.run("a" * 32), "a" * 32
+    mine = Lease(id, one)
+    write_atomic(run.spec, "{}")
+    mine.add("b" * 64)
+    one.shared.sync()
+    theirs = Lease(id, two)
+    theirs.add("c" * 64)
+    write_atomic(two.layout.run(id).decision, "theirs")
+    for write in (run.result, run.decision, run.spec, one.layout.question(id)):
+        with pytest.raises(LeaseLost, match=f"run-{id}"):
+            write_atomic(write, "mine")
+    with pytest.raises(LeaseLost):
+        mine.add("d" * 64)
+    for name in (run.log, run.fresh, one.layout.lease(id)):
+        with name.open("a") as file:
+            file.write("mine\n")
+    one.shared.sync()
+    other_process(one).shared.sync()
+    mine.end(finished=False)
+    theirs.end(finished=False)
+    two.shared.sync()
+    there = {path.name: path.read_text() for path in two.layout.shared() if id in str(path)}
+    lease = "b" * 64 + "\n" + "c" * 64 + "\n"
+    assert there == {"spec.json": "{}", "decision.json": "theirs", f"{id}.txt": lease}
+
+
+def test_a_log_is_not_sent_again_with_every_look(machines, monkeypatch):
+    """A log that has grown is sent when a lock is taken or given back, not when a lease is renewed, a store opened."""
+    monkeypatch.setattr(remote_leases, "RENEWED", 0.1)
+    monkeypatch.setattr(sharing, "FRESH", -1.0)
+    one, two = machines
+    log = one.layout.run("a" * 32).log
+    log.parent.mkdir(parents=True)
+    lock = one.lock("line-support")
+    lock.acquire()
+
+    def tag() -> str:
+        return one.shared.objects.read("locks/line-support").etag
+
+    for text in ("first\n", "second\n"):
+        log.write_text(text)
+        for _ in range(3):
+            before = tag()
+            while tag() == before:
+                time.sleep(0.05)
+        Store(one.root)
+        assert not keys(one, "state/runs")
+    lock.release()
+    two.shared.look()
+    assert (two.root / log.relative_to(one.root)).read_text() == "second\n"

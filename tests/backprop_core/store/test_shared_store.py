@@ -271,6 +271,23 @@ def test_the_address_is_a_setting(wire, address, tmp_path, monkeypatch):
     assert Store(tmp_path / "plain").shared is None
 
 
+def test_two_servers_have_two_local_copies(wire, address, tmp_path, monkeypatch):
+    """The same address on another S3 server is another store; however its own address ends, a server has one copy."""
+    from backprop_core.runtime.settings import settings
+
+    monkeypatch.setenv("BACKPROPAGATE_HOME", str(tmp_path))
+    monkeypatch.setenv("BACKPROPAGATE_STORE", address)
+    servers = ["http://one", "http://two", ""]
+    places = set[Path]()
+    for server in servers:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+        places.add(settings().store_path)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://two/")
+    assert len(places) == 3 and settings().store_path in places
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://one")
+    assert settings().store_path in places
+
+
 def test_a_checkpoint_is_on_the_other_machine(machines):
     """The newest whole checkpoint goes up while the training runs, and another machine begins with it; then it goes."""
     one, two = machines

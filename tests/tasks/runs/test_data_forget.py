@@ -27,7 +27,7 @@ from backprop_core.lines.row_trace import trace
 from backprop_core.lines.versions import Lines, LineVersion
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.gate_report import Act
-from backprop_core.schema.refs import Generations, ReferenceLogProbs, artifacts_in
+from backprop_core.schema.refs import Generations, ReferenceLogProbs, RowsRef, artifacts_in
 from backprop_core.schema.specs import DatasetSpec
 from backprop_core.schema.specs.curation import CurationSpec
 from backprop_core.store.artifacts import Store
@@ -225,6 +225,16 @@ def test_no_byte_of_a_row_is_left(home: Path, store: Store) -> None:
     night = snapshot(str(home / "data" / "night-2.jsonl"), scratch=home)
     curate(night, DatasetSpec(path=night.path), store=store)
     assert forget(done.rows[0].row).rows == [], "a second time, nothing is left to do"
+
+
+def test_what_was_set_aside_is_forgotten(home: Path, store: Store) -> None:
+    """Damage that nothing sound stands for may have the row, and goes."""
+    with store.begin("rows") as directory:
+        (directory / "rows.jsonl").write_text(json.dumps({"text": TEXT}))
+        ref = store.commit(directory, RowsRef, record={}, rows=1)
+    store.set_aside(ref.digest)
+    forget(TEXT)
+    assert list(store.layout.damaged.glob("*")) == [] and store.was_removed(ref.digest)
 
 
 def test_lines_and_runs_go_on_without_the_row(home: Path, store: Store) -> None:
