@@ -18,6 +18,7 @@ from backprop_core.evaluation.hits import Hits, Row, changes_by_one, hits_of
 from backprop_core.evaluation.metrics import as_expected
 from backprop_core.schema.gate_report import CanaryVerdict, GateReport, Question, TaskVerdict
 from backprop_core.schema.refs import Answers
+from backprop_core.schema.score_text import amount, change, level, limit
 from backprop_core.schema.specs import GateSpec
 from backprop_core.store.artifacts import Store
 
@@ -51,13 +52,13 @@ def gate(
     gains = {name: gain(own, other, averaged, spec.confidence, question) for name, other in rivals.items()}
     canaries = canary_verdicts(spec, answers, champion_answers)
     unknown = too_little(sizes, watch, spec)
-    reasons = [unknown] if unknown else not_shown(gains, spec, question)
-    reasons = [*worse(verdicts, spec), *reasons, *wrong(canaries, spec)]
+    reasons = [unknown] if unknown else not_shown(gains, metric, spec, question)
+    reasons = [*worse(verdicts, metric, spec), *reasons, *wrong(canaries, spec)]
     least = min(gains.values(), key=lambda gain: gain.low)
     return GateReport(
         accepted=not reasons,
         reason="; ".join(
-            [*(reasons or [shown(least, spec, question)]), *([] if unknown else not_counted(sizes, spec))]
+            [*(reasons or [shown(least, metric, spec, question)]), *([] if unknown else not_counted(sizes, spec))]
         ),
         question=question,
         margin=spec.margin if question == "not_worse" else None,
@@ -112,11 +113,11 @@ def in_words(rows: int) -> str:
     return f"{rows} held-out row{'' if rows == 1 else 's'}"
 
 
-def worse(verdicts: Sequence[TaskVerdict], spec: GateSpec) -> list[str]:
+def worse(verdicts: Sequence[TaskVerdict], metric: str, spec: GateSpec) -> list[str]:
     """One reason for each task that is clearly worse."""
     return [
-        f"{v.task} fell by {-v.difference:.4f}, at least {-v.high:.4f} with {spec.confidence:.0%} confidence "
-        f"(allowed: {spec.max_drop})"
+        f"{v.task} fell by {amount(v.difference, metric)}, at least {amount(v.high, metric)} "
+        f"with {spec.confidence:.0%} confidence (allowed: {limit(spec.max_drop, metric)})"
         for v in verdicts
         if v.worse and v.high is not None
     ]
@@ -144,31 +145,33 @@ def gain(
     return Gain(mean([own[task].score for task in tasks]), mean([rival[task].score for task in tasks]), low)
 
 
-def not_shown(gains: Mapping[str, Gain], spec: GateSpec, question: Question) -> list[str]:
+def not_shown(gains: Mapping[str, Gain], metric: str, spec: GateSpec, question: Question) -> list[str]:
     """One reason for each rival to which the answer to the question is no."""
     if question == "not_worse":
         return [
-            f"the average {gain.own:.4f} may be {-gain.low:.4f} below the {gain.rival:.4f} of {name} "
-            f"({spec.confidence:.0%} confidence; allowed: {spec.margin})"
+            f"the average {level(gain.own, metric)} may be {amount(gain.low, metric)} below the "
+            f"{level(gain.rival, metric)} of {name} "
+            f"({spec.confidence:.0%} confidence; allowed: {limit(spec.margin, metric)})"
             for name, gain in gains.items()
             if gain.low <= -spec.margin
         ]
     return [
-        f"the average {gain.own:.4f} is not above the {gain.rival:.4f} of {name}"
+        f"the average {level(gain.own, metric)} is not above the {level(gain.rival, metric)} of {name}"
         + (f" by more than chance ({spec.confidence:.0%} confidence)" if gain.own > gain.rival else "")
         for name, gain in gains.items()
         if gain.low <= 0
     ]
 
 
-def shown(least: Gain, spec: GateSpec, question: Question) -> str:
+def shown(least: Gain, metric: str, spec: GateSpec, question: Question) -> str:
     """What an accepted candidate has shown."""
     if question == "not_worse":
         return (
-            f"not worse on average: {least.own - least.rival:+.4f}, at least {least.low:+.4f} "
-            f"(allowed: -{spec.margin}), no task clearly worse"
+            f"not worse on average: {change(least.own - least.rival, metric)}, "
+            f"at least {change(least.low, metric)} (allowed: -{limit(spec.margin, metric)}), no task clearly worse"
         )
-    return f"better on average by {least.own - least.rival:.4f}, at least {least.low:.4f}, no task clearly worse"
+    gained = f"{amount(least.own - least.rival, metric)}, at least {amount(least.low, metric)}"
+    return f"better on average by {gained}, no task clearly worse"
 
 
 def canary_verdicts(spec: GateSpec, answers: Answers | None, champion: Answers | None) -> list[CanaryVerdict]:

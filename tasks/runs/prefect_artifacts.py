@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -13,6 +13,7 @@ from backprop_core.publishing.model_card import fidelity, plain, table
 from backprop_core.schema.dataset_reports import CuratedReport
 from backprop_core.schema.gate_report import GateReport, TaskVerdict
 from backprop_core.schema.refs import Answers, BenchReport, Evaluation, GGUFRecord, RunRecord, RunResult
+from backprop_core.schema.score_text import WITHOUT_LIMIT, amount, change, level
 from tasks.runs.bench_figures import points
 from tasks.runs.results import early_stopping
 from tasks.tracking.plots import forgetting_matrix
@@ -97,7 +98,8 @@ def sentence(result: RunResult) -> str:
     if result.gate:
         gate = f"{'accepted' if result.gate.accepted else 'rejected'}: {result.gate.reason}"
         return f"{result.reason} (the gate: {gate})" if result.reason else gate
-    average = f", average {percent(result.evaluation.average)} %" if result.evaluation else ""
+    scores = result.evaluation
+    average = f", average {level(scores.average, scores.metric)}" if scores else ""
     return f"{result.status}{f': {result.reason}' if result.reason else average}"
 
 
@@ -185,17 +187,17 @@ def matrix_table(evaluation: Evaluation) -> str:
     """The forgetting matrix as Markdown, in percent."""
     rows: list[tuple[str, Sequence[float | None]]] = [("base", evaluation.base)]
     rows += [(f"after run {i + 1}", row) for i, row in enumerate(evaluation.matrix)]
-    forgotten = " | ".join(percent(lost) or "–" for lost in evaluation.forgetting)
+    forgotten = " | ".join("–" if lost is None else amount(lost, evaluation.metric) for lost in evaluation.forgetting)
     lines = [
         f"| token accuracy, % | {' | '.join(map(plain, evaluation.tasks))} |",
         f"| --- |{' ---: |' * len(evaluation.tasks)}",
         *(f"| {name} | {' | '.join(percent(score) for score in row)} |" for name, row in rows),
         f"| *forgotten, in {evaluation.metric}* | {forgotten} |",
     ]
-    transfer = (
-        "" if evaluation.backward_transfer is None else f", backward transfer {100 * evaluation.backward_transfer:+.1f}"
-    )
-    return "\n".join(lines) + f"\n\naverage {percent(evaluation.average)} ({evaluation.metric}){transfer}\n"
+    moved = evaluation.backward_transfer
+    transfer = "" if moved is None else f", backward transfer {change(moved, evaluation.metric)}"
+    average = level(evaluation.average, evaluation.metric)
+    return "\n".join(lines) + f"\n\naverage {average} ({evaluation.metric}){transfer}\n"
 
 
 def merges(runs: Sequence[RunRecord]) -> str:
@@ -220,18 +222,18 @@ def verdict(report: GateReport) -> str:
 
 def gate_table(report: GateReport) -> str:
     """Each task's difference and bounds, in Markdown."""
-    head = f"| task | rows | the {report.against} | candidate | difference | at least | at most | shows from | |"
-    rows = [
-        f"| {plain(one.task)} | {one.rows} | {one.rival:.4f} | {one.candidate:.4f} | {one.difference:+.4f} "
-        f"| {signed(one.low)} | {signed(one.high)} | {signed(one.detectable and -one.detectable)} | {remark(one)} |"
-        for one in report.tasks
-    ]
+    head = f"| task | rows | the {report.against} | candidate | difference | at least | at most | a fall shows from | |"
+    rows = [f"| {plain(one.task)} | {one.rows} | {' | '.join(figures(one, report.metric))} |" for one in report.tasks]
     return "\n".join([head, "| --- |" + " ---: |" * 7 + " --- |", *rows, ""])
 
 
-def signed(value: float | None) -> str:
-    """A difference with its sign; a dash for None."""
-    return "–" if value is None else f"{value:+.4f}"
+def figures(task: TaskVerdict, metric: str) -> Iterator[str]:
+    """The cells of a task: scores, difference, its bounds, the smallest fall that its rows can show, and a remark."""
+    yield from (level(score, metric) for score in (task.rival, task.candidate))
+    yield from (change(one, metric) for one in (task.difference, task.low, task.high))
+    possible = task.detectable is not None and (metric in WITHOUT_LIMIT or task.detectable <= 1)
+    yield amount(task.detectable, metric) if possible and task.detectable else "–"
+    yield remark(task)
 
 
 def remark(verdict: TaskVerdict) -> str:

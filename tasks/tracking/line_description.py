@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import NamedTuple
 
-from backprop_core.publishing.model_card import percent, plain, table
+from backprop_core.publishing.model_card import plain, table
 from backprop_core.schema.refs import RunId
+from backprop_core.schema.score_text import level
 from tasks.runs.line_report import LineReport, LiveReport, VersionReport
 
 LONGEST = 5000  # characters of a description in MLflow
@@ -24,7 +25,7 @@ class Links(NamedTuple):
 def line_text(report: LineReport, links: Links) -> str:
     """What is live, where the curve is, and a table of the versions, the newest first, as many as fit."""
     head = f"{live_text(report.live)}\n\n[Scores by version]({links.curve})\n"
-    last = f"\n\nAverages are {report.metric} on held-out rows, in percent. In a terminal: `backprop lines`"
+    last = f"\n\nAverages are {report.metric} on held-out rows. In a terminal: `backprop lines`"
     rows = [version_row(report, version, links) for version in report.versions]
     most = sum(length <= LONGEST for length in accumulate(sum(map(len, row)) for row in rows))  # no more can fit
     texts = (head + versions_table(rows, count) + last for count in range(most, -1, -1))
@@ -60,7 +61,7 @@ def version_row(report: LineReport, version: VersionReport, links: Links) -> lis
     name = f"[v{version.number}](#/models/{links.model}/versions/{number})" if number else f"v{version.number}"
     return [
         name,
-        percent(version.average),
+        level(version.average, report.metric),
         f"{version.made:%Y-%m-%d}",
         str(version.new_rows),
         verdict(version.verdict),
@@ -79,12 +80,12 @@ def version_text(report: LineReport, version: VersionReport, links: Links) -> st
 
 
 def parts_of(report: LineReport, version: VersionReport, links: Links) -> Iterator[str]:
-    name = f"**{plain(report.line)} v{version.number}, average {percent(version.average)} %**"
+    name = f"**{plain(report.line)} v{version.number}, average {level(version.average, report.metric)}**"
     yield f"{name}: {verdict(version.verdict)}."
     if report.live and report.is_live(version):
         yield f"**It is live** {since(report.live)}.{places(report.live)}"
-    scores = [[task, percent(one.score), str(one.rows)] for task, one in version.scores.items()]
-    yield "\n".join(table(["task", f"{report.metric}, %", "held-out rows"], scores))
+    scores = [[task, level(one.score, report.metric), str(one.rows)] for task, one in version.scores.items()]
+    yield "\n".join(table(["task", report.metric, "held-out rows"], scores))
     files = [[one.name, f"{one.bytes / 2**20:.1f}", one.sha256[:12]] for one in version.files]
     if files:
         yield "\n".join(table(["file", "MiB", "sha256"], files))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from backprop_core.errors import ArtifactDamaged
 from backprop_core.runtime.settings import Settings
+from backprop_core.schema.score_text import level
 from tasks.runs.line_report import LineReport, line_report
 from tasks.tracking.journal import NOTE
 from tasks.tracking.line_curve import Curve, draw
@@ -57,4 +58,4 @@ def describe_line(client: "MlflowClient", report: LineReport, links: Links, curv
 
 def average(report: LineReport) -> str:
     """The average of what is live, for people."""
-    return "" if report.live is None or report.live.average is None else f"{100 * report.live.average:.1f} %"
+    return "" if report.live is None or report.live.average is None else level(report.live.average, report.metric)

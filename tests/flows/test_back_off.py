@@ -116,5 +116,5 @@ def test_what_learned_nothing_is_not_worse(first, tmp_path, caplog):
     assert refused.status == "rejected" and refused.gate.question == "better"
     with caplog.at_level(logging.INFO):
         taken = retrain("idle", batch(tmp_path, 12), gate=asked, **plain_merge)
-    assert taken.status == "finished" and taken.gate.reason.startswith("not worse on average: +0.0000")
+    assert taken.status == "finished" and taken.gate.reason.startswith("not worse on average: +0.0 points")
     assert plan.power.sentence in caplog.text

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, RedirectResponse, Response
 
 from backprop_core.errors import BackpropError
+from backprop_core.schema.score_text import change, level
 from flows.server.web import charts, forms, state, text
 from flows.server.web.people import how_of, person_of
 from flows.server.web.state import Health, Sources
@@ -42,7 +43,7 @@ def environment() -> Environment:
     """The templates; everything in them is escaped."""
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    for filter in (text.score, text.points, text.size, text.when, text.exact, text.left, text.duration, text.lately):
+    for filter in (level, change, text.size, text.when, text.exact, text.left, text.duration, text.lately):
         made.filters[filter.__name__] = filter
     made.globals["shade"], made.globals["sparkline"] = charts.shade, charts.sparkline
     return made

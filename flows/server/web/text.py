@@ -5,20 +5,6 @@ from datetime import datetime, timedelta
 EVENING, MORNING = 20, 7  # hours between which it is night
 
 
-def score(value: float | None, metric: str) -> str:
-    """A score: a loss as it is, everything else in percent."""
-    if value is None:
-        return "–"
-    return f"{-value:.3f}" if metric == "loss" else f"{100 * value:.1f} %"
-
-
-def points(value: float | None, metric: str) -> str:
-    """A difference of two scores."""
-    if value is None:
-        return "–"
-    return f"{value:+.3f}" if metric == "loss" else f"{100 * value:+.1f} points"
-
-
 def size(count: int) -> str:
     """Bytes for people."""
     value = float(count)

@@ -68,7 +68,7 @@ def test_better_everywhere_is_accepted(bench):
 def test_nothing_learned_is_rejected(bench):
     """The champion's own scores do not replace it: doing nothing wins a draw."""
     report = bench.gate({"a": flat(7)}, {"a": flat(7)}, {"a": flat(2)})
-    assert not report.accepted and "not above the 0.7000 of the champion" in report.reason
+    assert not report.accepted and "not above the 70.0 % of the champion" in report.reason
 
 
 def test_the_base_can_win(bench):
@@ -80,7 +80,7 @@ def test_the_base_can_win(bench):
 def test_one_task_clearly_worse_is_rejected(bench):
     """However much the average gains, no task may clearly lose more than allowed; the report says which."""
     report = bench.gate({"a": flat(6), "b": flat(9)}, {"a": flat(7), "b": flat(1)}, {"a": flat(2), "b": flat(1)})
-    assert not report.accepted and report.reason.startswith("a fell by 0.1000")
+    assert not report.accepted and report.reason.startswith("a fell by 10.0 points")
     assert [verdict.worse for verdict in report.tasks] == [True, False]
     assert bench.gate(
         {"a": flat(6), "b": flat(9)}, {"a": flat(7), "b": flat(1)}, {"a": flat(2), "b": flat(1)}, max_drop=0.1
@@ -265,7 +265,7 @@ def test_a_tiny_task_counts_neither_way(bench):
     assert lost.average == pytest.approx(0.8) and not lost.tasks[0].worse
     same = flat(7), flat(7), flat(1)
     won = bench.gate(*({"old": [value] * 4, "a": rows} for value, rows in zip((10, 0, 0), same, strict=True)))
-    assert not won.accepted and "not above the 0.7000 of the champion" in won.reason
+    assert not won.accepted and "not above the 70.0 % of the champion" in won.reason
 
 
 @pytest.mark.parametrize("watch", [["a"], ["a", "w"]])
@@ -369,10 +369,10 @@ QUESTION = {"question": "not_worse", "margin": 0.05}
 def test_not_worse_is_another_question(bench):
     """What neither gains nor loses passes, what loses more than the margin does not; the report says what was asked."""
     same = bench.gate({"a": flat(9)}, {"a": flat(9)}, {"a": flat(2)}, **QUESTION)
-    assert same.accepted and same.reason.startswith("not worse on average: +0.0000, at least -0.0")
+    assert same.accepted and same.reason.startswith("not worse on average: +0.0 points, at least -")
     assert (same.question, same.margin) == ("not_worse", 0.05) and -0.05 < same.gain_low < 0
     lost = bench.gate({"a": flat(8)}, {"a": flat(9)}, {"a": flat(2)}, max_drop=1, **QUESTION)
-    assert not lost.accepted and "of the champion (95% confidence; allowed: 0.05)" in lost.reason
+    assert not lost.accepted and "of the champion (95% confidence; allowed: 5 points)" in lost.reason
     assert bench.gate({"a": flat(9)}, {"a": flat(9)}, {"a": flat(2)}).question == "better"
 
 
@@ -381,7 +381,7 @@ def test_not_worse_keeps_the_other_rules(bench):
     fell = bench.gate(
         {"a": flat(6), "b": flat(9)}, {"a": flat(7), "b": flat(8)}, {"a": flat(2), "b": flat(1)}, **QUESTION
     )
-    assert not fell.accepted and fell.reason.startswith("a fell by 0.1000")
+    assert not fell.accepted and fell.reason.startswith("a fell by 10.0 points")
     base = bench.gate({"a": flat(5)}, {"a": flat(5)}, {"a": flat(7)}, **QUESTION)
     assert not base.accepted and "of the base" in base.reason
 
@@ -390,7 +390,7 @@ def test_a_first_version_has_to_be_better(bench):
     """Without a champion `not_worse` would let an adapter live that learned nothing."""
     report = bench.gate({"a": flat(5)}, None, {"a": flat(5)}, **QUESTION)
     assert not report.accepted and (report.question, report.margin) == ("better", None)
-    assert "not above the 0.5000 of the base" in report.reason
+    assert "not above the 50.0 % of the base" in report.reason
 
 
 @pytest.mark.parametrize(("rows", "passes"), [(20, False), (50, False), (100, True)])

@@ -154,7 +154,7 @@ def test_the_pages_of_a_line_say_what_is_live(config: Settings, grow: Grow, tmp_
     client, lines = connect(config), Lines(Store(config.store_path))
     [model] = client.search_registered_models(f"name = '{NAME}'")
     assert model.description.startswith("**Version 2 is live** since 20") and "passed the gate" in model.description
-    assert "| [v1](#/models/backprop.support/versions/1) | 25.0 |" in model.description
+    assert "| [v1](#/models/backprop.support/versions/1) | 25.0 % |" in model.description
     assert "better \\| on average" in model.description  # a cell ends where it ends
     assert model.tags["backprop.live"] == "v2" and model.tags["backprop.average"] == "50.0 %"
     experiment = client.get_experiment_by_name(NAME)
@@ -162,7 +162,7 @@ def test_the_pages_of_a_line_say_what_is_live(config: Settings, grow: Grow, tmp_
     first, second = (client.get_model_version(NAME, number) for number in "12")
     assert second.description.startswith("**support v2, average 50.0 %**: passed the gate")
     assert "**It is live** since 20" in second.description and "is live" not in first.description
-    assert "| news | 50.0 | 20 |" in second.description and f"runs/{second.run_id})" in second.description
+    assert "| news | 50.0 % | 20 |" in second.description and f"runs/{second.run_id})" in second.description
     lines.set_champion("support", 1)
     assert sync(config).error is None
     assert "is live" in client.get_model_version(NAME, "1").description
