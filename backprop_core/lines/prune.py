@@ -17,7 +17,6 @@ from pydantic import Field
 
 from backprop_core.errors import BackpropError, RunActive
 from backprop_core.lines.versions import Lines
-from backprop_core.publishing.release import released
 from backprop_core.schema.flows import flow_info
 from backprop_core.schema.records import Record
 from backprop_core.store import shared_checkpoints
@@ -269,6 +268,7 @@ def digests_of(path: Path) -> set[str]:
 
 def tag_remover(store: Store, remove: Callable[[str], None]) -> RemoveTag:
     """A function that removes a version's Ollama tag vN with `remove`; it logs and returns False if that fails."""
+    from backprop_core.publishing.release import released  # its clients of servers take longer than listing runs
 
     def of(line: str, number: int) -> bool:
         known = released(line, number, store)

@@ -11,7 +11,6 @@ from backprop_core.errors import ConfigInvalid
 from backprop_core.schema.specs import RunSpec
 from flows.cli.config import LineFile, run_spec
 from flows.cli.spec_fields import spec_fields
-from tasks.runs.estimate import preset_fields
 
 PATH = "path"  # metadata of a flag: the field of the spec that it sets
 TASK = Group("What to do", sort_key=1)
@@ -146,7 +145,7 @@ class Flags(Output):
             names={"datasets": "--data", **names},
             settings=self.set or (),
             file=self.config,
-            preset=preset_fields(self.preset) if self.preset else {},
+            preset=fields_of(self.preset) if self.preset else {},
             job=job,
         )
 
@@ -179,3 +178,10 @@ BaseName = Annotated[
 ]
 FlagSet = Annotated[Flags, Parameter(name="*")]
 PLAIN, NOTHING = Output(), Flags()
+
+
+def fields_of(preset: str) -> dict[str, Any]:
+    """The spec fields that a preset sets, by path. Raises ConfigInvalid."""
+    from tasks.runs.estimate import preset_fields
+
+    return preset_fields(preset)

@@ -53,6 +53,15 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]" and "multi-run" in done.stdout and done.stderr == ""
 
 
+def test_the_history_loads_no_client_of_servers(home: Path) -> None:
+    """Listing runs imports neither the Hub's client nor what estimates a training."""
+    heavy = ["huggingface_hub", "httpx", "backprop_core.training.presets", "torch", "prefect"]
+    loaded = f"[m for m in {heavy} if m in sys.modules]"
+    code = f"import sys; from flows.cli.main import main; main(['list-runs']); print({loaded})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout
+
+
 def test_help_of_a_verb_comes_from_the_specs(capsys: Capture) -> None:
     """A flag's help is its field's, with range and default; every verb has help."""
     status, out, _ = said(["train", "--help"], capsys)
