@@ -44,13 +44,10 @@ class Lease:
 
     def add(self, *names: str) -> None:
         """Keep what has these digests or keys. Raises LeaseLost if another machine has taken the run over."""
-        self.confirm()
+        if self._store.shared:
+            self._store.shared.leases.check(self._name)
         self._file.write("".join(f"{name}\n" for name in names))
         self._file.flush()
-
-    def confirm(self) -> None:
-        """Raise LeaseLost if another machine has taken the run over."""
-        self._store.confirm(self._name)
 
     def end(self, *, finished: bool) -> None:
         """The process works on the run no more; of a finished run, what it has made is kept by those who name it."""

@@ -105,8 +105,11 @@ class Leases:
 
     def confirm(self, name: str) -> None:
         """Raise LeaseLost unless the lease, if this process took it, is still its own."""
-        if name in self._held or name in self._lost:
-            self._renew(name)
+        self._renew(name)
+        self.check(name)
+
+    def check(self, name: str) -> None:
+        """Raise LeaseLost if the last renewal of the lease has found it with another machine. Sends no request."""
         if name in self._lost:
             raise LeaseLost(
                 f"another machine has taken over {name} of the store {self._objects.address}",
