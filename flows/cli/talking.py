@@ -146,10 +146,10 @@ def compare(
     if bool(prompt) == bool(data):
         raise ConfigInvalid("compare needs either --prompt or --data", hint='add --prompt "…", or --data FILE')
     first = [{"role": "system", "content": system}] if system else []
+    asked = questions(data, MOST) if data else [[{"role": "user", "content": text}] for text in prompt or ()]
     with shown(output), talking() as session:
         one = session.model(a, model)
         other = one.alone if b == "base" else session.model(b)
-        asked = questions(data, MOST) if data else [[{"role": "user", "content": text}] for text in prompt or ()]
         rows = [
             {"messages": turns, "a": answer_of(session, one, turns, spec), "b": answer_of(session, other, turns, spec)}
             for turns in counted([[*first, *turns] for turns in asked])

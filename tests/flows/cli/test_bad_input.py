@@ -167,6 +167,15 @@ def test_bad_data_is_refused_before_anything_starts(
     assert list(Store(home / "store").layout.begun()) == []
 
 
+@pytest.mark.parametrize("name", ["nowhere.jsonl", "empty.jsonl", "prose.jsonl", "strange.jsonl"])
+def test_bad_questions_are_refused_before_a_model_is_looked_for(
+    world: Path, home: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """`compare` reads its file of rows first."""
+    assert main(["compare", "nothing", "base", "--data", name]) == 1
+    assert name in capsys.readouterr().err
+
+
 def test_bad_data_of_a_comparison_is_refused_before_anything_starts(
     world: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

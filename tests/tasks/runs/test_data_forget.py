@@ -2,6 +2,7 @@
 
 import gzip
 import html
+import io
 import json
 import re
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
+from rich.console import Console
 
 from backprop_core.data.curation import curate
 from backprop_core.data.forgotten_rows import forgotten, marked
@@ -32,6 +34,7 @@ from backprop_core.schema.specs import DatasetSpec
 from backprop_core.schema.specs.curation import CurationSpec
 from backprop_core.store.artifacts import Store
 from backprop_core.store.cache_keys import canonical, part
+from flows.cli import data_text
 from tasks.runs.data_forget import Forgotten, data_forget
 from tasks.runs.line_splits import of_run
 from tasks.runs.store_check import check
@@ -108,8 +111,11 @@ def test_exported_lines_with_the_row_are_named(home: Path, store: Store) -> None
     before = (home.parent / "one.line").read_bytes()
     for planned in (True, False):
         assert [Path(one.path).name for one in forget(TEXT, plan=planned).exported] == ["one.line"]
-    [again] = forget(OTHER).exported
-    assert (again.line, again.path) == ("support", str(home.parent / "one.line"))
+    done = forget(OTHER)
+    assert [(one.line, one.path) for one in done.exported] == [("support", str(home.parent / "one.line"))]
+    shown = io.StringIO()
+    Console(file=shown, width=1000).print(data_text.forgotten(done))
+    assert f"{home.parent / 'one.line'} on " in shown.getvalue() and "two.line" not in shown.getvalue()
     assert (home.parent / "one.line").read_bytes() == before
 
 
