@@ -56,11 +56,11 @@ def shown(service: Served, path: str) -> str:
     return httpx.get(service.addresses["page"] + path, timeout=60).raise_for_status().text
 
 
-def kill(service: Served, words: str) -> None:
-    """Kill a process of it."""
+def part(service: Served, words: str) -> psutil.Process:
+    """A process of it. One that is suspended is away for sure: one that is killed may be back within a second."""
     every = psutil.Process(service.process.pid).children()
     [found] = [child for child in every if words in " ".join(child.cmdline())]
-    found.kill()
+    return found
 
 
 def runs(service: Served) -> list[dict[str, Any]]:
@@ -79,20 +79,24 @@ def ended(service: Served, count: int) -> bool:
 def test_each_part_dies_while_the_page_is_open(home: Path) -> None:
     """MLflow, Prefect, the worker: the page says what is missing, it comes back, and no click is lost or doubled."""
     with served(home) as service, opened(service) as press:
-        kill(service, "server_main mlflow")
+        mlflow = part(service, "server_main mlflow")
+        mlflow.suspend()
         assert AWAY in shown(service, "/history") and AWAY not in shown(service, LINE)
+        mlflow.kill()
         wait_until(lambda: AWAY not in shown(service, "/history"), MINUTES, "history")
 
-        kill(service, "server_main prefect")
+        prefect = part(service, "server_main prefect")
+        prefect.suspend()
         assert press(f"{LINE}/retrain").status_code == 503
         text = shown(service, LINE)
         assert AWAY in text and "Version 1 is live" in text
+        prefect.kill()
         wait_until(lambda: AWAY not in shown(service, LINE), MINUTES, "blocks of Prefect")
         assert runs(service) == []
         assert [press(f"{LINE}/retrain").status_code for _ in range(3)] == [303, 409, 409]
         wait_until(lambda: ended(service, 1), MINUTES, "end of the run")
 
-        kill(service, "flow_worker")
+        part(service, "flow_worker").kill()
         wait_until(lambda: "worker restarting" in shown(service, LINE), 30, "word about the worker")
         [failed] = runs(service)
         assert [press(f"/runs/{failed['id']}/retry").status_code for _ in range(2)] == [303, 409]
