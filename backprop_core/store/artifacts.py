@@ -277,8 +277,11 @@ class Store:
     def has(self, digest: str) -> bool:
         """Whether the store has an artifact; what is only in the bucket is copied here."""
         directory = self.layout.artifact(digest)
-        if self.shared and not directory.is_dir() and not self.was_removed(digest):
-            self._fetch(digest, self.shared)
+        if self.shared and not directory.is_dir():
+            if self.was_removed(digest):
+                self.shared.refresh()  # another machine may have made it again
+            if not self.was_removed(digest):
+                self._fetch(digest, self.shared)
         return directory.is_dir()
 
     def _fetch(self, digest: str, shared: Shared) -> None:

@@ -70,6 +70,17 @@ def test_made_again_after_another_process_removed_it(machines):
     assert (two.local(ref) / "rows.jsonl").read_text() == "a\n"
 
 
+def test_made_again_on_another_machine(machines, monkeypatch):
+    """What a machine knows as removed is read there as soon as another one has made it again."""
+    monkeypatch.setattr(sharing, "FRESH", -1.0)
+    one, two = machines
+    ref = committed(one, "a\n")
+    two.remove(ref.digest, "pruned")
+    one.shared.sync()
+    assert committed(one, "a\n") == ref
+    assert (two.local(ref) / "rows.jsonl").read_text() == "a\n"
+
+
 def test_the_only_copy_stays(machines, monkeypatch):
     """The limit of the local copy removes nothing that the bucket has no more, whatever this process remembers."""
     one, two = machines
