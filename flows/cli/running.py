@@ -40,10 +40,10 @@ from flows.server.submit import submit
 from tasks.runs.prestart import asked
 from tasks.runs.progress import listen
 from tasks.runs.sample_answers import answers
-from tasks.runs.unfinished_rebuild import UnfinishedRebuild, unfinished
 
 if TYPE_CHECKING:
     from tasks.runs.plan import Plan
+    from tasks.runs.unfinished_rebuild import UnfinishedRebuild
 
 INEXACT = "Resume on another machine or with other versions: the same order of rows, but not the same bits."
 GGUF = "gguf"
@@ -123,12 +123,14 @@ def resume(
     output: OutputFlags = PLAIN,
 ) -> Answer:
     with watched(output):
+        from tasks.runs.unfinished_rebuild import unfinished  # imports Prefect
+
         if rebuild := unfinished(run_id, settings()):
             return rebuilt(rebuild)
         return answer(run_here.resume(run_id, inexact=inexact_resume))
 
 
-def rebuilt(rebuild: UnfinishedRebuild) -> Answer:
+def rebuilt(rebuild: "UnfinishedRebuild") -> Answer:
     """Do the rest of a rebuild that was killed, from the cache; the run itself stays as it ended."""
     from flows.cli.data_text import of_line
 

@@ -62,6 +62,16 @@ def test_the_history_loads_no_client_of_servers(home: Path) -> None:
     assert done.stdout.splitlines()[-1] == "[]", done.stdout
 
 
+@pytest.mark.parametrize("verb", ["train", "multi-run", "retrain --line x", "sweep --set training.seed=1,2"])
+def test_a_command_reads_its_data_before_it_imports_prefect(home: Path, verb: str) -> None:
+    """So its server starts meanwhile, and bad data is refused at once."""
+    words = [*verb.split(), "--data", "nothing.jsonl"]
+    loaded = "[m for m in ('prefect', 'mlflow', 'torch') if m in sys.modules]"
+    code = f"import sys; from flows.cli.main import main; main({words}); print({loaded})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n" and "INPUT_NOT_FOUND" in done.stderr
+
+
 def test_help_of_a_verb_comes_from_the_specs(capsys: Capture) -> None:
     """A flag's help is its field's, with range and default; every verb has help."""
     status, out, _ = said(["train", "--help"], capsys)
