@@ -100,7 +100,8 @@ def test_a_run_goes_through_all_of_it(running: Composed, server: PrefectServer, 
         assert "result.json" in {file["path"] for file in json.load(answer)["files"]}
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(address, timeout=60)
-    assert refused.value.code == 401
+    with refused.value as error:
+        assert error.code == 401
 
 
 @pytest.mark.usefixtures("trained")
