@@ -69,6 +69,20 @@ def threads(count: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(count), "MKL_NUM_THREADS": str(count)}
 
 
+@contextmanager
+def cores(count: int) -> Iterator[None]:
+    """What this process starts in the block runs on this many cores, where the system can say so."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:count])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 class Contender:
     """A process that has everything loaded and takes a turn when it is told to; its side of it is `take_turns`."""
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.material import chats, tiny_llama
-from benchmarks.measure import Contender, Row, contenders, medians, take_turns, threads
+from benchmarks.measure import Contender, Row, contenders, cores, medians, take_turns, threads
 
 NAME = "tokenizing rows per second, against datasets.map"
 TWO_THREADS = ", two threads"
@@ -21,7 +21,7 @@ BATCH = 1000  # rows that datasets.map hands over together: its default
 
 
 def against_map(count: int = 1) -> Row:
-    """Rows a second on this many threads; each side finds the same label tokens."""
+    """Rows a second on this many threads and cores; each side finds the same label tokens."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
         place = Path(name)
         tiny_llama(place / "base")
@@ -29,7 +29,7 @@ def against_map(count: int = 1) -> Row:
         (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         jobs = [("benchmarks.tokenizing", contender, str(place)) for contender in CONTENDERS]
         settings = {**threads(count), "RAYON_NUM_THREADS": str(count), "TOKENIZERS_PARALLELISM": str(count > 1).lower()}
-        with contenders(*jobs, **settings) as [ours, other]:
+        with cores(count), contenders(*jobs, **settings) as [ours, other]:
             labels: set[float] = set()
             rates = medians({"ours": partial(rate, ours, labels), "other": partial(rate, other, labels)})
     title = NAME + (TWO_THREADS if count > 1 else "")

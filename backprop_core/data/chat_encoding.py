@@ -10,8 +10,9 @@ token is a label, including the end-of-sequence token appended to it.
 from __future__ import annotations  # the tokenizer's type is of transformers, which the parent does not import
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, partial
-from itertools import accumulate, chain, groupby
+from itertools import accumulate, chain, groupby, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +27,7 @@ from backprop_core.data.long_rows import Example, first, fits, shorter
 from backprop_core.data.row_formats import ChatRow
 from backprop_core.errors import ChatTemplateUnusable, NoLabelTokens
 from backprop_core.models import chat_template
+from backprop_core.runtime import garbage
 from backprop_core.schema.specs import Limit
 
 if TYPE_CHECKING:
@@ -72,6 +74,7 @@ class Tokens:
         return (range(at, at + 1) for at in np.flatnonzero((end_t > start) & (first_t < end)).tolist())
 
 
+@garbage.none()
 def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[ChatRow], *, max_length: int | Limit) -> Examples:
     """Encode rows as examples of at most `max_length` tokens.
 
@@ -85,12 +88,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[ChatRow], *, max_l
     without an answer, or if no example is left.
     """
     refused: list[ChatTemplateUnusable] = []
-    written = list(write_all(tokenizer, rows, refused))
-    if refused and not written:
-        raise refused[0]
+    written = write_all(tokenizer, rows, refused)
     limit = max_length if isinstance(max_length, Limit) else Limit(tokens=max_length)
     examples = Examples()
-    examples.left_out = len(refused)
     for index, group in groupby(label_all(tokenizer, written), key=lambda example: example.row):
         made = list(group)
         if limit.too_long is None or all(fits(example, limit.tokens) for example in made):
@@ -100,26 +100,41 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[ChatRow], *, max_l
             examples.extend(short.examples)
             examples.cut += bool(short.examples)
             examples.left_out += short.left_out
+    if refused and len(refused) == len(rows):
+        raise refused[0]
     if rows and not examples:
-        raise no_labels(len(rows), limit, cut=bool(examples.cut or examples.left_out > len(refused)))
+        raise no_labels(len(rows), limit, cut=bool(examples.cut or examples.left_out))
+    examples.left_out += len(refused)
     return examples
 
 
 def encoded(tokenizer: PreTrainedTokenizerBase, index: int, row: ChatRow) -> list[Example]:
     """The examples of one row at their full length; none if the template refuses it."""
     written = [text._replace(row=index) for text in write_all(tokenizer, [row], [])]
-    return list(label_all(tokenizer, written))
+    return label_batch(tokenizer, LabelMarks(tokenizer), written)
 
 
-def label_all(tokenizer: PreTrainedTokenizerBase, written: Sequence[Written]) -> Iterator[Example]:
-    """The example of each text at its full length."""
-    marks = LabelMarks(tokenizer)
-    for begin in range(0, len(written), BATCH):
-        batch = written[begin : begin + BATCH]
-        found = marks.examples(batch)
-        rest = [text for text, example in zip(batch, found, strict=True) if example is None]
-        others = map(labelled, rest, tokenize(tokenizer, rest))
-        yield from (next(others) if example is None else example for example in found)
+def label_all(tokenizer: PreTrainedTokenizerBase, written: Iterable[Written]) -> Iterator[Example]:
+    """The example of each text at its full length.
+
+    A batch is tokenized while the next one is rendered: the tokenizer does not hold Python's lock meanwhile.
+    """
+    marks, texts = LabelMarks(tokenizer), iter(written)
+    with ThreadPoolExecutor(1) as pool:
+        before: Future[list[Example]] | None = None
+        while batch := list(islice(texts, BATCH)):
+            begun = pool.submit(label_batch, tokenizer, marks, batch)
+            yield from before.result() if before else ()
+            before = begun
+        yield from before.result() if before else ()
+
+
+def label_batch(tokenizer: PreTrainedTokenizerBase, marks: LabelMarks, batch: Sequence[Written]) -> list[Example]:
+    """The examples of some texts."""
+    found = marks.examples(batch)
+    rest = [text for text, example in zip(batch, found, strict=True) if example is None]
+    others = map(labelled, rest, tokenize(tokenizer, rest))
+    return [next(others) if example is None else example for example in found]
 
 
 def no_labels(rows: int, limit: Limit, *, cut: bool) -> NoLabelTokens:

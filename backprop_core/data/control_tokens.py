@@ -44,7 +44,7 @@ class Controls:
 
     def fence_for(self, texts: list[str]) -> str:
         """A string that occurs in none of the texts; empty if they contain no control token's name."""
-        if not any(self._names.search(text) for text in texts):
+        if not self._names.search(FENCE.join(texts)):  # no name has a fence in it
             return ""
         return FENCE * (1 + sum(text.count(FENCE) for text in texts))
 

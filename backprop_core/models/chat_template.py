@@ -4,7 +4,7 @@ import ctypes
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -86,18 +86,13 @@ def text_of(token: Any) -> str:
 
 
 class Generation(Extension):
-    """Support for `{% generation %}`, which marks assistant text: renders its content unchanged."""
+    """Support for `{% generation %}`, which marks assistant text: renders its content unchanged, in its own scope."""
 
     tags = {"generation"}  # noqa: RUF012  # as jinja2 has it
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("inside"), [], [], body).set_lineno(line)
-
-    def inside(self, caller: Callable[[], str]) -> str:
-        """Render the block in its own scope."""
-        return caller()
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
 
 
 class PlainDict:
