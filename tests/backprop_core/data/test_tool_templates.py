@@ -23,6 +23,7 @@ FAMILIES = {  # trl's file, or one of this project's -> control tokens, the stop
     "llama3_2": ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
     "qwen2_5": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
     "qwen3": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+    "hermes": ["<|begin_of_text|>", "<|im_start|>", "<|im_end|>"],
     "mistral_v3": ["<s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "</s>"],
 }
 TOOL = {
