@@ -123,6 +123,7 @@ def label_all(tokenizer: PreTrainedTokenizerBase, written: Iterable[Written]) ->
     with ThreadPoolExecutor(1) as pool:
         before: Future[list[Example]] | None = None
         while batch := list(islice(texts, BATCH)):
+            garbage.young()  # some templates leave ninety objects a row in cycles
             begun = pool.submit(label_batch, tokenizer, marks, batch)
             yield from before.result() if before else ()
             before = begun

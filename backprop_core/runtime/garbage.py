@@ -26,6 +26,11 @@ def never_at_exit() -> None:
     atexit.register(gc.freeze)
 
 
+def young() -> None:
+    """Search through what was made since the last search, and never again through what stays of it."""
+    gc.collect(0)
+
+
 @contextmanager
 def none() -> Iterator[None]:
     """Search for none while the block runs, which makes objects that stay."""

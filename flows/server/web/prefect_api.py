@@ -125,7 +125,7 @@ class PrefectApi:
                 if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or not pauses:
                     return answer
             except httpx.HTTPError as error:
-                if not isinstance(error, BROKEN_OFF) or not pauses:
+                if not (isinstance(error, BROKEN_OFF) and pauses and is_repeatable(method, path, body)):
                     raise self._away(type(error).__name__) from error
             time.sleep(pauses.pop(0) * random.uniform(0.5, 1.5))  # others that were refused try at other moments
 
@@ -146,6 +146,11 @@ class PrefectApi:
             f"Prefect does not answer at {blank_address(self._api)}: {why}",
             hint="wait for it to restart, or look at `backprop doctor`",
         )
+
+
+def is_repeatable(method: str, path: str, body: Any) -> bool:
+    """Whether a request that broke off may be sent again: it only reads, or Prefect does it once by its key."""
+    return method != "POST" or path.endswith("/filter") or "idempotency_key" in (body or ())
 
 
 def credentials(auth: str | None) -> dict[str, str]:

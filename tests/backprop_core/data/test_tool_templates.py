@@ -1,5 +1,6 @@
 """Tool rows through the templates of real models: the text of transformers, labels on calls and answers alone."""
 
+import gc
 import json
 from importlib.metadata import files
 from pathlib import Path
@@ -15,6 +16,7 @@ from backprop_core.data.chat_rendering import render
 from backprop_core.data.file_readers import Malformed
 from backprop_core.data.template_refusals import Refusals
 from backprop_core.models import chat_template
+from backprop_core.runtime import garbage
 from backprop_core.schema.refs import ChatTemplate
 from tests.backprop_core import nano
 
@@ -257,3 +259,11 @@ def test_roles_that_a_template_refuses_are_written_as_text() -> None:
     found = tried(ROWS[0], strict + nano.CHATML, tools_as_text=True)
     assert [turn["role"] for turn in found["messages"]] == ["system", "user", "assistant", "user", "assistant"]
     assert found["messages"][3]["content"] == "<tool_response>\nheavy rain\n</tool_response>"
+
+
+def test_what_templates_leave_in_cycles_is_freed_meanwhile(family: PreTrainedTokenizerFast) -> None:
+    """Encoding searches for no garbage by itself, and yet memory does not grow with the rows by what no row needs."""
+    rows = [ROWS[0], ROWS[3]] * 150
+    gc.collect()
+    with garbage.none():
+        assert encode(family, rows, max_length=9999) and gc.collect() < 10 * len(rows)
