@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import CORES, REPEATS, Contender, Row, contenders, medians, peak_memory, take_turns, threads
+from backprop_core.runtime import process_memory
+from benchmarks.measure import CORES, REPEATS, Contender, Row, contenders, medians, take_turns, threads
 
 NAME = "convert throughput, against copy"
 MEMORY = "peak memory of convert, against 300 MB and twice the largest tensor"
@@ -116,7 +117,7 @@ def main(base: Path, adapter: Path, output: Path) -> None:
         convert(base, adapter, output, outtype="f16")
         force(output)
         seconds = time.perf_counter() - began
-        return {"bytes": output.stat().st_size, "seconds": seconds, "peak": peak_memory()}
+        return {"bytes": output.stat().st_size, "seconds": seconds, "peak": process_memory.peak()}
 
     take_turns(turn)
 

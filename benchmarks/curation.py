@@ -15,7 +15,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Contender, Row, contenders, medians, peak_memory, take_turns
+from backprop_core.runtime import process_memory
+from benchmarks.measure import Contender, Row, contenders, medians, take_turns
 
 NEAR = "near-duplicates, against a datasketch loop"
 SECONDS = "seconds to curate {:,} rows, against pandas"
@@ -185,7 +186,7 @@ def ours(file: Path, place: Path) -> dict[str, float]:
         curation.curate(snapshot(str(file), scratch=Path(home)), DatasetSpec(path=str(file)), store=store)
         seconds = time.perf_counter() - begun
         store.close()
-        return {"seconds": seconds, "peak": peak_memory()}
+        return {"seconds": seconds, "peak": process_memory.peak()}
 
 
 def pandas(file: Path, place: Path) -> dict[str, float]:
@@ -198,7 +199,7 @@ def pandas(file: Path, place: Path) -> dict[str, float]:
     table.drop_duplicates("key").sort_values("key")[["messages"]].to_json(
         place / "table.jsonl", orient="records", lines=True
     )
-    return {"seconds": time.perf_counter() - begun, "peak": peak_memory()}
+    return {"seconds": time.perf_counter() - begun, "peak": process_memory.peak()}
 
 
 CONTENDERS: Mapping[str, Callable[[Path, Path], dict[str, float]]] = {

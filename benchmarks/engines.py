@@ -15,12 +15,13 @@ from backprop_core.data import chat_encoding, token_cache
 from backprop_core.data.batching import Item, by_budget, collate
 from backprop_core.data.batching import items as items_of
 from backprop_core.models import loading
+from backprop_core.runtime import process_memory
 from backprop_core.schema.specs import LoraSpec, TrainSpec
 from backprop_core.store.artifacts import Store
 from backprop_core.training.defaults import cpu_budget
 from backprop_core.training.loop import train
 from backprop_core.training.vram_estimate import shape_of
-from benchmarks.measure import peak_memory, take_turns
+from benchmarks.measure import take_turns
 from tests.backprop_core import nano
 
 BATCH, EPOCHS, LENGTH = 8, 1, 512
@@ -55,7 +56,7 @@ def ours(base: Path, rows: list[Row]) -> Done:
             on_metrics=lambda *_: None,
             should_stop=lambda: False,
         )
-        highest = peak_memory()
+        highest = process_memory.peak()
         with loading.adapted(loaded, result.adapter, store):
             after = loss_of(loaded, rows[::SAMPLED])
         store.close()

@@ -121,12 +121,6 @@ class Contender:
         self._log.close()
 
 
-def peak_memory() -> int:
-    """The most memory that this process has held, in bytes. Its `ru_maxrss` would begin with that of its parent."""
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")) * 1024
-
-
 @contextmanager
 def contenders(*specs: tuple[str, ...], **settings: str) -> Iterator[list[Contender]]:
     """Processes, given as module and arguments, for as long as the block runs."""

@@ -16,8 +16,8 @@ from transformers import (
 
 from backprop_core.data import chat_encoding
 from backprop_core.models import loading
+from backprop_core.runtime import process_memory
 from benchmarks.engines import BATCH, EPOCHS, LENGTH, SAMPLED, SPEC, Done, Row, loss_of
-from benchmarks.measure import peak_memory
 
 
 class Clock(TrainerCallback):
@@ -106,7 +106,7 @@ def timed(base: Path, rows: list[Row], made: Any) -> Done:
     clock = Clock()
     made.add_callback(clock)
     made.train()
-    highest = peak_memory()
+    highest = process_memory.peak()
     tokens = sum(len(features["input_ids"]) for features in made.train_dataset) * EPOCHS
     tokenizer = AutoTokenizer.from_pretrained(base)
     bare = made.model.base_model.model.eval()

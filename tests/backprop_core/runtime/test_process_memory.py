@@ -1,0 +1,36 @@
+"""The peak of a process, measured in processes of their own; `make gpu` asks a GPU for its own."""
+
+import subprocess
+import sys
+
+ALLOCATE = """
+from backprop_core.runtime import process_memory
+before = process_memory.peak()
+block = bytearray(256 * 2**20)
+del block
+print(before, process_memory.peak())
+"""
+START = """
+import subprocess, sys
+block = bytearray(512 * 2**20)
+print(subprocess.check_output([sys.executable, "-c", sys.argv[1]], text=True))
+"""
+
+
+def measured(*arguments: str) -> list[int]:
+    """What a Python program prints, as numbers."""
+    told = subprocess.run([sys.executable, "-c", *arguments], check=True, capture_output=True, text=True).stdout
+    return [int(word) for word in told.split()]
+
+
+def test_a_peak_does_not_fall() -> None:
+    """What was used for a moment is in it after it was freed."""
+    before, after = measured(ALLOCATE)
+    assert after - before > 200 * 2**20
+
+
+def test_a_peak_is_not_that_of_who_started_it() -> None:
+    """A worker that a large process starts begins with what it uses itself."""
+    before, after = measured(START, ALLOCATE)
+    assert before < 256 * 2**20
+    assert after - before > 200 * 2**20
