@@ -72,7 +72,7 @@ def ours() -> Callable[[], int]:
     from backprop_core.runtime.settings import settings
     from tasks import tracking
 
-    return lambda: len(tracking.list_runs(settings(), tracking.matching(), limit=PAGE))
+    return lambda: len(tracking.list_runs(settings(), tracking.RunFilter(), limit=PAGE))
 
 
 def bare() -> Callable[[], int]:

@@ -16,7 +16,6 @@ from typing import Any
 
 from pydantic import Field
 
-from backprop_core.data.forgotten_rows import forgotten, write
 from backprop_core.errors import ConfigInvalid, RunActive
 from backprop_core.lines.deletion import STAMP, check_idle, deleted_runs, has_records
 from backprop_core.lines.versions import Lines
@@ -181,6 +180,8 @@ def carry_out(note: RenamedLine, store: Store) -> None:
         pin = layout.pin(f"{line}@{number}")
         if pin.is_file():
             pin.rename(layout.pin(f"{to}@{number}"))
+    from backprop_core.data.forgotten_rows import forgotten, write  # slow to import
+
     known = forgotten(store)
     if (named := {row: one.renamed(line, to) for row, one in known.items()}) != known:
         write(named.values(), store)

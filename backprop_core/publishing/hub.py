@@ -33,6 +33,7 @@ from backprop_core.schema.refs import BaseRef
 from backprop_core.store.cache_keys import canonical
 
 RECORD = "backprop.json"  # marks repositories of this project, and lists their content
+SECRET_BLOCK = "hf-token"  # of Prefect, with the token
 CommitOperation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
 LATER = {408, 429, 500, 502, 503, 504}
 

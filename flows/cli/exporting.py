@@ -1,6 +1,5 @@
 """The verb that writes the history into a file."""
 
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -8,9 +7,8 @@ from cyclopts import Parameter
 
 from backprop_core.errors import ConfigInvalid
 from backprop_core.runtime.settings import settings
-from backprop_core.schema.refs import Status
 from flows.cli.console import configure_logging
-from flows.cli.flags import PLAIN, OutputFlags
+from flows.cli.flags import EVERY, PLAIN, OutputFlags, WhichRuns
 from flows.cli.main import Answer, Verbatim
 from tasks import tracking
 from tasks.runs.run_table import WRITERS, Format, save
@@ -22,14 +20,7 @@ def export_runs(
     output_file: Annotated[
         Path | None, Parameter(name="--output", help="File to write; default: stdout.", show_default=False)
     ] = None,
-    children: Annotated[
-        bool, Parameter(help="Also the LoRA runs of each run.", negative="", show_default=False)
-    ] = False,
-    line: Annotated[str | None, Parameter(help="Only runs of this line.", show_default=False)] = None,
-    status: Annotated[Status | None, Parameter(help="Only runs with this status.", show_default=False)] = None,
-    since: Annotated[
-        datetime | None, Parameter(help="Only runs that began on this day or later.", show_default=False)
-    ] = None,
+    which: WhichRuns = EVERY,
     output: OutputFlags = PLAIN,
 ) -> Answer:
     config = settings()
@@ -39,8 +30,7 @@ def export_runs(
             f"no file for the rows{' in Parquet' if format == 'parquet' else ''}",
             hint="name one: --output runs.parquet",
         )
-    condition = tracking.matching(children=children, line=line, status=status, since=since)
-    runs = list(tracking.exported(config, condition))
+    runs = list(tracking.exported(config, which.filter()))
     written = WRITERS[format](runs)
     if output_file is None:
         return Answer(None, Verbatim(written.decode()))

@@ -2,15 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 
 from backprop_core.errors import ConfigInvalid
+from backprop_core.schema.refs import Status
 from backprop_core.schema.specs import RunSpec
 from flows.cli.config import LineFile, run_spec
 from flows.cli.spec_fields import spec_fields
+
+if TYPE_CHECKING:
+    from tasks.tracking import RunFilter
 
 PATH = "path"  # metadata of a flag: the field of the spec that it sets
 TASK = Group("What to do", sort_key=1)
@@ -164,6 +169,27 @@ def one_dataset(spec: RunSpec, verb: str) -> RunSpec:
     return spec
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunFlags:
+    """Which runs of the history are meant."""
+
+    children: Annotated[bool, Parameter(help="Also the LoRA runs of each run.", negative="", show_default=False)] = (
+        False
+    )
+    line: Annotated[str | None, Parameter(help="Only runs of this line.", show_default=False)] = None
+    status: Annotated[Status | None, Parameter(help="Only runs with this status.", show_default=False)] = None
+    since: Annotated[
+        datetime | None, Parameter(help="Only runs that began on this day or later.", show_default=False)
+    ] = None
+
+    def filter(self) -> "RunFilter":
+        """The same for the history. Raises ConfigInvalid."""
+        from tasks.tracking import RunFilter
+
+        return RunFilter(children=self.children, line=self.line, status=self.status, since=self.since)
+
+
+WhichRuns = Annotated[RunFlags, Parameter(name="*")]
 OutputFlags = Annotated[Output, Parameter(name="*")]
 RunRef = Annotated[str, Parameter(help="A run_id, or the start of one.")]
 MadeRef = Annotated[str, Parameter(help="A run_id or the start of one, a line (its champion), or line@version.")]
@@ -177,7 +203,7 @@ BaseName = Annotated[
     str | None, Parameter(help="Base model of the adapter in a directory; default: the one its config names.")
 ]
 FlagSet = Annotated[Flags, Parameter(name="*")]
-PLAIN, NOTHING = Output(), Flags()
+PLAIN, NOTHING, EVERY = Output(), Flags(), RunFlags()
 
 
 def fields_of(preset: str) -> dict[str, Any]:

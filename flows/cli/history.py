@@ -1,6 +1,5 @@
 """Verbs that show runs and lines."""
 
-from datetime import datetime
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -9,10 +8,9 @@ from cyclopts.types import PositiveInt
 from backprop_core.runtime.printable_text import printable
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.field_types import line_name
-from backprop_core.schema.refs import Status
 from flows.cli import line_text, run_text, tables
 from flows.cli.console import configure_logging, one_line, say
-from flows.cli.flags import PLAIN, Explain, OutputFlags, RunRef
+from flows.cli.flags import EVERY, PLAIN, Explain, OutputFlags, RunRef, WhichRuns
 from flows.cli.main import Answer
 from tasks import tracking
 from tasks.runs import run_log
@@ -23,14 +21,7 @@ from tasks.tracking.trackers.forwarding import Forwarded
 
 def list_runs(
     *,
-    children: Annotated[
-        bool, Parameter(help="Also list the LoRA runs of each run.", negative="", show_default=False)
-    ] = False,
-    line: Annotated[str | None, Parameter(help="Only runs of this line.", show_default=False)] = None,
-    status: Annotated[Status | None, Parameter(help="Only runs with this status.", show_default=False)] = None,
-    since: Annotated[
-        datetime | None, Parameter(help="Only runs that began on this day or later.", show_default=False)
-    ] = None,
+    which: WhichRuns = EVERY,
     sort: Annotated[
         tracking.Sort, Parameter(help="Newest, longest, or best first; or by name of line or status.")
     ] = "started",
@@ -39,8 +30,7 @@ def list_runs(
 ) -> Answer:
     config = settings()
     configure_logging(config, verbose=output.verbose)
-    condition = tracking.matching(children=children, line=line, status=status, since=since)
-    summaries = tracking.list_runs(config, condition, limit, sort)
+    summaries = tracking.list_runs(config, which.filter(), limit, sort)
     return Answer(summaries, tables.runs(summaries))
 
 

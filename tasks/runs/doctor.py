@@ -13,13 +13,13 @@ from prefect.settings import Settings as PrefectSettings
 
 from backprop_core.errors import BackpropError
 from backprop_core.publishing import ollama
+from backprop_core.publishing.hub import SECRET_BLOCK
 from backprop_core.runtime.redaction import blank_secrets, weak_secrets
 from backprop_core.runtime.settings import Settings
 from tasks.runs.machine_checks import Part, attempt, converter, device, disk, home, journal, packages
-from tasks.stages.publishing import SECRET_BLOCK
-from tasks.tracking import tracking_uri
+from tasks.tracking import own_database, tracking_uri
 from tasks.tracking.connection import connect
-from tasks.tracking.registry import moved
+from tasks.tracking.registry import aliases, moved
 
 
 def examine(config: Settings) -> list[Part]:
@@ -45,9 +45,15 @@ def prefect() -> Part:
 def mlflow(config: Settings) -> Part:
     """The MLflow server; while it is unreachable, records wait in the journal."""
     uri = tracking_uri(config)
-    part = attempt("MLflow", blank_secrets(uri), lambda: connect(config), otherwise="missing")
+    part = attempt("MLflow", blank_secrets(uri), lambda: check_mlflow(config), otherwise="missing")
     is_server = part.state == "ok" and uri.startswith("http")
     return server_part("MLflow", uri, f"{uri.rstrip('/')}/version") if is_server else part
+
+
+def check_mlflow(config: Settings) -> None:
+    """Raises MLflowUnreachable, HistoryDamaged, PlaceUnusable, DiskFull, StorageFailed."""
+    if not own_database.is_sound(config):
+        connect(config)
 
 
 def server_part(name: str, url: str, version_url: str) -> Part:
@@ -78,9 +84,15 @@ def tested_versions(package: str) -> SpecifierSet:
 def champions(config: Settings) -> Iterator[Part]:
     """Lines whose champion alias was changed in MLflow."""
     with suppress(BackpropError):
-        if found := moved(connect(config), config):
+        if found := moved(config, lambda: aliases_in_mlflow(config)):
             todo = "backprop sync sets it back; backprop promote or rollback changes what is live"
             yield Part(name="champions", state="missing", found="; ".join(found), todo=todo)
+
+
+def aliases_in_mlflow(config: Settings) -> dict[str, str]:
+    """MLflow's champion versions. Raises MLflowUnreachable, HistoryDamaged."""
+    known = own_database.champions(config)
+    return aliases(connect(config), config) if known is None else known
 
 
 def ollama_server() -> Part:

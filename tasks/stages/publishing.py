@@ -10,7 +10,7 @@ from backprop_core.errors import AuthRequired, RunUnknown
 from backprop_core.lines.versions import Lines, Live
 from backprop_core.models import base as bases
 from backprop_core.publishing import release as core
-from backprop_core.publishing.hub import RECORD, File, Hub, adapter_files
+from backprop_core.publishing.hub import RECORD, SECRET_BLOCK, File, Hub, adapter_files
 from backprop_core.publishing.model_card import card, record
 from backprop_core.publishing.ollama import Ollama
 from backprop_core.runtime.redaction import keep_secret
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from tasks.runs.outcome import Outcome
 
 GGUF_FIELDS = {"digest", "quantization", "bytes"}
-SECRET_BLOCK = "hf-token"
 
 
 def hub_token() -> str:

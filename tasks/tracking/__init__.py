@@ -8,14 +8,15 @@ from tasks.tracking.history import (
     document_of,
     exported,
     list_runs,
-    matching,
     show_run,
     status_of,
 )
+from tasks.tracking.run_filter import RunFilter
 from tasks.tracking.sender import Sender, SyncReport, mlflow_run_id, run_link, sync
 
 __all__ = [
     "ExportedRun",
+    "RunFilter",
     "RunSummary",
     "Sender",
     "Sort",
@@ -23,7 +24,6 @@ __all__ = [
     "document_of",
     "exported",
     "list_runs",
-    "matching",
     "mlflow_run_id",
     "run_link",
     "show_run",

@@ -24,7 +24,7 @@ from backprop_core.schema.refs import SourceRef
 from backprop_core.store.artifacts import Store
 from backprop_core.store.cache_keys import digests_in
 from backprop_core.store.layout import LINE_RECORD, MANIFEST
-from tasks.tracking.connection import LINE, NAMESPACE, experiment_of
+from tasks.tracking.connection import LINE, PAGE, experiment_of, experiments, paged
 from tasks.tracking.journal_lines import AnyLine, Checkpointed, Kept, KeptSource, Staged
 from tasks.tracking.record import ROLE
 
@@ -80,9 +80,11 @@ def repository(client: "MlflowClient", run: "Run") -> "ArtifactRepository":
     return get_artifact_repository(run.info.artifact_uri, tracking_uri=client.tracking_uri)
 
 
-def runs_with_copies(client: "MlflowClient", experiments: Sequence[str]) -> "list[Run]":
+def runs_with_copies(client: "MlflowClient", among: list[str]) -> "list[Run]":
     """The runs of these experiments that have copies."""
-    return list(client.search_runs(list(experiments), f"tags.`{ROLE}` = '{OF_ARTIFACTS}'")) if experiments else []
+    condition = f"tags.`{ROLE}` = '{OF_ARTIFACTS}'"
+    found = paged(lambda token: client.search_runs(among, condition, max_results=PAGE, page_token=token))
+    return list(found) if among else []
 
 
 def run_with_copies(client: "MlflowClient", experiment: str) -> "Run":
@@ -272,15 +274,6 @@ def remove(files: "ArtifactRepository", folder: str) -> None:
         files.delete_artifacts(folder)
 
 
-def ours(client: "MlflowClient", settings: Settings, *, deleted: bool = False) -> list[str]:
-    """The ids of our experiments; with `deleted`, also of deleted ones, whose files MLflow keeps."""
-    from mlflow.entities import ViewType
-
-    view = ViewType.ALL if deleted else ViewType.ACTIVE_ONLY
-    found = client.search_experiments(view, filter_string=f"tags.`{NAMESPACE}` = '{settings.namespace}'")
-    return [str(one.experiment_id) for one in found]
-
-
 def is_copy(path: Path, settings: Settings) -> bool:
     """Whether a file in the home is a copy, which may be a hard link to a file of the store: it is never edited."""
     places = settings.layout.mlflow_artifacts
@@ -310,13 +303,12 @@ def everywhere(client: "MlflowClient", settings: Settings, condition: str) -> "I
     """The files of all our runs that match, also of deleted ones."""
     from mlflow.entities import ViewType
 
-    experiments, token = ours(client, settings, deleted=True), None
-    while experiments and token != "":
-        page = client.search_runs(experiments, condition, ViewType.ALL, page_token=token)
-        yield from (repository(client, run) for run in page)
-        token = page.token or ""
+    ours = experiments(client, settings, deleted=True)
+    if ours:
+        found = paged(lambda token: client.search_runs(ours, condition, ViewType.ALL, PAGE, page_token=token))
+        yield from (repository(client, run) for run in found)
 
 
 def all_copies(client: "MlflowClient", settings: Settings) -> "Iterator[ArtifactRepository]":
     """The files of every run with copies."""
-    return (repository(client, run) for run in runs_with_copies(client, ours(client, settings)))
+    return (repository(client, run) for run in runs_with_copies(client, experiments(client, settings)))

@@ -2,10 +2,10 @@
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
@@ -17,7 +17,10 @@ from backprop_core.runtime.settings import Settings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.store.entities import PagedList
 
+T = TypeVar("T")
+PAGE = 1000  # experiments, runs or models a request
 NAMESPACE, LINE = "backprop.namespace", "backprop.line"  # tags of an experiment of ours
 SQLITE = "sqlite:///"
 PATIENCE = 120.0  # seconds: the first tables take five, on a busy machine many times that
@@ -193,6 +196,25 @@ def alone(settings: Settings) -> Iterator[None]:
         ) from error
     with held:
         yield
+
+
+def paged(search: "Callable[[str | None], PagedList[T]]") -> Iterator[T]:
+    """Everything that a search of MLflow finds, which it answers a page at a time; `search` takes the page's token."""
+    token: str | None = None
+    while token != "":
+        page = search(token)
+        yield from page
+        token = page.token or ""
+
+
+def experiments(client: "MlflowClient", settings: Settings, *, deleted: bool = False) -> list[str]:
+    """The ids of our experiments; with `deleted`, also of deleted ones, whose files MLflow keeps."""
+    from mlflow.entities import ViewType
+
+    view = ViewType.ALL if deleted else ViewType.ACTIVE_ONLY
+    ours = f"tags.`{NAMESPACE}` = '{settings.namespace}'"
+    found = paged(lambda token: client.search_experiments(view, PAGE, ours, page_token=token))
+    return [str(one.experiment_id) for one in found]
 
 
 def is_empty(database: Path) -> bool:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -12,25 +11,22 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import TypedDict
 
-from backprop_core.errors import ConfigInvalid, RefAmbiguous, RunUnknown
+from backprop_core.errors import RefAmbiguous, RunUnknown
 from backprop_core.runtime.redaction import blank_address
 from backprop_core.runtime.settings import Settings
-from backprop_core.schema.field_types import NAME
 from backprop_core.schema.refs import RunId, RunResult, Status
 from backprop_core.store.layout import JournalLayout
-from tasks.tracking.artifact_copies import OF_ARTIFACTS
-from tasks.tracking.connection import LINE, NAMESPACE, answering, connect, is_own, tracking_uri
+from tasks.tracking import own_database
+from tasks.tracking.connection import LINE, PAGE, answering, connect, experiments, is_own, tracking_uri
 from tasks.tracking.journal import SECONDS, ending
-from tasks.tracking.line_curve import OF_LINE
-from tasks.tracking.record import DATASETS, ERROR, ROLE, ROOT, RUN_ID, STATUS
+from tasks.tracking.record import DATASETS, ERROR, ROOT, RUN_ID, STATUS
+from tasks.tracking.run_filter import RunFilter
 from tasks.tracking.sender import sync
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-PAGE = 1000  # runs a request
-PARENTS = f"tags.`{ROLE}` = 'parent'"
-OF_RUNS = f"tags.`{ROLE}` != '{OF_LINE}' and tags.`{ROLE}` != '{OF_ARTIFACTS}'"  # parents and children
+PARENTS = RunFilter()
 
 
 class RunSummary(TypedDict):
@@ -64,14 +60,23 @@ ORDERS: Mapping[Sort, Callable[[RunSummary], Any]] = {  # runs without a figure 
 
 
 def list_runs(
-    settings: Settings, condition: str = PARENTS, limit: int = 50, sort: Sort = "started"
+    settings: Settings, wanted: RunFilter = PARENTS, limit: int = 50, sort: Sort = "started"
 ) -> list[RunSummary]:
-    """The first runs that match a condition, newest first or in another order. Raises MLflowUnreachable."""
-    history = History(settings)
+    """The first runs that match, newest first or in another order. Raises MLflowUnreachable."""
     if sort == "started":
-        return [history.summary(run) for run in history.runs(condition, limit)]
-    every = [history.summary(run) for run in history.runs(condition, sys.maxsize)]
-    return sorted(every, key=ORDERS[sort])[:limit]
+        return summaries(settings, wanted, limit)
+    return sorted(summaries(settings, wanted, sys.maxsize), key=ORDERS[sort])[:limit]
+
+
+def summaries(settings: Settings, wanted: RunFilter, limit: int) -> list[RunSummary]:
+    """The newest runs that match, newest first: from the home's database, or else from MLflow."""
+    sync(settings)
+    stored = own_database.runs(settings, wanted, limit)
+    if stored is not None:
+        journals = settings.layout.journal
+        return [summary(run.tags, run.metrics, run.start, run.end, journals) for run in stored]
+    history = History(settings)
+    return [history.summary(run) for run in history.runs(wanted.in_mlflow(), limit)]
 
 
 def status_of(settings: Settings, prefix: str) -> Status:
@@ -90,28 +95,12 @@ def document_of(settings: Settings, prefix: str, name: str) -> tuple[RunId, Any]
     return run.data.tags[RUN_ID], history.document(run, name)
 
 
-def exported(settings: Settings, condition: str) -> Iterator[ExportedRun]:
-    """All runs that match a condition with their parameters and last metrics. Raises MLflowUnreachable."""
+def exported(settings: Settings, wanted: RunFilter) -> Iterator[ExportedRun]:
+    """All runs that match with their parameters and last metrics. Raises MLflowUnreachable."""
     history = History(settings)
-    for run in history.runs(condition, sys.maxsize):
+    for run in history.runs(wanted.in_mlflow(), sys.maxsize):
         params, metrics = dict(sorted(run.data.params.items())), dict(sorted(run.data.metrics.items()))
         yield ExportedRun(**history.summary(run), mlflow_run_id=run.info.run_id, params=params, metrics=metrics)
-
-
-def matching(
-    *, children: bool = False, line: str | None = None, status: Status | None = None, since: datetime | None = None
-) -> str:
-    """The condition, in MLflow's words, for runs of a line, with a status, that began at a time or later.
-
-    Raises ConfigInvalid for what is no name of a line.
-    """
-    if line and not re.fullmatch(NAME, line):
-        raise ConfigInvalid(f"{line[:100]} is no name of a line", hint="`backprop lines` lists all lines")
-    parts = [OF_RUNS if children else PARENTS]
-    parts += [f"tags.`{LINE}` = '{line}'"] if line else []
-    parts += [f"tags.`{STATUS}` = '{status}'"] if status else []
-    parts += [f"attributes.start_time >= {int(since.timestamp() * 1000)}"] if since else []
-    return " and ".join(parts)
 
 
 def show_run(settings: Settings, prefix: str) -> RunResult:
@@ -136,8 +125,7 @@ class History:
             return
         self.client = connect(settings)
         with answering(settings):
-            ours = self.client.search_experiments(filter_string=f"tags.`{NAMESPACE}` = '{settings.namespace}'")
-        self._experiments = [experiment.experiment_id for experiment in ours]
+            self._experiments = experiments(self.client, settings)
 
     def runs(self, condition: str, limit: int) -> "Iterator[Run]":
         """Runs that match a condition, newest first."""

@@ -11,7 +11,7 @@ from backprop_core.runtime.settings import Settings
 from backprop_core.store.artifacts import write_atomic
 from backprop_core.store.layout import DeletedLayout, RenamedLayout, StoreLayout
 from tasks.tracking import artifact_copies, line_curve
-from tasks.tracking.connection import LINE, NAMESPACE
+from tasks.tracking.connection import LINE, NAMESPACE, PAGE, paged
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 LIVE = "backprop.live"  # tag of a registered model: which version is live
 LONGEST = 5000  # characters of a description in MLflow
-PAGE = 1000  # runs a request
 
 
 def catch_up(client: "MlflowClient", settings: Settings) -> None:
@@ -89,9 +88,6 @@ def deleted_before(settings: Settings, renamed: RenamedLine) -> datetime | None:
 def runs_of(client: "MlflowClient", experiment: str, line: str, *, since: datetime | None) -> list[str]:
     """MLflow's ids of the runs of a line that began since then, child runs and the curve among them."""
     start = int(since.timestamp() * 1000) if since else 0
-    found, token = list[str](), None
-    while token != "":
-        page = client.search_runs([experiment], f"tags.`{LINE}` = '{line}'", max_results=PAGE, page_token=token)
-        found += [run.info.run_id for run in page if run.info.start_time >= start]
-        token = page.token or ""
-    return found
+    condition = f"tags.`{LINE}` = '{line}'"
+    found = paged(lambda token: client.search_runs([experiment], condition, max_results=PAGE, page_token=token))
+    return [run.info.run_id for run in found if run.info.start_time >= start]

@@ -8,7 +8,7 @@ was moved in MLflow is set back at the end of the next run or by `sync`, with a 
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from backprop_core.errors import NameTaken
@@ -19,7 +19,7 @@ from backprop_core.store.artifacts import Store, write_atomic
 from backprop_core.store.layout import StoreLayout
 from tasks.tracking import old_names
 from tasks.tracking.artifact_copies import send_line
-from tasks.tracking.connection import LINE, NAMESPACE, tracking_uri
+from tasks.tracking.connection import LINE, NAMESPACE, experiments, paged, tracking_uri
 from tasks.tracking.journal import is_written
 from tasks.tracking.loadable_model import make_loadable
 from tasks.tracking.record import RUN_ID
@@ -34,7 +34,7 @@ NUMBER = "backprop.version"  # tag of a model version: its number in the line
 MERGED = "backprop.merged"  # tag of a model version: the digest of its adapter
 GATE, ACT = "backprop.gate", "backprop.act"  # tags of a model version: what the gate said, who made it live by hand
 LONGEST = 5000  # characters of a tag in MLflow
-PAGE = 100  # registered models a request
+MODELS = 100  # registered models a request
 log = logging.getLogger(__name__)
 
 
@@ -79,7 +79,7 @@ def is_mirrored(settings: Settings) -> bool:
 
 def mirror(client: "MlflowClient", settings: Settings) -> None:
     """Update MLflow's registered models from the store. Raises NameTaken for a model that is not ours."""
-    for sentence in moved(client, settings):
+    for sentence in moved(settings, lambda: aliases(client, settings)):
         log.warning("%s; the alias is set back (to change it: backprop promote or rollback)", sentence)
     old_names.catch_up(client, settings)
     aim, lines = wanted(settings), Lines(Store(settings.store_path))
@@ -96,19 +96,16 @@ def aliases(client: "MlflowClient", settings: Settings) -> dict[str, str]:
 
 def models(client: "MlflowClient", settings: Settings) -> "Iterator[RegisteredModel]":
     """All registered models with a name like ours; MLflow answers with a page at a time."""
-    condition, token = f"name LIKE '{settings.namespace}.%'", None
-    while token != "":
-        page = client.search_registered_models(condition, max_results=PAGE, page_token=token)
-        yield from page
-        token = page.token or ""
+    condition = f"name LIKE '{settings.namespace}.%'"
+    return paged(lambda token: client.search_registered_models(condition, MODELS, page_token=token))
 
 
-def moved(client: "MlflowClient", settings: Settings) -> list[str]:
-    """One sentence for each champion alias that was changed in MLflow since the last check."""
+def moved(settings: Settings, current: "Callable[[], dict[str, str]]") -> list[str]:
+    """One sentence for each champion alias that was changed in MLflow since the last check; `current` asks for them."""
     known = noted(settings)
     if "aliases" not in known or known["uri"] != blank_address(tracking_uri(settings)):
         return []
-    before, now = known["aliases"], aliases(client, settings)
+    before, now = known["aliases"], current()
     return [
         f"{name}: MLflow's alias champion was moved from its version {before.get(name, 'none')} "
         f"to {now.get(name, 'none')}, which changes nothing that is live"
@@ -119,7 +116,7 @@ def moved(client: "MlflowClient", settings: Settings) -> list[str]:
 
 def set_back(client: "MlflowClient", settings: Settings) -> None:
     """Mirror if an alias was changed in MLflow, or the store has changed."""
-    if moved(client, settings) or not is_mirrored(settings):
+    if moved(settings, lambda: aliases(client, settings)) or not is_mirrored(settings):
         mirror(client, settings)
 
 
@@ -217,8 +214,7 @@ def register(
 
 def run_of(client: "MlflowClient", settings: Settings, run_id: str) -> "Run | None":
     """Find the run in MLflow, in any of our experiments."""
-    ours = client.search_experiments(filter_string=f"tags.`{NAMESPACE}` = '{settings.namespace}'")
-    found = client.search_runs([one.experiment_id for one in ours], f"tags.`{RUN_ID}` = '{run_id}'", max_results=1)
+    found = client.search_runs(experiments(client, settings), f"tags.`{RUN_ID}` = '{run_id}'", max_results=1)
     return found[0] if found else None
 
 

@@ -86,7 +86,7 @@ def test_nothing_is_lost(store: Store) -> None:
             for ref in artifacts_in(lines.version(name, number)):
                 store.verify(ref.digest)
     assert check(settings()) == (44, [])
-    listed = {(run["line"], run["status"]) for run in tracking.list_runs(settings(), tracking.matching(), limit=10)}
+    listed = {(run["line"], run["status"]) for run in tracking.list_runs(settings(), tracking.RunFilter(), limit=10)}
     assert listed == {
         ("default", "interrupted"),
         ("default", "finished"),

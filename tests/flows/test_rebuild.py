@@ -76,7 +76,7 @@ def test_a_rebuilt_line_is_that_of_a_line_that_never_had_the_row(
     assert lines.names() == ["support"] and check(settings())[1] == [] and places(home, SECRET) == set()
     gone = {one.merged.digest for one in old}
     assert all(store.was_removed(digest) and not store.layout.artifact(digest).exists() for digest in gone)
-    kept = {run["run_id"]: run for run in tracking.list_runs(settings(), tracking.matching(), limit=20)}
+    kept = {run["run_id"]: run for run in tracking.list_runs(settings(), tracking.RunFilter(), limit=20)}
     assert {one.run_id for one in [*old, *new]} <= kept.keys()
     sent = {file_digest(path) for path in home.glob("mlruns/*/*/artifacts/merged/artifact.json")}
     assert sent == {one.merged.digest for one in new}, "MLflow has the new adapters, and none of the old"

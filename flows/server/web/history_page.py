@@ -16,7 +16,7 @@ from backprop_core.schema.refs import Status
 from flows.server.web.frame import IDLE, page, sources_of
 from flows.server.web.past_runs import PastRun, past_run
 from flows.server.web.state import Sources
-from tasks.tracking import matching
+from tasks.tracking import RunFilter
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 PAGE = 50  # runs
@@ -34,8 +34,8 @@ def past(sources: Sources, line: str, status: str, since: str, after: str) -> Pa
     known = next((each for each in STATUSES if each == status), None)
     if status and not known:
         raise ConfigInvalid(f"{status[:50]} is no status", hint=f"use one of {', '.join(STATUSES)}")
-    wanted = matching(line=line, status=known, since=day(since))
-    found, more = sources.mlflow.search(wanted, PAGE, after)
+    wanted = RunFilter(line=line or None, status=known, since=day(since))
+    found, more = sources.mlflow.search(wanted.in_mlflow(), PAGE, after)
     return Past(runs=[past_run(run, sources.config) for run in found], after=more)
 
 

@@ -28,7 +28,7 @@ from flows.cli.console import configure_logging, error_text
 from flows.cli.spec_fields import ENTRY, spec_fields
 from flows.cli.verb_tables import GROUPS, verbs
 from tasks.runs import prepared_run, resolve, resolve_earlier, sources
-from tasks.tracking import list_runs, matching, sync
+from tasks.tracking import RunFilter, list_runs, sync
 from tests.tasks.runs.test_manual_promotion import ANN
 
 TIMES = int(os.environ.get("BACKPROP_FUZZ", "1"))
@@ -309,7 +309,7 @@ def test_settings(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
             lines_file.every(config)
             if fuzz.randrange(4) == 0:
                 Lines(Store(config.store_path)).names()
-                list_runs(config, matching())
+                list_runs(config, RunFilter())
 
         return work
 

@@ -47,7 +47,7 @@ def test_an_old_home_is_marked_after_a_backup(config: Settings) -> None:
     assert done.backup and (Path(done.backup) / "home" / "mlflow.db").is_file()
     assert formats.format_of(config.layout.format) == formats.FORMAT
     assert upgrade.upgrade(config).changes == []
-    assert len(tracking.list_runs(config, tracking.matching(), limit=10)) >= 4
+    assert len(tracking.list_runs(config, tracking.RunFilter(), limit=10)) >= 4
 
 
 def test_a_backup_can_be_put_back(config: Settings) -> None:

@@ -12,7 +12,7 @@ from backprop_core.runtime.settings import Settings
 from backprop_core.schema.gate_report import GateReport
 from backprop_core.schema.refs import Evaluation, RunResult, Scores
 from backprop_core.store.artifacts import Store, write_atomic
-from tasks.tracking import list_runs, matching, show_run, sync
+from tasks.tracking import RunFilter, list_runs, show_run, sync
 from tasks.tracking.connection import connect
 from tasks.tracking.journal import Journal, bring_back
 from tasks.tracking.registry import is_mirrored
@@ -138,7 +138,7 @@ def test_a_version_whose_run_goes_on_is_waited_for(config: Settings, grow: Grow)
 def test_a_curve_is_no_run_of_ours(config: Settings, grow: Grow) -> None:  # noqa: F811
     """`list-runs` and `show-run` know the runs alone."""
     grow(1, news=0.5)
-    assert [run["run_id"] for run in list_runs(config, matching(children=True))] == [f"{1:032x}"]
+    assert [run["run_id"] for run in list_runs(config, RunFilter(children=True))] == [f"{1:032x}"]
     client = connect(config)
     [run] = client.search_runs([client.get_experiment_by_name(NAME).experiment_id], CURVE)
     assert run.info.run_name == "support: scores by version" and run.info.status == "FINISHED"
@@ -209,4 +209,4 @@ def test_a_new_line_with_the_name_of_a_deleted_one_has_its_own_curve(config: Set
         "support: scores by version",
         f"{gone.root.name}: scores by version",
     }
-    assert len(list_runs(config, matching(children=True))) == 5
+    assert len(list_runs(config, RunFilter(children=True))) == 5

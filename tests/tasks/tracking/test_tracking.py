@@ -26,7 +26,7 @@ from backprop_core.runtime.settings import Settings
 from backprop_core.schema.dataset_reports import CuratedReport, DroppedRows
 from backprop_core.schema.gate_report import GateReport, TaskVerdict
 from backprop_core.schema.refs import DatasetSummary, Drift, ErrorRecord, Evaluation, Located, RunResult
-from tasks.tracking import Sender, list_runs, matching, mlflow_run_id, run_link, show_run, sync, tracking_uri
+from tasks.tracking import RunFilter, Sender, list_runs, mlflow_run_id, run_link, show_run, sync, tracking_uri
 from tasks.tracking.connection import connect, experiment_of
 from tasks.tracking.journal import Journal
 from tasks.tracking.sender import unsent
@@ -330,7 +330,7 @@ def test_history_lists_parents_newest_first(config: Settings) -> None:
         "average": 0.55,
         "error": None,
     }
-    assert len(list_runs(config, matching(children=True))) == 4 and len(list_runs(config, limit=1)) == 1
+    assert len(list_runs(config, RunFilter(children=True))) == 4 and len(list_runs(config, limit=1)) == 1
     assert list_runs(Settings(home=config.home, namespace="another")) == []
 
 
