@@ -28,7 +28,7 @@ test: check ## every check: lint, types, layers, tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 FAST := $(addprefix tests/backprop_core/,test_stages.py data errors lines merging models publishing runtime store evaluation/test_gate.py) \
-	tests/tasks/stages $(addprefix tests/flows/cli/test_,config.py console.py docs.py reference_docs.py)
+	tests/tasks/stages $(addprefix tests/flows/cli/test_,config_layers.py console.py docs.py reference_docs.py)
 
 test-fast: $(READY) ## what needs no Prefect server and no training: to run while you work
 	$(BIN)/ruff check

@@ -18,8 +18,8 @@ from backprop_core.models import loading
 from backprop_core.runtime import process_memory
 from backprop_core.schema.specs import LoraSpec, TrainSpec
 from backprop_core.store.artifacts import Store
-from backprop_core.training.defaults import cpu_budget
 from backprop_core.training.loop import train
+from backprop_core.training.token_budget import cpu_budget
 from backprop_core.training.vram_estimate import shape_of
 from benchmarks.measure import take_turns
 from tests.backprop_core import nano

@@ -8,7 +8,7 @@ from prefect import Flow, flow
 from backprop_core.schema.flows import FLOWS
 from backprop_core.schema.refs import RunResult
 from flows.run_names import shown
-from flows.server.schedules import as_deployed
+from flows.server.line_parameters import as_deployed
 from tasks.runs.flow_run import Run
 
 P = ParamSpec("P")

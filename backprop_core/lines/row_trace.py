@@ -9,7 +9,7 @@ from pydantic import Field
 from backprop_core.data.row_search import TracedFile, files_of, search
 from backprop_core.lines.prune import named_by
 from backprop_core.lines.versions import Lines
-from backprop_core.publishing.release import released
+from backprop_core.publishing.release_transaction import released
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import DatasetRef, RowsRef
 from backprop_core.store.artifacts import Store

@@ -1,4 +1,4 @@
-"""Plans which examples are in which optimizer step, and the learning rate schedule: pure functions, no state."""
+"""Plans which examples are in which optimizer step: pure functions, no state."""
 
 import itertools
 import math
@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from backprop_core.schema.specs import TrainSpec
 
 WINDOW = 8  # batches sorted by length together: a larger window pads less but makes batches less varied
-LONGEST_WARMUP = 20  # steps
 
 
 def batches_per_epoch(count: int, batch_size: int) -> int:
@@ -72,11 +71,3 @@ def evaluation_steps(total: int, spec: TrainSpec) -> set[int]:
         return set()
     every = max(1, round(asked.eval_steps if asked.eval_steps >= 1 else asked.eval_steps * total))
     return {*range(every, total, every), total}
-
-
-def learning_rate(step: int, total: int, spec: TrainSpec) -> float:
-    """Learning rate of a step (counted from 0): linear warmup, then cosine decay to zero."""
-    warmup = min(math.ceil(spec.warmup * total), LONGEST_WARMUP)
-    if step < warmup:
-        return spec.learning_rate * (step + 1) / warmup
-    return spec.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))

@@ -20,15 +20,13 @@ from backprop_core.schema.records import Record
 from backprop_core.schema.refs import Choice
 from backprop_core.schema.specs import DatasetSpec, LoraSpec, TrainSpec
 from backprop_core.training.batch_plan import total_steps
-from backprop_core.training.vram_estimate import GIB, Setting, Shape, activations, longest, memory
+from backprop_core.training.token_budget import SAFE, cpu_budget, gpu_budget
+from backprop_core.training.vram_estimate import GIB, Setting, Shape, memory
 
 GIVEN = "given"  # the reason of a field that the user has set
 LEAST_RANK, MOST_RANK = 16, 256
 LADDER = (2048, 1024, 512)  # lengths to try if a longer one does not fit; shorter caps save nothing
-SAFE = 0.85  # share of the memory that an estimate may use
 LEAST_STEPS = 50
-CPU_ACTIVATIONS = GIB  # on a CPU larger micro-batches take more memory and are no faster
-LEAST_BUDGET = 256
 CPU_BUDGET = "padded tokens per micro-batch: about 1 GiB of activations; more is no faster on a CPU"
 
 
@@ -236,22 +234,9 @@ def for_memory(shape: Shape, spec: TrainSpec, data: Data | None, card: int | Non
         yield "gradient_checkpointing", "auto", "not needed; turned on only if memory runs out"
     yield (
         "token_budget",
-        token_budget(shape, fit, card),
+        max(fit.length, gpu_budget(shape, fit.setting, card)),
         "padded tokens per micro-batch: what fits, at least one sequence",
     )
-
-
-def cpu_budget(shape: Shape, spec: TrainSpec) -> int:
-    """The largest power of two up to the default whose activations are at most 1 GiB."""
-    token = activations(shape, Setting(precision="fp32", checkpointing=False, lora=spec.lora), 1)
-    most = min(CPU_ACTIVATIONS // token, TrainSpec().token_budget)
-    return max(LEAST_BUDGET, (1 << most.bit_length()) // 2)
-
-
-def token_budget(shape: Shape, fit: Fit, card: int) -> int:
-    """The largest power of two up to the default that fits, but at least one sequence."""
-    most = min(longest(shape, fit.setting, int(SAFE * card)), TrainSpec().token_budget)
-    return max(fit.length, (1 << most.bit_length()) // 2)
 
 
 def length(shape: Shape, data: Data | None) -> tuple[int, str]:

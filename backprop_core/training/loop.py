@@ -33,6 +33,7 @@ from backprop_core.training import (
     lora_init,
     lora_layers,
     lora_variants,
+    lr_schedule,
     oom_recovery,
     optimizer,
     rng_state,
@@ -293,7 +294,7 @@ class Run:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.spec.max_grad_norm, foreach=True)
         metrics = {"loss": loss.item(), "grad_norm": norm.item()}
         self.check_finite(metrics)
-        rate = batch_plan.learning_rate(self.step, self.total, self.spec)
+        rate = lr_schedule.learning_rate(self.step, self.total, self.spec)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["ratio"]
         self.optimizer.step()

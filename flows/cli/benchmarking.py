@@ -12,7 +12,7 @@ from backprop_core.runtime.settings import settings
 from backprop_core.schema.field_types import line_name
 from backprop_core.schema.specs import BenchSpec, RunSpec
 from flows.cli import run_here, tables
-from flows.cli.config import run_spec
+from flows.cli.config_layers import run_spec
 from flows.cli.console import configure_logging
 from flows.cli.flags import SETTINGS, SPEC, TASK, Output, how
 from flows.cli.main import Answer

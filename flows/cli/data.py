@@ -13,7 +13,7 @@ from backprop_core.runtime.settings import settings
 from backprop_core.schema.field_types import ROWS_FILE, is_address, is_sql
 from backprop_core.schema.specs import RunSpec
 from flows.cli import data_text, lines_file
-from flows.cli.config import names_datasets, run_spec
+from flows.cli.config_layers import names_datasets, run_spec
 from flows.cli.console import configure_logging
 from flows.cli.flags import PLAIN, SETTINGS, Output, OutputFlags
 from flows.cli.main import Answer, described

@@ -11,7 +11,7 @@ from cyclopts import Group, Parameter
 from backprop_core.errors import ConfigInvalid
 from backprop_core.schema.refs import Status
 from backprop_core.schema.specs import RunSpec
-from flows.cli.config import LineFile, run_spec
+from flows.cli.config_layers import LineFile, run_spec
 from flows.cli.spec_fields import spec_fields
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from backprop_core.runtime.settings import Settings, settings
 from backprop_core.schema.field_types import line_name
 from backprop_core.schema.records import Record
 from flows.cli import lines_file, yaml_edits
-from flows.cli.config import LineFile
+from flows.cli.config_layers import LineFile
 from flows.cli.console import configure_logging, say
 from flows.cli.flags import PLAIN, OutputFlags
 from flows.cli.main import Answer

@@ -10,7 +10,7 @@ from backprop_core.errors import ConfigInvalid
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.field_types import is_address, line_name
 from backprop_core.schema.specs import DatasetSpec, LineSpec, RunSpec, TrainSpec
-from flows.cli.config import FORMAT, FORMATS, Draft, LineFile, add_file, validated
+from flows.cli.config_layers import FORMAT, FORMATS, Draft, LineFile, add_file, validated
 from flows.cli.spec_fields import spec_fields
 from flows.cli.yaml_edits import quoted
 

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from backprop_core.errors import BackpropError, ConfigInvalid, ConfirmationRequired, all_errors
 from backprop_core.runtime.settings import settings
 from flows.cli import lines_file, tables
-from flows.cli.config import run_spec, variable_of
+from flows.cli.config_layers import run_spec, variable_of
 from flows.cli.console import configure_logging, one_line, say, stderr_console
 from flows.cli.flags import PLAIN, SETTINGS, OutputFlags
 from flows.cli.main import Answer

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.field_types import line_name
 from flows.cli import lines_file
-from flows.cli.config import replayed
+from flows.cli.config_layers import replayed
 from flows.cli.flags import PLAIN, SETTINGS, TASK, Explain, Flags, OutputFlags
 from flows.cli.main import Answer
 from flows.cli.running import carry_out

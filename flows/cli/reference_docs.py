@@ -8,7 +8,7 @@ from cyclopts import App
 from backprop_core.errors import all_errors
 from backprop_core.runtime.settings import Settings
 from backprop_core.stages import every
-from flows.cli.config import variable_of
+from flows.cli.config_layers import variable_of
 from flows.cli.main import build
 from flows.cli.spec_fields import Field, fields_of, spec_fields
 

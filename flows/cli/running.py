@@ -14,7 +14,7 @@ from backprop_core.schema.field_types import line_name
 from backprop_core.schema.refs import RunResult
 from backprop_core.schema.specs import DatasetSpec, RunSpec
 from flows.cli import lines_file, run_here, run_text, tables
-from flows.cli.config import evaluation_spec, export_spec, generation_spec, replayed, windows
+from flows.cli.config_layers import evaluation_spec, export_spec, generation_spec, replayed, windows
 from flows.cli.console import Bar, configure_logging
 from flows.cli.flags import (
     NOTHING,

@@ -15,7 +15,7 @@ from backprop_core.errors import ConfigInvalid, InputNotFound, PrefectUnreachabl
 from backprop_core.runtime.redaction import blank_secrets
 from backprop_core.runtime.settings import Settings, settings
 from flows.cli import lines_file, tables
-from flows.cli.config import LineFile
+from flows.cli.config_layers import LineFile
 from flows.cli.console import configure_logging, one_line
 from flows.cli.flags import PLAIN, OutputFlags
 from flows.cli.main import Answer, printed

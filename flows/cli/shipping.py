@@ -7,7 +7,7 @@ from cyclopts.types import PositiveInt
 
 from backprop_core.schema.field_types import line_name
 from flows.cli import run_here
-from flows.cli.config import export_spec, publish_spec
+from flows.cli.config_layers import export_spec, publish_spec
 from flows.cli.flags import PLAIN, Force, MadeRef, OutputFlags, Reason, ship
 from flows.cli.main import Answer
 from flows.cli.running import answer, watched

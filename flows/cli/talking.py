@@ -15,7 +15,7 @@ from backprop_core.errors import BackpropError, ConfigInvalid, DeviceBusy
 from backprop_core.runtime.printable_text import printable
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.specs import GenerationSpec
-from flows.cli.config import generation_spec
+from flows.cli.config_layers import generation_spec
 from flows.cli.console import configure_logging, error_text, one_line, say
 from flows.cli.flags import PLAIN, AdapterName, BaseName, OutputFlags, do
 from flows.cli.main import Answer

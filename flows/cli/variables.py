@@ -8,7 +8,7 @@ from dotenv import dotenv_values
 
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.specs import RunSpec
-from flows.cli.config import PREFIX, SHORT_SECTIONS, place_of, variable_of
+from flows.cli.config_layers import PREFIX, SHORT_SECTIONS, place_of, variable_of
 from flows.cli.console import say
 from flows.cli.spec_fields import spec_fields
 

@@ -18,7 +18,8 @@ from backprop_core.schema.refs import Choice
 from backprop_core.schema.specs import DatasetSpec, RunSpec, TrainSpec
 from backprop_core.store.artifacts import Store
 from backprop_core.training import presets, time_estimate
-from backprop_core.training.defaults import SAFE, Data, choose, data_by, trained_on
+from backprop_core.training.defaults import Data, choose, data_by, trained_on
+from backprop_core.training.token_budget import SAFE
 from backprop_core.training.vram_estimate import GIB, Setting, Shape, longest, memory, micro_batch
 from tasks.runs.machine_speed import speed_of
 from tasks.runs.resolve_defaults import asked

@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 from backprop_core.lines.prune import sizes
 from backprop_core.lines.renaming import check_begins
 from backprop_core.lines.versions import Lines, LineVersion
-from backprop_core.publishing.release import released
+from backprop_core.publishing.release_transaction import released
 from backprop_core.runtime.settings import Settings, settings
 from backprop_core.schema.refs import AdapterRef, Cell, DatasetRef, RowsRef, TrainResult, heldout_of
 from backprop_core.store.artifacts import Store

@@ -7,7 +7,7 @@ from backprop_core.schema.specs import PublishSpec, RunSpec
 from backprop_core.store.artifacts import Store
 
 if TYPE_CHECKING:
-    from backprop_core.publishing.release import Release
+    from backprop_core.publishing.release_transaction import Release
 
 
 def still_published(spec: RunSpec, store: Store) -> RunSpec:
@@ -20,7 +20,7 @@ def still_published(spec: RunSpec, store: Store) -> RunSpec:
 
 def last_release(line: str, store: Store) -> "Release | None":
     """The release of a line's champion; None if it was never published."""
-    from backprop_core.publishing.release import released
+    from backprop_core.publishing.release_transaction import released
 
     champion = Lines(store).champion(line)
     return released(line, champion, store) if champion else None

@@ -80,7 +80,7 @@ def check(line: str, files: Mapping[str, str], registered: Mapping[int, tuple[st
 @cache
 def forms() -> Mapping[str, TypeAdapter[Any]]:
     """What the files of a line are, by the first part of their names."""
-    from backprop_core.publishing.release import Release
+    from backprop_core.publishing.release_transaction import Release
 
     return {
         "versions": TypeAdapter(Json[LineVersion]),

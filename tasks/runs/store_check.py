@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pydantic import Field
 
 from backprop_core.lines.versions import Lines
-from backprop_core.publishing.release import released
+from backprop_core.publishing.release_transaction import released
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import Located, RunResult, artifacts_in

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from backprop_core.errors import RunUnknown
 from backprop_core.lines.versions import Lines, LineVersion
-from backprop_core.publishing.release import released
+from backprop_core.publishing.release_transaction import released
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import Digest

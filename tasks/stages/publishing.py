@@ -9,7 +9,7 @@ from prefect.blocks.system import Secret
 from backprop_core.errors import AuthRequired, RunUnknown
 from backprop_core.lines.versions import Lines, Live
 from backprop_core.models import base as bases
-from backprop_core.publishing import release as core
+from backprop_core.publishing import release_transaction as core
 from backprop_core.publishing.hub import RECORD, SECRET_BLOCK, File, Hub, adapter_files
 from backprop_core.publishing.model_card import card, record
 from backprop_core.publishing.ollama import Ollama

@@ -5,7 +5,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.store.entities import PagedList
 
-T = TypeVar("T")
 PAGE = 1000  # experiments, runs or models a request
 NAMESPACE, LINE = "backprop.namespace", "backprop.line"  # tags of an experiment of ours
 SQLITE = "sqlite:///"
@@ -198,7 +197,7 @@ def alone(settings: Settings) -> Iterator[None]:
         yield
 
 
-def paged(search: "Callable[[str | None], PagedList[T]]") -> Iterator[T]:
+def paged(search: "Callable[[str | None], PagedList[Any]]") -> Iterator[Any]:
     """Everything that a search of MLflow finds, which it answers a page at a time; `search` takes the page's token."""
     token: str | None = None
     while token != "":

@@ -16,7 +16,7 @@ from prefect.testing.utilities import prefect_test_harness
 
 from backprop_core.lines.prune import size_of
 from backprop_core.lines.versions import Lines
-from backprop_core.publishing.release import released
+from backprop_core.publishing.release_transaction import released
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.refs import RunResult
 from backprop_core.schema.specs import (

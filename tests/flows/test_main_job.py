@@ -25,7 +25,7 @@ from backprop_core.schema.refs import RunResult
 from backprop_core.schema.specs import DatasetSpec, EvaluationSpec, ExportSpec, LoraSpec, MergeSpec, TrainSpec
 from backprop_core.store import artifacts as store_module
 from backprop_core.store.artifacts import Store
-from flows.cli.config import replayed
+from flows.cli.config_layers import replayed
 from flows.export import export
 from flows.multi_run import multi_run
 from flows.train import train

@@ -16,7 +16,7 @@ from backprop_core.errors import BackpropError, HubUnreachable
 from backprop_core.lines.versions import Lines
 from backprop_core.publishing.hub import RECORD, File, Hub
 from backprop_core.publishing.ollama import Ollama, Serving
-from backprop_core.publishing.release import Release, Services, recover, release, released
+from backprop_core.publishing.release_transaction import Release, Services, recover, release, released
 from backprop_core.schema.refs import GGUFRef
 from backprop_core.schema.specs import ExportSpec, PublishSpec
 from backprop_core.store.artifacts import Store

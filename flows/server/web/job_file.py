@@ -15,7 +15,7 @@ from backprop_core.runtime.settings import Settings
 from backprop_core.schema.flows import FLOWS
 from backprop_core.schema.specs import LineSpec
 from flows.cli import lines_file
-from flows.cli.config import Draft, add_text, faults_of
+from flows.cli.config_layers import Draft, add_text, faults_of
 from flows.server.web import verbs
 from flows.server.web.state import Sources, checked
 from tasks.runs.allowed_paths import HINT, forbidden

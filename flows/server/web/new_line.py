@@ -13,7 +13,7 @@ from backprop_core.schema.field_types import NAME, LineName, line_name
 from backprop_core.schema.records import Record
 from backprop_core.schema.specs import DatasetSpec, ModelSpec
 from flows.cli import lines_file
-from flows.cli.config import Draft, validated
+from flows.cli.config_layers import Draft, validated
 from flows.cli.yaml_edits import with_value
 from flows.server.web import job_file, verbs
 from flows.server.web.job_file import JobFile

@@ -15,7 +15,7 @@ import pytest
 from backprop_core.errors import ArtifactMissing, OllamaUnreachable, RunActive
 from backprop_core.lines.prune import Pruned, prune, sizes, tag_remover
 from backprop_core.lines.versions import Lines, LineVersion
-from backprop_core.publishing.release import Release, Services, release, released
+from backprop_core.publishing.release_transaction import Release, Services, release, released
 from backprop_core.schema.refs import AdapterRef, GGUFRef, RowsRef
 from backprop_core.schema.specs import ExportSpec, PublishSpec
 from backprop_core.store.artifacts import Store

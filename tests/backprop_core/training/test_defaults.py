@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from backprop_core.schema.specs import TrainSpec
-from backprop_core.training.defaults import SAFE, Data, choose
+from backprop_core.training.defaults import Data, choose
 from backprop_core.training.presets import PRESETS
+from backprop_core.training.token_budget import SAFE
 from backprop_core.training.vram_estimate import GIB, Setting, activations, memory
 
 QWEN = PRESETS["qwen2.5-7b"].shape

@@ -23,7 +23,7 @@ from backprop_core.schema.refs import RunId
 from backprop_core.schema.specs import DatasetSpec, ExportSpec, PublishSpec, RunSpec
 from backprop_core.store.artifacts import Store
 from flows.cli import lines_file, main
-from flows.cli.config import evaluation_spec, export_spec, generation_spec, publish_spec, replayed, run_spec
+from flows.cli.config_layers import evaluation_spec, export_spec, generation_spec, publish_spec, replayed, run_spec
 from flows.cli.console import configure_logging, error_text
 from flows.cli.spec_fields import ENTRY, spec_fields
 from flows.cli.verb_tables import GROUPS, verbs

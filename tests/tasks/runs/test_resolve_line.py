@@ -14,7 +14,7 @@ from backprop_core.schema.specs import DatasetSpec, LoraSpec, MergeSpec, ModelSp
 from backprop_core.store.artifacts import Store
 from backprop_core.store.cache_keys import digest_of, part
 from backprop_core.training.defaults import Data
-from flows.cli.config import replayed
+from flows.cli.config_layers import replayed
 from tasks.runs import resolve
 from tasks.runs.plan import with_replay
 from tasks.runs.prepared_run import Prepared

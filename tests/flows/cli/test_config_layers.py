@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from backprop_core.errors import BackpropError, ConfigInvalid, InputNotFound, QuantizationUnknown
 from backprop_core.schema.specs import RunSpec
-from flows.cli.config import PREFIX, export_spec, run_spec, windows
+from flows.cli.config_layers import PREFIX, export_spec, run_spec, windows
 from flows.cli.spec_fields import spec_fields
 from flows.cli.yaml_values import MAX_BYTES, parse
 
