@@ -86,6 +86,8 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--epochs", type=float)
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--rank", type=int)
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), metavar="METHOD", help="of these (default: all)")
+    parser.add_argument("--replays", nargs="+", type=float, metavar="ROWS", help="of these (default: all)")
     parser.add_argument("--orders", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
     asked = parser.parse_args(words)

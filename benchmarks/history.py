@@ -24,6 +24,7 @@ RUN_COLUMNS = {  # what names a run, by table
     "latest_metrics": ["run_uuid"],
     "inputs": ["input_uuid", "destination_id"],
 }
+COPIES = "SELECT run_uuid FROM tags WHERE key = 'backprop.role' AND value = 'artifacts'"  # one of a line, not of a run
 RUN_TAGS = ("backprop.run_id", "backprop.root", "mlflow.parentRunId")
 
 
@@ -47,10 +48,11 @@ def multiply(path: Path, runs: int) -> None:
             values = ", ".join(expression(table, column, ids) for column in columns)
             database.execute(
                 f"WITH RECURSIVE copies(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM copies WHERE n < ?) "
-                f"INSERT INTO {table} ({', '.join(columns)}) SELECT {values} FROM {table}, copies",
+                f"INSERT INTO {table} ({', '.join(columns)}) SELECT {values} FROM {table}, copies "
+                f"WHERE {ids[-1]} NOT IN ({COPIES})",
                 [runs // ONE - 1],
             )
-        count = database.execute("SELECT count(*) FROM runs").fetchone()[0]
+        count = database.execute(f"SELECT count(*) FROM runs WHERE run_uuid NOT IN ({COPIES})").fetchone()[0]
     assert count == runs, count
 
 
