@@ -31,6 +31,7 @@ from backprop_core.store.locks import REMINDER
 
 log = logging.getLogger(__name__)
 MAIN = "backprop_core.worker.main"
+SLOWER, SLOWEST = 0.01, 0.1  # a stage that has run for 10 s is asked every 0.1 s: looking takes time from training
 Result = TypeVar("Result", bound=BaseModel)
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -133,16 +134,18 @@ class Worker:
         try:
             self.wait_for_slot(deadline)
             waited = 0.0  # counted in our own polls, so time in which parent and child are both suspended is left out
+            began = time.monotonic()
             while not (job / "result.json").is_file():
                 if not self.alive and not (job / "result.json").is_file():
                     raise self._death(stage)
-                waited = 0.0 if events.drain(on_event) else waited + POLL
+                pause = min(POLL + (time.monotonic() - began) * SLOWER, SLOWEST)
+                waited = 0.0 if events.drain(on_event) else waited + pause
                 if 0 < self.stall_seconds < waited:
                     raise self._stall(stage)
                 if time.monotonic() > deadline:
                     self._say("stop")
                     deadline = math.inf
-                time.sleep(POLL)
+                time.sleep(pause)
         except BaseException:  # Ctrl-C, or what Prefect makes of SIGTERM
             self._interrupt(job)
             raise

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from prefect_dask.client import PrefectDaskClient
 
 LOCAL = "local:"
+PROFILE = "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED"  # it looks at each worker's threads a hundred times a second
 MOST = 64  # calls that run ahead at once
 LAST = 5.0  # seconds for the last event of a stage to arrive
 
@@ -129,7 +130,7 @@ class Dask:
                 host="127.0.0.1",
                 dashboard_address=None,
                 memory_limit=None,
-                env={"PREFECT_LOGGING_LEVEL": "WARNING"},
+                env={"PREFECT_LOGGING_LEVEL": "WARNING", PROFILE: "False"},
             )
             where = self._cleanup.enter_context(cluster)
         try:
