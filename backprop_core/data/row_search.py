@@ -46,6 +46,17 @@ def search(asked: str, store: Store) -> list[Hit]:
 def datasets(store: Store) -> Iterator[RowsRef]:
     """The sets of rows of a store, in the order of their digests."""
     store.bring_all()
+    return here(store)
+
+
+def sets(store: Store) -> Iterator[RowsRef]:
+    """The same; of a bucket nothing else is copied here."""
+    store.bring_kind(RowsRef.artifact)
+    return here(store)
+
+
+def here(store: Store) -> Iterator[RowsRef]:
+    """The sets of rows that are on this machine, in the order of their digests."""
     for manifest in sorted(store.layout.manifests()):
         if json.loads(manifest.read_bytes())["kind"] == RowsRef.artifact:
             yield RowsRef(digest=manifest.parent.name, rows=0)

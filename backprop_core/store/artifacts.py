@@ -7,7 +7,7 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -137,6 +137,16 @@ class Store:
             raise
         finally:
             shutil.rmtree(directory, ignore_errors=True)
+
+    @contextmanager
+    def using(self, digests: Collection[str]) -> Iterator[None]:
+        """Keep the copies of artifacts here while the block runs, whatever the limit of the local copy."""
+        if self.shared is None:
+            yield
+            return
+        with self.begin(cache_limit.USED) as directory:
+            (directory / cache_limit.DIGESTS).write_text("\n".join(digests), encoding="utf-8")
+            yield
 
     def commit(self, directory: Path, ref: type[Ref], *, record: dict[str, Any], **fields: Any) -> Ref:
         """Make a directory from `begin` an artifact: hash, fsync, rename. The same payload gives the same digest.
@@ -307,6 +317,8 @@ class Store:
         """Make sure that an artifact is here, but do not read it again. Raises ArtifactMissing."""
         if not self.layout.artifact(digest).is_dir():
             self.verify(digest)
+        elif self.shared:
+            os.utime(self.layout.artifact(digest))  # it is about to be read
 
     def _verify_bytes(self, directory: Path, digest: str) -> None:
         hint = "run the command that made it again; `backprop store check` lists everything that is damaged"
@@ -407,11 +419,17 @@ class Store:
             for digest in sorted(self.shared.digests()):
                 self.has(digest)
 
+    def bring_kind(self, kind: str) -> None:
+        """Copy every artifact of the bucket of this kind here."""
+        if self.shared:
+            here = {path.name for path in self.layout.artifacts.glob("*")}
+            for digest in sorted(self.shared.of_kind(kind, self.shared.digests().keys() - here)):
+                self.has(digest)
+
     def bring_results(self) -> None:
         """Copy every record of a finished stage of the bucket here."""
         if self.shared:
-            for key in sorted(self.shared.results()):
-                self.has_result(key)
+            self.shared.fetch_results(self.shared.results() - {path.name for path in self.layout.cache_keys.glob("*")})
 
     def finish_removals(self) -> None:
         """Delete what removals have left: what was set aside; in the bucket, also where they were cut off.

@@ -15,6 +15,7 @@ from backprop_core.store.sharing import Shared
 
 YOUNG = 600.0  # seconds for which an artifact that was read stays, whatever the limit
 GB = 10**9
+USED, DIGESTS = "used", "digests.txt"  # temporary directory and file that say what a process uses
 
 
 def keep(layout: StoreLayout, shared: Shared, young: float = YOUNG) -> int:
@@ -35,8 +36,9 @@ def keep(layout: StoreLayout, shared: Shared, young: float = YOUNG) -> int:
 
 
 def used_here(layout: StoreLayout) -> set[str]:
-    """What runs of this machine use now."""
+    """What runs of this machine use now, and what it computes for runs of others."""
     names = [path.with_suffix(".txt") for path in layout.leases.glob("*.lock") if is_held(path)]
+    names += layout.sessions.glob(f"*/{USED}-*/{DIGESTS}")
     return {name for path in names if path.is_file() for name in path.read_text(encoding="utf-8").split()}
 
 

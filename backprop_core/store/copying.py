@@ -33,6 +33,7 @@ class Copied(Record):
     bytes: int = Field(description="Their bytes.")
     records: int = Field(description="Records of lines, runs, pins and finished stages that it did not have.")
     kept: list[str] = Field(description="Records that differ there, and lines at work: they stay as they are there.")
+    forgotten: list[str] = Field([], description="Forgotten rows that sets of the target still have, by identity.")
 
 
 def copy(source: Store, target: Store, on_progress: Callable[[int, int], None]) -> Copied:
@@ -102,7 +103,8 @@ def copy_results(source: Store, target: Store) -> int:
 def copy_records(source: Store, target: Store) -> tuple[int, list[str]]:
     """Copy records of lines, runs and pins: how many, and which stay as they are in the target."""
     mine = source.layout
-    rest = [path for path in mine.shared() if path.relative_to(mine.root).parts[0] not in (*OWN, mine.lines.name)]
+    apart = (*OWN, mine.lines.name, mine.forgotten.name)
+    rest = [path for path in mine.shared() if path.relative_to(mine.root).parts[0] not in apart]
     lines = sorted(path.name for path in mine.lines.glob("*"))
     done = [copy_missing(rest, source, target), *(copy_line(line, source, target) for line in lines)]
     return sum(written for written, _ in done), [name for _, kept in done for name in kept]

@@ -112,7 +112,8 @@ def sizes(store: Store) -> dict[str, int]:
 
 
 def remove(store: Store, key: str) -> None:
-    """Delete the checkpoints of a training, here and in the bucket."""
+    """Delete the checkpoints of a training, here and in the bucket. Raises LeaseLost if this process lost the store."""
+    store.confirm("prune")
     shutil.rmtree(store.layout.checkpoints(key), ignore_errors=True)
     if store.shared:
         drop(store.shared, key)

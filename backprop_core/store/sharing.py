@@ -9,7 +9,8 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from filelock import FileLock
@@ -17,7 +18,7 @@ from filelock import FileLock
 from backprop_core.runtime.settings import settings
 from backprop_core.store import disk_files, shared_moves
 from backprop_core.store.layout import MANIFEST, BucketLayout, StoreLayout
-from backprop_core.store.mirror import Mirror
+from backprop_core.store.mirror import AT_ONCE, Mirror
 from backprop_core.store.object_store import Listed, Objects
 from backprop_core.store.remote_leases import Leases, SharedLock
 
@@ -134,6 +135,13 @@ class Shared:
                 whole.add(digest)
         return {digest: size for digest, size in sizes.items() if digest in whole}
 
+    def of_kind(self, kind: str, among: Collection[str]) -> set[str]:
+        """The artifacts in the bucket that are of this kind, by their manifests."""
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            read = pool.map(lambda digest: self.objects.read(self._manifest(digest)), among)
+            found = {digest: one.content for digest, one in zip(among, read, strict=True) if one}
+        return {digest for digest, text in found.items() if json.loads(text)["kind"] == kind}
+
     def send(self, digest: str) -> None:
         """Copy an artifact to the bucket: its files, its record, and its manifest last."""
         if digest in self._known:
@@ -224,6 +232,11 @@ class Shared:
         disk_files.replace(self.layout.cache_result(key), result.content)
         disk_files.replace(self.layout.cache_key(key), record.content)
         return True
+
+    def fetch_results(self, keys: Collection[str]) -> None:
+        """Copy these records of finished stages from the bucket, several at once."""
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(self.fetch_result, keys))
 
     def results(self) -> set[str]:
         """The keys of all records of finished stages."""

@@ -202,7 +202,7 @@ def store_copy(source: Place, target: Place, /, *, output: OutputFlags = PLAIN) 
     config = settings()
     configure_logging(config, verbose=output.verbose)
     done = copy(source, target, config)
-    return Answer(done.model_dump(mode="json"), tables.copied(done))
+    return Answer(done.model_dump(mode="json"), tables.copied(done), 3 if done.forgotten else 0)
 
 
 def store_sync(one: Place, other: Place, /, *, output: OutputFlags = PLAIN) -> Answer:
@@ -212,7 +212,8 @@ def store_sync(one: Place, other: Place, /, *, output: OutputFlags = PLAIN) -> A
     configure_logging(config, verbose=output.verbose)
     there, back = sync(one, other, config)
     both = Group(f"To {other}:", tables.copied(there), f"To {one}:", tables.copied(back))
-    return Answer({"there": there.model_dump(mode="json"), "back": back.model_dump(mode="json")}, both)
+    document = {"there": there.model_dump(mode="json"), "back": back.model_dump(mode="json")}
+    return Answer(document, both, 3 if there.forgotten or back.forgotten else 0)
 
 
 def store_check(

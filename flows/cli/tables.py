@@ -170,7 +170,8 @@ def copied(done: "Copied") -> RenderableType:
     """What a copy of a store did, and what it left as it was."""
     text = f"copied {done.artifacts} artifacts ({size(done.bytes)}) and {done.records} records"
     kept = [Text(f"differs there, and stays: {printable(name)}") for name in done.kept]
-    return Group(Text(text), *kept)
+    left = [Text(f"forgotten, and still there: row {row}; backprop data forget {row[:12]}") for row in done.forgotten]
+    return Group(Text(text), *kept, *left)
 
 
 def answers(said: Answers) -> RenderableType:

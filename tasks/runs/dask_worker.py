@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from backprop_core.errors import Interrupted
 from backprop_core.runtime import log_context
 from backprop_core.runtime.settings import Settings, settings
+from backprop_core.schema.refs import artifacts_in
 from backprop_core.schema.specs import TrainSpec
 from backprop_core.stages import Stage, every
 from backprop_core.store.artifacts import Store
@@ -65,13 +66,14 @@ def carried_out(
     config, deadline = own_settings(), time.monotonic() + order.seconds
     store = Store(config.store_path)
     try:
-        if stage.runs_in == "parent":
-            return stage.carry_out(parameters, ParentPlace(store, key, stage.name))
-        process = worker_process.worker(config, order.training, stage.name)
-        job = partial(process.call, stage, key=key, on_event=on_event, deadline=deadline, **parameters)
-        return shared_work.carried_out(
-            stage, key, parameters, store, job, again=order.again, beat=partial(check, deadline)
-        )
+        with store.using({ref.digest for ref in artifacts_in(list(parameters.values()))}):
+            if stage.runs_in == "parent":
+                return stage.carry_out(parameters, ParentPlace(store, key, stage.name))
+            process = worker_process.worker(config, order.training, stage.name)
+            job = partial(process.call, stage, key=key, on_event=on_event, deadline=deadline, **parameters)
+            return shared_work.carried_out(
+                stage, key, parameters, store, job, again=order.again, beat=partial(check, deadline)
+            )
     finally:
         store.close()
 

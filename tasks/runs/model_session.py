@@ -91,6 +91,7 @@ class ModelSession:
         """
         with self._turn:
             self._ends = None
+            self._bring(model)
             try:
                 return self._worker().call(
                     reply,
@@ -105,6 +106,15 @@ class ModelSession:
                 )
             finally:
                 self._used = time.monotonic()
+
+    def _bring(self, model: Model) -> None:
+        """Have the adapter here: between two questions the limit of the local copy may have removed it."""
+        if model.adapter:
+            store = Store(self._config.store_path)
+            try:
+                store.bring(model.adapter.digest)
+            finally:
+                store.close()
 
     def stop(self) -> None:
         """End the answer that is being written."""

@@ -1,6 +1,7 @@
 """A store in a bucket: nothing is lost, and nothing that was removed stays, whatever is cut off or stale."""
 
 import json
+import os
 import shutil
 import time
 import uuid
@@ -99,6 +100,29 @@ def test_nothing_leaves_while_all_is_read(machines, monkeypatch):
     with one.lock("prune"):
         assert cache_limit.keep(one.layout, one.shared, young=-1) == 0
     assert cache_limit.keep(one.layout, one.shared, young=-1) == 1
+
+
+def test_what_was_brought_stays_for_who_reads_it(machines, monkeypatch):
+    """Also if it was here all the time: the worker reads it next, and asks no other place."""
+    one, _ = machines
+    ref = committed(one, "a\n")
+    os.utime(one.layout.artifact(ref.digest), (1e9, 1e9))
+    one.bring(ref.digest)
+    monkeypatch.setenv("BACKPROPAGATE_STORE_CACHE_GB", "0.000000001")
+    assert cache_limit.keep(one.layout, one.shared) == 0
+
+
+def test_what_another_machines_run_uses_here_stays(machines, monkeypatch):
+    """The limit leaves what a process of this machine says that it uses, until it says no more, or has died."""
+    one, two = machines
+    ref = committed(one, "a\n")
+    two.local(ref)
+    monkeypatch.setenv("BACKPROPAGATE_STORE_CACHE_GB", "0.000000001")
+    other = Store(two.root)  # another process of the same machine
+    with other.using({ref.digest}):
+        two.close()
+        assert cache_limit.keep(two.layout, two.shared, young=-1) == 0
+    assert cache_limit.keep(two.layout, two.shared, young=-1) == 1
 
 
 def test_a_slow_mirror_costs_no_lease(machines, monkeypatch):
@@ -222,9 +246,13 @@ def test_confirmed_lock(machines, monkeypatch):
     other.acquire(timeout=20)
     with pytest.raises(LeaseLost):
         one.remove(ref.digest, "pruned")
+    training = one.layout.checkpoints("k")
+    training.mkdir(parents=True)
+    with pytest.raises(LeaseLost):
+        shared_checkpoints.remove(one, "k")
     other.release()
     mine.release()
-    assert two.has(ref.digest)
+    assert two.has(ref.digest) and training.is_dir()
 
 
 def test_a_run_that_was_taken_over_writes_nothing_more(machines, monkeypatch):

@@ -55,6 +55,19 @@ def ask(session: ModelSession, ref: str = "support", on_text: Callable[[str], No
     return session.answer(session.model(ref), ASKED, SPEC, on_text)
 
 
+def test_an_adapter_that_left_between_two_questions_comes_back(
+    begin: Callable[..., ModelSession], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit of the local copy of a store may remove it, and the worker asks no other place."""
+    session = begin()
+    model = session.model("support")
+    assert model.adapter
+    place = Store(settings().store_path).layout.artifact(model.adapter.digest)
+    aside = place.rename(tmp_path / "aside")
+    monkeypatch.setattr(Store, "elsewhere", staticmethod(lambda _, digest: aside.rename(place)))
+    assert session.answer(model, ASKED, SPEC, lambda _: None).text
+
+
 def ask_long(session: ModelSession, on_text: Callable[[str], None]) -> Generated:
     return session.answer(session.model("support"), ASKED, LONG, on_text)
 
