@@ -323,6 +323,34 @@ def test_the_standard_switches_hold(collector: OtlpCollector, monkeypatch: pytes
     assert collector.spans and not collector.metrics
 
 
+LEFT = """
+import subprocess, sys
+print("welcome", flush=True)
+left = subprocess.Popen(["sleep", "600"], start_new_session=True)
+open({note!r}, "w").write(str(left.pid))
+raise ImportError("broken")
+"""
+
+
+@pytest.fixture
+def rude(tmp_path: Path, config: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """W&B's package prints, starts a process that goes on with what it has inherited, and fails."""
+    (tmp_path / "packages" / "wandb").mkdir(parents=True)
+    note = tmp_path / "left"
+    (tmp_path / "packages" / "wandb" / "__init__.py").write_text(LEFT.format(note=str(note)))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'packages'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("BACKPROPAGATE_REPORT_TO", "wandb")
+    yield
+    os.kill(int(note.read_text()), signal.SIGKILL)
+
+
+@pytest.mark.usefixtures("rude")
+def test_what_a_package_prints_or_leaves_behind_ends_no_run(caplog: pytest.LogCaptureFixture) -> None:
+    """The run is told what is missing as ever, and waits for no process that its tracker's package has started."""
+    run_with_trackers(2)
+    assert "wandb: broken; what it lacks is kept" in caplog.text
+
+
 def test_a_slow_tracker_is_not_waited_for(collector: OtlpCollector, caplog: pytest.LogCaptureFixture) -> None:
     """A run ends when its time is up, and says that the rest is kept."""
     collector.fail("POST /", "slow", times=10**6)
