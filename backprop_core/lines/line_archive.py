@@ -47,6 +47,8 @@ FORMAT: Literal[1] = 1
 HEAD, JOB, RECORDS, ARTIFACTS = "line.json", "job.yaml", "records", "artifacts"  # members; the head comes first
 MEMBER = re.compile(r"(?:artifacts/([0-9a-f]{64})/|line/)((?:[\w.+@=,-]+/)*[\w.+@=,-]+)", re.ASCII)
 RECORD = re.compile(r"(?:versions/[0-9]{6}|moves/[0-9a-f]{32}|votes/[0-9a-f]{32}/[\w-]+)\.json", re.ASCII)
+# of a name that is there twice, is also that of a directory, or is too long
+NO_PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 LARGEST_RECORD = 64 * 2**20  # bytes of a member that is read into memory
 HINT = "write the file again: backprop line export LINE --output FILE"
 
@@ -177,9 +179,14 @@ def head_of(archive: tarfile.TarFile, file: Path) -> LineFile:
         raise damaged(file, f"{HEAD}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from error
 
 
+def is_plain(member: tarfile.TarInfo) -> bool:
+    """Whether a member is a file with all its bytes in the archive: a sparse one can say that it has any size."""
+    return member.isreg() and not member.issparse()
+
+
 def content_of(archive: tarfile.TarFile, member: tarfile.TarInfo, file: Path) -> bytes:
     """A small member. Raises InputValidationFailed."""
-    content = archive.extractfile(member) if member.isreg() and member.size <= LARGEST_RECORD else None
+    content = archive.extractfile(member) if is_plain(member) and member.size <= LARGEST_RECORD else None
     if content is None:
         raise damaged(file, f"{member.name} is no file, or too large")
     return content.read()
@@ -239,12 +246,17 @@ class Import:
                 self._write(member, directory / match[1] / match[2])
 
     def _write(self, member: tarfile.TarInfo, path: Path) -> None:
-        content = self._archive.extractfile(member) if member.isreg() else None
+        content = self._archive.extractfile(member) if is_plain(member) else None
         if content is None:
             raise damaged(self._file, f"{member.name} is no file")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("xb") as file:
-            shutil.copyfileobj(content, file)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as file:
+                shutil.copyfileobj(content, file)
+        except OSError as error:
+            if error.errno in NO_PLACE:
+                raise damaged(self._file, f"{member.name[:100]}: {error.strerror}") from error
+            raise
 
     def _refs(self) -> dict[str, ArtifactRef]:
         """The artifacts that the versions use. Raises InputValidationFailed if one is not in it."""

@@ -91,6 +91,23 @@ def flipped(name: str, content: bytes) -> tuple[str, bytes]:
     return name, changed
 
 
+def added(file: Path, name: str, content: bytes = b"", *, sparse: int = 0) -> bytes:
+    """The archive with one more member; with `sparse`, one that says that it has so many bytes, without them."""
+    out = io.BytesIO(file.read_bytes())
+    with tarfile.open(fileobj=out, mode="a") as archive:
+        info = tarfile.TarInfo(name)
+        info.size = len(content)
+        if sparse:
+            info.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": str(sparse)}
+        archive.addfile(info, io.BytesIO(content))
+    return out.getvalue()
+
+
+def an_artifact(file: Path) -> str:
+    """The folder of the first artifact in the archive."""
+    return f"artifacts/{made_of(file).artifacts[0]}"
+
+
 BAD: dict[str, Callable[[Path], bytes]] = {
     "no archive": lambda file: b"not an archive",
     "empty": lambda file: b"",
@@ -114,6 +131,9 @@ BAD: dict[str, Callable[[Path], bytes]] = {
     "a version that the head does not name": lambda file: rewritten(
         file, lambda name, content: ("line/versions/000003.json", b"{}") if name == "job.yaml" else (name, content)
     ),
+    "a member twice": lambda file: added(file, f"{an_artifact(file)}/artifact.json"),
+    "a file that is a directory too": lambda file: added(file, f"{an_artifact(file)}/artifact.json/more"),
+    "a name that is too long": lambda file: added(file, f"{an_artifact(file)}/{'x' * 300}"),
     "a newer format": lambda file: rewritten(
         file, lambda name, content: (name, content.replace(b'"format":1', b'"format":2', 1))
     ),
@@ -129,6 +149,23 @@ def test_a_damaged_file_leaves_no_line(exported: Path, elsewhere: Store, tmp_pat
     with pytest.raises(InputValidationFailed, match=r"bad\.line"), line_archive.opened(file) as (archive, head):
         line_archive.Import(file, archive, head, "support", store).carry_out({}, Act(by="Ann", at=datetime.now(UTC)))
     assert Lines(store).names() == [] and not (tmp_path / "versions").exists()
+
+
+@pytest.mark.parametrize("name", ["{artifact}/hole", "line/votes/" + "e" * 32 + "/ann.json", "job.yaml"])
+def test_bytes_that_are_not_in_the_file_are_not_written(
+    exported: Path, elsewhere: Store, tmp_path: Path, name: str
+) -> None:
+    """A sparse member can say that it has any size: it is refused before it fills memory or disk."""
+    file = tmp_path / "bad.line"
+    name = name.format(artifact=an_artifact(exported))
+    file.write_bytes(added(exported, name, sparse=2**20))
+    with (
+        pytest.raises(InputValidationFailed, match=f"{name} is no file"),
+        line_archive.opened(file) as (archive, head),
+    ):
+        line_archive.Import(file, archive, head, "support", elsewhere).carry_out(
+            {}, Act(by="Ann", at=datetime.now(UTC))
+        )
 
 
 def test_a_file_is_no_way_around_the_gate(exported: Path, elsewhere: Store, tmp_path: Path, capsys: Capture) -> None:
