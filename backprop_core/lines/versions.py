@@ -93,7 +93,7 @@ class Move(Record):
 def why_not_live(number: int, version: LineVersion, moves: Iterable[Move]) -> str | None:
     """Why a version may not be the champion; None if it passed its gate, or a person forced it past the gate."""
     forced = any(move.number == number and move.act.forced for move in moves)
-    if forced or (version.gate and version.gate.accepted) or (version.act and version.act.forced):
+    if forced or (version.gate and version.gate.passes) or (version.act and version.act.forced):
         return None
     return f"was rejected by the gate: {version.gate.reason}" if version.gate else "was never checked by the gate"
 

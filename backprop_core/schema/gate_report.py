@@ -1,5 +1,6 @@
 """GateReport: the gate's verdict on a candidate, per task and canary; manual promotions and approval decisions."""
 
+import math
 from datetime import datetime
 from typing import Literal, Self
 
@@ -61,6 +62,13 @@ class GateReport(Record):
     )
     tasks: list[TaskVerdict]
     canaries: list[CanaryVerdict] = Field(default_factory=list)
+
+    @property
+    def passes(self) -> bool:
+        """Whether it accepts, and neither a task nor the gain in it says otherwise, as in a report that was edited."""
+        least = 0.0 if self.question == "better" else -math.inf if self.margin is None else -self.margin
+        is_shown = self.gain_low is None or self.gain_low > least
+        return self.accepted and is_shown and not any(task.worse for task in self.tasks)
 
     def with_taken(self, share: float) -> Self:
         """The report on a candidate that has this share of a run's change."""

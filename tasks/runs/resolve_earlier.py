@@ -74,7 +74,7 @@ def is_forced(flow: str, line: str, live: Live, act: Act, store: Store) -> bool:
     version, moves = live.version, Lines(store).moves(line)
     path = store.layout.run(version.run_id).result
     report = version.gate or (RunResult.model_validate_json(path.read_bytes()).gate if path.is_file() else None)
-    if (report and report.accepted) or any(move.number == live.number and move.act.forced for move in moves):
+    if (report and report.passes) or any(move.number == live.number and move.act.forced for move in moves):
         return False
     if not act.forced:
         said = f"was rejected by the gate: {report.reason}" if report else "was never checked by the gate"

@@ -46,7 +46,15 @@ class Bench:
         rows = [
             row and {task: self.scores(correct) for task, correct in row.items()} for row in (candidate, champion, base)
         ]
-        return gate(*rows, watch=watch, metric=metric, spec=GateSpec(**spec), store=self.store)
+        return consistent(gate(*rows, watch=watch, metric=metric, spec=GateSpec(**spec), store=self.store))
+
+
+def consistent(report: GateReport) -> GateReport:
+    """A report says by its numbers, too, whether it accepts: one in which only the verdict was edited does not pass."""
+    assert report.passes == report.accepted
+    edited = report.model_copy(update={"accepted": True})
+    assert edited.passes == (report.accepted or report.gain_low is None)
+    return report
 
 
 @pytest.fixture
