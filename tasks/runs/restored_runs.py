@@ -6,6 +6,7 @@ reads. Artifacts follow one by one, when they are needed: see `bring_artifacts`.
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,8 @@ from pydantic import BaseModel, ValidationError
 
 from backprop_core.errors import ArtifactDamaged, MLflowUnreachable, RunUnknown
 from backprop_core.runtime.settings import settings
-from backprop_core.schema.gate_report import GateReport
 from backprop_core.schema.records import Record
-from backprop_core.schema.refs import RunResult, SourceRef
+from backprop_core.schema.refs import RunResult, SourceRef, artifacts_in
 from backprop_core.store.artifacts import Store, write_atomic
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def write_run(recorded: "RecordedRun", inputs: Any, store: Store) -> None:
 def verified(recorded: "RecordedRun") -> "list[RecordedStage]":
     """The cache records of a run that the store would read; the others are left out, and their stages run again.
 
-    A gate runs again too: what its report says is in no artifact, so nothing verifies it.
+    So does what returned no artifact, such as the report of a gate or the answers to canaries: nothing verifies it.
     """
     from tasks.runs.line_splits import OLDER
     from tasks.stages.cache_policy import UnfitRecord, read_metadata, read_result, result_types
@@ -94,7 +94,7 @@ def verified(recorded: "RecordedRun") -> "list[RecordedStage]":
     for stage in recorded.stages():
         try:
             read_metadata(json.dumps(stage.record).encode())
-            if not isinstance(read_result(json.dumps(stage.result).encode(), types), GateReport):
+            if any(artifacts_in(read_result(json.dumps(stage.result).encode(), types))):
                 found.append(stage)
         except UnfitRecord as error:
             log.warning("MLflow's cache record %s is ignored and the stage runs again: %s", stage.key[:12], error)
@@ -151,7 +151,8 @@ def relocated(value: Any, store: Store) -> Any:
     match value:
         case {"digest": str(digest), "path": str(path), **others}:
             inside = path.partition(digest)[2].strip("/\\")
-            moved = str(store.layout.artifact(digest) / inside) if digest in path else path
+            known = digest in path and ".." not in re.split(r"[/\\]", f"{digest}/{inside}")
+            moved = str(store.layout.artifact(digest) / inside) if known else path
             return {"digest": digest, "path": moved} | {name: relocated(one, store) for name, one in others.items()}
         case dict():
             return {name: relocated(one, store) for name, one in value.items()}

@@ -399,12 +399,16 @@ def staged(home: Settings, result: dict[str, Any]) -> None:
     "result",
     [
         {"__class__": "GateReport", "data": report(accepted=True).model_dump()},
+        {"__class__": "Answers", "data": {"answers": [{"text": "as expected", "tokens": 2, "stopped": True}]}},
+        {"__class__": "Generated", "data": {"text": "as expected", "tokens": 2, "stopped": True}},
+        {"__class__": "Fidelity", "data": {"positions": 9, "ids_equal": True, "top1": 1.0, "kl": 0.0, "answers": []}},
+        {"__class__": "Harnessed", "data": {"scores": {"arc_easy": {"acc": 1.0}}}},
         {"__class__": "Popen", "data": {"args": "true"}},
         {"__class__": "RowsRef", "data": {"digest": "no digest", "rows": 1}},
     ],
 )
 def test_what_nothing_verifies_is_computed_again(home: Settings, result: dict[str, Any]) -> None:
-    """The report of a gate, and what is no result of a stage, do not come back; the run does."""
+    """What says nothing by an artifact, a gate's report too, and what is no result of a stage: only the run is back."""
     staged(home, result)
     store = lose(home)
     assert full_run_id(RUN, store) == RUN
@@ -431,6 +435,10 @@ def test_a_result_names_the_places_of_this_store(home: Settings) -> None:
     assert relocated(there, store) == here
     file = {"digest": digest, "path": f"/away/artifacts/{digest}/model.gguf", "bytes": 1}
     assert relocated([file], store)[0]["path"] == str(store.layout.artifact(digest) / "model.gguf")
+    for outside in (f"/away/{digest}/../../up", f"/away/{digest}\\..\\..\\up"):
+        assert relocated({"digest": digest, "path": outside}, store)["path"] == outside
+    above = {"digest": "../..", "path": "/away/../../up"}
+    assert relocated(above, store) == above
 
 
 def test_a_record_cannot_name_another_place(home: Settings) -> None:
