@@ -18,7 +18,7 @@ from backprop_core.runtime.redaction import blank_secrets, weak_secrets
 from backprop_core.runtime.settings import Settings
 from tasks.runs.machine_checks import Part, attempt, converter, device, disk, home, journal, packages
 from tasks.tracking import own_database, tracking_uri
-from tasks.tracking.connection import connect
+from tasks.tracking.connection import answering, connect, experiments
 from tasks.tracking.registry import aliases, moved
 
 
@@ -52,8 +52,12 @@ def mlflow(config: Settings) -> Part:
 
 def check_mlflow(config: Settings) -> None:
     """Raises MLflowUnreachable, HistoryDamaged, PlaceUnusable, DiskFull, StorageFailed."""
-    if not own_database.is_sound(config):
-        connect(config)
+    if own_database.is_sound(config):
+        return
+    client = connect(config)
+    with answering(config):
+        if ours := experiments(client, config):
+            client.search_runs(ours, max_results=1)  # else what a list of runs needs may be missing
 
 
 def server_part(name: str, url: str, version_url: str) -> Part:

@@ -7,14 +7,17 @@ import math
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 from backprop_core.runtime.settings import Settings
+from backprop_core.store.cache_keys import digest_of
 from tasks.tracking.connection import NAMESPACE, damage, is_own, try_database
 from tasks.tracking.run_filter import RunFilter
 from tasks.tracking.schema import revision
 
 TABLES = "dc11669786a5"  # as MLflow 3.17 makes them
+COLUMNS = "4a37122115a3"  # digest of their names and of those of their columns
 RUNS = """
 SELECT runs.run_uuid, runs.start_time, runs.end_time FROM runs
 JOIN experiments ON experiments.experiment_id = runs.experiment_id AND experiments.lifecycle_stage = 'active'
@@ -26,6 +29,11 @@ CHAMPIONS = """
 SELECT aliases.name, aliases.version FROM registered_model_aliases AS aliases
 JOIN registered_model_tags AS tags ON tags.name = aliases.name AND tags.workspace = aliases.workspace
 WHERE alias = 'champion' AND key = ? AND value = ? AND aliases.workspace = 'default'
+"""
+
+NAMES = """
+SELECT tables.name, columns.name FROM sqlite_master AS tables, pragma_table_info(tables.name) AS columns
+WHERE tables.type = 'table'
 """
 
 
@@ -64,9 +72,15 @@ def is_sound(settings: Settings) -> bool:
         return False
     try:
         try_database(path)
+        return columns(path) == COLUMNS and damage(path) is None
     except (sqlite3.Error, OSError):
         return False
-    return damage(path) is None
+
+
+def columns(path: Path) -> str:
+    """What tells the tables of a database from others: a digest of their names and of those of their columns."""
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", timeout=2, uri=True)) as database:
+        return digest_of(sorted(database.execute(NAMES).fetchall()))[:12]
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from tasks.tracking.line_curve import OF_LINE
 from tasks.tracking.record import ROLE, STATUS
 
 PARENT = "parent"
+FIRST_YEAR = 1970  # of times as MLflow has them; a time of the year 1 has none in some zones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +42,15 @@ class RunFilter:
 
     @property
     def start(self) -> int | None:
-        """The earliest start, in milliseconds since 1970."""
-        return int(self.since.timestamp() * 1000) if self.since else None
+        """The earliest start, in milliseconds since 1970. No run began before that."""
+        if self.since is None or self.since.year < FIRST_YEAR:
+            return None
+        return max(0, int(self.since.timestamp() * 1000))
 
     def in_mlflow(self) -> str:
         """The filter string of MLflow's search."""
         parts = [f"tags.`{tag}` {comparison} '{value}'" for tag, comparison, value in self.tags]
-        parts += [f"attributes.start_time >= {self.start}"] if self.since else []
+        parts += [] if self.start is None else [f"attributes.start_time >= {self.start}"]
         return " and ".join(parts)
 
     def in_sql(self) -> tuple[str, list[Any]]:
@@ -57,6 +60,6 @@ class RunFilter:
             for _, comparison, _ in self.tags
         ]
         values: list[Any] = [text for tag, _, value in self.tags for text in (tag, value)]
-        if self.since:
+        if self.start is not None:
             return " AND ".join([*of_tags, "runs.start_time >= ?"]), [*values, self.start]
         return " AND ".join(of_tags), values

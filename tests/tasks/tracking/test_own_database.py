@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backprop_core.errors import HistoryDamaged
+from backprop_core.errors import BackpropError, HistoryDamaged
 from backprop_core.runtime.settings import Settings
 from backprop_core.schema.refs import Status
+from tasks.runs import doctor
 from tasks.tracking import (
     RunFilter,
     artifact_copies,
@@ -127,8 +128,9 @@ def test_champions_are_those_of_mlflow(home: Settings) -> None:
 
 
 def test_the_tables_are_those_of_the_installed_mlflow(home: Settings) -> None:
-    """Otherwise every list goes through MLflow, which is right but slow: compare the tables, then change TABLES."""
+    """Otherwise every list goes through MLflow, which is slow: compare the tables, then change TABLES and COLUMNS."""
     assert revision(home.layout.mlflow_database) == own_database.TABLES
+    assert own_database.columns(home.layout.mlflow_database) == own_database.COLUMNS
 
 
 LIST = """
@@ -178,6 +180,51 @@ def test_a_database_that_another_process_writes_is_not_called_sound(home: Settin
         assert not own_database.is_sound(home)
         other.execute("ROLLBACK")
     assert own_database.is_sound(home)
+
+
+def test_a_database_that_lacks_a_table_or_column_is_not_called_sound(home: Settings, tmp_path: Path) -> None:
+    """Whichever it is: MLflow has to be asked."""
+    config = Settings(home=tmp_path)
+    database, whole = config.layout.mlflow_database, home.layout.mlflow_database.read_bytes()
+    with closing(sqlite3.connect(home.layout.mlflow_database)) as tables:
+        every = [name for (name,) in tables.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    for name in every:
+        database.write_bytes(whole)
+        with closing(sqlite3.connect(database, isolation_level=None)) as tables:
+            tables.execute(f"DROP TABLE {name}")
+        assert not own_database.is_sound(config), name
+    assert len(every) > 50
+    database.write_bytes(whole)
+    with closing(sqlite3.connect(database, isolation_level=None)) as tables:
+        tables.execute("ALTER TABLE latest_metrics RENAME COLUMN is_nan TO nan")
+    assert not own_database.is_sound(config)
+    database.write_bytes(whole)
+    assert own_database.is_sound(config)
+
+
+@pytest.mark.parametrize(
+    "change", ["DROP TABLE latest_metrics", "ALTER TABLE latest_metrics RENAME COLUMN is_nan TO nan"]
+)
+def test_the_doctor_finds_what_a_list_of_runs_needs(home: Settings, tmp_path: Path, change: str) -> None:
+    """A database that it calls good lists runs."""
+    config = Settings(home=tmp_path)
+    database = config.layout.mlflow_database
+    database.write_bytes(home.layout.mlflow_database.read_bytes())
+    with closing(sqlite3.connect(database, isolation_level=None)) as tables:
+        tables.execute(change)
+    with pytest.raises(BackpropError):
+        list_runs(config)
+    assert doctor.mlflow(config).state != "ok"
+
+
+@pytest.mark.parametrize("since", [datetime(1, 1, 1), datetime(1, 1, 1, tzinfo=UTC), datetime(1960, 1, 1, tzinfo=UTC)])
+def test_a_day_before_all_runs_leaves_none_out(home: Settings, since: datetime) -> None:
+    """However early it is, here and in MLflow."""
+    wanted, every = RunFilter(since=since), RunFilter()
+    assert own_database.runs(home, wanted, 1000) == own_database.runs(home, every, 1000)
+    of_mlflow = history.History(home)
+    found = [[run.info.run_id for run in of_mlflow.runs(each.in_mlflow(), 1000)] for each in (wanted, every)]
+    assert found[0] == found[1] and len(found[0]) > 3
 
 
 def test_searches_go_through_all_pages(home: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
