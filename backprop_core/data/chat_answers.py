@@ -44,6 +44,8 @@ def write_all(
 ) -> Iterator[Written]:
     """Render all rows; appends to `refused` the error of each row that the template refuses."""
     controls = Controls(tokenizer)
+    if any("text" in row for row in rows):
+        _ = controls.begin  # asks the tokenizer, which another thread uses from the first texts on
     for begin in range(0, len(rows), LIMITED):
         with chat_template.limit():
             indices = range(begin, min(begin + LIMITED, len(rows)))

@@ -91,15 +91,17 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[ChatRow], *, max_l
     written = write_all(tokenizer, rows, refused)
     limit = max_length if isinstance(max_length, Limit) else Limit(tokens=max_length)
     examples = Examples()
-    for index, group in groupby(label_all(tokenizer, written), key=lambda example: example.row):
-        made = list(group)
-        if limit.too_long is None or all(fits(example, limit.tokens) for example in made):
-            examples.add(made, limit.tokens, counts=limit.too_long is None)
-        else:
-            short = shorter(rows[index], made, limit.tokens, limit.too_long, partial(encoded, tokenizer, index))
-            examples.extend(short.examples)
-            examples.cut += bool(short.examples)
-            examples.left_out += short.left_out
+    with ThreadPoolExecutor(1) as pool:
+        for index, group in groupby(label_all(tokenizer, written, pool), key=lambda example: example.row):
+            made = list(group)
+            if limit.too_long is None or all(fits(example, limit.tokens) for example in made):
+                examples.add(made, limit.tokens, counts=limit.too_long is None)
+            else:
+                again = partial(encoded, tokenizer, pool, index)
+                short = shorter(rows[index], made, limit.tokens, limit.too_long, again)
+                examples.extend(short.examples)
+                examples.cut += bool(short.examples)
+                examples.left_out += short.left_out
     if refused and len(refused) == len(rows):
         raise refused[0]
     if rows and not examples:
@@ -108,26 +110,28 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[ChatRow], *, max_l
     return examples
 
 
-def encoded(tokenizer: PreTrainedTokenizerBase, index: int, row: ChatRow) -> list[Example]:
+def encoded(tokenizer: PreTrainedTokenizerBase, pool: ThreadPoolExecutor, index: int, row: ChatRow) -> list[Example]:
     """The examples of one row at their full length; none if the template refuses it."""
     written = [text._replace(row=index) for text in write_all(tokenizer, [row], [])]
-    return label_batch(tokenizer, LabelMarks(tokenizer), written)
+    return pool.submit(label_batch, tokenizer, LabelMarks(tokenizer), written).result()
 
 
-def label_all(tokenizer: PreTrainedTokenizerBase, written: Iterable[Written]) -> Iterator[Example]:
+def label_all(
+    tokenizer: PreTrainedTokenizerBase, written: Iterable[Written], pool: ThreadPoolExecutor
+) -> Iterator[Example]:
     """The example of each text at its full length.
 
-    A batch is tokenized while the next one is rendered: the tokenizer does not hold Python's lock meanwhile.
+    A batch is tokenized while the next one is rendered: the tokenizer does not hold Python's lock meanwhile. The one
+    thread of `pool` alone uses the tokenizer, as whether control tokens are plain text is a setting of it.
     """
     marks, texts = LabelMarks(tokenizer), iter(written)
-    with ThreadPoolExecutor(1) as pool:
-        before: Future[list[Example]] | None = None
-        while batch := list(islice(texts, BATCH)):
-            garbage.young()  # some templates leave ninety objects a row in cycles
-            begun = pool.submit(label_batch, tokenizer, marks, batch)
-            yield from before.result() if before else ()
-            before = begun
+    before: Future[list[Example]] | None = None
+    while batch := list(islice(texts, BATCH)):
+        garbage.young()  # some templates leave ninety objects a row in cycles
+        begun = pool.submit(label_batch, tokenizer, marks, batch)
         yield from before.result() if before else ()
+        before = begun
+    yield from before.result() if before else ()
 
 
 def label_batch(tokenizer: PreTrainedTokenizerBase, marks: LabelMarks, batch: Sequence[Written]) -> list[Example]:

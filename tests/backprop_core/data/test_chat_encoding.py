@@ -1,6 +1,7 @@
 """Chat rows become the ids that the tokenizer's template gives, with labels on answers alone, and data stays data."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -192,7 +193,9 @@ def test_labels_found_by_ids_are_those_found_by_characters(texts: list[str], kin
     """Whatever stands around an answer, and whichever tokens reach into it, both ways give the same example."""
     fast = BY_KIND[kind]
     written = list(write_all(fast, [row(*texts[: len(texts) // 2 * 2])], []))
-    assert list(label_all(fast, written)) == list(map(labelled, written, tokenize(fast, written)))
+    with ThreadPoolExecutor(1) as pool:
+        found = list(label_all(fast, written, pool))
+    assert found == list(map(labelled, written, tokenize(fast, written)))
 
 
 def test_most_labels_are_found_by_ids() -> None:

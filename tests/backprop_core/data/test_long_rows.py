@@ -1,12 +1,13 @@
 """A row that does not fit is never learned as if its answer ended at the maximum length."""
 
+import threading
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backprop_core.data.chat_encoding import Examples, encode
+from backprop_core.data.chat_encoding import BATCH, Examples, encode
 from backprop_core.errors import NoLabelTokens
 from backprop_core.schema.specs import Limit, TooLong, TrainSpec
 from backprop_core.store.cache_keys import part
@@ -99,3 +100,33 @@ def test_what_is_learned_is_whole(lengths: list[int], length: int, how: TooLong,
     assert [part for part in said if part] == [answer for answer in answers if answer in said]
     assert sum(text.count(STOP) for text in learnt(Examples(found[1:]))) == len([part for part in said if part])
     assert all(len(one.ids) <= max(length, 30) for one in found)
+
+
+class Noting:
+    """A tokenizer's own backend, which notes the threads that tokenize with it or change a setting of it."""
+
+    def __init__(self, backend: Any) -> None:
+        self.__dict__.update(backend=backend, threads=[])
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith(("encode", "no_", "enable_")):
+            self.threads.append(threading.get_ident())
+        return getattr(self.backend, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.threads.append(threading.get_ident())
+        setattr(self.backend, name, value)
+
+
+@pytest.mark.parametrize("how", ["drop", "cut_left", "windows"])
+def test_one_thread_alone_uses_the_tokenizer(how: TooLong) -> None:
+    """From the first batch on, whatever a row needs: what is set for its words would change those of another row."""
+    fast = tokenizer()
+    fast.bos_token = "<|im_start|>"  # so that raw text asks the tokenizer whether it begins with it
+    fast._tokenizer = noting = Noting(fast._tokenizer)
+    named = [*row(40, 40)["messages"], SHORT["messages"][0], {"role": "assistant", "content": STOP}]
+    rows = [row(40, 40, 3, 3), {"messages": named}, *[SHORT] * BATCH, {"text": "some text"}]
+    assert encode(fast, rows, max_length=Limit(tokens=60, too_long=how))
+    here = threading.get_ident()
+    first = next(place for place, thread in enumerate(noting.threads) if thread != here)
+    assert len(set(noting.threads[first:])) == 1 and noting.threads[first] != here
