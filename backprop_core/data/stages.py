@@ -28,7 +28,7 @@ from backprop_core.schema.specs import CurationSpec, DatasetSpec
 from backprop_core.stages import Workplace, stage
 
 
-@stage(version=5, runs_in="parent", planned=True)
+@stage(version=6, runs_in="parent", planned=True)
 def curate(
     source: SourceRef, spec: DatasetSpec, template: ChatTemplate, tokenizer: BaseRef | None, *, at: Workplace
 ) -> Curated:

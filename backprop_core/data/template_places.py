@@ -16,6 +16,7 @@ CALLS = (
     "# Tools\n\nYou may call the functions below. To call one, write its name and arguments as a JSON object between "
     '<tool_call> and </tool_call>, like <tool_call>\n{"name": "NAME", "arguments": {}}\n</tool_call>\n\n<tools>\n'
 )
+MORE = "x"  # makes another text of one
 Turns = Sequence[Mapping[str, Any]]
 
 
@@ -33,25 +34,44 @@ def carries_more(row: Turn) -> bool:
 def missing(turns: Turns, tools: Turns, write: Write) -> Iterator[str]:
     """What a conversation carries and its template does not write: tools, tool_calls, tool_results, reasoning, name.
 
-    Reasoning counts where it is learned: templates leave out that of earlier answers. Raises ChatTemplateUnusable.
+    A part is written if the text has its words, and another one would change it: an answer may quote a result that is
+    not there. Reasoning counts where it is learned: templates leave out that of earlier answers. Raises
+    ChatTemplateUnusable.
     """
-    whole = write(turns[: last_learned(turns) + 1], tools)
-    bare = write(turns[: last_learned(turns) + 1]) if tools else ""
+    known = turns[: last_learned(turns) + 1]
+    whole = write(known, tools)
+    bare = write(known) if tools else ""
     if whole == bare or not all(holds(whole, tool["function"]["name"]) for tool in tools):
         yield "tools"
-    for place, turn in enumerate(turns[: last_learned(turns) + 1]):
+    for place, turn in enumerate(known):
         calls, thought = turn.get("tool_calls", ()), turn.get("reasoning_content")
         if calls or (thought and learned(dict(turn))):
-            text = write(turns[: place + 1], tools)
-            span = text.removeprefix(write(turns[:place], tools, begins=True))
-            if not all(holds(span, word) for call in calls for word in words(call)):
+            before, text = known[:place], write(known[: place + 1], tools)
+            span = text.removeprefix(write(before, tools, begins=True))
+            others = (write([*before, other], tools) for other in with_another_call(turn))
+            if not all(holds(span, word) for call in calls for word in words(call)) or text in others:
                 yield "tool_calls"
-            if thought and learned(dict(turn)) and not holds(span, thought.strip()):
-                yield "reasoning"
-        if turn["role"] == "tool" and not holds(whole, turn["content"].strip()):
-            yield "tool_results"
+            if thought and learned(dict(turn)):
+                other = {**turn, "reasoning_content": thought + MORE}
+                if not holds(span, thought.strip()) or text == write([*before, other], tools):
+                    yield "reasoning"
+        if turn["role"] == "tool":
+            other = {**turn, "content": turn["content"] + MORE}
+            after = write([*known[:place], other, *known[place + 1 :]], tools)
+            if not holds(whole, turn["content"].strip()) or whole == after:
+                yield "tool_results"
         if turn.get("name") and turn["role"] != "tool" and whole == write(without_name(turns, place), tools):
             yield "name"
+
+
+def with_another_call(turn: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The turn with another name, or without the arguments, of each of its calls."""
+    calls = turn.get("tool_calls", ())
+    for place, call in enumerate(calls):
+        function = call["function"]
+        for other in ({"name": function["name"] + MORE}, *([{"arguments": {}}] if function["arguments"] else [])):
+            changed = {**call, "function": {**function, **other}}
+            yield {**turn, "tool_calls": [*calls[:place], changed, *calls[place + 1 :]]}
 
 
 def words(call: Mapping[str, Any]) -> Iterator[str]:

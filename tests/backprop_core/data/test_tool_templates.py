@@ -232,6 +232,25 @@ def test_what_the_template_does_not_write_is_refused_by_name(reason: str, row: d
     assert isinstance(found, Malformed) and found.reason == reason
 
 
+CALL_TEXT = "{% if m.tool_calls %}{{ m.tool_calls[0].function | tojson }}{% endif %}<|im_end|>"
+FIRST_CALL = nano.CHATML.replace("<|im_end|>", CALL_TEXT)
+NO_RESULTS = "{% for m in messages if m.role != 'tool' %}" + FIRST_CALL.partition("%}")[2]
+TWICE = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Bergen"}}}
+QUOTED: list[tuple[str, str, list[dict[str, Any]]]] = [
+    ("tool_calls_not_in_template", FIRST_CALL, [USER, {**CALLS, "tool_calls": [CALL, TWICE]}]),
+    ("tool_calls_not_in_template", nano.CHATML, [USER, {**CALLS, "content": "The weather of that city?"}]),
+    ("tool_results_not_in_template", NO_RESULTS, [USER, CALLS, RESULT, {**ANSWER, "content": "Yes, heavy rain."}]),
+    ("reasoning_not_in_template", nano.CHATML, [USER, {**ANSWER, "reasoning_content": "Yes"}]),
+]
+
+
+@pytest.mark.parametrize(("reason", "template", "messages"), QUOTED)
+def test_what_is_only_quoted_is_not_written(reason: str, template: str, messages: list[dict[str, Any]]) -> None:
+    """Words of a call, a result or a thought that stand elsewhere in the text do not hide that it is lost."""
+    found = tried({"messages": messages}, template)
+    assert isinstance(found, Malformed) and found.reason == reason
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_templates_with_a_place_take_tool_rows(name: str) -> None:
     """Where the template writes tools and calls, the row is kept as it is."""
