@@ -15,6 +15,7 @@ from backprop_core.errors import DeploymentRefused, PrefectUnreachable
 from backprop_core.runtime.redaction import blank_address
 
 PATIENCE = httpx.Timeout(5.0)  # seconds: a page says that Prefect is away rather than wait for it
+WRITING = httpx.Timeout(5.0, read=30.0)  # a write follows a read, and waits as long as Prefect does for its database
 
 KEEP, SOON = 15.0, 1.5  # seconds that an answer is kept: while nothing happens, and while something does
 SETTLING = 15.0  # seconds after a sign of change in which something happens
@@ -121,7 +122,8 @@ class PrefectApi:
         pauses = list(BUSY)
         while True:
             try:
-                answer = self._client.request(method, path, json=body, headers=headers)
+                patience = PATIENCE if is_read(method, path) else WRITING
+                answer = self._client.request(method, path, json=body, headers=headers, timeout=patience)
                 if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or not pauses:
                     return answer
             except httpx.HTTPError as error:
@@ -148,9 +150,21 @@ class PrefectApi:
         )
 
 
+def is_read(method: str, path: str) -> bool:
+    """Whether a request changes nothing."""
+    return method == "GET" or path.endswith("/filter")
+
+
 def is_repeatable(method: str, path: str, body: Any) -> bool:
     """Whether a request that broke off may be sent again: it only reads, or Prefect does it once by its key."""
-    return method != "POST" or path.endswith("/filter") or "idempotency_key" in (body or ())
+    if method != "POST" or is_read(method, path):
+        return True
+    return isinstance(body, dict) and ("idempotency_key" in body or is_transition(body))
+
+
+def is_transition(body: dict[str, Any]) -> bool:
+    """Whether a change of a run's state has the key by which Prefect knows it again."""
+    return "transition_id" in body.get("state", {}).get("state_details", {})
 
 
 def credentials(auth: str | None) -> dict[str, str]:

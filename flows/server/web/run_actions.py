@@ -3,6 +3,7 @@
 import threading
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID, uuid5
 
 from backprop_core.errors import BackpropError, DeploymentMissing, RunActive, RunUnknown
 from flows.server.web.people import Person
@@ -24,7 +25,7 @@ def stop(id: str, by: Person, sources: Sources) -> None:
             return
         if known["state_type"] not in STOPPABLE:
             raise ended(known)
-        set_state(known["id"], {"type": "CANCELLING", "message": f"stopped by {by.name or 'a person'}"}, sources)
+        set_state(known, {"type": "CANCELLING", "message": f"stopped by {by.name or 'a person'}"}, sources)
 
 
 def retry(id: str, by: Person, sources: Sources) -> None:
@@ -42,7 +43,7 @@ def retry(id: str, by: Person, sources: Sources) -> None:
             raise DeploymentMissing(f"the deployment of {known['name']} is gone", hint=f"backprop resume {id}")
         due, message = datetime.now(UTC).isoformat(), f"retried by {by.name or 'a person'}"
         again = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": message}
-        set_state(known["id"], {**again, "state_details": {"scheduled_time": due}}, sources, force=True)
+        set_state(known, {**again, "state_details": {"scheduled_time": due}}, sources)
 
 
 def flow_run(id: str, sources: Sources) -> dict[str, Any]:
@@ -58,20 +59,32 @@ def flow_run(id: str, sources: Sources) -> dict[str, Any]:
     return dict(known)
 
 
-def set_state(id: str, state: dict[str, Any], sources: Sources, *, force: bool = False) -> None:
-    """Change the state of a flow run. Raises RunActive if Prefect does not take it, PrefectUnreachable."""
-    done = sources.prefect.send("POST", f"/flow_runs/{id}/set_state", {"state": state, "force": force})
+def set_state(known: dict[str, Any], state: dict[str, Any], sources: Sources) -> None:
+    """Change the state of a flow run, once from the state that it is `known` to have, however often it is asked for.
+
+    Raises RunActive if Prefect does not take it, PrefectUnreachable.
+    """
+    transition = str(uuid5(UUID(known["state_id"]), state["type"]))
+    state = {**state, "state_details": {**state.get("state_details", {}), "transition_id": transition}}
+    done = sources.prefect.send("POST", f"/flow_runs/{known['id']}/set_state", {"state": state})
     if done is None:
-        raise unknown(id)
-    if done["status"] != "ACCEPT" and not (state["type"] == "CANCELLING" and is_cancelled(done)):
+        raise unknown(known["id"])
+    if done["status"] != "ACCEPT" and not is_done(done, transition) and not is_cancelled(done, state["type"]):
         raise RunActive(
             f"Prefect did not take it: {done['details'].get('reason') or ''}"[:300], hint="load the page again"
         )
 
 
-def is_cancelled(done: dict[str, Any]) -> bool:
+def is_done(done: dict[str, Any], transition: str) -> bool:
+    """Whether Prefect has made this change before; it says that as a refusal."""
+    details = (done["state"] or {}).get("state_details") or {}
+    return done["status"] == "REJECT" and details.get("transition_id") == transition
+
+
+def is_cancelled(done: dict[str, Any], asked: str) -> bool:
     """Whether Prefect has cancelled a run at once, as no process of it has begun; it says that as a refusal."""
-    return done["status"] == "REJECT" and (done["state"] or {}).get("type") == "CANCELLED"
+    state = done["state"] or {}
+    return asked == "CANCELLING" and done["status"] == "REJECT" and state.get("type") == "CANCELLED"
 
 
 def ended(known: dict[str, Any]) -> BackpropError:

@@ -47,6 +47,8 @@ def breaking(monkeypatch: pytest.MonkeyPatch) -> Iterator[PrefectApi]:
         ("/deployments/1/schedules", [{"active": True}], 1),
         ("/flow_runs/1/resume", {"run_input": {}}, 1),
         ("/deployments/1/create_flow_run", {"idempotency_key": "one"}, 3),
+        ("/flow_runs/1/set_state", {"state": {"type": "SCHEDULED"}}, 1),
+        ("/flow_runs/1/set_state", {"state": {"state_details": {"transition_id": "one"}}}, 3),
         ("/flow_runs/filter", {}, 3),
     ],
 )

@@ -1,14 +1,17 @@
 """The page of a run: what the store, Prefect and MLflow know of it, stop, and retry once."""
 
 import re
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx
 import pytest
 from filelock import FileLock
 from prefect.client.orchestration import SyncPrefectClient
@@ -21,7 +24,11 @@ from starlette.testclient import TestClient
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.refs import DatasetSummary, ErrorRecord, KeptStep, Located, RunRecord, RunResult
 from backprop_core.store.artifacts import write_atomic
-from tests.flows.server.web.conftest import EVIL, LineMaker, Pages, run_id
+from flows.server.web import run_actions
+from flows.server.web.mlflow_api import MlflowApi
+from flows.server.web.prefect_api import PrefectApi
+from flows.server.web.state import Sources
+from tests.flows.server.web.conftest import EVIL, NOWHERE, LineMaker, Pages, run_id
 from tests.flows.server.web.test_actions import HERE
 
 
@@ -158,6 +165,60 @@ def test_retry_runs_once(browser: TestClient, client: SyncPrefectClient, flow_ru
     with ThreadPoolExecutor(4) as pool:
         assert sorted(pool.map(click, range(4))) == [303, 409, 409, 409]
     assert client.read_flow_run(UUID(flow_run)).state_name == "AwaitingRetry"
+    assert states(client, flow_run).count("SCHEDULED") == 1
+
+
+@contextmanager
+def forgetful(path: str) -> Iterator[str]:
+    """The address of a Prefect that does the first request to a path, and breaks off before it says so."""
+    real, left = str(get_current_settings().api.url).removesuffix("/api"), [path]
+
+    class Forgetful(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            kept = {"Content-Type": "application/json"} if content else {}
+            known = httpx.request(self.command, f"{real}{self.path}", content=content, headers=kept)
+            if left and self.path.endswith(left[0]):
+                left.clear()
+                return
+            self.send_response(known.status_code)
+            self.send_header("Content-Length", str(len(known.content)))
+            self.end_headers()
+            self.wfile.write(known.content)
+
+        do_POST = do_GET
+
+        def log_message(self, format: str, *values: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Forgetful) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/api"
+        server.shutdown()
+    assert not left
+
+
+@pytest.mark.parametrize(("action", "wanted"), [("stop", "CANCELLING"), ("retry", "SCHEDULED")])
+def test_a_click_whose_answer_is_lost_is_done_once(
+    client: SyncPrefectClient, support: LineMaker, pages: Pages, flow_run: str, action: str, wanted: str
+) -> None:
+    """Prefect has done it and the connection broke off: the page asks again, and it is not done a second time."""
+    if action == "retry":
+        client.set_flow_run_state(UUID(flow_run), Failed(), force=True)
+    with forgetful("/set_state") as api:
+        assert press(pages(api), f"/runs/{flow_run}/{action}").status_code == 303
+    assert states(client, flow_run).count(wanted) == 1
+
+
+def test_who_saw_the_same_state_changes_it_once(client: SyncPrefectClient, flow_run: str, home: Path) -> None:
+    """A change that reaches Prefect late, after another click has made it, is that change and no second one."""
+    client.set_flow_run_state(UUID(flow_run), Failed(), force=True)
+    api = PrefectApi(str(get_current_settings().api.url), None)
+    sources = Sources(settings(), api, MlflowApi(NOWHERE, None, "backprop"), {}, dict)
+    known = run_actions.flow_run(flow_run, sources)
+    for _ in range(2):
+        run_actions.set_state(known, {"type": "SCHEDULED", "name": "AwaitingRetry"}, sources)
+    api.close()
     assert states(client, flow_run).count("SCHEDULED") == 1
 
 
