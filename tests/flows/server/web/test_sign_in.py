@@ -211,11 +211,11 @@ def test_a_thousand_logins(support: LineMaker, pages: Pages) -> None:
     [given] = re.findall('name="token" value="([0-9a-f]{64})"', page)
     data = {"token": given, "then": "/", "name": "ann"}
     statuses = []
-    began = time.monotonic()
+    began, worked = time.monotonic(), time.process_time()
     for number in range(1000):
         answer = here.post("/login", data=data | {"password": f"guess number {number}"}, headers=HERE)
         statuses.append(answer.status_code)
-    seconds = time.monotonic() - began
+    seconds, worked = time.monotonic() - began, time.process_time() - worked
     assert statuses[:10] == [401] * 10 and set(statuses[10:]) <= {401, 429}
     assert statuses[10:].count(401) <= seconds / 60  # one attempt a minute is let through
     assert "INPUT_TOO_MANY_ATTEMPTS" in answer.text and 0 < int(answer.headers["retry-after"]) <= 61
@@ -223,8 +223,7 @@ def test_a_thousand_logins(support: LineMaker, pages: Pages) -> None:
     assert here.get("/", auth=("ann", SECRET)).status_code == 429
     elsewhere = TestClient(app, client=("192.0.2.2", 1), follow_redirects=False)
     assert sign_in(elsewhere, "ann").status_code == 303
-    print(f"a thousand logins: {seconds:.1f} s")
-    assert seconds < 100  # a thousand hashes would take five minutes
+    assert worked < 100  # of this process alone; a thousand hashes would take five minutes
 
 
 def test_names_cannot_be_tried_either(support: LineMaker, pages: Pages) -> None:
