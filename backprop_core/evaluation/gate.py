@@ -18,7 +18,7 @@ from backprop_core.evaluation.hits import Hits, Row, changes_by_one, hits_of
 from backprop_core.evaluation.metrics import as_expected
 from backprop_core.schema.gate_report import CanaryVerdict, GateReport, Question, TaskVerdict
 from backprop_core.schema.refs import Answers
-from backprop_core.schema.score_text import amount, change, level, limit
+from backprop_core.schema.score_text import WITHOUT_LIMIT, amount, change, level, limit
 from backprop_core.schema.specs import GateSpec
 from backprop_core.store.artifacts import Store
 
@@ -115,8 +115,9 @@ def in_words(rows: int) -> str:
 
 def worse(verdicts: Sequence[TaskVerdict], metric: str, spec: GateSpec) -> list[str]:
     """One reason for each task that is clearly worse."""
+    moved = "rose" if metric in WITHOUT_LIMIT else "fell"
     return [
-        f"{v.task} fell by {amount(v.difference, metric)}, at least {amount(v.high, metric)} "
+        f"{v.task} {moved} by {amount(v.difference, metric)}, at least {amount(v.high, metric)} "
         f"with {spec.confidence:.0%} confidence (allowed: {limit(spec.max_drop, metric)})"
         for v in verdicts
         if v.worse and v.high is not None
@@ -155,8 +156,9 @@ def not_shown(gains: Mapping[str, Gain], metric: str, spec: GateSpec, question: 
             for name, gain in gains.items()
             if gain.low <= -spec.margin
         ]
+    side = "below" if metric in WITHOUT_LIMIT else "above"
     return [
-        f"the average {level(gain.own, metric)} is not above the {level(gain.rival, metric)} of {name}"
+        f"the average {level(gain.own, metric)} is not {side} the {level(gain.rival, metric)} of {name}"
         + (f" by more than chance ({spec.confidence:.0%} confidence)" if gain.own > gain.rival else "")
         for name, gain in gains.items()
         if gain.low <= 0

@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from backprop_core.schema.refs import BaseRecord, DatasetSummary, GGUFRecord, RunResult
+from backprop_core.schema.score_text import gain, level
 from backprop_core.store.cache_keys import canonical
 
 RECIPE = {  # spec fields that the card shows
@@ -133,8 +134,8 @@ def forgetting(result: RunResult) -> Iterator[str]:
     rows += [[f"run {number}", *map(percent, row)] for number, row in enumerate(scores.matrix, 1)]
     yield from table(["after", *scores.tasks], rows)
     transfer = scores.backward_transfer
-    yield f"\nAverage {percent(scores.average)} ({scores.metric})" + (
-        "." if transfer is None else f", backward transfer {100 * transfer:+.1f}."
+    yield f"\nAverage {level(scores.average, scores.metric)} ({scores.metric})" + (
+        "." if transfer is None else f", backward transfer {gain(transfer, scores.metric)}."
     )
     if result.gate:
         yield f"\nGate: {'accepted' if result.gate.accepted else 'rejected'}, {plain(result.gate.reason)}."

@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field
 
 from backprop_core.schema.records import Record
+from backprop_core.schema.score_text import amount, level
 
 Question = Literal["better", "not_worse"]
 
@@ -94,18 +95,22 @@ class Power(Record):
     def sentence(self) -> str:
         """One sentence for people."""
         rows = f"{self.rows} held-out rows"
-        size = f"about {self.difference:.2g}" if self.known else f"{self.difference:.2g} (perhaps less)"
         if self.question == "not_worse":
+            margin = self._about(f"{self.difference:.2g}")  # as the field takes it
             return (
-                f"{rows}: 8 of 10 runs that lose nothing pass with a gate.margin of {size} (here: {self.margin:g}), "
+                f"{rows}: 8 of 10 runs that lose nothing pass with a gate.margin of {margin} (here: {self.margin:g}), "
                 "if 3 answers in 10 change"
             )
+        size = self._about(amount(self.difference, self.metric))
         if self.known and self.metric != "loss" and self.score + self.difference > 1:
             return (
-                f"{rows}: the champion's {self.score:.4f} leaves no room for a gain that shows in 8 of 10 runs "
-                f"({size}); see gate.question=not_worse"
+                f"{rows}: the champion's {level(self.score, self.metric)} leaves no room for a gain that shows in 8 of "
+                f"10 runs ({size}); see gate.question=not_worse"
             )
         return f"{rows}: a gain of {size} in {self.metric} shows in 8 of 10 runs, if 3 answers in 10 change"
+
+    def _about(self, size: str) -> str:
+        return f"about {size}" if self.known else f"{size} (perhaps less)"
 
 
 class Act(Record):

@@ -11,6 +11,7 @@ from rich.text import Text
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.records import Record
 from backprop_core.schema.refs import DatasetSummary, Evaluation, RunResult, Status
+from backprop_core.schema.score_text import change, level
 from flows.cli import run_text
 from flows.cli.console import configure_logging, one_line
 from flows.cli.flags import PLAIN, OutputFlags, RunRef
@@ -198,6 +199,7 @@ def score_table(found: Sequence[ScoreDifference]) -> RenderableType:
     figures = ("a", "b", "b - a")
     shown = table(f"{found[0].metric.replace('_', ' ')} at the end", *figures, right=figures)
     for each in found:
-        difference = "" if each.difference is None else f"{each.difference:+.3f}"
-        shown.add_row(each.task, number(each.a), number(each.b), difference)
+        metric = each.metric
+        difference = "" if each.difference is None else change(each.difference, metric)
+        shown.add_row(each.task, *("" if one is None else level(one, metric) for one in (each.a, each.b)), difference)
     return shown

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from backprop_core.schema.score_text import level
 from flows.cli.console import one_line
-from flows.cli.tables import known, number, table
+from flows.cli.tables import table
 
 if TYPE_CHECKING:
     from tasks.runs.line_report import LineReport, VersionReport
@@ -22,16 +23,16 @@ def versions(report: "LineReport") -> RenderableType:
     made = table("version", "made", *figures, "run", right=figures)
     for version in report.versions:
         name = f"{version.number} live" if report.is_live(version) else str(version.number)
-        scores = (score(version, task) for task in report.tasks)
+        scores = (score(version, task, report.metric) for task in report.tasks)
         made.add_row(
             name,
             f"{version.made.astimezone():%Y-%m-%d}",
             str(version.new_rows),
-            number(version.average),
+            level(version.average, report.metric) if version.average is not None else "",
             *scores,
             version.run_id[:12],
         )
-    base = (known(report.base_scores.get(task)) for task in report.tasks)
+    base = (level(report.base_scores.get(task), report.metric) for task in report.tasks)
     made.add_row("base", "", "", "", *base, "", style="dim")
     return Group(heading(report), "", made, "", *verdicts(report))
 
@@ -50,9 +51,9 @@ def heading(report: "LineReport") -> Text:
     return text
 
 
-def score(version: "VersionReport", task: str) -> str:
+def score(version: "VersionReport", task: str, metric: str) -> str:
     found = version.scores.get(task)
-    return "" if found is None else f"{number(found.score)}{'' if found.comparable else OTHER}"
+    return "" if found is None else f"{level(found.score, metric)}{'' if found.comparable else OTHER}"
 
 
 def verdicts(report: "LineReport") -> Iterator[RenderableType]:

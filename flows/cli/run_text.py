@@ -23,9 +23,10 @@ from backprop_core.schema.refs import (
     SweepReport,
     SweepRow,
 )
+from backprop_core.schema.score_text import WITHOUT_LIMIT, amount, bare, change, gain, level, titled
 from flows.cli.bench_text import comparison
 from flows.cli.console import one_line
-from flows.cli.tables import duration, known, number, size, status_text, table, whole_line
+from flows.cli.tables import duration, number, size, status_text, table, whole_line
 from tasks.runs.results import early_stopping
 from tasks.stages.labels import NOT_TRAINED, preferences
 
@@ -178,45 +179,53 @@ def matrix(evaluation: Evaluation, runs: Sequence[RunRecord]) -> Iterator[Render
 
     In token accuracy, and in the metric of the averages if that is another one.
     """
-    tables = {"token accuracy on held-out rows": (evaluation.base, evaluation.matrix)}
-    if evaluation.metric != "token_accuracy" and evaluation.scores:
-        tables[evaluation.metric.replace("_", " ")] = evaluation.base_scores, evaluation.scores
-    for title, (base, rows) in tables.items():
-        yield Text(title, style="bold")
-        made = heat_map(evaluation, base, rows, runs)
-        if title == list(tables)[-1]:
-            made.add_row("forgotten", *map(known, evaluation.forgetting), style="dim")
+    metric = evaluation.metric
+    words = metric.replace("_", " ")
+    tables = {"token_accuracy": ("token accuracy on held-out rows", evaluation.base, evaluation.matrix)}
+    if metric != "token_accuracy" and evaluation.scores:
+        tables[metric] = words, evaluation.base_scores, evaluation.scores
+    for name, (title, base, rows) in tables.items():
+        yield Text(titled(title, name), style="bold")
+        made = heat_map(evaluation, base, rows, runs, name)
+        if name == list(tables)[-1]:
+            lost = ("–" if one is None else bare(amount(one, metric)) for one in evaluation.forgetting)
+            made.add_row("forgotten", *lost, style="dim")
         yield made
     transfer = evaluation.backward_transfer
     yield Text(
-        f"{evaluation.metric.replace('_', ' ')}: average {number(evaluation.average)}"
-        + ("" if transfer is None else f"  backward transfer {transfer:+.3f}")
+        f"{words}: average {level(evaluation.average, metric)}"
+        + ("" if transfer is None else f"  backward transfer {gain(transfer, metric)}")
     )
     yield from (drift(record, record.drift) for record in runs if record.drift)
 
 
 def heat_map(
-    evaluation: Evaluation, base: Sequence[float], rows: Sequence[Sequence[float | None]], runs: Sequence[RunRecord]
+    evaluation: Evaluation,
+    base: Sequence[float],
+    rows: Sequence[Sequence[float | None]],
+    runs: Sequence[RunRecord],
+    metric: str,
 ) -> Table:
     """The base first, then a row per run; empty before a task's first run. The last row draws each task's curve."""
     tasks = [f"({task})" if task in evaluation.watch else task for task in evaluation.tasks]
     names = [record.dataset.name for record in runs]
     earlier = [f"run {number}" for number in range(1, len(rows) - len(names) + 1)]
     made = table("after", *tasks, right=tasks)
-    made.add_row("base", *map(heat, base))
+    made.add_row("base", *(heat(score, metric) for score in base))
     for name, row in zip([*earlier, *names], rows, strict=True):
-        made.add_row(one_line(name), *map(heat, row))
+        made.add_row(one_line(name), *(heat(score, metric) for score in row))
     if len(rows) > 1:
         made.add_row(*map(Text, ("", *map(curve, zip(base, *rows, strict=True)))), style="dim")
     return made
 
 
-def heat(score: float | None) -> Text:
-    """A score from 0 to 1, on a colour."""
-    if score is None or score < 0:
-        return Text(number(score))
+def heat(score: float | None, metric: str = "token_accuracy") -> Text:
+    """A score, on a colour if it is one from 0 to 1; empty for None."""
+    text = "" if score is None else bare(level(score, metric))
+    if score is None or metric in WITHOUT_LIMIT:
+        return Text(text)
     step = min(int(score * len(HEAT)), len(HEAT) - 1)
-    return Text(number(score), style=f"{'black' if step < len(HEAT) / 2 else 'white'} on {HEAT[step]}")
+    return Text(text, style=f"{'black' if step < len(HEAT) / 2 else 'white'} on {HEAT[step]}")
 
 
 def curve(scores: Sequence[float | None]) -> str:
@@ -238,11 +247,14 @@ def gate(report: GateReport) -> Iterator[RenderableType]:
     """The gate's decision and reason, and each task's difference with its bounds."""
     yield Text.assemble("gate: ", status_text("accepted" if report.accepted else "rejected"), f", {report.reason}")
     figures = ("rows", f"the {report.against}", "candidate", "difference", "at least", "at most", "shows a drop of")
-    made = table("task", *figures, "", right=figures)
+    metric = report.metric
+    made = table(titled("task", metric), *figures, "", right=figures)
     for one in report.tasks:
-        scores = map(number, (one.rival, one.candidate, one.difference))
-        bounds = map(known, (one.low, one.high, one.detectable))
-        made.add_row(one.task, str(one.rows), *scores, *bounds, "worse" if one.worse else "")
+        scores = (level(score, metric) for score in (one.rival, one.candidate))
+        bounds = (change(each, metric) for each in (one.difference, one.low, one.high))
+        shows = "–" if one.detectable is None else amount(one.detectable, metric)
+        numbers = map(bare, (*scores, *bounds, shows))
+        made.add_row(one.task, str(one.rows), *numbers, "worse" if one.worse else "")
     yield made
     for canary in report.canaries:
         verdict = "" if canary.passed else "  as the champion" if canary.rival_passed is False else "  lost"

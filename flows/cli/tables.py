@@ -78,11 +78,6 @@ def number(value: float | None, digits: int = 3) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def known(value: float | None) -> str:
-    """A number, or a dash if it is not known."""
-    return "–" if value is None else number(value)
-
-
 def duration(seconds: float | None) -> str:
     """`48 s`, `3:05 min`, `2:07 h`."""
     if seconds is None:

@@ -5,6 +5,7 @@ from statistics import fmean, stdev
 
 from backprop_core.evaluation.paired_differences import paired
 from backprop_core.schema.refs import BenchReport, BenchResult, BenchRow, BenchSetting, PairedDifference
+from backprop_core.schema.score_text import WITHOUT_LIMIT
 from backprop_core.schema.specs import merge_of
 
 Cells = dict[tuple[int | None, int], BenchResult]
@@ -106,7 +107,7 @@ def advice(rows: Sequence[BenchRow], present: BenchSetting, metric: str) -> str:
 
 def points(over: PairedDifference, metric: str) -> str:
     """A difference with its interval; a loss has no percent."""
-    times, digits, unit = (1, 3, "") if metric == "loss" else (100, 1, " points")
+    times, digits, unit = (1, 3, "") if metric in WITHOUT_LIMIT else (100, 1, " points")
     interval = f" ({times * over.low:.{digits}f} to {times * over.high:.{digits}f})" if over.is_known else ""
     return f"{times * over.mean:+.{digits}f}{unit}{interval}"
 

@@ -13,7 +13,7 @@ from backprop_core.publishing.model_card import fidelity, plain, table
 from backprop_core.schema.dataset_reports import CuratedReport
 from backprop_core.schema.gate_report import GateReport, TaskVerdict
 from backprop_core.schema.refs import Answers, BenchReport, Evaluation, GGUFRecord, RunRecord, RunResult
-from backprop_core.schema.score_text import WITHOUT_LIMIT, amount, change, level
+from backprop_core.schema.score_text import WITHOUT_LIMIT, amount, change, gain, level
 from tasks.runs.bench_figures import points
 from tasks.runs.results import early_stopping
 from tasks.tracking.plots import forgetting_matrix
@@ -129,9 +129,9 @@ def comparison(report: BenchReport) -> str:
     rows = [
         [
             row.name,
-            f"{row.average:.3f}",
-            "" if row.backward_transfer is None else f"{row.backward_transfer:+.3f}",
-            f"{row.worst:.3f}",
+            level(row.average, report.metric),
+            "" if row.backward_transfer is None else gain(row.backward_transfer, report.metric),
+            level(row.worst, report.metric),
             points(row.over_present, report.metric) if row.over_present else "",
             str(row.cells) if row.setting else "",
         ]
@@ -195,7 +195,7 @@ def matrix_table(evaluation: Evaluation) -> str:
         f"| *forgotten, in {evaluation.metric}* | {forgotten} |",
     ]
     moved = evaluation.backward_transfer
-    transfer = "" if moved is None else f", backward transfer {change(moved, evaluation.metric)}"
+    transfer = "" if moved is None else f", backward transfer {gain(moved, evaluation.metric)}"
     average = level(evaluation.average, evaluation.metric)
     return "\n".join(lines) + f"\n\naverage {average} ({evaluation.metric}){transfer}\n"
 

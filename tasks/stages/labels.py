@@ -28,6 +28,7 @@ from backprop_core.schema.refs import (
     Split,
     TrainResult,
 )
+from backprop_core.schema.score_text import level
 
 NOT_TRAINED = {  # why good rows are not trained, in words
     "held_out": "held out to score",
@@ -120,7 +121,7 @@ def outcome(result: BaseModel) -> str:
         case ByteScores():
             return f"{result.bits:.4f} bits per byte, {result.rows} rows"
         case Ratings():
-            return f"{result.metric} {result.score:.4f}, {result.rows} rows"
+            return f"{result.metric} {level(result.score, result.metric)}, {result.rows} rows"
         case Generations():
             return f"{result.rows} answers"
         case Searched():

@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from backprop_core.schema.refs import Evaluation
+from backprop_core.schema.score_text import amount, gain, level
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +55,8 @@ def draw_matrix(axes: Any, scores: "NDArray[np.float64]", names: Sequence[str], 
         axes.axvline(len(names) - watched - 0.5, color="black", linewidth=1)
     for (row, column), score in np.ndenumerate(scores):
         if not np.isnan(score):
-            axes.text(column, row, f"{score:.3f}", ha="center", va="center", color="white" if score > 0.6 else "black")
+            color = "white" if score > 0.6 else "black"
+            axes.text(column, row, f"{100 * score:.1f}", ha="center", va="center", color=color)
     axes.figure.colorbar(image, ax=axes)
 
 
@@ -85,10 +87,10 @@ def summary(evaluation: Evaluation) -> str:
     transfer = evaluation.backward_transfer
     lost = max((value for value in evaluation.forgetting if value is not None), default=None)
     return (
-        f"Token accuracy on held-out rows. In {evaluation.metric.replace('_', ' ')}: "
-        f"average {evaluation.average:.3f}"
-        + ("" if lost is None else f", most forgotten {lost:.3f}")
-        + ("" if transfer is None else f", backward transfer {transfer:+.3f}")
+        f"Token accuracy on held-out rows, in percent. In {evaluation.metric.replace('_', ' ')}: "
+        f"average {level(evaluation.average, evaluation.metric)}"
+        + ("" if lost is None else f", most forgotten {amount(lost, evaluation.metric)}")
+        + ("" if transfer is None else f", backward transfer {gain(transfer, evaluation.metric)}")
     )
 
 

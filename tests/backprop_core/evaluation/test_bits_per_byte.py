@@ -77,7 +77,7 @@ def test_tokens_of_two_tokenizers_are_not_compared(store: Store, rows: RowsRef) 
     better, worse = per_byte(few, many, rows, store=store), per_byte(many, few, rows, store=store)
     accepted, rejected = judged(store, better, worse, worse, METRIC), judged(store, worse, better, worse, METRIC)
     assert accepted.accepted and accepted.metric == METRIC and not rejected.accepted
-    assert "fell by" in rejected.reason and rejected.tasks[0].rows == len(ANSWERS)
+    assert "rose by" in rejected.reason and rejected.tasks[0].rows == len(ANSWERS)
 
 
 def test_a_row_counts_only_if_both_models_have_scored_it(store: Store, rows: RowsRef) -> None:

@@ -24,9 +24,9 @@ class Bench:
     def __init__(self, store: Store) -> None:
         self.store = store
 
-    def scores(self, correct: list[int]) -> Scores:
+    def scores(self, correct: list[int], loss: float = 1.0) -> Scores:
         lines = [
-            {"row": row, "loss": 1.0, "tokens": TOKENS, "correct": value, "exact": value == TOKENS}
+            {"row": row, "loss": loss, "tokens": TOKENS, "correct": value, "exact": value == TOKENS}
             for row, value in enumerate(correct)
         ]
         with self.store.begin("scores") as directory:
@@ -369,6 +369,15 @@ def test_few_rows_widen_a_bound_as_student_says(rows, confidence, t, z):
     """The factor is √(n/(n-1)) times t over z, as tables have them, and never below one."""
     assert spread(rows, confidence) == pytest.approx((rows / (rows - 1)) ** 0.5 * t / z, rel=0.01)
     assert all(spread(n, c) > spread(n + 1, c) > 1 for n in range(2, 60) for c in (0.5, 0.9, 0.95, 0.999))
+
+
+def test_a_loss_is_better_below(bench):
+    """Where the lower level is the better one, the reason says so: what is read there is no contradiction."""
+    low, high = ({"a": bench.scores(flat(7), loss)} for loss in (2.0, 5.0))
+    how = {"watch": (), "metric": "loss", "spec": GateSpec(), "store": bench.store}
+    worse = gate(high, low, high, **how).reason
+    assert worse.startswith("a rose by 0.300, at least 0.300") and "0.500 is not below the 0.200 of the cham" in worse
+    assert gate(low, high, high, **how).reason.startswith("better on average by 0.300, at least 0.300")
 
 
 QUESTION = {"question": "not_worse", "margin": 0.05}

@@ -145,14 +145,14 @@ def test_more_rows_show_less_and_unknown_rows_most() -> None:
 @pytest.mark.parametrize(
     ("question", "score", "known", "said"),
     [
-        ("better", 0.8, True, "200 held-out rows: a gain of about 0.019 in exact_match shows in 8 of 10 runs"),
+        ("better", 0.8, True, "200 held-out rows: a gain of about 1.9 points in exact_match shows in 8 of 10 runs"),
         (
             "better",
             0.5,
             False,
-            "200 held-out rows: a gain of 0.019 (perhaps less) in exact_match shows in 8 of 10 runs",
+            "200 held-out rows: a gain of 1.9 points (perhaps less) in exact_match shows in 8 of 10 runs",
         ),
-        ("better", 0.99, True, "leaves no room for a gain that shows in 8 of 10 runs (about 0.019)"),
+        ("better", 0.99, True, "leaves no room for a gain that shows in 8 of 10 runs (about 1.9 points)"),
         ("not_worse", 0.99, True, "8 of 10 runs that lose nothing pass with a gate.margin of about 0.019 (here: 0.02)"),
     ],
 )

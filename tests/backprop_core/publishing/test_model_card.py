@@ -71,7 +71,7 @@ def test_card(revision: str | None) -> None:
         "| the base | 10.0 | 20.0 |",
         "| run 1 | 50.0 |  |",
         "| run 2 | 45.0 | 75.0 |",
-        "backward transfer -5.0",
+        "Average 60.0 % (token_accuracy), backward transfer -5.0 points.",
         "| support-q8_0.gguf | 1.0 | yes | 98.7 | 0.0012 | 0 of 1 | eeeeeeeeeeee |",
         "backprop replay " + "ab" * 16,
         "d" * 64,
@@ -81,6 +81,15 @@ def test_card(revision: str | None) -> None:
     assert HOME not in made and "<script>" not in made
     assert HOME not in record(result(revision), DATASETS)
     assert ANSWER["prompt"] not in made + record(result(revision), DATASETS)  # it may be a held-out row's
+
+
+def test_a_loss_on_the_card_is_no_share() -> None:
+    """It is written as people know it, and so is what it lost since."""
+    made = result("1" * 40)
+    assert made.evaluation
+    by_loss = made.evaluation.model_copy(update={"metric": "loss", "average": -0.5, "backward_transfer": -0.125})
+    text = card(made.model_copy(update={"evaluation": by_loss}), DATASETS, repo="team/support", files=["a.gguf"])
+    assert "Average 0.500 (loss), backward transfer -0.125." in text
 
 
 def test_record() -> None:

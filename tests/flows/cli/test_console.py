@@ -184,14 +184,14 @@ def test_matrix_as_a_table() -> None:
     start = next(index for index, line in enumerate(lines) if line.startswith("after"))
     assert [line.split() for line in lines[start : start + 4]] == [
         ["after", "first", "second", "(general)"],
-        ["base", "0.125", "0.250", "1.000"],
-        ["first", "0.500", "0.900"],
-        ["[red]second", "0.400", "0.750", "0.800"],
+        ["base", "12.5", "25.0", "100.0"],
+        ["first", "50.0", "90.0"],
+        ["[red]second", "40.0", "75.0", "80.0"],
     ]
-    assert lines[start + 2].index("0.900") == lines[start + 3].index("0.800")
+    assert lines[start + 2].index("90.0") == lines[start + 3].index("80.0")
     assert lines[start + 4].split() == ["▂▅▄", "▃", "▇", "██▇"]
-    assert lines[start + 5].split() == ["forgotten", "0.100", "0.000", "0.200"]
-    assert "backward transfer -0.100" in lines[start + 6]
+    assert lines[start + 5].split() == ["forgotten", "10.0", "0.0", "20.0"]
+    assert "backward transfer -10.0 points" in lines[start + 6]
     assert lines[start + 7] == "[red]second merged: λ 0.707, A moved by 120.0%, B by 4.5%"
 
 
@@ -215,8 +215,8 @@ def test_another_metric_has_a_matrix_of_its_own() -> None:
     start = lines.index("loss")
     assert [line.split() for line in lines[start + 1 : start + 4]] == [
         ["after", "first", "second", "(general)"],
-        ["base", "-2.000", "-4.000", "-2.000"],
-        ["first", "-1.000", "-2.000"],
+        ["base", "2.000", "4.000", "2.000"],
+        ["first", "1.000", "2.000"],
     ]
 
 
