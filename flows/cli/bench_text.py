@@ -4,8 +4,9 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from backprop_core.schema.refs import BenchReport, BenchRow
+from backprop_core.schema.score_text import amount, bare, gain, level
 from flows.cli.console import one_line
-from flows.cli.tables import duration, number, table
+from flows.cli.tables import duration, table
 from tasks.runs.bench_figures import points
 
 FIGURES = ("average", "±", "transfer", "worst task", "over present", "train", "cells")
@@ -26,10 +27,10 @@ def line(row: BenchRow, metric: str, *, present: bool) -> list[str]:
     over = row.over_present
     return [
         f"{row.name} (present)" if present else row.name,
-        number(row.average),
-        number(row.std),
-        number(row.backward_transfer),
-        number(row.worst),
+        level(row.average, metric),
+        "" if row.std is None else bare(amount(row.std, metric)),
+        "" if row.backward_transfer is None else bare(gain(row.backward_transfer, metric)),
+        level(row.worst, metric),
         points(over, metric) if over else "",
         duration(row.seconds),
         str(row.cells) if row.setting else "",

@@ -1,9 +1,15 @@
 """What a comparison says of its results: averages by hand, and a sentence that says what to set."""
 
+import io
+
 import pytest
+from rich.console import Console
 
 from backprop_core.schema.refs import BenchReport, BenchResult, BenchSetting
+from backprop_core.schema.score_text import WITHOUT_LIMIT
+from flows.cli import bench_text
 from tasks.runs.bench_figures import NOTHING, ONE_CELL, average, report, transfer
+from tasks.runs.prefect_artifacts import comparison
 
 PRESENT = BenchSetting(strategy="slao", replay=0, rate=1e-3)
 BETTER = BenchSetting(strategy="slao+a", replay=50, rate=1e-3)
@@ -83,10 +89,30 @@ def test_fields_to_set(present: dict[str, float], wanted: dict[str, float], fiel
     assert f"Set {fields}" in made.advice
 
 
-def test_a_loss_has_no_percent() -> None:
-    """In the metric loss, which is negated, a difference is in nats."""
+@pytest.mark.parametrize("metric", WITHOUT_LIMIT)
+def test_a_loss_has_no_percent(metric: str) -> None:
+    """In the metrics loss and bits per byte, which are negated, a difference is in nats or bits."""
     results = [
         result(setting, [score] * 2, seed) for setting, score in ((PRESENT, -1.5), (BETTER, -1.25)) for seed in (0, 1)
     ]
-    made = report("loss", [["a", "b"]], PRESENT, {"a": -2}, results)
-    assert "+0.250 (0.250 to 0.250)" in made.advice
+    made = report(metric, [["a", "b"]], PRESENT, {"a": -2}, results)
+    assert "+0.250 (0.250 to 0.250)" in made.advice and "points" not in made.advice
+
+
+@pytest.mark.parametrize(
+    ("metric", "average"), [("exact_match", "55.0 %"), ("loss", "0.450"), ("bits_per_byte", "0.450")]
+)
+def test_both_tables_have_levels_and_changes_as_people_read_them(metric: str, average: str) -> None:
+    """Shares in percent beside differences in points, losses as they are: in the terminal and in Prefect."""
+    sign = -1 if metric in WITHOUT_LIMIT else 0
+    results = [
+        result(setting, [sign + score] * 2, seed)
+        for setting, score in ((PRESENT, 0.5), (BETTER, 0.55))
+        for seed in (0, 1)
+    ]
+    made = report(metric, [["a", "b"]], PRESENT, {"a": sign + 0.1}, results)
+    file = io.StringIO()
+    Console(file=file, width=200).print(bench_text.comparison(made))
+    for text in (file.getvalue(), comparison(made)):
+        [row] = [line for line in text.splitlines() if "replay 50 rows" in line]
+        assert average in row and ("points" in row) == (metric not in WITHOUT_LIMIT) and "0.55" not in row
