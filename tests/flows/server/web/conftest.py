@@ -38,6 +38,7 @@ from backprop_core.schema.specs import GenerationSpec, LoraSpec, MergeSpec
 from backprop_core.store.artifacts import Store, write_atomic
 from flows.server import passwords, private_files
 from flows.server.users import Role, User, UsersFile
+from flows.server.web import mlflow_api, prefect_api
 from flows.server.web.app import application
 from flows.server.web.mlflow_api import MlflowApi
 from flows.server.web.prefect_api import PrefectApi
@@ -46,6 +47,7 @@ from tasks.tracking.connection import prepare
 
 SECRET = "horse staple"  # of every user
 EVIL = "<script>alert('x')</script>"
+BUSY = httpx.Timeout(120.0)  # seconds: on a busy machine a server is slow, and not away
 NOWHERE = "http://127.0.0.1:9/api"  # the discard port: nothing listens there
 Pages = Callable[..., TestClient]
 
@@ -210,9 +212,11 @@ def support(made: LineMaker) -> LineMaker:
 
 
 @pytest.fixture
-def pages(home: Path) -> Iterator[Pages]:
+def pages(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pages]:
     """The pages as a browser gets them; without Prefect, unless its address is given."""
     cleanup = ExitStack()
+    for api in (prefect_api, mlflow_api):
+        monkeypatch.setattr(api, "PATIENCE", BUSY)
 
     def make(api: str = NOWHERE, password: str | None = None, mlflow: str = NOWHERE) -> TestClient:
         addresses = {"prefect": "http://127.0.0.1:4301", "mlflow": "http://127.0.0.1:4302"}
@@ -253,7 +257,8 @@ def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as during:  # the first request makes its database that of this process
         during.setenv("MLFLOW_TRACKING_URI", "")
         during.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
-        httpx.get(f"{address}/api/2.0/mlflow/experiments/search", params={"max_results": 1}).raise_for_status()
+        search = f"{address}/api/2.0/mlflow/experiments/search"
+        httpx.get(search, params={"max_results": 1}, timeout=BUSY).raise_for_status()
     yield address
     server.shutdown()
     thread.join()

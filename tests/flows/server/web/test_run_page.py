@@ -28,7 +28,7 @@ from flows.server.web import run_actions
 from flows.server.web.mlflow_api import MlflowApi
 from flows.server.web.prefect_api import PrefectApi
 from flows.server.web.state import Sources
-from tests.flows.server.web.conftest import EVIL, NOWHERE, LineMaker, Pages, run_id
+from tests.flows.server.web.conftest import BUSY, EVIL, NOWHERE, LineMaker, Pages, run_id
 from tests.flows.server.web.test_actions import HERE
 
 
@@ -177,7 +177,7 @@ def forgetful(path: str) -> Iterator[str]:
         def do_GET(self) -> None:
             content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             kept = {"Content-Type": "application/json"} if content else {}
-            known = httpx.request(self.command, f"{real}{self.path}", content=content, headers=kept)
+            known = httpx.request(self.command, f"{real}{self.path}", content=content, headers=kept, timeout=BUSY)
             if left and self.path.endswith(left[0]):
                 left.clear()
                 return

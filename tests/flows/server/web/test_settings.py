@@ -22,7 +22,7 @@ from flows.cli import lines_file
 from flows.cli.spec_fields import spec_fields
 from flows.server.deploy import deploy_line
 from flows.server.web.line_settings import shown_fields
-from tests.flows.server.web.conftest import EVIL, LineMaker, Pages, people, sign_in
+from tests.flows.server.web.conftest import BUSY, EVIL, LineMaker, Pages, people, sign_in
 from tests.flows.server.web.test_actions import HERE
 
 TEXT = """\
@@ -272,7 +272,7 @@ def refusing(part: str) -> Iterator[str]:
             return Response("{}", 422)(environ, start)
         kept = {name: value for name, value in request.headers.items() if name not in ("Host", "Content-Length")}
         url = f"{real}{request.full_path.removeprefix('/api')}"
-        known = httpx.request(request.method, url, content=request.get_data(), headers=kept)
+        known = httpx.request(request.method, url, content=request.get_data(), headers=kept, timeout=BUSY)
         return Response(known.content, known.status_code, content_type=known.headers.get("content-type"))(
             environ, start
         )
