@@ -2,6 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from backprop_core.runtime import process_memory
 
 ALLOCATE = """
 from backprop_core.runtime import process_memory
@@ -34,3 +39,14 @@ def test_a_peak_is_not_that_of_who_started_it() -> None:
     before, after = measured(START, ALLOCATE)
     assert before < 256 * 2**20
     assert after - before > 200 * 2**20
+
+
+@pytest.mark.parametrize("status", [None, "Name:\tpython\nVmRSS:\t1024 kB\n"])
+def test_a_system_without_the_mark_has_a_peak(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str | None
+) -> None:
+    """Some sandboxes write no VmHWM, macOS has no such file: a training does not fail by it."""
+    if status:
+        (tmp_path / "status").write_text(status)
+    monkeypatch.setattr(process_memory, "_STATUS", tmp_path / "status")
+    assert process_memory.peak() > 10 * 2**20
