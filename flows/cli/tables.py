@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, NoReturn
 
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.table import Column, Table
 from rich.text import Text
 
 from backprop_core.runtime.printable_text import printable
@@ -36,6 +37,7 @@ STYLES = {
     "rejected": "yellow",
     "running": "cyan",
 }
+LEAST = 8  # columns that a column which wraps should have
 BESIDE_A_TERMINAL = 1000  # columns: lines in a file or a pipe are not wrapped
 
 
@@ -45,6 +47,24 @@ class Stdout(Console):
     def on_broken_pipe(self) -> NoReturn:
         """Raise for the outermost frame; rich would exit with the status of an error."""
         raise BrokenPipeError
+
+
+class WholeTable(Table):
+    """A table that cuts no letter: where its columns do not fit, all of them wrap, the widest first."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        rigid = [column for column in self.columns if column.no_wrap]
+        widest = (max(cell_len(line) for line in texts(column)) for column in rigid)
+        if sum(widest) + len(self.columns) - 1 + (len(self.columns) - len(rigid)) * LEAST > options.max_width:
+            for column in rigid:
+                column.no_wrap = False
+        yield from super().__rich_console__(console, options)
+
+
+def texts(column: Column) -> Iterator[str]:
+    """The lines of the header and the cells of a column."""
+    for cell in (column.header, *column.cells):
+        yield from str(cell).splitlines() or [""]
 
 
 def show(renderable: RenderableType) -> None:
@@ -57,7 +77,7 @@ def show(renderable: RenderableType) -> None:
 
 def table(*columns: str, right: Sequence[str] = (), wrap: Sequence[str] = ()) -> Table:
     """An empty table. Only cells of its last column wrap, and those of `wrap`."""
-    made = Table(box=None, pad_edge=False, header_style="bold")
+    made = WholeTable(box=None, pad_edge=False, header_style="bold")
     for name in columns:
         made.add_column(
             name,
@@ -129,7 +149,7 @@ def lines(summaries: Sequence["LineSummary"]) -> RenderableType:
     if not summaries:
         return "No lines yet. Start one: backprop retrain --line NAME --data FILE"
     figures = ("champion", "versions", "runs", "size")
-    made = table("line", *figures, "run", "live as", "base", "tasks", right=figures)
+    made = table("line", *figures, "run", "live as", "base", "tasks", right=figures, wrap=("live as", "base"))
     for one in summaries:
         made.add_row(
             one["line"],
