@@ -149,7 +149,8 @@ def lines(summaries: Sequence["LineSummary"]) -> RenderableType:
     if not summaries:
         return "No lines yet. Start one: backprop retrain --line NAME --data FILE"
     figures = ("champion", "versions", "runs", "size")
-    made = table("line", *figures, "run", "live as", "base", "tasks", right=figures, wrap=("live as", "base"))
+    served = ["live as"] if any(one["live"] for one in summaries) else []
+    made = table("line", *figures, "run", *served, "base", "tasks", right=figures, wrap=("live as", "base"))
     for one in summaries:
         made.add_row(
             one["line"],
@@ -158,7 +159,7 @@ def lines(summaries: Sequence["LineSummary"]) -> RenderableType:
             str(one["runs"]),
             size(one["bytes"]),
             one["run_id"][:12],
-            one_line(", ".join(one["live"])),
+            *(one_line(", ".join(one["live"])) for _ in served),
             one_line(one["base"]),
             ", ".join(one["tasks"]),
         )
