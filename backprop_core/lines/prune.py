@@ -268,9 +268,8 @@ def digests_of(path: Path) -> set[str]:
 
 def tag_remover(store: Store, remove: Callable[[str], None]) -> RemoveTag:
     """A function that removes a version's Ollama tag vN with `remove`; it logs and returns False if that fails."""
-    from backprop_core.publishing.release_transaction import (
-        released,  # its clients of servers take longer than listing runs
-    )
+    # its clients of servers take longer than listing runs
+    from backprop_core.publishing.release_transaction import released
 
     def of(line: str, number: int) -> bool:
         known = released(line, number, store)

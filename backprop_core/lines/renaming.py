@@ -180,6 +180,11 @@ def carry_out(note: RenamedLine, store: Store) -> None:
         pin = layout.pin(f"{line}@{number}")
         if pin.is_file():
             pin.rename(layout.pin(f"{to}@{number}"))
+    rename_in_forgotten(line, to, store)
+
+
+def rename_in_forgotten(line: str, to: str, store: Store) -> None:
+    """Give the line its new name in the list of forgotten rows."""
     from backprop_core.data.forgotten_rows import forgotten, write  # slow to import
 
     known = forgotten(store)

@@ -95,7 +95,7 @@ def why_not_live(number: int, version: LineVersion, moves: Iterable[Move]) -> st
     forced = any(move.number == number and move.act.forced for move in moves)
     if forced or (version.gate and version.gate.passes) or (version.act and version.act.forced):
         return None
-    return f"was rejected by the gate: {version.gate.reason}" if version.gate else "was never checked by the gate"
+    return version.gate.refusal if version.gate else "was never checked by the gate"
 
 
 class Lines:

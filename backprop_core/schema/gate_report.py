@@ -71,6 +71,13 @@ class GateReport(Record):
         is_shown = self.gain_low is None or self.gain_low > least
         return self.accepted and is_shown and not any(task.worse for task in self.tasks)
 
+    @property
+    def refusal(self) -> str:
+        """Why it does not pass, after the name of a version or a run."""
+        if self.accepted:
+            return "has a gate report that was edited: its numbers do not show what it says"
+        return f"was rejected by the gate: {self.reason}"
+
     def with_taken(self, share: float) -> Self:
         """The report on a candidate that has this share of a run's change."""
         said = f"{self.reason}; {share:.0%} of the run's change was taken"

@@ -77,7 +77,7 @@ def is_forced(flow: str, line: str, live: Live, act: Act, store: Store) -> bool:
     if (report and report.passes) or any(move.number == live.number and move.act.forced for move in moves):
         return False
     if not act.forced:
-        said = f"was rejected by the gate: {report.reason}" if report else "was never checked by the gate"
+        said = report.refusal if report else "was never checked by the gate"
         to = f" --to {live.number}" if flow == "rollback" else ""
         raise NotGated(
             f"version {live.number} of line {line} {said}",

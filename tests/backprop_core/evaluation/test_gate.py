@@ -54,6 +54,10 @@ def consistent(report: GateReport) -> GateReport:
     assert report.passes == report.accepted
     edited = report.model_copy(update={"accepted": True})
     assert edited.passes == (report.accepted or report.gain_low is None)
+    if not edited.passes:
+        assert "edited" in edited.refusal and edited.reason not in edited.refusal
+    if not report.accepted:
+        assert report.refusal == f"was rejected by the gate: {report.reason}"
     return report
 
 
