@@ -14,6 +14,7 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
+from backprop_core.runtime import redaction
 from tests import warm_worker as warm
 
 MEMORY, ROOM = Path("/dev/shm"), 6 << 30  # bytes; the tests take less than half
@@ -45,6 +46,12 @@ def freed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     yield
     if os.environ.get("TMPDIR") == str(MEMORY) and not request.session.testsfailed:
         shutil.rmtree(tmp_path_factory.getbasetemp(), ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def no_secrets_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process redacts each secret it has read until it ends; what is one in a test is ordinary text in the next."""
+    monkeypatch.setattr(redaction, "_kept", set(redaction._kept))
 
 
 @pytest.fixture(scope="session")

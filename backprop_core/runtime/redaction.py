@@ -22,6 +22,7 @@ BLANK = "***"
 SHORTEST = 8  # shorter values are not replaced
 DEEPEST = 3  # levels of JSON nested in JSON strings
 LONGEST_WORD = 15  # letters of what may be an ordinary word
+FEWEST_CHARACTERS = 4  # different ones; `00000000` and `--------` occur in digests and tables
 # Patterns stay strings: compiling them all would slow `--help` down.
 SECRET_NAME = (
     r"(?i)TOKEN(?![A-Z])|SECRET|PASSWORD|PASSWD|PASSPHRASE|(?:^|_)PASS(?:_|$)|_PWD$|API_?KEY|ACCESS_KEY|PRIVATE_KEY|"
@@ -79,9 +80,11 @@ def keep_secret(value: str) -> None:
 
 
 def is_weak(value: str) -> bool:
-    """Whether a secret is too short or too word-like to be replaced in text without false matches."""
+    """Whether a secret is too short, too uniform or too word-like to be replaced in text without false matches."""
     return (
-        len(value) < SHORTEST or re.fullmatch(rf"[A-Za-z]?[a-z]{{,{LONGEST_WORD}}}|[A-Z]+|\d{{,11}}", value) is not None
+        len(value) < SHORTEST
+        or len(set(value)) < FEWEST_CHARACTERS
+        or re.fullmatch(rf"[A-Za-z]?[a-z]{{,{LONGEST_WORD}}}|[A-Z]+|\d{{,11}}", value) is not None
     )
 
 

@@ -43,6 +43,6 @@ def check_strength(name: str, secret: str) -> None:
     """Raise ConfigInvalid for a password that can be guessed, or that could not be blanked in logs."""
     if is_weak(secret):
         raise ConfigInvalid(
-            f"the password for {name} is too short, or a single word or number",
-            hint="use at least 8 characters, not only letters or only digits, so that it can be blanked in logs",
+            f"the password for {name} is too short, too uniform, or a single word or number",
+            hint="use at least 8 characters, 4 of them different, and not only letters or digits: logs redact it then",
         )

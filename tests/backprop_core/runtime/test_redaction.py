@@ -156,7 +156,10 @@ def test_a_secret_from_a_file_or_a_service_is_blanked_too():
     assert blank_secrets(CANARY) == "***"
 
 
-@pytest.mark.parametrize("word", ["finished", "default", "train", "Support", "1234567", "131072", "short", "RUNNING"])
+WEAK = ("finished", "default", "train", "Support", "1234567", "131072", "short", "RUNNING", "0" * 25, "-=" * 9)
+
+
+@pytest.mark.parametrize("word", WEAK)
 def test_a_weak_secret_is_named_and_garbles_no_text(monkeypatch, word):
     """A word or a number as a password is not searched for: what is missing would tell it. `doctor` names it."""
     monkeypatch.setenv("BACKPROPAGATE_AUTH_PASSWORD", word)
