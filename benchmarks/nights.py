@@ -3,13 +3,14 @@
 python -m benchmarks.nights [--suite one-task|three-tasks] [--arm NAME] [--nights N]
 
 `one-task`: thirty nights of one task, which is the rows of all intents. `three-tasks`: twelve nights, three tasks by
-turns. In every seventh night the answers are shuffled among the rows, as a broken export would. What was done is kept
-in --store and in nights.json: stopped, it goes on. A part of the held-out rows is kept from every gate; the averages
-of the table are those of the champion on it.
+turns. A night merges and replays as a new line does. In every seventh night the answers are shuffled among the rows, as
+a broken export would. What was done is kept in --store and in nights.json: stopped, it goes on. A part of the held-out
+rows is kept from every gate; the averages of the table are those of the champion on it.
 """
 
 import argparse
 import json
+import math
 import random
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -38,7 +39,7 @@ HERE = Path(__file__).parent
 INTENTS, RESULTS = HERE / "intents", HERE / "nights.json"
 SHUFFLED = 7  # every seventh night
 LENGTH, METRIC = 128, "exact_match"
-MERGE = MergeSpec(merge_a=True)
+MERGE, REPLAY_ROWS = MergeSpec(merge_a=True), 50  # what a new line does
 TRAINING = TrainSpec(
     epochs=5,
     batch_size=16,
@@ -128,7 +129,7 @@ class Bench:
 
     def run(self, name: str, suite: Suite, arm: str, most: int | None) -> None:
         """All nights of an arm that are left."""
-        place = self.store.layout.cache / "nights" / f"{digest_of([name, arm, part(TRAINING)])}.json"
+        place = self.store.layout.cache / "nights" / f"{digest_of([name, arm, part(TRAINING), REPLAY_ROWS])}.json"
         state = State.model_validate_json(place.read_bytes()) if place.is_file() else State()
         for number in range(len(state.nights), len(suite.nights[:most])):
             state = self.night(suite, arm, number, state)
@@ -149,7 +150,7 @@ class Bench:
         spec, backs_off = ARMS[arm]
         live, seen = state.champion, list(dict.fromkeys(each for each, _ in suite.nights[: number + 1]))
         parts = {each: self.parts(suite.gated[each], backs_off) for each in seen}
-        tuned = self.train(rows, live, number)
+        tuned = self.train(self.with_replay(rows, learned(suite, state), suite), live, number)
         count = live.count + 1 if live else 1
         made, taken = merge(state.live, tuned, count=count, spec=MERGE, store=self.store), None
         if live and backs_off:
@@ -185,6 +186,16 @@ class Bench:
         choosing, scoring = (row_sets.apart(rows, to_choose_by=side, store=self.store) for side in (True, False))
         return choosing, scoring
 
+    def with_replay(self, rows: RowsRef, learned: list[list[RowsRef]], suite: Suite) -> RowsRef:
+        """The night's rows and some of each task that the champion has learned."""
+        if not learned:
+            return rows
+        heldout = [*suite.gated.values(), *suite.kept.values()]
+        passes = math.ceil(TRAINING.epochs)
+        return row_sets.replay_by_task(
+            rows, learned, heldout=heldout, share=0, least=REPLAY_ROWS, passes=passes, seed=0, store=self.store
+        )
+
     def train(self, rows: RowsRef, live: Champion | None, number: int) -> AdapterRef:
         start = Start(tuned=live.tuned, orthonormal=MERGE.orthonormal_start) if live else None
         made = train(
@@ -203,6 +214,15 @@ class Bench:
         return {
             task: evaluate(self.base, adapter, one, max_length=LENGTH, store=self.store) for task, one in rows.items()
         }
+
+
+def learned(suite: Suite, state: State) -> list[list[RowsRef]]:
+    """The rows of the accepted nights so far, those of a task together."""
+    tasks: dict[str, list[RowsRef]] = {}
+    for (task, rows), night in zip(suite.nights, state.nights, strict=False):
+        if night.accepted:
+            tasks.setdefault(task, []).append(rows)
+    return list(tasks.values())
 
 
 def average(scores: dict[str, Scores]) -> float:

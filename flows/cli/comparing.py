@@ -16,7 +16,7 @@ from flows.cli import run_text
 from flows.cli.console import configure_logging, one_line
 from flows.cli.flags import PLAIN, OutputFlags, RunRef
 from flows.cli.main import Answer
-from flows.cli.tables import duration, number, status_text, table
+from flows.cli.tables import duration, status_text, table
 from tasks import tracking
 
 SHORT = 12  # digits of a run_id or digest in a table
@@ -147,7 +147,7 @@ def last(found: Evaluation | None) -> dict[str, float | None]:
 
 def text(made: RunsCompared, a: RunResult, b: RunResult) -> RenderableType:
     """The comparison as tables, the matrices one under the other."""
-    parts: list[RenderableType] = [heads(made)]
+    parts: list[RenderableType] = [heads(made, a, b)]
     parts += ["", field_table(made.spec) if made.spec else Text("the specs are the same")]
     if made.data:
         parts += ["", data_table(made.data)]
@@ -163,11 +163,12 @@ def text(made: RunsCompared, a: RunResult, b: RunResult) -> RenderableType:
     return Group(*parts)
 
 
-def heads(made: RunsCompared) -> RenderableType:
+def heads(made: RunsCompared, a: RunResult, b: RunResult) -> RenderableType:
     figures = ("average", "transfer", "trained for")
     shown = table("", "run", "status", *figures, "line", right=figures)
-    for name, run in (("a", made.a), ("b", made.b)):
-        numbers = number(run.average), number(run.backward_transfer), duration(run.seconds)
+    for name, run, full in (("a", made.a, a), ("b", made.b, b)):
+        metric = full.evaluation.metric if full.evaluation else ""
+        numbers = level(run.average, metric), change(run.backward_transfer, metric), duration(run.seconds)
         shown.add_row(name, run.run_id[:SHORT], status_text(run.status), *numbers, run.line)
     return shown
 

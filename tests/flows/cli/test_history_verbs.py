@@ -144,6 +144,7 @@ def test_two_runs_side_by_side(history: Path, capsys: Capture) -> None:
     assert score.difference == pytest.approx(0.4) and found.a.average == 0.5
     lines = drawn(comparing.text(found, result("a1" * 16, 0.5), result("b2" * 16, 0.9)))
     assert max(map(len, lines)) <= 80 and "+40.0 points" in "\n".join(lines)
+    assert "50.0 %" in lines[1] and "90.0 %" in lines[2]  # beside the runs
     alone = comparing.compared(result("a1" * 16, 0.5), result("c3" * 16, None))
     assert alone.scores[0].b is None and alone.scores[0].difference is None
 
