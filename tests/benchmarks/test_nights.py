@@ -7,7 +7,7 @@ import pytest
 
 from backprop_core.store.artifacts import Store
 from benchmarks import nights
-from benchmarks.nights import Bench, Night, is_shuffled, suite, table, wrong
+from benchmarks.nights import Bench, Night, State, is_shuffled, learned, suite, table, wrong
 from tests.backprop_core import nano
 
 
@@ -50,6 +50,17 @@ def test_a_shuffled_night_has_the_answers_of_other_rows() -> None:
     answers = [[chat[-1]["content"] for chat in chats] for chats in (made, before)]
     assert answers[0] != answers[1] and sorted(answers[0]) == sorted(answers[1])
     assert [number for number in range(30) if is_shuffled(number)] == [6, 13, 20, 27]
+
+
+def test_only_released_nights_are_replayed(tmp_path: Path) -> None:
+    """The rows of the nights that the champion has learned, those of a task together."""
+    data, held = {"a": rows(24, 1), "b": rows(24, 2)}, {"a": rows(20, 3), "b": rows(20, 4)}
+    made = suite(data, held, nights=6, gated=10, store=Store(tmp_path))
+    figures = {"shuffled": False, "taken": None, "reason": "", "gated": 0.5, "kept": 0.5}
+    released = (True, True, False, True, True)
+    done = [Night(task="a", accepted=accepted, **figures) for accepted in released]  # type: ignore[arg-type]
+    (_, a), (_, b), _, (_, second_b), (_, third_a), _ = made.nights
+    assert learned(made, State(nights=tuple(done))) == [[a, third_a], [b, second_b]]
 
 
 def test_the_table_has_the_largest_fall_of_the_champion() -> None:
