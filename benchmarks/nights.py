@@ -14,7 +14,7 @@ import math
 import random
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import torch
@@ -290,10 +290,10 @@ def commit(rows: list[str], store: Store) -> RowsRef:
 
 
 def table(known: dict[str, dict[str, list[dict[str, object]]]]) -> str:
-    """The table of docs/continual.md."""
+    """The table of docs/gate.md."""
     head = (
-        "| nights | gate | new versions | of shuffled nights | champion, first → last | largest fall |",
-        "| --- | --- | ---: | ---: | ---: | ---: |",
+        "| Nights | Gate | Versions | Of shuffled nights | Champion, first → last | Largest fall | Most below its best |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     )
     return "\n".join(
         [*head, *(line(suite, arm, nights) for suite, arms in known.items() for arm, nights in arms.items())]
@@ -305,13 +305,18 @@ def line(suite: str, arm: str, nights: list[dict[str, object]]) -> str:
     bad = [night for night in made if night.shuffled]
     kept = [night.kept for night in made]
     fall = min([after - before for before, after in pairwise(kept)], default=0.0)
+    below = min(now - best for now, best in zip(kept, accumulate(kept, max), strict=True))
     shares = [night.taken for night in made if night.taken is not None and night.accepted]
     taken = f" ({sum(share < 1 for share in shares)} in part)" if shares else ""
     return (
         f"| {len(made)}, {suite} | {arm} | {sum(night.accepted for night in made)}{taken} "
         f"| {sum(night.accepted for night in bad)} of {len(bad)} | {100 * kept[0]:.1f} → {100 * kept[-1]:.1f} "
-        f"| {100 * fall:+.1f} |"
+        f"| {points(fall)} | {points(below)} |"
     )
+
+
+def points(change: float) -> str:
+    return f"{100 * change:+.1f}" if change else "0.0"
 
 
 if __name__ == "__main__":

@@ -64,12 +64,12 @@ def test_only_released_nights_are_replayed(tmp_path: Path) -> None:
 
 
 def test_the_table_has_the_largest_fall_of_the_champion() -> None:
-    """From one night to the next, on the rows that no gate sees."""
+    """From one night to the next and from its best, on the rows that no gate sees."""
     made = [
         Night(task="a", shuffled=shuffled, accepted=True, taken=taken, reason="", gated=0.5, kept=kept).model_dump()
-        for kept, taken, shuffled in ((0.5, None, False), (0.7, 0.5, False), (0.66, 1.0, True))
+        for kept, taken, shuffled in ((0.5, None, False), (0.7, 0.5, False), (0.66, 1.0, True), (0.64, 1.0, False))
     ]
     assert table({"one-task": {"better": made}}).splitlines()[-1] == (
-        "| 3, one-task | better | 3 (1 in part) | 1 of 1 | 50.0 → 66.0 | -4.0 |"
+        "| 4, one-task | better | 4 (1 in part) | 1 of 1 | 50.0 → 64.0 | -4.0 | -6.0 |"
     )
     assert list(nights.SUITES) == ["one-task", "three-tasks"]
