@@ -292,7 +292,7 @@ def commit(rows: list[str], store: Store) -> RowsRef:
 def table(known: dict[str, dict[str, list[dict[str, object]]]]) -> str:
     """The table of docs/gate.md."""
     head = (
-        "| Nights | Gate | Versions | Of shuffled nights | Champion, first → last | Largest fall | Most below its best |",
+        "| Nights | Gate | Versions | Of shuffled nights | Champion, first → last | Largest fall | Below its best |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     )
     return "\n".join(
