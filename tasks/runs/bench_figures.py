@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 from backprop_core.evaluation.paired_differences import paired
 from backprop_core.schema.refs import BenchReport, BenchResult, BenchRow, BenchSetting, PairedDifference
 from backprop_core.schema.score_text import WITHOUT_LIMIT
-from backprop_core.schema.specs import merge_of
+from backprop_core.schema.specs import MergeSpec, merge_of
 
 Cells = dict[tuple[int | None, int], BenchResult]
 NOTHING = "Nothing beats the present settings by more than noise."
@@ -89,7 +89,7 @@ def name(setting: BenchSetting) -> str:
 def replay_of(setting: BenchSetting) -> str:
     if not setting.replay:
         return "no replay"
-    return f"replay {setting.replay:.0%}" if setting.replay < 1 else f"replay {setting.replay:.0f} rows"
+    return f"replay {100 * setting.replay:g}%" if setting.replay < 1 else f"replay {setting.replay:.0f} rows"
 
 
 def advice(rows: Sequence[BenchRow], present: BenchSetting, metric: str) -> str:
@@ -113,18 +113,28 @@ def points(over: PairedDifference, metric: str) -> str:
 
 
 def settings(wanted: BenchSetting, present: BenchSetting) -> Iterator[str]:
-    """The fields that differ, as `--set` takes them."""
-    new, old = merge_of(wanted.strategy), merge_of(present.strategy)
-    if new.strategy != old.strategy:
-        yield f"merge.strategy={new.strategy}"
-    if new.merge_a != old.merge_a:
-        yield f"merge.merge_a={str(new.merge_a).lower()}"
-    if new.weight != old.weight:
-        yield f"merge.lambda={new.weight or 'null'}"
-    if wanted.replay != present.replay:
+    """The fields that differ, as `--set` takes them.
+
+    A spec that names a field of merge gets no default of a new line, so then merge and replay are named in full.
+    """
+    merge = list(merge_fields(merge_of(wanted.strategy), merge_of(present.strategy)))
+    yield from merge
+    if wanted.replay != present.replay or (merge and wanted.replay):
         yield from replay_fields(wanted.replay, present.replay)
     if wanted.rate != present.rate:
         yield f"training.learning_rate={wanted.rate:g}"
+
+
+def merge_fields(new: MergeSpec, old: MergeSpec) -> Iterator[str]:
+    """The fields of a merge that differ from another one, or from the defaults; none if both are the same."""
+    if new == old:
+        return
+    if {new.strategy, old.strategy} != {MergeSpec().strategy}:
+        yield f"merge.strategy={new.strategy}"
+    if new.merge_a or old.merge_a:
+        yield f"merge.merge_a={str(new.merge_a).lower()}"
+    if new.weight or old.weight:
+        yield f"merge.lambda={new.weight or 'null'}"
 
 
 def replay_fields(wanted: float, present: float) -> Iterator[str]:

@@ -78,7 +78,7 @@ def test_as_much_is_taken_as_is_safe(first, lines, tmp_path):
 
 
 def test_back_off_may_change_from_run_to_run(first, lines, tmp_path):
-    """Left out, it is as in the line's last run; `false` turns it off, and all held-out rows score again."""
+    """Left out, it is as in the run behind the champion; `false` turns it off, and all held-out rows score again."""
     off = MergeSpec(back_off=False)
     without = retrain("careful", batch(tmp_path, 5), training=SHORT, merge=off, gate=OPEN)
     assert called(without, "back_off") == 0 and without.gate.taken is None

@@ -6,7 +6,7 @@ from typing import Annotated, get_args
 from pydantic import AfterValidator, Field
 
 from backprop_core.schema.records import Spec
-from backprop_core.schema.specs.training import MergeSpec, Strategy
+from backprop_core.schema.specs.training import MOST_REPLAY, MergeSpec, Strategy
 
 WRITTEN = re.compile(r"(?P<strategy>[a-z-]+)(?P<merge_a>\+a)?(?:@(?P<weight>.+))?")
 LANGUAGE = "a strategy, +a to average A too, @ and lambda: slao, slao+a, average, slao+a@1/i, slao@0.5"
@@ -37,18 +37,28 @@ def known(method: str) -> str:
 Method = Annotated[str, AfterValidator(known)]
 
 
+def replayed(value: float) -> float:
+    """A value that one of the fields of `training` takes: whole rows, or a share. Raises ValueError."""
+    if MOST_REPLAY < value < 1:
+        raise ValueError(f"a share is at most {MOST_REPLAY:g}")
+    if value > 1 and value != int(value):
+        raise ValueError(f"{value:g} rows are not a whole number")
+    return value
+
+
 class BenchSpec(Spec):
     """Which settings are compared, beside the present ones: every combination of strategy, replay and rate."""
 
     strategies: list[Method] = Field(
         ["sequential", "slao", "slao+a", "average"], min_length=1, description=f"How to merge: {LANGUAGE}."
     )
-    replay: list[Annotated[float, Field(ge=0, le=1_000_000)]] = Field(
+    replay: list[Annotated[float, Field(ge=0, le=1_000_000), AfterValidator(replayed)]] = Field(
         [0, 20],
         min_length=1,
-        description="Replay: rows of each earlier task, or below 1 a share of each earlier dataset's rows.",
+        description="Replay: rows of each earlier task, or below 1 a share of each earlier dataset's rows, at most "
+        f"{MOST_REPLAY:g}.",
     )
-    rates: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+    rates: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
         [], description="Learning rates; default: the present one."
     )
     orders: int = Field(3, ge=1, le=100, description="Orders of the datasets: the given one, and others by chance.")

@@ -221,6 +221,9 @@ class EarlyStopping(Spec):
     )
 
 
+MOST_REPLAY = 0.1  # of an earlier dataset's rows in each epoch
+
+
 class TrainSpec(Spec):
     """One LoRA training run."""
 
@@ -279,7 +282,7 @@ class TrainSpec(Spec):
     replay: float = Field(
         0,
         ge=0,
-        le=0.1,
+        le=MOST_REPLAY,
         description="Share of each earlier dataset's rows that every later epoch trains on again; each epoch draws "
         "other rows.",
         json_schema_extra=KEY_IF_SET,
@@ -367,7 +370,8 @@ class MergeSpec(Spec):
     back_off: bool | None = Field(
         None,
         description="Before the gate, take as much of a run's change to the champion as scores best: all, 0.75, 0.5 or "
-        "0.25, tried on a quarter of the held-out rows, which the gate does not use; default: as the line's last run.",
+        "0.25, tried on a quarter of the held-out rows, which the gate does not use; default: as in the run behind "
+        "the champion.",
         json_schema_extra=NO_KEY,
     )
 

@@ -1,15 +1,19 @@
 """What a comparison says of its results: averages by hand, and a sentence that says what to set."""
 
 import io
+from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 
 from backprop_core.schema.refs import BenchReport, BenchResult, BenchSetting
 from backprop_core.schema.score_text import WITHOUT_LIMIT
+from backprop_core.schema.specs import RunSpec, method_of
 from flows.cli import bench_text
-from tasks.runs.bench_figures import NOTHING, ONE_CELL, average, report, transfer
+from tasks.runs.bench_figures import NOTHING, ONE_CELL, average, replay_of, report, settings, transfer
 from tasks.runs.prefect_artifacts import comparison
+from tasks.runs.resolve_line import with_memory
 
 PRESENT = BenchSetting(strategy="slao", replay=0, rate=1e-3)
 BETTER = BenchSetting(strategy="slao+a", replay=50, rate=1e-3)
@@ -79,6 +83,17 @@ def test_noise_is_no_advice() -> None:
         ({"replay": 0.05}, {"replay": 20}, "training.replay_rows=20 and training.replay=0"),
         ({"strategy": "slao+a@1/i"}, {"strategy": "average"}, "merge.strategy=average and merge.merge_a=false and "),
         ({"rate": 1e-3}, {"rate": 5e-4}, "training.learning_rate=0.0005"),
+        # a spec that names a field of merge chooses neither merge_a nor replay
+        (
+            {"strategy": "slao+a", "replay": 50},
+            {"strategy": "average", "replay": 50},
+            "merge.strategy=average and merge.merge_a=false and training.replay_rows=50",
+        ),
+        (
+            {"strategy": "slao+a", "replay": 50},
+            {"strategy": "slao+a@1/i", "replay": 50},
+            "merge.merge_a=true and merge.lambda=1/i and training.replay_rows=50",
+        ),
     ],
 )
 def test_fields_to_set(present: dict[str, float], wanted: dict[str, float], fields: str) -> None:
@@ -87,6 +102,31 @@ def test_fields_to_set(present: dict[str, float], wanted: dict[str, float], fiel
     results = [result(setting, [score] * 2, seed) for setting, score in ((old, 0.5), (new, 0.6)) for seed in (0, 1)]
     made = report("exact_match", [["a", "b"]], old, {"a": 0.1}, results)
     assert f"Set {fields}" in made.advice
+
+
+@pytest.mark.parametrize(
+    "wanted", [BenchSetting(strategy="average", replay=50, rate=1e-3), BETTER, BETTER.model_copy(update={"replay": 0})]
+)
+@pytest.mark.parametrize("strategy", ["slao", "slao+a", "slao+a@1/i"])
+def test_what_is_advised_makes_a_new_line_that_does_it(wanted: BenchSetting, strategy: str) -> None:
+    """A new line with the advised fields merges and replays as the setting that was measured."""
+    present = BenchSetting(strategy=strategy, replay=50, rate=1e-3)
+    tree: dict[str, dict[str, Any]] = {"merge": {}, "training": {}}
+    for text in settings(wanted, present):
+        name, _, value = text.partition("=")
+        part, _, field = name.partition(".")
+        tree[part][field] = yaml.safe_load(value)
+    made, _ = with_memory(RunSpec.model_validate({"datasets": [{"path": "a.jsonl"}], **tree}), None)
+    if tree["merge"] or strategy == "slao+a":  # else it is asked for as before, with the present merge
+        assert (method_of(made.merge), made.training.replay_rows) == (wanted.strategy, wanted.replay)
+
+
+@pytest.mark.parametrize(
+    ("share", "called"), [(0.05, "replay 5%"), (0.07, "replay 7%"), (0.005, "replay 0.5%"), (0.012, "replay 1.2%")]
+)
+def test_each_share_has_its_own_name(share: float, called: str) -> None:
+    """Two shares that differ are two rows of the table with two names."""
+    assert replay_of(PRESENT.model_copy(update={"replay": share})) == called
 
 
 @pytest.mark.parametrize("metric", WITHOUT_LIMIT)
