@@ -1,5 +1,6 @@
 """Makes sets of rows from others: pooled, unseen, the first, one of two parts, mixed with replayed ones."""
 
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backprop_core.data.learned_rows import in_any_form
+from backprop_core.data.preference_rows import is_preference
 from backprop_core.data.question_groups import kin_of, related
 from backprop_core.data.row_files import commit, index, index_all
 from backprop_core.data.row_files import curriculum as order_in
@@ -87,6 +89,13 @@ def first(rows: RowsRef, *, most: int, whole_groups: bool, store: Store) -> Rows
     every = index(rows, store)
     chosen = every.take(fitting(every.groups, most) if whole_groups else slice(most))
     return commit(chosen, store, {"stage": "first", "rows": rows.digest})
+
+
+def answers(rows: RowsRef, *, store: Store) -> RowsRef:
+    """The rows that have an answer to learn, in order: all but preferences."""
+    every = index(rows, store)
+    kept = [not is_preference(json.loads(line)) for line in every.lines()]
+    return commit(every.take(np.array(kept, np.bool_)), store, {"stage": "answers", "rows": rows.digest})
 
 
 def fitting(groups: NDArray[np.uint64], most: int) -> Positions:

@@ -94,6 +94,12 @@ def judgments(rows: RowsRef, *, at: Workplace) -> Judgments:
     return Judgments(**preference_splits.counted(index(rows, at.store)))
 
 
+@stage(version=1, runs_in="parent", planned=True)
+def answers(rows: RowsRef, *, at: Workplace) -> RowsRef:
+    """Rows → those that have an answer to learn, without preferences."""
+    return row_sets.answers(rows, store=at.store)
+
+
 @stage(version=2, runs_in="parent", planned=True)
 def carried_over(rows: RowsRef, template: ChatTemplate, without: list[RowsRef], *, at: Workplace) -> RowsRef:
     """Rows of a line → those that another base's chat template accepts, without those that score."""

@@ -90,7 +90,15 @@ def replayable(run: Run, before: list[DatasetRef]) -> list[DatasetRef]:
         return before
     if judged := [dataset.name for dataset in before if dataset.judges]:
         log.warning("preferences are not replayed, as training.preference.loss is not set: %s", ", ".join(judged))
-    return [dataset for dataset in before if not dataset.judges]
+    return [answers_of(run, dataset) for dataset in before if dataset.learns_answers]
+
+
+def answers_of(run: Run, dataset: DatasetRef) -> DatasetRef:
+    """A dataset without its preferences."""
+    if not dataset.judges:
+        return dataset
+    rows = run.call(data.answers, rows=dataset.train)
+    return dataset.model_copy(update={"train": rows, "pairs": 0, "ratings": 0})
 
 
 def with_replay(run: Run, rows: RowsRef, before: list[DatasetRef], heldout: list[RowsRef]) -> RowsRef:

@@ -10,11 +10,12 @@ from pydantic import ValidationError
 
 from backprop_core.data.general_rows import own_answers
 from backprop_core.data.row_files import passes as passes_of
-from backprop_core.data.row_sets import replay, replay_by_task
+from backprop_core.data.row_sets import answers, replay, replay_by_task
 from backprop_core.schema.general_prompts import PROMPTS
 from backprop_core.schema.refs import Answers, Generated, RowsRef
 from backprop_core.schema.specs import TrainSpec
 from backprop_core.store.cache_keys import stage_key
+from tests.backprop_core import nano
 from tests.backprop_core.data.test_curation import Bench, numbered
 
 Tasks = list[list[RowsRef]]
@@ -131,3 +132,12 @@ def test_keys_and_bytes_of_earlier_runs_stay(bench: Bench) -> None:
     new, one, two = (bench.read(numbered(count, start)).rows for count, start in ((40, 0), (90, 100), (200, 300)))
     mixed = replay(new, [one, two], heldout=[], share=0.05, passes=3, seed=1, store=bench.store)
     assert mixed.digest == "6e053a102dc2d4152ef5fdb1d79984fe0b82e5f142fbf613095f0a6bfb4b3c65"
+
+
+def test_answers_are_the_rows_that_judge_none(bench: Bench) -> None:
+    """Pairs and rated answers are left out, all else stays in order."""
+    turns = [{"role": "user", "content": "Yes?"}, {"role": "assistant", "content": "No."}]
+    plain = [{"messages": [{"role": "user", "content": str(number)}, turns[1]]} for number in range(3)]
+    pair = {"messages": turns[:1], "chosen": turns[1:], "rejected": [{"role": "assistant", "content": "Yes."}]}
+    rows = nano.commit_rows(bench.store, [plain[0], pair, plain[1], {"messages": turns, "label": True}, plain[2]])
+    assert bench.rows(answers(rows, store=bench.store)) == plain
