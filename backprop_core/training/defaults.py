@@ -131,12 +131,19 @@ def together(datasets: Sequence[Data]) -> Data:
 
 
 def choose(
-    shape: Shape, given: TrainSpec, data: Data | None, card: int | None, *, later: bool = False, runs: int = 1
+    shape: Shape,
+    given: TrainSpec,
+    data: Data | None,
+    card: int | None,
+    *,
+    later: bool = False,
+    runs: int = 1,
+    least: int = 0,
 ) -> Chosen:
     """Choose the fields of `training`, in order, except those that `given` sets to anything but `auto`.
 
     `data` is None if there is none yet; `card`, the GPU's memory in bytes, is None without a GPU. A `later` run
-    continues a line. The spec is that of so many `runs`, one after another.
+    continues a line, whose rows have had at most `least` tokens. The spec is that of so many `runs`, one after another.
     """
     made = Choices(given)
     made.add("lora.target_modules", "all-linear", "an adapter on every linear layer learns as full training does")
@@ -148,7 +155,7 @@ def choose(
     if given.steps is None:
         made.add("epochs", *epochs(data))
     made.add("batch_size", *batch_size(data, made.spec))
-    for field, value, reason in for_memory(shape, made.spec, data, card):
+    for field, value, reason in for_memory(shape, made.spec, data, card, least=least):
         made.add(field, value, reason)
     return Chosen(made.spec, made.choices)
 
@@ -215,9 +222,13 @@ def steps(data: Data, spec: TrainSpec, size: int) -> int:
     return total_steps(data.examples, spec.model_copy(update={"batch_size": size}))
 
 
-def for_memory(shape: Shape, spec: TrainSpec, data: Data | None, card: int | None) -> Iterator[tuple[str, Any, str]]:
+def for_memory(
+    shape: Shape, spec: TrainSpec, data: Data | None, card: int | None, *, least: int = 0
+) -> Iterator[tuple[str, Any, str]]:
     """Length, precision, checkpointing and micro-batch: (field, value, reason)."""
     wanted, why = length(shape, data)
+    if (known := min(least, shape.max_position_embeddings)) > wanted:
+        wanted, why = known, f"as in the line so far; {why}"
     if card is None:
         yield "max_length", wanted, why
         yield "precision", "auto", "no GPU found or named: fp32 on the CPU"

@@ -30,6 +30,7 @@ from backprop_core.store.artifacts import Store
 from backprop_core.store.leases import Lease
 from tasks.runs import prepared_run, retried_runs, run_log, sources, worker_process
 from tasks.runs.dropped_signals import raised_again
+from tasks.runs.line_length import longest_read
 from tasks.runs.line_splits import held_by, learned_by, of_run
 from tasks.runs.outcome import Notes, Outcome
 from tasks.runs.preflight_checks import check_question
@@ -93,6 +94,12 @@ class Run:
     def line(self) -> Live | None:
         """The champion whose line's rows are the run's too."""
         return self.prepared.live if flow_info(self.prepared.flow).rows == "line" else None
+
+    @cached_property
+    def longest_read(self) -> int:
+        """The maximum tokens of an example in the line so far; 0 in a rebase, whose base counts other tokens."""
+        is_moved = flow_info(self.prepared.flow).rows == "stored"
+        return 0 if is_moved else longest_read(self.spec.line, self.prepared.live, self.store)
 
     @property
     def held(self) -> dict[str, list[RowsRef]]:

@@ -15,6 +15,7 @@ from backprop_core.schema.specs import (
 )
 from backprop_core.store.artifacts import Store
 from tasks.runs import rebase
+from tasks.runs.line_length import longest_read
 from tasks.runs.preflight_checks import check_export, check_gate, check_metric, check_training, harness_tasks
 from tasks.runs.prepared_run import Prepared
 from tasks.runs.publish_targets import still_published
@@ -54,7 +55,8 @@ def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
     found = sources(spec.datasets, scratch, task=task)
     watched = sources(spec.evaluation.watch, scratch)
     spec, about_line = with_memory(spec, live)
-    spec, chosen = decide(spec, base, [source.data for source in found], store, later=live is not None)
+    read, least = [source.data for source in found], longest_read(spec.line, live, store)
+    spec, chosen = decide(spec, base, read, store, later=live is not None, least=least)
     continues = live is not None or len(spec.datasets) > 1
     check_training(spec.training, bases.local(base, store), spec.export, continues=continues)
     return Prepared(
@@ -73,18 +75,19 @@ def prepare(flow: str, spec: RunSpec, store: Store) -> Prepared:
 def continued(spec: RunSpec, live: Live) -> RunSpec:
     """Use the line's LoRA shape and merge strategy. Raises LineConflict if the spec asks for others.
 
-    A field left at its default asks for nothing.
+    A field that is not set asks for nothing.
     """
-    version, merge, default = live.version, spec.merge, MergeSpec()
-    for name, asked, usual, own in [
-        ("training.lora", like(version.lora, spec.training.lora), version.lora, version.lora),
-        ("merge.strategy", merge.strategy, default.strategy, version.merge.strategy),
-        ("merge.merge_a", merge.merge_a, default.merge_a, version.merge.merge_a),
-        ("merge.lambda", merge.weight, default.weight, version.merge.weight),
-    ]:
-        if asked not in (usual, own):
+    version, merge = live.version, spec.merge
+    asked = [("training.lora", like(version.lora, spec.training.lora), version.lora)]
+    asked += [
+        (f"merge.{name}", getattr(merge, field), getattr(version.merge, field))
+        for field, name in (("strategy", "strategy"), ("merge_a", "merge_a"), ("weight", "lambda"))
+        if field in merge.model_fields_set
+    ]
+    for name, wanted, own in asked:
+        if wanted != own:
             raise LineConflict(
-                f"line {spec.line} has another {name} than {asked}: {own}", hint="remove it, or start another line"
+                f"line {spec.line} has another {name} than {wanted}: {own}", hint="remove it, or start another line"
             )
     return spec.model_copy(
         update={
@@ -100,7 +103,6 @@ def with_back_off(merge: MergeSpec, back_off: bool) -> MergeSpec:
 
 
 def like(own: LoraSpec, asked: LoraSpec) -> LoraSpec:
-    """The requested spec, with the line's values in place of defaults."""
-    fields = LoraSpec.model_fields.items()
-    open_ = [name for name, field in fields if getattr(asked, name) == field.default]
+    """The requested spec, with the line's values in place of fields that are not set."""
+    open_ = LoraSpec.model_fields.keys() - asked.model_fields_set
     return asked.model_copy(update={name: getattr(own, name) for name in open_})

@@ -36,9 +36,11 @@ UNREADABLE = (ConfigInvalid, FormatsMixed, FormatUnknown, InputNotFound, InputVa
 
 
 def decide(
-    spec: RunSpec, base: BaseRef, sources: Sequence[SourceRef], store: Store, *, later: bool
+    spec: RunSpec, base: BaseRef, sources: Sequence[SourceRef], store: Store, *, later: bool, least: int = 0
 ) -> tuple[RunSpec, list[Choice]]:
     """The complete spec, and the chosen fields with reasons. `later`: the run continues a line.
+
+    `least` is the maximum length of the line's rows so far: no smaller one is chosen while it fits into memory.
 
     Choices that depend on memory use the total of the card, not what is free now, so that the same command has the same
     cache keys. Raises GPUNotAvailable, ConfigInvalid.
@@ -53,7 +55,7 @@ def decide(
         raise no_gpu
     device: Literal["cpu", "cuda"] = "cpu" if no_gpu or spec.training.device == "cpu" else "cuda"
     devices.check_enough(device, spec.training.processes)
-    training, choices = filled(shape, asked(spec), data, device, later=later)
+    training, choices = filled(shape, asked(spec), data, device, later=later, least=least)
     if no_gpu:
         size = shape.parameters if shape else about_parameters(directory)
         choices = [on_the_cpu(size, training, data, no_gpu), *choices]
@@ -65,7 +67,7 @@ def decide(
 
 
 def filled(
-    shape: Shape | None, given: TrainSpec, data: Sequence[Data | None], device: str, *, later: bool
+    shape: Shape | None, given: TrainSpec, data: Sequence[Data | None], device: str, *, later: bool, least: int = 0
 ) -> tuple[TrainSpec, list[Choice]]:
     """`given` with chosen fields; a model of unknown shape gets the spec's defaults."""
     if shape is None:
@@ -73,7 +75,7 @@ def filled(
     memory = devices.memory() if device == "cuda" else None
     known = [one for one in data if one]
     together_ = together(known) if known else None
-    made: Chosen = choose(shape, given, together_, memory and memory.total, later=later, runs=len(data))
+    made: Chosen = choose(shape, given, together_, memory and memory.total, later=later, runs=len(data), least=least)
     return made.spec, [choice for choice in made.choices if choice.reason != GIVEN and choice.value != "auto"]
 
 

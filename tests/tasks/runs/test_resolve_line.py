@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from backprop_core.errors import LineConflict
 from backprop_core.lines.versions import Lines, LineVersion, Live
 from backprop_core.models import base as bases
 from backprop_core.schema.refs import AdapterRef, Choice, DatasetRef, RowsRef, Scores
@@ -15,9 +16,12 @@ from backprop_core.store.artifacts import Store
 from backprop_core.store.cache_keys import digest_of, part
 from backprop_core.training.defaults import Data
 from flows.cli.config_layers import replayed
+from flows.steps.scores import scores
+from flows.steps.training import replayable
 from tasks.runs import resolve
-from tasks.runs.plan import with_replay
-from tasks.runs.prepared_run import Prepared
+from tasks.runs.flow_run import Run
+from tasks.runs.plan import Lookup, PlanNotes, with_replay
+from tasks.runs.prepared_run import Prepared, save
 from tasks.runs.resolve_line import MERGE_A, REPLAY, REPLAY_ROWS, chosen_again
 from tests.backprop_core import nano
 
@@ -148,3 +152,79 @@ def test_a_plan_counts_replayed_rows(spec: RunSpec, store: Store, tmp_path: Path
         training = TrainSpec.model_validate(given)
         made = with_replay(data, prepared(spec, store, "multi-run", datasets=datasets, training=training))
         assert (made.examples, made.tokens, made.label_tokens) == (rows, 10 * rows, 5 * rows)
+
+
+def long_base(place: Path) -> ModelSpec:
+    """A base that reads more tokens than the rows of these tests have."""
+    return ModelSpec(name=str(nano.build(place / "long", max_position_embeddings=4096)))
+
+
+def test_a_later_night_reads_rows_as_long_as_the_line(spec: RunSpec, store: Store, tmp_path: Path) -> None:
+    """A night of short rows keeps the length of the line's runs, so that no longer row of the line drops out."""
+    spec = spec.model_copy(update={"model": long_base(tmp_path)})
+    first = prepared(spec, store)
+    assert first.spec.training.max_length == 512
+    save(first.model_copy(update={"spec": with_length(first.spec, 2048)}), "0" * 32, store)
+    begun(spec, store, merge=MergeSpec())
+    made = prepared(spec, store)
+    assert made.spec.training.max_length == 2048
+    [choice] = [one for one in made.defaults if one.field == "training.max_length"]
+    assert "as in the line so far" in choice.reason
+    assert prepared(with_length(spec, 256), store).spec.training.max_length == 256
+
+
+@pytest.mark.parametrize(("tokens", "asked"), [(256, 2048), (4096, 4096)])
+def test_a_night_scores_as_long_rows_as_the_line(
+    spec: RunSpec, store: Store, tmp_path: Path, tokens: int, asked: int
+) -> None:
+    """A night that trains shorter rows is scored on the longer ones too: its cells are those of a longer night."""
+    spec = spec.model_copy(update={"model": long_base(tmp_path)})
+    save(prepared(with_length(spec, 2048), store), "0" * 32, store)
+    begun(spec, store, merge=MergeSpec())
+    rows = nano.commit_rows(store, nano.chats(10))
+    keys = []
+    for length in (tokens, asked):
+        night = prepared(with_length(spec, length), store)
+        executor = Lookup(night, store)
+        scores(Run("1" * 32, night, store, executor, PlanNotes()), None, rows)
+        keys += [stage.key for stage in executor.stages]
+    assert keys[0] == keys[1]
+
+
+def with_length(spec: RunSpec, tokens: int) -> RunSpec:
+    training = TrainSpec.model_validate({**spec.training.model_dump(exclude_unset=True), "max_length": tokens})
+    return spec.model_copy(update={"training": training})
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("merge.merge_a", {"merge": MergeSpec(merge_a=False)}),
+        ("merge.strategy", {"merge": MergeSpec(strategy="slao")}),
+        ("merge.lambda", {"merge": MergeSpec(weight=None)}),
+        ("training.lora", {"training": TrainSpec(device="cpu", lora=LoraSpec(rank=16))}),
+    ],
+)
+def test_a_default_that_is_asked_for_is_asked_for(
+    spec: RunSpec, store: Store, field: str, changes: dict[str, Any]
+) -> None:
+    """What a line has otherwise is refused, also where the value that is set is the usual one of the field."""
+    begun(spec, store, merge=MergeSpec(strategy="average", merge_a=True, weight=0.5))
+    with pytest.raises(LineConflict, match=field):
+        prepared(spec, store, **changes)
+    assert prepared(spec, store, merge=MergeSpec(), training=TrainSpec(device="cpu")).spec.merge.merge_a
+
+
+def test_answers_are_replayed_beside_preferences(spec: RunSpec, store: Store) -> None:
+    """A later night without a loss for preferences replays the answers of a mixed one, and none of its preferences."""
+    judged = [{**nano.chats(1)[0], "label": True}]
+    mixed = [*nano.chats(3), *judged]
+    first, second = (nano.commit_rows(store, rows) for rows in (mixed, judged))
+    known = {"task": "support", "heldout": first, "read": 4}
+    before = [
+        DatasetRef(name="mixed", train=first, ratings=1, **known),
+        DatasetRef(name="judged", train=second, ratings=1, **known),
+    ]
+    night = prepared(spec, store)
+    [left] = replayable(Run("1" * 32, night, store, Lookup(night, store), PlanNotes()), before)
+    assert (left.name, left.judges, left.train.rows) == ("mixed", False, 3)
