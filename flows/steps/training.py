@@ -4,7 +4,6 @@ import logging
 import math
 
 from backprop_core.data import stages as data
-from backprop_core.errors import ConfigInvalid
 from backprop_core.evaluation import stages as evaluation
 from backprop_core.merging import stages as merging
 from backprop_core.schema.general_prompts import PROMPTS
@@ -13,7 +12,6 @@ from backprop_core.schema.specs import TEACHER_FORCED, GenerationSpec, Preferenc
 from backprop_core.training import stages as training
 from flows.steps.models import base_model
 from tasks.runs.flow_run import Run
-from tasks.runs.resolve_line import REPLAY
 
 LONGEST = 256  # tokens of an answer of the base
 log = logging.getLogger(__name__)
@@ -64,13 +62,9 @@ def without_preferences(spec: TrainSpec) -> TrainSpec:
 
 
 def reference(run: Run, rows: RowsRef, merged: AdapterRef | None) -> ReferenceLogProbs:
-    """What the preferences among the rows are compared with. Raises ConfigInvalid without a loss for them."""
+    """What the preferences among the rows are compared with."""
     spec = run.spec.training
-    if spec.preference.loss is None:
-        raise ConfigInvalid(
-            "replay has preferences of an earlier dataset, and training.preference.loss is not set",
-            hint="set it as in the run that trained them, or set training.replay=0",
-        )
+    assert spec.preference.loss, "without one, no dataset has preferences to train"
     return run.call(
         training.reference_log_probs,
         **base_model(run),
@@ -82,11 +76,11 @@ def reference(run: Run, rows: RowsRef, merged: AdapterRef | None) -> ReferenceLo
 
 
 def replayable(run: Run, before: list[DatasetRef]) -> list[DatasetRef]:
-    """The earlier datasets to replay. If replay was chosen, not set, preferences are left out where no loss is set."""
+    """The earlier datasets to replay, without their preferences where no loss is set for them."""
     spec = run.spec.training
     if not (spec.replay or spec.replay_rows):
         return []
-    if spec.preference.loss or REPLAY not in [choice.field for choice in run.prepared.defaults]:
+    if spec.preference.loss:
         return before
     if judged := [dataset.name for dataset in before if dataset.judges]:
         log.warning("preferences are not replayed, as training.preference.loss is not set: %s", ", ".join(judged))

@@ -226,5 +226,8 @@ def test_answers_are_replayed_beside_preferences(spec: RunSpec, store: Store) ->
         DatasetRef(name="judged", train=second, ratings=1, **known),
     ]
     night = prepared(spec, store)
-    [left] = replayable(Run("1" * 32, night, store, Lookup(night, store), PlanNotes()), before)
-    assert (left.name, left.judges, left.train.rows) == ("mixed", False, 3)
+    repeated = prepared(replayed(night.spec, "1" * 32, []), store)  # what was chosen is set there
+    assert about(night) and not about(repeated)
+    for made in (night, repeated):
+        [left] = replayable(Run("1" * 32, made, store, Lookup(made, store), PlanNotes()), before)
+        assert (left.name, left.judges, left.train.rows) == ("mixed", False, 3)
