@@ -37,8 +37,9 @@ STYLES = {
     "rejected": "yellow",
     "running": "cyan",
 }
-LEAST = 8  # columns that a column which wraps should have
-BESIDE_A_TERMINAL = 1000  # columns: lines in a file or a pipe are not wrapped
+LEAST = 5  # letters a line that a column which wraps should have
+GAP = 2  # spaces between two columns
+ENDLESS = 10**6  # columns of a file or a pipe: lines are not wrapped
 
 
 class Stdout(Console):
@@ -50,12 +51,19 @@ class Stdout(Console):
 
 
 class WholeTable(Table):
-    """A table that cuts no letter: where its columns do not fit, all of them wrap, the widest first."""
+    """A table that cuts no letter.
+
+    Where its columns do not fit, all of them wrap, the widest first. Where there are too many of them for that, the
+    terminal wraps its lines.
+    """
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         rigid = [column for column in self.columns if column.no_wrap]
         widest = (max(cell_len(line) for line in texts(column)) for column in rigid)
-        if sum(widest) + len(self.columns) - 1 + (len(self.columns) - len(rigid)) * LEAST > options.max_width:
+        gaps = GAP * (len(self.columns) - 1)
+        if len(self.columns) * LEAST + gaps > options.max_width:
+            options = options.update(max_width=ENDLESS)
+        if sum(widest) + gaps + (len(self.columns) - len(rigid)) * LEAST > options.max_width:
             for column in rigid:
                 column.no_wrap = False
         yield from super().__rich_console__(console, options)
@@ -69,7 +77,7 @@ def texts(column: Column) -> Iterator[str]:
 
 def show(renderable: RenderableType) -> None:
     """Print to stdout, with styles on a terminal, with unwrapped lines elsewhere."""
-    width = None if sys.stdout.isatty() else BESIDE_A_TERMINAL
+    width = None if sys.stdout.isatty() else ENDLESS
     Stdout(markup=False, emoji=False, highlight=False, width=width).print(
         renderable, crop=False, soft_wrap=isinstance(renderable, str | Text)
     )

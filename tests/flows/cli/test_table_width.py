@@ -4,6 +4,7 @@ import io
 from collections import Counter
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
 from flows.cli import tables
@@ -63,3 +64,29 @@ def test_short_columns_stay_whole() -> None:
     narrow = printed(tables.lines([LINE]), 80)
     for word in ("champion", "versions", "4d8e3d04eb16", "support", "798.8 KiB"):
         assert word in narrow
+
+
+@pytest.mark.parametrize(
+    ("columns", "cell"), [(1, ""), (2, "👩‍👧e\u0301a\u0308"), (9, "顧客サポート"), (14, "92.4 %"), (31, "שלום-עולם")]
+)
+def test_a_table_of_any_columns_loses_no_letter(columns: int, cell: str) -> None:
+    """At every width: the lines fit wherever five letters of each column do, and else the terminal wraps them."""
+
+    def shown(width: int) -> str:
+        made = tables.table(*(f"task-{number}" for number in range(columns)))
+        made.add_row(*[cell] * columns)
+        return printed(made, width)
+
+    letters = Counter("".join(shown(10_000).split()))
+    for width in range(4, 220, 3):
+        narrow = shown(width)
+        assert Counter("".join(narrow.split())) == letters, width
+        has_room = width >= 5 * columns + 2 * (columns - 1)
+        assert not has_room or all(cell_len(row) <= width for row in narrow.splitlines()), width
+
+
+def test_a_line_in_a_pipe_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """However long it is: what reads it counts lines."""
+    tables.show(tables.runs([RUN | {"datasets": [f"night-{number}.jsonl" for number in range(200)]}]))
+    header, row = capsys.readouterr().out.splitlines()
+    assert row.rstrip().endswith("night-199.jsonl")
