@@ -99,7 +99,7 @@ def exported(settings: Settings, wanted: RunFilter) -> Iterator[ExportedRun]:
     """All runs that match with their parameters and last metrics. Raises MLflowUnreachable."""
     history = History(settings)
     for run in history.runs(wanted.in_mlflow(), sys.maxsize):
-        params, metrics = dict(sorted(run.data.params.items())), dict(sorted(run.data.metrics.items()))
+        params, metrics = dict(sorted(run.data.params.items())), dict(sorted(finite(run.data.metrics).items()))
         yield ExportedRun(**history.summary(run), mlflow_run_id=run.info.run_id, params=params, metrics=metrics)
 
 
@@ -211,9 +211,14 @@ def summary(
         started=datetime.fromtimestamp(start / 1000, UTC).isoformat(timespec="seconds"),
         seconds=seconds,
         datasets=json.loads(tags.get(DATASETS, "[]")),
-        average=metrics.get("average"),
+        average=finite(metrics).get("average"),
         error=tags.get(ERROR) or None,
     )
+
+
+def finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics that are numbers: JSON has no NaN, and MLflow keeps infinity as the largest float."""
+    return {name: value for name, value in metrics.items() if abs(value) < sys.float_info.max}
 
 
 def is_empty(settings: Settings) -> bool:

@@ -1,6 +1,7 @@
 """The list of runs is read from the home's database as MLflow itself would answer, and without MLflow."""
 
 import itertools
+import json
 import math
 import sqlite3
 import subprocess
@@ -117,6 +118,21 @@ def test_every_filter_finds_what_mlflow_finds(home: Settings) -> None:
         assert found is not None and [told(run) for run in found] == [told(run) for run in expected], (wanted, limit)
         counts.add(len(expected))
     assert len(counts) > 6  # the filters tell runs apart
+
+
+def test_a_metric_without_a_number_is_none(home: Settings) -> None:
+    """NaN and infinity, which others may log, are in no JSON, and such a run is listed after those with a figure."""
+    client = connection.connect(home)
+    endless = own_database.runs(home, RunFilter(line="billing", status="running"), 1)
+    assert endless
+    found = client.get_experiment_by_name("backprop.billing")
+    [run] = client.search_runs(found.experiment_id, f"tags.`backprop.run_id` = '{endless[0].tags['backprop.run_id']}'")
+    client.log_metric(run.info.run_id, "average", math.inf)
+    averages = [run["average"] for run in list_runs(home, sort="average")]
+    known = [each for each in averages if each is not None]
+    assert known == averages[: len(known)] == sorted(known, reverse=True) and len(averages) - len(known) > 2
+    for every in (list_runs(home), list(history.exported(home, RunFilter()))):
+        json.dumps(every, allow_nan=False)
 
 
 def test_champions_are_those_of_mlflow(home: Settings) -> None:
