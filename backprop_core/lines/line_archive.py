@@ -49,6 +49,8 @@ MEMBER = re.compile(r"(?:artifacts/([0-9a-f]{64})/|line/)((?:[\w.+@=,-]+/)*[\w.+
 RECORD = re.compile(r"(?:versions/[0-9]{6}|moves/[0-9a-f]{32}|votes/[0-9a-f]{32}/[\w-]+)\.json", re.ASCII)
 # of a name that is there twice, is also that of a directory, or is too long
 NO_PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+# the last two: for a sparse member whose map has no numbers, and for thousands of headers of one member
+UNREADABLE = (tarfile.TarError, EOFError, ValueError, RecursionError)
 LARGEST_RECORD = 64 * 2**20  # bytes of a member that is read into memory
 HINT = "write the file again: backprop line export LINE --output FILE"
 
@@ -159,7 +161,7 @@ def opened(file: Path) -> Iterator[tuple[tarfile.TarFile, LineFile]]:
     try:
         with stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             yield archive, head_of(archive, file)
-    except (tarfile.TarError, EOFError) as error:
+    except UNREADABLE as error:
         raise damaged(file, str(error)) from error
 
 
@@ -273,6 +275,9 @@ class Import:
         known = {f"versions/{number:06d}.json" for number in self._head.versions}
         if more := {name for name in self._records if name.startswith("versions/")} - known:
             raise damaged(self._file, f"{HEAD} does not name {min(more)}")
+        for number, version in zip(self._head.versions, versions, strict=True):
+            if version.parent is not None and version.parent >= number:
+                raise damaged(self._file, f"version {number} continues version {version.parent}")
         refs = refs_of(versions)
         if lacking := refs.keys() ^ {*self._head.artifacts, *self._head.pruned}:
             raise damaged(self._file, f"artifact {min(lacking)[:12]} is not in it, or not of the line")

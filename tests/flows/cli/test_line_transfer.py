@@ -15,6 +15,7 @@ from backprop_core.lines.versions import Lines
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.gate_report import Act
 from backprop_core.store.artifacts import Store
+from backprop_core.store.cache_keys import canonical
 from flows.cli import lines_file, main
 from tests import tiny_line
 
@@ -91,7 +92,7 @@ def flipped(name: str, content: bytes) -> tuple[str, bytes]:
     return name, changed
 
 
-def added(file: Path, name: str, content: bytes = b"", *, sparse: int = 0) -> bytes:
+def added(file: Path, name: str, content: bytes = b"", *, sparse: int | str = 0) -> bytes:
     """The archive with one more member; with `sparse`, one that says that it has so many bytes, without them."""
     out = io.BytesIO(file.read_bytes())
     with tarfile.open(fileobj=out, mode="a") as archive:
@@ -106,6 +107,25 @@ def added(file: Path, name: str, content: bytes = b"", *, sparse: int = 0) -> by
 def an_artifact(file: Path) -> str:
     """The folder of the first artifact in the archive."""
     return f"artifacts/{made_of(file).artifacts[0]}"
+
+
+def with_headers(file: Path, count: int) -> bytes:
+    """The archive with so many extended headers in a row before its end."""
+    header, content = tarfile.TarInfo("x"), b"14 comment=xx\n"
+    header.type, header.size = tarfile.XHDTYPE, len(content)
+    with tarfile.open(file) as archive:
+        last = archive.getmembers()[-1]
+    end = last.offset_data + -(-last.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    block = header.tobuf(tarfile.USTAR_FORMAT) + content.ljust(tarfile.BLOCKSIZE, b"\0")
+    return file.read_bytes()[:end] + block * count
+
+
+def continuing(number: int) -> Callable[[str, bytes], tuple[str, bytes]]:
+    """A change that lets every version continue this one."""
+    return lambda name, content: (
+        name,
+        canonical(json.loads(content) | {"parent": number}).encode() if name.startswith("line/versions/") else content,
+    )
 
 
 BAD: dict[str, Callable[[Path], bytes]] = {
@@ -134,6 +154,9 @@ BAD: dict[str, Callable[[Path], bytes]] = {
     "a member twice": lambda file: added(file, f"{an_artifact(file)}/artifact.json"),
     "a file that is a directory too": lambda file: added(file, f"{an_artifact(file)}/artifact.json/more"),
     "a name that is too long": lambda file: added(file, f"{an_artifact(file)}/{'x' * 300}"),
+    "a sparse member of no size": lambda file: added(file, "line/hole", sparse="x"),
+    "headers without end": lambda file: with_headers(file, 3000),
+    "a version that continues itself": lambda file: rewritten(file, continuing(2)),
     "a newer format": lambda file: rewritten(
         file, lambda name, content: (name, content.replace(b'"format":1', b'"format":2', 1))
     ),
