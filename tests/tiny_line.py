@@ -25,6 +25,7 @@ ACCEPTED = GateReport(
     average=0.9,
     rival_average=0.8,
     base_average=0.8,
+    gain_low=0.05,
     tasks=[],
 )
 LAYERS = [f"base_model.model.model.layers.{number}.mlp.down_proj" for number in range(3)]

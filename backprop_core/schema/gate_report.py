@@ -68,7 +68,7 @@ class GateReport(Record):
     def passes(self) -> bool:
         """Whether it accepts, and neither a task nor the gain in it says otherwise, as in a report that was edited."""
         least = 0.0 if self.question == "better" else -math.inf if self.margin is None else -self.margin
-        is_shown = self.gain_low is None or self.gain_low > least
+        is_shown = self.gain_low is not None and self.gain_low > least
         return self.accepted and is_shown and not any(task.worse for task in self.tasks)
 
     @property

@@ -88,5 +88,5 @@ def test_a_table_of_any_columns_loses_no_letter(columns: int, cell: str) -> None
 def test_a_line_in_a_pipe_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     """However long it is: what reads it counts lines."""
     tables.show(tables.runs([RUN | {"datasets": [f"night-{number}.jsonl" for number in range(200)]}]))
-    header, row = capsys.readouterr().out.splitlines()
+    _, row = capsys.readouterr().out.splitlines()
     assert row.rstrip().endswith("night-199.jsonl")

@@ -25,7 +25,7 @@ def verdict(accepted: bool) -> GateReport:
     """Of the gate."""
     return GateReport(
         **{"accepted": accepted, "reason": "support fell", "against": "base", "metric": "loss", "tasks": []},
-        **{"average": 0, "rival_average": 0, "base_average": 0},
+        **{"average": 1, "rival_average": 0, "base_average": 0, "gain_low": 0.5},
     )
 
 

@@ -30,7 +30,7 @@ Grow = Callable[..., None]
 def gate(average: float) -> GateReport:
     return GateReport(
         **{"accepted": True, "reason": "better | on average", "against": "champion", "metric": "token_accuracy"},
-        **{"average": average, "rival_average": 0.5, "base_average": 0.1, "tasks": []},
+        **{"average": average, "rival_average": 0.5, "base_average": 0.1, "gain_low": 0.01, "tasks": []},
     )
 
 

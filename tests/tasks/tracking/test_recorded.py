@@ -305,6 +305,7 @@ def report(*, accepted: bool) -> GateReport:
         average=1.0,
         rival_average=0.0,
         base_average=0.0,
+        gain_low=0.5,
         tasks=[],
     )
 

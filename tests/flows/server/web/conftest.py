@@ -145,6 +145,7 @@ def gate(reason: str, tasks: dict[str, float], *, accepted: bool = True) -> Gate
         average=average,
         rival_average=average - 0.05,
         base_average=0.2,
+        gain_low=0.01,
         tasks=verdicts,
     )
 
