@@ -18,7 +18,7 @@ def peak() -> int:
         return int(psutil.Process().memory_info().peak_wset)
     import resource
 
-    lines = _STATUS.read_text().splitlines() if _STATUS.is_file() else []
-    marks = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
+    lines = _STATUS.read_bytes().splitlines() if _STATUS.is_file() else []  # a name of 15 bytes may end in a letter
+    marks = [int(line.split()[1]) * 1024 for line in lines if line.startswith(b"VmHWM:")]
     unit = 1 if sys.platform == "darwin" else 1024
     return marks[0] if marks else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

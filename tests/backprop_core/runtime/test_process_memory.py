@@ -44,6 +44,13 @@ def test_a_peak_is_not_that_of_who_started_it() -> None:
     assert after - before > 200 * 2**20
 
 
+def test_a_name_cut_within_a_letter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system cuts the name of a process at 15 bytes, whatever they are."""
+    (tmp_path / "status").write_bytes("Name:\tzwölfmaltrainü".encode()[:-1] + b"\nVmHWM:\t1024 kB\n")
+    monkeypatch.setattr(process_memory, "_STATUS", tmp_path / "status")
+    assert process_memory.peak() == 2**20
+
+
 @pytest.mark.parametrize("status", [None, "Name:\tpython\nVmRSS:\t1024 kB\n"])
 def test_a_system_without_the_mark_has_a_peak(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str | None
