@@ -30,6 +30,7 @@ from backprop_core.training.loop import train
 from backprop_core.training.loss import loss_sum, part
 from backprop_core.training.presets import PRESETS
 from backprop_core.training.vram_estimate import GIB, Setting, Shape, memory
+from benchmarks import gpu_engines
 from tests.backprop_core import nano
 
 SHAPES = ("qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-7b")
@@ -42,7 +43,10 @@ TINY = Shape(
     vocab_size=1200,
     max_position_embeddings=512,
 )
-NEEDED = ("torch", "transformers", "peft", "pydantic", "jinja2", "xxhash", "nvidia-ml-py", "bitsandbytes", "accelerate")
+NEEDED = (
+    *("torch", "transformers", "peft", "pydantic", "jinja2", "xxhash", "nvidia-ml-py", "bitsandbytes", "accelerate"),
+    *("trl", "datasets"),  # the others' own; flash-attn and unsloth take part where they are installed
+)
 LENGTH = {"cuda": 1024, "cpu": 64}  # tokens of a row
 STEPS, WARM = 12, 4  # of which so many are not counted
 FLOPS = 4  # of a LoRA step, a parameter and token: forward and backward through frozen weights
@@ -92,10 +96,29 @@ def report(shapes: dict[str, Shape], device: str) -> list[str]:
     for title, shape in shapes.items():
         with made(shape) as base:
             lines += [printed(speed(title, shape, base, precision, device, product)) for precision in precisions()]
+    lines += ["", *beside_others(shapes, device)]
     smallest = min(shapes.values(), key=lambda shape: shape.parameters)
     with made(smallest) as base:
         lines += ["", *map(printed, laws(base, device))]
     return [*lines, "", "What it needs, with a CUDA build of torch:", "", "```", *packages(), "```"]
+
+
+def beside_others(shapes: dict[str, Shape], device: str) -> Iterator[str]:
+    """The same training by each engine, rows of mixed lengths, bf16."""
+    yield "| Model | Engine | Tokens/s | Memory at its peak, GiB |"
+    yield "| --- | --- | --- | --- |"
+    for title, shape in shapes.items():
+        with made(shape) as base:
+            for name in gpu_engines.ENGINES:
+                yield printed(f"| {title} | {engine(name, gpu_engines.compared(name, base, device))} |")
+
+
+def engine(name: str, found: dict[str, Any]) -> str:
+    """The cells of an engine."""
+    if "missing" in found or "failed" in found:
+        return f"{name} | {found.get('failed') or 'not installed'} | "
+    note = f" ({found['note']})" if "note" in found else ""
+    return f"{name}{note} | {found['rate']:,.0f} | {found['memory'] / GIB:.2f}"
 
 
 def packages() -> list[str]:
