@@ -11,14 +11,18 @@ from backprop_core.schema.refs import PairedDifference
 CONFIDENCE = 0.95
 
 
-def paired(ours: Sequence[float], theirs: Sequence[float]) -> PairedDifference:
-    """The mean of ours - theirs, cell by cell, and its two-sided 95 % interval by Student's t."""
+def paired(ours: Sequence[float], theirs: Sequence[float], *, among: int = 1) -> PairedDifference:
+    """The mean of ours - theirs, cell by cell, and its two-sided 95 % interval by Student's t.
+
+    Of `among` differences the intervals are so wide that all hold together with 95 % (Bonferroni).
+    """
     differences = [one - other for one, other in zip(ours, theirs, strict=True)]
     mean, cells = fmean(differences), len(differences)
     won = sum(difference > 0 for difference in differences)
     if cells == 1:
         return PairedDifference(mean=mean, low=mean, high=mean, cells=1, won=won)
-    half = student(cells - 1) * stdev(differences) / math.sqrt(cells)
+    sure = 1 - (1 - CONFIDENCE) / among
+    half = student(cells - 1, sure) * stdev(differences) / math.sqrt(cells)
     return PairedDifference(mean=mean, low=mean - half, high=mean + half, cells=cells, won=won)
 
 

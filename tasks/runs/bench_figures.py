@@ -35,7 +35,8 @@ def report(
         if result.order is not None:
             by_setting.setdefault(result.setting, {})[result.order, result.seed] = result
     here = by_setting.get(present, {})
-    rows = [row(name(setting), setting, cells, here) for setting, cells in by_setting.items()]
+    among = max(len(by_setting) - 1, 1)
+    rows = [row(name(setting), setting, cells, here, among) for setting, cells in by_setting.items()]
     rows.sort(key=lambda one: (one.setting != present, -one.average))
     together: Cells = {(None, one.seed): one for one in results if one.order is None}
     bound = [row("all at once", present, together, {})] if together else []
@@ -45,8 +46,8 @@ def report(
     return made.model_copy(update={"advice": advice(rows, present, metric)})
 
 
-def row(called: str, setting: BenchSetting, cells: Cells, present: Cells) -> BenchRow:
-    """One setting over its cells, compared with the present one in the cells that both have."""
+def row(called: str, setting: BenchSetting, cells: Cells, present: Cells, among: int = 1) -> BenchRow:
+    """One setting of `among` others over its cells, compared with the present one in the cells that both have."""
     results = list(cells.values())
     averages, both = [average(one) for one in results], [cell for cell in cells if cell in present]
     changes = [change for one in results if (change := transfer(one)) is not None]
@@ -58,7 +59,7 @@ def row(called: str, setting: BenchSetting, cells: Cells, present: Cells) -> Ben
         std=stdev(averages) if len(averages) > 1 else None,
         backward_transfer=fmean(changes) if changes else None,
         worst=fmean(min(one.last) for one in results),
-        over_present=paired([average(cells[c]) for c in both], [average(rival[c]) for c in both])
+        over_present=paired([average(cells[c]) for c in both], [average(rival[c]) for c in both], among=among)
         if rival and both
         else None,
         seconds=fmean(one.seconds for one in results),

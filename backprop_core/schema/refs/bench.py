@@ -54,7 +54,9 @@ class BenchRow(Record):
     std: float | None = Field(description="Standard deviation of the average over cells.")
     backward_transfer: float | None = Field(description="Mean change of a task's score since its own run.")
     worst: float = Field(description="Lowest score of a task, mean over cells.")
-    over_present: PairedDifference | None = Field(description="Difference of the average to the present settings.")
+    over_present: PairedDifference | None = Field(
+        description="Difference of the average to the present settings; the intervals of all rows hold together."
+    )
     seconds: float | None = Field(description="Of training, mean over cells.")
     cells: int
 

@@ -24,6 +24,18 @@ def test_the_interval_holds_the_true_difference_as_often_as_it_says(cells: int) 
     assert 0.938 < inside < 0.962 and half < 0.93
 
 
+def test_several_intervals_hold_together() -> None:
+    """Of 2,000 comparisons of seven settings that change nothing, one in twenty calls any of them better or worse."""
+    drawn = np.random.default_rng(1).normal(0.6, 0.02, (2000, 8, 5))
+    wrong = 0
+    for present, *others in drawn:
+        found = [paired(list(one), list(present), among=7) for one in others]
+        wrong += any(one.low > 0 or one.high < 0 for one in found)
+    assert 0.01 < wrong / 2000 < 0.06
+    alone = [any(not p.low <= 0 <= p.high for p in (paired(list(o), list(d[0])) for o in d[1:])) for d in drawn[:300]]
+    assert np.mean(alone) > 0.1  # what it is without
+
+
 def test_one_cell_has_no_interval_and_no_gain() -> None:
     """However large it is, one difference is no gain above noise."""
     found = paired([0.9], [0.1])

@@ -75,6 +75,23 @@ def test_noise_is_no_advice() -> None:
     assert compared(noisy[::3]).advice == ONE_CELL
 
 
+def test_the_best_of_many_has_to_gain_more() -> None:
+    """What beats noise alone does not as one of eight settings: the best of many is above 0 by chance."""
+    scores = {0: 0.50, 1: 0.53, 2: 0.52}
+    gain = {0: 0.03, 1: 0.05, 2: 0.04}
+    alone = [
+        result(setting, [score + (gain[seed] if setting == BETTER else 0)] * 2, seed)
+        for setting in (PRESENT, BETTER)
+        for seed, score in scores.items()
+    ]
+    others = [
+        result(PRESENT.model_copy(update={"rate": rate / 1000}), [score] * 2, seed)
+        for rate in range(2, 8)
+        for seed, score in scores.items()
+    ]
+    assert compared(alone).advice.startswith("Set ") and compared([*alone, *others]).advice == NOTHING
+
+
 @pytest.mark.parametrize(
     ("present", "wanted", "fields"),
     [
