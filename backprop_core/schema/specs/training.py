@@ -196,9 +196,12 @@ class GuardSpec(Spec):
         300, ge=5, le=86_400, description="Longest pause in seconds; then a checkpoint is saved and the run stops."
     )
     memory: float | None = Field(
-        None, gt=0, le=1, description="Share of the GPU's memory, used by all programs, from which a warning is logged."
+        None,
+        gt=0,
+        le=1,
+        description="Share of the GPU's memory, used by all programs, above which a warning is logged.",
     )
-    power: float | None = Field(None, gt=0, description="Power draw in watts from which a warning is logged.")
+    power: float | None = Field(None, gt=0, description="Power draw in watts above which a warning is logged.")
 
     @model_validator(mode="after")
     def _continues_when_cooler(self) -> Self:
