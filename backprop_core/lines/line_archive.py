@@ -49,8 +49,8 @@ MEMBER = re.compile(r"(?:artifacts/([0-9a-f]{64})/|line/)((?:[\w.+@=,-]+/)*[\w.+
 RECORD = re.compile(r"(?:versions/[0-9]{6}|moves/[0-9a-f]{32}|votes/[0-9a-f]{32}/[\w-]+)\.json", re.ASCII)
 # of a name that is there twice, is also that of a directory, or is too long
 NO_PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
-# the last two: for a sparse member whose map has no numbers, and for thousands of headers of one member
-UNREADABLE = (tarfile.TarError, EOFError, ValueError, RecursionError)
+# what tarfile raises for a sparse member whose map has no numbers, and for thousands of headers of one member
+MALFORMED = (ValueError, RecursionError)
 LARGEST_RECORD = 64 * 2**20  # bytes of a member that is read into memory
 HINT = "write the file again: backprop line export LINE --output FILE"
 
@@ -159,9 +159,25 @@ def opened(file: Path) -> Iterator[tuple[tarfile.TarFile, LineFile]]:
             f"{file} cannot be read: {error.strerror}", hint="name a file that `backprop line export` has written"
         ) from error
     try:
-        with stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+        with stream, archive_in(stream, file) as archive:
             yield archive, head_of(archive, file)
-    except UNREADABLE as error:
+    except (tarfile.TarError, EOFError) as error:
+        raise damaged(file, str(error)) from error
+
+
+def archive_in(stream: IO[bytes], file: Path) -> tarfile.TarFile:
+    """The archive, with its first member read. Raises InputValidationFailed, TarError."""
+    try:
+        return tarfile.open(fileobj=stream, mode="r:")
+    except MALFORMED as error:
+        raise damaged(file, str(error)) from error
+
+
+def next_member(archive: tarfile.TarFile, file: Path) -> tarfile.TarInfo | None:
+    """The next member; None at the end. Raises InputValidationFailed, TarError."""
+    try:
+        return archive.next()
+    except MALFORMED as error:
         raise damaged(file, str(error)) from error
 
 
@@ -171,7 +187,7 @@ def damaged(file: Path, what: str) -> InputValidationFailed:
 
 def head_of(archive: tarfile.TarFile, file: Path) -> LineFile:
     """What is said to be in an archive. Raises InputValidationFailed."""
-    first = archive.next()
+    first = next_member(archive, file)
     if first is None or first.name != HEAD:
         raise damaged(file, f"it does not begin with {HEAD}")
     try:
@@ -231,7 +247,7 @@ class Import:
             lock.release()
 
     def _unpack(self, directory: Path) -> None:
-        for member in self._archive:
+        while member := next_member(self._archive, self._file):
             if member.name == HEAD:
                 continue
             if member.name == JOB:

@@ -9,7 +9,6 @@ from backprop_core.schema.refs import AdapterRef, Answers, Cell, Harnessed, Rati
 from backprop_core.schema.specs import TEACHER_FORCED
 from flows.steps.models import model
 from tasks.runs.flow_run import Run
-from tasks.runs.line_length import scored_length
 
 
 def champion(run: Run, scored: dict[str, RowsRef]) -> dict[str, Cell] | None:
@@ -60,8 +59,7 @@ def score_all(run: Run, adapter: AdapterRef | None, heldout: Mapping[str, RowsRe
 
 def scores(run: Run, adapter: AdapterRef | None, rows: RowsRef) -> Scores:
     """The teacher-forced scores of an adapter on held-out rows."""
-    length = scored_length(run.spec.training, run.longest_read)
-    return run.call(evaluation.evaluate, **model(run, adapter), heldout=rows, max_length=length)
+    return run.call(evaluation.evaluate, **model(run, adapter), heldout=rows, max_length=run.scored_length)
 
 
 def harness(run: Run, adapter: AdapterRef | None) -> Harnessed | None:

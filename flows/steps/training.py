@@ -151,7 +151,7 @@ def merge(
             count=count,
             spec=spec,
             heldout=to_choose_by,
-            max_length=run.spec.training.limit,
+            max_length=run.scored_length,
         )
         spec = spec.model_copy(update={"weight": found.weight})
     earlier = history if spec.takes_all else []
@@ -171,7 +171,7 @@ def backed_off(
         candidate=merged,
         heldout=to_choose_by,
         metric=run.spec.evaluation.metric if run.spec.evaluation.metric in TEACHER_FORCED else "token_accuracy",
-        max_length=run.spec.training.limit,
+        max_length=run.scored_length,
     )
     return found.adapter, found.share
 

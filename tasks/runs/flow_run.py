@@ -23,14 +23,14 @@ from backprop_core.runtime.redaction import blank_logs
 from backprop_core.runtime.settings import settings
 from backprop_core.schema.flows import flow_info
 from backprop_core.schema.refs import BaseRef, ChatTemplate, RowsRef, SourceRef, Split
-from backprop_core.schema.specs import DatasetSpec, RunSpec
+from backprop_core.schema.specs import DatasetSpec, Limit, RunSpec
 from backprop_core.stages import Stage
 from backprop_core.store import formats
 from backprop_core.store.artifacts import Store
 from backprop_core.store.leases import Lease
 from tasks.runs import prepared_run, retried_runs, run_log, sources, worker_process
 from tasks.runs.dropped_signals import raised_again
-from tasks.runs.line_length import longest_read
+from tasks.runs.line_length import longest_read, scored_length
 from tasks.runs.line_splits import held_by, learned_by, of_run
 from tasks.runs.outcome import Notes, Outcome
 from tasks.runs.preflight_checks import check_question
@@ -96,10 +96,11 @@ class Run:
         return self.prepared.live if flow_info(self.prepared.flow).rows == "line" else None
 
     @cached_property
-    def longest_read(self) -> int:
-        """The maximum tokens of an example in the line so far; 0 in a rebase, whose base counts other tokens."""
+    def scored_length(self) -> int | Limit:
+        """The length limit of held-out rows; in a rebase that of the training, as its base counts other tokens."""
         is_moved = flow_info(self.prepared.flow).rows == "stored"
-        return 0 if is_moved else longest_read(self.spec.line, self.prepared.live, self.store)
+        least = 0 if is_moved else longest_read(self.spec.line, self.prepared.live, self.store)
+        return scored_length(self.spec.training, least)
 
     @property
     def held(self) -> dict[str, list[RowsRef]]:

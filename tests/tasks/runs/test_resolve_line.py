@@ -10,14 +10,14 @@ import pytest
 from backprop_core.errors import LineConflict
 from backprop_core.lines.versions import Lines, LineVersion, Live
 from backprop_core.models import base as bases
-from backprop_core.schema.refs import AdapterRef, Choice, DatasetRef, RowsRef, Scores
+from backprop_core.schema.refs import AdapterRef, Choice, DatasetRef, RowsRef, Scores, TrainResult
 from backprop_core.schema.specs import DatasetSpec, LoraSpec, MergeSpec, ModelSpec, RunSpec, TrainSpec
 from backprop_core.store.artifacts import Store
 from backprop_core.store.cache_keys import digest_of, part
 from backprop_core.training.defaults import Data
 from flows.cli.config_layers import replayed
 from flows.steps.scores import scores
-from flows.steps.training import replayable
+from flows.steps.training import backed_off, merge, replayable
 from tasks.runs import resolve
 from tasks.runs.flow_run import Run
 from tasks.runs.plan import Lookup, PlanNotes, with_replay
@@ -177,18 +177,32 @@ def test_a_later_night_reads_rows_as_long_as_the_line(spec: RunSpec, store: Stor
 def test_a_night_scores_as_long_rows_as_the_line(
     spec: RunSpec, store: Store, tmp_path: Path, tokens: int, asked: int
 ) -> None:
-    """A night that trains shorter rows is scored on the longer ones too: its cells are those of a longer night."""
-    spec = spec.model_copy(update={"model": long_base(tmp_path)})
+    """A night that trains shorter rows scores, and chooses by, the longer ones too: as a longer night does."""
+    spec = spec.model_copy(update={"model": long_base(tmp_path), "merge": MergeSpec(back_off=True, weight="search")})
     save(prepared(with_length(spec, 2048), store), "0" * 32, store)
-    begun(spec, store, merge=MergeSpec())
-    rows = nano.commit_rows(store, nano.chats(10))
+    begun(spec, store, merge=MergeSpec(weight="search"))
+    rows, one = nano.commit_rows(store, nano.chats(10)), AdapterRef(digest="1" * 64, kind="merged")
+    tuned = TrainResult.model_construct(adapter=one)
     keys = []
     for length in (tokens, asked):
         night = prepared(with_length(spec, length), store)
         executor = Lookup(night, store)
-        scores(Run("1" * 32, night, store, executor, PlanNotes()), None, rows)
-        keys += [stage.key for stage in executor.stages]
-    assert keys[0] == keys[1]
+        run = Run("1" * 32, night, store, executor, PlanNotes())
+        scores(run, None, rows)
+        merge(run, one, tuned, [], 2, [rows])
+        backed_off(run, one, one, [rows])
+        keys.append({stage.stage: stage.key for stage in executor.stages})
+    assert keys[0] == keys[1] and {"evaluate", "search", "back_off"} <= keys[0].keys()
+
+
+def test_a_damaged_record_of_an_earlier_version_stops_no_night(
+    spec: RunSpec, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its length is not known then, which the log says."""
+    save(prepared(spec, store), "0" * 32, store)
+    begun(spec, store, merge=MergeSpec())
+    store.layout.run("0" * 32).spec.write_text("{")
+    assert prepared(spec, store).live and "is not known" in caplog.text
 
 
 def with_length(spec: RunSpec, tokens: int) -> RunSpec:
