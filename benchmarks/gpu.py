@@ -31,6 +31,7 @@ from backprop_core.training.loss import loss_sum, part
 from backprop_core.training.presets import PRESETS
 from backprop_core.training.vram_estimate import GIB, Setting, Shape, memory
 from benchmarks import gpu_engines
+from benchmarks.gpu_engines import LENGTH
 from tests.backprop_core import nano
 
 SHAPES = ("qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-7b")
@@ -47,7 +48,6 @@ NEEDED = (
     *("torch", "transformers", "peft", "pydantic", "jinja2", "xxhash", "nvidia-ml-py", "bitsandbytes", "accelerate"),
     *("trl", "datasets"),  # the others' own; flash-attn and unsloth take part where they are installed
 )
-LENGTH = {"cuda": 1024, "cpu": 64}  # tokens of a row
 STEPS, WARM = 12, 4  # of which so many are not counted
 FLOPS = 4  # of a LoRA step, a parameter and token: forward and backward through frozen weights
 SIZE = {"cuda": 8192, "cpu": 256}  # of the square matrices whose product tells how fast the device is

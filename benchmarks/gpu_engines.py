@@ -142,20 +142,12 @@ def arguments(device: str) -> dict[str, Any]:
 
 
 def features(base: Path, device: str) -> list[dict[str, Any]]:
-    """The rows as the Trainer takes them, with the labels that ours has."""
+    """The rows as the Trainers take them."""
     from transformers import AutoTokenizer
 
-    from backprop_core.data import chat_encoding
+    from benchmarks import trainers
 
-    encoded = chat_encoding.encode(AutoTokenizer.from_pretrained(base), rows(device), max_length=LENGTH[device])
-    return [
-        {
-            "input_ids": ids,
-            "labels": [token if is_label else -100 for token, is_label in zip(ids, labels, strict=True)],
-            "length": len(ids),
-        }
-        for ids, labels, _ in encoded
-    ]
+    return trainers.features(AutoTokenizer.from_pretrained(base), rows(device), LENGTH[device])
 
 
 def adapted(base: Path, device: str, attention: str) -> Any:

@@ -33,21 +33,25 @@ class Clock(TrainerCallback):
 def trainer(base: Path, rows: list[Row], **settings: Any) -> Done:
     """transformers Trainer; the labels are those that ours has."""
     tokenizer = AutoTokenizer.from_pretrained(base)
-    features = [
+    made = Trainer(
+        model=with_lora(base),
+        args=TrainingArguments(**arguments(**settings)),
+        train_dataset=features(tokenizer, rows, LENGTH),
+        data_collator=DataCollatorForSeq2Seq(tokenizer),
+    )
+    return timed(base, rows, made)
+
+
+def features(tokenizer: Any, rows: list[Row], length: int) -> list[dict[str, Any]]:
+    """The rows as a Trainer takes them, with the labels that ours has."""
+    return [
         {
             "input_ids": ids,
             "labels": [token if is_label else -100 for token, is_label in zip(ids, labels, strict=True)],
             "length": len(ids),
         }
-        for ids, labels, _ in chat_encoding.encode(tokenizer, rows, max_length=LENGTH)
+        for ids, labels, _ in chat_encoding.encode(tokenizer, rows, max_length=length)
     ]
-    made = Trainer(
-        model=with_lora(base),
-        args=TrainingArguments(**arguments(**settings)),
-        train_dataset=features,
-        data_collator=DataCollatorForSeq2Seq(tokenizer),
-    )
-    return timed(base, rows, made)
 
 
 def trl(base: Path, rows: list[Row], **settings: Any) -> Done:

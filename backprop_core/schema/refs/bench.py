@@ -26,7 +26,7 @@ class BenchResult(Record):
 
 
 class PairedDifference(Record):
-    """The mean of differences between two settings, cell by cell, with its 95 % interval."""
+    """The mean of differences between two settings, cell by cell, with an interval."""
 
     mean: float
     low: float = Field(description="As high as `high` with one cell, which has no interval.")
@@ -55,7 +55,7 @@ class BenchRow(Record):
     backward_transfer: float | None = Field(description="Mean change of a task's score since its own run.")
     worst: float = Field(description="Lowest score of a task, mean over cells.")
     over_present: PairedDifference | None = Field(
-        description="Difference of the average to the present settings; the intervals of all rows hold together."
+        description="Difference of the average to the present settings; all rows' intervals hold together with 95 %."
     )
     seconds: float | None = Field(description="Of training, mean over cells.")
     cells: int
