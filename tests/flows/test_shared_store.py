@@ -76,8 +76,9 @@ def test_a_run_that_is_taken_over_ends_with_its_code(
     look, taken = Store(tmp_path / "look"), threading.Event()
     thread = threading.Thread(target=take_over, args=(look, taken), daemon=True)
     thread.start()
+    long = SHORT.model_copy(update={"steps": 1000})  # so that it is taken over before it ends
     with pytest.raises(LeaseLost) as raised:
-        train(batch(tmp_path, 1), model=str(base), training=SHORT)
+        train(batch(tmp_path, 1), model=str(base), training=long)
     thread.join()
     assert taken.is_set() and raised.value.code == "STATE_LEASE_LOST"
     look.shared.sync()  # type: ignore[union-attr]
